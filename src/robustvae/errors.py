@@ -1,0 +1,174 @@
+"""One error tree, and the checks that raise it: each message says what was wanted and what came.
+
+Nothing here imports torch, so every other module may use it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RobustVAEError(Exception):
+    """Any error that the library raises on purpose."""
+
+
+class ShapeError(RobustVAEError, ValueError):
+    """A tensor has the wrong shape."""
+
+
+class RangeError(RobustVAEError, ValueError):
+    """A number or a pixel lies outside the range that makes sense."""
+
+
+class DtypeError(RobustVAEError, TypeError):
+    """A tensor or an argument has the wrong type."""
+
+
+class NonFiniteError(RobustVAEError, ValueError):
+    """A NaN or an infinity where a number was wanted."""
+
+
+class UnknownNameError(RobustVAEError, ValueError):
+    """A name that is not in the list it was looked up in."""
+
+
+class ConfigError(RobustVAEError, ValueError):
+    """A recipe, plan or configuration that does not hold together."""
+
+
+class DataError(RobustVAEError):
+    """A data set that is missing, truncated or not what it claims to be."""
+
+
+class CheckpointError(RobustVAEError):
+    """A checkpoint that is missing, truncated or of another kind."""
+
+
+class TrainingError(RobustVAEError):
+    """Training cannot go on; the last good state is on disk where a folder was given."""
+
+
+class StorageError(RobustVAEError):
+    """A file could not be written; nothing half-written is left."""
+
+
+class MissingExtraError(RobustVAEError, ImportError):
+    """An optional dependency is not installed; the message says how to get it."""
+
+
+class UnsupportedError(RobustVAEError):
+    """A model or option for which no correct method is built."""
+
+
+def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not among `options`, with the nearest one suggested.
+
+    Example:
+        >>> from robustvae.errors import unknown
+        >>> str(unknown("data set", "digit", ["digits", "mnist"]))
+        "unknown data set 'digit': did you mean 'digits'? (choose from digits, mnist)"
+    """
+    options = sorted(options)
+    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UnknownNameError(
+        f"unknown {kind} {_shown(name)}: {hint}(choose from {', '.join(options)})"
+    )
+
+
+def check_choice(kind: str, name: object, options: Iterable[str]) -> None:
+    """Raise `UnknownNameError` unless `name` is one of `options`."""
+    options = tuple(options)
+    if not isinstance(name, str) or name not in options:
+        raise unknown(kind, name, options)
+
+
+def check_number(value: Any, name: str, *, least: float | None = None) -> None:
+    """Raise unless `value` is one finite real number, at least `least` where that is given."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DtypeError(f"{name} must be a number, got {_shown(value)}")
+    if not math.isfinite(value):
+        raise NonFiniteError(f"{name} must be finite, got {value}")
+    if least is not None and value < least:
+        raise RangeError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Raise unless `value` is a positive finite number, or a tensor of such numbers."""
+    if hasattr(value, "isfinite"):
+        if not bool(value.isfinite().all()):
+            raise NonFiniteError(f"{name} must be finite, got a NaN or an infinity")
+        if not bool((value > 0).all()):
+            raise RangeError(f"{name} must be positive, got {float(value.min()):g}")
+        return
+    check_number(value, name)
+    if not value > 0:
+        raise RangeError(f"{name} must be positive, got {value:g}")
+
+
+def check_count(value: Any, name: str, *, least: int = 1) -> None:
+    """Raise unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DtypeError(f"{name} must be a whole number, got {_shown(value)}")
+    if value < least:
+        raise RangeError(f"{name} must be at least {least}, got {value}")
+
+
+def check_probability(value: Any, name: str) -> None:
+    """Raise unless `value` lies strictly between 0 and 1."""
+    check_number(value, name)
+    if not 0 < value < 1:
+        raise RangeError(f"{name} must lie strictly between 0 and 1, got {value:g}")
+
+
+def check_images(
+    x: Tensor,
+    image_shape: tuple[int, int, int] | None = None,
+    *,
+    name: str = "x",
+    low: float | None = 0.0,
+    high: float | None = 1.0,
+) -> None:
+    """Raise unless `x` is a batch of finite images of floating type within [low, high].
+
+    Args:
+        x: Images, (B, C, H, W), B at least 1.
+        image_shape: (C, H, W) wanted, or None for any.
+        name: What to call `x` in the message.
+        low: Least pixel value allowed; None skips this side.
+        high: Greatest pixel value allowed; None skips this side.
+
+    Raises:
+        DtypeError: `x` is no tensor, or not of floating type.
+        ShapeError: Wrong number of axes, no image, or not `image_shape`.
+        NonFiniteError: A NaN or an infinity.
+        RangeError: A pixel outside [low, high].
+    """
+    if not (hasattr(x, "is_floating_point") and hasattr(x, "shape")):
+        raise DtypeError(f"{name} must be a tensor of images, got {_shown(x)}")
+    wanted = "(B, C, H, W)" if image_shape is None else "(B, {}, {}, {})".format(*image_shape)
+    wrong_axes = x.ndim != 4 or x.shape[0] == 0
+    if wrong_axes or (image_shape is not None and tuple(x.shape[1:]) != tuple(image_shape)):
+        raise ShapeError(f"{name} must be {wanted} with B >= 1, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise DtypeError(f"{name} must be of floating type in [0, 1], got {x.dtype}")
+    if not bool(x.isfinite().all()):
+        raise NonFiniteError(f"{name} must be finite, got a NaN or an infinity")
+    least, most = float(x.min()), float(x.max())
+    if (low is not None and least < low) or (high is not None and most > high):
+        raise RangeError(
+            f"{name} must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}"
+            if low is not None and high is not None
+            else f"{name} is out of range: values from {least:g} to {most:g}"
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
