@@ -1,0 +1,111 @@
+"""What an attack is pointed at: a VAE, the way a latent is read off an image, a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from robustvae.defences.posterior import PosteriorMean
+from robustvae.errors import ConfigError, check_images
+from robustvae.models.base import VAE, frozen
+
+
+class Defence(Protocol):
+    """Any way to read a latent off an image: `(vae, x, *, generator) -> z`.
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1], (B, C, H, W).
+        generator: Spent by whatever is random.
+
+    Returns:
+        Latents, (B, d). Differentiable in `x` where it requires a gradient.
+    """
+
+    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Read the latents of `x`."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Victim:
+    """A VAE with its defence and, where there is one, the classifier built on its latents.
+
+    A defence-aware attack is this same object with another defence, not another attack. The
+    model runs in evaluation mode with frozen weights, and both are restored afterwards. Where
+    `x` requires no gradient, no graph is kept.
+
+    Args:
+        vae: The model.
+        defence: How a latent is read off an image.
+        classifier: Latents (B, d) to logits (B, K), or None.
+
+    Example:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> rv.Victim(vae).reconstruct(x, generator=rv.generator(0)).shape
+        torch.Size([3, 1, 4, 4])
+    """
+
+    vae: VAE
+    defence: Defence = field(default_factory=PosteriorMean)
+    classifier: Callable[[Tensor], Tensor] | None = None
+
+    def latent(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The latent that the defence reads off each image.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W).
+            generator: Spent by the defence.
+
+        Returns:
+            Latents, (B, d).
+        """
+        with self._ready(x):
+            return self.defence(self.vae, x, generator=generator)
+
+    def reconstruct(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The decoder's mean at the latent that the defence reads off each image.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W).
+            generator: Spent by the defence.
+
+        Returns:
+            Reconstructions, (B, C, H, W).
+        """
+        with self._ready(x):
+            z = self.defence(self.vae, x, generator=generator)
+            return self.vae.decode(z).mean
+
+    def classify(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The classifier's logits on the latent that the defence reads off each image.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W).
+            generator: Spent by the defence.
+
+        Returns:
+            Logits, (B, K).
+
+        Raises:
+            ConfigError: This victim has no classifier.
+        """
+        if self.classifier is None:
+            raise ConfigError("this victim has no classifier: give Victim(..., classifier=...)")
+        with self._ready(x):
+            return self.classifier(self.defence(self.vae, x, generator=generator))
+
+    @contextmanager
+    def _ready(self, x: Tensor) -> Iterator[None]:
+        check_images(x, self.vae.image_shape, low=None, high=None)
+        graph = torch.is_grad_enabled() and x.requires_grad
+        with frozen(self.vae), torch.set_grad_enabled(graph):
+            yield
