@@ -5,7 +5,9 @@ This is the only module that seeds anything.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -63,6 +65,17 @@ def split(generator: torch.Generator, n: int) -> list[torch.Generator]:
     return [_new(seed, generator.device) for seed in seeds.tolist()]
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within: torch's global generators follow `seed`; afterwards they are as they were.
+
+    For code that takes no generator, such as the first weights of torch's layers.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(generator(seed).initial_seed())
+        yield
+
+
 def randn(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of `shape`, with the device and dtype of `like`."""
     noise = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
@@ -106,8 +119,7 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
         return mean + stddev * randn(*shape, *mean.shape, like=mean, generator=generator)
     if isinstance(distribution, torch.distributions.Distribution):
         # torch's own samplers read the global generator: lend them ours and put theirs back.
-        with torch.random.fork_rng():
-            torch.manual_seed(int(split(generator, 1)[0].initial_seed()))
+        with seeded(split(generator, 1)[0].initial_seed()):
             reparameterised = distribution.has_rsample
             sample = distribution.rsample if reparameterised else distribution.sample
             return sample(torch.Size(shape))

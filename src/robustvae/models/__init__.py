@@ -1,0 +1,19 @@
+"""Variational autoencoders: made by `create`, wrapped from a user's own, loaded from disk."""
+
+from robustvae.models.adapters import wrap
+from robustvae.models.base import VAE
+from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+from robustvae.models.registry import create, names
+from robustvae.models.vae import GaussianVAE
+
+__all__ = [
+    "VAE",
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "Distribution",
+    "Gaussian",
+    "GaussianVAE",
+    "create",
+    "names",
+    "wrap",
+]

@@ -1,0 +1,154 @@
+"""Checkpoints: a folder with `config.json` and `model.safetensors`, and nothing that unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+
+from robustvae.errors import CheckpointError, RobustVAEError, check_choice
+from robustvae.models.base import VAE, check_weights
+from robustvae.models.registry import MODELS, create, name_of
+from robustvae.records import write_bytes, write_text
+
+FORMAT = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def save(
+    vae: VAE, folder: str | Path, *, card: dict[str, Any] | None = None, dtype: str | None = None
+) -> Path:
+    """Write a checkpoint folder; each file is written whole or not at all.
+
+    Args:
+        vae: A model of `create`.
+        folder: Made where it is missing.
+        card: What to tell of the training: data, epochs, seed, metrics. JSON values.
+        dtype: Store the weights as "float16", "float32" or "float64"; the model's own if None.
+            float16 is for storage: `load` returns float32.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownNameError: A model that `create` did not make, or an unknown `dtype`.
+        NonFiniteError: A NaN or an infinity in the weights.
+        StorageError: The disk refused.
+
+    Example:
+        >>> import robustvae as rv, tempfile
+        >>> from robustvae.models import checkpoint
+        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = checkpoint.load(checkpoint.save(vae, folder))
+        >>> checkpoint.weights_sha256(again) == checkpoint.weights_sha256(vae)
+        True
+    """
+    folder = Path(folder)
+    name = name_of(vae)
+    check_weights(vae)
+    if dtype is not None:
+        check_choice("storage type", dtype, DTYPES)
+    state = {}
+    for key, tensor in vae.state_dict().items():
+        stored = tensor.detach().cpu().contiguous().clone()
+        state[key] = stored.to(DTYPES[dtype]) if dtype and stored.is_floating_point() else stored
+    config = {
+        "format": FORMAT,
+        "model": name,
+        "options": vae.config,
+        "dtype": dtype or str(vae.dtype).removeprefix("torch."),
+        "sha256": _state_sha256(state),
+        "card": card or {},
+    }
+    write_bytes(folder / WEIGHTS, dump_tensors(state))
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def load(folder: str | Path) -> VAE:
+    """Read a checkpoint folder that `save` wrote; in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: Missing, truncated, altered, of a newer format, or anything but such a
+            folder. Pickled files are never opened.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        raw = (folder / WEIGHTS).read_bytes()
+        state = load_tensors(raw)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {_line(error)}") from None
+    if _state_sha256(state) != config["sha256"]:
+        raise CheckpointError(f"{folder / WEIGHTS} is not the file that {CONFIG} speaks of")
+    try:
+        vae = create(config["model"], **config["options"])
+        widened = torch.float32 if config["dtype"] == "float16" else DTYPES[config["dtype"]]
+        vae.to(widened).load_state_dict(
+            {k: t.to(widened) if t.is_floating_point() else t for k, t in state.items()}
+        )
+        check_weights(vae)
+    except (RobustVAEError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not hold the model it names: {_line(error)}") from None
+    return vae.eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The checked content of a checkpoint's `config.json`, its card included.
+
+    Raises:
+        CheckpointError: Not a checkpoint folder, or not a format this version reads.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        what = "file" if folder.is_file() else "folder" if folder.is_dir() else "path"
+        raise CheckpointError(
+            f"a checkpoint is a folder with {CONFIG} and {WEIGHTS}, got the {what} {folder}"
+            + (" (pickled files are never opened)" if what == "file" else "")
+            + ("" if folder.exists() else " which does not exist")
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {_line(error)}") from None
+    wanted = {"format": int, "model": str, "options": dict, "dtype": str, "sha256": str}
+    for key, kind in wanted.items():
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            raise CheckpointError(f"{folder / CONFIG} is no checkpoint's: {key!r} is missing or bad")
+    if config["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {config['format']}, this version reads {FORMAT}"
+        )
+    if config["model"] not in MODELS or config["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{folder} holds a {config['dtype']} model {config['model']!r}, which is unknown here"
+        )
+    return config
+
+
+def weights_sha256(vae: VAE) -> str | None:
+    """SHA-256 of a model's weights: names, types, shapes and bytes; None where it has none."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in vae.state_dict().items()}
+    return _state_sha256(state) if state else None
+
+
+def _state_sha256(state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key]
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
