@@ -100,8 +100,9 @@ class WrappedVAE(VAE):
         if next(self.parameters(), None) is not None:
             super().check(x, name=name)
         elif tuple(x.shape[1:]) != self.image_shape:
-            raise ShapeError(f"{name} must be (B, C, H, W) = (B, {self.image_shape}), got "
-                             f"{tuple(x.shape)}")
+            raise ShapeError(
+                f"{name} must be (B, C, H, W) = (B, {self.image_shape}), got {tuple(x.shape)}"
+            )
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x), (B, d)."""

@@ -98,7 +98,9 @@ def load(folder: str | Path) -> VAE:
         )
         check_weights(vae)
     except (RobustVAEError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} does not hold the model it names: {_line(error)}") from None
+        raise CheckpointError(
+            f"{folder} does not hold the model it names: {_line(error)}"
+        ) from None
     return vae.eval()
 
 
@@ -123,7 +125,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     wanted = {"format": int, "model": str, "options": dict, "dtype": str, "sha256": str}
     for key, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise CheckpointError(f"{folder / CONFIG} is no checkpoint's: {key!r} is missing or bad")
+            raise CheckpointError(
+                f"{folder / CONFIG} is no checkpoint's: {key!r} is missing or bad"
+            )
     if config["format"] != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {config['format']}, this version reads {FORMAT}"

@@ -31,7 +31,10 @@ class Networks:
 
 
 def mlp(
-    image_shape: ImageShape, latent: int, hidden: Sequence[int] = (512, 512), activation: str = "relu"
+    image_shape: ImageShape,
+    latent: int,
+    hidden: Sequence[int] = (512, 512),
+    activation: str = "relu",
 ) -> Networks:
     """Fully connected both ways: pixels - hidden - d, and d - hidden reversed - pixels."""
     check_choice("activation", activation, ACTIVATIONS)
