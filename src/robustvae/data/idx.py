@@ -1,0 +1,132 @@
+"""Sets kept as four IDX files in torchvision's folders: MNIST and those made in its likeness."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+
+from robustvae.data.images import Images
+from robustvae.errors import DataError
+from robustvae.records import write_bytes
+
+UNSIGNED_BYTES = 0x08
+SIDE = 28
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+@final
+@dataclass(frozen=True)
+class IdxSet:
+    """Where a set of 28x28 grey images is kept, and what must be found there.
+
+    Attributes:
+        name: What `load` calls it.
+        folder: Where its files lie below the root.
+        url: Where they are published, gzipped.
+        md5: Sum of each published file, by name.
+        counts: Number of images of each class, by split.
+    """
+
+    name: str
+    folder: str
+    url: str
+    md5: dict[str, str]
+    counts: dict[str, tuple[int, ...]]
+
+    def load(self, split: str, root: Path, download: bool) -> Images:
+        """Read one split, and check it against the known counts.
+
+        Raises:
+            DataError: Missing, truncated, or not the set it claims to be.
+        """
+        if download:
+            for file in FILES[split]:
+                if self._find(file, root) is None:
+                    self._download(file, root)
+        pixels, labels = (
+            read_idx(self._found(file, root), axes)
+            for file, axes in zip(FILES[split], (3, 1), strict=True)
+        )
+        wanted = self.counts[split]
+        if pixels.shape != (sum(wanted), SIDE, SIDE):
+            raise DataError(
+                f"{root / self.folder} is not the {split} split of {self.name}: "
+                f"wanted {sum(wanted)} images of {SIDE}x{SIDE}, got an array of {pixels.shape}"
+            )
+        counts = tuple(np.bincount(labels, minlength=len(wanted)).tolist())
+        if counts != wanted:
+            raise DataError(
+                f"{root / self.folder} is not the {split} split of {self.name}: "
+                f"wanted class counts {wanted}, got {counts}"
+            )
+        x = torch.tensor(pixels, dtype=torch.float32).div_(255).unsqueeze(1)
+        return Images(x, torch.tensor(labels, dtype=torch.int64), name=self.name, split=split)
+
+    def _find(self, file: str, root: Path) -> Path | None:
+        places = (root / self.folder / file, root / self.folder / f"{file}.gz")
+        return next((place for place in places if place.is_file()), None)
+
+    def _found(self, file: str, root: Path) -> Path:
+        path = self._find(file, root)
+        if path is None:
+            raise DataError(
+                f"{self.name} is missing: looked for {root / self.folder / file}, raw or .gz; "
+                f"fetch the four IDX files from {self.url} into that folder, or name the folder "
+                f"above {self.folder} with root= or ROBUSTVAE_DATA, or pass download=True"
+            )
+        return path
+
+    def _download(self, file: str, root: Path) -> None:
+        source = f"{self.url}{file}.gz"
+        try:
+            with urllib.request.urlopen(source, timeout=60) as answer:
+                content = answer.read()
+        except OSError as error:
+            raise DataError(f"{source} cannot be downloaded: {error}") from error
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.md5[file]:
+            raise DataError(f"{source} is not the published file: its MD5 sum differs")
+        write_bytes(root / self.folder / f"{file}.gz", content)
+
+
+def read_idx(path: Path, axes: int) -> np.ndarray:
+    """The array of unsigned bytes in an IDX file, gzipped or raw.
+
+    Args:
+        path: The file; taken for gzipped if its name ends in ".gz".
+        axes: Number of axes wanted: 3 for images (magic number 2051), 1 for labels (2049).
+
+    Returns:
+        Array of uint8 with `axes` axes.
+
+    Raises:
+        DataError: Not readable, another magic number, or truncated.
+    """
+    try:
+        stored = path.read_bytes()
+        content = gzip.decompress(stored) if path.suffix == ".gz" else stored
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read, it may be truncated: {error}") from error
+    wanted = (UNSIGNED_BYTES << 8) + axes
+    magic = int.from_bytes(content[:4], "big")
+    header = 4 * (1 + axes)
+    if len(content) < header or magic != wanted:
+        raise DataError(f"{path} is not the IDX file wanted: magic number {magic}, not {wanted}")
+    shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()
+    body = np.frombuffer(content, np.uint8, offset=header)
+    announced = int(np.prod(shape, dtype=object))
+    if len(body) != announced:
+        raise DataError(
+            f"{path} is truncated or damaged: it announces {announced} bytes, holds {len(body)}"
+        )
+    return body.reshape(shape)
