@@ -1,0 +1,215 @@
+"""What samplers and mode searches climb: the posterior of an image, and the robust posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import UnsupportedError
+from robustvae.models.base import VAE
+from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+
+Norm = Literal["linf", "l2"]
+
+
+def posterior(vae: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """log p(x | z) + log p(z): the posterior of each image, up to a constant, in nats.
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1], (B, C, H, W).
+
+    Returns:
+        Latents (B, d) to log densities (B,).
+
+    References:
+        [Kuzina22] section 4.
+    """
+    return lambda z: vae.log_joint(x, z)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RobustTarget:
+    r"""The robust posterior: every latent is judged against the image in the ball that suits it.
+
+    -U_R(z; x) = -min over x' in the ball and in [0, 1] of {dev(x' | z)} - rest(z) + log p(z),
+    where dev is the likelihood's deviance: for Bernoulli sum KL(Ber(x'_i) | Ber(g_i)), for a
+    Gaussian sum (x'_i - g_i)^2 / 2 s_i^2, and rest is what remains of its log density. At
+    radius 0 it is the posterior up to a constant. If x = clean + e with e in the ball, then
+    U_R(z; x) <= U_0(z; clean) for every z.
+
+    The gradient is the likelihood's at the fixed x' (the envelope theorem).
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1], (B, C, H, W).
+        norm: "linf" or "l2".
+        radius: Radius of the ball, in pixel units.
+
+    Raises:
+        UnsupportedError: When called, where the decoder's likelihood is not Bernoulli,
+            continuous Bernoulli or Gaussian.
+    """
+
+    vae: VAE
+    x: Tensor
+    norm: Norm
+    radius: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """-U_R, in nats, (B,), at latents (B, d)."""
+        p = self.vae.decode(z)
+        with torch.no_grad():
+            best = nearest(p, self.x, self.norm, self.radius)
+            offset = _negative_entropy(p, best)
+        return (p.log_prob(best) - offset).flatten(1).sum(1) + self._prior(z)
+
+    def with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """-U_R, (B,), and its gradient, (B, d), both differentiable in `x` and `z`."""
+        p = self.vae.decode(z)
+        best = nearest(p, self.x, self.norm, self.radius)
+        # x' must stay fixed in the first derivative and move in the second: differentiate
+        # by copies of the likelihood's parameters that x' does not depend on.
+        parameters = [q for q in _parameters(p) if q.requires_grad]
+        copies = {id(q): q.view_as(q) for q in parameters}
+        fit = _rebuilt(p, [copies.get(id(q), q) for q in _parameters(p)]).log_prob(best).flatten(1)
+        pull = torch.autograd.grad(fit.sum(), list(copies.values()), create_graph=True)
+        (gradient,) = torch.autograd.grad(parameters, z, pull, create_graph=True)
+        prior = self._prior(z)
+        (towards_prior,) = torch.autograd.grad(prior.sum(), z, create_graph=True)
+        offset = _negative_entropy(p, best).flatten(1)
+        return (fit - offset).sum(1) + prior, gradient + towards_prior
+
+    def _prior(self, z: Tensor) -> Tensor:
+        return self.vae.prior().log_prob(z).sum(1)
+
+
+def nearest(p: Distribution, x: Tensor, norm: Norm, radius: float) -> Tensor:
+    """The image in the ball around `x`, and in [0, 1], that the likelihood `p` finds easiest.
+
+    It minimises the deviance, which is not the distance: for a Bernoulli likelihood and the
+    2-norm it is not the projection of the mean.
+
+    Args:
+        p: Likelihood over images, (B, C, H, W).
+        x: Centre of the ball, in [0, 1], (B, C, H, W).
+        norm: "linf" or "l2".
+        radius: Radius of the ball, in pixel units.
+
+    Returns:
+        Images in [0, 1], (B, C, H, W), differentiable in `p` and `x`.
+
+    Raises:
+        UnsupportedError: A likelihood other than Bernoulli, continuous Bernoulli or Gaussian.
+
+    Example:
+        >>> import torch
+        >>> from robustvae.defences.targets import nearest
+        >>> from robustvae.models import Bernoulli
+        >>> x = torch.tensor([0.7, 0.0]).view(1, 1, 1, 2)
+        >>> nearest(Bernoulli(torch.tensor([9.0, 0.0]).view(1, 1, 1, 2)), x, "linf", 0.25)
+        tensor([[[[0.9500, 0.2500]]]])
+    """
+    centre = _centre(p)
+    if norm == "linf":
+        low, high = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
+        return torch.minimum(torch.maximum(centre, low), high)
+    free = centre.clamp(0, 1)
+    inside = ((free - x).flatten(1).norm(dim=1) <= radius).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        found, multiplier = _boundary(p, x, radius)
+    return torch.where(inside, free, _differentiable(p, x, found, multiplier, radius))
+
+
+def _boundary(p: Distribution, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Solve deviance'(x') + nu (x' - x) = 0 with ||x' - x|| = radius, by bisection in log nu."""
+    low = torch.full_like(x[:, :1, :1, :1], -14.0)
+    high = torch.full_like(low, 14.0)
+    for _ in range(24 if x.dtype == torch.float32 else 48):
+        middle = 0.5 * (low + high)
+        far = (_pulled(p, x, middle.exp()) - x).flatten(1).norm(dim=1) > radius
+        far = far.view(-1, 1, 1, 1)
+        low, high = torch.where(far, middle, low), torch.where(far, high, middle)
+    multiplier = high.exp()
+    found = _pulled(p, x, multiplier)
+    size = (found - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
+    return x + (found - x) * (radius / size), multiplier
+
+
+def _pulled(p: Distribution, x: Tensor, multiplier: Tensor) -> Tensor:
+    """The minimiser over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2."""
+    if isinstance(p, Gaussian):
+        precision = p.stddev.square().reciprocal()
+        pulled = (p.mean * precision + multiplier * x) / (precision + multiplier)
+        return pulled.clamp(0, 1)
+    # logit(x') + nu x' = c. From logit 0, the inflection point, Newton's steps are monotone.
+    wanted = _logits(p) + multiplier * x
+    logit = torch.zeros_like(wanted)
+    for _ in range(12):
+        mean = torch.sigmoid(logit)
+        slope = 1 + multiplier * mean * (1 - mean)
+        logit = logit - (logit + multiplier * mean - wanted) / slope
+    return torch.sigmoid(logit)
+
+
+def _differentiable(
+    p: Distribution, x: Tensor, found: Tensor, multiplier: Tensor, radius: float
+) -> Tensor:
+    """`found`, with the derivatives that the implicit function theorem gives it."""
+    if not (torch.is_grad_enabled() and (x.requires_grad or _centre(p).requires_grad)):
+        return found
+    if isinstance(p, Gaussian):
+        precision = p.stddev.square().reciprocal()
+        force, stiffness = (found - p.mean) * precision, precision.detach() + multiplier
+    else:
+        variance = (found * (1 - found)).clamp_min(torch.finfo(x.dtype).eps)
+        force, stiffness = torch.logit(found, 1e-7) - _logits(p), 1 / variance + multiplier
+    free = ((found > 0) & (found < 1)).to(x.dtype)
+    force, compliance = force + multiplier * (found - x), free / stiffness
+    offset = (found - x).detach()
+    excess = 0.5 * ((found - x).flatten(1).square().sum(1) - radius**2).view(-1, 1, 1, 1)
+    along = (offset * force * compliance).sum((1, 2, 3), keepdim=True)
+    strength = (offset.square() * compliance).sum((1, 2, 3), keepdim=True)
+    change = (excess - along) / strength.clamp_min(torch.finfo(x.dtype).tiny)
+    moved = -compliance * (force + change * offset)
+    return found + (moved - moved.detach())
+
+
+def _centre(p: Distribution) -> Tensor:
+    return p.mean if isinstance(p, Gaussian) else torch.sigmoid(_logits(p))
+
+
+def _negative_entropy(p: Distribution, value: Tensor) -> Tensor:
+    """What turns minus the log likelihood of a grey pixel into a deviance."""
+    if isinstance(p, Gaussian):
+        return torch.zeros_like(value)
+    ends = (value <= 0) | (value >= 1)
+    inner = torch.where(ends, torch.full_like(value, 0.5), value)
+    inner = inner * inner.log() + (1 - inner) * (-inner).log1p()
+    return torch.where(ends, torch.zeros_like(value), inner)
+
+
+def _logits(p: Distribution) -> Tensor:
+    if isinstance(p, Bernoulli | ContinuousBernoulli):
+        return p.logits
+    raise UnsupportedError(
+        "the robust posterior knows Bernoulli, continuous Bernoulli and Gaussian likelihoods, "
+        f"not {type(p).__name__}"
+    )
+
+
+def _parameters(p: Distribution) -> list[Tensor]:
+    return [p.mean, p.stddev] if isinstance(p, Gaussian) else [_logits(p)]
+
+
+def _rebuilt(p: Distribution, parameters: list[Tensor]) -> Distribution:
+    if isinstance(p, Gaussian):
+        return Gaussian(*parameters)
+    if isinstance(p, ContinuousBernoulli):
+        return ContinuousBernoulli(parameters[0], p.rule)
+    return Bernoulli(parameters[0])

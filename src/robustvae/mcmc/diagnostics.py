@@ -1,0 +1,81 @@
+"""How far to trust a run of chains: effective sample size and R-hat, differentiable nowhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import ShapeError
+
+
+def ess(draws: Tensor) -> Tensor:
+    """Effective sample size of every chain and coordinate, by Geyer's initial monotone sequence.
+
+    T / (1 + 2 sum of autocorrelations), the sum over pairs of lags while they are positive.
+
+    Args:
+        draws: Positions, time first, (T, ...), T at least 4.
+
+    Returns:
+        Effective number of draws, of the trailing shape.
+
+    Raises:
+        ShapeError: Fewer than 4 draws.
+
+    References:
+        Geyer, 1992, section 3.3.
+
+    Example:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.mcmc import ess
+        >>> noise = torch.randn(2000, 3, generator=rv.generator(0))
+        >>> bool((ess(noise) > 1000).all())
+        True
+    """
+    _check(draws)
+    length = draws.shape[0]
+    centred = draws.detach() - draws.detach().mean(0)
+    spectrum = torch.fft.rfft(centred, n=2 * length, dim=0)
+    covariance = torch.fft.irfft(spectrum.abs().square(), n=2 * length, dim=0)[:length]
+    correlation = covariance / covariance[0].clamp_min(torch.finfo(draws.dtype).tiny)
+    pairs = correlation[: length // 2 * 2].unflatten(0, (-1, 2)).sum(1)
+    positive = (pairs > 0).cumprod(0)
+    total = (pairs.cummin(0).values * positive).sum(0)
+    return length / (2 * total - 1).clamp_min(1 / length)
+
+
+def r_hat(draws: Tensor) -> Tensor:
+    """Split R-hat over restarts: near 1 where all chains of a coordinate agree.
+
+    Args:
+        draws: Positions of R chains with one target, (T, R, ...), T at least 4.
+
+    Returns:
+        sqrt(pooled variance estimate / variance within the half chains), of the trailing shape.
+
+    Raises:
+        ShapeError: Fewer than 4 draws, or no axis of chains.
+
+    References:
+        Gelman et al., 2013, section 11.4.
+
+    Example:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.mcmc import r_hat
+        >>> noise = torch.randn(500, 4, generator=rv.generator(0))
+        >>> bool((r_hat(noise) - 1).abs() < 0.02)
+        True
+    """
+    _check(draws)
+    if draws.ndim < 2:
+        raise ShapeError(f"draws must be (T, R, ...), got {tuple(draws.shape)}")
+    half = draws.shape[0] // 2
+    halves = torch.cat([draws[:half], draws[-half:]], 1).detach()
+    within = halves.var(0).mean(0)
+    between = halves.mean(0).var(0)
+    return ((half - 1) / half + between / within.clamp_min(torch.finfo(draws.dtype).tiny)).sqrt()
+
+
+def _check(draws: Tensor) -> None:
+    if draws.ndim < 1 or draws.shape[0] < 4:
+        raise ShapeError(f"draws must be (T, ...) with T >= 4, got {tuple(draws.shape)}")
