@@ -160,7 +160,7 @@ def check_images(
         raise DtypeError(f"{name} must be of floating type in [0, 1], got {x.dtype}")
     if not bool(x.isfinite().all()):
         raise NonFiniteError(f"{name} must be finite, got a NaN or an infinity")
-    least, most = float(x.min()), float(x.max())
+    least, most = float(x.detach().min()), float(x.detach().max())
     if (low is not None and least < low) or (high is not None and most > high):
         raise RangeError(
             f"{name} must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}"
