@@ -69,7 +69,7 @@ class UnsupportedError(RobustVAEError):
 def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError:
     """The error for a name that is not among `options`, with the nearest one suggested.
 
-    Example:
+    Examples:
         >>> from robustvae.errors import unknown
         >>> str(unknown("data set", "digit", ["digits", "mnist"]))
         "unknown data set 'digit': did you mean 'digits'? (choose from digits, mnist)"

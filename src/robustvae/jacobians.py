@@ -48,7 +48,7 @@ def jacobian(
         ShapeError: `f` does not keep the number of rows.
         RangeError: `chunk` is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.jacobians import jacobian
         >>> jacobian(lambda x: x.square(), torch.tensor([[1.0, 2.0]]))
@@ -89,7 +89,7 @@ def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
     Raises:
         ShapeError: `f` does not keep the number of rows.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.jacobians import products
         >>> at = products(lambda x: x.square(), torch.tensor([[1.0, 2.0]]))
@@ -154,7 +154,7 @@ def lanczos(
     References:
         Golub & Van Loan, Matrix Computations, section 10.3.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.jacobians import lanczos
         >>> scale = torch.tensor([1.0, 5.0, 2.0])
@@ -212,7 +212,7 @@ def power_iteration(
     Returns:
         `Eigenpairs` with count 1.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.jacobians import power_iteration
         >>> scale = torch.tensor([1.0, 5.0, 2.0])

@@ -64,7 +64,7 @@ def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
     References:
         Wang, Simoncelli & Bovik, 2003, Eq. 7; [Kuzina22] section 2.3 and its published code.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.metrics import ms_ssim
         >>> x = torch.rand(2, 1, 8, 8, generator=torch.Generator())
@@ -135,7 +135,7 @@ def kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -
     Returns:
         Divergence in nats, (B,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.metrics import kl
         >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2)
@@ -162,7 +162,7 @@ def symmetric_kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev:
     References:
         [Kuzina22] section 2.2, whose published code takes the half.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.metrics import symmetric_kl
         >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2)
@@ -185,7 +185,7 @@ def wasserstein2(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev:
     Returns:
         Squared distance in squared latent units, (B,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.metrics import wasserstein2
         >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2)
@@ -208,7 +208,7 @@ def kl_to_standard_normal(mean: Tensor, stddev: Tensor) -> Tensor:
     References:
         Kingma & Welling, 2014, Eq. 10.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.metrics import kl_to_standard_normal
         >>> kl_to_standard_normal(torch.ones(1, 2), torch.ones(1, 2))
@@ -244,7 +244,7 @@ def clopper_pearson(
     References:
         Clopper & Pearson, 1934.
 
-    Example:
+    Examples:
         >>> from robustvae.metrics import clopper_pearson
         >>> low, high = clopper_pearson(0, 100, 0.95, sides=1)
         >>> low, round(high, 4)
@@ -290,7 +290,7 @@ def mean_stderr(values: Any) -> tuple[float, float]:
     Raises:
         ShapeError: Not one axis, or empty.
 
-    Example:
+    Examples:
         >>> from robustvae.metrics import mean_stderr
         >>> mean_stderr([1.0, 2.0, 3.0])
         (2.0, 0.5773502691896258)

@@ -37,7 +37,7 @@ class Estimate:
         boxed: Whether perturbed images had to stay in the pixel range; None where it plays no part.
         status: A word per input, or empty where there is nothing to say.
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> rv.Estimate(value=0.5, low=0.4, high=0.6, confidence=0.95, boxed=None).high
         0.6
@@ -79,7 +79,7 @@ class Record:
         format: Version of this layout.
         kind: "audit".
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> images = rv.data.load("digits", split="test")
         >>> record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan="smoke", seed=0)
@@ -160,7 +160,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     Raises:
         StorageError: The disk is full, the folder cannot be written to, or the like.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib
         >>> from robustvae.records import write_text
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
         DtypeError: `seed` is not a whole number.
         RangeError: `seed` is out of range.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> g = rv.generator(0)
         >>> torch.rand(2, generator=g).shape
@@ -103,7 +103,7 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
     Raises:
         UnsupportedError: The object offers no way to draw.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> q = torch.distributions.Normal(torch.zeros(3, 2), torch.ones(3, 2))
         >>> rv.draw(q, (5,), generator=rv.generator(0)).shape

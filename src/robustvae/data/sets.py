@@ -44,7 +44,7 @@ def load(
         DataError: Missing, truncated, or not what it claims to be.
         StorageError: A download could not be written.
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> rv.data.load("digits").x.shape
         torch.Size([1442, 1, 8, 8])

@@ -22,7 +22,7 @@ from robustvae.seeding import draw
 class PosteriorMean:
     """The mean of the encoder's posterior: no defence, and the usual way to read a VAE.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> rv.PosteriorMean()(vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)).shape
@@ -45,7 +45,7 @@ class PosteriorSample:
     Raises:
         RangeError: `draws` is not positive.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> rv.PosteriorSample()(vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)).shape
@@ -85,7 +85,7 @@ class HMC:
     References:
         [Kuzina22] section 4 and Algorithm 1.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> rv.HMC(steps=3)(vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)).shape
@@ -146,7 +146,7 @@ class PosteriorMode:
     References:
         [Kuzina22] appendix B.3.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> rv.PosteriorMode(steps=3)(vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)).shape

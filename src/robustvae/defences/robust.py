@@ -38,7 +38,7 @@ class RobustPosterior:
         RangeError: A setting that is not positive.
         UnknownNameError: An unknown `norm` or `start`.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> defence = rv.RobustPosterior(norm="linf", radius=0.2, steps=4)

@@ -107,7 +107,7 @@ def nearest(p: Distribution, x: Tensor, norm: Norm, radius: float) -> Tensor:
     Raises:
         UnsupportedError: A likelihood other than Bernoulli, continuous Bernoulli or Gaussian.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.defences.targets import nearest
         >>> from robustvae.models import Bernoulli

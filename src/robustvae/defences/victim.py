@@ -46,7 +46,7 @@ class Victim:
         defence: How a latent is read off an image.
         classifier: Latents (B, d) to logits (B, K), or None.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x = torch.rand(3, 1, 4, 4)

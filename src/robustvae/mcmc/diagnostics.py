@@ -25,7 +25,7 @@ def ess(draws: Tensor) -> Tensor:
     References:
         Geyer, 1992, section 3.3.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.mcmc import ess
         >>> noise = torch.randn(2000, 3, generator=rv.generator(0))
@@ -59,7 +59,7 @@ def r_hat(draws: Tensor) -> Tensor:
     References:
         Gelman et al., 2013, section 11.4.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.mcmc import r_hat
         >>> noise = torch.randn(500, 4, generator=rv.generator(0))

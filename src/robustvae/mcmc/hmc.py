@@ -90,7 +90,7 @@ def hmc_step(
     References:
         Neal, 2011, section 3.2; [Kuzina22] Algorithm 1.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.mcmc import evaluate, hmc_step
         >>> def log_p(z): return -0.5 * z.square().sum(1)
@@ -160,7 +160,7 @@ def hmc(
     References:
         [Kuzina22] Algorithm 1 and appendix; Hoffman & Gelman, 2014, Eq. 6.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.mcmc import hmc
         >>> chain = hmc(lambda z: -0.5 * z.square().sum(1), torch.zeros(4, 2), steps=20,

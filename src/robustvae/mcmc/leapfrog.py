@@ -38,7 +38,7 @@ def evaluate(log_density: LogDensity, z: Tensor, *, graph: bool = False) -> Stat
         z: Positions, (B, d).
         graph: Keep the graph, so that whatever the gradient depends on can be differentiated.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.mcmc import evaluate
         >>> evaluate(lambda z: -0.5 * z.square().sum(1), torch.ones(1, 2)).gradient

@@ -47,7 +47,7 @@ def mode_search(
     References:
         Kingma & Ba, 2015, Algorithm 1; [Kuzina22] appendix B.3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.mcmc import mode_search
         >>> mode = mode_search(lambda z: -(z - 1).square().sum(1), torch.zeros(1, 2), steps=100)

@@ -45,7 +45,7 @@ def wrap(
         ShapeError: A bad `image_shape`, or an output of another shape than (B, d), (B, C, H, W).
         UnknownNameError: Any other `returns`.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> from torch.distributions import Bernoulli, Normal
         >>> mine = rv.wrap(

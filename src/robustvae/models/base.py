@@ -104,7 +104,7 @@ class VAE(nn.Module, abc.ABC):
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within: evaluation mode and no gradients for the weights; afterwards all as it was.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.models.base import frozen
         >>> layer = torch.nn.Linear(2, 2)

@@ -43,7 +43,7 @@ def save(
         NonFiniteError: A NaN or an infinity in the weights.
         StorageError: The disk refused.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, tempfile
         >>> from robustvae.models import checkpoint
         >>> vae = rv.models.create("vae", architecture="conv8", latent=2)

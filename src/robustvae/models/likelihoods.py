@@ -44,7 +44,7 @@ class Gaussian:
         mean: Means, any shape.
         stddev: Standard deviations, of the mean's shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.models import Gaussian
         >>> q = Gaussian(torch.zeros(2, 3), torch.ones(2, 3))
@@ -74,7 +74,7 @@ class Bernoulli:
     Args:
         logits: Log odds, any shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.models import Bernoulli
         >>> Bernoulli(torch.zeros(1, 2)).log_prob(torch.tensor([[1.0, 0.3]]))
@@ -126,7 +126,7 @@ class ContinuousBernoulli:
     References:
         Loaiza-Ganem & Cunningham, 2019, Eq. 5-8.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.models import ContinuousBernoulli
         >>> p = ContinuousBernoulli(torch.tensor([2.0]), rule="exact")

@@ -30,7 +30,7 @@ def create(name: str, *, seed: int = 0, **options: Any) -> VAE:
         UnknownNameError: Unknown model or option.
         RobustVAEError: What the model itself refuses.
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> vae = rv.models.create("vae", architecture="conv8", latent=8)
         >>> vae.latent, vae.image_shape

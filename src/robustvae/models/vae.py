@@ -38,7 +38,7 @@ class GaussianVAE(VAE):
     References:
         Kingma & Welling, 2014, Eq. 10; [Kuzina22] Table 6.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 8, 8))
         >>> vae.decode(vae.encode(torch.rand(3, 1, 8, 8)).mean).mean.shape

@@ -34,7 +34,7 @@ class ELBO:
     References:
         Kingma & Welling, 2014, Eq. 10; Higgins et al., 2017, Eq. 4.
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
         >>> x = rv.data.load("digits", split="test").x[:3]
@@ -91,7 +91,7 @@ def elbo(vae: VAE, x: Tensor, *, beta: float = 1.0, generator: torch.Generator) 
     References:
         Kingma & Welling, 2014, Eq. 10.
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
         >>> x = rv.data.load("digits", split="test").x[:3]
