@@ -8,6 +8,7 @@ import importlib
 import inspect
 import itertools
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,12 @@ def test_a_class_is_abstract_or_final() -> None:
             assert inspect.isabstract(cls), f"{cls} is concrete and has heirs {heirs}"
         elif not cls.__name__.startswith("_") and not inspect.isabstract(cls):
             assert getattr(cls, "__final__", False), f"{cls} is concrete and not @final"
+
+
+def test_examples_stand_under_the_heading_that_the_docs_render_as_code() -> None:
+    for module, path in MODULES.items():
+        wrong = re.search(r"^ +Example:$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not wrong, f"{module}: write `Examples:`"
 
 
 def test_the_reader_of_imports_reads() -> None:

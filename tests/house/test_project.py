@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import robustvae
+
 ROOT = Path(__file__).parents[2]
 
 # Written so that this file does not find itself.
@@ -35,7 +37,7 @@ def test_version_is_the_top_heading_of_the_changelog() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert heading and heading[1] == stated
-    assert metadata.version("robustvae") == stated
+    assert robustvae.__version__ == metadata.version("robustvae") == stated
 
 
 def test_extras_pull_in_no_torchvision() -> None:
@@ -55,3 +57,13 @@ def test_no_file_names_a_machine() -> None:
         if path != ROOT / ".ci" / "run":
             found += [f"{path.relative_to(ROOT)}: {hit[0]}" for hit in BESIDE.finditer(text)]
     assert not found
+
+
+def test_every_family_has_its_page() -> None:
+    package = ROOT / "src" / "robustvae"
+    files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__", "cli"}
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    pages = {path.stem for path in (ROOT / "docs" / "api").glob("*.md")}
+    assert pages == files | folders
+    listed = re.findall(r"api/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(pages)
