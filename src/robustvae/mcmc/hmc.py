@@ -195,7 +195,7 @@ def hmc(
         if adapt == "paper":
             size = size * (1 + 0.01 * (info.acceptance.mean() - TARGET) / TARGET)
         elif adapt == "chain" and t < warmup:
-            size = size * torch.exp((t + 1) ** -0.5 * (info.acceptance - TARGET))
+            size = size * torch.exp(2 * (t + 1) ** -0.5 * (info.acceptance - TARGET))
         elif adapt == "dual" and t < warmup:
             mean_gap = mean_gap + (TARGET - info.acceptance - mean_gap) / (t + 11)
             log_size = (10 * first).log() - (t + 1) ** 0.5 / 0.05 * mean_gap

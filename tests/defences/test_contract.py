@@ -1,0 +1,145 @@
+"""Every defence keeps the same promises. A new one adds a row here, or does not pass."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae import defences
+from robustvae.errors import ConfigError, RangeError, ShapeError, UnknownNameError
+from robustvae.seeding import generator as seeded
+from robustvae.seeding import randn
+
+ROWS = [
+    defences.PosteriorMean(),
+    defences.PosteriorSample(draws=2),
+    defences.HMC(steps=4, n_leapfrog=3),
+    defences.PosteriorMode(steps=5),
+    defences.RobustPosterior("linf", 0.1, steps=6),
+    defences.RobustPosterior("l2", 0.3, steps=6),
+]
+NOT_DEFENCES = {"Defence", "RobustTarget", "Victim", "posterior"}
+
+every = pytest.mark.parametrize("defence", ROWS, ids=lambda d: f"{type(d).__name__}")
+
+
+@pytest.fixture(scope="module")
+def vae():
+    with torch.random.fork_rng():
+        torch.random.default_generator.set_state(seeded(3).get_state())
+        made = rv.models.create("vae", architecture="conv8", latent=4)
+    made.train()
+    return made
+
+
+@pytest.fixture
+def x(generator):
+    return torch.rand(5, 1, 8, 8, generator=generator)
+
+
+def test_every_defence_has_a_row():
+    assert {type(d).__name__ for d in ROWS} == set(defences.__all__) - NOT_DEFENCES
+
+
+@every
+def test_one_latent_an_image_and_no_graph(defence, vae, x):
+    z = defences.Victim(vae, defence).latent(x, generator=seeded(1))
+    assert z.shape == (5, 4) and z.dtype == x.dtype and z.isfinite().all()
+    assert not z.requires_grad
+
+
+@every
+def test_the_seed_decides(defence, vae, x):
+    victim = defences.Victim(vae, defence)
+    first, again = (victim.reconstruct(x, generator=seeded(1)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@every
+def test_the_model_is_left_as_it_was(defence, vae, x):
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    defence(vae, x, generator=seeded(1))
+    defences.Victim(vae, defence).reconstruct(x, generator=seeded(1))
+    assert vae.training and all(p.requires_grad for p in vae.parameters())
+    assert all(p.grad is None for p in vae.parameters())
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+@every
+def test_it_differentiates_by_the_image_for_fixed_noise(defence, vae, x):
+    """An attack that knows the defence sees a gradient, and the right one."""
+    victim = defences.Victim(vae, defence)
+    weight, direction = (
+        randn(5, 4, like=x, generator=seeded(7)),
+        randn(*x.shape, like=x, generator=seeded(8)),
+    )
+    x = 0.2 + 0.6 * x
+
+    def read(image):
+        return (victim.latent(image, generator=seeded(1)) * weight).sum()
+
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(read(leaf), leaf)
+    numerical = (read(x + 1e-6 * direction) - read(x - 1e-6 * direction)) / 2e-6
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+    torch.testing.assert_close((gradient * direction).sum(), numerical, rtol=1e-4, atol=1e-7)
+
+
+@every
+def test_float32_stays_float32(defence, x):
+    vae = rv.models.create("vae", architecture="conv8", latent=4).float()
+    assert defence(vae, x.float(), generator=seeded(1)).dtype == torch.float32
+
+
+@every
+def test_settings_are_values(defence):
+    assert defence == type(defence)(*(getattr(defence, f.name) for f in fields(defence)))
+    assert hash(defence) is not None
+    if fields(defence):
+        with pytest.raises(FrozenInstanceError):
+            setattr(defence, fields(defence)[0].name, 1)
+
+
+@pytest.mark.parametrize("defence", [d for d in ROWS if hasattr(d, "chunk")], ids=str)
+def test_chunks_change_nothing_but_the_noise(defence, vae, x):
+    chunked = type(defence)(
+        **{f.name: getattr(defence, f.name) for f in fields(defence)} | {"chunk": 2}
+    )
+    whole, parts = (d(vae, x, generator=seeded(1)) for d in (defence, chunked))
+    if isinstance(defence, defences.HMC):
+        assert parts.shape == whole.shape
+    else:
+        torch.testing.assert_close(whole, parts)
+
+
+def test_classify(vae, x):
+    def classifier(z):
+        return z[:, :3]
+
+    victim = defences.Victim(vae, classifier=classifier)
+    assert victim.classify(x, generator=seeded(1)).shape == (5, 3)
+    with pytest.raises(ConfigError, match="classifier"):
+        defences.Victim(vae).classify(x, generator=seeded(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: defences.HMC(steps=0), RangeError),
+        (lambda: defences.HMC(step_size=0), RangeError),
+        (lambda: defences.HMC(adapt="batch"), UnknownNameError),
+        (lambda: defences.PosteriorMode(rate=-1), RangeError),
+        (lambda: defences.RobustPosterior("l1"), UnknownNameError),
+        (lambda: defences.RobustPosterior(radius=-0.2), RangeError),
+        (lambda: defences.PosteriorSample(0), RangeError),
+    ],
+)
+def test_refusals(make, error):
+    with pytest.raises(error):
+        make()
+
+
+def test_wrong_images_are_refused(vae):
+    with pytest.raises(ShapeError):
+        defences.Victim(vae).latent(torch.rand(2, 3, 8, 8), generator=seeded(1))

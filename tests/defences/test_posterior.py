@@ -1,0 +1,62 @@
+import torch
+
+import robustvae as rv
+from robustvae.defences import HMC, PosteriorMode, posterior
+from robustvae.mcmc import hmc
+from robustvae.seeding import randn
+
+
+def test_the_posterior_of_a_linear_vae_is_invariant(linear, generator):
+    count = 4000
+    x = torch.rand(1, 1, 2, 3, generator=generator).expand(count, -1, -1, -1)
+    mean, covariance = linear.posterior_mean(x[:1])[0], linear.covariance
+    noise = randn(count, 2, like=mean, generator=generator)
+    start = mean + noise @ torch.linalg.cholesky(covariance).mT
+    chain = hmc(
+        posterior(linear.vae, x),
+        start,
+        steps=5,
+        step_size=0.15,
+        n_leapfrog=4,
+        adapt=None,
+        generator=generator,
+    )
+    assert 0.5 < chain.acceptance.mean() < 0.98
+    offset = chain.z - mean
+    for values, wanted in (
+        (offset, torch.zeros(2)),
+        (offset.square(), covariance.diagonal()),
+        (offset.prod(1, keepdim=True), covariance[0, 1].view(1)),
+    ):
+        assert ((values.mean(0) - wanted).abs() < 4 * values.std(0) / count**0.5).all()
+
+
+def test_posteriors_of_an_image_and_its_corruption_differ_by_lemma_1(linear, generator):
+    """[Kuzina22] Lemma 1: for a linear VAE the KL divergence is e'M'S^-1 Me / 2."""
+    count = 2000
+    x = torch.rand(1, 1, 2, 3, generator=generator)
+    e = 0.2 * randn(1, 1, 2, 3, like=x, generator=generator)
+    moved = (linear.gain @ e.flatten()).unsqueeze(1)
+    exact = (0.5 * moved.mT @ torch.linalg.inv(linear.covariance) @ moved).item()
+    clean, corrupted = x.expand(count, -1, -1, -1), (x + e).expand(count, -1, -1, -1)
+    z = HMC(steps=40, step_size=0.15)(linear.vae, clean, generator=generator)
+    ratio = (
+        posterior(linear.vae, clean)(z)
+        - linear.log_evidence(x)
+        - posterior(linear.vae, corrupted)(z)
+        + linear.log_evidence(x + e)
+    )
+    assert exact > 0.01
+    assert abs(ratio.mean() - exact) < 4 * ratio.std() / count**0.5
+
+
+def test_the_mode_of_a_linear_vae_is_its_posterior_mean(linear, generator):
+    x = torch.rand(4, 1, 2, 3, generator=generator)
+    start = rv.wrap(
+        encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 1.0),
+        decode=linear.vae.decode,
+        latent=2,
+        image_shape=(1, 2, 3),
+    )
+    z = PosteriorMode(steps=300)(start, x, generator=generator)
+    torch.testing.assert_close(z, linear.posterior_mean(x), atol=1e-3, rtol=0)

@@ -1,0 +1,185 @@
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae.defences import RobustPosterior, RobustTarget, posterior
+from robustvae.defences.targets import nearest
+from robustvae.errors import UnsupportedError
+from robustvae.models import Bernoulli, ContinuousBernoulli, Gaussian
+from robustvae.seeding import rand, randn
+
+PIXELS = (1, 4, 4)
+RADII = {"linf": 0.15, "l2": 0.4}
+LIKELIHOODS = ["bernoulli", "continuous_bernoulli", "gaussian", "varying gaussian"]
+
+
+def likelihood_of(kind, parameters):
+    if kind == "bernoulli":
+        return Bernoulli(parameters)
+    if kind == "continuous_bernoulli":
+        return ContinuousBernoulli(parameters)
+    mean = torch.sigmoid(parameters) * 1.6 - 0.3
+    spread = torch.full_like(mean, 0.2)
+    return Gaussian(mean, 0.1 + 0.2 * torch.sigmoid(-parameters) if "varying" in kind else spread)
+
+
+def model(kind, generator):
+    weight = 2 * randn(16, 3, like=torch.zeros(()), generator=generator)
+    return rv.wrap(
+        encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :3], 1.0),
+        decode=lambda z: likelihood_of(kind, torch.tanh(z @ weight.mT).view(-1, *PIXELS) * 4),
+        latent=3,
+        image_shape=PIXELS,
+    )
+
+
+def attacked(x, norm, generator):
+    noise = randn(*x.shape, like=x, generator=generator)
+    if norm == "linf":
+        moved = RADII[norm] * noise.sign()
+    else:
+        moved = RADII[norm] * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return (x + moved).clamp(0, 1)
+
+
+def images(n, generator):
+    x = rand(n, *PIXELS, like=torch.zeros(()), generator=generator)
+    return (1.6 * x - 0.3).clamp(0, 1)
+
+
+def energy(vae, x, z, norm, radius):
+    return -RobustTarget(vae, x, norm, radius)(z)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_no_attack_in_the_ball_makes_a_code_a_worse_explanation(kind, norm, generator):
+    """U_R(z; x + e) <= U_0(z; x) for every z."""
+    vae = model(kind, generator)
+    x, z = images(300, generator), 2 * randn(300, 3, like=torch.zeros(()), generator=generator)
+    x_adv = attacked(x, norm, generator)
+    robust = energy(vae, x_adv, z, norm, RADII[norm])
+    plain = energy(vae, x, z, norm, 1e-12)
+    assert (robust <= plain + 1e-7).all()
+    assert (robust < plain - 0.1).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_at_radius_zero_it_is_the_posterior_up_to_a_constant(kind, norm, generator):
+    vae = model(kind, generator)
+    x = images(1, generator).expand(20, -1, -1, -1)
+    z = randn(20, 3, like=torch.zeros(()), generator=generator)
+    difference = energy(vae, x, z, norm, 1e-13) + posterior(vae, x)(z)
+    torch.testing.assert_close(difference, difference[:1].expand(20), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_the_inner_minimiser_is_feasible_and_beats_random_images(kind, norm, generator):
+    vae = model(kind, generator)
+    x, radius = images(20, generator), RADII[norm]
+    p = vae.decode(2 * randn(20, 3, like=x, generator=generator))
+    best = nearest(p, x, norm, radius)
+    order = 2 if norm == "l2" else float("inf")
+    size = (best - x).flatten(1).norm(dim=1, p=order)
+    assert (size <= radius + 1e-9).all() and (size > 0.9 * radius).any()
+    assert best.min() >= 0 and best.max() <= 1
+    target = RobustTarget(vae, x, norm, radius)
+
+    def deviance(image):
+        from robustvae.defences.targets import _negative_entropy
+
+        return (_negative_entropy(p, image) - p.log_prob(image)).flatten(1).sum(1)
+
+    assert target.radius == radius
+    for _ in range(200):
+        share = rand(20, 1, 1, 1, like=x, generator=generator) ** 3
+        other = attacked(x, norm, generator)
+        mixed = best + share * (other - best)
+        assert (deviance(best) <= deviance(mixed) + 1e-9).all()
+
+
+def test_the_plain_projection_is_not_the_minimiser():
+    """x = (1, 0), x_a = (0.7, 0), R = 0.3, g = (0.9999, 0.5): projecting g breaks the lemma."""
+    x = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    x_adv = torch.tensor([0.7, 0.0]).view(1, 1, 1, 2)
+    g = torch.tensor([0.9999, 0.5]).view(1, 1, 1, 2)
+    p = Bernoulli(torch.logit(g))
+
+    def deviance(image):
+        entropy = torch.xlogy(image, image) + torch.xlogy(1 - image, 1 - image)
+        return (entropy - p.log_prob(image)).sum().item()
+
+    projected = x_adv + 0.3 * (g - x_adv) / (g - x_adv).norm()
+    assert deviance(projected) > deviance(x) + 0.1
+    assert deviance(nearest(p, x_adv, "l2", 0.3)) <= deviance(x) + 1e-9
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_the_envelope_gradient_against_finite_differences(kind, norm, generator):
+    vae = model(kind, generator)
+    x, z = images(10, generator), randn(10, 3, like=torch.zeros(()), generator=generator)
+    target = RobustTarget(vae, x, norm, RADII[norm])
+    leaf = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(target(leaf).sum(), leaf)
+    value, differentiable = target.with_gradient(leaf)
+    torch.testing.assert_close(differentiable, gradient, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(value, target(z), atol=1e-8, rtol=1e-8)
+    for direction in torch.eye(3):
+        numerical = (target(z + 1e-5 * direction) - target(z - 1e-5 * direction)) / 2e-5
+        torch.testing.assert_close(gradient @ direction, numerical, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_its_gradient_differentiates_by_the_image(kind, norm, generator):
+    vae = model(kind, generator)
+    x, z = images(10, generator), randn(10, 3, like=torch.zeros(()), generator=generator)
+    weight = randn(10, 3, like=z, generator=generator)
+    direction = randn(*x.shape, like=x, generator=generator)
+
+    def pulled(image):
+        target = RobustTarget(vae, image, norm, RADII[norm])
+        value, gradient = target.with_gradient(z.clone().requires_grad_())
+        return value + (gradient * weight).sum(1)
+
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(pulled(leaf).sum(), leaf)
+    numerical = (pulled(x + 1e-6 * direction) - pulled(x - 1e-6 * direction)) / 2e-6
+    found = (slope * direction).flatten(1).sum(1)
+    assert numerical.abs().max() > 0.1
+    torch.testing.assert_close(found, numerical.detach(), atol=1e-4, rtol=1e-3)
+
+
+def test_it_recovers_what_an_attack_moved(linear, generator):
+    """A code that explains the clean image explains the attacked one as well."""
+    vae = linear.vae
+    z = randn(40, 2, like=torch.zeros(()), generator=generator)
+    x = vae.decode(z).mean.clamp(0, 1)
+    towards = torch.sign(linear.gain.sum(0)).view(1, 1, 2, 3)
+    x_adv = (x + 0.2 * towards).clamp(0, 1)
+    robust = RobustPosterior(radius=0.2, steps=100)(vae, x_adv, generator=generator)
+    robust_energy = energy(vae, x_adv, robust, "linf", 0.2)
+    assert (robust_energy <= energy(vae, x_adv, linear.posterior_mean(x_adv), "linf", 0.2)).all()
+    assert (robust_energy <= energy(vae, x, z, "linf", 1e-12) + 1e-3).all()
+
+
+@pytest.mark.parametrize("start", ["mean", "zero", "both"])
+def test_starts(start, linear, generator):
+    x = torch.rand(3, 1, 2, 3, generator=generator)
+    z = RobustPosterior(radius=0.1, steps=60, start=start)(linear.vae, x, generator=generator)
+    reached = energy(linear.vae, x, z, "linf", 0.1)
+    assert (reached <= energy(linear.vae, x, torch.zeros(3, 2), "linf", 0.1) + 1e-3).all()
+
+
+def test_an_unknown_likelihood_is_refused(generator):
+    vae = rv.wrap(
+        encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 1.0),
+        decode=lambda z: torch.distributions.Laplace(z.repeat(1, 3).view(-1, 1, 2, 3), 1.0),
+        latent=2,
+        image_shape=(1, 2, 3),
+    )
+    with pytest.raises(UnsupportedError, match="Laplace"):
+        RobustPosterior()(vae, torch.rand(2, 1, 2, 3), generator=generator)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from robustvae.errors import RangeError
+from robustvae.mcmc import mode_search
+from robustvae.seeding import randn
+
+
+def test_it_finds_the_mode_of_every_row(generator):
+    centre = randn(5, 3, like=torch.zeros(()), generator=generator)
+    mode = mode_search(lambda z: -(z - centre).square().sum(1), torch.zeros(5, 3), steps=200)
+    torch.testing.assert_close(mode.z, centre, atol=1e-3, rtol=0)
+    assert mode.gradients == 200
+
+
+def test_it_never_ends_below_its_start(generator):
+    def rugged(z):
+        return (20 * z).sin().sum(1) - z.square().sum(1)
+
+    start = randn(50, 3, like=torch.zeros(()), generator=generator)
+    for steps in (1, 3, 20):
+        mode = mode_search(rugged, start, steps=steps, rate=0.5)
+        assert (mode.log_density >= rugged(start)).all()
+        torch.testing.assert_close(mode.log_density, rugged(mode.z))
+
+
+def test_each_evaluation_is_counted():
+    calls = []
+
+    def counted(z):
+        calls.append(1)
+        return -z.square().sum(1)
+
+    assert mode_search(counted, torch.ones(2, 2), steps=9).gradients == len(calls) == 9
+
+
+def test_refusals():
+    with pytest.raises(RangeError):
+        mode_search(lambda z: -z.square().sum(1), torch.zeros(1, 1), steps=0)
+    with pytest.raises(RangeError):
+        mode_search(lambda z: -z.square().sum(1), torch.zeros(1, 1), steps=1, rate=0)
