@@ -3,6 +3,7 @@
 from robustvae.models.adapters import wrap
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+from robustvae.models.lipschitz import LipschitzVAE
 from robustvae.models.registry import create, names
 from robustvae.models.vae import GaussianVAE
 
@@ -13,6 +14,7 @@ __all__ = [
     "Distribution",
     "Gaussian",
     "GaussianVAE",
+    "LipschitzVAE",
     "create",
     "names",
     "wrap",

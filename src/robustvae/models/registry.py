@@ -7,10 +7,11 @@ from typing import Any
 
 from robustvae.errors import UnknownNameError, check_choice, unknown
 from robustvae.models.base import VAE
+from robustvae.models.lipschitz import LipschitzVAE
 from robustvae.models.vae import GaussianVAE
 from robustvae.seeding import seeded
 
-MODELS: dict[str, type[VAE]] = {"vae": GaussianVAE}
+MODELS: dict[str, type[VAE]] = {"lipschitz-vae": LipschitzVAE, "vae": GaussianVAE}
 
 
 def names() -> list[str]:

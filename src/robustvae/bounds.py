@@ -1,0 +1,484 @@
+"""The bound formulas of the certificates, on latent quantities, in float64.
+
+Letters: `reach` t is the latent distance that the output bound allows (r / a, or more), `shift` D
+how far the posterior's mean can move, `spread` s the largest standard deviation of the latent
+difference, `total` T the sum of its variances. All are (B,) or numbers and broadcast.
+Every probability here is a lower bound on P(||z - z'|| <= t), so on the robustness probability;
+every margin is rounded towards safety. Probabilities are differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import (
+    RangeError,
+    ShapeError,
+    check_choice,
+    check_count,
+    check_positive,
+    check_probability,
+)
+
+CDF_SLACK = 1e-9
+"""Taken off every noncentral chi-square probability; the routine's own error is near 1e-14."""
+
+SLACK = 1e-12
+"""Relative slack for a few float64 operations, far above their rounding."""
+
+
+def largest(holds: Callable[[Tensor], Tensor], upper: Tensor, steps: int = 36) -> Tensor:
+    """The largest radius at which `holds` was seen to hold, by bisection in batch.
+
+    Args:
+        holds: Radii (B,) to booleans (B,); false above some radius and true below it.
+        upper: Radii above which it does not hold or is not asked, (B,).
+        steps: Halvings; the answer is below the true one by at most `upper` / 2**steps.
+
+    Returns:
+        Radii, (B,): one at which `holds` returned true, or 0.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.bounds import largest
+        >>> edge = torch.tensor([0.3, 2.0])
+        >>> found = largest(lambda rho: rho <= edge, torch.ones(2))
+        >>> bool(0.3 - 1e-6 < found[0] <= 0.3), float(found[1])
+        (True, 1.0)
+    """
+    high = upper.clone()
+    low = torch.zeros_like(high)
+    reached = holds(high)
+    low = torch.where(reached, high, low)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        held = holds(middle)
+        low = torch.where(held, middle, low)
+        high = torch.where(held, high, middle)
+    return low
+
+
+def barrett_probability(
+    size: Any, stddev_norm: Any, *, r: float, a: float, b: float, c: float, latent: int
+) -> Tensor:
+    """The paired r-robustness probability that [Barrett22] certifies: 1 - min(p1, p2).
+
+    With s = c ||delta|| + 2 ||sigma(x)||: p1 = a^2 (b^2 ||delta||^2 + s^2) / r^2, and p2 the
+    tail of a chi-square beyond u = (r/a - b ||delta||)^2 / s^2.
+
+    Args:
+        size: ||delta||, l2 in pixel units, (B,).
+        stddev_norm: ||sigma(x)||, (B,).
+        r: l2 distance between outputs, in pixel units.
+        a: Lipschitz constant of the decoder's mean.
+        b: Lipschitz constant of the encoder's mean.
+        c: Lipschitz constant of the encoder's standard deviation.
+        latent: Dimension d.
+
+    Returns:
+        Probabilities, (B,).
+
+    References:
+        [Barrett22] Theorem 1; Inglot, 2010.
+
+    Examples:
+        >>> from robustvae.bounds import barrett_probability
+        >>> float(barrett_probability(0.0, 0.1, r=8.0, a=1.0, b=1.0, c=0.0, latent=10)) > 0.999
+        True
+    """
+    size, stddev_norm = _double(size), _double(stddev_norm)
+    spread = c * size + 2 * stddev_norm
+    p1 = markov_failure(r / a, b * size, spread.square())
+    p2 = tail_failure(r / a, b * size, spread, latent)
+    return 1 - torch.minimum(p1, p2)
+
+
+def barrett_margin(
+    stddev_norm: Any, *, r: float, m: float, a: float, b: float, c: float, latent: int
+) -> Tensor:
+    """[Barrett22]'s margin max(m1, m2): the baseline that our certificates must beat.
+
+    m1 is the larger root of (b^2 + c^2) q^2 + 4 c ||sigma|| q + 4 ||sigma||^2 = (1 - m) r^2 / a^2,
+    m2 the largest q with p2 <= 1 - m.
+
+    Args:
+        stddev_norm: ||sigma(x)||, (B,).
+        r: l2 distance between outputs.
+        m: Probability wanted, in (0, 1).
+        a: Lipschitz constant of the decoder's mean.
+        b: Lipschitz constant of the encoder's mean.
+        c: Lipschitz constant of the encoder's standard deviation.
+        latent: Dimension d.
+
+    Returns:
+        Margins, l2 in pixel units, (B,).
+
+    References:
+        [Barrett22] Lemma 2.
+    """
+    check_probability(m, "m")
+    norm = _double(stddev_norm)
+    left = (1 - m) * r**2 / a**2 - 4 * norm.square()
+    square = b**2 + c**2
+    root = (4 * c**2 * norm.square() + square * left).clamp_min(0).sqrt()
+    m1 = torch.where(left > 0, (root - 2 * c * norm) / square, 0.0).clamp_min(0)
+
+    def holds(rho: Tensor) -> Tensor:
+        return tail_failure(r / a, b * rho, c * rho + 2 * norm, latent) <= 1 - m
+
+    return torch.maximum(m1, largest(holds, torch.full_like(norm, r / a / b)))
+
+
+def barrett_global_margin(
+    stddev: float, *, r: float, m: float, a: float, b: float, latent: int, version: str = "paired"
+) -> float:
+    """[Barrett22]'s margin for every input at once, one sigma for all coordinates.
+
+    The form of their code: u = (r/a - b q)^2 / (2 sigma^2), which is exact for the paired
+    difference. "centred" is the same two tail bounds for N(shift, sigma^2 I).
+
+    Args:
+        stddev: The fixed sigma of every coordinate.
+        r: l2 distance between outputs.
+        m: Probability wanted, in (0, 1).
+        a: Lipschitz constant of the decoder's mean.
+        b: Lipschitz constant of the encoder's mean.
+        latent: Dimension d.
+        version: "paired" or "centred".
+
+    References:
+        [Barrett22] Theorem 3.
+
+    Examples:
+        >>> from robustvae.bounds import barrett_global_margin
+        >>> round(barrett_global_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10), 3)
+        0.032
+    """
+    check_choice("version", version, ("centred", "paired"))
+    paired = version == "paired"
+    total = torch.tensor([(4 if paired else 1) * latent * stddev**2], dtype=torch.float64)
+    spread = stddev * math.sqrt(2 if paired else 1)
+
+    def holds(rho: Tensor) -> Tensor:
+        p1 = markov_failure(r / a, b * rho, total)
+        return torch.minimum(p1, tail_failure(r / a, b * rho, spread, latent)) <= 1 - m
+
+    return float(largest(holds, torch.full_like(total, r / a / b)))
+
+
+def markov_failure(reach: Any, shift: Any, total: Any) -> Tensor:
+    """min(1, (D^2 + T) / t^2), Markov's bound on P(||z - z'|| > t); with T = sum s_j^2 it is ours.
+
+    References:
+        [Barrett22] Theorem 1, p1 (there T = s^2); THEORY section 4, trace-Markov.
+    """
+    ratio = (_double(shift).square() + _double(total)) / _double(reach).square()
+    return (ratio * (1 + SLACK)).clamp(max=1)
+
+
+def tail_failure(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
+    """[Barrett22]'s p2: a chi-square's tail beyond u = (t - D)^2 / s^2, 1 where that says nothing.
+
+    References:
+        [Barrett22] Theorem 1, p2; Inglot, 2010, Theorem 4.1.
+    """
+    gap = _double(reach) - _double(shift)
+    u = gap.square() / _double(spread).square()
+    excess = u - latent + 2
+    valid = (gap > 0) & (excess > 0) & (latent >= 2)
+    safe = torch.where(valid, u, float(latent))
+    constant = 0.5 * (latent - (latent - 1) * math.log(latent)) - 0.5 * math.log(math.pi)
+    log_tail = constant + latent / 2 * safe.log() - safe / 2 - (safe - latent + 2).log()
+    return torch.where(valid, log_tail.clamp(max=0).exp(), 1.0)
+
+
+def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
+    """F(t^2/s^2; d, D^2/s^2), the noncentral chi-square's CDF, where it is at least 1/2; else 0.
+
+    A normal difference with standard deviations at most s in every coordinate and mean within D
+    stays within t at least this often (ours). Below 1/2 the statement is false, hence the 0.
+
+    Args:
+        reach: t, positive, (B,).
+        shift: D, at least 0, (B,).
+        spread: s, positive, (B,).
+        latent: Dimension d.
+
+    Returns:
+        Probabilities, (B,), `CDF_SLACK` already taken off.
+
+    References:
+        THEORY section 4 (ours), by Ehrhard's and Anderson's inequalities.
+
+    Examples:
+        >>> from robustvae.bounds import noncentral_probability
+        >>> round(float(noncentral_probability(2.0, 0.0, 0.5, 10)), 4)
+        0.9004
+        >>> float(noncentral_probability(1.0, 2.0, 0.5, 10))
+        0.0
+    """
+    reach, shift, spread = _double(reach), _double(shift), _double(spread)
+    value = _noncentral_cdf(
+        (reach / spread).square() * (1 - SLACK),
+        (shift / spread).square() * (1 + SLACK),
+        latent,
+    )
+    value = value - CDF_SLACK
+    return torch.where(value >= 0.5, value, 0.0)
+
+
+def trace_markov_probability(reach: Any, shift: Any, total: Any) -> Tensor:
+    """1 - (D^2 + T) / t^2, or 0: needs only the sum T of the variances, and holds at any m (ours).
+
+    Examples:
+        >>> from robustvae.bounds import trace_markov_probability
+        >>> round(float(trace_markov_probability(1.0, 0.5, 0.25)), 6)
+        0.5
+    """
+    return 1 - markov_failure(reach, shift, total)
+
+
+def generalised_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tensor:
+    """P(sum_j (s_j n_j + D_j)^2 <= t^2), by Ruben's series, rounded down.
+
+    Warning:
+        It bounds the robustness probability only where `shifts` bounds the mean's movement in
+        every coordinate and `stddevs` are exact. A bound on its length alone says nothing about the
+        direction, and no single direction is the worst.
+
+    Args:
+        reach: t, positive, (B,).
+        shifts: D_j >= 0, (B, d).
+        stddevs: s_j > 0, (B, d).
+
+    Returns:
+        Lower bounds on the probability, (B,).
+
+    Raises:
+        ShapeError: `shifts` and `stddevs` differ in shape or are not (B, d).
+
+    References:
+        Ruben, 1962, Eq. 3.8; Farebrother, 1984, algorithm AS 204 (the truncation bound).
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.bounds import generalised_probability
+        >>> s = torch.tensor([[1.0, 0.314], [1.0, 0.314]])
+        >>> shifts = torch.tensor([[1.069, 0.0], [0.0, 1.069]])
+        >>> [round(p, 3) for p in generalised_probability(1.378, shifts, s).tolist()]
+        [0.599, 0.514]
+    """
+    shifts, stddevs = _double(shifts), _double(stddevs)
+    if shifts.ndim != 2 or shifts.shape != stddevs.shape:
+        raise ShapeError(
+            f"shifts and stddevs must be (B, d), got {tuple(shifts.shape)}, {tuple(stddevs.shape)}"
+        )
+    from scipy import special
+
+    variances = stddevs.square()
+    noncentral = shifts.square() / variances
+    quantile = _double(reach).square().expand(len(shifts)) * (1 - SLACK)
+    least = variances.amin(1, keepdim=True)
+    ratio = least / variances
+    log_first = 0.5 * (ratio.log() - noncentral).sum(1)
+    x = (quantile / least[:, 0])[:, None]
+    latent = shifts.shape[1]
+    # c_k = (1 / 2k) sum_{i < k} g_{k-i} c_i, kept scaled by exp(-log_first): all terms positive
+    terms = 200
+    while True:
+        order = torch.arange(1, terms + 1, dtype=torch.float64)
+        power = (1 - ratio)[:, :, None] ** (order - 1)
+        g = (power * (1 - ratio)[:, :, None]).sum(1)
+        g = g + order * (power * (noncentral * ratio)[:, :, None]).sum(1)
+        scale = torch.zeros(len(x), dtype=torch.float64)
+        stack = torch.zeros(len(x), terms + 1, dtype=torch.float64)
+        stack[:, 0] = 1.0
+        for k in range(1, terms + 1):
+            new = (g[:, :k].flip(1) * stack[:, :k]).sum(1) / (2 * k)
+            stack[:, k] = new
+            big = new > 1e200
+            stack[big] *= 1e-200
+            scale = scale + big * 200 * math.log(10)
+        weights = stack * (log_first + scale).exp()[:, None]
+        degrees = latent + 2 * torch.arange(terms + 1)
+        cdf = torch.from_numpy(special.chdtr(degrees.numpy()[None, :], x.numpy()))
+        value = (weights * cdf).sum(1)
+        left = (1 - weights.sum(1)).clamp_min(0) * cdf[:, -1]
+        if terms >= 3200 or bool((left < 1e-10).all()):
+            return (value - CDF_SLACK).clamp(0, 1)
+        terms *= 2
+
+
+def first_order_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
+    """(Phi^-1(p) - Phi^-1(m)) / ||diag(sigma)^-1 J||_2: a linear extrapolation, not a guarantee.
+
+    Never below `camuto_margin`. Exact where the encoder's mean is linear and sigma fixed, for any
+    event of the output whose probability at the clean input is p.
+
+    Args:
+        probability: p, the r-robustness probability of the unperturbed input, (B,).
+        m: Probability wanted, in (0, 1).
+        jacobian: Of the encoder's mean, (B, d, D).
+        stddev: sigma(x), (B, d).
+
+    Returns:
+        First-order margins, l2 in pixel units, (B,); 0 where p <= m.
+
+    References:
+        THEORY section 4, first order (ours); [Camuto21] Theorem 1.
+    """
+    scaled = _double(jacobian) / _double(stddev)[:, :, None]
+    return _normal_gap(probability, m) / torch.linalg.matrix_norm(scaled, ord=2)
+
+
+def camuto_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
+    """[Camuto21]'s first-order margin sigma_min (Phi^-1(p) - Phi^-1(m)) / ||J||_F; same arguments.
+
+    References:
+        [Camuto21] Theorem 1.
+    """
+    least = _double(stddev).amin(1)
+    return least * _normal_gap(probability, m) / torch.linalg.matrix_norm(_double(jacobian))
+
+
+def neyman_pearson_shift(probability: Any, m: float) -> Tensor:
+    """Phi^-1(p) - Phi^-1(m): how far the latent mean may move, in standard deviations (ours).
+
+    If an event of the output has probability at least p under N(mu, S), it has probability at
+    least m under N(mu', S) as long as ||S^-1/2 (mu' - mu)|| is at most this. Any decoder.
+
+    Args:
+        probability: Lower bound p on the event's probability, (B,).
+        m: Probability wanted, in (0, 1).
+
+    Returns:
+        Mahalanobis distances, (B,); 0 where p <= m.
+
+    References:
+        THEORY section 4 (ours); Cohen et al., 2019.
+    """
+    return _normal_gap(probability, m) * (1 - CDF_SLACK)
+
+
+def envelope_reach(logits: Tensor, r: float) -> Tensor:
+    """How far the decoder's logits must move, in l2, before their sigmoids move by r (ours).
+
+    The largest q with max_{||e|| <= q} sum_i (s(y_i + e_i) - s(y_i))^2 <= r^2, from below by weak
+    duality: q^2 >= (r^2 - sum_i h(y_i, l)) / l for every l > 0, where
+    h(y, l) = max_e (s(y + e) - s(y))^2 - l e^2 is bounded above. Never below 4 r.
+
+    Args:
+        logits: y at the clean latent, (B, D).
+        r: l2 distance between outputs, positive.
+
+    Returns:
+        Distances in logit space, (B,).
+
+    References:
+        THEORY section 4, envelope certificate (ours).
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.bounds import envelope_reach
+        >>> grey, black = torch.zeros(1, 4), torch.full((1, 4), -6.0)
+        >>> [bool(envelope_reach(y, 0.4) > edge) for y, edge in ((grey, 1.6), (black, 5.0))]
+        [True, True]
+    """
+    check_positive(r, "r")
+    if logits.ndim != 2:
+        raise ShapeError(f"logits must be (B, D), got {tuple(logits.shape)}")
+    multipliers, table = _envelope_table()
+    position = _double(logits.detach()).abs().clamp(max=_TOP) / _STEP
+    cell = position.floor().clamp(max=table.shape[0] - 2).long()
+    part = position - cell
+    best = torch.full((len(logits),), 4 * r * (1 - SLACK), dtype=torch.float64)
+    for k, multiplier in enumerate(multipliers.tolist()):
+        column = table[:, k]
+        h = torch.lerp(column[cell], column[cell + 1], part) + _BETWEEN
+        left = r**2 * (1 - SLACK) - h.sum(1) * (1 + SLACK)
+        best = torch.maximum(best, (left.clamp_min(0) / multiplier).sqrt() * (1 - SLACK))
+    return best
+
+
+_TOP, _STEP, _MULTIPLIERS = 30.0, 0.02, 48
+# |d2/dy2 of (s(y+e) - s(y))^2| >= -2 max|s''| 2 max|D s| with max|s''| < 0.0963, so a chord lies
+# at most 0.386 step^2 / 8 below the curve; 1e-12 more covers |y| > _TOP and rounding.
+_BETWEEN = 0.386 * _STEP**2 / 8 + 1e-12
+_TABLE: list[tuple[Tensor, Tensor]] = []
+
+
+def _envelope_table() -> tuple[Tensor, Tensor]:
+    """Upper bounds on h(y, l) at y = 0, step, ..., top, (n, L), and the multipliers l, (L,).
+
+    y >= 0 stands for both signs, and the best e is negative: the slope is larger towards 0. On a
+    cell of width w around e: f <= f(e) + |f'(e)| w/2 + M w^2/8 with M = 0.32 > max f''.
+    """
+    if not _TABLE:
+        multipliers = torch.logspace(-4.5, math.log10(1 / 16), _MULTIPLIERS, dtype=torch.float64)
+        y = torch.arange(0, _TOP + _STEP, _STEP, dtype=torch.float64)[:, None]
+        width = 0.05
+        e = torch.arange(width / 2, 2 * _TOP, width, dtype=torch.float64)[None, :]
+        start, moved = torch.sigmoid(y), torch.sigmoid(y - e)
+        change = start - moved
+        value = change.square() + 0.32 * width**2 / 8 + 1e-12
+        slope = 2 * change * moved * (1 - moved)
+        columns = []
+        for multiplier in multipliers.tolist():
+            # beyond e = l^-1/2 the bracket is negative, as the change is at most 1
+            cells = min(e.shape[1], math.ceil(multiplier**-0.5 / width) + 1)
+            near = e[:, :cells]
+            bound = value[:, :cells] - multiplier * near.square()
+            bound += (slope[:, :cells] - 2 * multiplier * near).abs() * (width / 2)
+            columns.append(bound.amax(1).clamp_min(0))
+        _TABLE.append((multipliers, torch.stack(columns, 1)))
+    return _TABLE[0]
+
+
+def _normal_gap(probability: Any, m: float) -> Tensor:
+    check_probability(m, "m")
+    chance = _double(probability)
+    gap = torch.special.ndtri(chance) - torch.special.ndtri(_double(m))
+    return torch.where(chance > m, gap, 0.0)
+
+
+def _double(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+class _NoncentralCDF(torch.autograd.Function):
+    """scipy's CDF with its derivatives: the density in x, minus the density at d + 2 in lambda."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, noncentral: Tensor, latent: int) -> Tensor:
+        from scipy import special
+
+        ctx.save_for_backward(x, noncentral)
+        ctx.latent = latent
+        value = special.chndtr(x.detach().cpu().numpy(), latent, noncentral.detach().cpu().numpy())
+        return torch.as_tensor(value, dtype=torch.float64, device=x.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        from scipy.stats import ncx2
+
+        x, noncentral = (saved.cpu().numpy() for saved in ctx.saved_tensors)
+        density = torch.as_tensor(ncx2.pdf(x, ctx.latent, noncentral))
+        above = torch.as_tensor(ncx2.pdf(x, ctx.latent + 2, noncentral))
+        (grad,) = grads
+        return grad * density.to(grad.device), -grad * above.to(grad.device), None
+
+
+def _noncentral_cdf(x: Tensor, noncentral: Tensor, latent: int) -> Tensor:
+    check_count(latent, "latent")
+    if not bool((x >= 0).all() and (noncentral >= 0).all()):
+        raise RangeError("reach, shift and spread must be at least 0")
+    x, noncentral = torch.broadcast_tensors(x, noncentral)
+    value: Tensor = _NoncentralCDF.apply(x, noncentral, latent)
+    return value

@@ -1,0 +1,361 @@
+"""`certify`: the best lower bound on the margin that can be proved, and what it rests on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae import bounds
+from robustvae.certificates.constants import Constants, lipschitz_constants
+from robustvae.errors import (
+    ConfigError,
+    UnsupportedError,
+    check_choice,
+    check_count,
+    check_images,
+    check_positive,
+    check_probability,
+)
+from robustvae.jacobians import jacobian
+from robustvae.metrics import clopper_pearson
+from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models.base import frozen
+from robustvae.seeding import randn
+
+VERSIONS = ("centred", "full", "paired")
+KINDS = {
+    "barrett": "deterministic",
+    "envelope": "deterministic",
+    "first_order": "first_order",
+    "neyman_pearson": "probabilistic",
+    "noncentral": "deterministic",
+    "trace_markov": "deterministic",
+}
+"""Routes by name, and the kind of certificate each gives."""
+
+GUARANTEED = ("noncentral", "trace_markov", "envelope")
+EVALUATION_FACTOR = 10.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """Lower bounds on robustness margins: each input is (r, m)-robust to every ||delta|| < radius.
+
+    Attributes:
+        radius: In the unit of the pixels, (B,), float64; 0 where nothing is proved.
+        kind: "deterministic", "probabilistic" (each input's radius is false with probability at
+            most 1 - `confidence`) or "first_order" (an extrapolation, no guarantee).
+        confidence: 1 for a deterministic certificate.
+        route: The bound that gave each radius, B names; "none" where nothing is proved.
+        status: "ok" or "abstain", B of them.
+        assumptions: What the statement rests on, or what is not covered.
+        version: "centred", "paired" or "full".
+        norm: "l2" or "linf".
+        boxed: False: it holds for free perturbations, hence for those kept in the pixel range.
+    """
+
+    radius: Tensor
+    kind: str
+    confidence: float
+    route: tuple[str, ...]
+    status: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    version: str
+    norm: str
+    boxed: bool = False
+
+
+def certify(
+    vae: VAE,
+    x: Tensor,
+    r: float,
+    m: float,
+    version: str,
+    *,
+    generator: torch.Generator,
+    norm: str = "l2",
+    routes: Sequence[str] | None = None,
+    confidence: float = 0.999,
+    draws: int = 1000,
+) -> Certificate:
+    r"""Certify P(||Delta|| <= r) > m for every perturbation shorter than the radius returned.
+
+    $$ \mathrm{radius} = \sup\{\rho : F(t, D(\rho)) > m\} $$
+
+    D bounds how far the posterior's mean moves, t the latent distance the decoder forgives, F the
+    probability of staying within. By default the largest of the guaranteed routes, per input:
+
+    - "noncentral": the noncentral chi-square, t = r / a (ours); only where F >= 1/2;
+    - "trace_markov": Markov's bound with the exact trace, t = r / a (ours);
+    - "envelope": the better of the two, with t from the saturation of the decoder's last sigmoid at
+      this input (ours; centred and full).
+
+    On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "neyman_pearson" (ours,
+    probabilistic, any decoder; a fixed covariance), and "first_order" (no guarantee, any VAE).
+
+    Warning:
+        Centred keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
+        model draws with sigma(x + delta): that is `version="full"`.
+
+    Args:
+        vae: A `vae` with dense layers, or a `lipschitz-vae`; any other model abstains, by name.
+        x: Images in [0, 1], (B, C, H, W).
+        r: l2 distance between outputs, in pixel units, positive.
+        m: Probability wanted, in (0, 1).
+        version: "centred": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two independent
+            draws; "full": Delta = g(mu(x+d) + eta sigma(x+d)) - g(mu(x)).
+        generator: Spent by the evaluation error's probes and by the sampled routes.
+        norm: "l2", or "linf" (the l2 radius over sqrt(C H W)).
+        routes: Names of routes to take instead of the guaranteed ones; all of one kind.
+        confidence: Of the probabilistic route, per input, in (0, 1).
+        draws: Of the sampled routes, per input.
+
+    Returns:
+        A `Certificate`; radius 0 and status "abstain" where nothing can be proved.
+
+    Raises:
+        UnknownNameError: An unknown version, norm or route.
+        ConfigError: Routes of several kinds at once, or none.
+        RangeError: r, m, confidence or draws out of range, or a pixel outside [0, 1].
+
+    References:
+        THEORY section 4; [Barrett22] Theorem 1 and Lemma 2; [Camuto21] Theorem 1.
+
+    Example:
+        >>> import robustvae as rv
+        >>> vae = rv.load("digits-lipschitz-vae")
+        >>> x = rv.data.load("digits", split="test").x[:4]
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centred", generator=rv.generator(0))
+        >>> lower.kind, lower.status
+        ('deterministic', ('ok', 'ok', 'ok', 'ok'))
+    """
+    check_images(x, vae.image_shape)
+    vae.check(x)
+    check_positive(r, "r")
+    check_probability(m, "m")
+    check_choice("version", version, VERSIONS)
+    check_choice("norm", norm, ("l2", "linf"))
+    check_probability(confidence, "confidence")
+    check_count(draws, "draws")
+    wanted = tuple(GUARANTEED if routes is None else routes)
+    if isinstance(routes, str) or not wanted:
+        raise ConfigError(f"routes must be a list of names, got {routes!r}")
+    for name in wanted:
+        check_choice("route", name, KINDS)
+    kinds = {KINDS[name] for name in wanted}
+    if len(kinds) > 1:
+        raise ConfigError(f"routes of several kinds at once: {', '.join(sorted(kinds))}")
+    kind = kinds.pop()
+    question = _Question(r, m, version, confidence, draws)
+    with frozen(vae), torch.no_grad():
+        try:
+            found, assumptions = _radii(vae, x, question, wanted, generator)
+        except UnsupportedError as refusal:
+            found, assumptions = {}, (f"not covered: {refusal}",)
+    radius = torch.zeros(len(x), dtype=torch.float64)
+    route = ["none"] * len(x)
+    for name, radii in found.items():
+        for i in (radii > radius).nonzero()[:, 0].tolist():
+            route[i] = name
+        radius = torch.maximum(radius, radii)
+    if norm == "linf":
+        radius = radius / x[0].numel() ** 0.5 * (1 - bounds.SLACK)
+        assumptions = (*assumptions, "linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
+    return Certificate(
+        radius=radius.to(x.device),
+        kind=kind,
+        confidence=confidence if kind == "probabilistic" else 1.0,
+        route=tuple(route),
+        status=tuple("ok" if value > 0 else "abstain" for value in radius.tolist()),
+        assumptions=assumptions,
+        version=version,
+        norm=norm,
+    )
+
+
+@dataclass(frozen=True)
+class _Question:
+    r: float
+    m: float
+    version: str
+    confidence: float
+    draws: int
+
+
+def _radii(
+    vae: VAE, x: Tensor, ask: _Question, routes: tuple[str, ...], generator: torch.Generator
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The l2 radius of each input by each route that applies, and the assumptions."""
+    if routes == ("first_order",):
+        return {"first_order": _first_order(vae, x, ask, generator)}, (
+            "a linear extrapolation of the encoder's mean, not a guarantee",
+        )
+    constants = lipschitz_constants(vae)
+    exact = copy.deepcopy(vae).to("cpu", torch.float64)
+    posterior = exact.encode(x.to("cpu", torch.float64))
+    error = evaluation_error(vae, exact, x, constants, generator)
+    r = ask.r * (1 - 1e-9) - 2 * error
+    assumptions = [
+        "the stored weights, in exact arithmetic",
+        f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves an output by at most "
+        f"{error:.1e} ({EVALUATION_FACTOR:g} times the largest seen); twice that is taken from r",
+    ]
+    if ask.version == "centred" and not constants.fixed_stddev:
+        assumptions.append("sigma(x) is kept under attack: silent about sigma(x + delta)")
+    if r <= 0:
+        return {}, (*assumptions, "not covered: the evaluation error is larger than r")
+    found: dict[str, Tensor] = {}
+    stddev = posterior.stddev * (1 + 1e-9)
+    moved = _moved_stddev(stddev, constants, ask.version)
+    reach = torch.full((len(x),), r / constants.a, dtype=torch.float64)
+    reaches = {"": reach}
+    if "envelope" in routes and constants.sigmoid and ask.version != "paired":
+        logits = _logits(exact, posterior.mean)
+        wide = bounds.envelope_reach(logits, r) / constants.a_logits * (1 - bounds.SLACK)
+        reaches["envelope, "] = torch.maximum(reach, wide)
+    for name in ("noncentral", "trace_markov"):
+        if name in routes:
+            found[name] = _margin(name, reach, moved, constants.b, ask.m, vae.latent)
+        if "envelope, " in reaches:
+            wide = reaches["envelope, "]
+            found[f"envelope, {name}"] = _margin(name, wide, moved, constants.b, ask.m, vae.latent)
+    if "barrett" in routes:
+        if ask.version != "paired":
+            raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired version only")
+        found["barrett"] = bounds.barrett_margin(
+            stddev.norm(dim=1),
+            r=r,
+            m=ask.m,
+            a=constants.a,
+            b=constants.b,
+            c=constants.c,
+            latent=vae.latent,
+        )
+    if "neyman_pearson" in routes:
+        if ask.version != "centred" and not constants.fixed_stddev:
+            raise UnsupportedError("Neyman-Pearson with a standard deviation that moves")
+        low = _rest_probability(vae, x, ask, generator)
+        shift = bounds.neyman_pearson_shift(low, ask.m)
+        least = posterior.stddev.amin(1) * (1 - 1e-9)
+        found["neyman_pearson"] = shift * least / constants.b * (1 - bounds.SLACK)
+        assumptions.append(
+            f"{ask.draws} draws at the clean input; confidence {ask.confidence:g} per input"
+        )
+    return found, tuple(assumptions)
+
+
+def _logits(vae: VAE, z: Tensor) -> Tensor:
+    assert isinstance(vae, GaussianVAE | LipschitzVAE)
+    logits: Tensor = vae.decoder(z)
+    return logits.flatten(1)
+
+
+def _moved_stddev(
+    stddev: Tensor, constants: Constants, version: str
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """For radii (B,): the largest standard deviation s and the trace T of the latent difference."""
+    own = stddev.square()
+    norm = stddev.norm(dim=1)
+
+    def bound(rho: Tensor) -> tuple[Tensor, Tensor]:
+        if version == "centred":
+            variance, trace = own, own.sum(1)
+            return variance.amax(1).sqrt(), trace
+        added = stddev + constants.c * rho[:, None]
+        after = added.square()
+        if constants.log_c < float("inf"):
+            grown = stddev * (constants.log_c * rho[:, None]).clamp(max=300).exp()
+            after = torch.minimum(after, grown.square())
+        trace = torch.minimum(after.sum(1), (norm + constants.c * rho).square())
+        if version == "paired":
+            after, trace = own + after, norm.square() + trace
+        return after.amax(1).sqrt(), trace
+
+    def with_slack(rho: Tensor) -> tuple[Tensor, Tensor]:
+        spread, trace = bound(rho)
+        return spread * (1 + bounds.SLACK), trace * (1 + bounds.SLACK)
+
+    return with_slack
+
+
+def _margin(
+    name: str,
+    reach: Tensor,
+    moved: Callable[[Tensor], tuple[Tensor, Tensor]],
+    b: float,
+    m: float,
+    latent: int,
+) -> Tensor:
+    """The largest rho at which the route's probability is above m, (B,)."""
+
+    def holds(rho: Tensor) -> Tensor:
+        spread, trace = moved(rho)
+        shift = b * rho * (1 + bounds.SLACK)
+        if name == "trace_markov":
+            return bounds.trace_markov_probability(reach, shift, trace) > m
+        return bounds.noncentral_probability(reach, shift, spread, latent) > m
+
+    return bounds.largest(holds, reach / b)
+
+
+def _first_order(vae: VAE, x: Tensor, ask: _Question, generator: torch.Generator) -> Tensor:
+    low = _rest_probability(vae, x, ask, generator)
+    with torch.enable_grad():
+        slopes = jacobian(lambda images: vae.encode(images).mean, x)
+    return bounds.first_order_margin(low, ask.m, slopes.cpu(), vae.encode(x).stddev.cpu())
+
+
+def _rest_probability(vae: VAE, x: Tensor, ask: _Question, generator: torch.Generator) -> Tensor:
+    """Clopper-Pearson lower bound on P(||Delta|| <= r) at the clean input, (B,)."""
+    posterior = vae.encode(x)
+    mean, stddev = posterior.mean, posterior.stddev
+    clean = vae.decode(mean).mean.flatten(1)
+    inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for _ in range(ask.draws):
+        one = mean + stddev * randn(*mean.shape, like=mean, generator=generator)
+        other = clean
+        if ask.version == "paired":
+            two = mean + stddev * randn(*mean.shape, like=mean, generator=generator)
+            other = vae.decode(two).mean.flatten(1)
+        inside += (vae.decode(one).mean.flatten(1) - other).norm(dim=1) <= ask.r
+    low, _ = clopper_pearson(inside.cpu(), ask.draws, ask.confidence, sides=1)
+    return torch.as_tensor(low, dtype=torch.float64)
+
+
+def evaluation_error(
+    vae: VAE, exact: VAE, x: Tensor, constants: Constants, generator: torch.Generator
+) -> float:
+    """How far an output moves because the model runs in its own floating type, in l2.
+
+    The largest difference seen between `vae` and its float64 copy `exact`, on the images, on the
+    images under noise and on draws of their latents, times `EVALUATION_FACTOR`. 0 for float64.
+
+    Args:
+        vae: The model as stored.
+        exact: The same in float64, on the CPU.
+        x: Images in [0, 1], (B, C, H, W).
+        constants: Of the model.
+        generator: Spent by the noise.
+    """
+    if vae.dtype == torch.float64:
+        return 0.0
+
+    def gap(one: Tensor, other: Tensor) -> float:
+        return float((one.double().cpu() - other).flatten(1).norm(dim=1).max())
+
+    latent = output = 0.0
+    for size in (0.0, 0.1, 1.0):
+        images = x + size * randn(*x.shape, like=x, generator=generator)
+        q, q_exact = vae.encode(images), exact.encode(images.double().cpu())
+        noise = randn(*q.mean.shape, like=q.mean, generator=generator)
+        z = q.mean + q.stddev * noise
+        z_exact = q_exact.mean + q_exact.stddev * noise.double().cpu()
+        latent = max(latent, gap(z, z_exact))
+        output = max(output, gap(vae.decode(z).mean, exact.decode(z.double().cpu()).mean))
+    return EVALUATION_FACTOR * (output + constants.a * latent)

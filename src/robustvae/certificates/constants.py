@@ -1,0 +1,150 @@
+"""Lipschitz constants of a whole model, read from its stored weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+
+from robustvae.errors import UnsupportedError
+from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE, slope_bound, spectral_norm_bound
+
+OUTPUT_SLOPES = {
+    "bernoulli": 1 / 4,
+    "continuous_bernoulli": 1 / 4,
+    "continuous_bernoulli_exact": CONTINUOUS_BERNOULLI_SLOPE,
+    "gaussian": 1.0,
+}
+"""Largest slope of the likelihood's mean in the decoder's last layer."""
+
+
+@final
+@dataclass(frozen=True)
+class Constants:
+    """Upper bounds on the Lipschitz constants (l2 to l2) of a VAE's parts, for its stored weights.
+
+    Attributes:
+        a: Of the decoder's mean, as `decode(z).mean` is configured.
+        a_logits: Of the decoder before the likelihood's mean.
+        sigmoid: Whether that mean is an elementwise sigmoid.
+        b: Of the encoder's mean.
+        c: Of the encoder's standard deviation.
+        log_c: Of the logarithm of any one coordinate of the standard deviation; infinite where
+            that is not bounded.
+        fixed_stddev: Whether the standard deviation is the same for every input.
+    """
+
+    a: float
+    a_logits: float
+    sigmoid: bool
+    b: float
+    c: float
+    log_c: float
+    fixed_stddev: bool
+
+
+def lipschitz_constants(vae: VAE) -> Constants:
+    """Verified constants of a `vae` or `lipschitz-vae`, in evaluation mode.
+
+    Args:
+        vae: A model of `models.create`.
+
+    Raises:
+        UnsupportedError: A model, layer or option that is not covered; the message names it.
+        NonFiniteError: A NaN or an infinity in the weights.
+
+    References:
+        THEORY sections 1 and 4; [Barrett22] appendix B.
+
+    Example:
+        >>> import robustvae as rv
+        >>> from robustvae.certificates import lipschitz_constants
+        >>> vae = rv.models.create(
+        ...     "lipschitz-vae", image_shape=(1, 4, 4), hidden=[8], encoder_lipschitz=3.0
+        ... )
+        >>> 3.0 - 1e-5 < lipschitz_constants(vae).b < 3.0 + 1e-5
+        True
+    """
+    if isinstance(vae, GaussianVAE):
+        trunk = lipschitz_bound(vae.trunk)
+        b = _up(trunk * lipschitz_bound(vae.mean_head))
+        log_c = _up(trunk * lipschitz_bound(vae.log_var_head) / 2)
+        c = _up(math.exp(10.0) * log_c)  # the log variance is clamped at 20
+        fixed = False
+    elif isinstance(vae, LipschitzVAE):
+        b = lipschitz_bound(vae.mean_net)
+        fixed = vae.stddev_net is None
+        c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net)
+        log_c = 0.0 if fixed else math.inf
+    else:
+        raise UnsupportedError(f"no Lipschitz constants are known for {type(vae).__name__}")
+    logits = lipschitz_bound(vae.decoder)
+    return Constants(
+        a=_up(OUTPUT_SLOPES[vae.likelihood] * logits),
+        a_logits=logits,
+        sigmoid=vae.likelihood in ("bernoulli", "continuous_bernoulli"),
+        b=b,
+        c=c,
+        log_c=log_c,
+        fixed_stddev=fixed,
+    )
+
+
+def lipschitz_bound(network: nn.Module) -> float:
+    """An upper bound on the Lipschitz constant (l2 to l2) of a feed-forward network.
+
+    The product over its layers; for a dense layer of its stored weight's verified spectral norm.
+
+    Args:
+        network: An `nn.Sequential`, nested or not, or one layer; taken in evaluation mode.
+
+    Raises:
+        UnsupportedError: A layer that is not covered, by name.
+
+    Example:
+        >>> from torch import nn
+        >>> from robustvae.certificates import lipschitz_bound
+        >>> lipschitz_bound(nn.Sequential(nn.ReLU(), nn.Sigmoid())) <= 0.25 * (1 + 1e-9)
+        True
+    """
+    bound = 1.0
+    for layer in _layers([network]):
+        bound = _up(bound * _layer_bound(layer))
+    return bound
+
+
+def _layers(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedError(f"a {type(module).__name__} with a forward hook is not covered")
+        if type(module) is nn.Sequential:
+            yield from _layers(module)
+        else:
+            yield module
+
+
+def _layer_bound(layer: nn.Module) -> float:
+    if type(layer) is nn.Linear:
+        return spectral_norm_bound(layer.weight)
+    if type(layer) is Scale:
+        return abs(layer.factor)
+    if type(layer) in (GroupSort, MaxMin):
+        return 1.0
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if layer.running_var is None:
+            raise UnsupportedError(f"{type(layer).__name__} without running statistics")
+        scale = (layer.running_var.double() + layer.eps).rsqrt()
+        if layer.weight is not None:
+            scale = scale * layer.weight.double().abs()
+        return _up(float(scale.max()))
+    return slope_bound(layer)
+
+
+def _up(value: float) -> float:
+    """Slack for the rounding of a few float64 operations."""
+    return value * (1 + 1e-12)
