@@ -1,0 +1,383 @@
+"""Random nonsense, at least 500 pieces: only our own errors come back, in one line, no traceback.
+
+A row calls one public name with arguments that work; each piece replaces one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import io
+import operator
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import robustvae as rv
+from robustvae.errors import RobustVAEError
+
+PIECES = settings(
+    max_examples=24,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+MORE_PIECES = settings(PIECES, max_examples=100)
+
+SHAPES = [(), (0,), (2,), (1, 8, 8), (0, 1, 8, 8), (2, 1, 8, 8), (3, 1, 8, 8), (2, 3, 7, 5)]
+
+
+def tensors() -> st.SearchStrategy[torch.Tensor]:
+    values = st.sampled_from([0.5, -1.0, 2.0, float("nan"), float("inf"), 1e300])
+    kinds = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.complex64])
+    floating = st.builds(
+        lambda shape, value, dtype: torch.full(shape, value, dtype=dtype),
+        st.sampled_from(SHAPES),
+        values,
+        kinds,
+    )
+    whole = st.builds(lambda shape: torch.ones(shape, dtype=torch.int64), st.sampled_from(SHAPES))
+    return floating | whole
+
+
+# No large whole numbers: a million steps are not nonsense, only slow.
+NONSENSE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 0),
+    st.sampled_from([0.0, -0.5, 1.5, float("nan"), float("inf"), -float("inf")]),
+    st.text(max_size=8),
+    st.binary(max_size=4),
+    st.lists(st.integers(-2, 2) | st.text(max_size=2), max_size=3),
+    st.dictionaries(st.text(max_size=4), st.integers(-2, 2), max_size=2),
+    st.builds(object),
+    st.just(torch.nn.Linear(2, 2)),
+    st.just(dict),
+    tensors(),
+)
+
+
+@functools.cache
+def base() -> SimpleNamespace:
+    vae = rv.models.create(
+        "vae", architecture="mlp", latent=2, image_shape=(1, 8, 8), likelihood="bernoulli"
+    )
+    images = rv.data.load("digits", split="test")[:40]
+    return SimpleNamespace(
+        vae=vae.double(),
+        images=images,
+        x=images.x[:2].double(),
+        x_adv=1 - images.x[:2].double(),
+        victim=rv.Victim(vae.double()),
+        ball=rv.Ball("l2", 0.5),
+        search=rv.ProjectedAscent(steps=2, restarts=2),
+        attack=rv.Attack(rv.MaximumDamage(), rv.ProjectedAscent(steps=2), rv.Ball("l2", 0.5)),
+    )
+
+
+def g() -> torch.Generator:
+    return rv.generator(0)
+
+
+def used(make: str) -> Callable[..., Any]:
+    """Make one part of an attack or a victim from fields, and use it."""
+
+    def run(**fields: Any) -> Any:
+        part = operator.attrgetter(make)(rv)(**fields)
+        b = base()
+        if make in ("MaximumDamage", "LatentShift"):
+            return rv.Attack(part, b.search, b.ball)(b.victim, b.x, generator=g())
+        if make == "ProjectedAscent":
+            return rv.Attack(rv.MaximumDamage(), part, b.ball)(b.victim, b.x, generator=g())
+        if make == "Ball":
+            return rv.Attack(rv.MaximumDamage(), b.search, part)(b.victim, b.x, generator=g())
+        if make == "Attack":
+            return part(b.victim, b.x, generator=g())
+        if make == "objectives.ELBO":
+            return part(b.vae, b.x, generator=g())
+        victim = part if make == "Victim" else rv.Victim(b.vae, part)
+        return victim.reconstruct(b.x, generator=g())
+
+    return run
+
+
+PLAN = {
+    "inputs": 1,
+    "draws": 10,
+    "defence_steps": 1,
+    "margin_steps": 1,
+    "margin_restarts": 1,
+    "attacks": [{"radius": 1.0, "steps": 1, "restarts": 1}],
+}
+QUESTION = {"r": 1.0, "m": 0.5, "version": "centred"}
+
+# name: (what to call, arguments that work). A name of rv unless a dot follows a lower-case word.
+ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] = {
+    "generator": (None, lambda: {"seed": 0}),
+    "draw": (
+        None,
+        lambda: {"distribution": base().vae.prior(), "shape": (2,), "generator": g()},
+    ),
+    "load": (None, lambda: {"model": "digits-vae"}),
+    "wrap": (
+        lambda **fields: rv.wrap(**fields).encode(base().x).mean,
+        lambda: {
+            "encode": base().vae.encode,
+            "decode": base().vae.decode,
+            "latent": 2,
+            "image_shape": (1, 8, 8),
+            "returns": "distribution",
+        },
+    ),
+    "models.create": (
+        None,
+        lambda: {
+            "name": "vae",
+            "architecture": "mlp",
+            "latent": 2,
+            "image_shape": (1, 8, 8),
+            "likelihood": "bernoulli",
+        },
+    ),
+    "models.VAE.log_joint": (
+        lambda **a: base().vae.log_joint(**a),
+        lambda: {"x": base().x, "z": torch.zeros(2, 2)},
+    ),
+    "data.load": (None, lambda: {"name": "digits", "split": "test"}),
+    "data.Images": (
+        None,
+        lambda: {"x": base().images.x, "y": base().images.y, "name": "mine", "split": "test"},
+    ),
+    "data.Images.sample": (
+        lambda **a: base().images.sample(**a),
+        lambda: {"n": 2, "stratified": False, "generator": g()},
+    ),
+    "Ball": (used("Ball"), lambda: {"norm": "l2", "radius": 0.5, "low": 0.0, "high": 1.0}),
+    "Victim": (
+        used("Victim"),
+        lambda: {"vae": base().vae, "defence": rv.PosteriorMean(), "classifier": None},
+    ),
+    "Victim.reconstruct": (
+        lambda **a: base().victim.reconstruct(**a),
+        lambda: {"x": base().x, "generator": g()},
+    ),
+    "PosteriorMean": (
+        lambda **a: rv.PosteriorMean()(**a),
+        lambda: {"vae": base().vae, "x": base().x, "generator": g()},
+    ),
+    "PosteriorSample": (
+        lambda **a: rv.PosteriorSample()(**a),
+        lambda: {"vae": base().vae, "x": base().x, "generator": g()},
+    ),
+    "PosteriorMode": (used("PosteriorMode"), lambda: {"steps": 2}),
+    "HMC": (
+        used("HMC"),
+        lambda: {"steps": 2, "step_size": 0.1, "n_leapfrog": 2, "adapt": "chain"},
+    ),
+    "RobustPosterior": (
+        used("RobustPosterior"),
+        lambda: {"norm": "linf", "radius": 0.2, "steps": 2},
+    ),
+    "MaximumDamage": (used("MaximumDamage"), lambda: {"through": "mean"}),
+    "LatentShift": (used("LatentShift"), lambda: {"divergence": "symmetric_kl"}),
+    "ProjectedAscent": (
+        used("ProjectedAscent"),
+        lambda: {"steps": 2, "restarts": 2, "rule": "sign"},
+    ),
+    "Attack": (
+        used("Attack"),
+        lambda: {"goal": rv.MaximumDamage(), "search": base().search, "ball": base().ball},
+    ),
+    "Attack.__call__": (
+        lambda **a: base().attack(**a),
+        lambda: {"victim": base().victim, "x": base().x, "generator": g()},
+    ),
+    "robustness_probability": (
+        None,
+        lambda: {
+            "victim": base().victim,
+            "x": base().x,
+            "x_adv": base().x_adv,
+            "r": 1.0,
+            "version": "centred",
+            "draws": 20,
+            "confidence": 0.95,
+            "generator": g(),
+        },
+    ),
+    "estimate_margin": (
+        None,
+        lambda: {
+            "victim": base().victim,
+            "x": base().x,
+            **QUESTION,
+            "norm": "l2",
+            "boxed": True,
+            "draws": 50,
+            "generator": g(),
+        },
+    ),
+    "certify": (
+        None,
+        lambda: {"vae": base().vae, "x": base().x, **QUESTION, "norm": "l2", "generator": g()},
+    ),
+    "objectives.ELBO": (used("objectives.ELBO"), lambda: {"beta": 1.0, "warmup": 0}),
+    "objectives.elbo": (
+        None,
+        lambda: {"vae": base().vae, "x": base().x, "beta": 1.0, "generator": g()},
+    ),
+    "fit": (
+        None,
+        lambda: {
+            "vae": rv.models.create(
+                "vae", architecture="mlp", latent=2, image_shape=(1, 8, 8), likelihood="bernoulli"
+            ),
+            "objective": rv.objectives.ELBO(),
+            "images": base().images,
+            "epochs": 1,
+            "batch_size": 20,
+            "lr": 1e-3,
+            "validation": 0.1,
+            "generator": g(),
+        },
+    ),
+    "audit": (
+        None,
+        lambda: {"victim": base().victim, "images": base().images, "plan": PLAN, "seed": 0},
+    ),
+    "report.write": (None, lambda: {"record": None, "folder": "nowhere"}),
+    "Record.from_json": (None, lambda: {"text": "{}"}),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@given(data=st.data())
+@PIECES
+def test_a_public_function_refuses_with_our_errors(name: str, data: st.DataObject) -> None:
+    call, arguments = ROWS[name]
+    given_arguments = arguments()
+    call = call or operator.attrgetter(name)(rv)
+    fixed = {"folder"}  # where to write: any name is a name
+    key = data.draw(st.sampled_from([key for key in given_arguments if key not in fixed]))
+    given_arguments[key] = data.draw(NONSENSE)
+    with contextlib.suppress(RobustVAEError):
+        call(**given_arguments)
+
+
+ONLY_NONSENSE = {"load", "report.write", "Record.from_json"}
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ONLY_NONSENSE])
+def test_the_row_itself_is_sense(name: str) -> None:
+    """Else the test above would be content with an argument that is always refused."""
+    call, arguments = ROWS[name]
+    (call or operator.attrgetter(name)(rv))(**arguments())
+
+
+def test_every_public_name_has_a_row() -> None:
+    made_by_us = {"AttackResult", "Certificate", "Estimate", "Record"}
+    for name in rv.__all__:
+        value = getattr(rv, name)
+        is_error = inspect.isclass(value) and issubclass(value, BaseException)
+        if callable(value) and not is_error and not inspect.isabstract(value):
+            protocol = getattr(value, "_is_protocol", False)
+            assert protocol or name in made_by_us or name in ROWS, f"{name} has no row"
+
+
+def is_whole(word: str) -> bool:
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
+
+
+WORDS = st.text(max_size=12) | st.sampled_from(
+    ["nan", "inf", "-1", "1e999", "..", "/", "\0", "a\nb", "[red]", "%s", "{}", "'", "\u2603"]
+)
+NO_FLAG = WORDS.filter(lambda word: not word.startswith("-"))
+NO_COUNT = NO_FLAG.filter(lambda word: not is_whole(word)) | st.just("-1")
+DEVICES = st.sampled_from(["gpu", "cuda:99", "tpu", "meta", "", "cpu cpu", "\0"])
+
+# What goes before, and what is always wrong after it.
+WRONG_USES: list[tuple[list[str], st.SearchStrategy[str]]] = [
+    ([], NO_FLAG),
+    (["audit"], NO_FLAG),
+    (["audit", "--plan"], NO_FLAG),
+    (["audit", "--data"], NO_FLAG),
+    (["audit", "--split"], NO_FLAG),
+    (["audit", "--seed"], NO_COUNT | st.just(str(2**63))),
+    (["audit", "--workers"], NO_COUNT | st.sampled_from(["0", "2", "1e3"])),
+    (["audit", "--device"], DEVICES),
+    (["certify"], NO_FLAG),
+    (["certify", "--data"], NO_FLAG),
+    (["certify", "--split"], NO_FLAG),
+    (["certify", "--version"], NO_FLAG),
+    (["certify", "--inputs"], NO_COUNT | st.sampled_from(["0", str(10**9)])),
+    (["certify", "--r"], st.sampled_from(["0", "-1", "nan", "inf", "x", ""])),
+    (["certify", "--m"], st.sampled_from(["0", "1", "-1", "nan", "inf", "x", ""])),
+    (["certify", "--device"], DEVICES),
+    (["train"], NO_FLAG),
+    (["zoo"], NO_FLAG),
+    (["zoo", "list"], NO_FLAG),
+    (["doctor"], NO_FLAG),
+]
+
+
+def run(arguments: list[str]) -> tuple[int, str, str]:
+    from robustvae import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def assert_one_line(arguments: list[str], code: int, err: str) -> None:
+    assert code == 2, arguments
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert "internal error" not in err and "Traceback" not in err, err
+
+
+@given(data=st.data())
+@MORE_PIECES
+def test_a_wrong_use_is_one_line_and_exit_2(data: st.DataObject) -> None:
+    before, after = data.draw(st.sampled_from(WRONG_USES))
+    arguments = [*before, data.draw(after)]
+    code, _, err = run(arguments)
+    assert_one_line(arguments, code, err)
+
+
+TOKENS = st.sampled_from(
+    [
+        "audit",
+        "train",
+        "certify",
+        "--seed",
+        "--data",
+        "--out",
+        "--help",
+        "--resume",
+        "-q",
+        "--m",
+        "--",
+    ]
+)
+
+
+@given(soup=st.lists(TOKENS | WORDS, max_size=6))
+@MORE_PIECES
+def test_a_soup_of_words_is_refused_or_helped(soup: list[str]) -> None:
+    arguments = ["audit", "--plan", "no such plan", *soup]
+    code, out, err = run(arguments)
+    if code == 0:
+        assert "Usage:" in out
+    else:
+        assert_one_line(arguments, code, err)
