@@ -13,7 +13,7 @@ from robustvae.defences.targets import posterior
 from robustvae.errors import check_choice, check_count, check_positive
 from robustvae.mcmc import hmc, mode_search
 from robustvae.mcmc.hmc import Adapt
-from robustvae.models.base import VAE, frozen
+from robustvae.models.base import VAE, channels_last, frozen
 from robustvae.seeding import draw
 
 
@@ -188,5 +188,5 @@ def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk
         Latents, (B, d).
     """
     graph = torch.is_grad_enabled() and x.requires_grad
-    with frozen(vae), torch.set_grad_enabled(graph):
+    with frozen(vae), channels_last(vae), torch.set_grad_enabled(graph):
         return torch.cat([read(part, graph) for part in x.split(chunk)])
