@@ -1,10 +1,55 @@
 """Robust variational autoencoders: train, attack, defend, certify, audit."""
 
-from robustvae import errors, models
+from robustvae import data, errors, models, objectives, report
+from robustvae.attacks import Attack, AttackResult, LatentShift, MaximumDamage
+from robustvae.auditing import audit
+from robustvae.certificates import Certificate, certify
+from robustvae.defences import (
+    HMC,
+    PosteriorMean,
+    PosteriorMode,
+    PosteriorSample,
+    RobustPosterior,
+    Victim,
+)
 from robustvae.models import VAE, wrap
+from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.records import Estimate, Record
+from robustvae.robustness import estimate_margin, robustness_probability
 from robustvae.seeding import draw, generator
+# from robustvae.training import fit
+from robustvae.zoo import load
 
 __version__ = "0.1.0"
 
-__all__ = ["Estimate", "Record", "VAE", "draw", "errors", "generator", "models", "wrap"]
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "audit",
+    "Ball",
+    "Certificate",
+    "certify",
+    "data",
+    "draw",
+    "errors",
+    "Estimate",
+    "estimate_margin",
+    "generator",
+    "HMC",
+    "LatentShift",
+    "load",
+    "MaximumDamage",
+    "models",
+    "objectives",
+    "PosteriorMean",
+    "PosteriorMode",
+    "PosteriorSample",
+    "ProjectedAscent",
+    "Record",
+    "report",
+    "robustness_probability",
+    "RobustPosterior",
+    "VAE",
+    "Victim",
+    "wrap",
+]

@@ -35,7 +35,7 @@ class Images:
         NonFiniteError: A NaN or an infinity in `x`.
         RangeError: A pixel outside [0, 1].
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> images = rv.data.load("digits", split="test")
         >>> len(images), images.image_shape, images[:100].x.shape
@@ -81,7 +81,7 @@ class Images:
             n: Number of images, at most `len(self)`.
             stratified: Balance the classes: the counts of any two classes differ by at most one,
                 unless a class runs out of images.
-            generator: Decides which images, on the CPU.
+            generator: Decides which images.
 
         Returns:
             Images in [0, 1], (n, C, H, W), and labels, (n,).
@@ -89,23 +89,27 @@ class Images:
         Raises:
             RangeError: `n` is below 1 or more than there are.
 
-        Example:
+        Examples:
             >>> import robustvae as rv
             >>> images = rv.data.load("digits", split="test")
             >>> x, y = images.sample(20, stratified=True, generator=rv.generator(0))
             >>> y.bincount().tolist()
             [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
         """
+        chosen = self.choose(n, stratified, generator=generator)
+        return self.x[chosen], self.y[chosen]
+
+    def choose(self, n: int, stratified: bool = False, *, generator: torch.Generator) -> Tensor:
+        """The indices that `sample` would take, (n,)."""
         check_count(n, "n")
         if n > len(self):
             raise RangeError(f"n must be at most {len(self)}, the number of images, got {n}")
-        order = torch.randperm(len(self), generator=generator)
+        order = permutation(len(self), generator)
         if stratified:
             rank, _ = rank_in_class(self.y.cpu()[order])
             balanced = order[rank.argsort(stable=True)[:n]]
-            order = balanced[torch.randperm(n, generator=generator)]
-        chosen = order[:n]
-        return self.x[chosen], self.y[chosen]
+            order = balanced[permutation(n, generator)]
+        return order[:n]
 
     def divide(self, fraction: float, *, generator: torch.Generator) -> tuple[Images, Images]:
         """Cut the set in two at random, with the same mixture of classes in both parts.
@@ -113,7 +117,7 @@ class Images:
         Args:
             fraction: Share of the images that goes to the second part, strictly between 0 and 1;
                 of a class of n images, round(fraction * n) go there.
-            generator: Decides which images, on the CPU.
+            generator: Decides which images.
 
         Returns:
             The part to work with and the part held out, each in the order of this set.
@@ -121,7 +125,7 @@ class Images:
         Raises:
             RangeError: `fraction` is out of range, or leaves one part empty.
 
-        Example:
+        Examples:
             >>> import robustvae as rv
             >>> images = rv.data.load("digits")
             >>> kept, held_out = images.divide(0.1, generator=rv.generator(0))
@@ -129,12 +133,19 @@ class Images:
             (1299, 143)
         """
         check_probability(fraction, "fraction")
-        order = torch.randperm(len(self), generator=generator)
+        order = permutation(len(self), generator)
         rank, size = rank_in_class(self.y.cpu()[order])
         held_out = rank < (fraction * size).round()
         if held_out.all() or not held_out.any():
-            raise RangeError(f"a fraction of {fraction:g} of {len(self)} images leaves a part empty")
+            raise RangeError(
+                f"a fraction of {fraction:g} of {len(self)} images leaves a part empty"
+            )
         return self[order[~held_out].sort().values], self[order[held_out].sort().values]
+
+
+def permutation(n: int, generator: torch.Generator) -> Tensor:
+    """The whole numbers below `n` in random order, (n,), on the CPU."""
+    return torch.randperm(n, generator=generator, device=generator.device).cpu()
 
 
 def rank_in_class(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,414 @@
+"""The command line: `robustvae audit`, `train`, `certify`, `zoo`, `doctor`.
+
+Every user error is one line on standard error and exit code 2; a requirement that failed is 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from robustvae import __version__
+from robustvae.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DtypeError,
+    RobustVAEError,
+    unknown,
+)
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+REQUIREMENT = re.compile(r"^\s*(?P<key>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+0-9.eE]+)\s*$")
+
+app = typer.Typer(
+    name="robustvae",
+    help="Train, attack, defend, certify and audit variational autoencoders.\n\n"
+    "Start with `robustvae audit`: it needs no arguments, no data and no network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+zoo_app = typer.Typer(help="Models that come with the library.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A bundled name (see `robustvae zoo list`), a checkpoint folder, or owner/name on the "
+        "Hub."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Data set; by default the one that the model was trained on."),
+]
+Split = Annotated[str, typer.Option(help="Which part of the data: test or train.")]
+Seed = Annotated[int, typer.Option(help="Decides every random number.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; the console script's entry."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="robustvae", standalone_mode=False)
+        return code if isinstance(code, int) else DONE
+    except RobustVAEError as error:
+        return _complain(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted; what was finished is kept, --resume goes on from there")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the command line itself did not parse
+            return _complain(f"{error.format_message()} (see robustvae --help)")
+        if os.environ.get("ROBUSTVAE_DEBUG"):
+            traceback.print_exc()
+        return _complain(
+            f"internal error, please report it: {type(error).__name__}: {error} "
+            "(ROBUSTVAE_DEBUG=1 shows where)"
+        )
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"robustvae {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.command()
+def audit(
+    model: Model = "digits-vae",
+    data: Data = None,
+    split: Split = "test",
+    plan: Annotated[
+        str, typer.Option(help="quick, standard, thorough, or a YAML file of your own.")
+    ] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes; 1 until campaigns exist.")] = 1,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the shards an interrupted run left in --out."),
+    ] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with 1 unless this holds: a check's name, or a key of the summary with a "
+            "bound on its mean, such as 'certified>=0.1'. May be repeated."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attack, defend, estimate and certify a model, and write the report.
+
+    Writes report.html, record.json and rows.parquet (or rows.jsonl) into --out.
+
+    Examples:
+
+        robustvae audit
+
+        robustvae audit digits-lipschitz-vae --plan standard --out audits/lipschitz
+
+        robustvae audit runs/mine --data mnist --require sandwich --require 'probability>=0.9'
+    """
+    if workers != 1:
+        raise ConfigError(f"--workers takes 1 only until campaigns exist, got {workers}")
+    from robustvae import auditing, report
+    from robustvae.defences import Victim
+    from robustvae.report.terminal import table
+
+    wanted = [_requirement(text) for text in require or []]
+    chosen = auditing.read_plan(plan)
+    vae = _model(model, device)
+    images = _images(model, data, split)
+    with _progress(quiet) as progress:
+        record = auditing.audit(
+            Victim(vae),
+            images,
+            chosen,
+            seed=seed,
+            name=Path(model).name,
+            keep=out / "shards",
+            resume=resume,
+            progress=progress,
+        )
+    report.write(record, out)
+    shutil.rmtree(out / "shards", ignore_errors=True)
+    console = Console(stderr=False)
+    console.print(table(record))
+    for sentence in record.proved:
+        console.print(sentence, highlight=False, markup=False)
+    console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    failures = [reason for need in wanted if (reason := _unmet(need, record)) is not None]
+    for reason in failures:
+        print(f"required, and not so: {reason}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name, or a YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run; runs/RECIPE by default.")
+    ] = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Train a model by a recipe; run again, it goes on where it was stopped.
+
+    A recipe names the model, the data, the objective and the schedule; unknown keys are refused.
+
+    Examples:
+
+        robustvae train digits-vae
+
+        robustvae train my-recipe.yaml --out runs/mine
+    """
+    from robustvae.training import train_recipe
+
+    folder = out or Path("runs") / Path(recipe).stem
+    train_recipe(recipe, folder, device=device, progress=False if quiet else None)
+    print(f"checkpoint: {folder}")
+
+
+@app.command()
+def certify(
+    model: Model = "digits-lipschitz-vae",
+    data: Data = None,
+    split: Split = "test",
+    inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 100,
+    r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")] = 1.0,
+    m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
+    version: Annotated[str, typer.Option(help="centred or paired.")] = "centred",
+    out: Annotated[Path | None, typer.Option(help="Also write the certificates as JSON.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Certify how far inputs may be pushed: radii that no attack can beat.
+
+    A certificate of radius R says: no perturbation of l2 norm below R brings the probability that
+    the output stays within r down to m or below. Radius 0 means that nothing could be proved.
+
+    Examples:
+
+        robustvae certify
+
+        robustvae certify digits-lipschitz-vae --r 1.5 --m 0.9 --version paired --out radii.json
+    """
+    import json
+
+    import robustvae as rv
+    from robustvae.records import plain, write_text
+
+    vae = _model(model, device)
+    images = _images(model, data, split)
+    chosen = images.choose(inputs, stratified=True, generator=rv.generator(seed))
+    x = images.x[chosen].to(device=vae.device, dtype=vae.dtype)
+    _fits(vae, images)
+    certificate = rv.certify(vae, x, r=r, m=m, version=version, generator=rv.generator(seed))
+    radii = sorted(certificate.radius.tolist())
+    if out is not None:
+        content = {
+            "model": model,
+            "data": images.name,
+            "r": r,
+            "m": m,
+            "inputs": chosen.tolist(),
+            **plain(certificate),
+        }
+        write_text(out, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    table = Table(title=f"{Path(model).name} on {images.name} ({images.split}), {inputs} inputs")
+    for heading in ("share certified", "least", "median", "mean", "greatest"):
+        table.add_column(heading, justify="right")
+    share = sum(radius > 0 for radius in radii) / len(radii)
+    values = (radii[0], radii[(len(radii) - 1) // 2], sum(radii) / len(radii), radii[-1])
+    table.add_row(f"{math.floor(share * 100)} %", *(_floored(value) for value in values))
+    console = Console()
+    console.print(table)
+    if not quiet:
+        kind = f"{certificate.kind}, {version}, l2, r = {r:g}, m = {m:g}"
+        console.print(f"kind: {kind}", highlight=False, markup=False)
+        for assumption in certificate.assumptions:
+            console.print(f"rests on: {assumption}", highlight=False, markup=False)
+    if out is not None:
+        console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@zoo_app.command("list")
+def zoo_list() -> None:
+    """The bundled models, with what their cards say."""
+    from robustvae import zoo
+
+    table = Table(title="bundled models")
+    for heading in ("name", "data", "epochs", "metrics"):
+        table.add_column(heading, overflow="fold")
+    for name in zoo.bundled():
+        card = zoo.card(name)
+        metrics = ", ".join(f"{key} {_short(v)}" for key, v in card.get("metrics", {}).items())
+        table.add_row(name, str(card.get("data", "")), str(card.get("epochs", "")), metrics)
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this installation: versions, devices, extras, data sets, bundled models."""
+    import numpy
+    import torch
+
+    from robustvae import data, zoo
+
+    table = Table(show_header=False, title=f"robustvae {__version__}")
+    table.add_row("python", f"{platform.python_version()} on {platform.system()}")
+    table.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    table.add_row("numpy", numpy.__version__)
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    table.add_row("devices", ", ".join(devices))
+    for extra, module in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        table.add_row(
+            f"extra {extra}", "installed" if there else f"missing: pip install 'robustvae[{extra}]'"
+        )
+    for name in data.names():
+        try:
+            table.add_row(f"data {name}", f"{len(data.load(name, split='test'))} test images")
+        except DataError as error:
+            table.add_row(f"data {name}", str(error))
+    broken = False
+    for name in zoo.bundled():
+        try:
+            zoo.load(name)
+            table.add_row(f"model {name}", "loads")
+        except CheckpointError as error:
+            broken = True
+            table.add_row(f"model {name}", str(error))
+    Console().print(table)
+    if broken:
+        raise typer.Exit(FAILED)
+
+
+EXTRAS = {
+    "train": "lightning_fabric",
+    "hub": "huggingface_hub",
+    "metrics": "torchmetrics",
+    "results": "pyarrow",
+    "plots": "matplotlib",
+}
+
+
+def _complain(text: str) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return WRONG_USE
+
+
+def _model(model: str, device: str) -> Any:
+    import torch
+
+    from robustvae import zoo
+
+    vae = zoo.load(model)
+    try:
+        return vae.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(f"device {device!r} cannot be used here: {line}") from None
+
+
+def _images(model: str, data: str | None, split: str) -> Any:
+    import robustvae.data
+    from robustvae import zoo
+
+    if data is None:
+        data = zoo.trained_on(model) or "digits"
+    return robustvae.data.load(data, split=split)
+
+
+def _fits(vae: Any, images: Any) -> None:
+    if images.image_shape != tuple(vae.image_shape):
+        raise DtypeError(
+            f"the model reads images of {tuple(vae.image_shape)}, "
+            f"{images.name} has {images.image_shape}: name another set with --data"
+        )
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("audit")
+        yield lambda done, total, what: bar.update(
+            task, completed=done, total=total, description=what
+        )
+
+
+def _requirement(text: str) -> tuple[str, str | None, float]:
+    found = REQUIREMENT.match(text)
+    if found is None:
+        return text, None, math.nan
+    try:
+        return found["key"], found["sign"], float(found["bound"])
+    except ValueError:
+        raise ConfigError(f"--require {text!r} has no number after {found['sign']}") from None
+
+
+def _unmet(need: tuple[str, str | None, float], record: Any) -> str | None:
+    key, sign, bound = need
+    if sign is None:
+        checks = {check["name"]: check for check in record.checks}
+        if key not in checks:
+            raise unknown("check", key, checks)
+        check = checks[key]
+        return None if check["passed"] else f"{key}: {check['value']}"
+    means = {entry["key"]: float(entry["mean"]) for entry in record.summary}
+    if key not in means:
+        raise unknown("key of the summary", key, means)
+    met = means[key] >= bound if sign == ">=" else means[key] <= bound
+    return None if met else f"{key} {sign} {bound:g}, it is {means[key]:.4g}"
+
+
+def _floored(radius: float) -> str:
+    return f"{math.floor(radius * 1e4) / 1e4:.4f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

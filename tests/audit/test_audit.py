@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae import auditing, errors
+
+PLAN = {"inputs": 6, "shard": 3, "draws": 100, "margin_steps": 10, "margin_restarts": 1,
+        "gallery": 2,
+        "attacks": [{"radius": 0.5, "steps": 10, "restarts": 2},
+                    {"goal": "latent_shift", "norm": "linf", "radius": 0.1, "steps": 5,
+                     "restarts": 1}]}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return rv.data.load("digits", split="test")
+
+
+@pytest.fixture(scope="module")
+def lipschitz(images):
+    victim = rv.Victim(rv.load("digits-lipschitz-vae"))
+    return rv.audit(victim, images, plan=PLAN | {"r": 1.0}, seed=0, name="lipschitz")
+
+
+def test_rows_are_one_for_each_input_and_attack(lipschitz):
+    assert len(lipschitz.rows) == 12
+    assert len({row["input"] for row in lipschitz.rows}) == 6
+    assert [row["attack"] for row in lipschitz.rows[:2]] == [
+        "maximum damage, l2 0.5",
+        "latent shift, linf 0.1",
+    ]
+    assert all(row["size"] <= row["radius"] + 1e-6 for row in lipschitz.rows)
+    assert len(lipschitz.gallery) == 2
+
+
+def test_the_bracket_holds_on_every_row(lipschitz):
+    for row in lipschitz.rows:
+        assert 0 < row["certified"] <= row["margin_upper_free"] <= row["margin_upper_boxed"]
+        assert row["certified_kind"] == "deterministic"
+    assert all(check["passed"] for check in lipschitz.checks)
+
+
+def test_record_round_trips_through_json(lipschitz):
+    again = rv.Record.from_json(lipschitz.to_json())
+    assert again == lipschitz
+    assert again.to_json() == lipschitz.to_json()
+
+
+def test_a_wrapped_model_is_audited_and_nothing_is_claimed_for_it(images):
+    inner = rv.load("digits-vae")
+    mine = rv.wrap(encode=inner.encode, decode=inner.decode, latent=inner.latent,
+                   image_shape=inner.image_shape)
+    record = rv.audit(rv.Victim(mine), images, plan=PLAN, seed=0)
+    assert all(row["certified"] == 0 and row["certified_status"] == "abstain" for row in record.rows)
+    assert "Nothing is proved" in record.proved[0]
+
+
+def test_a_defended_victim_is_attacked_through_its_defence(images):
+    victim = rv.Victim(rv.load("digits-vae"), rv.RobustPosterior(norm="l2", radius=0.5, steps=5))
+    plan = PLAN | {"inputs": 2, "attacks": PLAN["attacks"][:1]}
+    record = rv.audit(victim, images, plan=plan, seed=0)
+    assert record.rows[0]["damage"] > 0
+    assert record.rows[0]["certified"] is None
+    assert "RobustPosterior" in record.defence
+
+
+def test_images_of_another_shape_are_refused(images):
+    vae = rv.models.create("vae", architecture="conv28", latent=2)
+    with pytest.raises(errors.ShapeError, match=r"\(1, 28, 28\)"):
+        rv.audit(rv.Victim(vae), images, plan=PLAN)
+
+
+def test_nan_weights_are_refused_before_anything_runs(images):
+    vae = rv.load("digits-vae")
+    with torch.no_grad():
+        next(vae.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(errors.NonFiniteError):
+        rv.audit(rv.Victim(vae), images, plan=PLAN)
+
+
+@pytest.mark.parametrize("plan", ["nope", 3, [], {"inputs": "many", "attacks": [{"radius": 1}]}, {}])
+def test_bad_plans_are_refused(plan):
+    with pytest.raises(errors.RobustVAEError):
+        auditing.read_plan(plan)
+
+
+def test_named_plans_are_valid_and_ordered_by_effort():
+    quick, standard, thorough = (auditing.PLANS[n] for n in ("quick", "standard", "thorough"))
+    assert quick.inputs < standard.inputs < thorough.inputs
+    assert set(auditing.PLANS) == {"quick", "standard", "thorough"}

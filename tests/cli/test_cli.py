@@ -1,0 +1,169 @@
+import json
+import sys
+
+import pytest
+import yaml
+
+import robustvae as rv
+from robustvae import auditing, cli, zoo
+
+TINY = {"inputs": 4, "shard": 2, "draws": 50, "margin_steps": 5, "margin_restarts": 1,
+        "gallery": 1, "attacks": [{"radius": 0.5, "steps": 5, "restarts": 2}]}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def fails(capsys, *arguments, says):
+    assert cli.main(list(arguments)) == cli.WRONG_USE
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+    assert "internal error" not in printed.err
+    assert says in printed.err
+
+
+def test_audit_writes_its_report_and_says_where(plan, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["audit", "--plan", str(plan), "--out", str(out)]) == cli.DONE
+    assert {"report.html", "record.json"} <= {path.name for path in out.iterdir()}
+    assert not (out / "shards").exists()
+    record = rv.Record.from_json((out / "record.json").read_text())
+    assert len(record.rows) == 4
+    assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_same_seed_gives_the_same_bytes(plan):
+    images = rv.data.load("digits", split="test")
+    records = [
+        rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=plan, seed=3) for _ in range(2)
+    ]
+    texts = [json.loads(record.to_json()) | {"timing": None} for record in records]
+    assert json.dumps(texts[0]) == json.dumps(texts[1])
+    other = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=plan, seed=4)
+    assert other.rows != records[0].rows
+
+
+def test_an_interrupted_audit_resumes_to_the_same_record(plan, tmp_path, capsys, monkeypatch):
+    arguments = ["audit", "--plan", str(plan), "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cli.main([*arguments, str(whole)]) == cli.DONE
+    measure, calls = auditing._Bench.measure, []
+
+    def interrupted(self, *args):
+        calls.append(self.shard)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    monkeypatch.setattr(auditing._Bench, "measure", interrupted)
+    fails(capsys, *arguments, str(cut), says="--resume")
+    assert cli.main([*arguments, str(cut), "--resume"]) == cli.DONE
+    assert calls == [0, 1, 1]
+    first, second = (
+        rv.Record.from_json((folder / "record.json").read_text()) for folder in (whole, cut)
+    )
+    assert first.rows == second.rows
+    assert first.gallery == second.gallery
+
+
+def test_requirements_decide_the_exit_code(plan, tmp_path, capsys):
+    arguments = ["audit", "--plan", str(plan), "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*arguments, "--require", "sandwich", "--require", "size>=0"]) == cli.DONE
+    assert cli.main([*arguments, "--require", "size>=9"]) == cli.FAILED
+    assert "size >= 9, it is 0." in capsys.readouterr().err
+    fails(capsys, *arguments, "--require", "sandwitch", says="did you mean 'sandwich'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["audti"], "audti"),
+        (["audit", "--plna", "quick"], "--plna"),
+        (["audit", "digit-vae"], "did you mean 'digits-vae'"),
+        (["audit", "no/such/folder"], "checkpoint"),
+        (["audit", "--plan", "quik"], "did you mean 'quick'"),
+        (["audit", "--data", "minst"], "did you mean 'mnist'"),
+        (["audit", "--split", "half"], "half"),
+        (["audit", "--seed", "-1"], "seed"),
+        (["audit", "--seed", "x"], "--seed"),
+        (["audit", "--workers", "2"], "1 only"),
+        (["audit", "--device", "abacus"], "abacus"),
+        (["train", "no-such-recipe"], "recipe"),
+        (["certify", "--m", "1.5"], "m must"),
+        (["certify", "--r", "nan"], "r must"),
+        (["certify", "--inputs", "0"], "--inputs"),
+        (["certify", "--version", "centered"], "did you mean 'centred'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_use_is_one_line(capsys, arguments, says):
+    fails(capsys, *arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"atacks": []}, "did you mean 'attacks'"),
+        ({"attacks": [{"radius": -1}]}, "attacks.0.radius"),
+        ({"attacks": [{"radius": 1, "stpes": 3}]}, "attacks.0.stpes"),
+        ({"inputs": 10**6}, "has 355"),
+        ({"m": 1}, "m"),
+        ({"r": 0}, "r must be positive"),
+    ],
+)
+def test_bad_plans_are_one_line(tmp_path, capsys, change, says):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **change}))
+    fails(capsys, "audit", "--plan", str(path), "--out", str(tmp_path / "out"), says=says)
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_missing_data_says_where_it_looked(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTVAE_DATA", str(tmp_path))
+    fails(capsys, "audit", "--data", "mnist", says=str(tmp_path))
+
+
+def test_images_of_another_shape_are_refused(capsys, data_root):
+    fails(capsys, "audit", "--data", "mnist", says="(1, 8, 8)")
+
+
+def test_certify_floors_what_it_prints(tmp_path, capsys):
+    out = tmp_path / "radii.json"
+    assert cli.main(["certify", "--inputs", "10", "--out", str(out)]) == cli.DONE
+    content = json.loads(out.read_text())
+    assert len(content["radius"]) == 10
+    assert content["kind"] == "deterministic"
+    assert f"{cli.math.floor(min(content['radius']) * 1e4) / 1e4:.4f}" in capsys.readouterr().out
+
+
+def test_zoo_list_names_every_bundled_model(capsys):
+    assert cli.main(["zoo", "list"]) == cli.DONE
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in zoo.bundled())
+
+
+def test_doctor_and_version(capsys):
+    assert cli.main(["doctor"]) == cli.DONE
+    assert cli.main(["--version"]) == cli.DONE
+    assert rv.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["audit"], ["train"], ["certify"], ["zoo"], ["doctor"]])
+def test_help_is_there(command, capsys):
+    assert cli.main([*command, "--help"]) == cli.DONE
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_importing_the_command_line_is_light():
+    import subprocess
+
+    heavy = "torch", "scipy", "sklearn", "pyarrow", "matplotlib", "lightning_fabric"
+    code = "import sys, robustvae.cli; print([m for m in sys.argv[1:] if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code, *heavy[2:]], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]"
