@@ -258,7 +258,6 @@ class LipschitzVAE(VAE):
         self.decoder = nn.Sequential(
             *_dense(widths[::-1], decoder_lipschitz, sort), nn.Unflatten(1, self.image_shape)
         )
-        self._steps = 0
         self.finalize()
 
     def encode(self, x: Tensor) -> Gaussian:
@@ -295,6 +294,7 @@ class LipschitzVAE(VAE):
     @torch.no_grad()
     def finalize(self) -> None:
         """Make every weight orthonormal to the last digit: the polar factor, in float64."""
+        self._steps = 0
         for layer in self._layers():
             left, _, right = torch.linalg.svd(layer.weight.double(), full_matrices=False)
             layer.weight.copy_(left @ right)

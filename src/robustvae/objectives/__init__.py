@@ -2,5 +2,6 @@
 
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO, elbo
+from robustvae.objectives.registry import create, names
 
-__all__ = ["ELBO", "Objective", "elbo"]
+__all__ = ["create", "ELBO", "elbo", "names", "Objective"]

@@ -63,7 +63,7 @@ class ELBO:
         return self.terms(vae, x, generator=generator)["loss"]
 
     def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """"loss", and the "distortion" -log p(x|z) and "kl" it is made of; nats, each (B,)."""
+        """ "loss", and the "distortion" -log p(x|z) and "kl" it is made of; nats, each (B,)."""
         posterior = vae.encode(x)
         z = draw(posterior, generator=generator)
         distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
@@ -101,7 +101,7 @@ def elbo(vae: VAE, x: Tensor, *, beta: float = 1.0, generator: torch.Generator) 
 
 
 def _kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
-    """KL(posterior || prior) per example, (B,): exact between Gaussians, otherwise at the draw z."""
+    """KL(posterior || prior), (B,): exact between Gaussians, otherwise estimated at the draw z."""
     if isinstance(posterior, Gaussian) and isinstance(prior, Gaussian):
         ratio = posterior.stddev / prior.stddev
         shift = (posterior.mean - prior.mean) / prior.stddev

@@ -1,0 +1,7 @@
+"""Training: `fit`, its log, and recipes that say everything a training run needs."""
+
+from robustvae.training.log import JsonLines, Logger
+from robustvae.training.loop import fit
+from robustvae.training.recipe import Recipe, recipe_names, train_recipe
+
+__all__ = ["JsonLines", "Logger", "Recipe", "fit", "recipe_names", "train_recipe"]

@@ -1,0 +1,56 @@
+"""The log of a training run: a protocol of two methods, and a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, final
+
+from robustvae.records import write_text
+
+
+class Logger(Protocol):
+    """What hears of a training run: once an epoch, and once when it ends."""
+
+    def log(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Take the numbers of an epoch, counted from 1."""
+
+    def close(self) -> None:
+        """The run has ended, well or not."""
+
+
+@final
+class JsonLines:
+    """A `Logger` that keeps a file of JSON lines, one an epoch.
+
+    Args:
+        path: The file; written whole at every epoch, so that no line is ever torn.
+        keep: Lines of epochs up to this one, from an earlier run, stay.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from robustvae.training import JsonLines
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "log.jsonl"
+        ...     JsonLines(path).log(1, {"loss": 103.5})
+        ...     print(path.read_text().strip())
+        {"epoch": 1, "loss": 103.5}
+    """
+
+    def __init__(self, path: str | Path, keep: int = 0) -> None:
+        self._path = Path(path)
+        earlier = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
+        self._lines = [line for line in earlier if json.loads(line)["epoch"] <= keep]
+
+    def log(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Add a line.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        self._lines.append(json.dumps({"epoch": epoch, **values}))
+        write_text(self._path, "\n".join(self._lines) + "\n")
+
+    def close(self) -> None:
+        """Nothing is open between epochs."""

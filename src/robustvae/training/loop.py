@@ -1,0 +1,341 @@
+"""`fit`: one plain loop, which can be killed at any time and then goes on to the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustvae.data import Images
+from robustvae.data.images import permutation
+from robustvae.errors import (
+    ConfigError,
+    DtypeError,
+    MissingExtraError,
+    RangeError,
+    ShapeError,
+    TrainingError,
+    check_choice,
+    check_count,
+    check_positive,
+)
+from robustvae.models import VAE
+from robustvae.objectives import Objective
+from robustvae.training.log import JsonLines, Logger
+from robustvae.training.run import Progress, Run
+
+LOG = "log.jsonl"
+PRECISIONS = ("32-true", "bf16-mixed")
+
+Schedule = float | Sequence[Sequence[float]]
+Forward = Callable[[Objective, Tensor], dict[str, Tensor]]
+Update = Callable[[int, Tensor], None]
+
+
+def fit(
+    vae: VAE,
+    objective: Objective,
+    images: Images,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    batch_size: int = 128,
+    lr: Schedule = 1e-3,
+    validation: float | Images | None = 0.1,
+    patience: int | None = None,
+    plateau: int | None = None,
+    clip: float | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: bool | None = None,
+    logger: Logger | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+) -> VAE:
+    """Train a model with Adam, in place.
+
+    With `out`, every epoch ends with a checkpoint there (`rv.load(out)` reads it), a line in
+    `log.jsonl`, and the state from which a killed run goes on; on a CPU it then reaches bit for
+    bit the weights of a run that was never killed. A wrapped model gets the state only.
+
+    Args:
+        vae: Any model with weights; left in evaluation mode.
+        objective: The loss of each image, such as `ELBO(beta=2.0)`.
+        images: What to train on; converted to the model's type and moved to the device once.
+        epochs: Passes over the images, counted from the start of the run and not of this call.
+        generator: Decides validation split, shuffling and draws.
+        batch_size: Images in a step; the last step of an epoch may have fewer.
+        lr: Learning rate, or pairs (epoch, rate): each rate holds from its epoch on, from 0.
+        validation: Share of `images` to hold out, strictly between 0 and 1, or other images, or
+            None. Their loss is the objective's without warm-up.
+        patience: Stop after so many epochs without a lower validation loss, and return the
+            weights of the best epoch.
+        plateau: Halve the learning rate after so many epochs without a lower loss, of the
+            validation images if there are any.
+        clip: Scale gradients down to this norm wherever they exceed it.
+        out: Folder of the run; None keeps nothing.
+        resume: Go on from the state in `out` if there is one; otherwise start anew.
+        progress: Show a bar; None shows it on a terminal only.
+        logger: Hears of every epoch, besides the file.
+        device: Where to train, such as "cuda"; None stays where the model is.
+        precision: "32-true" or "bf16-mixed", by lightning-fabric; None is the model's own.
+
+    Returns:
+        `vae`, trained.
+
+    Raises:
+        TrainingError: A loss or gradient became a NaN or an infinity. The model keeps the weights
+            from before that step, and `out` those of the last whole epoch.
+        ConfigError: Settings that do not go together, or not with the run in `out`.
+        CheckpointError: The state in `out` is damaged or of another model.
+        MissingExtraError: A `precision` that needs lightning-fabric.
+        RangeError: A setting out of range.
+        ShapeError: Images that the model does not read.
+        StorageError: The disk refused.
+
+    References:
+        Kingma & Ba, 2015, Algorithm 1.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
+        >>> few = rv.data.load("digits")[:64]
+        >>> vae = rv.fit(vae, rv.objectives.ELBO(), few, epochs=1, generator=rv.generator(0))
+        >>> vae.training
+        False
+    """
+    rates = _rates(lr)
+    check_count(epochs, "epochs", least=0)
+    check_count(batch_size, "batch_size")
+    for name, value in (("patience", patience), ("plateau", plateau)):
+        if value is not None:
+            check_count(value, name)
+    if patience is not None and validation is None:
+        raise ConfigError("patience needs validation images, got validation=None")
+    if clip is not None:
+        check_positive(clip, "clip")
+    settings = {
+        "model": f"{type(vae).__name__} {vae.config}",
+        "objective": str(objective),
+        "images": f"{images.name} {images.split} {tuple(images.x.shape)}",
+        "validation": str(validation),
+        "generator": hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()[:12],
+        "batch_size": batch_size,
+        "lr": rates,
+        "patience": patience,
+        "plateau": plateau,
+        "clip": clip,
+        "precision": precision,
+    }
+    held_out = validation if isinstance(validation, Images) else None
+    if validation is not None and held_out is None:
+        images, held_out = images.divide(validation, generator=generator)
+    forward, backward = _engine(vae, generator, device, precision)
+    x = _on_device(vae, images)
+    x_held_out = None if held_out is None else _on_device(vae, held_out)
+    run = Run(vae, generator, settings, None if out is None else Path(out))
+    if resume:
+        run.restore()
+    done = run.progress
+    if done.epoch == 0:
+        run.save(_card(images, done, {}))
+    loop = _Loop(run, objective, forward, backward, batch_size, clip)
+    loggers = [] if logger is None else [logger]
+    if run.out is not None:
+        loggers.append(JsonLines(run.out / LOG, keep=done.epoch))
+    try:
+        with _bar(progress, epochs * math.ceil(len(x) / batch_size), done.step) as update:
+            while done.epoch < epochs and not done.given_up(patience):
+                started = time.perf_counter()
+                rate = _rate_at(rates, done.epoch) * done.factor
+                values = loop.train(x, rate, update)
+                watched = values["loss"]
+                if x_held_out is not None:
+                    watched = values["validation_loss"] = loop.evaluate(x_held_out)
+                done.end_epoch(watched, plateau)
+                if patience is not None and done.best_epoch == done.epoch:
+                    run.keep_best()
+                seconds = time.perf_counter() - started
+                done.seconds += seconds
+                for each in loggers:
+                    each.log(done.epoch, values | {"lr": rate, "seconds": seconds})
+                run.save(_card(images, done, values))
+    finally:
+        vae.eval()
+        for each in loggers:
+            each.close()
+    run.finish()
+    return vae
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What an epoch is made of."""
+
+    run: Run
+    objective: Objective
+    forward: Forward
+    backward: Callable[[Tensor], Any]
+    batch_size: int
+    clip: float | None
+
+    def train(self, x: Tensor, rate: float, update: Update) -> dict[str, float]:
+        """One pass over `x` in a new order; returns the means of the objective's terms."""
+        vae, optimizer, done = self.run.vae, self.run.optimizer, self.run.progress
+        vae.train()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = {}
+        largest = 0.0
+        for rows in permutation(len(x), self.run.generator).to(x.device).split(self.batch_size):
+            terms = self.forward(self.objective.at(done.step), x[rows])
+            loss = terms["loss"].mean()
+            optimizer.zero_grad()
+            self.backward(loss)
+            norm = nn.utils.get_total_norm(
+                [p.grad for p in self.run.parameters if p.grad is not None]
+            )
+            self._check_finite(loss=loss.detach(), gradient_norm=norm)
+            if self.clip is not None:
+                nn.utils.clip_grads_with_norm_(self.run.parameters, self.clip, norm)
+            optimizer.step()
+            vae.after_step()
+            done.step += 1
+            largest = max(largest, float(norm))
+            for name, values in terms.items():
+                sums[name] = values.detach().sum() + sums.get(name, 0)
+            update(done.epoch, loss.detach())
+        vae.finalize()
+        means = {name: float(total) / len(x) for name, total in sums.items()}
+        return means | {"gradient_norm": largest}
+
+    def evaluate(self, x: Tensor) -> float:
+        """The mean loss of `x`, in evaluation mode."""
+        self.run.vae.eval()
+        with torch.no_grad():
+            parts = [
+                self.forward(self.objective, part)["loss"] for part in x.split(self.batch_size)
+            ]
+        loss = torch.cat(parts).mean()
+        self._check_finite(validation_loss=loss)
+        return float(loss)
+
+    def _check_finite(self, **values: Tensor) -> None:
+        if all(value.isfinite() for value in values.values()):
+            return
+        found = ", ".join(f"{name} {float(value):g}" for name, value in values.items())
+        done, out = self.run.progress, self.run.out
+        kept = "" if out is None else f"; the weights after epoch {done.epoch} are in {out}"
+        raise TrainingError(
+            f"training stopped in epoch {done.epoch + 1}, step {done.step + 1}: {found}{kept}"
+        )
+
+
+class _Terms(nn.Module):
+    """The terms of an objective as a module, for Fabric to put its precision around."""
+
+    def __init__(self, vae: VAE, generator: torch.Generator) -> None:
+        super().__init__()
+        self.vae = vae
+        self.generator = generator
+
+    def forward(self, objective: Objective, x: Tensor) -> dict[str, Tensor]:
+        return objective.terms(self.vae, x, generator=self.generator)
+
+
+def _engine(
+    vae: VAE, generator: torch.Generator, device: str | torch.device | None, precision: str | None
+) -> tuple[Forward, Callable[[Tensor], Any]]:
+    """Move the model; the forward pass, and the backward pass that belongs to it."""
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+    try:
+        where = torch.device(device or vae.device)
+        vae.to(where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(f"device {device!r} cannot be used here: {line}") from None
+    terms = _Terms(vae, generator)
+    if precision in (None, "32-true") and where.type == "cpu":
+        return terms, Tensor.backward
+    try:
+        from lightning_fabric import Fabric
+    except ImportError:
+        if precision in (None, "32-true"):
+            return terms, Tensor.backward
+        raise MissingExtraError(
+            f"precision {precision!r} needs lightning-fabric: pip install 'robustvae[train]'"
+        ) from None
+    devices = 1 if where.type == "cpu" else [where.index or 0]
+    fabric = Fabric(accelerator=where.type, devices=devices, precision=precision or "32-true")
+    return fabric.setup_module(terms), fabric.backward
+
+
+def _on_device(vae: VAE, images: Images) -> Tensor:
+    if images.image_shape != tuple(vae.image_shape):
+        raise ShapeError(
+            f"the model reads images of {tuple(vae.image_shape)}, "
+            f"{images.name} has {images.image_shape}"
+        )
+    return images.x.to(vae.device, vae.dtype)
+
+
+def _card(images: Images, done: Progress, values: dict[str, float]) -> dict[str, Any]:
+    return {
+        "data": images.name,
+        "epochs": done.epoch,
+        "seconds": round(done.seconds, 1),
+        "metrics": {name: value for name, value in values.items() if name.endswith("loss")},
+    }
+
+
+def _rates(lr: Schedule) -> list[list[float]]:
+    """Pairs [epoch, rate], checked; a single rate holds from epoch 0."""
+    if isinstance(lr, int | float):
+        lr = [(0, lr)]
+    try:
+        rates = [[epoch, rate] for epoch, rate in lr]
+    except (TypeError, ValueError):
+        raise DtypeError(f"lr must be a number or pairs (epoch, rate), got {lr!r}") from None
+    for epoch, rate in rates:
+        check_count(epoch, "each epoch in lr", least=0)
+        check_positive(rate, "each rate in lr")
+    epochs = [epoch for epoch, _ in rates]
+    if epochs[:1] != [0] or epochs != sorted(set(epochs)):
+        raise RangeError(f"epochs in lr must rise from 0, got {epochs}")
+    return rates
+
+
+def _rate_at(rates: list[list[float]], epoch: int) -> float:
+    return [rate for start, rate in rates if start <= epoch][-1]
+
+
+@contextmanager
+def _bar(shown: bool | None, total: int, completed: int) -> Iterator[Update]:
+    """A progress bar on standard error, and what to call at every step."""
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda epoch, loss: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=total, completed=completed)
+        yield lambda epoch, loss: bar.update(
+            task, advance=1, description=f"epoch {epoch + 1}, loss {float(loss):.2f}"
+        )

@@ -1,0 +1,204 @@
+"""Recipes: all that a training run needs, in one YAML file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robustvae import data, models, objectives
+from robustvae.errors import ConfigError, unknown
+from robustvae.models import VAE, checkpoint
+from robustvae.seeding import generator
+from robustvae.training.loop import fit
+
+TEST_BATCH = 500
+RECIPES = Path(str(resources.files("robustvae") / "recipes"))
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Named(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+@final
+class DataPart(_Part):
+    """What to train on: a name of `rv.data.names()` and its split."""
+
+    name: str
+    split: Literal["train", "test"] = "train"
+
+
+@final
+class TrainingPart(_Part):
+    """Arguments of `rv.fit`, under their own names."""
+
+    epochs: int
+    batch_size: int = 128
+    lr: float | list[tuple[int, float]] = 1e-3
+    validation: float | None = None
+    patience: int | None = None
+    plateau: int | None = None
+    clip: float | None = None
+
+
+@final
+class Recipe(_Part):
+    """All that decides a training run; unknown keys are refused by name.
+
+    Attributes:
+        name: Of the model that comes out.
+        about: What it is for, in a sentence.
+        data: `name` and `split` of the data set.
+        model: `name` and options of `rv.models.create`.
+        objective: `name` and options of `rv.objectives.create`.
+        training: Arguments of `rv.fit`.
+        seed: Decides the first weights and everything random after.
+
+    Examples:
+        >>> from robustvae.training import Recipe
+        >>> Recipe.read("digits-vae").model.name
+        'vae'
+    """
+
+    name: str
+    about: str = ""
+    data: DataPart
+    model: _Named
+    objective: _Named = Field(default_factory=lambda: _Named(name="elbo"))
+    training: TrainingPart
+    seed: int = 0
+
+    @classmethod
+    def read(cls, source: str | Path) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            source: The name of one that comes with the library, or a YAML file.
+
+        Raises:
+            ConfigError: Not readable, not YAML, or a value of the wrong kind.
+            UnknownNameError: No such recipe, or a key that recipes do not have; the nearest is
+                suggested.
+        """
+        path = Path(source)
+        if str(source) in recipe_names():
+            path = RECIPES / f"{source}.yaml"
+        elif path.suffix not in (".yaml", ".yml"):
+            raise unknown("recipe", str(source), recipe_names())
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _one_line(path, error) from None
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the library, sorted.
+
+    Examples:
+        >>> from robustvae.training import recipe_names
+        >>> "digits-vae" in recipe_names()
+        True
+    """
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def train_recipe(
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    epochs: int | None = None,
+    root: str | Path | None = None,
+    resume: bool = True,
+    progress: bool | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+) -> VAE:
+    """Train a model by a recipe; run again, it goes on where it was stopped.
+
+    The checkpoint's card names data, recipe, seed and epochs, with the losses in nats an image:
+    "loss" on the training images during the last epoch, "test_loss" on the test images after it.
+
+    Args:
+        recipe: A recipe, the name of a bundled one, or a YAML file.
+        out: Folder of the run; see `fit`.
+        epochs: Instead of the recipe's.
+        root: Folder of the data sets; see `rv.data.load`.
+        resume: Go on from the state in `out` if there is one.
+        progress: Show a bar; None shows it on a terminal only.
+        device: Where to train; None is the CPU.
+        precision: See `fit`.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        UnknownNameError: An unknown recipe, key, model, data set, objective or option.
+        ConfigError: A value of the wrong kind, or another run in `out`.
+        DataError: The data set is missing or damaged.
+        TrainingError: See `fit`.
+        StorageError: The disk refused.
+
+    Examples:
+        >>> import tempfile
+        >>> from robustvae.training import train_recipe
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     train_recipe("digits-vae", out, epochs=1, progress=False).image_shape
+        (1, 8, 8)
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.read(recipe)
+    vae = models.create(recipe.model.name, **{"seed": recipe.seed} | recipe.model.options)
+    objective = objectives.create(recipe.objective.name, **recipe.objective.options)
+    images = data.load(recipe.data.name, recipe.data.split, root)
+    settings = recipe.training.model_dump() | ({} if epochs is None else {"epochs": epochs})
+    draws = generator(recipe.seed)
+    fit(
+        vae,
+        objective,
+        images,
+        generator=draws,
+        out=out,
+        resume=resume,
+        progress=progress,
+        device=device,
+        precision=precision,
+        **settings,
+    )
+    tests = data.load(recipe.data.name, "test", root).x.to(vae.device, vae.dtype)
+    with torch.no_grad():
+        losses = [objective(vae, x, generator=draws) for x in tests.split(TEST_BATCH)]
+    card = checkpoint.read_config(out)["card"]
+    card["metrics"]["test_loss"] = float(torch.cat(losses).mean())
+    card |= {"recipe": recipe.name, "seed": recipe.seed, "objective": str(objective)}
+    checkpoint.save(vae, out, card=card)
+    return vae
+
+
+def _one_line(path: Path, error: ValidationError) -> Exception:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        part = {"data": DataPart, "training": TrainingPart}.get(place[0], Recipe)
+        fields = part.model_fields if len(place) > 1 else Recipe.model_fields
+        return unknown(
+            f"key in {path}:", ".".join(place), [".".join([*place[:-1], f]) for f in fields]
+        )
+    return ConfigError(f"{path}: {'.'.join(place) or 'the recipe'}: {first['msg']}")

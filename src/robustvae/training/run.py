@@ -1,0 +1,163 @@
+"""All of a training run that a kill must not lose, and the folder it is kept in."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from robustvae.errors import CheckpointError, ConfigError
+from robustvae.models import VAE, checkpoint
+from robustvae.models.registry import MODELS
+from robustvae.records import write_bytes
+
+STATE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands, apart from its tensors.
+
+    Attributes:
+        epoch: Whole epochs done.
+        step: Optimisation steps done.
+        factor: Of the learning rate, halved on every plateau.
+        best: Lowest loss at the end of an epoch.
+        best_epoch: When it was reached.
+        calm: Epochs since then, or since the learning rate was halved.
+        seconds: Time spent in epochs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    factor: float = 1.0
+    best: float = math.inf
+    best_epoch: int = 0
+    calm: int = 0
+    seconds: float = 0.0
+
+    def end_epoch(self, loss: float, plateau: int | None) -> None:
+        """Count an epoch that ended with `loss`."""
+        self.epoch += 1
+        self.calm += 1
+        if loss < self.best:
+            self.best, self.best_epoch, self.calm = loss, self.epoch, 0
+        elif plateau is not None and self.calm >= plateau:
+            self.factor, self.calm = self.factor / 2, 0
+
+    def given_up(self, patience: int | None) -> bool:
+        """Whether the loss has not fallen for `patience` epochs."""
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+
+class Run:
+    """A model in training with its optimiser, and the folder both are kept in.
+
+    Args:
+        vae: The model.
+        generator: The one source of randomness.
+        settings: What a run in the folder must agree on to be gone on with; JSON values.
+        out: The folder, or None to keep nothing.
+    """
+
+    def __init__(
+        self, vae: VAE, generator: torch.Generator, settings: dict[str, Any], out: Path | None
+    ) -> None:
+        self.vae = vae
+        self.generator = generator
+        self.settings = settings
+        self.out = out
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.parameters = [p for p in vae.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError("the model has no weights to train")
+        self.optimizer = torch.optim.Adam(self.parameters)
+
+    def keep_best(self) -> None:
+        """Remember the weights as the best so far."""
+        self.best = _copies(self.vae.state_dict())
+
+    def finish(self) -> None:
+        """Put the best weights into the model, where some were remembered."""
+        if self.best:
+            self.vae.load_state_dict(self.best)
+
+    def save(self, card: dict[str, Any]) -> None:
+        """Write the checkpoint, if the last epoch is what a caller would get, and the state."""
+        if self.out is None:
+            return
+        is_result = not self.best or self.progress.best_epoch == self.progress.epoch
+        if is_result and type(self.vae) in MODELS.values():
+            checkpoint.save(self.vae, self.out, card=card)
+        tensors = {f"weights/{name}": t for name, t in self.vae.state_dict().items()}
+        tensors |= {f"best/{name}": t for name, t in self.best.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{number}/{name}": t for name, t in moments.items()}
+        tensors["generator"] = self.generator.get_state()
+        metadata = {
+            "progress": json.dumps(asdict(self.progress)),
+            "settings": json.dumps(self.settings),
+        }
+        write_bytes(self.out / STATE, dump_tensors(_copies(tensors), metadata))
+
+    def restore(self) -> None:
+        """Go on from the state in the folder, if there is one.
+
+        Raises:
+            ConfigError: The run there has other settings.
+            CheckpointError: The state is damaged, or of another model.
+        """
+        if self.out is None or not (self.out / STATE).exists():
+            return
+        path = self.out / STATE
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            settings = json.loads(metadata["settings"])
+            progress = Progress(**json.loads(metadata["progress"]))
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is no state to go on from: {_line(error)}") from None
+        self._check_same(settings)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below("adam/", tensors).items():
+            number, _, moment = name.partition("/")
+            moments.setdefault(int(number), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        try:
+            self.vae.load_state_dict(_below("weights/", tensors))
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path} is of another model: {_line(error)}") from None
+        self.generator.set_state(tensors["generator"])
+        self.best = _below("best/", tensors)
+        self.progress = progress
+
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        for name, here in self.settings.items():
+            there = settings.get(name)
+            if there != here:
+                raise ConfigError(
+                    f"{self.out} holds another run: {name} is {there!r} there and {here!r} here; "
+                    "choose another folder, or resume=False to start anew"
+                )
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
