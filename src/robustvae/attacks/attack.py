@@ -1,0 +1,175 @@
+"""An attack is a goal, a search and a ball; what the search returns is judged here, once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from robustvae.attacks.goals import Goal
+from robustvae.defences import Victim
+from robustvae.errors import check_images
+from robustvae.models.base import frozen
+from robustvae.perturb import Ball, Score, SearchResult
+from robustvae.seeding import split
+
+_CHUNK = 250
+
+
+class Search(Protocol):
+    """How an attacker looks: any way to raise a score within a ball."""
+
+    def __call__(
+        self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
+    ) -> SearchResult:
+        """Look around each of `x`, (B, C, H, W)."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """What an attack found, one row per input; every number is recomputed from `x_adv`.
+
+    Attributes:
+        x_adv: Attacked images, in the ball and its box, (B, C, H, W).
+        size: ||x_adv - x|| in the ball's norm, in pixel units, (B,).
+        score: The goal's score of `x_adv`, (B,).
+        status: "ok", or "inconclusive" where the search met no gradient but 0, or no score that
+            is a number: then nothing was learnt about that input, least of all robustness.
+        queries: Scores that the search computed, (B,) int.
+        gradient_norm: Greatest gradient norm met, (B,); NaN for searches without gradients.
+        zero_gradients: Share of gradients that were exactly 0, (B,).
+    """
+
+    x_adv: Tensor
+    size: Tensor
+    score: Tensor
+    status: tuple[str, ...]
+    queries: Tensor
+    gradient_norm: Tensor
+    zero_gradients: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Attack:
+    """Goal x search x ball; called on a victim and its inputs.
+
+    While it runs the model is in evaluation mode with frozen weights; mode, gradients, memory
+    layout and the caller's grad mode are restored, and no global random state is touched.
+
+    Args:
+        goal: What the attacker wants.
+        search: How it looks.
+        ball: What it may do.
+
+    Example:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> search = rv.ProjectedAscent(steps=5, restarts=2)
+        >>> attack = rv.Attack(rv.MaximumDamage(), search, rv.Ball("l2", 0.5))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> found = attack(rv.Victim(vae), x, generator=rv.generator(0))
+        >>> bool((found.size <= 0.5 + 1e-6).all())
+        True
+    """
+
+    goal: Goal
+    search: Search
+    ball: Ball
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> AttackResult:
+        """Attack each of `x`.
+
+        Args:
+            victim: What is attacked; point at a defended one for a defence-aware attack.
+            x: Images in the ball's box, (B, C, H, W).
+            generator: Spent by starts, noises and the defence.
+
+        Raises:
+            ShapeError: Images the model cannot read, or radii for another number of them.
+            DtypeError: Images of another type than the model.
+            RangeError: Pixels outside the ball's box.
+            NonFiniteError: A pixel that is not finite.
+        """
+        for_search, for_starts, for_score = split(generator, 3)
+        with self._ready(victim, x) as clean:
+            goal = self.goal.bind(victim, clean, generator=for_search)
+            found = self.search(goal, clean, self.ball, generator=for_starts)
+            x_adv = self.ball.project(clean, found.y).contiguous()
+            score = self._score(victim, clean, x_adv, for_score)
+        blind = (found.gradient_norm == 0) | ~found.score.isfinite() | ~score.isfinite()
+        return AttackResult(
+            x_adv,
+            self.ball.size(x, x_adv),
+            score,
+            tuple("inconclusive" if row else "ok" for row in blind.tolist()),
+            found.queries,
+            found.gradient_norm,
+            found.zero_gradients,
+        )
+
+    def score(
+        self, victim: Victim, x: Tensor, x_adv: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """The goal's score of given images, (B,), by fresh noise where there is any.
+
+        Args:
+            victim: What is attacked.
+            x: Clean images, (B, C, H, W).
+            x_adv: Attacked images, (B, C, H, W).
+            generator: Spent by the goal and the defence.
+        """
+        check_images(x_adv, victim.vae.image_shape, name="x_adv", low=None, high=None)
+        with self._ready(victim, x) as clean:
+            return self._score(victim, clean, x_adv.detach(), generator)
+
+    def _score(
+        self, victim: Victim, x: Tensor, x_adv: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        score = self.goal.bind(victim, x, generator=generator)
+        rows = torch.arange(len(x), device=x.device).split(_CHUNK)
+        with torch.no_grad():
+            return torch.cat([score(x_adv[part], part) for part in rows])
+
+    @contextlib.contextmanager
+    def _ready(self, victim: Victim, x: Tensor) -> Iterator[Tensor]:
+        check_images(x, victim.vae.image_shape, low=self.ball.low, high=self.ball.high)
+        victim.vae.check(x)
+        self.ball.radii(x)
+        models: list[nn.Module] = [victim.vae]
+        if isinstance(victim.classifier, nn.Module):
+            models.append(victim.classifier)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for model in models:
+                stack.enter_context(frozen(model))
+                stack.enter_context(channels_last(model))
+            yield x.detach().clone()
+
+
+@contextlib.contextmanager
+def channels_last(module: nn.Module) -> Iterator[None]:
+    """Within: weights of 2-d convolutions lie with their channels last, where CPUs read faster.
+
+    The values are the same, and the very tensors that were there are put back afterwards.
+    """
+    weights = [
+        part.weight
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight.device.type == "cpu"
+    ]
+    before = [weight.data for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data

@@ -1,0 +1,308 @@
+"""Projected gradient ascent of any score over a ball: all inputs x restarts, in chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import (
+    RangeError,
+    check_choice,
+    check_count,
+    check_number,
+    check_positive,
+)
+from robustvae.perturb.ball import Ball
+from robustvae.seeding import split
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""`score(y, rows) -> (n,)`: higher is better; row i of `y` is a candidate for input `rows[i]`."""
+
+RULES = ("sign", "normalised", "adam")
+SCHEDULES = ("constant", "linear", "plateau")
+_FIRST_START = 0.01  # of a random start: near x, yet off the point where many gradients vanish
+_BETAS = (0.9, 0.999)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What a search found, one row per input.
+
+    Attributes:
+        y: The best point, (B, C, H, W).
+        score: Its score as the search saw it, (B,); -inf where no score was a number.
+        gradient_norm: Greatest 2-norm of a gradient met, (B,); NaN for searches without gradients.
+        zero_gradients: Share of the gradients that were exactly 0 or no number, (B,).
+        queries: Scores computed, with or without gradient, (B,) int.
+    """
+
+    y: Tensor
+    score: Tensor
+    gradient_norm: Tensor
+    zero_gradients: Tensor
+    queries: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class ProjectedAscent:
+    """Projected gradient ascent with restarts; the best iterate of the best restart is kept.
+
+    Steps are measured by the ball, whose 2-norm radius is R (radius x sqrt(D) for l-infinity):
+    y <- project(y + step R u), u = sign(g)/sqrt(D), g/||g||_2, or Adam's direction/sqrt(D).
+
+    Args:
+        steps: Gradients for each restart.
+        restarts: Starts for each input: one close to x, the others uniform in the ball.
+        step: Length of a step as a share of the radius.
+        rule: "sign", "normalised", "adam", or None for the one that suits the ball:
+            sign steps for l-infinity, normalised ones for l2.
+        schedule: "constant"; "linear" (down to 0); "plateau": a row whose best score has not risen
+            for `patience` steps goes back to its best point and halves its step.
+        momentum: Share of the last direction kept, in [0, 1).
+        patience: Steps without a rise before "plateau" halves.
+        target: A row whose score reaches this leaves the batch; None lets all rows finish.
+        chunk: Rows (inputs x restarts) evaluated at once; halved when memory runs out.
+
+    Raises:
+        UnknownNameError: Any other rule or schedule.
+        RangeError: A count below 1, a step that is not positive, a momentum outside [0, 1).
+
+    References:
+        Madry et al., 2018; [Kuzina22] Appendix D.2; Dong et al., 2018 (momentum);
+        Croce & Hein, 2020 (halving).
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> search = rv.ProjectedAscent(steps=20, restarts=2)
+        >>> x = torch.full((1, 1, 2, 2), 0.5)
+        >>> bright = lambda y, rows: y.flatten(1).sum(1)
+        >>> search(bright, x, rv.Ball("linf", 0.1), generator=rv.generator(0)).y.max()
+        tensor(0.6000)
+    """
+
+    steps: int = 50
+    restarts: int = 10
+    step: float = 0.5
+    rule: str | None = None
+    schedule: str = "linear"
+    momentum: float = 0.0
+    patience: int = 5
+    target: float | None = None
+    chunk: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse what is no search."""
+        for name in ("steps", "restarts", "patience", "chunk"):
+            check_count(getattr(self, name), name)
+        check_positive(self.step, "step")
+        check_number(self.momentum, "momentum", least=0.0)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if self.momentum >= 1:
+            raise RangeError(f"momentum must lie in [0, 1), got {self.momentum:g}")
+        if self.rule is not None:
+            check_choice("rule", self.rule, RULES)
+        if self.target is not None:
+            check_number(self.target, "target")
+
+    def __call__(
+        self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
+    ) -> SearchResult:
+        """Maximise `score` around each of `x`; see `ascent`."""
+        return ascent(score, x, ball, self, generator=generator)
+
+
+def ascent(
+    score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, *, generator: torch.Generator
+) -> SearchResult:
+    """Maximise `score` over the ball around each input by projected gradient ascent.
+
+    The starts of an input depend on its own share of the generator alone, so neither `chunk` nor
+    the other inputs change what is found.
+
+    Args:
+        score: Differentiable; called as `score(y, rows)`.
+        x: Centres, (B, C, H, W), in the box where the ball has one.
+        ball: Where to look.
+        search: How to look.
+        generator: Spent by the random starts.
+    """
+    chunk = search.chunk
+    parts: list[SearchResult] = []
+    seeds = split(generator, len(x))
+    first = 0
+    while first < len(x):
+        inputs = torch.arange(first, min(len(x), first + max(1, chunk // search.restarts)))
+        states = [seeds[i].get_state() for i in inputs.tolist()]
+        try:
+            starts = torch.cat(list(_starts(x, ball, search.restarts, inputs, seeds)))
+            parts.append(_worst(score, x, ball, search, inputs.to(x.device), starts, chunk))
+        except (torch.OutOfMemoryError, MemoryError):
+            if chunk == 1:
+                raise
+            chunk = max(1, chunk // 2)
+            for i, state in zip(inputs.tolist(), states, strict=True):
+                seeds[i].set_state(state)
+            continue
+        first += len(inputs)
+    return join(parts)
+
+
+def join(parts: list[SearchResult]) -> SearchResult:
+    """One result of several that belong to consecutive inputs."""
+    return SearchResult(
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("y", "score", "gradient_norm", "zero_gradients", "queries")
+        )
+    )
+
+
+def _starts(
+    x: Tensor, ball: Ball, restarts: int, inputs: Tensor, seeds: list[torch.Generator]
+) -> Iterator[Tensor]:
+    for i in inputs.tolist():
+        index = torch.full((restarts,), i)
+        centre = x[i : i + 1].expand(restarts, *x.shape[1:])
+        starts = ball.rows(index).sample(centre, generator=seeds[i])
+        starts[0] = x[i] + _FIRST_START * (starts[0] - x[i])
+        yield starts
+
+
+def _worst(
+    score: Score,
+    x: Tensor,
+    ball: Ball,
+    search: ProjectedAscent,
+    inputs: Tensor,
+    starts: Tensor,
+    chunk: int,
+) -> SearchResult:
+    """Climb from every start of some inputs and keep each input's best."""
+    rows = inputs.repeat_interleave(search.restarts)
+    climbs = join(
+        [
+            _climb(score, x, ball, search, part, starts[begin : begin + chunk])
+            for begin, part in zip(range(0, len(rows), chunk), rows.split(chunk), strict=True)
+        ]
+    )
+    shape = (len(inputs), search.restarts)
+    best = climbs.score.view(shape).argmax(1)
+    pick = torch.arange(len(inputs), device=x.device) * search.restarts + best
+    return SearchResult(
+        climbs.y[pick],
+        climbs.score[pick],
+        climbs.gradient_norm.view(shape).amax(1),
+        climbs.zero_gradients.view(shape).mean(1),
+        climbs.queries.view(shape).sum(1),
+    )
+
+
+def _climb(
+    score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, rows: Tensor, start: Tensor
+) -> SearchResult:
+    """Climb from one start per row; rows that are done leave the batch."""
+    rule = search.rule or ("sign" if ball.norm == "linf" else "normalised")
+    n, shape = len(rows), (-1, 1, 1, 1)
+    best, best_score = start.clone(), torch.full_like(start[:, 0, 0, 0], -math.inf)
+    gradient_norm, zeros = torch.zeros_like(best_score), torch.zeros_like(best_score)
+    queries = torch.zeros(n, dtype=torch.long, device=x.device)
+    gradients = torch.zeros_like(queries)
+
+    alive = torch.arange(n, device=x.device)
+    centre, here, y = x[rows], ball.rows(rows), start
+    pixels = x[0].numel()
+    radius = here.radii(centre).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
+    rate = torch.full_like(radius, search.step)
+    stalled = torch.zeros_like(best_score)
+    kept = torch.zeros_like(start) if search.momentum or rule == "adam" else None
+    square = torch.zeros_like(start) if rule == "adam" else None
+
+    for count in range(search.steps + 1):
+        last = count == search.steps
+        value, gradient = evaluate(score, y, rows[alive], gradient=not last)
+        queries[alive] += 1
+        better = value > best_score[alive]
+        best[alive] = torch.where(better.view(shape), y, best[alive])
+        best_score[alive] = torch.where(better, value, best_score[alive])
+        if gradient is None:
+            break
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        gradient_norm[alive] = torch.maximum(gradient_norm[alive], length)
+        zeros[alive] += length == 0
+        gradients[alive] += 1
+
+        if search.target is not None:
+            stay = best_score[alive] < search.target
+            if not bool(stay.all()):
+                alive, centre, y, gradient = alive[stay], centre[stay], y[stay], gradient[stay]
+                length, radius, rate, stalled = (
+                    length[stay],
+                    radius[stay],
+                    rate[stay],
+                    stalled[stay],
+                )
+                better = better[stay]
+                kept = None if kept is None else kept[stay]
+                square = None if square is None else square[stay]
+                if not len(alive):
+                    break
+                here = ball.rows(rows[alive])
+
+        unit = gradient / length.clamp_min(torch.finfo(x.dtype).tiny).view(shape)
+        if rule == "adam":
+            kept = unit.lerp(kept, _BETAS[0])
+            square = unit.square().lerp(square, _BETAS[1])
+            unit = kept / (1 - _BETAS[0] ** (count + 1))
+            unit = unit / ((square / (1 - _BETAS[1] ** (count + 1))).sqrt() + 1e-12)
+            unit = unit * pixels**-0.5
+        elif kept is not None:
+            kept = search.momentum * kept + unit
+            unit = kept / torch.linalg.vector_norm(kept, dim=(1, 2, 3), keepdim=True).clamp_min(
+                torch.finfo(x.dtype).tiny
+            )
+        if rule == "sign":
+            unit = unit.sign() * pixels**-0.5
+
+        if search.schedule == "linear":
+            rate = torch.full_like(rate, search.step * (1 - count / search.steps))
+        elif search.schedule == "plateau":
+            stalled = torch.where(better, 0, stalled + 1)
+            halve = stalled >= search.patience
+            stalled = stalled.where(~halve, 0)
+            rate = torch.where(halve.view(shape), rate / 2, rate)
+            y = torch.where(halve.view(shape), best[alive], y)
+        y = here.project(centre, y + rate * radius * unit)
+
+    share = zeros / gradients.clamp_min(1)
+    return SearchResult(best, best_score, gradient_norm, share, queries)
+
+
+def evaluate(
+    score: Score, y: Tensor, rows: Tensor, *, gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The score of each row, NaN as -inf, and its gradient with 0 where there is none.
+
+    Args:
+        score: Called as `score(y, rows)`.
+        y: Candidates, (n, C, H, W).
+        rows: The input of each, (n,).
+        gradient: Whether to compute the gradient; None is returned for it otherwise.
+    """
+    with torch.set_grad_enabled(gradient):
+        y = y.detach().requires_grad_(gradient)
+        value = score(y, rows)
+        slope = None
+        if gradient:
+            slope = torch.zeros_like(y)
+            if value.requires_grad:
+                (found,) = torch.autograd.grad(value.sum(), y, allow_unused=True)
+                if found is not None:
+                    slope = found.nan_to_num(0.0, 0.0, 0.0)
+    return value.detach().nan_to_num(-math.inf, math.inf, -math.inf), slope

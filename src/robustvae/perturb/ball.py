@@ -1,0 +1,169 @@
+"""The set that a perturbed image may lie in: a norm ball, cut by the pixel range or left free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import RangeError, ShapeError, check_choice, check_number, check_positive
+from robustvae.seeding import rand, randn
+
+NORMS = ("l2", "linf")
+_NEWTON_STEPS = 14
+
+
+@final
+@dataclass(frozen=True)
+class Ball:
+    """All y with ||y - x|| <= radius, and low <= y <= high where the ball is boxed.
+
+    Args:
+        norm: "l2" or "linf", over all pixels of one image.
+        radius: Positive, in pixel units (images live in [0, 1]): one number, or one per image (B,).
+        low: Least pixel value, None together with `high` for a free perturbation.
+        high: Greatest pixel value.
+
+    Raises:
+        UnknownNameError: Any other norm.
+        RangeError: A radius that is not positive, a box that is empty or has one side only.
+        NonFiniteError: A radius or a side that is not finite.
+        ShapeError: A tensor of radii that is not (B,).
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.perturb import Ball
+        >>> ball = Ball("l2", 0.5)
+        >>> x = torch.zeros(1, 1, 1, 2)
+        >>> ball.project(x, torch.tensor([[[[3.0, 4.0]]]]))
+        tensor([[[[0.3000, 0.4000]]]])
+    """
+
+    norm: str
+    radius: float | Tensor
+    low: float | None = 0.0
+    high: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no ball."""
+        check_choice("norm", self.norm, NORMS)
+        check_positive(self.radius, "radius")
+        if isinstance(self.radius, Tensor) and self.radius.ndim != 1:
+            raise ShapeError(f"radius must be one number or (B,), got {tuple(self.radius.shape)}")
+        if (self.low is None) != (self.high is None):
+            raise RangeError("low and high must both be numbers (boxed) or both be None (free)")
+        if self.low is not None and self.high is not None:
+            check_number(self.low, "low")
+            check_number(self.high, "high")
+            if not self.low < self.high:
+                raise RangeError(f"low must lie below high, got {self.low:g} and {self.high:g}")
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the pixels must stay within [low, high]."""
+        return self.low is not None
+
+    def free(self) -> Ball:
+        """The same ball without its box."""
+        return Ball(self.norm, self.radius, None, None)
+
+    def radii(self, x: Tensor) -> Tensor:
+        """The radius of each image, (B,), with the dtype and device of `x`.
+
+        Raises:
+            ShapeError: There are radii for another number of images.
+        """
+        if not isinstance(self.radius, Tensor):
+            return torch.full((len(x),), self.radius, dtype=x.dtype, device=x.device)
+        if len(self.radius) != len(x):
+            raise ShapeError(f"the ball has {len(self.radius)} radii for {len(x)} images")
+        return self.radius.to(x)
+
+    def rows(self, index: Tensor) -> Ball:
+        """The ball for a batch whose row i is the image `index[i]` of this ball's batch."""
+        if not isinstance(self.radius, Tensor):
+            return self
+        return Ball(self.norm, self.radius[index.to(self.radius.device)], self.low, self.high)
+
+    def clip(self, y: Tensor) -> Tensor:
+        """`y` within the box, of the same shape; `y` itself for a free ball."""
+        return y.clamp(self.low, self.high) if self.boxed else y
+
+    def size(self, x: Tensor, y: Tensor) -> Tensor:
+        """||y - x|| of each image in the ball's norm, in pixel units, (B,)."""
+        return _length(y - x, self.norm)
+
+    def contains(self, x: Tensor, y: Tensor, tol: float = 1e-6) -> Tensor:
+        """Whether each `y` lies in the ball around its `x`, and in the box, to `tol`: (B,) bool."""
+        x, y = x.double(), y.double()
+        inside = self.size(x, y) <= self.radii(x) + tol
+        if self.low is not None and self.high is not None:
+            flat = y.flatten(1)
+            inside &= ((flat >= self.low - tol) & (flat <= self.high + tol)).all(1)
+        return inside
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""The point of ball and box nearest to `y` in the 2-norm.
+
+        l-infinity: two clamps. l2: clip(x + tau (y - x)) with the greatest tau <= 1 that keeps to
+        the radius. The squared size is concave and piecewise linear in tau^2, so Newton's method
+        rises to the root from below: what it returns is inside, also when it is stopped early.
+
+        Args:
+            x: Centres, in the box where there is one, (B, C, H, W).
+            y: Points, any finite values, (B, C, H, W).
+
+        Returns:
+            The projections, (B, C, H, W).
+        """
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        radius = self.radii(x).view(shape)
+        if self.norm == "linf":
+            return self.clip(torch.minimum(torch.maximum(y, x - radius), x + radius))
+        # a few roundings of x + tau d may not carry the point outside
+        radius = radius * (1 - 4 * torch.finfo(x.dtype).eps)
+        step = y - x
+        length = _length(step, "l2").view(shape)
+        if not self.boxed:
+            return x + step * (radius / length.clamp_min(radius))
+        room = self.clip(y) - x
+        inside = _length(room, "l2").view(shape) <= radius
+        # d -> the room left in the direction of d; only pixels that clip(y) moved can hit the box
+        cap = torch.where(step > 0, (self.high or 0.0) - x, x - (self.low or 0.0)).clamp_min(0)
+        square, cap_square = step.square(), cap.square()
+        tau_square = (radius / length.clamp_min(torch.finfo(x.dtype).tiny)).square()
+        for _ in range(_NEWTON_STEPS):
+            full = square * tau_square >= cap_square
+            spent = cap_square.where(full, 0).flatten(1).sum(1).view(shape)
+            moving = square.where(~full, 0).flatten(1).sum(1).view(shape)
+            better = (radius.square() - spent).clamp_min(0) / moving.clamp_min(1e-30)
+            tau_square = torch.where(moving > 0, torch.maximum(better, tau_square), tau_square)
+        tau = torch.where(inside, torch.ones_like(radius), tau_square.sqrt())
+        return self.clip(x + tau * step)
+
+    def sample(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Points drawn uniformly from the free ball around each `x`, then projected.
+
+        Args:
+            x: Centres, (B, C, H, W).
+            generator: Spent by the draw.
+
+        Returns:
+            Points of ball and box, (B, C, H, W).
+        """
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        radius = self.radii(x).view(shape)
+        if self.norm == "linf":
+            return self.project(
+                x, x + radius * (2 * rand(*x.shape, like=x, generator=generator) - 1)
+            )
+        direction = randn(*x.shape, like=x, generator=generator)
+        share = rand(len(x), like=x, generator=generator) ** (1 / x[0].numel())
+        direction = direction * (share / _length(direction, "l2").clamp_min(1e-12)).view(shape)
+        return self.project(x, x + radius * direction)
+
+
+def _length(step: Tensor, norm: str) -> Tensor:
+    return torch.linalg.vector_norm(step.flatten(1), ord=2 if norm == "l2" else torch.inf, dim=1)

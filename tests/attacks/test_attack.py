@@ -1,0 +1,261 @@
+"""The attack itself: what it returns is in the ball, re-scored, and nothing else has moved."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from robustvae import errors
+from robustvae.attacks import (
+    Attack,
+    ClassifierFlip,
+    LatentShift,
+    LatentTarget,
+    MaximumDamage,
+    OutputTarget,
+    WeightedSum,
+)
+from robustvae.defences import HMC, PosteriorMode, PosteriorSample, Victim
+from robustvae.models import create, wrap
+from robustvae.perturb import Ball, ProjectedAscent, SearchResult
+from robustvae.seeding import generator, rand, randn
+
+like = torch.zeros(0, dtype=torch.float64)
+
+
+def images(count: int = 4, seed: int = 0, side: int = 8) -> Tensor:
+    return rand(count, 1, side, side, like=like, generator=generator(seed))
+
+
+def small_vae():
+    torch.random.default_generator.set_state(generator(5).get_state())
+    return create("vae", architecture="mlp", latent=3, image_shape=(1, 8, 8), hidden=(16,)).double()
+
+
+def linear_vae():
+    """Encoder mean W x, spread 0.1, decoder V z: every optimum is a singular direction."""
+    g = generator(2)
+    w = randn(3, 64, like=like, generator=g) / 8
+    v = randn(64, 3, like=like, generator=g) / 8
+    vae = wrap(
+        encode=lambda x: Normal(x.flatten(1) @ w.mT, 0.1),
+        decode=lambda z: Normal((z @ v.mT).view(-1, 1, 8, 8), 1.0),
+        latent=3,
+        image_shape=(1, 8, 8),
+    )
+    return vae, w, v
+
+
+def goals(x: Tensor) -> dict[str, object]:
+    return {
+        "shift": LatentShift(),
+        "kl": LatentShift("kl"),
+        "reverse": LatentShift("reverse_kl"),
+        "means": LatentShift("means"),
+        "wasserstein2": LatentShift("wasserstein2"),
+        "samples": LatentShift("samples", draws=2),
+        "latent": LatentShift("latent"),
+        "target": LatentTarget(x.flip(0)),
+        "output": OutputTarget(x.flip(0)),
+        "elbo": OutputTarget(x[:1], form="elbo", draws=2),
+        "mean": MaximumDamage(),
+        "std": MaximumDamage("std", draws=2),
+        "both": MaximumDamage("both", draws=2),
+        "flip": ClassifierFlip(),
+        "margin": ClassifierFlip(loss="margin"),
+        "sum": WeightedSum((LatentShift(), MaximumDamage()), (1.0, 0.5)),
+    }
+
+
+CLASSIFIER = nn.Linear(3, 4).double()
+NAMES = sorted(goals(images()))
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.5])
+@pytest.mark.parametrize("goal", [LatentShift(), LatentShift("means"), MaximumDamage()])
+def test_a_linear_vae_is_attacked_along_its_top_singular_direction(goal, radius):
+    vae, w, v = linear_vae()
+    x = 0.5 + 0.01 * images()
+    attack = Attack(goal, ProjectedAscent(steps=60, restarts=5), Ball("l2", radius, None, None))
+    found = attack(Victim(vae), x, generator=generator(0))
+    if isinstance(goal, MaximumDamage):
+        best = torch.linalg.matrix_norm(v @ w, 2) * radius
+    else:
+        best = torch.linalg.matrix_norm(w, 2).square() * radius**2
+        best = best if goal.divergence == "means" else best / (2 * 0.1**2)
+    assert (found.score >= 0.99 * best).all()
+    assert (found.score <= best * (1 + 1e-9)).all()
+    assert found.status == ("ok",) * 4
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from(["l2", "linf"]),
+    st.floats(1e-3, 2.0),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_comes_back_is_in_the_ball_and_has_the_score_it_says(name, norm, radius, boxed, dtype):
+    vae, x = small_vae().to(dtype), images().to(dtype)
+    victim = Victim(vae, classifier=copy.deepcopy(CLASSIFIER).to(dtype))
+    ball = Ball(norm, radius) if boxed else Ball(norm, radius, None, None)
+    attack = Attack(goals(x)[name], ProjectedAscent(steps=3, restarts=2), ball)
+    found = attack(victim, x, generator=generator(1))
+    assert found.x_adv.dtype == dtype and found.x_adv.shape == x.shape
+    assert ball.contains(x, found.x_adv).all()
+    torch.testing.assert_close(found.size, ball.size(x, found.x_adv))
+    if attack.goal in [LatentShift("samples", draws=2)] or name in ("elbo", "std", "both"):
+        return  # these draw: a stranger's noise gives another estimate
+    again = attack.score(victim, x, found.x_adv, generator=generator(9))
+    torch.testing.assert_close(found.score, again)
+
+
+def test_what_a_search_claims_is_not_believed():
+    """Planted faults: a projection that grows the noise, and a score that is made up."""
+    x, vae = images(), small_vae()
+
+    @dataclasses.dataclass(frozen=True)
+    class Liar:
+        def __call__(self, score, x, ball, *, generator):
+            much = torch.full((len(x),), 1e9)
+            return SearchResult(x + 28.0, much, much, 0 * much, much.long())
+
+    ball = Ball("l2", 0.3)
+    attack = Attack(MaximumDamage(), Liar(), ball)
+    found = attack(Victim(vae), x, generator=generator(0))
+    assert ball.contains(x, found.x_adv).all()
+    torch.testing.assert_close(
+        found.score, attack.score(Victim(vae), x, found.x_adv, generator=generator(1))
+    )
+    assert (found.score < 1e3).all()
+
+
+def test_a_detached_defence_is_inconclusive():
+    """Planted fault: the published sampler, which hands the attacker gradient 0."""
+    x, vae = images(), small_vae()
+
+    def detached(vae, x, *, generator):
+        return PosteriorMode(steps=3)(vae, x.detach(), generator=generator)
+
+    attack = Attack(LatentShift(), ProjectedAscent(steps=3, restarts=2), Ball("linf", 0.1))
+    blind = attack(Victim(vae, detached), x, generator=generator(0))
+    assert blind.status == ("inconclusive",) * 4
+    assert (blind.gradient_norm == 0).all()
+    assert (blind.zero_gradients == 1).all()
+    seeing = attack(Victim(vae, PosteriorMode(steps=3)), x, generator=generator(0))
+    assert seeing.status == ("ok",) * 4
+    assert (seeing.score > blind.score).all()
+
+
+@pytest.mark.parametrize("defence", [PosteriorSample(), HMC(steps=2, n_leapfrog=2)])
+def test_random_defences_are_averaged_and_attacked_by_their_gradient(defence):
+    x, victim = images(2), Victim(small_vae(), defence)
+    for goal in (MaximumDamage(draws=2), LatentShift("latent", draws=2)):
+        attack = Attack(goal, ProjectedAscent(steps=3, restarts=1), Ball("linf", 0.3))
+        found = attack(victim, x, generator=generator(0))
+        assert found.status == ("ok", "ok")
+        first = attack.score(victim, x, found.x_adv, generator=generator(1))
+        again = attack.score(victim, x, found.x_adv, generator=generator(1))
+        assert torch.equal(first, again)
+        fresh = attack.score(victim, x, found.x_adv, generator=generator(2))
+        assert not torch.equal(first, fresh)
+
+
+def test_the_model_the_modes_and_the_random_states_are_left_alone():
+    vae = create("vae", architecture="conv8", latent=3).double()
+    vae.train()
+    vae.trunk.eval()
+    vae.decoder[0].weight.requires_grad_(False)
+    before = [(p.data_ptr(), p.requires_grad, p.stride()) for p in vae.parameters()]
+    state, x = torch.random.get_rng_state(), images()
+    attack = Attack(MaximumDamage(), ProjectedAscent(steps=2, restarts=2), Ball("linf", 0.1))
+    with torch.no_grad():
+        found = attack(Victim(vae), x, generator=generator(0))
+        assert not torch.is_grad_enabled()
+    assert [(p.data_ptr(), p.requires_grad, p.stride()) for p in vae.parameters()] == before
+    assert vae.training and not vae.trunk.training and all(p.grad is None for p in vae.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not found.x_adv.requires_grad and not found.score.requires_grad
+    with torch.inference_mode():
+        inside = attack(Victim(vae), x, generator=generator(0))
+    torch.testing.assert_close(inside.x_adv, found.x_adv)
+
+
+def test_one_seed_one_result_and_clean_inputs_are_not_written_to():
+    x, vae = images(), small_vae()
+    kept = x.clone()
+    attack = Attack(LatentShift(), ProjectedAscent(steps=4, restarts=3), Ball("l2", 0.5))
+    one = attack(Victim(vae), x, generator=generator(0))
+    two = attack(Victim(vae), x, generator=generator(0))
+    assert torch.equal(one.x_adv, two.x_adv) and torch.equal(x, kept)
+
+
+def test_the_published_maximum_damage_is_the_average_over_fixed_noise():
+    """On a linear VAE the best direction is known: fresh noise at each step loses most of it."""
+    vae, w, v = linear_vae()
+    x = 0.5 + 0.01 * images()
+    search, ball = ProjectedAscent(steps=60, restarts=3), Ball("l2", 0.3, None, None)
+    found = Attack(MaximumDamage("both", draws=16), search, ball)(
+        Victim(vae), x, generator=generator(0)
+    )
+    reached = ((found.x_adv - x).flatten(1) @ (v @ w).mT).norm(dim=1)
+    assert (reached > 0.9 * 0.3 * torch.linalg.matrix_norm(v @ w, 2)).all()
+
+
+def test_classes_are_flipped():
+    vae, x = small_vae(), images()
+    victim = Victim(vae, classifier=CLASSIFIER)
+    clean = victim.classify(x, generator=generator(0)).argmax(1)
+    for label in (None, clean):
+        attack = Attack(
+            ClassifierFlip(label, "margin"), ProjectedAscent(steps=30), Ball("l2", 20.0, None, None)
+        )
+        found = attack(victim, x, generator=generator(0))
+        now = victim.classify(found.x_adv, generator=generator(0)).argmax(1)
+        assert torch.equal(now != clean, found.score > 0)
+        assert (now != clean).any()
+
+
+@pytest.mark.parametrize(
+    ("goal", "x", "ball", "error"),
+    [
+        (LatentShift(), images()[0], Ball("l2", 1.0), errors.ShapeError),
+        (LatentShift(), images(side=4), Ball("l2", 1.0), errors.ShapeError),
+        (LatentShift(), 2 * images(), Ball("l2", 1.0), errors.RangeError),
+        (LatentShift(), images().float(), Ball("l2", 1.0), errors.DtypeError),
+        (LatentShift(), images() * torch.nan, Ball("l2", 1.0), errors.NonFiniteError),
+        (LatentShift(), images(), Ball("l2", torch.ones(3)), errors.ShapeError),
+        (LatentTarget(images(3)), images(), Ball("l2", 1.0), errors.ShapeError),
+        (LatentShift(layers=(0,)), images(), Ball("l2", 1.0), errors.UnsupportedError),
+        (ClassifierFlip(), images(), Ball("l2", 1.0), errors.ConfigError),
+    ],
+)
+def test_nonsense_is_refused_in_one_sentence(goal, x, ball, error):
+    with pytest.raises(error) as caught:
+        Attack(goal, ProjectedAscent(), ball)(Victim(small_vae()), x, generator=generator(0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LatentShift("kll"),
+        lambda: LatentShift(draws=0),
+        lambda: MaximumDamage("middle"),
+        lambda: OutputTarget(images(), "mse"),
+        lambda: ClassifierFlip(loss="hinge"),
+        lambda: WeightedSum((), ()),
+        lambda: WeightedSum((LatentShift(),), (float("inf"),)),
+    ],
+)
+def test_goals_refuse_nonsense(make):
+    with pytest.raises(errors.RobustVAEError):
+        make()

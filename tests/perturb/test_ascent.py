@@ -1,0 +1,165 @@
+"""Ascent on scores whose maximum is known, and what must not change it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustvae import errors
+from robustvae.perturb import Ball, ProjectedAscent, Score
+from robustvae.seeding import generator, rand, randn, split
+
+like = torch.zeros(0, dtype=torch.float64)
+RULES = ("sign", "normalised", "adam")
+SCHEDULES = ("constant", "linear", "plateau")
+
+
+def quadratic(x: Tensor, seed: int = 0) -> tuple[Tensor, Score]:
+    """A of known spectrum, and the score ||A (y - x)||, whose maximum is its first value."""
+    g = generator(seed)
+    pixels = x[0].numel()
+    left, _ = torch.linalg.qr(randn(6, 6, like=like, generator=g))
+    right, _ = torch.linalg.qr(randn(pixels, 6, like=like, generator=g))
+    a = left * torch.tensor([3.0, 2.0, 1.5, 1.0, 0.5, 0.2], dtype=torch.float64) @ right.mT
+    return a, lambda y, rows: ((y - x[rows]).flatten(1) @ a.mT).norm(dim=1)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return 0.3 + 0.4 * rand(5, 1, 4, 4, like=like, generator=generator(1))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_l2_ascent_reaches_the_top_singular_value(x, schedule, momentum):
+    _, score = quadratic(x)
+    search = ProjectedAscent(steps=60, restarts=3, schedule=schedule, momentum=momentum)
+    found = search(score, x, Ball("l2", 0.2), generator=generator(0))
+    assert (found.score >= 0.99 * 3.0 * 0.2).all()
+    assert (found.score <= 3.0 * 0.2 + 1e-9).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_linear_score_is_raised_to_its_maximum(x, rule, norm):
+    w = torch.linspace(-1, 1, 16).view(1, 4, 4) + 0.01
+    ball = Ball(norm, 0.05, None, None)
+    search = ProjectedAscent(steps=80, restarts=2, rule=rule, step=0.2)
+    found = search(lambda y, rows: (y * w).flatten(1).sum(1), x, ball, generator=generator(0))
+    best = 0.05 * (w.norm() if norm == "l2" else w.abs().sum())
+    gained = found.score - (x * w).flatten(1).sum(1)
+    # sign and Adam take their bearings from a cube: in a round ball they end within 5 %
+    share = 0.99 if norm == "linf" or rule == "normalised" else 0.85
+    assert (gained >= share * best).all()
+
+
+def test_chunks_and_company_change_nothing(x):
+    _, score = quadratic(x)
+    ball = Ball("linf", 0.1)
+    whole = ProjectedAscent(steps=7, restarts=4)(score, x, ball, generator=generator(3))
+    for chunk in (1, 3, 7, 1000):
+        search = ProjectedAscent(steps=7, restarts=4, chunk=chunk)
+        part = search(score, x, ball, generator=generator(3))
+        torch.testing.assert_close(part.y, whole.y)
+        torch.testing.assert_close(part.score, whole.score)
+        assert torch.equal(part.queries, whole.queries)
+    g = generator(3)
+    parts = []
+    for i in (0, 1, 2, 3, 4):
+        alone = ProjectedAscent(steps=7, restarts=4)
+        parts.append(
+            alone(lambda y, rows, i=i: score(y, rows + i), x[i : i + 1], ball, generator=g)
+        )
+    assert len(split(g, 1)) == 1
+    torch.testing.assert_close(torch.cat([part.y for part in parts]), whole.y)
+
+
+def test_the_best_iterate_and_the_worst_restart_are_kept(x):
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def score(y: Tensor, rows: Tensor) -> Tensor:
+        value = torch.sin(40 * y.flatten(1).sum(1))  # up and down along any path
+        seen.append((rows, value.detach()))
+        return value
+
+    search = ProjectedAscent(steps=20, restarts=3, schedule="constant")
+    found = search(score, x, Ball("l2", 1.0), generator=generator(0))
+    rows, values = torch.cat([r for r, _ in seen]), torch.cat([v for _, v in seen])
+    for i in range(len(x)):
+        torch.testing.assert_close(found.score[i], values[rows == i].max())
+        assert found.queries[i] == (rows == i).sum()
+    torch.testing.assert_close(torch.sin(40 * found.y.flatten(1).sum(1)), found.score)
+
+
+def test_rows_that_reach_the_target_leave(x):
+    sizes: list[int] = []
+
+    def score(y: Tensor, rows: Tensor) -> Tensor:
+        sizes.append(len(y))
+        return (y - x[rows]).flatten(1).sum(1) * (1 + rows)
+
+    search = ProjectedAscent(steps=40, restarts=2, step=0.05, target=0.5, chunk=10)
+    found = search(score, x, Ball("linf", 0.1, None, None), generator=generator(0))
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
+    assert (found.score >= 0.5).all()
+    assert found.queries[4] < found.queries[0]
+
+
+def test_no_gradient_is_told(x):
+    nothing = ProjectedAscent(steps=3, restarts=2)(
+        lambda y, rows: (y.detach() - 0.5).flatten(1).sum(1), x, Ball("l2", 1.0),
+        generator=generator(0),
+    )  # fmt: skip
+    assert (nothing.gradient_norm == 0).all()
+    broken = ProjectedAscent(steps=3, restarts=2)(
+        lambda y, rows: y.flatten(1).sum(1) * torch.nan, x, Ball("l2", 1.0), generator=generator(0)
+    )
+    assert (broken.score == -torch.inf).all()
+    assert Ball("l2", 1.0).contains(x, broken.y).all()
+
+
+def test_it_backs_off_when_memory_runs_out(x):
+    _, score = quadratic(x)
+
+    def greedy(y: Tensor, rows: Tensor) -> Tensor:
+        if len(y) > 4:
+            raise torch.OutOfMemoryError("too many rows")
+        return score(y, rows)
+
+    search = ProjectedAscent(steps=5, restarts=3)
+    found = search(greedy, x, Ball("l2", 0.2), generator=generator(0))
+    plain = search(score, x, Ball("l2", 0.2), generator=generator(0))
+    torch.testing.assert_close(found.y, plain.y)
+
+    def never(y: Tensor, rows: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("none at all")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        search(never, x, Ball("l2", 0.2), generator=generator(0))
+
+
+def test_each_input_has_its_own_radius(x):
+    _, score = quadratic(x)
+    radius = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.25])
+    search = ProjectedAscent(steps=60, restarts=3, chunk=4)
+    found = search(score, x, Ball("l2", radius), generator=generator(0))
+    assert (found.score >= 0.99 * 3.0 * radius).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"restarts": -1},
+        {"steps": 1.5},
+        {"step": 0.0},
+        {"momentum": 1.0},
+        {"rule": "sgn"},
+        {"schedule": "cosine"},
+        {"target": float("nan")},
+    ],
+)
+def test_nonsense_is_refused(settings):
+    with pytest.raises(errors.RobustVAEError):
+        ProjectedAscent(**settings)
