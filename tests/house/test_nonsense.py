@@ -35,7 +35,7 @@ SHAPES = [(), (0,), (2,), (1, 8, 8), (0, 1, 8, 8), (2, 1, 8, 8), (3, 1, 8, 8), (
 
 
 def tensors() -> st.SearchStrategy[torch.Tensor]:
-    values = st.sampled_from([0.5, -1.0, 2.0, float("nan"), float("inf"), 1e300])
+    values = st.sampled_from([0.5, -1.0, 2.0, float("nan"), float("inf"), 6e4])
     kinds = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.complex64])
     floating = st.builds(
         lambda shape, value, dtype: torch.full(shape, value, dtype=dtype),
