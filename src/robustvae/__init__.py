@@ -17,7 +17,7 @@ from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.records import Estimate, Record
 from robustvae.robustness import estimate_margin, robustness_probability
 from robustvae.seeding import draw, generator
-# from robustvae.training import fit
+from robustvae.training import fit
 from robustvae.zoo import load
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "errors",
     "Estimate",
     "estimate_margin",
+    "fit",
     "generator",
     "HMC",
     "LatentShift",
