@@ -29,8 +29,9 @@ LADDER = [
     {"auditing"},
     {"campaign", "report"},
     {"studies"},
+    {"__init__"},
     {"cli", "app"},
-    {"__init__", "__main__"},
+    {"__main__"},
 ]
 LINE = {family: line for line, families in enumerate(LADDER) for family in families}
 

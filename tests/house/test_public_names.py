@@ -63,12 +63,12 @@ def test_namespaces_are_ours_and_sorted() -> None:
 
 
 def test_no_function_shares_its_name_with_a_module() -> None:
-    modules = {
-        info.name.rpartition(".")[2]
-        for info in pkgutil.walk_packages(rv.__path__, f"{rv.__name__}.")
-    }
-    functions = {name.rpartition(".")[2] for name, value in PUBLIC.items() if is_function(value)}
-    assert not functions & modules
+    """Among all modules for a name of `rv`, within its own folder for one of a family."""
+    modules = [info.name for info in pkgutil.walk_packages(rv.__path__, f"{rv.__name__}.")]
+    for name in (name for name, value in PUBLIC.items() if is_function(value)):
+        prefix, _, function = name.replace("rv", rv.__name__, 1).rpartition(".")
+        shared = [m for m in modules if m.startswith(prefix) and m.endswith(f".{function}")]
+        assert not shared, f"{name} and {shared}"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
