@@ -7,7 +7,8 @@ import torch
 
 import robustvae as rv
 from robustvae import defences
-from robustvae.errors import ConfigError, RangeError, ShapeError, UnknownNameError
+from robustvae.errors import ConfigError, DtypeError, RangeError, ShapeError, UnknownNameError
+from robustvae.perturb import Ball
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
 
@@ -15,11 +16,18 @@ ROWS = [
     defences.PosteriorMean(),
     defences.PosteriorSample(draws=2),
     defences.HMC(steps=4, n_leapfrog=3),
+    defences.HMC(steps=3, n_leapfrog=2, ball=Ball("linf", 0.1), average=True),
+    defences.HMC(steps=3, n_leapfrog=2, mass="encoder", start=defences.PosteriorMode(steps=3)),
+    defences.Langevin(steps=6),
+    defences.Langevin(steps=3, step_size=0.05, adjust=False, ball=Ball("l2", 0.3)),
     defences.PosteriorMode(steps=5),
     defences.RobustPosterior("linf", 0.1, steps=6),
     defences.RobustPosterior("l2", 0.3, steps=6),
+    defences.Refined(defences.Median(3)),
+    defences.Refined(defences.Redraw(), defences.PosteriorMode(steps=3)),
 ]
-NOT_DEFENCES = {"Defence", "RobustTarget", "Victim", "posterior"}
+REFINEMENTS = {"BitDepth", "JPEG", "Median", "Redraw", "Threshold"}
+NOT_DEFENCES = {"Defence", "Refinement", "RobustTarget", "Victim", "posterior"}
 
 every = pytest.mark.parametrize("defence", ROWS, ids=lambda d: f"{type(d).__name__}")
 
@@ -39,7 +47,7 @@ def x(generator):
 
 
 def test_every_defence_has_a_row():
-    assert {type(d).__name__ for d in ROWS} == set(defences.__all__) - NOT_DEFENCES
+    assert {type(d).__name__ for d in ROWS} == set(defences.__all__) - NOT_DEFENCES - REFINEMENTS
 
 
 @every
@@ -107,7 +115,7 @@ def test_chunks_change_nothing_but_the_noise(defence, vae, x):
         **{f.name: getattr(defence, f.name) for f in fields(defence)} | {"chunk": 2}
     )
     whole, parts = (d(vae, x, generator=seeded(1)) for d in (defence, chunked))
-    if isinstance(defence, defences.HMC):
+    if isinstance(defence, defences.HMC | defences.Langevin):
         assert parts.shape == whole.shape
     else:
         torch.testing.assert_close(whole, parts)
@@ -133,6 +141,14 @@ def test_classify(vae, x):
         (lambda: defences.RobustPosterior("l1"), UnknownNameError),
         (lambda: defences.RobustPosterior(radius=-0.2), RangeError),
         (lambda: defences.PosteriorSample(0), RangeError),
+        (lambda: defences.HMC(mass="unit"), UnknownNameError),
+        (lambda: defences.HMC(ball=Ball("l2", 1.0, None, None)), RangeError),
+        (lambda: defences.HMC(ball=Ball("l2", torch.ones(2))), DtypeError),
+        (lambda: defences.Langevin(steps=0), RangeError),
+        (lambda: defences.Threshold(1.5), RangeError),
+        (lambda: defences.BitDepth(0), RangeError),
+        (lambda: defences.Median(2), RangeError),
+        (lambda: defences.JPEG(100), RangeError),
     ],
 )
 def test_refusals(make, error):

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 import robustvae as rv
 from robustvae.defences import HMC, PosteriorMode, posterior
+from robustvae.defences.targets import fisher_scale
 from robustvae.mcmc import hmc
 from robustvae.seeding import randn
 
@@ -60,3 +62,22 @@ def test_the_mode_of_a_linear_vae_is_its_posterior_mean(linear, generator):
     )
     z = PosteriorMode(steps=300)(start, x, generator=generator)
     torch.testing.assert_close(z, linear.posterior_mean(x), atol=1e-3, rtol=0)
+
+
+def test_the_fisher_metric_whitens_the_posterior_of_a_linear_vae(linear, generator):
+    scale = fisher_scale(linear.vae, torch.zeros(3, 2))
+    torch.testing.assert_close(scale @ scale.mT, linear.covariance.expand(3, 2, 2))
+
+
+@pytest.mark.parametrize("mass", ["identity", "encoder", "fisher"])
+def test_every_mass_matrix_samples_the_posterior(mass, linear, generator):
+    count = 2000
+    x = torch.rand(1, 1, 2, 3, generator=generator).expand(count, -1, -1, -1)
+    size = 0.15 if mass == "identity" else 0.7
+    z = HMC(steps=30, step_size=size, mass=mass)(linear.vae, x, generator=generator)
+    offset = z - linear.posterior_mean(x)
+    for values, wanted in (
+        (offset, torch.zeros(2)),
+        (offset.square(), linear.covariance.diagonal()),
+    ):
+        assert ((values.mean(0) - wanted).abs() < 4 * values.std(0) / count**0.5).all()

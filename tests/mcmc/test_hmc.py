@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustvae.errors import RangeError, UnknownNameError
-from robustvae.mcmc import ess, evaluate, hmc, hmc_step
+from robustvae.mcmc import ess, evaluate, hmc, hmc_step, langevin
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
 
@@ -55,6 +55,16 @@ def test_moments_of_a_gaussian(generator, adapt):
     ):
         count = ess(values).sum(0)
         assert within_four_errors(values.flatten(0, 1), wanted, count)
+
+
+def test_langevin_adjusted_keeps_the_target_and_unadjusted_only_nearly(generator):
+    z = exact_draws(4000, generator)
+    exact, biased = (
+        langevin(gaussian, z, steps=20, step_size=0.9, adjust=a, adapt=None, generator=generator).z
+        for a in (True, False)
+    )
+    assert within_four_errors((exact - MEAN).square(), COVARIANCE.diagonal(), 4000)
+    assert not within_four_errors((biased - MEAN).square(), COVARIANCE.diagonal(), 4000)
 
 
 @pytest.mark.parametrize("adapt", ["chain", "dual"])

@@ -8,8 +8,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defences.posterior import in_chunks
-from robustvae.defences.targets import Norm, RobustTarget
+from robustvae.defences.defence import in_chunks
+from robustvae.defences.targets import RobustTarget
 from robustvae.errors import check_choice, check_count, check_positive
 from robustvae.mcmc import mode_search
 from robustvae.models.base import VAE
@@ -46,7 +46,7 @@ class RobustPosterior:
         torch.Size([3, 2])
     """
 
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     radius: float = 0.2
     steps: int = 50
     start: Literal["mean", "zero", "both"] = "mean"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from robustvae.errors import UnsupportedError
+from robustvae.errors import RangeError, UnsupportedError, check_number
+from robustvae.jacobians import jacobian
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
-
-Norm = Literal["linf", "l2"]
+from robustvae.perturb import Ball
 
 
 def posterior(vae: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -30,6 +30,50 @@ def posterior(vae: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
         [Kuzina22] section 4.
     """
     return lambda z: vae.log_joint(x, z)
+
+
+def target_of(vae: VAE, x: Tensor, ball: Ball | None) -> Callable[[Tensor], Tensor]:
+    """The posterior of each image where `ball` is None, else its robust posterior."""
+    if ball is None:
+        return posterior(vae, x)
+    return RobustTarget(vae, x, ball.norm, float(ball.radius))
+
+
+def check_ball(ball: Ball | None) -> None:
+    """Raise unless a defence can know this ball: one radius for all images, boxed by [0, 1]."""
+    if ball is None:
+        return
+    check_number(ball.radius, "the radius that a defence assumes")
+    if (ball.low, ball.high) != (0.0, 1.0):
+        raise RangeError("the robust posterior's ball is boxed by [0, 1]")
+
+
+def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
+    """A with A A' = (prior precision + J' W J)^-1, W the likelihood's Fisher information.
+
+    J is the Jacobian of the likelihood's parameters (logits or means), and W their inverse
+    variance for a Gaussian, the pixel variance otherwise. Where the decoder is linear this
+    whitens the posterior.
+
+    Args:
+        vae: The model.
+        z: Latents, (B, d).
+
+    Returns:
+        Upper triangular square roots, (B, d, d), without a graph.
+    """
+    p = vae.decode(z.detach())
+    gaussian = isinstance(p, Gaussian)
+    weight = p.stddev.reciprocal() if gaussian else p.stddev
+
+    def parameters(z: Tensor) -> Tensor:
+        return _parameters(vae.decode(z))[0]
+
+    rows = weight.detach().flatten(1).unsqueeze(2) * jacobian(parameters, z, mode="forward")
+    precision = rows.mT @ rows + torch.diag_embed(vae.prior().stddev.square().reciprocal())
+    inverse_root = torch.linalg.cholesky(precision)
+    identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(precision)
+    return torch.linalg.solve_triangular(inverse_root.mT, identity, upper=True)
 
 
 @final
@@ -58,7 +102,7 @@ class RobustTarget:
 
     vae: VAE
     x: Tensor
-    norm: Norm
+    norm: str
     radius: float
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -89,7 +133,7 @@ class RobustTarget:
         return self.vae.prior().log_prob(z).sum(1)
 
 
-def nearest(p: Distribution, x: Tensor, norm: Norm, radius: float) -> Tensor:
+def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
     """The image in the ball around `x`, and in [0, 1], that the likelihood `p` finds easiest.
 
     It minimises the deviance, which is not the distance: for a Bernoulli likelihood and the

@@ -5,31 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from robustvae.defences.defence import Defence
 from robustvae.defences.posterior import PosteriorMean
 from robustvae.errors import ConfigError, check_images
 from robustvae.models.base import VAE, frozen
-
-
-class Defence(Protocol):
-    """Any way to read a latent off an image: `(vae, x, *, generator) -> z`.
-
-    Args:
-        vae: The model.
-        x: Images in [0, 1], (B, C, H, W).
-        generator: Spent by whatever is random.
-
-    Returns:
-        Latents, (B, d). Differentiable in `x` where it requires a gradient.
-    """
-
-    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Read the latents of `x`."""
-        ...
 
 
 @final

@@ -2,6 +2,7 @@
 
 from robustvae.mcmc.diagnostics import ess, r_hat
 from robustvae.mcmc.hmc import Chain, Step, hmc, hmc_step
+from robustvae.mcmc.langevin import langevin
 from robustvae.mcmc.leapfrog import LogDensity, State, evaluate, leapfrog
 from robustvae.mcmc.mode_search import Mode, mode_search
 
@@ -15,6 +16,7 @@ __all__ = [
     "evaluate",
     "hmc",
     "hmc_step",
+    "langevin",
     "leapfrog",
     "mode_search",
     "r_hat",

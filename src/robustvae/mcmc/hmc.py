@@ -8,13 +8,12 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.errors import check_choice, check_count, check_positive
+from robustvae.errors import check_choice, check_count, check_positive, check_probability
 from robustvae.mcmc.leapfrog import LogDensity, State, evaluate, leapfrog
 from robustvae.seeding import rand, randn
 
 Adapt = Literal["chain", "dual", "paper"]
 
-TARGET = 0.9
 DIVERGED = 1000.0
 
 
@@ -70,6 +69,7 @@ def hmc_step(
     step: Tensor | float,
     n_steps: int,
     scale: Tensor | None = None,
+    adjust: bool = True,
     graph: bool = False,
     generator: torch.Generator,
 ) -> tuple[State, Step]:
@@ -81,6 +81,7 @@ def hmc_step(
         step: Step size, one number or (B,).
         n_steps: Leapfrog steps L, and so the gradient evaluations spent.
         scale: Square root of the inverse mass matrix: see `leapfrog`.
+        adjust: Accept or stay by the energy error; otherwise move wherever it is finite.
         graph: Keep the graph; for fixed noise the accept decisions are constants.
         generator: Spent on momenta and decisions.
 
@@ -108,7 +109,7 @@ def hmc_step(
     kinetic = 0.5 * (thrown.square().sum(1) - momentum.square().sum(1))
     error = state.log_density - proposed.log_density + kinetic
     acceptance = torch.exp(-error.clamp_min(0)).nan_to_num(0.0)
-    accepted = uniform < acceptance
+    accepted = uniform < acceptance if adjust else error.isfinite()
     kept = accepted.unsqueeze(1)
     new = State(
         torch.where(kept, proposed.z, state.z),
@@ -126,9 +127,11 @@ def hmc(
     step_size: float | Tensor = 0.1,
     n_leapfrog: int = 5,
     adapt: Adapt | None = "chain",
+    acceptance: float = 0.9,
     warmup: int | None = None,
     jitter: float = 0.0,
     scale: Tensor | None = None,
+    adjust: bool = True,
     keep: bool = False,
     graph: bool = False,
     generator: torch.Generator,
@@ -141,14 +144,16 @@ def hmc(
         steps: Transitions, warm-up included.
         step_size: First step size, one number or (B,).
         n_leapfrog: Leapfrog steps of a transition.
-        adapt: "chain" steers each chain's step size towards 90 % acceptance by steps that
-            shrink, over the warm-up, then freezes it; "dual" does it by dual averaging;
+        adapt: "chain" steers each chain's step size towards `acceptance` by steps that shrink,
+            over the warm-up, then freezes it; "dual" does it by dual averaging;
             "paper" is [Kuzina22]'s rule, one step size for the whole batch, which never
             stops and so leaves the target slightly off; None keeps the step size.
+        acceptance: Mean acceptance probability wanted, in (0, 1).
         warmup: Transitions that "chain" and "dual" adapt in, by default half of `steps`.
         jitter: Each transition's step sizes are multiplied by a number drawn uniformly from
             [1 - jitter, 1 + jitter], against trajectories that close on themselves.
         scale: Square root of the inverse mass matrix: see `leapfrog`.
+        adjust: Accept or stay; without it the chain is biased by its step size.
         keep: Return all positions after the warm-up.
         graph: Keep the graph through the whole run, for attacks that differentiate it.
         generator: Spent on momenta and decisions.
@@ -171,13 +176,14 @@ def hmc(
     check_count(steps, "steps")
     check_count(n_leapfrog, "n_leapfrog")
     check_positive(step_size, "step_size")
+    check_probability(acceptance, "acceptance")
     if adapt is not None:
         check_choice("adaptation", adapt, ("chain", "dual", "paper"))
     warmup = (steps // 2 if adapt in ("chain", "dual") else 0) if warmup is None else warmup
     state = evaluate(log_density, z, graph=graph)
     size = torch.as_tensor(step_size, dtype=z.dtype, device=z.device).expand(z.shape[0])
     first, mean_log, mean_gap = size, size.log(), torch.zeros_like(size)
-    acceptance, errors, finite, divergences = (torch.zeros_like(size) for _ in range(4))
+    accepted, errors, finite, divergences = (torch.zeros_like(size) for _ in range(4))
     draws = []
     for t in range(steps):
         used = size
@@ -189,15 +195,16 @@ def hmc(
             step=used,
             n_steps=n_leapfrog,
             scale=scale,
+            adjust=adjust,
             graph=graph,
             generator=generator,
         )
         if adapt == "paper":
-            size = size * (1 + 0.01 * (info.acceptance.mean() - TARGET) / TARGET)
+            size = size * (1 + 0.01 * (info.acceptance.mean() - acceptance) / acceptance)
         elif adapt == "chain" and t < warmup:
-            size = size * torch.exp(2 * (t + 1) ** -0.5 * (info.acceptance - TARGET))
+            size = size * torch.exp(2 * (t + 1) ** -0.5 * (info.acceptance - acceptance))
         elif adapt == "dual" and t < warmup:
-            mean_gap = mean_gap + (TARGET - info.acceptance - mean_gap) / (t + 11)
+            mean_gap = mean_gap + (acceptance - info.acceptance - mean_gap) / (t + 11)
             log_size = (10 * first).log() - (t + 1) ** 0.5 / 0.05 * mean_gap
             weight = (t + 1) ** -0.75
             mean_log = weight * log_size + (1 - weight) * mean_log
@@ -205,7 +212,7 @@ def hmc(
         if t >= warmup:
             error = info.energy_error.detach()
             ended = error.isfinite()
-            acceptance = acceptance + info.acceptance.detach()
+            accepted = accepted + info.acceptance.detach()
             errors = errors + error.abs().where(ended, torch.zeros_like(errors))
             finite, divergences = finite + ended, divergences + info.diverged
             if keep:
@@ -213,7 +220,7 @@ def hmc(
     return Chain(
         state.z,
         state.log_density,
-        acceptance / max(1, steps - warmup),
+        accepted / max(1, steps - warmup),
         errors / finite.clamp_min(1),
         divergences.long(),
         size.detach(),

@@ -1,0 +1,41 @@
+"""What a defence is, and how the costly ones run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robustvae.models.base import VAE, channels_last, frozen
+
+
+class Defence(Protocol):
+    """Any way to read a latent off an image: `(vae, x, *, generator) -> z`.
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1], (B, C, H, W).
+        generator: Spent by whatever is random.
+
+    Returns:
+        Latents, (B, d). Differentiable in `x` where it requires a gradient.
+    """
+
+    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Read the latents of `x`."""
+        ...
+
+
+def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk: int) -> Tensor:
+    """Read latents off `x` by `read(images, graph)`, `chunk` rows at a time, weights frozen.
+
+    A graph is kept only where `x` requires a gradient and gradients are on.
+
+    Returns:
+        Latents, (B, d).
+    """
+    graph = torch.is_grad_enabled() and x.requires_grad
+    with frozen(vae), channels_last(vae), torch.set_grad_enabled(graph):
+        return torch.cat([read(part, graph) for part in x.split(chunk)])

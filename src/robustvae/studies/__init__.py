@@ -1,0 +1,1 @@
+"""Studies: one file is one published table or figure."""

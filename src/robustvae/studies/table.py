@@ -1,0 +1,104 @@
+"""Rows of a published or new table, the reported number beside ours, as JSON and markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from robustvae.records import plain, write_text
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One measured number.
+
+    Attributes:
+        what: What was measured on, such as the defence.
+        setting: Under which setting, such as the radius of the attack.
+        measured: The mean over the inputs.
+        stderr: Its standard error.
+        n: How many inputs.
+        cost: Gradient evaluations an image, 0 where there is none.
+        reported: The paper's number, where it has one.
+        source: Where the reported number stands.
+    """
+
+    what: str
+    setting: str
+    measured: float
+    stderr: float
+    n: int
+    cost: int = 0
+    reported: float | None = None
+    source: str | None = None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether measured and reported lie within two standard errors; None without a report."""
+        if self.reported is None:
+            return None
+        return abs(self.measured - self.reported) <= 2 * self.stderr
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """A study's result: everything that its page says is a function of this.
+
+    Attributes:
+        title: What the numbers are.
+        unit: Of the numbers.
+        rows: The numbers.
+        protocol: Sentences that say what was done.
+        facts: Model, data, size, seed, versions and time.
+    """
+
+    title: str
+    unit: str
+    rows: tuple[Row, ...]
+    protocol: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The whole table as JSON."""
+        return json.dumps(plain(asdict(self)), indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        """The page of the table: one line a row of `what`, one column a `setting`."""
+        settings = _unique(row.setting for row in self.rows)
+        names = _unique(row.what for row in self.rows)
+        cells = {(row.what, row.setting): row for row in self.rows}
+        costs = {row.what: row.cost for row in self.rows}
+        lines = [f"# {self.title}", "", f"In {self.unit}; mean ± standard error.", ""]
+        lines += [_line(["", "gradients an image", *settings])]
+        lines += [_line(["---", *["---:"] * (1 + len(settings))])]
+        for name in names:
+            shown = [_cell(cells.get((name, setting))) for setting in settings]
+            lines.append(_line([name, f"{costs[name]:,}", *shown]))
+        lines += ["", *(f"- {sentence}" for sentence in self.protocol), ""]
+        lines += [f"- {key}: {value}" for key, value in self.facts.items()]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: str | Path, name: str) -> None:
+        """Write `name`.json and `name`.md."""
+        write_text(Path(folder) / f"{name}.json", self.to_json())
+        write_text(Path(folder) / f"{name}.md", self.to_markdown())
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    reported = "" if row.reported is None else f" (reported {row.reported:g})"
+    return f"{row.measured:.3g} ± {row.stderr:.2g}{reported}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
