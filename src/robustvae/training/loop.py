@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ from robustvae.training.log import JsonLines, Logger
 from robustvae.training.run import Progress, Run
 
 LOG = "log.jsonl"
-PRECISIONS = ("32-true", "bf16-mixed")
 
+Precision = Literal["32-true", "bf16-mixed"]
 Schedule = float | Sequence[Sequence[float]]
 Forward = Callable[[Objective, Tensor], dict[str, Tensor]]
 Update = Callable[[int, Tensor], None]
@@ -59,7 +59,7 @@ def fit(
     progress: bool | None = None,
     logger: Logger | None = None,
     device: str | torch.device | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
 ) -> VAE:
     """Train a model with Adam, in place.
 
@@ -95,7 +95,8 @@ def fit(
     Raises:
         TrainingError: A loss or gradient became a NaN or an infinity. The model keeps the weights
             from before that step, and `out` those of the last whole epoch.
-        ConfigError: Settings that do not go together, or not with the run in `out`.
+        ConfigError: Settings that do not go together, or not with the run in `out`; a device
+            that is not there.
         CheckpointError: The state in `out` is damaged or of another model.
         MissingExtraError: A `precision` that needs lightning-fabric.
         RangeError: A setting out of range.
@@ -136,8 +137,10 @@ def fit(
         "clip": clip,
         "precision": precision,
     }
-    held_out = validation if isinstance(validation, Images) else None
-    if validation is not None and held_out is None:
+    held_out: Images | None = None
+    if isinstance(validation, Images):
+        held_out = validation
+    elif validation is not None:
         images, held_out = images.divide(validation, generator=generator)
     forward, backward = _engine(vae, generator, device, precision)
     x = _on_device(vae, images)
@@ -146,6 +149,8 @@ def fit(
     if resume:
         run.restore()
     done = run.progress
+    if done.epoch > epochs:
+        raise ConfigError(f"{out} holds {done.epoch} epochs already, more than epochs={epochs}")
     if done.epoch == 0:
         run.save(_card(images, done, {}))
     loop = _Loop(run, objective, forward, backward, batch_size, clip)
@@ -253,11 +258,14 @@ class _Terms(nn.Module):
 
 
 def _engine(
-    vae: VAE, generator: torch.Generator, device: str | torch.device | None, precision: str | None
+    vae: VAE,
+    generator: torch.Generator,
+    device: str | torch.device | None,
+    precision: Precision | None,
 ) -> tuple[Forward, Callable[[Tensor], Any]]:
     """Move the model; the forward pass, and the backward pass that belongs to it."""
     if precision is not None:
-        check_choice("precision", precision, PRECISIONS)
+        check_choice("precision", precision, get_args(Precision))
     try:
         where = torch.device(device or vae.device)
         vae.to(where)

@@ -14,7 +14,7 @@ from robustvae import data, models, objectives
 from robustvae.errors import ConfigError, unknown
 from robustvae.models import VAE, checkpoint
 from robustvae.seeding import generator
-from robustvae.training.loop import fit
+from robustvae.training.loop import Precision, fit
 
 TEST_BATCH = 500
 RECIPES = Path(str(resources.files("robustvae") / "recipes"))
@@ -129,7 +129,7 @@ def train_recipe(
     resume: bool = True,
     progress: bool | None = None,
     device: str | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
 ) -> VAE:
     """Train a model by a recipe; run again, it goes on where it was stopped.
 
@@ -196,9 +196,7 @@ def _one_line(path: Path, error: ValidationError) -> Exception:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        part = {"data": DataPart, "training": TrainingPart}.get(place[0], Recipe)
-        fields = part.model_fields if len(place) > 1 else Recipe.model_fields
-        return unknown(
-            f"key in {path}:", ".".join(place), [".".join([*place[:-1], f]) for f in fields]
-        )
-    return ConfigError(f"{path}: {'.'.join(place) or 'the recipe'}: {first['msg']}")
+        parts: dict[str, type[_Part]] = {"data": DataPart, "training": TrainingPart}
+        keys = parts[place[0]].model_fields if len(place) > 1 else Recipe.model_fields
+        return unknown("key", ".".join(place), [".".join([*place[:-1], key]) for key in keys])
+    return ConfigError(f"{path}: {'.'.join(place) or 'a recipe'}: {first['msg']}")
