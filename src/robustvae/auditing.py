@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -17,7 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -52,17 +53,17 @@ from robustvae.robustness import (
 )
 from robustvae.seeding import randn, shard_generator
 
+STRICT = ConfigDict(extra="forbid", frozen=True)
 Progress = Callable[[int, int, str], None]
 MS_SSIM = "kuzina2022"
 STAGES = 3  # attacks, margins, certificates: the steps of progress that one shard makes
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AttackPlan(_Strict):
+@final
+class AttackPlan(BaseModel):
     """One attack of an audit, by name and numbers."""
+
+    model_config = STRICT
 
     goal: Literal["maximum_damage", "latent_shift"] = "maximum_damage"
     norm: Literal["l2", "linf"] = "l2"
@@ -82,7 +83,8 @@ class AttackPlan(_Strict):
         return f"{self.goal.replace('_', ' ')}, {self.norm} {self.radius:g}"
 
 
-class Plan(_Strict):
+@final
+class Plan(BaseModel):
     """What an audit does: validated, complete, and part of its record.
 
     Unknown keys are refused by name. Radii and r are in pixel units of images in [0, 1].
@@ -92,6 +94,8 @@ class Plan(_Strict):
         >>> Plan(inputs=8, attacks=[{"radius": 1.0}]).attacks[0].name
         'maximum damage, l2 1'
     """
+
+    model_config = STRICT
 
     name: str = "custom"
     inputs: int = Field(default=32, ge=1, description="images, balanced over the classes")
@@ -254,7 +258,7 @@ def audit(
     picked = images[chosen]
     r = _tolerance(victim, picked, plan, seed)
     model = _model(victim, name)
-    header = {
+    header: dict[str, Any] = {
         "model": model,
         "data": {
             "name": images.name,
@@ -453,16 +457,12 @@ class _Bench:
             silent = [None] * len(x)
             keys = ("certified", "certified_kind", "certified_route", "certified_status")
             return dict.fromkeys((*keys, "first_order"), silent), []
-        ask = {"r": self.r, "m": self.plan.m, "version": self.plan.version}
-        lower = certify(self.victim.vae, x, **ask, generator=self.generator("certify"))
+        ask = functools.partial(
+            certify, self.victim.vae, x, r=self.r, m=self.plan.m, version=self.plan.version
+        )
+        lower = ask(generator=self.generator("certify"))
         try:
-            first = certify(
-                self.victim.vae,
-                x,
-                **ask,
-                routes=("first_order",),
-                generator=self.generator("first order"),
-            )
+            first = ask(routes=("first_order",), generator=self.generator("first order"))
             first_order = plain(first.radius)
         except UnsupportedError:
             first_order = [None] * len(x)
