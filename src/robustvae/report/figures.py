@@ -1,0 +1,559 @@
+"""Figures: functions from a record to one SVG that stands alone, in light and in dark.
+
+Each takes a width, since text on a phone should not be a shrunken desktop's. Where a record holds
+nothing to draw, a figure is the empty string.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import final
+
+from robustvae.records import Record
+from robustvae.report.numbers import ceil, floor, given, near, number
+from robustvae.report.reading import (
+    AttackRows,
+    Bracket,
+    attacks,
+    brackets,
+    everywhere,
+    finite,
+    first,
+    inconclusive,
+    mean,
+    mean_stderr,
+)
+
+# Blue, vermillion, purple and green after Okabe and Ito: told apart with any colour vision, and
+# every one has a shape of its own beside its colour.
+PALETTE = """
+:root{color-scheme:light dark;--ink:#1d2530;--soft:#55606e;--line:#d5dae1;--grid:#e9ecf0;
+--page:#fbfbfa;--card:#fff;--proved:#0b62a4;--free:#c8500a;--boxed:#8a3a86;--guess:#6b7480;
+--noise:#79828d;--defended:#0a7d5a;--bad:#b3261e;--tint:#eef3f8}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3adb9;--line:#39424d;--grid:#29313a;
+--page:#12161b;--card:#191f26;--proved:#5eb1ee;--free:#ff9152;--boxed:#d894d4;--guess:#a7b0bb;
+--noise:#96a0ab;--defended:#4cc79f;--bad:#ff8a80;--tint:#1d2733}}
+@media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--grid:#e4e4e4;--page:#fff;
+--card:#fff;--proved:#0b62a4;--free:#c8500a;--boxed:#8a3a86;--guess:#6b7480;--noise:#79828d;
+--defended:#0a7d5a;--bad:#b3261e;--tint:#f3f3f3}}
+""".strip()
+
+_CHART = """
+svg.chart{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+.chart text{fill:var(--soft)}.chart .strong{fill:var(--ink);font-weight:600}
+.chart .grid{stroke:var(--grid)}.chart .axis{stroke:var(--line)}
+.chart .proved{fill:var(--proved)}.chart .gap{fill:var(--free);opacity:.16}
+.chart .gap2{fill:var(--boxed);opacity:.13}
+.chart .free{fill:var(--free)}.chart .boxed{fill:var(--card);stroke:var(--boxed);stroke-width:1.6}
+.chart .guess{fill:none;stroke:var(--guess);stroke-width:1.3}
+.chart .openfree{fill:none;stroke:var(--free);stroke-width:1.6}
+.chart .openboxed{fill:none;stroke:var(--boxed);stroke-width:1.6}
+.chart .none{stroke:var(--soft);stroke-width:1.4;fill:none}
+.chart .noise{fill:var(--card);stroke:var(--noise);stroke-width:1.4}
+.chart .defended{fill:var(--defended)}.chart .stem{stroke:var(--free);opacity:.3;stroke-width:1.4}
+.chart .limit{stroke:var(--soft);stroke-dasharray:4 4;fill:none}
+.chart .clean{fill:var(--proved)}.chart .mean{stroke:var(--ink);stroke-width:2;fill:none}
+""".strip()
+
+STYLE = f"{PALETTE}\n{_CHART}"
+
+_GLYPH = 6.6  # width of a character at 12 px, generous
+_LOG_RATIO = 100.0  # of the greatest to the least positive value, from which an axis is logarithmic
+_ZERO_STRIP = 16.0
+_DAMAGES = ("damage_noise", "damage_defended", "damage")
+
+Mark = Callable[[float, float], str]
+
+
+@final
+@dataclass(frozen=True)
+class _Axis:
+    """Data to pixels along one direction; on a log axis, zero has a strip of its own."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+    zero: float | None = None
+
+    def between(self, start: float, stop: float) -> _Axis:
+        """The same scale over other pixels."""
+        zero = None if self.zero is None else start
+        step = math.copysign(_ZERO_STRIP, stop - start) if self.zero is not None else 0.0
+        return dataclasses.replace(self, start=start + step, stop=stop, zero=zero)
+
+    @classmethod
+    def over(cls, values: Iterable[float], start: float, stop: float) -> _Axis:
+        numbers = [value for value in values if value >= 0]
+        positive = [value for value in numbers if value > 0] or [1.0]
+        least, most = min(positive), max(positive)
+        if most / least <= _LOG_RATIO:
+            return cls(0.0, most * 1.06, start, stop)
+        low, high = _nice_below(least), most * 1.15
+        zero = start if 0.0 in numbers else None
+        return cls(low, high, start, stop, log=True, zero=zero).between(start, stop)
+
+    def __call__(self, value: float) -> float:
+        if self.log and value <= 0:
+            return self.start if self.zero is None else self.zero
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self) -> list[float]:
+        if not self.log:
+            step = _nice_above((self.high - self.low) / 6)
+            return [i * step for i in range(int(self.high / step + 1e-9) + 1)]
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        steps = (1,) if len(decades) > 4 else (1, 2, 5)
+        ticks = [s * 10.0**d for d in decades for s in steps]
+        return [tick for tick in ticks if self.low * (1 - 1e-9) <= tick <= self.high]
+
+
+def bracket(record: Record, width: int = 760) -> str:
+    """The bracket: for every input, what is certified, what attacks reach, and the gap between.
+
+    Args:
+        record: Read: certified, margin_upper_free, margin_upper_boxed, first_order.
+        width: Of the drawing in pixels.
+
+    Returns:
+        SVG, or "" where the record holds no margins.
+
+    Examples:
+        >>> from robustvae.report import figures
+        >>> figures.bracket.__name__
+        'bracket'
+    """
+    found = sorted(brackets(record), key=_order)
+    if not found:
+        return ""
+    wide = width >= 560
+    ends = [v for b in found for v in (b.certified, b.free, b.boxed, b.first_order)]
+    open_ended = any(v is not None and math.isinf(v) for v in ends)
+    keys = _bracket_keys(found)
+    key, top = _legend(keys, width, 60)
+    top += 26 if open_ended else 10
+    bottom = top + (300 if wide else 250)
+    axis = _Axis.over(finite(ends), bottom, top)
+    left, right = 52.0, width - (128.0 if wide else 10.0)
+    step = (right - left) / len(found)
+    radius = min(4.5, max(1.6, step * 0.32))
+    parts = [key, *_y_axis(axis, left, right)]
+    for i, b in enumerate(found):
+        x = left + (i + 0.5) * step
+        parts.append(_bracket_column(b, axis, x, step, radius, top, bottom))
+    parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
+    if wide:
+        parts.append(_means(found, axis, right))
+    parts.append(_text(left - 44, _legend_height(keys, width) + 17, "size of change (ℓ₂)"))
+    below = 40 if any(b.abstained for b in found) else 24
+    words = f"{len(found)} inputs, sorted by the size at which attacks break them"
+    if not wide:
+        words = f"{len(found)} inputs, sorted"
+    parts.append(_text((left + right) / 2, bottom + below, words, anchor="middle"))
+    label = "The bracket of each input. " + _bracket_alt(found)
+    return _svg(width, bottom + below + 12, label, parts)
+
+
+def damage(record: Record, width: int = 760) -> str:
+    """How far each attack moves the reconstruction, against random noise of the same size.
+
+    Args:
+        record: Read: damage, damage_noise, damage_defended of every row.
+        width: Of the drawing in pixels.
+
+    Returns:
+        SVG with a panel for each attack, or "" where the record holds no damage.
+    """
+    shown = [attack for attack in attacks(record) if attack.column("damage")]
+    if not shown:
+        return ""
+    keys: list[tuple[str, Mark]] = [("attacked", _dot("free", 4))]
+    if any(attack.column("damage_noise") for attack in shown):
+        keys.append(("random noise of the same size", _dot("noise", 3.6)))
+    if any(attack.column("damage_defended") for attack in shown):
+        keys.append(("attacked, then defended", _diamond("defended", 4.6)))
+    if any(attack.inconclusive for attack in shown):
+        keys.append(("search inconclusive", _cross("none", 3.2)))
+    limit = number(first(record.rows, "r"))
+    key, y = _legend(keys, width, 8)
+    parts, words = [key], []
+    scale = _Axis.over((v for a in shown for k in _DAMAGES for v in a.column(k)), 0.0, -1.0)
+    for attack in shown:
+        panel, y = _damage_panel(attack, scale, limit, width, y)
+        parts += panel
+        words.append(f"{attack.name}: {_times(attack)}")
+    label = "Distance that the reconstruction moved, for each input. " + "; ".join(words) + "."
+    return _svg(width, y, label, parts)
+
+
+def similarity(record: Record, width: int = 760) -> str:
+    """MS-SSIM of reconstructions: clean, under noise, attacked, and attacked then defended.
+
+    Args:
+        record: Read: ms_ssim_clean, ms_ssim_noise, ms_ssim_attacked, ms_ssim_defended.
+        width: Of the drawing in pixels.
+
+    Returns:
+        SVG, or "" where the record holds no similarities.
+    """
+    rows: list[tuple[str, str, Mark | None, list[float]]] = []
+    found = attacks(record)
+    clean = {row.get("input"): row.get("ms_ssim_clean") for row in record.rows}
+    if finite(clean.values()):
+        rows.append(("", "clean, to the input itself", _dot("clean", 2.6), finite(clean.values())))
+    kinds: list[tuple[str, str, Mark]] = [
+        ("ms_ssim_noise", "random noise of the same size", _dot("noise", 2.6)),
+        ("ms_ssim_attacked", "attacked", _dot("free", 2.6)),
+        ("ms_ssim_defended", "attacked, then defended", _diamond("defended", 3.2)),
+    ]
+    for attack in found:
+        lines = [(attack.name, *kind[1:], attack.column(kind[0])) for kind in kinds]
+        rows += [line for line in lines if line[3]]
+    if not rows:
+        return ""
+    wide = width >= 560
+    left, right = 10.0, width - (128.0 if wide else 62.0)
+    axis = _Axis(0.0, 1.0, left, right)
+    parts: list[str] = []
+    words: list[str] = []
+    y, heading = 8.0, ""
+    for group, name, mark, values in rows:
+        if group != heading:
+            heading = group
+            parts.append(_text(left, y + 20, _fitted(group, width - 20), kind="strong"))
+            y += 28
+        parts.append(_strip(axis, y, name, mark, values))
+        middle, stderr = mean_stderr(values)
+        error = f" ± {ceil(stderr, 2)}" if wide and stderr is not None else ""
+        parts.append(_text(right + 14, y + 31, near(middle) + error, kind="strong"))
+        words.append(f"{f'{group}, ' if group else ''}{name}: mean {near(middle)}")
+        y += 46
+    grid = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x = axis(tick)
+        grid.append(f'<path class="grid" d="M{x:.1f} 10V{y + 2:.1f}"/>')
+        grid.append(_text(x, y + 16, f"{tick:g}", anchor="middle"))
+    parts.append(_text(left, y + 34, "MS-SSIM: 1 is the same picture"))
+    parts.append(_text(right + 14, y + 16, "mean"))
+    label = "Similarity of reconstructions. " + "; ".join(words) + "."
+    return _svg(width, y + 44, label, grid + parts)
+
+
+def _order(b: Bracket) -> tuple[float, float]:
+    ends = (b.free, b.boxed, b.certified)
+    known = [end for end in ends if end is not None]
+    return (known[0] if known else math.inf, b.certified or 0.0)
+
+
+def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
+    keys: list[tuple[str, Mark]] = []
+    if any(b.certified for b in found):
+        keys.append(("certified: no change this small breaks it", _bar("proved")))
+    if any(b.free is not None for b in found):
+        keys.append(("attacked: this change breaks it (pixels free)", _dot("free", 4)))
+    if any(b.boxed is not None for b in found):
+        keys.append(("attacked, pixels kept in range", _dot("boxed", 3.6)))
+    if any(b.certified is not None and b.upper is not None for b in found):
+        keys.append(("not known", _bar("gap")))
+    if any(b.first_order is not None for b in found):
+        keys.append(("first-order estimate: no bound", _diamond("guess", 4)))
+    if any(math.inf in (b.free, b.boxed) for b in found):
+        keys.append(("no attack broke it: open end", _arrow("openfree", 5)))
+    if any(b.abstained for b in found):
+        keys.append(("abstained: nothing certified", _cross("none", 3.2)))
+    return keys
+
+
+def _bracket_column(
+    b: Bracket, axis: _Axis, x: float, step: float, radius: float, top: float, bottom: float
+) -> str:
+    half = min(7.0, step * 0.36)
+    parts = [f"<title>{_escaped(_bracket_title(b))}</title>"]
+
+    def box(kind: str, low: float, high: float) -> None:
+        height = max(low - high, 0.0)
+        parts.append(
+            f'<rect class="{kind}" x="{x - half:.1f}" y="{high:.1f}" '
+            f'width="{2 * half:.1f}" height="{height:.1f}"/>'
+        )
+
+    def place(value: float) -> float:
+        return top if math.isinf(value) else axis(value)
+
+    floor_at = bottom if not b.certified else axis(b.certified)
+    if b.certified:
+        box("proved", bottom, floor_at)
+    if b.certified is not None and b.upper is not None:
+        box("gap", floor_at, place(b.upper))
+    if b.free is not None and b.boxed is not None:
+        box("gap2", place(b.free), place(b.boxed))
+    if b.first_order is not None:
+        parts.append(_diamond("guess", radius * 0.95)(x, place(b.first_order)))
+    for value, kind, raised in ((b.boxed, "boxed", 16.0), (b.free, "free", 4.0)):
+        if value is None:
+            continue
+        if math.isinf(value):
+            parts.append(_arrow(f"open{kind}", radius)(x, top - raised))
+        else:
+            parts.append(_dot(kind, radius * (0.9 if kind == "boxed" else 1))(x, axis(value)))
+    if b.abstained:
+        parts.append(_cross("none", min(3.2, radius))(x, bottom + 10))
+    return f"<g>{''.join(parts)}</g>"
+
+
+def _bracket_title(b: Bracket) -> str:
+    label = "" if b.label is None else f" (label {b.label})"
+    parts = [f"input {b.input}{label}:"]
+    if b.certified is not None:
+        parts.append("nothing certified," if b.abstained else f"certified {floor(b.certified)},")
+    if b.free is not None:
+        parts.append(f"attacked {ceil(b.free)} with pixels free,")
+    if b.boxed is not None:
+        parts.append(f"attacked {ceil(b.boxed)} with pixels in range,")
+    if b.first_order is not None:
+        parts.append(f"first-order estimate {near(b.first_order)},")
+    return " ".join(parts).rstrip(",")
+
+
+def _bracket_alt(found: Sequence[Bracket]) -> str:
+    words = [f"{len(found)} inputs"]
+    for name, values, shown in (
+        ("certified", [b.certified for b in found], floor),
+        ("attacked with pixels free", [b.free for b in found], ceil),
+        ("attacked with pixels in range", [b.boxed for b in found], ceil),
+    ):
+        numbers = finite(values)
+        if numbers:
+            words.append(f"{name} from {shown(min(numbers))} to {shown(max(numbers))}")
+    return "; ".join(words) + "."
+
+
+def _means(found: Sequence[Bracket], axis: _Axis, x: float) -> str:
+    """The means at the right edge, kept apart so that none covers another."""
+    means = [
+        ("proved", "certified", everywhere(b.certified for b in found), floor),
+        ("free", "attacked", everywhere(b.free for b in found), ceil),
+        ("boxed", "in range", everywhere(b.boxed for b in found), ceil),
+    ]
+    shown = sorted(
+        ((axis(value), kind, name, form(value)) for kind, name, value, form in means if value),
+        reverse=True,
+    )
+    parts, last = [], math.inf
+    for y, kind, name, value in shown:
+        at = min(y, last - 17)
+        last = at
+        parts.append(
+            f'<path style="stroke:var(--{kind});fill:none;stroke-width:1.6" '
+            f'd="M{x:.1f} {y:.1f}h8L{x + 16:.1f} {at:.1f}h6"/>'
+        )
+        parts.append(_text(x + 26, at + 4, f"{value} {name}", kind="strong"))
+    if shown:
+        parts.append(_text(x + 26, last - 14, "means"))
+    return "".join(parts)
+
+
+def _damage_panel(
+    attack: AttackRows, scale: _Axis, limit: float | None, width: int, y: float
+) -> tuple[list[str], float]:
+    rows = [row for row in attack.rows if finite([row.get("damage")])]
+    rows.sort(key=lambda row: float(row["damage"]))
+    columns = [[number(row.get(key)) for row in rows] for key in _DAMAGES]
+    wide = width >= 560
+    left, right = 52.0, width - 56.0
+    parts = [_text(8, y + 22, _fitted(attack.name, width * (0.55 if wide else 1)), kind="strong")]
+    if wide:
+        parts.append(_text(width - 10, y + 22, _times(attack), anchor="end"))
+    else:
+        parts.append(_text(8, y + 39, _times(attack)))
+    top = y + (36 if wide else 52)
+    bottom = top + (150 if wide else 130)
+    axis = scale.between(bottom, top)
+    parts += _y_axis(axis, left, right)
+    if limit and axis.low < limit < axis.high:
+        parts.append(f'<path class="limit" d="M{left} {axis(limit):.1f}H{right}"/>')
+        parts.append(_text(right + 6, axis(limit) + 4, f"r = {given(limit)}"))
+    step = (right - left) / len(rows)
+    radius = min(4.0, max(1.5, step * 0.32))
+    marks = (_dot("noise", radius * 0.9), _diamond("defended", radius * 1.15), _dot("free", radius))
+    for i, row in enumerate(rows):
+        x = left + (i + 0.5) * step
+        values = [column[i] for column in columns]
+        drawn = [f"<title>{_escaped(_damage_title(row))}</title>"]
+        noise, hit = values[0], values[2]
+        if noise is not None and hit is not None:
+            drawn.append(f'<path class="stem" d="M{x:.1f} {axis(noise):.1f}V{axis(hit):.1f}"/>')
+        drawn += [
+            mark(x, axis(value))
+            for mark, value in zip(marks, values, strict=True)
+            if value is not None and math.isfinite(value)
+        ]
+        if inconclusive(row):
+            drawn.append(_cross("none", min(3.2, radius))(x, bottom + 10))
+        parts.append(f"<g>{''.join(drawn)}</g>")
+    parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
+    below = 34 if attack.inconclusive else 22
+    words = f"{len(rows)} inputs, sorted by damage"
+    parts.append(_text((left + right) / 2, bottom + below, words, anchor="middle"))
+    return parts, bottom + below + 14
+
+
+def _damage_title(row: dict[str, object]) -> str:
+    words = [f"input {row.get('input')}: moved {near(row.get('damage'))} by the attack"]
+    if row.get("damage_noise") is not None:
+        words.append(f"{near(row['damage_noise'])} by noise")
+    if row.get("damage_defended") is not None:
+        words.append(f"{near(row['damage_defended'])} after the defence")
+    return ", ".join(words)
+
+
+def _times(attack: AttackRows) -> str:
+    hit, noise = mean(attack.column("damage")), mean(attack.column("damage_noise"))
+    if hit is None:
+        return "no damage measured"
+    if not noise:
+        return f"mean {near(hit)}"
+    return f"mean {near(hit)}, noise {near(noise)}: {near(hit / noise, 2)} times as far"
+
+
+def _strip(axis: _Axis, y: float, name: str, mark: Mark | None, values: list[float]) -> str:
+    """One line of dots, stacked where they would cover each other, with mean and error."""
+    parts = [_text(axis.start, y + 12, name)]
+    taken: dict[int, int] = {}
+    for value in sorted(values):
+        x = axis(min(max(value, 0.0), 1.0))
+        bin_ = round(x / 4)
+        level = taken.get(bin_, 0)
+        taken[bin_] = level + 1
+        offset = (level + 1) // 2 * (3.2 if level % 2 else -3.2)
+        if mark is not None:
+            parts.append(mark(x, y + 28 + max(-9.0, min(9.0, offset))))
+    middle, stderr = mean_stderr(values)
+    if middle is not None:
+        x = axis(middle)
+        parts.append(f'<path class="mean" d="M{x:.1f} {y + 17:.1f}v22"/>')
+        if stderr is not None:
+            low, high = axis(max(0.0, middle - stderr)), axis(min(1.0, middle + stderr))
+            parts.append(f'<path class="mean" d="M{low:.1f} {y + 28:.1f}H{high:.1f}"/>')
+    return "".join(parts)
+
+
+def _y_axis(axis: _Axis, left: float, right: float) -> list[str]:
+    parts = []
+    for tick in [*axis.ticks(), *([] if axis.zero is None else [0.0])]:
+        y = axis(tick)
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
+        parts.append(_text(left - 8, y + 4, _trimmed(near(tick)), anchor="end"))
+    return parts
+
+
+def _legend(keys: list[tuple[str, Mark]], width: int, after: float) -> tuple[str, float]:
+    """The legend's drawing, wrapped to `width`, and where the figure may begin below it."""
+    parts = []
+    for (words, mark), (x, y) in zip(keys, _legend_places(keys, width), strict=True):
+        parts.append(mark(x + 8, y - 4) + _text(x + 20, y, words))
+    return "".join(parts), _legend_height(keys, width) + after * 0.4
+
+
+def _legend_height(keys: list[tuple[str, Mark]], width: int) -> float:
+    places = _legend_places(keys, width)
+    return places[-1][1] + 8 if places else 0.0
+
+
+def _legend_places(keys: list[tuple[str, Mark]], width: int) -> list[tuple[float, float]]:
+    places, x, y = [], 0.0, 16.0
+    for words, _ in keys:
+        needed = 20 + len(words) * _GLYPH + 12
+        if x and x + needed > width:
+            x, y = 0.0, y + 20
+        places.append((x, y))
+        x += needed
+    return places
+
+
+def _dot(kind: str, radius: float) -> Mark:
+    return lambda x, y: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
+
+
+def _diamond(kind: str, radius: float) -> Mark:
+    def mark(x: float, y: float) -> str:
+        r = radius
+        return (
+            f'<path class="{kind}" d="M{x:.1f} {y - r:.1f}l{r:.1f} {r:.1f}l{-r:.1f} {r:.1f}'
+            f'l{-r:.1f} {-r:.1f}z"/>'
+        )
+
+    return mark
+
+
+def _arrow(kind: str, radius: float) -> Mark:
+    def mark(x: float, y: float) -> str:
+        r = radius
+        return (
+            f'<path class="{kind}" d="M{x:.1f} {y + 1.2 * r:.1f}v{-2.4 * r:.1f}'
+            f'm{-r:.1f} {r:.1f}l{r:.1f} {-r:.1f}l{r:.1f} {r:.1f}"/>'
+        )
+
+    return mark
+
+
+def _cross(kind: str, radius: float) -> Mark:
+    def mark(x: float, y: float) -> str:
+        r = radius
+        return (
+            f'<path class="{kind}" d="M{x - r:.1f} {y - r:.1f}l{2 * r:.1f} {2 * r:.1f}'
+            f'm0 {-2 * r:.1f}l{-2 * r:.1f} {2 * r:.1f}"/>'
+        )
+
+    return mark
+
+
+def _bar(kind: str) -> Mark:
+    return lambda x, y: f'<rect class="{kind}" x="{x - 5}" y="{y - 6}" width="10" height="12"/>'
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
+    placed = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    styled = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{placed}{styled}>{_escaped(words)}</text>'
+
+
+def _fitted(words: str, width: float) -> str:
+    most = max(8, int(width / 7.2))
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def _trimmed(words: str) -> str:
+    return words.rstrip("0").rstrip(".") if "." in words else words
+
+
+def _nice_below(value: float) -> float:
+    decade = 10.0 ** math.floor(math.log10(value))
+    return max(step * decade for step in (1, 2, 5) if step * decade <= value * (1 + 1e-9))
+
+
+def _nice_above(value: float) -> float:
+    decade = 10.0 ** math.floor(math.log10(value))
+    return min(step * decade for step in (1, 2, 5, 10) if step * decade >= value * (1 - 1e-9))
+
+
+def _escaped(words: str) -> str:
+    return escape(words, quote=True)
+
+
+def _svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
+        f'aria-label="{_escaped(label)}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}">'
+        f"<style>{STYLE}</style>{''.join(parts)}</svg>"
+    )

@@ -1,0 +1,221 @@
+"""The report: one file that is whole in itself, escapes what it shows, and never overclaims."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import robustvae as rv
+from robustvae.errors import StorageError
+from robustvae.records import Record
+from robustvae.report import figures, page
+
+FETCHING = {
+    "src", "srcset", "href", "xlink:href", "action", "formaction", "data", "poster", "background",
+    "cite", "manifest", "ping",
+}  # fmt: skip
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7*7 }} </style> &amp;"
+
+
+class Parsed(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def html(make_record):
+    return page.render(make_record())
+
+
+def test_nothing_is_fetched_and_no_link_leaves(html):
+    parsed = Parsed(html)
+    anchors = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(anchors) == len(set(anchors))
+    for tag, attributes in parsed.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in FETCHING:
+                inside = value.startswith("data:image/png;base64,") or value[1:] in anchors
+                assert inside, (tag, name, value[:60])
+    assert "http://" not in html and "https://" not in html
+    assert "@import" not in html and "url(" not in html
+
+
+def test_every_picture_has_words(html):
+    parsed = Parsed(html)
+    assert len(parsed.all("img")) == 18
+    assert all(len(image["alt"]) > 10 for image in parsed.all("img"))
+    assert "defended reconstruction: input 7, label 1" in html
+    assert len(parsed.all("svg")) == 6
+    for drawing in parsed.all("svg"):
+        assert drawing["role"] == "img" and len(drawing["aria-label"]) > 20
+
+
+def test_structure_for_keyboard_and_reader(html):
+    parsed = Parsed(html)
+    assert parsed.all("html")[0]["lang"] == "en"
+    assert len(parsed.all("h1")) == len(parsed.all("main")) == 1
+    assert all(box["tabindex"] == "0" for box in parsed.all("div") if box.get("role") == "region")
+    assert all("scope" in head for head in parsed.all("th"))
+    assert {name for name, _ in parsed.tags} >= {"details", "summary", "nav", "figcaption"}
+    assert "prefers-color-scheme:dark" in html and "@media print" in html
+
+
+def poisoned(value):
+    """Every piece of text within `value` made hostile, whatever it was."""
+    if isinstance(value, str):
+        return value if value in ("inf", "ok", "l2", "linf", "centred") else HOSTILE
+    if isinstance(value, list):
+        return [poisoned(part) for part in value]
+    if isinstance(value, dict):
+        return {key: part if key == "key" else poisoned(part) for key, part in value.items()}
+    return value
+
+
+def test_hostile_names_are_shown_not_obeyed(make_record):
+    record = make_record(4)
+    content = json.loads(record.to_json())
+    hostile = {**poisoned(content), "kind": "audit", "plan": {HOSTILE: HOSTILE}}
+    hostile["versions"] = {HOSTILE: HOSTILE}
+    for before, after in zip(content["rows"], hostile["rows"], strict=True):
+        after["attack"] = before["attack"] + HOSTILE
+    bad = page.render(Record(**hostile))
+    tame = page.render(Record(**{**content, "plan": {"a": "b"}, "versions": {"a": "b"}}))
+    tags = [[tag for tag, _ in Parsed(text).tags] for text in (bad, tame)]
+    assert tags[0] == tags[1]
+    assert "<script" not in bad and "&lt;script&gt;alert(1)" in bad
+    assert "{{ 7*7 }}" in bad and "onerror" not in {name for _, a in Parsed(bad).tags for name in a}
+
+
+def test_numbers_are_rounded_towards_safety(make_record):
+    record = make_record(
+        summary=[
+            {"key": "certified", "label": "low", "mean": 0.28899, "stderr": 0.01001, "n": 40}
+            | {"unit": "px"},
+            {"key": "margin_upper_free", "label": "up", "mean": 0.7291, "stderr": None, "n": 40}
+            | {"unit": "px"},
+        ]
+    )
+    text = " ".join(Parsed(page.render(record)).text.split())
+    assert "low 0.288 ± 0.011 px, n = 40" in text
+    assert "up 0.730 px, n = 40" in text
+    first = record.rows[0]
+    shown = (
+        page._cell(first["certified"], "certified"),
+        page._cell(first["margin_upper_free"], "margin_upper_free"),
+    )
+    assert float(shown[0]) <= first["certified"]
+    assert float(shown[1]) >= first["margin_upper_free"]
+
+
+def test_what_went_wrong_stands_at_the_top(html, make_record):
+    warning = "1 of 3 checks on the evidence did not pass"
+    assert warning in html and html.index(warning) < html.index("<main")
+    assert "did not pass" not in page.render(make_record(checks=[]))
+
+
+def test_an_empty_record_still_makes_a_page(make_record):
+    empty = {name: [] for name in ("rows", "summary", "checks", "proved", "estimated", "not_tried")}
+    html = page.render(make_record(2, gallery=0, **empty, protocol=[], references=[], timing={}))
+    assert "No margins were measured" in html and "Nothing in this audit is proved." in html
+
+
+def test_long_tables_are_cut_and_say_so(make_record):
+    html = page.render(make_record(320))
+    assert f"{640 - page.MOST_ROWS} more rows stand in the files" in html
+    assert html.count("<tr>") < page.MOST_ROWS + 40
+
+
+def test_equal_records_equal_bytes(make_record, tmp_path):
+    first, second = (rv.report.write(make_record(), tmp_path / name) for name in "ab")
+    again = Record.from_json(make_record().to_json())
+    assert page.render(again) == first.read_text(encoding="utf-8")
+    for name in ("report.html", "record.json", "rows.parquet", "rows.jsonl"):
+        one, other = first.with_name(name), second.with_name(name)
+        assert one.exists() == other.exists()
+        assert not one.exists() or one.read_bytes() == other.read_bytes()
+
+
+def test_rows_as_parquet(make_record, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    record = make_record()
+    (tmp_path / "rows.jsonl").write_text("of another audit")
+    rv.report.write(record, tmp_path)
+    assert not (tmp_path / "rows.jsonl").exists()
+    table = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    wanted = [{k: float("inf") if v == "inf" else v for k, v in row.items()} for row in record.rows]
+    assert table == wanted
+
+
+def test_rows_as_jsonl_without_pyarrow(make_record, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    record = make_record()
+    rv.report.write(record, tmp_path)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == record.rows
+    assert not (tmp_path / "rows.parquet").exists()
+
+
+def test_a_folder_that_cannot_be(make_record, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError):
+        rv.report.write(make_record(2), tmp_path / "file")
+
+
+def test_a_report_needs_no_torch(make_record, tmp_path):
+    """The package's front door imports torch; behind it the report does not."""
+    here = Path(rv.__file__).parent
+    script = f"""
+import sys, types
+package = types.ModuleType("robustvae"); package.__path__ = [{str(here)!r}]
+sys.modules["robustvae"] = package
+from robustvae.records import Record
+from robustvae.report import table, write
+write(Record.from_json(open({str(tmp_path / "r.json")!r}).read()), {str(tmp_path / "out")!r})
+assert "torch" not in sys.modules
+"""
+    (tmp_path / "r.json").write_text(make_record(3).to_json())
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_colours_are_legible():
+    """Contrast of text and marks on their ground, in light and in dark [WCAG 2.2: 4.5 and 3]."""
+
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    schemes = re.findall(r":root\{([^}]*)\}", figures.PALETTE)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+):(#\w+)", scheme))
+        for ground in ("page", "card"):
+            behind = luminance(colours[ground])
+            for name, least in (
+                *((text, 4.5) for text in ("ink", "soft", "proved", "bad", "defended")),
+                *((mark, 3.0) for mark in ("free", "boxed", "guess", "noise")),
+            ):
+                light, dark = sorted((luminance(colours[name]), behind), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= least, (name, ground, colours[name])

@@ -1,0 +1,35 @@
+"""The table that an audit ends with."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+import robustvae as rv
+
+
+def printed(record, width=100):
+    console = Console(width=width, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(rv.report.table(record))
+    console.file.close()
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_it_says_the_essentials(make_record, width):
+    text = " ".join(printed(make_record(), width).split())
+    assert "On average an attack breaks this model" in text
+    assert "maximum damage" in text and "26 of 40" in text
+    assert "✗ gradients: The attacker saw a gradient" in text and "✓ sandwich" in text
+
+
+def test_names_are_not_markup(make_record):
+    record = make_record(2, title="[bold]model[/bold] [/nonsense]")
+    for row in record.rows:
+        row["attack"] = "[red]attack[/red] [/"
+    text = printed(record)
+    assert "[bold]model[/bold] [/nonsense]" in text and "[red]attack[/red] [/" in text
+
+
+def test_an_empty_record(make_record):
+    assert "nothing to judge by" in printed(make_record(2, rows=[], summary=[], checks=[]))
