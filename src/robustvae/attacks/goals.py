@@ -192,7 +192,7 @@ class MaximumDamage:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> rv.MaximumDamage().bind(rv.Victim(vae), x, generator=g)(x, torch.arange(3))
+        >>> rv.MaximumDamage().bind(rv.Victim(vae), x, generator=g)(x, torch.arange(3)).detach()
         tensor([0., 0., 0.])
     """
 

@@ -2,5 +2,21 @@
 
 from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult, ascent
 from robustvae.perturb.ball import Ball
+from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
+from robustvae.perturb.lbfgs import LBFGS, Minimum, lbfgs
+from robustvae.perturb.one_shot import OneShot
 
-__all__ = ["Ball", "ProjectedAscent", "Score", "SearchResult", "ascent"]
+__all__ = [
+    "LBFGS",
+    "Ball",
+    "Minimum",
+    "OneShot",
+    "ProjectedAscent",
+    "RandomSearch",
+    "Score",
+    "SearchResult",
+    "SquareSearch",
+    "ascent",
+    "lbfgs",
+    "outward",
+]

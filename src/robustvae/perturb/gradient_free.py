@@ -1,0 +1,185 @@
+"""Searches that never ask for a gradient: if one of them wins, the gradients were wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import check_count, check_probability
+from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
+from robustvae.perturb.ball import Ball
+from robustvae.seeding import rand, split
+
+
+@final
+@dataclass(frozen=True)
+class RandomSearch:
+    """The best of several random points of the ball's boundary: noise of full size.
+
+    Args:
+        steps: Points tried for each input.
+        chunk: Rows scored at once.
+
+    Raises:
+        RangeError: A count below 1.
+
+    Example:
+        >>> from robustvae.perturb import Ball, RandomSearch
+        >>> from robustvae.seeding import generator
+        >>> import torch
+        >>> x, ball = torch.full((1, 1, 2, 2), 0.5), Ball("linf", 0.1)
+        >>> bright = lambda y, rows: y.flatten(1).sum(1)
+        >>> RandomSearch(steps=200)(bright, x, ball, generator=generator(0)).y.min()
+        tensor(0.6000)
+    """
+
+    steps: int = 100
+    chunk: int = 250
+
+    def __post_init__(self) -> None:
+        """Refuse what is no search."""
+        check_count(self.steps, "steps")
+        check_count(self.chunk, "chunk")
+
+    def __call__(
+        self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
+    ) -> SearchResult:
+        """Maximise `score` around each of `x`."""
+        parts = []
+        for i, seed in enumerate(split(generator, len(x))):
+            index = torch.full((self.steps,), i)
+            centre = x[i : i + 1].expand(self.steps, *x.shape[1:])
+            y = outward(centre, ball.rows(index), generator=seed)
+            rows = index.to(x.device)
+            value = torch.cat(
+                [
+                    evaluate(score, part, which, gradient=False)[0]
+                    for part, which in zip(y.split(self.chunk), rows.split(self.chunk), strict=True)
+                ]
+            )
+            best = value.argmax()
+            parts.append(_without_gradient(y[best : best + 1], value[best : best + 1], self.steps))
+        return join(parts)
+
+
+@final
+@dataclass(frozen=True)
+class SquareSearch:
+    """Random squares of the image are pushed to the boundary and kept where the score rises.
+
+    Args:
+        steps: Candidates scored for each restart.
+        restarts: Starts for each input, random points of the boundary.
+        share: Share of the pixels in the first square; squares shrink as the search goes on.
+        chunk: Rows scored at once.
+
+    Raises:
+        RangeError: A count below 1, or a share outside (0, 1).
+
+    References:
+        Andriushchenko et al., 2020, Algorithms 1-3, without their stripes and bumps.
+
+    Example:
+        >>> from robustvae.perturb import Ball, SquareSearch
+        >>> from robustvae.seeding import generator
+        >>> import torch
+        >>> x, ball = torch.full((1, 1, 4, 4), 0.5), Ball("linf", 0.1)
+        >>> bright = lambda y, rows: y.flatten(1).sum(1)
+        >>> SquareSearch(steps=300)(bright, x, ball, generator=generator(0)).y.min()
+        tensor(0.6000)
+    """
+
+    steps: int = 200
+    restarts: int = 1
+    share: float = 0.3
+    chunk: int = 250
+
+    def __post_init__(self) -> None:
+        """Refuse what is no search."""
+        for name in ("steps", "restarts", "chunk"):
+            check_count(getattr(self, name), name)
+        check_probability(self.share, "share")
+
+    def __call__(
+        self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
+    ) -> SearchResult:
+        """Maximise `score` around each of `x`."""
+        size = max(1, self.chunk // self.restarts)
+        seeds = split(generator, len(x))
+        return join(
+            [
+                self._part(score, x, ball, part, [seeds[i] for i in part.tolist()])
+                for part in torch.arange(len(x)).split(size)
+            ]
+        )
+
+    def _part(
+        self, score: Score, x: Tensor, ball: Ball, inputs: Tensor, seeds: list[torch.Generator]
+    ) -> SearchResult:
+        rows = inputs.repeat_interleave(self.restarts).to(x.device)
+        centre, around = x[rows], ball.rows(rows)
+        groups = list(zip(torch.arange(len(rows)).split(self.restarts), seeds, strict=True))
+        best = torch.cat(
+            [outward(centre[own], around.rows(own), generator=seed) for own, seed in groups]
+        )
+        highest, _ = evaluate(score, best, rows, gradient=False)
+        radius = around.radii(centre)
+        for step in range(self.steps):
+            step_in = torch.cat(
+                [self._square(centre[own], step, generator=seed) for own, seed in groups]
+            )
+            reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
+            y = around.project(centre, best + reach * step_in)
+            if ball.norm == "l2":
+                y = around.project(centre, centre + _stretched(y - centre, radius))
+            value, _ = evaluate(score, y, rows, gradient=False)
+            better = value > highest
+            best = torch.where(better.view(-1, 1, 1, 1), y, best)
+            highest = torch.where(better, value, highest)
+        shape = (len(inputs), self.restarts)
+        winner = highest.view(shape).argmax(1)
+        pick = torch.arange(len(inputs), device=x.device) * self.restarts + winner
+        return _without_gradient(best[pick], highest[pick], self.restarts * (self.steps + 1))
+
+    def _square(self, like: Tensor, step: int, *, generator: torch.Generator) -> Tensor:
+        """Plus or minus one on one random square a row and channel, 0 elsewhere."""
+        n, channels, height, width = like.shape
+        share = self.share * 0.5 ** (6 * step / self.steps)
+        side = max(1, min(round(math.sqrt(share * height * width)), height, width))
+        numbers = rand(n, 2 + channels, like=like, generator=generator)
+        top = (numbers[:, 0] * (height - side + 1)).long().view(-1, 1, 1)
+        left = (numbers[:, 1] * (width - side + 1)).long().view(-1, 1, 1)
+        down = torch.arange(height, device=like.device).view(1, -1, 1) - top
+        right = torch.arange(width, device=like.device).view(1, 1, -1) - left
+        inside = (down >= 0) & (down < side) & (right >= 0) & (right < side)
+        sign = 1 - 2 * (numbers[:, 2:] < 0.5).to(like)
+        return inside.unsqueeze(1) * sign.view(n, channels, 1, 1)
+
+
+def outward(x: Tensor, ball: Ball, *, generator: torch.Generator) -> Tensor:
+    """Random points of full size: corners of the l-infinity ball, the sphere of the l2 ball.
+
+    Args:
+        x: Centres, (B, C, H, W).
+        ball: Ball; its box may take some of the size back.
+        generator: Spent by the draw.
+    """
+    y = ball.free().sample(x, generator=generator)
+    if ball.norm == "linf":
+        step = torch.where(y >= x, 1.0, -1.0).to(x) * ball.radii(x).view(-1, 1, 1, 1)
+        return ball.project(x, x + step)
+    return ball.project(x, x + _stretched(y - x, ball.radii(x)))
+
+
+def _stretched(step: Tensor, radius: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(step.flatten(1), dim=1).clamp_min(1e-12)
+    return step * (radius / length).view(-1, 1, 1, 1)
+
+
+def _without_gradient(y: Tensor, score: Tensor, queries: int) -> SearchResult:
+    nothing = torch.full_like(score, torch.nan)
+    return SearchResult(y, score, nothing, nothing, torch.full_like(score, queries).long())
