@@ -10,6 +10,7 @@ from robustvae.attacks.goals import (
     OutputTarget,
     WeightedSum,
 )
+from robustvae.attacks.sweep import PenaltySweep, SweepResult, auddc, penalties, select_penalty
 
 __all__ = [
     "Attack",
@@ -20,6 +21,11 @@ __all__ = [
     "LatentTarget",
     "MaximumDamage",
     "OutputTarget",
+    "PenaltySweep",
     "Search",
+    "SweepResult",
     "WeightedSum",
+    "auddc",
+    "penalties",
+    "select_penalty",
 ]

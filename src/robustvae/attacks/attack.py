@@ -98,7 +98,7 @@ class Attack:
             NonFiniteError: A pixel that is not finite.
         """
         for_search, for_starts, for_score = split(generator, 3)
-        with self._ready(victim, x) as clean:
+        with ready(victim, x, self.ball) as clean:
             goal = self.goal.bind(victim, clean, generator=for_search)
             found = self.search(goal, clean, self.ball, generator=for_starts)
             x_adv = self.ball.project(clean, found.y).contiguous()
@@ -126,7 +126,7 @@ class Attack:
             generator: Spent by the goal and the defence.
         """
         check_images(x_adv, victim.vae.image_shape, name="x_adv", low=None, high=None)
-        with self._ready(victim, x) as clean:
+        with ready(victim, x, self.ball) as clean:
             return self._score(victim, clean, x_adv.detach(), generator)
 
     def _score(
@@ -137,21 +137,27 @@ class Attack:
         with torch.no_grad():
             return torch.cat([score(x_adv[part], part) for part in rows])
 
-    @contextlib.contextmanager
-    def _ready(self, victim: Victim, x: Tensor) -> Iterator[Tensor]:
-        check_images(x, victim.vae.image_shape, low=self.ball.low, high=self.ball.high)
-        victim.vae.check(x)
-        self.ball.radii(x)
-        models: list[nn.Module] = [victim.vae]
-        if isinstance(victim.classifier, nn.Module):
-            models.append(victim.classifier)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            for model in models:
-                stack.enter_context(frozen(model))
-                stack.enter_context(channels_last(model))
-            yield x.detach().clone()
+
+@contextlib.contextmanager
+def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
+    """Within: a victim that can be attacked, and its checked inputs; afterwards all as it was.
+
+    The model and a classifier that is a module are in evaluation mode, frozen, and laid out for
+    speed; gradients are on whatever the caller's mode.
+    """
+    check_images(x, victim.vae.image_shape, low=ball.low, high=ball.high)
+    victim.vae.check(x)
+    ball.radii(x)
+    models: list[nn.Module] = [victim.vae]
+    if isinstance(victim.classifier, nn.Module):
+        models.append(victim.classifier)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for model in models:
+            stack.enter_context(frozen(model))
+            stack.enter_context(channels_last(model))
+        yield x.detach().clone()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,229 @@
+"""The penalty sweep: targeted attacks at every weight of the distortion, all in one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.attacks.attack import ready
+from robustvae.attacks.goals import LatentTarget, OutputTarget
+from robustvae.defences import Victim
+from robustvae.errors import RangeError, ShapeError, check_count
+from robustvae.perturb import Ball, Minimum, Score, lbfgs
+from robustvae.perturb.ascent import evaluate
+from robustvae.seeding import split
+
+
+def penalties(count: int = 50, least: float = -20.0, most: float = 20.0) -> tuple[float, ...]:
+    """0, and 2^c for `count` values of c evenly spread over [least, most].
+
+    References:
+        Gondim-Ribeiro et al., 2018; [Willetts21] section 5.
+
+    Example:
+        >>> from robustvae.attacks import penalties
+        >>> len(penalties()), penalties(3, -1.0, 1.0)
+        (51, (0.0, 0.5, 1.0, 2.0))
+    """
+    check_count(count, "count", least=2)
+    exponents = torch.linspace(least, most, count, dtype=torch.float64)
+    return (0.0, *(2.0**exponents).tolist())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """What a sweep found: B pairs of input and target by P penalties.
+
+    Attributes:
+        x_adv: Attacked images in [0, 1], (B, P, C, H, W).
+        size: ||x_adv - x||_2 in pixel units, (B, P).
+        score: The goal's score, (B, P).
+        objective: What was minimised, penalty x size - score, (B, P).
+        penalties: (P,).
+        chosen: The penalty whose attack is shown, by `select_penalty`, (B,) int.
+        auddc: Area under the distortion-distortion curve, (B,); see `auddc`.
+        evaluations: Objective and gradient evaluations, (B, P) int.
+    """
+
+    x_adv: Tensor
+    size: Tensor
+    score: Tensor
+    objective: Tensor
+    penalties: Tensor
+    chosen: Tensor
+    auddc: Tensor
+    evaluations: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class PenaltySweep:
+    """Minimise penalty x ||d||_2 - score(x + d) by L-BFGS over the pixel range, for every penalty.
+
+    Args:
+        goal: `LatentTarget` or `OutputTarget`.
+        weights: Penalties, at least two, none negative; by default the 51 of the papers.
+        steps: Most evaluations of each pair at each penalty.
+        chunk: Rows (pairs x penalties) minimised together.
+
+    Raises:
+        RangeError: Fewer than two penalties, or a negative one.
+
+    References:
+        Gondim-Ribeiro et al., 2018; [Willetts21] Eq. 9-12 and section 5.
+
+    Example:
+        >>> from robustvae.attacks import LatentTarget, PenaltySweep
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> sweep = PenaltySweep(LatentTarget(x.flip(0)), weights=(0.0, 0.1, 1.0), steps=5)
+        >>> sweep(rv.Victim(vae), x, generator=rv.generator(0)).size.shape
+        torch.Size([3, 3])
+    """
+
+    goal: LatentTarget | OutputTarget
+    weights: tuple[float, ...] = penalties()
+    steps: int = 200
+    chunk: int = 510
+
+    def __post_init__(self) -> None:
+        """Refuse what is no sweep."""
+        check_count(self.steps, "steps")
+        check_count(self.chunk, "chunk")
+        if len(self.weights) < 2 or min(self.weights) < 0:
+            raise RangeError("a sweep needs at least two penalties, none of them negative")
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> SweepResult:
+        """Attack each of `x` towards its target at every penalty.
+
+        Args:
+            victim: What is attacked.
+            x: Images in [0, 1], (B, C, H, W).
+            generator: Spent by the goal's noises and the defence.
+        """
+        for_search, for_images = split(generator, 2)
+        count = len(self.weights)
+        with ready(victim, x, Ball("l2", 1.0)) as clean:
+            score = self.goal.bind(victim, clean, generator=for_search)
+            weights = torch.tensor(self.weights, dtype=clean.dtype, device=clean.device)
+            pairs = torch.arange(len(x), device=clean.device).repeat_interleave(count)
+            weight = weights.repeat(len(x))
+            ends = [
+                self._minimise(score, clean, pairs[part], weight[part])
+                for part in torch.arange(len(pairs), device=clean.device).split(self.chunk)
+            ]
+            y = torch.cat([end.y for end in ends]).view(len(x), count, *x.shape[1:])
+            step = (y - clean.unsqueeze(1)).flatten(2)
+            size = torch.linalg.vector_norm(step, dim=2)
+            value = torch.cat([end.value for end in ends]).view(len(x), count)
+            target = self.goal.target.to(clean).expand_as(clean)
+
+            def read(image: Tensor) -> Tensor:
+                with torch.no_grad():
+                    return victim.reconstruct(image, generator=for_images)
+
+            x_hat = torch.stack([read(y[:, k]) for k in range(count)], dim=1)
+            area = auddc(clean, target, read(clean), read(target), y, x_hat)
+        return SweepResult(
+            y,
+            size,
+            weights * size - value,
+            value,
+            weights,
+            select_penalty(value, weights),
+            area,
+            torch.cat([end.evaluations for end in ends]).view(len(x), count),
+        )
+
+    def _minimise(self, score: Score, x: Tensor, pairs: Tensor, weight: Tensor) -> Minimum:
+        centre = x[pairs].flatten(1)
+
+        def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+            def penalised(y: Tensor, rows: Tensor) -> Tensor:
+                size = torch.linalg.vector_norm(y - centre[k], dim=1)
+                return score(y.view(-1, *x.shape[1:]), rows) - weight[k] * size
+
+            value, slope = evaluate(penalised, flat, pairs[k])
+            return -value, torch.zeros_like(flat) if slope is None else -slope
+
+        low, high = torch.zeros_like(centre), torch.ones_like(centre)
+        return lbfgs(objective, centre, low, high, steps=self.steps)
+
+
+def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:
+    """The penalty whose attack is shown: the largest one that attains the least objective above
+    the mean over the positive penalties.
+
+    Args:
+        objective: What was minimised, (B, P).
+        weights: Penalties, (P,), the first of them possibly 0.
+
+    Returns:
+        Index of the penalty, (B,); where none lies above the mean, that of the largest objective.
+
+    References:
+        Gondim-Ribeiro et al., 2018; [Willetts21] section 5.
+
+    Example:
+        >>> import torch
+        >>> from robustvae.attacks import select_penalty
+        >>> objective = torch.tensor([[0.0, 1.0, 2.0, 6.0, 6.0, 9.0]])
+        >>> select_penalty(objective, torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]))
+        tensor([4])
+    """
+    if objective.ndim != 2 or objective.shape[1] != len(weights):
+        raise ShapeError(f"objective must be (B, {len(weights)}), got {tuple(objective.shape)}")
+    positive = weights > 0
+    mean = objective[:, positive].mean(1, keepdim=True)
+    above = (objective > mean) & positive
+    least = objective.where(above, torch.inf).amin(1, keepdim=True)
+    hit = torch.where(above.any(1, keepdim=True), objective <= least, objective >= mean) & positive
+    order = weights.expand_as(objective).where(hit, -1)
+    return order.argmax(1)
+
+
+def auddc(
+    x: Tensor, target: Tensor, x_hat: Tensor, target_hat: Tensor, x_adv: Tensor, adv_hat: Tensor
+) -> Tensor:
+    """Area under the distortion-distortion curve of a penalty sweep: 1 is robust, 0 is lost.
+
+    Each attack is a point: how far the input was moved, ||x_adv - x|| / ||target - x||, and how
+    far the output still is from the target, (d - d_min) / (d_max - d_min), with
+    d = ||adv_hat - target||, d_min = ||target_hat - target||, d_max = ||x_hat - target||. Sorted
+    by the first, running minimum of the second, both clipped to [0, 1], from (0, 1) to x = 1,
+    trapezoids.
+
+    Args:
+        x: Inputs, (B, C, H, W).
+        target: Targets, (B, C, H, W).
+        x_hat: Reconstructions of the inputs, (B, C, H, W).
+        target_hat: Reconstructions of the targets, (B, C, H, W).
+        x_adv: Attacked images, (B, P, C, H, W).
+        adv_hat: Their reconstructions, (B, P, C, H, W).
+
+    Returns:
+        Areas in [0, 1], (B,).
+
+    References:
+        Gondim-Ribeiro et al., 2018, section 3; the normalisation is ours.
+    """
+
+    def far(a: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.vector_norm((a - b).flatten(-3), dim=-1)
+
+    tiny = torch.finfo(x.dtype).tiny
+    spent = far(x_adv, x.unsqueeze(1)) / far(target, x).clamp_min(tiny).unsqueeze(1)
+    nearest = far(target_hat, target).unsqueeze(1)
+    span = (far(x_hat, target).unsqueeze(1) - nearest).clamp_min(tiny)
+    left = ((far(adv_hat, target.unsqueeze(1)) - nearest) / span).clamp(0, 1)
+    spent, order = spent.clamp(0, 1).sort(1)
+    lowest = left.gather(1, order).cummin(1).values
+    ones = torch.ones_like(spent[:, :1])
+    across = torch.cat([torch.zeros_like(ones), spent, ones], 1)
+    up = torch.cat([ones, lowest, lowest[:, -1:]], 1)
+    return torch.trapezoid(up, across, dim=1)

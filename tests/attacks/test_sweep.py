@@ -1,0 +1,121 @@
+"""The penalty sweep against scipy, its selection rule, and the area under its curve."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.distributions import Normal
+
+from robustvae import errors
+from robustvae.attacks import LatentTarget, OutputTarget, PenaltySweep, auddc, penalties
+from robustvae.attacks import select_penalty as select
+from robustvae.defences import Victim
+from robustvae.models import create, wrap
+from robustvae.seeding import generator, rand, randn
+
+like = torch.zeros(0, dtype=torch.float64)
+
+
+def linear_victim() -> Victim:
+    g = generator(2)
+    w = randn(3, 16, like=like, generator=g) / 4
+    v = randn(16, 3, like=like, generator=g) / 4
+    return Victim(
+        wrap(
+            encode=lambda x: Normal(x.flatten(1) @ w.mT, 0.5),
+            decode=lambda z: Normal((z @ v.mT).view(-1, 1, 4, 4), 1.0),
+            latent=3,
+            image_shape=(1, 4, 4),
+        )
+    )
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return rand(3, 1, 4, 4, like=like, generator=generator(1))
+
+
+def test_the_paper_s_penalties():
+    found = penalties()
+    assert len(found) == 51 and found[0] == 0
+    assert found[1] == pytest.approx(2.0**-20) and found[-1] == pytest.approx(2.0**20)
+
+
+@pytest.mark.parametrize("make", [LatentTarget, OutputTarget])
+def test_every_pair_and_penalty_is_scipy_s(x, make):
+    """A convex latent objective: one minimum, which both must find."""
+    victim, goal = linear_victim(), make(x.flip(0))
+    sweep = PenaltySweep(goal, weights=(0.0, 0.01, 0.1, 1.0, 100.0))
+    found = sweep(victim, x, generator=generator(0))
+    score = goal.bind(victim, x, generator=generator(0))
+    for i in range(3):
+        for k, weight in enumerate(found.penalties.tolist()):
+
+            def objective(flat, i=i, weight=weight):
+                y = torch.as_tensor(flat).view(1, 1, 4, 4).requires_grad_()
+                size = (y - x[i]).flatten().norm()
+                value = weight * size - score(y, torch.tensor([i]))[0]
+                (slope,) = torch.autograd.grad(value, y)
+                return float(value.detach()), slope.flatten().numpy()
+
+            oracle = minimize(
+                objective,
+                x[i].flatten().numpy(),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(0.0, 1.0)] * 16,
+                options={"ftol": 1e-13, "gtol": 1e-9, "maxiter": 500},
+            )
+            scale = max(abs(oracle.fun), 1e-3)
+            assert float(found.objective[i, k]) <= oracle.fun + 1e-4 * scale
+    assert (found.size[:, :-1] >= found.size[:, 1:] - 1e-6).all()
+    assert (found.size[:, -1] < 1e-6).all()
+    assert ((found.x_adv >= 0) & (found.x_adv <= 1)).all()
+    torch.testing.assert_close(found.score[:, 2], score(found.x_adv[:, 2], torch.arange(3)))
+
+
+def test_a_weak_model_has_a_small_area(x):
+    """All-powerful attacks leave no area, powerless ones leave all of it."""
+    target, x_hat, target_hat = x.flip(0), x, x.flip(0)
+    line = torch.linspace(0, 1, 11).view(1, -1, 1, 1, 1)
+    x_adv = x.unsqueeze(1) + line * (target - x).unsqueeze(1)
+    nothing = auddc(x, target, x_hat, target_hat, x_adv, x_hat.unsqueeze(1).expand_as(x_adv))
+    picked = [0, 2]  # the middle image is its own target
+    torch.testing.assert_close(nothing[picked], torch.ones(2))
+    halfway = auddc(x, target, x_hat, target_hat, x_adv, x_adv)
+    torch.testing.assert_close(halfway[picked], torch.full((2,), 0.5))
+    gone = auddc(x, target, x_hat, target_hat, x_adv, target.unsqueeze(1).expand_as(x_adv))
+    assert (gone[picked] < 1e-6).all()
+
+
+def test_selection_breaks_ties_by_the_largest_penalty():
+    weights = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
+    objective = torch.tensor([[0.0, 1.0, 3.0, 3.0, 4.0], [9.0, 2.0, 2.0, 2.0, 2.0]])
+    # means 2.75 and 2; in the second row nothing lies above, so the largest at the mean is taken
+    assert select(objective, weights).tolist() == [3, 4]
+    with pytest.raises(errors.ShapeError):
+        select(objective, weights[:3])
+
+
+def test_a_sweep_on_a_network_lowers_what_it_minimises(x):
+    torch.random.default_generator.set_state(generator(5).get_state())
+    vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4), hidden=(8,)).double()
+    goal = LatentTarget(x[:1])
+    found = PenaltySweep(goal, weights=penalties(4), steps=50)(
+        Victim(vae), x[1:], generator=generator(0)
+    )
+    score = goal.bind(Victim(vae), x[1:], generator=generator(0))
+    at_rest = -score(x[1:], torch.arange(2)).detach()
+    assert (found.objective <= at_rest.unsqueeze(1) + 1e-9).all()
+    assert ((found.auddc >= 0) & (found.auddc <= 1)).all()
+
+
+def test_nonsense_is_refused(x):
+    with pytest.raises(errors.RangeError):
+        PenaltySweep(LatentTarget(x), weights=(1.0,))
+    with pytest.raises(errors.RangeError):
+        PenaltySweep(LatentTarget(x), weights=(1.0, -1.0))
+    with pytest.raises(errors.RangeError):
+        penalties(1)
