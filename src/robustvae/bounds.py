@@ -198,10 +198,11 @@ def tail_failure(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
 
 
 def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
-    """F(t^2/s^2; d, D^2/s^2), the noncentral chi-square's CDF, where it is at least 1/2; else 0.
+    """F(t^2/s^2; d, D^2/s^2), the noncentral chi-square's CDF, where it is at least 1/2.
 
     A normal difference with standard deviations at most s in every coordinate and mean within D
-    stays within t at least this often (ours). Below 1/2 the statement is false, hence the 0.
+    stays within t at least this often (ours). Below 1/2 the statement is false: there the central
+    chi-square's CDF at (t - D)^2 / s^2 stands, by the triangle inequality alone.
 
     Args:
         reach: t, positive, (B,).
@@ -211,6 +212,9 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
 
     Returns:
         Probabilities, (B,), `CDF_SLACK` already taken off.
+
+    Raises:
+        RangeError: A negative or undefined argument.
 
     References:
         THEORY section 4 (ours), by Ehrhard's and Anderson's inequalities.
@@ -222,14 +226,21 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
         >>> float(noncentral_probability(1.0, 2.0, 0.5, 10))
         0.0
     """
+    from scipy import special
+
     reach, shift, spread = _double(reach), _double(shift), _double(spread)
+    for part in (reach, shift, spread):
+        if not bool((part >= 0).all()):
+            raise RangeError("reach, shift and spread must be numbers of at least 0")
     value = _noncentral_cdf(
         (reach / spread).square() * (1 - SLACK),
         (shift / spread).square() * (1 + SLACK),
         latent,
     )
     value = value - CDF_SLACK
-    return torch.where(value >= 0.5, value, 0.0)
+    gap = ((reach - shift).clamp_min(0) / spread).detach().square() * (1 - SLACK)
+    central = torch.as_tensor(special.chdtr(latent, gap.cpu().numpy())).to(value.device)
+    return torch.where(value >= 0.5, value, (central - CDF_SLACK).clamp_min(0))
 
 
 def trace_markov_probability(reach: Any, shift: Any, total: Any) -> Tensor:
@@ -477,8 +488,6 @@ class _NoncentralCDF(torch.autograd.Function):
 
 def _noncentral_cdf(x: Tensor, noncentral: Tensor, latent: int) -> Tensor:
     check_count(latent, "latent")
-    if not bool((x >= 0).all() and (noncentral >= 0).all()):
-        raise RangeError("reach, shift and spread must be at least 0")
     x, noncentral = torch.broadcast_tensors(x, noncentral)
     value: Tensor = _NoncentralCDF.apply(x, noncentral, latent)
     return value

@@ -140,7 +140,7 @@ def _layer_bound(layer: nn.Module) -> float:
             raise UnsupportedError(f"{type(layer).__name__} without running statistics")
         scale = (layer.running_var.double() + layer.eps).rsqrt()
         if layer.weight is not None:
-            scale = scale * layer.weight.double().abs()
+            scale = scale * layer.weight.detach().double().abs()
         return _up(float(scale.max()))
     return slope_bound(layer)
 

@@ -1,7 +1,8 @@
 """Lipschitz-VAEs: orthonormal dense layers, gradient-preserving activations, chosen constants.
 
-Weights are kept near the orthonormal manifold by a retraction after each optimiser step, outside
-autograd, instead of Björck iterations in every forward pass; what is stored are plain dense layers.
+Gradients are projected on the tangent space of the orthonormal matrices and the weights brought back
+after each optimiser step, outside autograd, instead of by Björck iterations in every forward pass.
+What is stored are plain dense layers.
 """
 
 from __future__ import annotations
@@ -259,6 +260,8 @@ class LipschitzVAE(VAE):
             *_dense(widths[::-1], decoder_lipschitz, sort), nn.Unflatten(1, self.image_shape)
         )
         self.finalize()
+        for layer in self._layers():
+            layer.weight.register_post_accumulate_grad_hook(_to_tangent)
 
     def encode(self, x: Tensor) -> Gaussian:
         """q(z | x), Gaussian with diagonal covariance, (B, d)."""
@@ -301,6 +304,17 @@ class LipschitzVAE(VAE):
 
     def _layers(self) -> Iterator[nn.Linear]:
         return (module for module in self.modules() if isinstance(module, nn.Linear))
+
+
+@torch.no_grad()
+def _to_tangent(parameter: Tensor) -> None:
+    """G <- G - W sym(W^T G): what is left is the part that keeps W orthonormal to first order."""
+    weight, grad = parameter.detach(), parameter.grad
+    assert grad is not None
+    if weight.shape[0] < weight.shape[1]:
+        weight, grad = weight.mT, grad.mT
+    inner = weight.mT @ grad
+    grad.sub_(weight @ (inner + inner.mT) / 2)
 
 
 def _dense(widths: Sequence[int], lipschitz: float, sort: type[nn.Module]) -> list[nn.Module]:

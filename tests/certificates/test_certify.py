@@ -1,0 +1,377 @@
+"""Certified never above attacked, on small models of every kind, and bad bounds found out."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import robustvae as rv
+from robustvae import bounds, errors
+from robustvae.certificates import certificate, certify, lipschitz_bound, lipschitz_constants
+from robustvae.metrics import clopper_pearson
+from robustvae.models import create
+
+SHAPE = (1, 4, 4)
+R, M = 0.6, 0.5
+
+
+def lipschitz(**options):
+    settings = {"latent": 3, "hidden": [16], "encoder_lipschitz": 2.0, "decoder_lipschitz": 4.0}
+    return create("lipschitz-vae", image_shape=SHAPE, **{**settings, "stddev": 0.1, **options})
+
+
+def plain(**options):
+    vae = create("vae", architecture="mlp", image_shape=SHAPE, latent=3, hidden=[8], **options)
+    with torch.no_grad():
+        vae.log_var_head.bias.fill_(-4.0)
+        vae.log_var_head.weight.mul_(0.2)
+    return vae
+
+
+def linear(generator):
+    """A linear Gaussian VAE with orthogonal maps: every margin is known in closed form."""
+    vae = create(
+        "lipschitz-vae",
+        image_shape=SHAPE,
+        latent=4,
+        hidden=[],
+        encoder_lipschitz=1.5,
+        decoder_lipschitz=2.0,
+        stddev=0.1,
+        likelihood="gaussian",
+    )
+    return vae.double()
+
+
+MODELS = {
+    "lipschitz, fixed sigma": lipschitz,
+    "lipschitz, learned sigma": lambda: lipschitz(
+        stddev=None, encoder_lipschitz=0.2, decoder_lipschitz=1.0
+    ),
+    "lipschitz, exact mean": lambda: lipschitz(likelihood="continuous_bernoulli_exact"),
+    "lipschitz, maxmin, Bernoulli": lambda: lipschitz(activation="maxmin", likelihood="bernoulli"),
+    "lipschitz, identity": lambda: lipschitz(likelihood="gaussian", decoder_lipschitz=1.0),
+    "plain": plain,
+    "plain, tanh": lambda: plain(activation="tanh"),
+}
+
+
+def delta(vae, x, x_adv, version, draws, generator):
+    """||Delta||, (draws, B)."""
+    q, q_adv = vae.encode(x), vae.encode(x_adv)
+    clean = vae.decode(q.mean).mean
+    sizes = []
+    for _ in range(draws):
+        stddev = q.stddev if version == "centred" else q_adv.stddev
+        noise = torch.randn(q.mean.shape, generator=generator).to(q.mean)
+        moved = vae.decode(q_adv.mean + stddev * noise).mean
+        if version == "paired":
+            noise = torch.randn(q.mean.shape, generator=generator).to(q.mean)
+            clean = vae.decode(q.mean + q.stddev * noise).mean
+        sizes.append((moved - clean).flatten(1).norm(dim=1))
+    return torch.stack(sizes)
+
+
+def worst(vae, x, radius, generator, steps=40):
+    """A gradient attack on the mean's output at just the given l2 radii, free of any box."""
+    radius = radius.to(x)[:, None, None, None]
+    clean = vae.decode(vae.encode(x).mean).mean.detach()
+    change = torch.randn(x.shape, generator=generator).to(x)
+    change = radius * change / change.flatten(1).norm(dim=1)[:, None, None, None]
+    for _ in range(steps):
+        change.requires_grad_(True)
+        moved = vae.decode(vae.encode(x + change).mean).mean
+        (grad,) = torch.autograd.grad((moved - clean).square().sum(), change)
+        grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+        change = change.detach() + 0.3 * radius * grad
+        change = radius * change / change.flatten(1).norm(dim=1)[:, None, None, None]
+    return x + change.detach()
+
+
+def violations(vae, x, radius, version, generator, *, r=R, m=M):
+    """Inputs at which robustness provably fails within the radius (Clopper-Pearson, 1 - 1e-8)."""
+    failed = torch.zeros(len(x), dtype=torch.bool)
+    certified = radius > 0
+    for share in (0.5, 1 - 1e-6):
+        for x_adv in (
+            worst(vae, x, share * radius, generator),
+            worst(vae, x, share * radius, generator, steps=0),
+        ):
+            with torch.no_grad():
+                inside = (delta(vae, x, x_adv, version, 400, generator) <= r).sum(0)
+            _, high = clopper_pearson(inside, 400, 1 - 1e-8, sides=1)
+            failed |= certified & (torch.as_tensor(high) <= m)
+    return failed
+
+
+@pytest.mark.parametrize("version", ["centred", "paired", "full"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_certified_is_never_above_attacked(name, version, dtype, generator):
+    vae = MODELS[name]().to(dtype)
+    x = torch.rand(12, *SHAPE, generator=generator).to(dtype)
+    found = certify(vae, x, R, M, version, generator=generator)
+    assert found.kind == "deterministic" and found.confidence == 1.0 and not found.boxed
+    assert [s == "ok" for s in found.status] == (found.radius > 0).tolist()
+    assert not violations(vae, x, found.radius, version, generator).any()
+
+
+@pytest.mark.parametrize("version", ["centred", "paired"])
+def test_lipschitz_models_get_a_positive_radius(version, generator):
+    x = torch.rand(4, *SHAPE, generator=generator)
+    assert (certify(lipschitz(), x, R, M, version, generator=generator).radius > 0.2).all()
+
+
+def test_linear_model_has_its_exact_margin(generator):
+    """Orthogonal maps, identity output: ||Delta|| = 2 ||N(shift, s^2 I)||, shift = 1.5 rho."""
+    vae = linear(generator)
+    x = torch.rand(3, *SHAPE, generator=generator)
+    for version, spread in (("centred", 0.1), ("paired", 0.1 * math.sqrt(2))):
+        found = certify(vae, x, 1.0, 0.7, version, generator=generator)
+        exact = bounds.largest(
+            lambda rho, s=spread: bounds.noncentral_probability(0.5, 1.5 * rho, s, 4) > 0.7,
+            torch.ones(3),
+        )
+        assert_close(found.radius, exact, rtol=1e-6, atol=0)
+        assert (found.radius <= exact).all()
+        direction = vae.mean_net[1].weight[0].detach().reshape(SHAPE)
+        direction = direction / direction.norm()
+        for share, robust in ((0.95, True), (1.05, False)):
+            x_adv = x + share * found.radius[:, None, None, None] * direction
+            with torch.no_grad():
+                held = delta(vae, x, x_adv, version, 3_000, generator) <= 1.0
+            assert ((held.double().mean(0) > 0.7) == robust).all()
+
+
+BROKEN = {
+    "sigmoid slope 1/5": ("a", 4 / 5),
+    "decoder without its scale": ("a", 1 / 2),
+    "encoder constant rounded down": ("b", 0.97),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_sandwich_catches_a_broken_constant(name, generator, monkeypatch):
+    """The model is linear about grey, so that the true constants are nearly reached."""
+    vae = lipschitz(hidden=[], latent=4, stddev=0.01, encoder_lipschitz=0.3).double()
+    with torch.no_grad():
+        vae.mean_net[1].bias.zero_()
+        vae.decoder[0].bias.zero_()
+    x = torch.full((4, *SHAPE), 1e-3)
+    r = 0.12
+    true = certify(vae, x, r, M, "centred", generator=generator)
+    assert not violations(vae, x, true.radius, "centred", generator, r=r).any()
+    field, factor = BROKEN[name]
+    right = lipschitz_constants
+
+    def wrong(vae):
+        found = right(vae)
+        values = {f: getattr(found, f) for f in found.__dataclass_fields__}
+        values[field] *= factor
+        if field == "a":
+            values["a_logits"] *= factor
+        return certificate.Constants(**values)
+
+    monkeypatch.setattr(certificate, "lipschitz_constants", wrong)
+    broken = certify(vae, x, r, M, "centred", generator=generator)
+    assert violations(vae, x, broken.radius, "centred", generator, r=r).any()
+
+
+def test_the_sandwich_catches_a_missing_factor_of_two(generator, monkeypatch):
+    """Paired variances are the sum of two: with one of them the radius is too large."""
+    vae = linear(generator)
+    x = torch.rand(3, *SHAPE, generator=generator)
+    right = certificate._moved_stddev
+
+    def wrong(stddev, constants, version):
+        return right(stddev, constants, "centred")
+
+    monkeypatch.setattr(certificate, "_moved_stddev", wrong)
+    broken = certify(vae, x, 0.6, 0.9, "paired", generator=generator)
+    assert (broken.radius > 0).all()
+    assert violations(vae, x, broken.radius, "paired", generator, r=0.6, m=0.9).any()
+
+
+def test_best_route_is_taken_and_named(generator):
+    vae, x = lipschitz(), torch.rand(6, *SHAPE, generator=generator)
+    best = certify(vae, x, R, M, "centred", generator=generator)
+    for route in certificate.GUARANTEED:
+        alone = certify(vae, x, R, M, "centred", generator=generator, routes=[route])
+        assert (best.radius >= alone.radius).all()
+        assert all(name.endswith(("noncentral", "trace_markov")) for name in alone.route)
+
+
+def test_barrett_is_never_above_ours(generator):
+    x = torch.rand(6, *SHAPE, generator=generator)
+    for make in (lipschitz, MODELS["lipschitz, learned sigma"]):
+        for m in (0.2, 0.5, 0.8):
+            ours = certify(make(), x, 1.0, m, "paired", generator=generator)
+            theirs = certify(make(), x, 1.0, m, "paired", generator=generator, routes=["barrett"])
+            assert (ours.radius >= theirs.radius * (1 - 1e-6)).all()
+
+
+def test_monotone_in_r_and_m(generator):
+    vae, x = lipschitz(), torch.rand(5, *SHAPE, generator=generator)
+    radii = [certify(vae, x, r, M, "centred", generator=generator).radius for r in (0.4, 0.6, 0.9)]
+    assert (radii[0] <= radii[1]).all() and (radii[1] <= radii[2]).all()
+    radii = [certify(vae, x, R, m, "paired", generator=generator).radius for m in (0.3, 0.6, 0.9)]
+    assert (radii[0] >= radii[1]).all() and (radii[1] >= radii[2]).all()
+
+
+def test_full_is_never_above_centred(generator):
+    vae, x = MODELS["lipschitz, learned sigma"](), torch.rand(5, *SHAPE, generator=generator)
+    centred = certify(vae, x, 1.0, M, "centred", generator=generator)
+    full = certify(vae, x, 1.0, M, "full", generator=generator)
+    assert (full.radius <= centred.radius).all()
+    assert any("silent about sigma" in line for line in centred.assumptions)
+    assert not any("silent about sigma" in line for line in full.assumptions)
+
+
+def test_neyman_pearson_is_probabilistic_and_sound(generator):
+    vae, x = lipschitz(), torch.rand(6, *SHAPE, generator=generator)
+    for version in ("centred", "paired"):
+        found = certify(vae, x, R, M, version, generator=generator, routes=["neyman_pearson"])
+        assert found.kind == "probabilistic" and found.confidence == 0.999
+        assert not violations(vae, x, found.radius, version, generator).any()
+
+
+def test_neyman_pearson_refuses_a_moving_spread(generator):
+    x = torch.rand(2, *SHAPE, generator=generator)
+    found = certify(plain(), x, R, M, "full", generator=generator, routes=["neyman_pearson"])
+    assert found.status == ("abstain", "abstain")
+
+
+def test_first_order_is_no_guarantee_and_serves_any_model(generator):
+    x = torch.rand(3, *SHAPE, generator=generator)
+    wrapped = rv.models.wrap(
+        encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 0.1),
+        decode=lambda z: torch.distributions.Bernoulli(logits=z.repeat(1, 8).view(-1, *SHAPE)),
+        latent=2,
+        image_shape=SHAPE,
+    )
+    found = certify(wrapped, x, R, M, "centred", generator=generator, routes=["first_order"])
+    assert found.kind == "first_order" and (found.radius > 0).all()
+
+
+def test_what_is_not_covered_abstains_by_name(generator):
+    x = torch.rand(2, 1, 8, 8, generator=generator)
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.distributions.Normal(x.flatten(1)[:, :2], 0.1)
+
+    decode = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
+    wrapped = rv.models.wrap(
+        encode=Odd(),
+        decode=lambda z: torch.distributions.Normal(decode(z), 1.0),
+        latent=2,
+        image_shape=(1, 8, 8),
+    )
+    found = certify(wrapped, x, R, M, "centred", generator=generator)
+    assert found.status == ("abstain", "abstain") and found.route == ("none", "none")
+    assert (found.radius == 0).all()
+    assert "WrappedVAE" in found.assumptions[0]
+
+
+def test_not_robust_at_rest_abstains(generator):
+    x = torch.rand(2, *SHAPE, generator=generator)
+    found = certify(lipschitz(stddev=5.0), x, 0.1, 0.9, "centred", generator=generator)
+    assert found.status == ("abstain", "abstain") and (found.radius == 0).all()
+
+
+def test_linf_is_the_l2_radius_over_the_root_of_the_pixels(generator):
+    vae, x = lipschitz().double(), torch.rand(3, *SHAPE, generator=generator)
+    l2 = certify(vae, x, R, M, "centred", generator=generator)
+    linf = certify(vae, x, R, M, "centred", generator=generator, norm="linf")
+    assert_close(linf.radius, l2.radius / 4, rtol=1e-9, atol=0)
+    assert (linf.radius <= l2.radius / 4).all()
+
+
+def test_state_of_the_model_is_left_alone(generator):
+    vae, x = lipschitz().train(), torch.rand(2, *SHAPE, generator=generator)
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    certify(vae, x, R, M, "centred", generator=generator)
+    assert vae.training and all(p.requires_grad for p in vae.parameters())
+    assert_close(vae.state_dict(), before, rtol=0, atol=0)
+
+
+def test_constants_are_reached_by_no_pair(generator):
+    """No two points, random or pulled apart by gradients, exceed the verified constants."""
+    for make in MODELS.values():
+        vae = make().double()
+        constants = lipschitz_constants(vae)
+        one = torch.rand(400, *SHAPE, generator=generator)
+        other = one + 1e-3 * torch.randn(one.shape, generator=generator)
+        codes = torch.randn(400, 3, generator=generator)
+        moved = codes + 1e-3 * torch.randn(codes.shape, generator=generator)
+        for f, p, q, bound in (
+            (lambda x, v=vae: v.encode(x).mean, one, other, constants.b),
+            (lambda x, v=vae: v.encode(x).stddev, one, other, constants.c),
+            (lambda z, v=vae: v.decode(z).mean, codes, moved, constants.a),
+        ):
+            for _ in range(20):
+                q = q.detach().requires_grad_(True)
+                gap = (f(q) - f(p)).flatten(1).norm(dim=1) / (q - p).flatten(1).norm(dim=1)
+                assert (gap <= bound + 1e-9).all()
+                if gap.grad_fn is None or not bound:
+                    break
+                (grad,) = torch.autograd.grad(gap.sum(), q)
+                scale = grad.flatten(1).norm(dim=1).clamp_min(1e-30)
+                q = q + 1e-3 * grad / scale.reshape(-1, *[1] * (grad.ndim - 1))
+
+
+def test_a_layer_that_is_not_covered_is_named():
+    with pytest.raises(errors.UnsupportedError, match="GELU"):
+        lipschitz_bound(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
+    hooked = nn.Linear(2, 2)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(errors.UnsupportedError, match="hook"):
+        lipschitz_bound(hooked)
+
+
+def test_batch_norm_in_evaluation_mode(generator):
+    layer = nn.BatchNorm1d(3).double().eval()
+    layer.running_var.copy_(torch.tensor([0.25, 1.0, 4.0]))
+    assert 2.0 * (1 - 1e-4) < lipschitz_bound(layer) < 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": -1.0},
+        {"r": math.nan},
+        {"m": 0.0},
+        {"m": 1.0},
+        {"version": "both"},
+        {"norm": "l1"},
+        {"routes": ["noncentral", "first_order"]},
+        {"routes": []},
+        {"routes": "noncentral"},
+        {"routes": ["chi"]},
+        {"x": torch.rand(2, 1, 5, 5)},
+        {"x": torch.full((2, *SHAPE), 2.0)},
+        {"x": torch.full((2, *SHAPE), math.nan)},
+        {"draws": 0},
+        {"confidence": 1.0},
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(change, generator):
+    arguments = {"x": torch.rand(2, *SHAPE), "r": R, "m": M, "version": "centred", **change}
+    with pytest.raises(errors.RobustVAEError):
+        certify(lipschitz(), generator=generator, **arguments)
+
+
+def test_speed_of_many_inputs(generator):
+    """10,000 margins with a spread of their own each take well under a second."""
+    import time
+
+    spread = 0.05 + 0.1 * torch.rand(10_000, generator=generator)
+    reach = torch.ones(10_000)
+    started = time.perf_counter()
+    bounds.largest(
+        lambda rho: bounds.noncentral_probability(reach, 2 * rho, spread, 10) > 0.5, reach
+    )
+    assert time.perf_counter() - started < 5.0

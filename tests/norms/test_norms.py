@@ -1,0 +1,77 @@
+import math
+
+import mpmath
+import pytest
+import torch
+from torch import nn
+
+import robustvae as rv
+from robustvae import errors
+from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE, slope_bound, spectral_norm_bound
+
+
+def exact_norm(matrix):
+    """The largest singular value with 50 digits."""
+    with mpmath.workdps(50):
+        return mpmath.svd_r(mpmath.matrix(matrix.double().tolist()), compute_uv=False)[0]
+
+
+MATRICES = {
+    "gaussian": lambda g: torch.randn(7, 12, generator=g),
+    "tall": lambda g: torch.randn(12, 5, generator=g),
+    "orthonormal": lambda g: torch.linalg.qr(torch.randn(9, 9, generator=g))[0],
+    "orthonormal float32": lambda g: torch.linalg.qr(torch.randn(9, 6, generator=g))[0].float(),
+    "rank one": lambda g: torch.outer(torch.randn(6, generator=g), torch.randn(6, generator=g)),
+    "near-equal top two": lambda g: torch.diag(torch.tensor([1.0, 1.0 - 1e-15, 0.5])),
+    "large": lambda g: 1e150 * torch.randn(4, 4, generator=g),
+    "small": lambda g: 1e-150 * torch.randn(4, 4, generator=g),
+    "badly scaled": lambda g: torch.diag(torch.tensor([1.0, 1e-9, 1e-18])),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_bound_is_never_below_the_exact_norm_and_close_to_it(name, generator):
+    for _ in range(5):
+        matrix = MATRICES[name](generator)
+        bound, exact = spectral_norm_bound(matrix), exact_norm(matrix)
+        assert exact <= bound <= exact * (1 + 1e-9)
+
+
+def test_a_norm_rounded_up_from_below_is_caught(generator):
+    """The oracle is sharp enough to catch a bound that is too small by one part in 10^12."""
+    matrix = torch.randn(6, 8, generator=generator)
+    assert float(exact_norm(matrix)) * (1 - 1e-12) < exact_norm(matrix)
+
+
+def test_wide_layer_is_tight(generator):
+    weight = torch.linalg.qr(torch.randn(512, 512, generator=generator))[0].float()
+    assert 1.0 - 1e-6 < spectral_norm_bound(weight) < 1.0 + 1e-6
+
+
+def test_zero_empty_and_nonsense():
+    assert spectral_norm_bound(torch.zeros(3, 4)) == 0.0
+    with pytest.raises(errors.NonFiniteError):
+        spectral_norm_bound(torch.tensor([[1.0, math.nan]]))
+    with pytest.raises(errors.ShapeError):
+        spectral_norm_bound(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Sigmoid(), nn.Tanh(), nn.ReLU(), nn.LeakyReLU(-1.5), nn.Softplus(beta=3.0)]
+)
+def test_slopes_are_the_largest_and_reached(module):
+    x = torch.linspace(-20, 20, 40_001, requires_grad=True)
+    (slope,) = torch.autograd.grad(module(x).sum(), x)
+    assert slope_bound(module) * (1 - 1e-6) <= slope.abs().max() <= slope_bound(module) + 1e-12
+
+
+def test_slope_of_the_exact_continuous_bernoulli_mean():
+    x = torch.linspace(-20, 20, 40_001, requires_grad=True)
+    mean = rv.models.ContinuousBernoulli(x, rule="exact").mean
+    (slope,) = torch.autograd.grad(mean.sum(), x)
+    assert abs(slope.max() - CONTINUOUS_BERNOULLI_SLOPE) < 1e-9
+
+
+def test_an_unknown_module_is_refused_by_name():
+    with pytest.raises(errors.UnsupportedError, match="GELU"):
+        slope_bound(nn.GELU())
