@@ -1,7 +1,7 @@
 """Lipschitz-VAEs: orthonormal dense layers, gradient-preserving activations, chosen constants.
 
-Gradients are projected on the tangent space of the orthonormal matrices and the weights brought back
-after each optimiser step, outside autograd, instead of by Björck iterations in every forward pass.
+Gradients are projected on the tangent space of the orthonormal matrices and the weights brought
+back after each optimiser step, outside autograd, not by Björck iterations in every forward pass.
 What is stored are plain dense layers.
 """
 
