@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Literal, final
 
 import numpy as np
@@ -55,6 +56,7 @@ INCONCLUSIVE = "inconclusive: the search met no gradient"
 _RUNGS = 4
 _HALVINGS = 8
 _FLOOR = 1e-6
+_PIXELS_AT_ONCE = 2**18
 _LADDER = ((1.0, 0.0), (1.04, 0.02), (1.12, 0.1), (1.3, 1.0))
 
 
@@ -68,7 +70,7 @@ def robustness_probability(
     generator: torch.Generator,
     draws: int = 1000,
     confidence: float = 0.95,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Estimate:
     """P(||Delta|| <= r) of each input, with a two-sided Clopper-Pearson interval.
 
@@ -84,7 +86,7 @@ def robustness_probability(
         generator: Spent by the draws, which are fresh.
         draws: Number of draws of Delta for each input.
         confidence: Of each input's interval, in (0, 1).
-        chunk: Rows (inputs x draws) decoded at once.
+        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
         `Estimate` with value, low and high in [0, 1], (B,), float64; boxed is None.
@@ -121,7 +123,7 @@ def displacements(
     *,
     generator: torch.Generator,
     draws: int = 1000,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Tensor:
     """Draws of ||Delta||, the 2-norm by which the output moves.
 
@@ -132,7 +134,7 @@ def displacements(
         version: "centred", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: How many for each input.
-        chunk: Rows (inputs x draws) decoded at once.
+        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
         Distances in pixel units, (draws, B), without a graph.
@@ -154,8 +156,9 @@ def displacements(
     if x_adv.shape != x.shape:
         raise ShapeError(f"x_adv must be {tuple(x.shape)} like x, got {tuple(x_adv.shape)}")
     check_count(draws, "draws")
-    check_count(chunk, "chunk")
-    vae, at_once = victim.vae, max(1, chunk // len(x))
+    rows = chunk or _PIXELS_AT_ONCE // x[0].numel()
+    check_count(rows, "chunk", least=0)
+    vae, at_once = victim.vae, max(1, rows // len(x))
     found = []
     with frozen(vae), torch.no_grad():
         centre = vae.decode(vae.encode(x).mean).mean.flatten(1)
@@ -187,7 +190,7 @@ def robustness_curve(
     draws: int = 1000,
     confidence: float = 0.95,
     boxed: bool = False,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Estimate:
     """P(||Delta|| <= r) along one direction, as a curve over the size of the perturbation.
 
@@ -204,7 +207,7 @@ def robustness_curve(
         draws: Number of draws of Delta for each input and size.
         confidence: Of each interval, in (0, 1).
         boxed: Clip the perturbed images to [0, 1], which makes perturbations shorter than `sizes`.
-        chunk: Rows (inputs x draws) decoded at once.
+        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
         `Estimate` with value, low and high in [0, 1], (B, K), float64.
@@ -262,7 +265,7 @@ def rest_quantile(
     generator: torch.Generator,
     draws: int = 1000,
     confidence: float = 0.95,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Estimate:
     """The least r for which each input is (r, m)-robust at rest: the m-quantile of ||Delta||.
 
@@ -277,7 +280,7 @@ def rest_quantile(
         generator: Spent by the draws.
         draws: Number of draws of Delta for each input.
         confidence: Of each input's interval, in (0, 1).
-        chunk: Rows (inputs x draws) decoded at once.
+        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
         `Estimate` of r in pixel units, (B,), float64; `high` is infinite with too few draws.
@@ -327,7 +330,7 @@ class Bisection:
         largest: Largest radius, in pixel units; None for the diameter of the pixel cube,
             sqrt(D) for l2 and 1 for linf.
         draws: Draws, common to all perturbations of an input, that choose.
-        chunk: Rows (inputs x draws) decoded at once.
+        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Raises:
         RangeError: A count or radius out of range.
@@ -343,13 +346,12 @@ class Bisection:
     rounds: int = 5
     largest: float | None = None
     draws: int = 200
-    chunk: int = 256
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
         check_count(self.rounds, "rounds", least=0)
         check_count(self.draws, "draws")
-        check_count(self.chunk, "chunk")
         if self.largest is not None:
             check_positive(self.largest, "largest")
 
@@ -467,8 +469,8 @@ def find_margin(
 ) -> Margin:
     """As `estimate_margin`, with the perturbations that show the margins.
 
-    The failing images of a boxed margin are good `candidates` for the free one, which is never
-    the larger of the two.
+    The failing images of a boxed margin are good `candidates` for the free one; `find_margins`
+    finds both together.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -526,6 +528,84 @@ def find_margin(
         decide(trail.failed.nonzero()[:, 0], trail.point(factor, rest), OK)
     estimate = Estimate(value, torch.zeros_like(value), value, confidence, boxed, tuple(status))
     return Margin(estimate, x_adv, high, largest)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """The margins of the two threat models; the free one is never the larger.
+
+    Attributes:
+        free: Where the perturbed image may leave [0, 1].
+        boxed: Where it may not.
+    """
+
+    free: Margin
+    boxed: Margin
+
+
+def find_margins(
+    victim: Victim,
+    x: Tensor,
+    r: float,
+    m: float,
+    version: Version,
+    norm: str = "l2",
+    *,
+    generator: torch.Generator,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    bisection: Bisection | None = None,
+    candidates: Tensor | None = None,
+) -> Margins:
+    """Both margins, free and boxed, as `find_margin` finds each.
+
+    A boxed failure is a free one too: the free search starts from the boxed failures, and takes
+    one as it is where it found nothing smaller. The confidence is split over the two searches.
+
+    Args:
+        victim: As in `estimate_margin`, like all that follow.
+        x: Clean images in [0, 1], (B, C, H, W).
+        r: Allowed displacement of the output, in pixel units.
+        m: Probability in (0, 1) with which the output must stay within r.
+        version: "centred", "paired" or "full"; see this module's head.
+        norm: "l2" or "linf", of the perturbation.
+        generator: Spent by search and draws.
+        draws: Fresh draws in each deciding test.
+        confidence: With which each input's two values are both above their margins.
+        bisection: How perturbations are looked for.
+        candidates: Perturbed images in [0, 1], (K, B, C, H, W), to consider as well.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.robustness import find_margins
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
+        >>> find_margins(rv.Victim(vae), x, 100.0, 0.5, "centred", generator=g).free.estimate.boxed
+        False
+    """
+    check_probability(confidence, "confidence")
+    half = (1 + confidence) / 2
+    ask = partial(find_margin, victim, x, r, m, version, norm, generator=generator, draws=draws)
+    boxed = ask(confidence=half, bisection=bisection, candidates=candidates)
+    known = boxed.x_adv[None] if candidates is None else torch.cat([boxed.x_adv[None], candidates])
+    free = ask(boxed=False, confidence=half, bisection=bisection, candidates=known)
+    worse = boxed.estimate.value < free.estimate.value
+    value = torch.where(worse, boxed.estimate.value, free.estimate.value)
+    words = zip(worse.tolist(), free.estimate.status, boxed.estimate.status, strict=True)
+    free = replace(
+        free,
+        estimate=replace(
+            free.estimate,
+            value=value,
+            high=value,
+            confidence=confidence,
+            status=tuple(theirs if other else ours for other, ours, theirs in words),
+        ),
+        x_adv=torch.where(worse.view(-1, 1, 1, 1), boxed.x_adv, free.x_adv),
+        probability_high=torch.where(worse, boxed.probability_high, free.probability_high),
+    )
+    return Margins(free, replace(boxed, estimate=replace(boxed.estimate, confidence=confidence)))
 
 
 def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
