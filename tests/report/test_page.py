@@ -116,8 +116,8 @@ def test_numbers_are_rounded_towards_safety(make_record):
         ]
     )
     text = " ".join(Parsed(page.render(record)).text.split())
-    assert "low 0.288 ± 0.011 px, n = 40" in text
-    assert "up 0.730 px, n = 40" in text
+    assert "breaks it 0.288 ± 0.011 px, n = 40" in text
+    assert "pixels free 0.730 px, n = 40" in text
     first = record.rows[0]
     shown = (
         page._cell(first["certified"], "certified"),

@@ -15,7 +15,7 @@ def printed(record, width=100):
     return console.export_text()
 
 
-@pytest.mark.parametrize("width", [60, 100, 200])
+@pytest.mark.parametrize("width", [80, 100, 200])
 def test_it_says_the_essentials(make_record, width):
     text = " ".join(printed(make_record(), width).split())
     assert "On average an attack breaks this model" in text

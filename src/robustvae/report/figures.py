@@ -126,11 +126,6 @@ def bracket(record: Record, width: int = 760) -> str:
 
     Returns:
         SVG, or "" where the record holds no margins.
-
-    Examples:
-        >>> from robustvae.report import figures
-        >>> figures.bracket.__name__
-        'bracket'
     """
     found = sorted(brackets(record), key=_order)
     if not found:
@@ -143,7 +138,7 @@ def bracket(record: Record, width: int = 760) -> str:
     top += 26 if open_ended else 10
     bottom = top + (300 if wide else 250)
     axis = _Axis.over(finite(ends), bottom, top)
-    left, right = 52.0, width - (128.0 if wide else 10.0)
+    left, right = 52.0, width - (140.0 if wide else 10.0)
     step = (right - left) / len(found)
     radius = min(4.5, max(1.6, step * 0.32))
     parts = [key, *_y_axis(axis, left, right)]
@@ -267,7 +262,8 @@ def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
     if any(b.first_order is not None for b in found):
         keys.append(("first-order estimate: no bound", _diamond("guess", 4)))
     if any(math.inf in (b.free, b.boxed) for b in found):
-        keys.append(("no attack broke it: open end", _arrow("openfree", 5)))
+        kind = "openfree" if any(b.free == math.inf for b in found) else "openboxed"
+        keys.append(("no attack broke it: open end", _arrow(kind, 5)))
     if any(b.abstained for b in found):
         keys.append(("abstained: nothing certified", _cross("none", 3.2)))
     return keys

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from robustvae.records import Record
 from robustvae.report import figures, reading
-from robustvae.report.numbers import NOT_MEASURED, ceil, near, norm, number, rounded
+from robustvae.report.numbers import NOT_MEASURED, ceil, given, near, norm, number, rounded
 
 WIDTHS = {"wide": 760, "narrow": 358}
 PANELS = (
@@ -23,22 +23,9 @@ PANELS = (
     "attacked reconstruction",
     "defended reconstruction",
 )
-HEADLINES = (
-    "certified",
-    "margin_upper_free",
-    "margin_upper_boxed",
-    "tightness",
-    "certified_share",
-    "damage",
-    "damage_noise",
-    "damage_defended",
-    "probability",
-    "ms_ssim_clean",
-    "ms_ssim_attacked",
-    "ms_ssim_defended",
-)
 MOST_ROWS = 600
 
+_CHOSEN = ("radius", "r", "m")
 _NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 _HEADINGS = {
     "damage": "damage",
@@ -89,7 +76,7 @@ def render(record: Record) -> str:
         verdict=reading.verdict(record),
         meaning=reading.margin_in_words(record),
         failed=reading.failed_checks(record),
-        headlines=_headlines(record.summary),
+        headlines=[_key_number(entry) for entry in reading.headlines(record)],
         means=[_key_number(entry) for entry in record.summary],
         bracket=_drawn(figures.bracket, record),
         bracket_facts=list(reading.bracket_facts(record)),
@@ -99,6 +86,7 @@ def render(record: Record) -> str:
         attacks=[_attack_line(attack) for attack in reading.attacks(record)],
         gallery=[_gallery_item(item) for item in record.gallery],
         columns=measured,
+        wordy={key for key in measured if _is_wordy(record.rows, key)},
         rows=record.rows[:MOST_ROWS],
         left_out=max(0, len(record.rows) - MOST_ROWS),
         plan=json.dumps(record.plan, indent=2, sort_keys=True, ensure_ascii=False, default=str),
@@ -115,13 +103,6 @@ def _drawn(figure: Callable[[Record, int], str], record: Record) -> dict[str, Ma
     }
 
 
-def _headlines(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best-known numbers first; all of them where none is known."""
-    named = {entry.get("key"): entry for entry in summary}
-    chosen = [named[key] for key in HEADLINES if key in named] or summary
-    return [_key_number(entry) for entry in chosen]
-
-
 def _key_number(entry: dict[str, Any]) -> dict[str, Any]:
     stderr = number(entry.get("stderr"))
     known = stderr is not None and math.isfinite(stderr)
@@ -134,7 +115,7 @@ def _key_number(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _unit(entry: dict[str, Any]) -> str:
     count = "" if entry.get("n") is None else f"n = {entry['n']}"
-    return ", ".join(str(part) for part in (entry.get("unit"), count) if part)
+    return ", ".join(str(part) for part in (entry.get("unit"), count, entry.get("under")) if part)
 
 
 def _attack_line(attack: reading.AttackRows) -> dict[str, Any]:
@@ -173,6 +154,11 @@ def _gallery_item(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_wordy(rows: Sequence[dict[str, Any]], key: str) -> bool:
+    values = [row.get(key) for row in rows]
+    return any(isinstance(value, str) and number(value) is None for value in values)
+
+
 def _heading(key: str) -> str:
     return _HEADINGS.get(key, key.replace("_", " "))
 
@@ -184,6 +170,8 @@ def _cell(value: Any, key: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return str(value)
+    if key in _CHOSEN:
+        return given(value)
     if isinstance(value, float) or value in ("inf", "-inf"):
         return rounded(key, value)
     if isinstance(value, list | tuple):

@@ -12,6 +12,18 @@ from robustvae.report.numbers import ceil, floor, given, near, norm, number
 
 Row = dict[str, Any]
 
+_HEADLINES = {
+    "certified": "Certified: no smaller change breaks it",
+    "margin_upper_free": "Attacked: a change that breaks it, pixels free",
+    "margin_upper_boxed": "Attacked: a change that breaks it, pixels kept in range",
+    "tightness": "Certified as a share of attacked, pixels free",
+    "certified_share": "Share of inputs with a certificate",
+    "probability": "Probability of staying within r under attack",
+    "damage": "Damage by the attack",
+    "damage_noise": "Damage by random noise of the same size",
+    "damage_defended": "Damage when attacked, then defended",
+}
+_OF_ATTACK = ("probability", "damage", "damage_noise", "damage_defended")
 _COLUMNS = (
     *("input", "label", "attack", "norm", "radius", "boxed", "size", "score", "status"),
     *("queries", "gradient_norm", "damage", "damage_noise", "damage_defended"),
@@ -161,6 +173,20 @@ def everywhere(values: Iterable[float | None]) -> float | None:
     return mean(listed) if whole else None
 
 
+def headlines(record: Record) -> list[dict[str, Any]]:
+    """The summary's best-known numbers under short names, `under` naming the attack they are of.
+
+    All of the summary, as it stands, where none of them is in it.
+    """
+    named = {entry.get("key"): entry for entry in record.summary}
+    attack = first(record.rows, "attack")
+    return [
+        {**named[key], "label": label, "under": attack if key in _OF_ATTACK else None}
+        for key, label in _HEADLINES.items()
+        if key in named
+    ] or record.summary
+
+
 def failed_checks(record: Record) -> list[dict[str, Any]]:
     """The checks on the evidence that did not pass."""
     return [check for check in record.checks if check.get("passed") is False]
@@ -222,8 +248,12 @@ def bracket_facts(record: Record) -> Iterator[str]:
         if share is not None:
             yield (
                 "Where both ends are known, the certified bound is on average "
-                f"{floor(100 * share, 2)} % of the attacked one (pixels free)."
+                f"{floor(100 * share, 2)}\N{NO-BREAK SPACE}% of the attacked one (pixels free)."
             )
+        yield (
+            "What is certified for free pixels holds for pixels kept in range too; an attack with "
+            "free pixels says nothing about them."
+        )
     untouched = sum(b.upper is not None and math.isinf(b.upper) for b in found)
     if untouched:
         yield f"No attack broke {untouched} of {len(found)} inputs: their upper end is open."

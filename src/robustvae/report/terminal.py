@@ -29,13 +29,14 @@ def table(record: Record) -> Group:
         >>> Console(quiet=True).print(rv.report.table(record))
     """
     parts: list[Table | Text] = [Text(record.title, style="bold"), Text(reading.verdict(record))]
-    if record.summary:
+    headlines = reading.headlines(record)
+    if headlines:
         numbers = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column, justify in (("key numbers", "left"), ("mean", "right"), ("± s.e.", "right")):
             numbers.add_column(column, justify=justify)  # type: ignore[arg-type]
         numbers.add_column("n", justify="right")
         numbers.add_column("unit")
-        for entry in record.summary:
+        for entry in headlines:
             stderr = number(entry.get("stderr"))
             numbers.add_row(
                 Text(str(entry.get("label", ""))),
