@@ -1,6 +1,8 @@
-"""Attacks: goals, the attack itself, and what comes back."""
+"""Attacks: goals, searches over balls, the suite, and the evidence that they were real ones."""
 
+from robustvae.attacks.adaptive import Checkpointed, Implicit, StraightThrough, Truncated
 from robustvae.attacks.attack import Attack, AttackResult, Search
+from robustvae.attacks.evidence import Check, evidence_checks
 from robustvae.attacks.goals import (
     ClassifierFlip,
     Goal,
@@ -10,22 +12,48 @@ from robustvae.attacks.goals import (
     OutputTarget,
     WeightedSum,
 )
+from robustvae.attacks.scores import (
+    adversarial_accuracy,
+    distances,
+    likelihood_degradation,
+    noise_robustness,
+    success_curve,
+)
+from robustvae.attacks.store import Rescored, rescore, store
+from robustvae.attacks.suite import AttackSuite, SuiteResult, SuiteRow
 from robustvae.attacks.sweep import PenaltySweep, SweepResult, auddc, penalties, select_penalty
 
 __all__ = [
     "Attack",
     "AttackResult",
+    "AttackSuite",
+    "Check",
+    "Checkpointed",
     "ClassifierFlip",
     "Goal",
+    "Implicit",
     "LatentShift",
     "LatentTarget",
     "MaximumDamage",
     "OutputTarget",
     "PenaltySweep",
+    "Rescored",
     "Search",
+    "StraightThrough",
+    "SuiteResult",
+    "SuiteRow",
     "SweepResult",
+    "Truncated",
     "WeightedSum",
+    "adversarial_accuracy",
     "auddc",
+    "distances",
+    "evidence_checks",
+    "likelihood_degradation",
+    "noise_robustness",
     "penalties",
+    "rescore",
     "select_penalty",
+    "store",
+    "success_curve",
 ]

@@ -49,7 +49,7 @@ class Ball:
     def __post_init__(self) -> None:
         """Refuse what is no ball."""
         check_choice("norm", self.norm, NORMS)
-        check_positive(self.radius, "radius")
+        check_positive(self.radius, "radius", each=True)
         if isinstance(self.radius, Tensor) and self.radius.ndim != 1:
             raise ShapeError(f"radius must be one number or (B,), got {tuple(self.radius.shape)}")
         if (self.low is None) != (self.high is None):

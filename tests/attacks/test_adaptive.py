@@ -1,0 +1,148 @@
+"""Gradients through defences, against finite differences; the published attack's gradient is 0."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustvae import errors
+from robustvae.attacks import (
+    Attack,
+    Checkpointed,
+    Implicit,
+    LatentShift,
+    MaximumDamage,
+    StraightThrough,
+    Truncated,
+)
+from robustvae.defences import HMC, PosteriorMode, RobustPosterior, Victim
+from robustvae.models import create
+from robustvae.perturb import Ball, ProjectedAscent
+from robustvae.seeding import generator, rand, randn
+
+like = torch.zeros(0, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.random.default_generator.set_state(generator(5).get_state())
+    return create(
+        "vae", architecture="mlp", latent=3, image_shape=(1, 4, 4), hidden=(12,), activation="tanh"
+    ).double()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return 0.3 + 0.4 * rand(2, 1, 4, 4, like=like, generator=generator(1))
+
+
+def slope_and_difference(vae, defence, x, read=None) -> tuple[Tensor, Tensor]:
+    """d/dt of a weighted sum of latents along a direction: autograd, and central differences."""
+    g = generator(3)
+    weight, v = randn(2, 3, like=like, generator=g), randn(*x.shape, like=like, generator=g)
+
+    def value(at: Tensor, by=defence) -> Tensor:
+        return (by(vae, at, generator=generator(7)) * weight).sum()
+
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(value(at), at)
+    h, by = 1e-5, read or defence
+    difference = (value(x + h * v, by) - value(x - h * v, by)) / (2 * h)
+    return (slope * v).sum(), difference.detach()
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        HMC(steps=6, n_leapfrog=3, adapt=None),
+        Checkpointed(HMC(steps=6, n_leapfrog=3, adapt=None), segment=2),
+        Checkpointed(HMC(steps=6, n_leapfrog=3, adapt=None), segment=4),
+        PosteriorMode(steps=20),
+        RobustPosterior(radius=0.05, steps=20),
+    ],
+)
+def test_gradients_through_defences_are_true(vae, x, defence):
+    slope, difference = slope_and_difference(vae, defence, x)
+    assert abs(difference) > 1e-4
+    torch.testing.assert_close(slope, difference, rtol=2e-4, atol=1e-7)
+
+
+def test_the_published_attack_sees_nothing(vae, x):
+    """It detaches the chain: gradient exactly 0, where the true one is not."""
+
+    def published(vae, x, *, generator):
+        return HMC(steps=6, n_leapfrog=3, adapt=None)(vae, x.detach(), generator=generator)
+
+    goal, ball = MaximumDamage(draws=2), Ball("linf", 0.2)
+    attack = Attack(goal, ProjectedAscent(steps=3, restarts=1), ball)
+    blind = attack(Victim(vae, published), x, generator=generator(0))
+    assert (blind.gradient_norm == 0).all() and blind.status == ("inconclusive",) * 2
+    seeing = attack(Victim(vae, HMC(steps=6, n_leapfrog=3, adapt=None)), x, generator=generator(0))
+    assert (seeing.gradient_norm > 0).all() and seeing.status == ("ok",) * 2
+
+
+@pytest.mark.parametrize(
+    "mode", [PosteriorMode(steps=400), RobustPosterior(radius=0.05, steps=400)]
+)
+def test_the_implicit_gradient_is_that_of_the_mode(vae, x, mode):
+    slope, difference = slope_and_difference(vae, Implicit(mode), x, mode)
+    torch.testing.assert_close(slope, difference, rtol=1e-2, atol=1e-6)
+    plain = mode(vae, x, generator=generator(0))
+    torch.testing.assert_close(Implicit(mode)(vae, x, generator=generator(0)), plain)
+
+
+@pytest.mark.parametrize("adapt", [None, "chain", "paper"])
+def test_checkpoints_save_the_graph_and_change_no_code(vae, x, adapt):
+    own = HMC(steps=7, n_leapfrog=2, adapt=adapt)
+    z = Checkpointed(own, segment=3)(vae, x, generator=generator(0))
+    assert z.shape == (2, 3) and z.isfinite().all()
+    if adapt is None:
+        torch.testing.assert_close(z, own(vae, x, generator=generator(0)))
+
+
+@pytest.mark.parametrize("last", [3, 6])
+def test_truncated_gradients_are_those_of_the_last_transitions(vae, x, last):
+    """With the start carried over by the encoder's mean: the chain rule by hand."""
+    own = HMC(steps=6, n_leapfrog=2, adapt=None)
+    at = x.clone().requires_grad_()
+    z = Truncated(own, last=last)(vae, at, generator=generator(7))
+    torch.testing.assert_close(z.detach(), own(vae, x, generator=generator(7)))
+    (slope,) = torch.autograd.grad(z.sum(), at)
+    if last == 6:
+        (whole,) = torch.autograd.grad(own(vae, at, generator=generator(7)).sum(), at)
+        torch.testing.assert_close(slope, whole)
+    assert (slope.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_straight_through_has_the_codes_of_the_defence_and_the_slope_of_the_encoder(vae, x):
+    own = PosteriorMode(steps=10)
+    at = x.clone().requires_grad_()
+    z = StraightThrough(own)(vae, at, generator=generator(0))
+    torch.testing.assert_close(z.detach(), own(vae, x, generator=generator(0)))
+    (slope,) = torch.autograd.grad(z.sum(), at)
+    (wanted,) = torch.autograd.grad(vae.encode(at).mean.sum(), at)
+    torch.testing.assert_close(slope, wanted)
+
+
+def test_every_way_through_is_attacked(vae, x):
+    ways = (
+        Truncated(HMC(steps=6, n_leapfrog=2), last=2),
+        Checkpointed(HMC(steps=6, n_leapfrog=2), segment=2),
+        StraightThrough(HMC(steps=3)),
+        Implicit(PosteriorMode(steps=20)),
+    )
+    for defence in ways:
+        goal = LatentShift("latent", draws=2)
+        attack = Attack(goal, ProjectedAscent(steps=3, restarts=2), Ball("linf", 0.2))
+        found = attack(Victim(vae, defence), x, generator=generator(0))
+        assert found.status == ("ok", "ok")
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(errors.RangeError):
+        Truncated(HMC(steps=3), last=4)
+    with pytest.raises(errors.RangeError):
+        Checkpointed(HMC(), segment=0)
+    with pytest.raises(errors.RangeError):
+        Implicit(PosteriorMode(), damping=0.0)
