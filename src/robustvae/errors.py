@@ -89,19 +89,36 @@ def check_choice(kind: str, name: object, options: Iterable[str]) -> None:
         raise unknown(kind, name, options)
 
 
+def check_type(value: object, name: str, wanted: type) -> None:
+    """Raise unless `value` is a `wanted`.
+
+    Examples:
+        >>> from robustvae.errors import check_type
+        >>> check_type("0.5", "radius", float)
+        Traceback (most recent call last):
+        robustvae.errors.DtypeError: radius must be of type float, got '0.5'
+    """
+    if not isinstance(value, wanted):
+        raise DtypeError(f"{name} must be of type {wanted.__name__}, got {_shown(value)}")
+
+
 def check_number(value: Any, name: str, *, least: float | None = None) -> None:
     """Raise unless `value` is one finite real number, at least `least` where that is given."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DtypeError(f"{name} must be a number, got {_shown(value)}")
+    if isinstance(value, int):
+        _check_fits(value, name)
     if not math.isfinite(value):
         raise NonFiniteError(f"{name} must be finite, got {value}")
     if least is not None and value < least:
         raise RangeError(f"{name} must be at least {least:g}, got {value:g}")
 
 
-def check_positive(value: Any, name: str) -> None:
-    """Raise unless `value` is a positive finite number, or a tensor of such numbers."""
-    if hasattr(value, "isfinite"):
+def check_positive(value: Any, name: str, *, each: bool = False) -> None:
+    """Raise unless `value` is a positive finite number or, with `each`, a tensor of such numbers."""
+    if each and hasattr(value, "isfinite"):
+        if value.is_complex():
+            raise DtypeError(f"{name} must be real, got {value.dtype}")
         if not bool(value.isfinite().all()):
             raise NonFiniteError(f"{name} must be finite, got a NaN or an infinity")
         if not bool((value > 0).all()):
@@ -116,8 +133,26 @@ def check_count(value: Any, name: str, *, least: int = 1) -> None:
     """Raise unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise DtypeError(f"{name} must be a whole number, got {_shown(value)}")
+    _check_fits(value, name)
     if value < least:
         raise RangeError(f"{name} must be at least {least}, got {value}")
+
+
+def check_sizes(value: Any, name: str, *, axes: int | None = None, least: int = 1) -> None:
+    """Raise unless `value` is a tuple or list of whole numbers, such as an image's (C, H, W).
+
+    Args:
+        value: What is to be a shape.
+        name: What to call it in the message.
+        axes: How many numbers are wanted; None for any number of them.
+        least: The least that each of them may be.
+    """
+    if not isinstance(value, tuple | list):
+        raise DtypeError(f"{name} must be a tuple of whole numbers, got {_shown(value)}")
+    if axes is not None and len(value) != axes:
+        raise ShapeError(f"{name} must have {axes} numbers, got {_shown(value)}")
+    for size in value:
+        check_count(size, f"each number of {name}", least=least)
 
 
 def check_probability(value: Any, name: str) -> None:
@@ -169,6 +204,11 @@ def check_images(
         )
 
 
+def _check_fits(value: int, name: str) -> None:
+    if abs(value) >= 2**63:
+        raise RangeError(f"{name} must be a number of ordinary size, got one of 64 bits or more")
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustvae.errors import DtypeError, RangeError, UnsupportedError
+from robustvae.errors import DtypeError, RangeError, UnsupportedError, check_sizes, check_type
 
 
 def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -60,6 +60,7 @@ def shard_generator(
 
 def split(generator: torch.Generator, n: int) -> list[torch.Generator]:
     """`n` new generators seeded by draws from `generator`."""
+    check_type(generator, "generator", torch.Generator)
     top = torch.iinfo(torch.int64).max
     seeds = torch.randint(top, (n,), generator=generator, device=generator.device)
     return [_new(seed, generator.device) for seed in seeds.tolist()]
@@ -78,12 +79,14 @@ def seeded(seed: int) -> Iterator[None]:
 
 def randn(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of `shape`, with the device and dtype of `like`."""
+    check_type(generator, "generator", torch.Generator)
     noise = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
     return noise.to(like.device)
 
 
 def rand(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1) of `shape`, with the device and dtype of `like`."""
+    check_type(generator, "generator", torch.Generator)
     noise = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
     return noise.to(like.device)
 
@@ -102,6 +105,8 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
 
     Raises:
         UnsupportedError: The object offers no way to draw.
+        DtypeError: `shape` is no tuple of whole numbers, or `generator` no generator.
+        RangeError: A negative number in `shape`.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -109,6 +114,7 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
         >>> rv.draw(q, (5,), generator=rv.generator(0)).shape
         torch.Size([5, 3, 2])
     """
+    check_sizes(shape, "shape", least=0)
     if hasattr(distribution, "draw"):
         drawn: Tensor = distribution.draw(shape, generator=generator)
         return drawn
