@@ -34,7 +34,7 @@ def test_certified_and_attacked(make_record):
     ]
     assert verdict(make_record, *rows) == (
         "On average an attack breaks this model with a change of size 0.801 (1.30 where pixels "
-        "must stay in range); no change below 0.200 can, and that is certified."
+        "must stay in range); certified, again on average: none below 0.200 does."
     )
 
 

@@ -205,7 +205,7 @@ def verdict(record: Record) -> str:
     else:
         broken = _where_broken(found)
     if certified:
-        sentence = f"{broken}; no change below {floor(certified)} can, and that is certified."
+        sentence = f"{broken}; certified, again on average: none below {floor(certified)} does."
     elif any(b.certified is not None for b in found):
         sentence = f"{broken}; nothing could be certified, so smaller changes may do so too."
     elif found:
