@@ -37,6 +37,7 @@ from robustvae.errors import (
     ShapeError,
     StorageError,
     UnsupportedError,
+    check_type,
     unknown,
 )
 from robustvae.metrics import mean_stderr, ms_ssim
@@ -241,6 +242,8 @@ def audit(
         4
     """
     started, created = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    check_type(victim, "victim", Victim)
+    check_type(images, "images", Images)
     plan = read_plan(plan)
     vae = victim.vae
     if images.image_shape != tuple(vae.image_shape):

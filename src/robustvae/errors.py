@@ -115,7 +115,7 @@ def check_number(value: Any, name: str, *, least: float | None = None) -> None:
 
 
 def check_positive(value: Any, name: str, *, each: bool = False) -> None:
-    """Raise unless `value` is a positive finite number or, with `each`, a tensor of such numbers."""
+    """Raise unless `value` is a positive finite number; with `each`, a tensor of them does too."""
     if each and hasattr(value, "isfinite"):
         if value.is_complex():
             raise DtypeError(f"{name} must be real, got {value.dtype}")

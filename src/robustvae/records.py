@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from robustvae.errors import DataError, StorageError
+from robustvae.errors import DataError, StorageError, check_type
 
 FORMAT = 1
 
@@ -116,8 +116,10 @@ class Record:
         """Read a record back.
 
         Raises:
+            DtypeError: Not text.
             DataError: Not JSON, not a record, or of another format.
         """
+        check_type(text, "text", str)
         try:
             content = json.loads(text)
         except ValueError as error:
@@ -134,7 +136,7 @@ class Record:
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types: tensors and arrays as lists, infinities as "inf", NaN as None."""
+    """`value` in JSON's own types: tensors as lists, infinities as "inf", a NaN as None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal
 from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Independent, Normal
 from torch.testing import assert_close
 
 import robustvae as rv

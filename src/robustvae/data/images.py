@@ -15,6 +15,7 @@ from robustvae.errors import (
     check_count,
     check_images,
     check_probability,
+    check_type,
 )
 
 
@@ -102,6 +103,7 @@ class Images:
     def choose(self, n: int, stratified: bool = False, *, generator: torch.Generator) -> Tensor:
         """The indices that `sample` would take, (n,)."""
         check_count(n, "n")
+        check_type(stratified, "stratified", bool)
         if n > len(self):
             raise RangeError(f"n must be at most {len(self)}, the number of images, got {n}")
         order = permutation(len(self), generator)
@@ -145,6 +147,7 @@ class Images:
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:
     """The whole numbers below `n` in random order, (n,), on the CPU."""
+    check_type(generator, "generator", torch.Generator)
     return torch.randperm(n, generator=generator, device=generator.device).cpu()
 
 

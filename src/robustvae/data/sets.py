@@ -17,7 +17,13 @@ SPLITS = ("train", "test")
 
 
 def names() -> list[str]:
-    """Names that `load` knows, sorted."""
+    """Names that `load` knows, sorted.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> "digits" in rv.data.names()
+        True
+    """
     return sorted(["digits", *ON_DISK])
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from robustvae.errors import check_type
 from robustvae.models.base import VAE, channels_last, frozen
 
 
+@runtime_checkable
 class Defence(Protocol):
     """Any way to read a latent off an image: `(vae, x, *, generator) -> z`.
 
@@ -36,6 +38,8 @@ def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk
     Returns:
         Latents, (B, d).
     """
+    check_type(vae, "vae", VAE)
+    vae.check(x)
     graph = torch.is_grad_enabled() and x.requires_grad
     with frozen(vae), channels_last(vae), torch.set_grad_enabled(graph):
         return torch.cat([read(part, graph) for part in x.split(chunk)])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustvae.defences.defence import Defence, in_chunks
 from robustvae.defences.targets import check_ball, fisher_scale, posterior, target_of
-from robustvae.errors import check_choice, check_count, check_positive
-from robustvae.mcmc import Chain, hmc, langevin, mode_search
+from robustvae.errors import check_choice, check_count, check_positive, check_type
+from robustvae.mcmc import Chain, hmc, implicit, langevin, mode_search
 from robustvae.mcmc.hmc import Adapt
 from robustvae.models.base import VAE
 from robustvae.perturb import Ball
@@ -32,6 +32,7 @@ class PosteriorMean:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
+        check_type(vae, "vae", VAE)
         return vae.encode(x).mean
 
 
@@ -61,6 +62,7 @@ class PosteriorSample:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
+        check_type(vae, "vae", VAE)
         return draw(vae.encode(x), (self.draws,), generator=generator).mean(0)
 
 
@@ -220,10 +222,13 @@ class PosteriorMode:
     Args:
         steps: Gradient evaluations an image.
         rate: First step length of Adam, in latent units.
+        gradient: How an attack sees through it: "unrolled" differentiates the search itself,
+            "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
 
     Raises:
         RangeError: A setting that is not positive.
+        UnknownNameError: An unknown `gradient`.
 
     References:
         [Kuzina22] appendix B.3.
@@ -237,6 +242,7 @@ class PosteriorMode:
 
     steps: int = 100
     rate: float = 0.1
+    gradient: Literal["unrolled", "implicit"] = "unrolled"
     chunk: int = 100
 
     def __post_init__(self) -> None:
@@ -244,6 +250,7 @@ class PosteriorMode:
         check_count(self.steps, "steps")
         check_count(self.chunk, "chunk")
         check_positive(self.rate, "rate")
+        check_choice("gradient", self.gradient, ("unrolled", "implicit"))
 
     @property
     def gradients(self) -> int:
@@ -256,7 +263,9 @@ class PosteriorMode:
         def read(part: Tensor, graph: bool) -> Tensor:
             start = vae.encode(part).mean
             target = posterior(vae, part)
-            return mode_search(target, start, steps=self.steps, rate=self.rate, graph=graph).z
+            unrolled = graph and self.gradient == "unrolled"
+            z = mode_search(target, start, steps=self.steps, rate=self.rate, graph=unrolled).z
+            return implicit(target, z) if graph and not unrolled else z
 
         return in_chunks(read, vae, x, self.chunk)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustvae.defences.defence import Defence
 from robustvae.defences.posterior import PosteriorMean
-from robustvae.errors import ConfigError, check_images
+from robustvae.errors import ConfigError, DtypeError, check_images, check_type
 from robustvae.models.base import VAE, frozen
 
 
@@ -41,6 +41,14 @@ class Victim:
     vae: VAE
     defence: Defence = field(default_factory=PosteriorMean)
     classifier: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no model, no defence or no classifier."""
+        check_type(self.vae, "vae", VAE)
+        check_type(self.defence, "defence", Defence)
+        if not (self.classifier is None or callable(self.classifier)):
+            kind = type(self.classifier).__name__
+            raise DtypeError(f"classifier must be a function or module, got {kind}")
 
     def latent(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The latent that the defence reads off each image.

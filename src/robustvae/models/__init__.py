@@ -8,14 +8,14 @@ from robustvae.models.registry import create, names
 from robustvae.models.vae import GaussianVAE
 
 __all__ = [
-    "VAE",
     "Bernoulli",
     "ContinuousBernoulli",
+    "create",
     "Distribution",
     "Gaussian",
     "GaussianVAE",
     "LipschitzVAE",
-    "create",
     "names",
+    "VAE",
     "wrap",
 ]

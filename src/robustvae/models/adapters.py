@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import DtypeError, ShapeError, check_choice, check_count
+from robustvae.errors import DtypeError, ShapeError, check_choice, check_count, check_sizes
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian
 from robustvae.models.networks import log_var_to_stddev
@@ -62,12 +62,9 @@ def wrap(
             raise DtypeError(f"{name} must be a function or module, got {type(part).__name__}")
     check_count(latent, "latent")
     check_choice("returns", returns, ("distribution", "mean_log_var"))
-    shape = tuple(image_shape)
-    if len(shape) != 3:
-        raise ShapeError(f"image_shape must be (C, H, W), got {shape}")
-    for size in shape:
-        check_count(size, "each side of image_shape")
-    return WrappedVAE(encode, decode, latent, (shape[0], shape[1], shape[2]), returns, prior)
+    check_sizes(image_shape, "image_shape", axes=3)
+    channels, height, width = image_shape
+    return WrappedVAE(encode, decode, latent, (channels, height, width), returns, prior)
 
 
 @final
@@ -95,14 +92,10 @@ class WrappedVAE(VAE):
         owners = [getattr(f, "__self__", None) for f in (encode, decode)]
         self._owners = nn.ModuleList(o for o in owners if isinstance(o, nn.Module))
 
-    def check(self, x: Tensor, *, name: str = "x") -> None:
-        """As `VAE.check`; without parameters there is no type to hold the images to."""
+    def _check_dtype(self, value: Tensor, name: str) -> None:
+        # functions without parameters have no type of their own to hold a tensor to
         if next(self.parameters(), None) is not None:
-            super().check(x, name=name)
-        elif tuple(x.shape[1:]) != self.image_shape:
-            raise ShapeError(
-                f"{name} must be (B, C, H, W) = (B, {self.image_shape}), got {tuple(x.shape)}"
-            )
+            super()._check_dtype(value, name)
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x), (B, d)."""
@@ -121,10 +114,12 @@ class WrappedVAE(VAE):
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) + log p(z) in nats, (B,)."""
+        if self._prior is not None:
+            return super().log_joint(x, z)
+        self.check(x)
+        self.check_latent(z, len(x))
         likelihood = self.decode(z).log_prob(x).flatten(1).sum(1)
-        if self._prior is None:
-            return likelihood - 0.5 * (z.square() + _LOG_2PI).sum(1)
-        return likelihood + self.prior().log_prob(z).sum(1)
+        return likelihood - 0.5 * (z.square() + _LOG_2PI).sum(1)
 
     def _adapted(self, name: str, made: Any, shape: tuple[int, ...], like: Tensor) -> Distribution:
         if self._returns == "mean_log_var" and isinstance(made, tuple | list):

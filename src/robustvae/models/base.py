@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import DtypeError, NonFiniteError, ShapeError
+from robustvae.errors import DtypeError, NonFiniteError, ShapeError, check_type
 from robustvae.models.likelihoods import Distribution, Gaussian
 
 
@@ -20,6 +20,15 @@ class VAE(nn.Module, abc.ABC):
     Attributes:
         latent: Dimension d of the latent.
         image_shape: (C, H, W) of the images.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> isinstance(vae, rv.VAE)
+        True
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> vae.decode(vae.encode(x).mean).mean.shape
+        torch.Size([3, 1, 4, 4])
     """
 
     latent: int
@@ -58,13 +67,19 @@ class VAE(nn.Module, abc.ABC):
         Args:
             x: Images in [0, 1], (B, C, H, W).
             z: Latents, (B, d).
+
+        Raises:
+            DtypeError: Not tensors of floating type, or not of the model's type.
+            ShapeError: `x` is not (B, *image_shape), or `z` not (B, d).
         """
+        self.check(x)
+        self.check_latent(z, len(x))
         return self.decode(z).log_prob(x).flatten(1).sum(1) + self.prior().log_prob(z).sum(1)
 
-    def after_step(self) -> None:  # noqa: B027
+    def after_step(self) -> None:
         """Training calls this after every optimiser step; constrained models stay near theirs."""
 
-    def finalize(self) -> None:  # noqa: B027
+    def finalize(self) -> None:
         """Training calls this after every epoch; constrained models meet theirs exactly."""
 
     @property
@@ -91,18 +106,31 @@ class VAE(nn.Module, abc.ABC):
             DtypeError: Not a tensor of floating type, or not the model's type.
             ShapeError: Not (B, *image_shape).
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise DtypeError(f"{name} must be a tensor of floating type, got {kind}")
+        _check_floating(x, name)
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             channels, height, width = self.image_shape
             raise ShapeError(
                 f"{name} must be (B, {channels}, {height}, {width}), got {tuple(x.shape)}"
             )
-        if x.dtype != self.dtype:
+        self._check_dtype(x, name)
+
+    def check_latent(self, z: Tensor, batch: int, *, name: str = "z") -> None:
+        """Raise unless `z` holds the latents of `batch` images that this model can decode.
+
+        Raises:
+            DtypeError: Not a tensor of floating type, or not the model's type.
+            ShapeError: Not (batch, d).
+        """
+        _check_floating(z, name)
+        if tuple(z.shape) != (batch, self.latent):
+            raise ShapeError(f"{name} must be ({batch}, {self.latent}), got {tuple(z.shape)}")
+        self._check_dtype(z, name)
+
+    def _check_dtype(self, value: Tensor, name: str) -> None:
+        if value.dtype != self.dtype:
             raise DtypeError(
-                f"{name} is {x.dtype} and the model {self.dtype}: "
-                f"convert one of them, with x.to({self.dtype}) or vae.to({x.dtype})"
+                f"{name} is {value.dtype} and the model {self.dtype}: "
+                f"convert one of them, with {name}.to({self.dtype}) or vae.to({value.dtype})"
             )
 
 
@@ -153,6 +181,12 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     finally:
         for weight, data in zip(weights, before, strict=True):
             weight.data = data
+
+
+def _check_floating(value: Tensor, name: str) -> None:
+    check_type(value, name, Tensor)
+    if not value.is_floating_point():
+        raise DtypeError(f"{name} must be of floating type, got {value.dtype}")
 
 
 def check_weights(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from robustvae.errors import (
     check_choice,
     check_count,
     check_positive,
+    check_sizes,
 )
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
@@ -221,15 +222,13 @@ class LipschitzVAE(VAE):
             (scale, "scale"),
         ):
             check_positive(value, name)
-        shape = tuple(image_shape)
-        if len(shape) != 3:
-            raise ShapeError(f"image_shape must be (C, H, W), got {shape}")
-        for size in (*shape, *hidden):
-            check_count(size, "each side of image_shape and each width in hidden")
+        check_sizes(image_shape, "image_shape", axes=3)
+        check_sizes(hidden, "hidden")
+        channels, height, width = image_shape
         if any(width % 2 for width in hidden):
             raise ConfigError(f"widths in hidden must be even, got {list(hidden)}")
         self.latent = latent
-        self.image_shape = (shape[0], shape[1], shape[2])
+        self.image_shape = (channels, height, width)
         self.likelihood = likelihood
         self.scale = float(scale)
         self.stddev = None if stddev is None else float(stddev)
@@ -237,7 +236,7 @@ class LipschitzVAE(VAE):
         self.retract_every = retract_every
         self._config = {
             "latent": latent,
-            "image_shape": list(shape),
+            "image_shape": list(image_shape),
             "hidden": list(hidden),
             "encoder_lipschitz": float(encoder_lipschitz),
             "decoder_lipschitz": float(decoder_lipschitz),
@@ -248,7 +247,7 @@ class LipschitzVAE(VAE):
             "order": order,
             "retract_every": retract_every,
         }
-        widths = [math.prod(shape), *hidden, latent]
+        widths = [math.prod(image_shape), *hidden, latent]
         sort = SORTS[activation]
         self.mean_net = nn.Sequential(nn.Flatten(), *_dense(widths, encoder_lipschitz, sort))
         self.stddev_net = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ ImageShape = tuple[int, int, int]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
+@final
 @dataclass(frozen=True)
 class Networks:
     """What an architecture is made of.
@@ -42,11 +45,11 @@ def mlp(
     nonlinearity = ACTIVATIONS[activation]
     widths = [pixels, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nonlinearity()]
     back: list[nn.Module] = []
     widths = [latent, *reversed(hidden)]
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths):
         back += [nn.Linear(fan_in, fan_out), nonlinearity()]
     back += [nn.Linear(widths[-1], pixels), nn.Unflatten(1, image_shape)]
     last = hidden[-1] if hidden else pixels
@@ -58,7 +61,7 @@ def conv28(image_shape: ImageShape, latent: int) -> Networks:
     channels = _wanted_size("conv28", image_shape, 28)
     trunk: list[nn.Module] = []
     widths = [channels, 32, 64, 96, 128]
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths):
         trunk += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), nn.ReLU()]
     decoder = nn.Sequential(
         nn.Unflatten(1, (latent, 1, 1)),

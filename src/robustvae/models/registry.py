@@ -15,7 +15,13 @@ MODELS: dict[str, type[VAE]] = {"lipschitz-vae": LipschitzVAE, "vae": GaussianVA
 
 
 def names() -> list[str]:
-    """Names that `create` knows, sorted."""
+    """Names that `create` knows, sorted.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> "vae" in rv.models.names()
+        True
+    """
     return sorted(MODELS)
 
 

@@ -8,9 +8,21 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from robustvae.errors import ConfigError, ShapeError, check_choice, check_count, check_positive
+from robustvae.errors import (
+    ConfigError,
+    check_choice,
+    check_count,
+    check_positive,
+    check_sizes,
+)
 from robustvae.models.base import VAE
-from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+from robustvae.models.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Distribution,
+    Gaussian,
+    MeanRule,
+)
 from robustvae.models.networks import ARCHITECTURES, DEFAULT_SHAPES, log_var_to_stddev
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "continuous_bernoulli_exact", "gaussian")
@@ -61,17 +73,14 @@ class GaussianVAE(VAE):
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_count(latent, "latent")
         check_positive(scale, "scale")
-        shape = tuple(DEFAULT_SHAPES[architecture] if image_shape is None else image_shape)
-        if len(shape) != 3:
-            raise ShapeError(f"image_shape must be (C, H, W), got {shape}")
-        for size in shape:
-            check_count(size, "each side of image_shape")
+        shape = DEFAULT_SHAPES[architecture] if image_shape is None else image_shape
+        check_sizes(shape, "image_shape", axes=3)
         options: dict[str, Any] = {}
         if architecture == "mlp":
-            options["hidden"] = [512, 512] if hidden is None else list(hidden)
+            hidden = [512, 512] if hidden is None else hidden
+            check_sizes(hidden, "hidden")
+            options["hidden"] = list(hidden)
             options["activation"] = "relu" if activation is None else activation
-            for width in options["hidden"]:
-                check_count(width, "each width in hidden")
         elif hidden is not None or activation is not None:
             raise ConfigError(f"hidden and activation belong to 'mlp', not to {architecture!r}")
         self.latent = latent
@@ -120,5 +129,5 @@ def likelihood_of(parameters: Tensor, likelihood: str, scale: float = 1.0) -> Di
         return Bernoulli(parameters)
     if likelihood == "gaussian":
         return Gaussian(parameters, torch.full_like(parameters, scale))
-    rule = "exact" if likelihood == "continuous_bernoulli_exact" else "papers"
+    rule: MeanRule = "exact" if likelihood == "continuous_bernoulli_exact" else "papers"
     return ContinuousBernoulli(parameters, rule)

@@ -1,7 +1,7 @@
 """What training minimises, as values: an objective gives every image its loss."""
 
 from robustvae.objectives.base import Objective
-from robustvae.objectives.elbo import ELBO, elbo
+from robustvae.objectives.elbo import ELBO
 from robustvae.objectives.registry import create, names
 
-__all__ = ["create", "ELBO", "elbo", "names", "Objective"]
+__all__ = ["create", "ELBO", "names", "Objective"]

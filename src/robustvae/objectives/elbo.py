@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.errors import check_count, check_number
+from robustvae.errors import check_count, check_number, check_type
 from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.seeding import draw
 
@@ -16,9 +16,9 @@ from robustvae.seeding import draw
 @final
 @dataclass(frozen=True)
 class ELBO:
-    r"""The negative ELBO of each image, in nats.
+    """The negative ELBO of each image, in nats.
 
-    $$-E_{q(z|x)}[\log p(x|z)] + \beta\, \mathrm{KL}(q(z|x) \,\|\, p(z))$$
+    loss(x) = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)),  z ~ q(z|x)
 
     The expectation takes one draw of z. The KL is in closed form where posterior and prior are
     Gaussian, and otherwise estimated at the same draw.
@@ -64,6 +64,7 @@ class ELBO:
 
     def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
         """ "loss", and the "distortion" -log p(x|z) and "kl" it is made of; nats, each (B,)."""
+        check_type(vae, "vae", VAE)
         posterior = vae.encode(x)
         z = draw(posterior, generator=generator)
         distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
@@ -74,30 +75,6 @@ class ELBO:
         """The objective at optimisation step `step`, with the weight warmed up so far."""
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0
         return replace(self, beta=self.beta * warm, warmup=0)
-
-
-def elbo(vae: VAE, x: Tensor, *, beta: float = 1.0, generator: torch.Generator) -> Tensor:
-    """The evidence lower bound of each image, from one draw, in nats, (B,): minus the loss `ELBO`.
-
-    Args:
-        vae: The model.
-        x: Images in [0, 1], (B, C, H, W).
-        beta: Weight of the KL, at least 0.
-        generator: Spent by the draw.
-
-    Raises:
-        RangeError: `beta` below 0.
-
-    References:
-        Kingma & Welling, 2014, Eq. 10.
-
-    Examples:
-        >>> import robustvae as rv
-        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
-        >>> x = rv.data.load("digits", split="test").x[:3]
-        >>> loss = -rv.objectives.elbo(vae, x, generator=rv.generator(0)).mean()
-    """
-    return -ELBO(beta)(vae, x, generator=generator)
 
 
 def _kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:

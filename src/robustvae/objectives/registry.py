@@ -13,7 +13,13 @@ OBJECTIVES: dict[str, type[Objective]] = {"elbo": ELBO}
 
 
 def names() -> list[str]:
-    """Names that `create` knows, sorted."""
+    """Names that `create` knows, sorted.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> "elbo" in rv.objectives.names()
+        True
+    """
     return sorted(OBJECTIVES)
 
 

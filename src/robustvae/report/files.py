@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robustvae.errors import StorageError
+from robustvae.errors import StorageError, check_type
 from robustvae.records import Record, plain, write_bytes, write_text
 from robustvae.report import reading
 from robustvae.report.page import render
@@ -27,6 +27,7 @@ def write(record: Record, folder: str | Path) -> Path:
         The path of `report.html`.
 
     Raises:
+        DtypeError: `record` is no `Record`.
         StorageError: The folder cannot be written to.
 
     Examples:
@@ -38,6 +39,7 @@ def write(record: Record, folder: str | Path) -> Path:
         ...     rv.report.write(record, folder).name
         'report.html'
     """
+    check_type(record, "record", Record)
     folder = Path(folder)
     page = render(record)
     write_text(folder / "record.json", record.to_json())
