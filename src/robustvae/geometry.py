@@ -1,0 +1,494 @@
+"""Pullback metrics: which directions of the input move the latent code most, and by how much.
+
+The encoder N(mu(x), diag sigma(x)^2) pulls a metric of the latent space back to the input. Flat
+latent [Khan23 Eq. 6]: G = J_mu^T J_mu + J_sigma^T J_sigma. Riemannian latent [Khan23 Eq. 11]:
+G = J_mu^T G_z J_mu + J_sigma^T (G_z o I) J_sigma, with the decoder's metric G_z at z = mu(x).
+G is D x D of rank at most 2d: it is never built. Its spectrum is that of a 2d x 2d Gram matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from robustvae.errors import (
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+    check_choice,
+    check_count,
+    check_images,
+)
+from robustvae.jacobians import jacobian, lanczos, products
+from robustvae.models import VAE, Gaussian
+from robustvae.models.base import frozen
+
+Latent = Literal["flat", "riemannian"]
+Part = Literal["mean", "std", "both"]
+StdTerm = Literal["expected", "paper"]
+Normalize = Literal["max", "trace"]
+
+_ELEMENTS_AT_ONCE = 2**24
+_STEPS = tuple(10.0 ** (-2 + 3 * i / 39) for i in range(40))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The spectrum of a pullback metric at each input.
+
+    Attributes:
+        eigenvalues: In descending order, in squared latent (or output) units by squared pixel
+            units, (B, n), float64. n = d for one part, 2d for both: all that can differ from 0.
+            From `leading_pullback` only the top ones.
+        directions: Unit eigenvectors of the first eigenvalues, (B, count, C, H, W), each signed so
+            that its entry largest in size is positive; zeros where the eigenvalue is 0.
+        latent: "flat" or "riemannian".
+        part: "mean", "std" or "both".
+        std_term: "expected" or "paper"; it matters to a Riemannian std part only.
+        complete: Whether `eigenvalues` holds all that can differ from 0.
+    """
+
+    eigenvalues: Tensor
+    directions: Tensor
+    latent: str
+    part: str
+    std_term: str
+    complete: bool = True
+
+    @property
+    def spectral_radius(self) -> Tensor:
+        """The largest eigenvalue, (B,) [Khan23 Eq. 8]; robust inputs have a small one."""
+        return self.eigenvalues[:, 0]
+
+    def entropy(self, normalize: Normalize | None = "trace") -> Tensor:
+        """-sum l log l of the eigenvalues, in nats, (B,).
+
+        Warning:
+            The three are different scores. "trace", l / sum l, is the von Neumann entropy proper:
+            from 0 (one direction) to log n (isotropic). None takes l as [Khan23 Eq. 9] prints it;
+            it depends on the unit of the pixels. "max", l / l_max, is what their code computes:
+            0 for one direction and for isotropy alike, largest in between, so it does not order
+            spectra by anisotropy.
+
+        Args:
+            normalize: "trace", "max" or None.
+        """
+        if normalize is not None:
+            check_choice("normalize", normalize, ("max", "trace"))
+        values = self._all("entropy")
+        if normalize == "trace":
+            values = _ratio(values, values.sum(1, keepdim=True))
+        if normalize == "max":
+            values = _ratio(values, values[:, :1])
+        return -torch.special.xlogy(values, values).sum(1) + 0.0
+
+    @property
+    def effective_rank(self) -> Tensor:
+        """exp of the "trace" entropy, (B,): from 1 (one direction) to n (isotropic)."""
+        return self.entropy("trace").exp()
+
+    @property
+    def anisotropy(self) -> Tensor:
+        """The largest eigenvalue by the mean of all n, (B,): from 1 (isotropic) to n."""
+        values = self._all("anisotropy")
+        return _ratio(values[:, 0], values.mean(1))
+
+    def log_volume(self, cut: float = 1e-12) -> Tensor:
+        """Half the log of the product of the eigenvalues above `cut` times the largest, (B,).
+
+        The log of the factor by which the encoder stretches volume across the directions that it
+        sees at all. Compare it only between inputs of equal rank.
+
+        Args:
+            cut: Share of the largest eigenvalue below which an eigenvalue counts as 0.
+        """
+        values = self._all("log_volume")
+        seen = values > cut * values[:, :1]
+        return 0.5 * torch.where(seen, values, 1.0).log().sum(1)
+
+    def alignment(self, other: Geometry, count: int = 1) -> Tensor:
+        """How far the spans of the first `count` directions of two models agree, (B,).
+
+        The mean squared cosine of the principal angles: 1 for equal spans, 0 for orthogonal ones,
+        count / D on average for spans drawn at random.
+
+        Args:
+            other: Of the same inputs.
+            count: Directions of each.
+
+        Raises:
+            RangeError: More directions than either holds.
+            ShapeError: Directions of other shapes.
+        """
+        check_count(count, "count")
+        pair = [geometry.directions.flatten(2)[:, :count] for geometry in (self, other)]
+        if pair[0].shape[0] != pair[1].shape[0] or pair[0].shape[2] != pair[1].shape[2]:
+            raise ShapeError(
+                f"both must be of the same inputs, got directions {tuple(self.directions.shape)} "
+                f"and {tuple(other.directions.shape)}"
+            )
+        if min(directions.shape[1] for directions in pair) < count:
+            raise RangeError(f"count must be at most the number of directions held, got {count}")
+        return (pair[0] @ pair[1].mT).square().sum((1, 2)) / count
+
+    def _all(self, score: str) -> Tensor:
+        if not self.complete:
+            raise UnsupportedError(f"{score} wants the whole spectrum: take it from `pullback`")
+        return self.eigenvalues
+
+
+def pullback(
+    vae: VAE,
+    x: Tensor,
+    latent: Latent = "flat",
+    part: Part = "both",
+    std_term: StdTerm = "expected",
+    *,
+    count: int | None = None,
+    batched: bool | None = None,
+    chunk: int | None = None,
+) -> Geometry:
+    """Eigenvalues and eigenvectors of the encoder's pullback metric at each input.
+
+    With J the stacked Jacobian of mean and std, (2d, D), scaled by a root of the latent's metric,
+    J J^T is decomposed in float64, and the eigenvectors of J^T J are J^T u / sqrt(l).
+
+    The expected Riemannian std term holds G_z o I, since E[diag(e) G_z diag(e)] keeps the diagonal
+    only; the paper prints the full G_z there.
+
+    Args:
+        vae: Its encoder's `mean` and `stddev` are read in evaluation mode.
+        x: Images, (B, C, H, W); not held to [0, 1].
+        latent: "flat", or "riemannian" with the decoder's metric, see `decoder_metric`.
+        part: "mean", "std" or "both".
+        std_term: "expected" or "paper", of the Riemannian std part.
+        count: How many directions to keep, None for all.
+        batched: Vectorise the products with J; None for yes unless the model has convolutions.
+        chunk: Inputs at a time; None for as many as keep J within 2^24 numbers.
+
+    Returns:
+        `Geometry`, without a graph.
+
+    Raises:
+        UnknownNameError: Any other `latent`, `part` or `std_term`.
+        ShapeError: Images that the model cannot read.
+
+    References:
+        [Khan23] Eqs. 6 and 11, Theorem 3.2.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.geometry import pullback
+        >>> from robustvae import models
+        >>> vae = models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> geometry = pullback(vae, torch.rand(3, 1, 4, 4))
+        >>> geometry.eigenvalues.shape, geometry.directions.shape
+        (torch.Size([3, 4]), torch.Size([3, 4, 1, 4, 4]))
+    """
+    _check(vae, x, latent, part, std_term)
+    n = vae.latent * (2 if part == "both" else 1)
+    kept = n if count is None else min(count, n)
+    check_count(kept, "count")
+    if batched is None:
+        batched = not _convolutional(vae)
+    at_once = chunk or max(1, _ELEMENTS_AT_ONCE // (n * x[0].numel()))
+    values, directions = [], []
+    with frozen(vae):
+        for inputs in x.detach().split(at_once):
+            stacked = jacobian(_encoder(vae, part), inputs, batched=batched, chunk=at_once)
+            if latent == "riemannian":
+                stacked = _root(vae, inputs, part, std_term, batched) @ stacked
+            value, direction = _decompose(stacked, kept)
+            values.append(value)
+            directions.append(direction.view(len(inputs), kept, *x.shape[1:]))
+    return Geometry(torch.cat(values), torch.cat(directions), latent, part, std_term)
+
+
+def leading_pullback(
+    vae: VAE,
+    x: Tensor,
+    latent: Latent = "flat",
+    part: Part = "both",
+    std_term: StdTerm = "expected",
+    *,
+    count: int = 1,
+    steps: int | None = None,
+    generator: torch.Generator,
+) -> Geometry:
+    """The top of the spectrum only, matrix-free: for large d or large images.
+
+    Lanczos on products with the Jacobian and its transpose, none of which is built; memory is
+    B x steps x D. Everything is done in the dtype of `x`.
+
+    Args:
+        vae: Its encoder's `mean` and `stddev` are read in evaluation mode.
+        x: Images, (B, C, H, W); not held to [0, 1].
+        latent: "flat", or "riemannian" with the decoder's metric, see `decoder_metric`.
+        part: "mean", "std" or "both".
+        std_term: "expected" (which takes d products with the decoder's Jacobian) or "paper".
+        count: How many eigenpairs.
+        steps: Products, at least `count`; None for 4 count + 20.
+        generator: Spent on the start.
+
+    Returns:
+        `Geometry` with `count` eigenvalues and directions, and `complete` False.
+
+    Raises:
+        UnknownNameError: Any other `latent`, `part` or `std_term`.
+        RangeError: A count out of range.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.geometry import leading_pullback
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
+        >>> leading_pullback(vae, x, generator=g).spectral_radius.shape
+        torch.Size([3])
+    """
+    _check(vae, x, latent, part, std_term)
+    with frozen(vae):
+        encoder = products(_encoder(vae, part), x)
+        weigh = _weight(vae, x, part, std_term) if latent == "riemannian" else torch.clone
+        top = lanczos(
+            lambda v: encoder.vjp(weigh(encoder.jvp(v))),
+            x.flatten(1),
+            count=count,
+            steps=steps,
+            generator=generator,
+        )
+    directions = _signed(top.vectors).view(len(x), count, *x.shape[1:])
+    values = top.values.double().clamp_min(0)
+    return Geometry(values, directions, latent, part, std_term, complete=False)
+
+
+def decoder_metric(vae: VAE, z: Tensor, *, batched: bool | None = None, chunk: int = 128) -> Tensor:
+    """The metric that the decoder pulls back from images to the latent, G_z = J_g^T J_g.
+
+    A Gaussian decoder whose spread depends on z adds the same of its spread.
+
+    Args:
+        vae: Its decoder is read in evaluation mode.
+        z: Latents, (B, d).
+        batched: Vectorise the products; None for yes unless the model has convolutions.
+        chunk: Latents at a time.
+
+    Returns:
+        Metrics, (B, d, d), in squared pixel units by squared latent units; half the log of the
+        determinant is the log volume of the generated surface.
+
+    References:
+        [Khan23] section 3.1; Arvanitidis et al., 2018, Theorem 1.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.geometry import decoder_metric
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> decoder_metric(vae, torch.zeros(3, 2)).shape
+        torch.Size([3, 2, 2])
+    """
+    if z.ndim != 2 or z.shape[1] != vae.latent:
+        raise ShapeError(f"z must be (B, {vae.latent}), got {tuple(z.shape)}")
+    if batched is None:
+        batched = not _convolutional(vae)
+    with frozen(vae):
+        parts = [
+            jacobian(_decoder(vae), part, batched=batched, chunk=chunk) for part in z.split(chunk)
+        ]
+    return torch.cat([part.mT @ part for part in parts])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StepCurves:
+    """What happens along eigendirections as the step grows; the worse of the two signs.
+
+    Attributes:
+        steps: Step sizes s, (K,).
+        size: 2-norm of the perturbation in pixel units, after clipping, (B, count, K).
+        error: Mean squared error per pixel between the image and the reconstruction of the
+            perturbed one, (B, count, K).
+        displacement: ||mu(x + delta) - mu(x)||, (B, count, K).
+        boxed: Whether the perturbed images were clipped to [0, 1].
+    """
+
+    steps: Tensor
+    size: Tensor
+    error: Tensor
+    displacement: Tensor
+    boxed: bool
+
+
+def step_curves(
+    vae: VAE,
+    x: Tensor,
+    geometry: Geometry,
+    *,
+    steps: Sequence[float] = _STEPS,
+    count: int = 5,
+    boxed: bool = False,
+    scale: Literal["unit", "eigenvalue"] = "unit",
+    chunk: int = 250,
+) -> StepCurves:
+    """Reconstruction error and latent displacement along the top eigendirections.
+
+    delta = +-s v_i; error and displacement are each the greater of the two signs.
+
+    Args:
+        vae: Read through its means.
+        x: Images in [0, 1], (B, C, H, W).
+        geometry: Of the same images.
+        steps: Step sizes s; by default the paper's 40, log-spaced in [0.01, 10].
+        count: How many directions.
+        boxed: Clip the perturbed images to [0, 1].
+        scale: "unit", or "eigenvalue" for +-s l_i v_i as [Khan23] prints it.
+        chunk: Images at a time.
+
+    Raises:
+        RangeError: More directions than `geometry` holds, or a step that is not positive.
+        ShapeError: A geometry of other images.
+
+    References:
+        [Khan23] section 4.1, Figs. 3, 5 and 6.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.geometry import pullback, step_curves
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> step_curves(vae, x, pullback(vae, x), count=2).error.shape
+        torch.Size([3, 2, 40])
+    """
+    check_choice("scale", scale, ("eigenvalue", "unit"))
+    check_count(count, "count")
+    check_images(x, vae.image_shape)
+    if geometry.directions.shape[0] != len(x) or geometry.directions.shape[2:] != x.shape[1:]:
+        raise ShapeError(
+            f"geometry must be of x, {tuple(x.shape)}, got directions "
+            f"{tuple(geometry.directions.shape)}"
+        )
+    if count > geometry.directions.shape[1]:
+        raise RangeError(
+            f"count must be at most {geometry.directions.shape[1]}, the directions held, "
+            f"got {count}"
+        )
+    if not len(steps) or not all(math.isfinite(step) and step > 0 for step in steps):
+        raise RangeError(f"steps must be positive numbers, got {list(steps)}")
+    moves = geometry.directions[:, :count].to(x)
+    if scale == "eigenvalue":
+        moves = moves * geometry.eigenvalues[:, :count, None, None, None].to(x)
+    signed = torch.tensor([*steps, *(-step for step in steps)], dtype=x.dtype, device=x.device)
+    shape = (len(x), count, len(signed))
+    sizes, errors, shifts = [], [], []
+    with frozen(vae), torch.no_grad():
+        mean = vae.encode(x).mean
+        for rows in torch.arange(math.prod(shape), device=x.device).split(chunk):
+            image, rest = rows // (count * len(signed)), rows % (count * len(signed))
+            delta = moves[image, rest // len(signed)] * signed[rest % len(signed), None, None, None]
+            y = x[image] + delta
+            y = y.clamp(0, 1) if boxed else y
+            z = vae.encode(y).mean
+            sizes.append((y - x[image]).flatten(1).norm(dim=1))
+            errors.append((vae.decode(z).mean - x[image]).flatten(1).square().mean(1))
+            shifts.append((z - mean[image]).norm(dim=1))
+    size, error, shift = (
+        torch.cat(part).view(*shape[:2], 2, len(steps)).amax(2) for part in (sizes, errors, shifts)
+    )
+    return StepCurves(signed[: len(steps)], size, error, shift, boxed)
+
+
+def _encoder(vae: VAE, part: str) -> Callable[[Tensor], Tensor]:
+    def read(y: Tensor) -> Tensor:
+        posterior = vae.encode(y)
+        if part == "both":
+            return torch.cat([posterior.mean, posterior.stddev], 1)
+        return posterior.mean if part == "mean" else posterior.stddev
+
+    return read
+
+
+def _decoder(vae: VAE) -> Callable[[Tensor], Tensor]:
+    def read(z: Tensor) -> Tensor:
+        likelihood = vae.decode(z)
+        mean = likelihood.mean.flatten(1)
+        if isinstance(likelihood, Gaussian) and likelihood.stddev.requires_grad:
+            return torch.cat([mean, likelihood.stddev.flatten(1)], 1)
+        return mean
+
+    return read
+
+
+def _root(vae: VAE, x: Tensor, part: str, std_term: str, batched: bool) -> Tensor:
+    """R with R^T R the latent's metric on the stacked mean and std, (B, n, n)."""
+    with torch.no_grad():
+        z = vae.encode(x).mean
+    metric = decoder_metric(vae, z, batched=batched)
+    values, vectors = torch.linalg.eigh(metric)
+    full = values.clamp_min(0).sqrt()[:, :, None] * vectors.mT
+    axes = torch.diag_embed(metric.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt())
+    std = axes if std_term == "expected" else full
+    if part != "both":
+        return full if part == "mean" else std
+    nothing = torch.zeros_like(full)
+    return torch.cat([torch.cat([full, nothing], 2), torch.cat([nothing, std], 2)], 1)
+
+
+def _weight(vae: VAE, x: Tensor, part: str, std_term: str) -> Callable[[Tensor], Tensor]:
+    """The latent's metric on the stacked mean and std, as a product with vectors (B, n)."""
+    with torch.no_grad():
+        z = vae.encode(x).mean
+    decoder, d = products(_decoder(vae), z), vae.latent
+    diagonal: Tensor | None = None
+    if part != "mean" and std_term == "expected":
+        axes = torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, *z.shape)
+        diagonal = torch.stack([decoder.jvp(axis).square().sum(1) for axis in axes], 1)
+
+    def full(w: Tensor) -> Tensor:
+        return decoder.vjp(decoder.jvp(w))
+
+    def std(w: Tensor) -> Tensor:
+        return full(w) if diagonal is None else diagonal * w
+
+    if part != "both":
+        return full if part == "mean" else std
+    return lambda w: torch.cat([full(w[:, :d]), std(w[:, d:])], 1)
+
+
+def _decompose(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, (B, n), and the first `count` eigenvectors, (B, count, D), of J^T J."""
+    exact = stacked.double()
+    values, vectors = torch.linalg.eigh(exact @ exact.mT)
+    values = values.flip(1).clamp_min(0)
+    top = vectors.flip(2)[:, :, :count].mT @ exact
+    length = top.norm(dim=2, keepdim=True)
+    least = stacked.shape[1] * torch.finfo(torch.float64).eps ** 0.5
+    visible = length > least * values[:, :1, None].sqrt()
+    top = torch.where(visible, top / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
+    return values, _signed(top).to(stacked.dtype)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Each vector with the sign that makes its entry largest in size positive."""
+    largest = vectors.gather(2, vectors.abs().argmax(2, keepdim=True))
+    return torch.where(largest < 0, -vectors, vectors)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), 0.0)
+
+
+def _convolutional(vae: VAE) -> bool:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+    return any(isinstance(module, kinds) for module in vae.modules())
+
+
+def _check(vae: VAE, x: Tensor, latent: str, part: str, std_term: str) -> None:
+    check_choice("latent", latent, ("flat", "riemannian"))
+    check_choice("part", part, ("both", "mean", "std"))
+    check_choice("std_term", std_term, ("expected", "paper"))
+    check_images(x, vae.image_shape, low=None, high=None)
