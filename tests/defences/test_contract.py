@@ -21,8 +21,8 @@ ROWS = [
     defences.Langevin(steps=6),
     defences.Langevin(steps=3, step_size=0.05, adjust=False, ball=Ball("l2", 0.3)),
     defences.PosteriorMode(steps=5),
-    defences.RobustPosterior("linf", 0.1, steps=6),
-    defences.RobustPosterior("l2", 0.3, steps=6),
+    defences.RobustPosterior("linf", 0.1, steps=6, start="mean"),
+    defences.RobustPosterior("l2", 0.3, steps=6, start="mean", rate=0.05),
     defences.Refined(defences.Median(3)),
     defences.Refined(defences.Redraw(), defences.PosteriorMode(steps=3)),
 ]

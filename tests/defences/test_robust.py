@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import robustvae as rv
-from robustvae.defences import RobustPosterior, RobustTarget, posterior
+from robustvae.defences import PosteriorMode, RobustPosterior, RobustTarget, posterior
 from robustvae.defences.targets import nearest
 from robustvae.errors import UnsupportedError
 from robustvae.models import Bernoulli, ContinuousBernoulli, Gaussian
@@ -183,3 +183,13 @@ def test_an_unknown_likelihood_is_refused(generator):
     )
     with pytest.raises(UnsupportedError, match="Laplace"):
         RobustPosterior()(vae, torch.rand(2, 1, 2, 3), generator=generator)
+
+
+@pytest.mark.parametrize("defence", [PosteriorMode, RobustPosterior])
+def test_implicit_and_unrolled_gradients_of_a_converged_search_agree(defence, linear, generator):
+    x = (0.2 + 0.6 * torch.rand(4, 1, 2, 3, generator=generator)).requires_grad_()
+    gradients = []
+    for how in ("unrolled", "implicit"):
+        z = defence(steps=400, rate=0.1, gradient=how)(linear.vae, x, generator=generator)
+        gradients.append(torch.autograd.grad(z[:, 0].sum(), x)[0])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=2e-2, rtol=5e-2)

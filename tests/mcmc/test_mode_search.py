@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from robustvae.errors import RangeError
-from robustvae.mcmc import mode_search
+from robustvae.mcmc import implicit, mode_search
 from robustvae.seeding import randn
 
 
@@ -39,3 +39,22 @@ def test_refusals():
         mode_search(lambda z: -z.square().sum(1), torch.zeros(1, 1), steps=0)
     with pytest.raises(RangeError):
         mode_search(lambda z: -z.square().sum(1), torch.zeros(1, 1), steps=1, rate=0)
+
+
+def test_the_implicit_gradient_is_that_of_the_mode(generator):
+    matrix = randn(4, 3, like=torch.zeros(()), generator=generator)
+    direction = randn(5, 4, like=matrix, generator=generator)
+
+    def mode(x, graph=False):
+        def log_p(z):
+            return -(torch.tanh(z @ matrix.mT) - x).square().sum(1) - 0.5 * z.square().sum(1)
+
+        found = mode_search(log_p, torch.zeros(5, 3), steps=3000, rate=0.05).z
+        return implicit(log_p, found) if graph else found
+
+    x = 0.5 * randn(5, 4, like=matrix, generator=generator)
+    leaf = x.clone().requires_grad_()
+    weight = torch.tensor([1.0, -2.0, 0.5])
+    (gradient,) = torch.autograd.grad((mode(leaf, graph=True) @ weight).sum(), leaf)
+    numerical = (mode(x + 1e-3 * direction) - mode(x - 1e-3 * direction)) @ weight / 2e-3
+    torch.testing.assert_close((gradient * direction).sum(1), numerical, atol=1e-4, rtol=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustvae.defences.defence import in_chunks
 from robustvae.defences.targets import RobustTarget
 from robustvae.errors import check_choice, check_count, check_positive
-from robustvae.mcmc import mode_search
+from robustvae.mcmc import implicit, mode_search
 from robustvae.models.base import VAE
 
 
@@ -29,14 +29,16 @@ class RobustPosterior:
         norm: "linf" or "l2".
         radius: Radius of the ball, in pixel units.
         steps: Gradient evaluations an image, shared by the starts.
-        start: "mean" climbs from the encoder's mean, "zero" from the prior's, "both" from
-            each with half the steps and keeps the better end.
+        start: "zero" climbs from the origin, which no attack can move, "mean" from the
+            encoder's mean, "both" from each with half the steps and keeps the better end.
         rate: First step length of Adam, in latent units.
+        gradient: How an attack sees through it: "unrolled" differentiates the search itself,
+            "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
 
     Raises:
         RangeError: A setting that is not positive.
-        UnknownNameError: An unknown `norm` or `start`.
+        UnknownNameError: An unknown `norm`, `start` or `gradient`.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -49,14 +51,16 @@ class RobustPosterior:
     norm: Literal["linf", "l2"] = "linf"
     radius: float = 0.2
     steps: int = 50
-    start: Literal["mean", "zero", "both"] = "mean"
-    rate: float = 0.1
+    start: Literal["mean", "zero", "both"] = "zero"
+    rate: float = 0.2
+    gradient: Literal["unrolled", "implicit"] = "unrolled"
     chunk: int = 100
 
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
         check_choice("norm", self.norm, ("linf", "l2"))
         check_choice("start", self.start, ("mean", "zero", "both"))
+        check_choice("gradient", self.gradient, ("unrolled", "implicit"))
         check_positive(self.radius, "radius")
         check_positive(self.rate, "rate")
         check_count(self.steps, "steps", least=2 if self.start == "both" else 1)
@@ -77,13 +81,14 @@ class RobustPosterior:
             if self.start == "both":
                 starts.append(mean)
             steps = self.steps // len(starts)
+            unrolled = graph and self.gradient == "unrolled"
             first, *others = [
-                mode_search(target, z, steps=steps, rate=self.rate, graph=graph) for z in starts
+                mode_search(target, z, steps=steps, rate=self.rate, graph=unrolled) for z in starts
             ]
             best = first.z
             for other in others:
                 higher = other.log_density > first.log_density
                 best = torch.where(higher.unsqueeze(1), other.z, best)
-            return best
+            return implicit(target, best) if graph and not unrolled else best
 
         return in_chunks(read, vae, x, self.chunk)

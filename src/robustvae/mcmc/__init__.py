@@ -4,7 +4,7 @@ from robustvae.mcmc.diagnostics import ess, r_hat
 from robustvae.mcmc.hmc import Chain, Step, hmc, hmc_step
 from robustvae.mcmc.langevin import langevin
 from robustvae.mcmc.leapfrog import LogDensity, State, evaluate, leapfrog
-from robustvae.mcmc.mode_search import Mode, mode_search
+from robustvae.mcmc.mode_search import Mode, implicit, mode_search
 
 __all__ = [
     "Chain",
@@ -16,6 +16,7 @@ __all__ = [
     "evaluate",
     "hmc",
     "hmc_step",
+    "implicit",
     "langevin",
     "leapfrog",
     "mode_search",

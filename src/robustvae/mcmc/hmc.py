@@ -175,7 +175,7 @@ def hmc(
     """
     check_count(steps, "steps")
     check_count(n_leapfrog, "n_leapfrog")
-    check_positive(step_size, "step_size")
+    check_positive(step_size, "step_size", each=True)
     check_probability(acceptance, "acceptance")
     if adapt is not None:
         check_choice("adaptation", adapt, ("chain", "dual", "paper"))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ from robustvae.defences import (
     PosteriorMean,
     PosteriorMode,
     PosteriorSample,
+    Refined,
     RobustPosterior,
+    Threshold,
     Victim,
 )
 from robustvae.errors import check_choice
@@ -42,17 +45,27 @@ from robustvae.studies.table import Row, Table
 RADII = (0.1, 0.2)
 
 
+@final
 @dataclass(frozen=True)
-class _Size:
+class Size:
+    """How much is run.
+
+    Attributes:
+        images: Inputs.
+        steps: Of the attack.
+        restarts: Of the attack.
+        effort: Share of each defence's gradients.
+    """
+
     images: int
     steps: int
     restarts: int
-    effort: float  # share of each defence's gradients
+    effort: float
 
 
 SIZES = {
-    "smoke": _Size(8, 5, 1, 0.1),
-    "laptop": _Size(100, 50, 10, 1.0),
+    "smoke": Size(8, 5, 1, 0.1),
+    "laptop": Size(100, 50, 10, 1.0),
 }
 
 
@@ -65,9 +78,11 @@ def rows_of(radius: float, effort: float) -> dict[str, Defence]:
     return {
         "undefended (posterior mean)": PosteriorMean(),
         "posterior sample": PosteriorSample(),
+        "HMC, step size per chain, short": HMC(steps=n(26)),
         "HMC, step size per chain": HMC(steps=n(100)),
         "HMC, the paper's rule": HMC(steps=n(50), n_leapfrog=n(20), adapt="paper"),
         "posterior mode": PosteriorMode(steps=n(100)),
+        "threshold at 1/2, then posterior mean": Refined(Threshold(0.5)),
         "robust mode, radius right": RobustPosterior("linf", radius, steps=n(50)),
         "robust mode, radius 0.2": RobustPosterior("linf", 0.2, steps=n(50)),
         "robust mode, radius 0.3": RobustPosterior("linf", 0.3, steps=n(50)),
@@ -101,18 +116,16 @@ def defence_table(
     check_choice("size", size, SIZES)
     plan, began = SIZES[size], time.perf_counter()
     x, _ = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
-    search = ProjectedAscent(steps=plan.steps, restarts=plan.restarts)
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
     rows = []
     for setting, radius in (("clean", None), *((f"linf {r:g}", r) for r in RADII)):
         x_adv = x
         if radius is not None:
-            attack = Attack(LatentShift("symmetric_kl"), search, Ball("linf", radius))
-            x_adv = attack(Victim(vae), x, generator=shard_generator(seed, 0, setting)).x_adv
+            x_adv = attacked(vae, x, radius, plan, seed)
         for name, defence in rows_of(radius or RADII[-1], plan.effort).items():
             victim = Victim(vae, defence)
             x_hat = victim.reconstruct(x_adv, generator=shard_generator(seed, 0, name))
-            mean, stderr = mean_stderr(_squared(x_hat, clean))
+            mean, stderr = mean_stderr(squared(x_hat, clean))
             rows.append(Row(name, setting, mean, stderr, len(x), getattr(defence, "gradients", 0)))
             if progress is not None:
                 progress(f"{setting}: {name}: {mean:.3g} ± {stderr:.2g}")
@@ -143,7 +156,16 @@ def defence_table(
     )
 
 
-def _squared(a: Tensor, b: Tensor) -> list[float]:
+def attacked(vae: VAE, x: Tensor, radius: float, plan: Size, seed: int) -> Tensor:
+    """Images in [0, 1] that the encoder reads as far as possible from `x`, (B, C, H, W)."""
+    search = ProjectedAscent(steps=plan.steps, restarts=plan.restarts)
+    attack = Attack(LatentShift("symmetric_kl"), search, Ball("linf", radius))
+    noise = shard_generator(seed, 0, f"linf {radius:g}")
+    return attack(Victim(vae), x, generator=noise).x_adv
+
+
+def squared(a: Tensor, b: Tensor) -> list[float]:
+    """Squared 2-norm of each image's difference."""
     return (a - b).flatten(1).square().sum(1).double().tolist()
 
 
@@ -158,7 +180,11 @@ def main() -> None:
     given = parser.parse_args()
     images = data.load(given.data, split="test")
     vae = zoo.load(given.model)
-    table = defence_table(vae, images, size=given.size, seed=given.seed, progress=print)
+
+    def progress(line: str) -> None:
+        print(line, flush=True)
+
+    table = defence_table(vae, images, size=given.size, seed=given.seed, progress=progress)
     table.write(given.out, f"defence-table-{given.data}")
     print(table.to_markdown())
 
