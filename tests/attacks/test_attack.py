@@ -22,8 +22,10 @@ from robustvae.attacks import (
     OutputTarget,
     WeightedSum,
 )
+from robustvae.attacks.attack import channels_last
 from robustvae.defences import HMC, PosteriorMode, PosteriorSample, Victim
 from robustvae.models import create, wrap
+from robustvae.models.base import frozen
 from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.seeding import generator, rand, randn
 
@@ -187,6 +189,30 @@ def test_the_model_the_modes_and_the_random_states_are_left_alone():
     with torch.inference_mode():
         inside = attack(Victim(vae), x, generator=generator(0))
     torch.testing.assert_close(inside.x_adv, found.x_adv)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+def test_the_faster_convolutions_have_the_same_derivatives(shape):
+    """First and second, and the modules are as they were."""
+    vae = create("vae", architecture="conv8", latent=3, image_shape=shape).double()
+    x = rand(2, *shape, like=like, generator=generator(1)).requires_grad_()
+    v = randn(*x.shape, like=like, generator=generator(2))
+
+    def derivatives() -> tuple[Tensor, Tensor, Tensor]:
+        q = vae.encode(x)
+        value = (q.mean.square() + q.stddev).sum()
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        (curve,) = torch.autograd.grad(slope, x, v)
+        return value.detach(), slope.detach(), curve
+
+    with frozen(vae):
+        plain = derivatives()
+        with channels_last(vae):
+            assert "forward" in vars(vae.trunk[0])
+            fast = derivatives()
+    assert "forward" not in vars(vae.trunk[0])
+    for a, b in zip(plain, fast, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_one_seed_one_result_and_clean_inputs_are_not_written_to():

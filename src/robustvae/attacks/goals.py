@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from robustvae.seeding import randn, split
 Divergence = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class Goal(Protocol):
     """What an attacker wants; `bind` looks at the clean inputs once and returns the score."""
 

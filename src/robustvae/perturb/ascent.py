@@ -210,78 +210,110 @@ def _climb(
     """Climb from one start per row; rows that are done leave the batch."""
     rule = search.rule or ("sign" if ball.norm == "linf" else "normalised")
     n, shape = len(rows), (-1, 1, 1, 1)
-    best, best_score = start.clone(), torch.full_like(start[:, 0, 0, 0], -math.inf)
-    gradient_norm, zeros = torch.zeros_like(best_score), torch.zeros_like(best_score)
-    queries = torch.zeros(n, dtype=torch.long, device=x.device)
-    gradients = torch.zeros_like(queries)
-
-    alive = torch.arange(n, device=x.device)
-    centre, here, y = x[rows], ball.rows(rows), start
-    pixels = x[0].numel()
-    radius = here.radii(centre).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
-    rate = torch.full_like(radius, search.step)
-    stalled = torch.zeros_like(best_score)
-    kept = torch.zeros_like(start) if search.momentum or rule == "adam" else None
-    square = torch.zeros_like(start) if rule == "adam" else None
+    pixels, tiny = x[0].numel(), torch.finfo(x.dtype).tiny
+    column = start.new_zeros(n)
+    now = _Climb(
+        torch.arange(n, device=x.device),
+        rows,
+        x[rows],
+        start,
+        start,
+        column - math.inf,
+        column,
+        column,
+        column.long(),
+        column.long(),
+        column,
+        column.view(shape) + search.step,
+        torch.zeros_like(start),
+        torch.zeros_like(start),
+    )
+    gone: list[_Climb] = []
+    here = ball.rows(rows)
+    reach = here.radii(now.centre).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
 
     for count in range(search.steps + 1):
-        last = count == search.steps
-        value, gradient = evaluate(score, y, rows[alive], gradient=not last)
-        queries[alive] += 1
-        better = value > best_score[alive]
-        best[alive] = torch.where(better.view(shape), y, best[alive])
-        best_score[alive] = torch.where(better, value, best_score[alive])
+        value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)
+        better = value > now.best_score
+        now.best = torch.where(better.view(shape), now.y, now.best)
+        now.best_score = torch.where(better, value, now.best_score)
+        now.queries = now.queries + 1
         if gradient is None:
             break
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        gradient_norm[alive] = torch.maximum(gradient_norm[alive], length)
-        zeros[alive] += length == 0
-        gradients[alive] += 1
+        now.gradient_norm = torch.maximum(now.gradient_norm, length)
+        now.zeros = now.zeros + (length == 0)
+        now.gradients = now.gradients + 1
 
         if search.target is not None:
-            stay = best_score[alive] < search.target
+            stay = now.best_score < search.target
             if not bool(stay.all()):
-                alive, centre, y, gradient = alive[stay], centre[stay], y[stay], gradient[stay]
-                length, radius, rate, stalled = (
-                    length[stay],
-                    radius[stay],
-                    rate[stay],
-                    stalled[stay],
-                )
-                better = better[stay]
-                kept = None if kept is None else kept[stay]
-                square = None if square is None else square[stay]
-                if not len(alive):
+                gone.append(now.part(~stay))
+                now, reach = now.part(stay), reach[stay]
+                gradient, length, better = gradient[stay], length[stay], better[stay]
+                if not len(now.rows):
                     break
-                here = ball.rows(rows[alive])
+                here = ball.rows(now.rows)
 
-        unit = gradient / length.clamp_min(torch.finfo(x.dtype).tiny).view(shape)
+        unit = gradient / length.clamp_min(tiny).view(shape)
         if rule == "adam":
-            kept = unit.lerp(kept, _BETAS[0])
-            square = unit.square().lerp(square, _BETAS[1])
-            unit = kept / (1 - _BETAS[0] ** (count + 1))
-            unit = unit / ((square / (1 - _BETAS[1] ** (count + 1))).sqrt() + 1e-12)
-            unit = unit * pixels**-0.5
-        elif kept is not None:
-            kept = search.momentum * kept + unit
-            unit = kept / torch.linalg.vector_norm(kept, dim=(1, 2, 3), keepdim=True).clamp_min(
-                torch.finfo(x.dtype).tiny
-            )
+            now.kept = unit.lerp(now.kept, _BETAS[0])
+            now.square = unit.square().lerp(now.square, _BETAS[1])
+            spread = (now.square / (1 - _BETAS[1] ** (count + 1))).sqrt() + 1e-12
+            unit = now.kept / (1 - _BETAS[0] ** (count + 1)) / spread * pixels**-0.5
+        elif search.momentum:
+            now.kept = search.momentum * now.kept + unit
+            whole = torch.linalg.vector_norm(now.kept, dim=(1, 2, 3), keepdim=True)
+            unit = now.kept / whole.clamp_min(tiny)
         if rule == "sign":
             unit = unit.sign() * pixels**-0.5
 
+        rate: Tensor | float = search.step
         if search.schedule == "linear":
-            rate = torch.full_like(rate, search.step * (1 - count / search.steps))
+            rate = search.step * (1 - count / search.steps)
         elif search.schedule == "plateau":
-            stalled = torch.where(better, 0, stalled + 1)
+            stalled = torch.where(better, 0, now.stalled + 1)
             halve = stalled >= search.patience
-            stalled = stalled.where(~halve, 0)
-            rate = torch.where(halve.view(shape), rate / 2, rate)
-            y = torch.where(halve.view(shape), best[alive], y)
-        y = here.project(centre, y + rate * radius * unit)
+            now.stalled = stalled.where(~halve, 0)
+            now.rate = torch.where(halve.view(shape), now.rate / 2, now.rate)
+            now.y = torch.where(halve.view(shape), now.best, now.y)
+            rate = now.rate
+        now.y = here.project(now.centre, now.y + rate * reach * unit)
 
-    share = zeros / gradients.clamp_min(1)
-    return SearchResult(best, best_score, gradient_norm, share, queries)
+    ended = _Climb(
+        *(torch.cat(parts) for parts in zip(*(p.all() for p in [*gone, now]), strict=True))
+    )
+    ended = ended.part(ended.place.argsort())
+    share = ended.zeros / ended.gradients.clamp_min(1)
+    return SearchResult(ended.best, ended.best_score, ended.gradient_norm, share, ended.queries)
+
+
+@dataclass
+class _Climb:
+    """The rows still climbing, all tensors of the same length."""
+
+    place: Tensor
+    rows: Tensor
+    centre: Tensor
+    y: Tensor
+    best: Tensor
+    best_score: Tensor
+    gradient_norm: Tensor
+    zeros: Tensor
+    gradients: Tensor
+    queries: Tensor
+    stalled: Tensor
+    rate: Tensor
+    kept: Tensor
+    square: Tensor
+
+    def all(self) -> tuple[Tensor, ...]:
+        """The tensors in their order."""
+        return tuple(vars(self).values())
+
+    def part(self, index: Tensor) -> _Climb:
+        """Some of the rows."""
+        return _Climb(*(tensor[index] for tensor in self.all()))
 
 
 def evaluate(
