@@ -36,6 +36,7 @@ from robustvae.errors import (
     check_images,
     check_positive,
     check_probability,
+    check_type,
 )
 from robustvae.metrics import clopper_pearson, mean_stderr
 from robustvae.models import Gaussian
@@ -486,6 +487,7 @@ def find_margin(
     check_probability(confidence, "confidence")
     check_count(draws, "draws")
     how = bisection or Bisection()
+    check_type(boxed, "boxed", bool)
     largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
     ball = Ball(norm, largest) if boxed else Ball(norm, largest, None, None)
     one_test = 1 - (1 - confidence) / (1 + len(_LADDER))
@@ -790,6 +792,7 @@ def _proportion(successes: Tensor, draws: int, confidence: float, boxed: bool | 
 
 
 def _check(victim: Victim, x: Tensor, version: str) -> None:
+    check_type(victim, "victim", Victim)
     check_choice("version", version, VERSIONS)
     if version == "full" and not isinstance(victim.defence, PosteriorMean):
         raise UnsupportedError(

@@ -20,6 +20,7 @@ from robustvae.errors import (
     check_images,
     check_positive,
     check_probability,
+    check_type,
 )
 from robustvae.jacobians import jacobian
 from robustvae.metrics import clopper_pearson
@@ -135,6 +136,7 @@ def certify(
         >>> lower.kind, lower.status
         ('deterministic', ('ok', 'ok', 'ok', 'ok'))
     """
+    check_type(vae, "vae", VAE)
     check_images(x, vae.image_shape)
     vae.check(x)
     check_positive(r, "r")
