@@ -27,6 +27,7 @@ from robustvae.errors import (
     check_choice,
     check_count,
     check_positive,
+    check_type,
 )
 from robustvae.models import VAE
 from robustvae.objectives import Objective
@@ -115,6 +116,9 @@ def fit(
         False
     """
     rates = _rates(lr)
+    check_type(vae, "vae", VAE)
+    check_type(images, "images", Images)
+    check_type(generator, "generator", torch.Generator)
     check_count(epochs, "epochs", least=0)
     check_count(batch_size, "batch_size")
     for name, value in (("patience", patience), ("plateau", plateau)):
@@ -125,7 +129,8 @@ def fit(
     if clip is not None:
         check_positive(clip, "clip")
     settings = {
-        "model": f"{type(vae).__name__} {vae.config}",
+        "model": type(vae).__name__,
+        **{f"{key} of the model": value for key, value in vae.config.items()},
         "objective": str(objective),
         "images": f"{images.name} {images.split} {tuple(images.x.shape)}",
         "validation": str(validation),
@@ -245,18 +250,6 @@ class _Loop:
         )
 
 
-class _Terms(nn.Module):
-    """The terms of an objective as a module, for Fabric to put its precision around."""
-
-    def __init__(self, vae: VAE, generator: torch.Generator) -> None:
-        super().__init__()
-        self.vae = vae
-        self.generator = generator
-
-    def forward(self, objective: Objective, x: Tensor) -> dict[str, Tensor]:
-        return objective.terms(self.vae, x, generator=self.generator)
-
-
 def _engine(
     vae: VAE,
     generator: torch.Generator,
@@ -272,7 +265,10 @@ def _engine(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         line = " ".join(str(error).split())[:120]
         raise ConfigError(f"device {device!r} cannot be used here: {line}") from None
-    terms = _Terms(vae, generator)
+
+    def terms(objective: Objective, x: Tensor) -> dict[str, Tensor]:
+        return objective.terms(vae, x, generator=generator)
+
     if precision in (None, "32-true") and where.type == "cpu":
         return terms, Tensor.backward
     try:
@@ -285,7 +281,12 @@ def _engine(
         ) from None
     devices = 1 if where.type == "cpu" else [where.index or 0]
     fabric = Fabric(accelerator=where.type, devices=devices, precision=precision or "32-true")
-    return fabric.setup_module(terms), fabric.backward
+
+    def autocast_terms(objective: Objective, x: Tensor) -> dict[str, Tensor]:
+        with fabric.autocast():
+            return terms(objective, x)
+
+    return autocast_terms, fabric.backward
 
 
 def _on_device(vae: VAE, images: Images) -> Tensor:

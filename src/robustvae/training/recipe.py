@@ -193,7 +193,8 @@ def train_recipe(
 
 
 def _one_line(path: Path, error: ValidationError) -> Exception:
-    first = error.errors()[0]
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     place = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         parts: dict[str, type[_Part]] = {"data": DataPart, "training": TrainingPart}

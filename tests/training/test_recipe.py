@@ -1,0 +1,117 @@
+"""Recipes: read strictly, and trained to a checkpoint with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae import errors
+from robustvae.models import checkpoint
+from robustvae.models.checkpoint import weights_sha256
+from robustvae.training import Recipe, recipe_names, train_recipe
+
+PLAIN = """
+name: mine
+data: {name: digits}
+model: {name: vae, architecture: mlp, image_shape: [1, 8, 8], latent: 2, hidden: [16]}
+training: {epochs: 2, batch_size: 256, lr: [[0, 1e-3], [1, 2e-4]]}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(PLAIN)
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe_can_be_begun(name: str) -> None:
+    recipe = Recipe.read(name)
+    assert recipe.name == name
+    assert recipe.about.endswith(".")
+    vae = rv.models.create(recipe.model.name, **recipe.model.options)
+    rv.objectives.create(recipe.objective.name, **recipe.objective.options)
+    assert recipe.data.name in rv.data.names()
+    shapes = {"digits": (1, 8, 8)}
+    assert tuple(vae.image_shape) == shapes.get(recipe.data.name, (1, 28, 28))
+
+
+def test_trains_to_a_checkpoint_with_its_card(recipe: Path, tmp_path: Path) -> None:
+    vae = train_recipe(recipe, tmp_path / "out")
+    again = rv.load(tmp_path / "out")
+    assert weights_sha256(again) == weights_sha256(vae)
+    card = checkpoint.read_config(tmp_path / "out")["card"]
+    assert (card["recipe"], card["data"], card["epochs"], card["seed"]) == ("mine", "digits", 2, 0)
+    assert set(card["metrics"]) == {"loss", "test_loss"}
+    x = rv.data.load("digits", split="test").x.to(vae.dtype)
+    with torch.no_grad():
+        loss = rv.objectives.ELBO()(vae, x, generator=rv.generator(5)).mean()
+    assert card["metrics"]["test_loss"] == pytest.approx(float(loss), rel=0.02)
+
+
+def test_the_seed_decides_and_a_second_call_changes_nothing(recipe: Path, tmp_path: Path) -> None:
+    one = weights_sha256(train_recipe(recipe, tmp_path / "one"))
+    config = (tmp_path / "one" / "config.json").read_bytes()
+    assert weights_sha256(train_recipe(recipe, tmp_path / "one")) == one
+    assert (tmp_path / "one" / "config.json").read_bytes() == config
+    other = Recipe.read(recipe).model_copy(update={"seed": 1})
+    assert weights_sha256(train_recipe(other, tmp_path / "other")) != one
+
+
+def test_a_few_epochs_of_the_bundled_model(tmp_path: Path) -> None:
+    """By the tenth epoch the loss is below that of an independent Bernoulli for every pixel."""
+    torch.set_default_dtype(torch.float32)
+    train_recipe("digits-vae", tmp_path, epochs=10)
+    x = rv.data.load("digits").x
+    mean = x.mean(0).clamp(1e-6, 1 - 1e-6)
+    entropy = -(mean * mean.log() + (1 - mean) * (1 - mean).log()).sum()
+    card = checkpoint.read_config(tmp_path)["card"]
+    assert card["epochs"] == 10
+    assert card["metrics"]["test_loss"] < float(entropy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs:", "epoch:", "unknown key 'training.epoch': did you mean 'training.epochs'"),
+        ("name: mine", "name: mine\nsed: 3", "unknown key 'sed': did you mean 'seed'"),
+        ("{name: digits}", "{name: digits, splt: test}", "did you mean 'data.split'"),
+        ("latent: 2", "latnt: 2", "did you mean 'latent'"),
+        ("name: vae", "name: vea", "did you mean 'vae'"),
+        ("{name: digits}", "{name: digist}", "did you mean 'digits'"),
+        ("epochs: 2", "epochs: two", "training.epochs: Input should be a valid integer"),
+        ("name: mine", "", "name: Field required"),
+        ("name: vae,", "", "model.name: Field required"),
+        ("data: {name: digits}", "data: digits", "data: Input should be a valid dictionary"),
+        ("name: mine", "name: mine\nobjective: {name: elbo, betta: 2}", "did you mean 'beta'"),
+        ("epochs: 2", "epochs: -2", "epochs must be at least 0"),
+        ("name: mine", "name: [", "cannot be read"),
+    ],
+)
+def test_refuses_nonsense_by_name(
+    recipe: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    recipe.write_text(PLAIN.replace(old, new))
+    with pytest.raises(errors.RobustVAEError) as caught:
+        train_recipe(recipe, tmp_path / "out")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "\x00", "just words"])
+def test_refuses_what_is_no_recipe(recipe: Path, content: str) -> None:
+    recipe.write_text(content)
+    with pytest.raises(errors.ConfigError, match=r"mine\.yaml"):
+        Recipe.read(recipe)
+
+
+def test_refuses_unknown_and_missing_recipes(tmp_path: Path) -> None:
+    with pytest.raises(errors.UnknownNameError, match="did you mean 'digits-vae'"):
+        Recipe.read("digit-vae")
+    with pytest.raises(errors.ConfigError, match="cannot be read"):
+        Recipe.read(tmp_path / "none.yaml")
