@@ -339,30 +339,31 @@ class _Bench:
         self.tell(0, "attacks")
         attacked = [self.attack(attack, x) for attack in plan.attacks]
         self.tell(1, "margins")
-        margins = self.margins(x, attacked)
+        margins = self.margins(x, torch.stack([shown["attacked"] for _, shown in attacked]))
         self.tell(2, "certificates")
         certified, assumptions = self.certificates(x)
         rows = [
             {
                 "input": number,
                 "label": int(images.y[i]),
-                **{key: values[i] for key, values in found.items() if key != "x_adv"},
-                **{key: values[i] for key, values in {**margins, **certified}.items()},
+                **{key: values[i] for key, values in {**columns, **margins, **certified}.items()},
                 "r": self.r,
                 "m": plan.m,
                 "version": plan.version,
             }
             for i, number in enumerate(numbers)
-            for found in attacked
+            for columns, _ in attacked
         ]
         gallery = [
-            self.panels(plan.attacks[0], attacked[0], x, i, number, int(images.y[i]))
+            self.panels(*attacked[0], i) | {"input": number, "label": int(images.y[i])}
             for i, number in enumerate(numbers[: plan.gallery])
         ]
         return {"rows": rows, "gallery": gallery, "assumptions": assumptions}
 
-    def attack(self, attack: AttackPlan, x: Tensor) -> dict[str, Any]:
-        """One attack on all inputs of the shard: a column for each field of a row."""
+    def attack(
+        self, attack: AttackPlan, x: Tensor
+    ) -> tuple[dict[str, list[Any]], dict[str, Tensor]]:
+        """One attack on all inputs of the shard: a column for each field of a row, and images."""
         name = attack.name
         found = attack.build()(self.victim, x, generator=self.generator(f"attack {name}"))
         noise = self.noise(attack, x, found, name)
@@ -380,7 +381,7 @@ class _Bench:
             confidence=self.plan.confidence,
             generator=self.generator(f"probability {name}"),
         )
-        columns = {
+        columns: dict[str, list[Any]] = {
             "attack": [name] * len(x),
             "norm": [attack.norm] * len(x),
             "radius": [attack.radius] * len(x),
@@ -399,23 +400,25 @@ class _Bench:
             "probability": plain(probability.value),
             "probability_low": plain(probability.low),
             "probability_high": plain(probability.high),
-            "x_adv": found.x_adv,
+            "damage_defended": [None] * len(x),
+            "ms_ssim_defended": [None] * len(x),
         }
-        if _is_defended(self.victim):
-            return {
-                **columns,
-                "damage_defended": [None] * len(x),
-                "ms_ssim_defended": [None] * len(x),
-            }
-        defended = Victim(self.victim.vae, _defence(attack, self.plan))
-        x_hat_defended = defended.reconstruct(
-            found.x_adv, generator=self.generator(f"defence {name}")
-        )
-        return {
-            **columns,
-            "damage_defended": _distance(x_hat_defended, x_hat).tolist(),
-            "ms_ssim_defended": _similarity(x_hat, x_hat_defended),
+        shown = {
+            "input": x,
+            "attacked": found.x_adv,
+            "reconstruction": x_hat,
+            "attacked reconstruction": x_hat_adv,
         }
+        if not _is_defended(self.victim):
+            norm, steps = attack.norm, self.plan.defence_steps
+            defence = RobustPosterior(norm=norm, radius=attack.radius, steps=steps)
+            x_hat_defended = Victim(self.victim.vae, defence).reconstruct(
+                found.x_adv, generator=self.generator(f"defence {name}")
+            )
+            columns["damage_defended"] = _distance(x_hat_defended, x_hat).tolist()
+            columns["ms_ssim_defended"] = _similarity(x_hat, x_hat_defended)
+            shown["defended reconstruction"] = x_hat_defended
+        return columns, shown
 
     def noise(self, attack: AttackPlan, x: Tensor, found: AttackResult, name: str) -> Tensor:
         """Random noise of the size that the attack spent on each input, in the pixel range."""
@@ -423,7 +426,7 @@ class _Bench:
         far = direction.sign() if attack.norm == "linf" else direction * math.sqrt(x[0].numel())
         return Ball(attack.norm, found.size.clamp_min(1e-9)).project(x, x + far)
 
-    def margins(self, x: Tensor, attacked: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    def margins(self, x: Tensor, candidates: Tensor) -> dict[str, list[Any]]:
         """The upper end of the bracket, for boxed and for free perturbations.
 
         What fails in the box fails in the open too, so the free bound is the smaller of the two;
@@ -431,7 +434,6 @@ class _Bench:
         """
         plan = self.plan
         search = ProjectedAscent(steps=plan.margin_steps, restarts=plan.margin_restarts)
-        candidates = torch.stack([found["x_adv"] for found in attacked])
         upper: dict[bool, Estimate] = {}
         for boxed in (True, False):
             margin = find_margin(
@@ -441,6 +443,7 @@ class _Bench:
                 plan.m,
                 plan.version,
                 boxed=boxed,
+                draws=plan.draws,
                 confidence=(1 + plan.confidence) / 2,
                 bisection=Bisection(search=search),
                 candidates=candidates,
@@ -479,33 +482,18 @@ class _Bench:
         return columns, list(lower.assumptions)
 
     def panels(
-        self, attack: AttackPlan, found: dict[str, Any], x: Tensor, i: int, number: int, label: int
+        self, columns: dict[str, list[Any]], shown: dict[str, Tensor], i: int
     ) -> dict[str, Any]:
         """The pictures of one input under the plan's first attack."""
-        clean, adversarial = x[i : i + 1], found["x_adv"][i : i + 1]
-        generator = self.generator(f"gallery {number}")
-        shown = {
-            "input": clean,
-            "attacked": adversarial,
-            "reconstruction": self.victim.reconstruct(clean, generator=generator),
-            "attacked reconstruction": self.victim.reconstruct(adversarial, generator=generator),
-        }
-        if not _is_defended(self.victim):
-            defended = Victim(self.victim.vae, _defence(attack, self.plan))
-            shown["defended reconstruction"] = defended.reconstruct(
-                adversarial, generator=generator
-            )
-        panels = {name: _picture(image[0]) for name, image in shown.items()}
-        difference = (adversarial - clean)[0]
+        panels = {name: _picture(images[i]) for name, images in shown.items()}
+        difference = (shown["attacked"] - shown["input"])[i]
         scale = float(difference.abs().max())
         panels["difference"] = _signed_picture(difference, scale)
         return {
-            "input": number,
-            "label": label,
-            "attack": attack.name,
+            "attack": columns["attack"][i],
             "panels": panels,
-            "caption": f"size {found['size'][i]:.3g} ({attack.norm}); the reconstruction moved by "
-            f"{found['damage'][i]:.3g}; difference shown on a scale of ±{scale:.2g}",
+            "caption": f"size {columns['size'][i]:.3g} ({columns['norm'][i]}); the reconstruction "
+            f"moved by {columns['damage'][i]:.3g}; difference shown on a scale of ±{scale:.2g}",
         }
 
 
@@ -554,10 +542,6 @@ def _tolerance(victim: Victim, picked: Images, plan: Plan, seed: int) -> float:
 
 def _is_defended(victim: Victim) -> bool:
     return not isinstance(victim.defence, PosteriorMean)
-
-
-def _defence(attack: AttackPlan, plan: Plan) -> RobustPosterior:
-    return RobustPosterior(norm=attack.norm, radius=attack.radius, steps=plan.defence_steps)
 
 
 def _model(victim: Victim, name: str | None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from robustvae.errors import (
 )
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 REQUIREMENT = re.compile(r"^\s*(?P<key>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+0-9.eE]+)\s*$")
 
 app = typer.Typer(
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="robustvae", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE
     except RobustVAEError as error:
         return _complain(str(error))

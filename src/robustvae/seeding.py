@@ -33,10 +33,7 @@ def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
         >>> torch.rand(2, generator=g).shape
         torch.Size([2])
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise DtypeError(f"seed must be a whole number, got {seed!r}")
-    if not 0 <= seed < 2**63:
-        raise RangeError(f"seed must lie in [0, 2**63), got {seed}")
+    _check_seed(seed)
     return _new(seed, device)
 
 
@@ -54,6 +51,7 @@ def shard_generator(
         purpose: What the numbers are for, such as "attack".
         device: Where the numbers are made.
     """
+    _check_seed(seed)
     digest = hashlib.sha256(f"{seed}/{shard}/{purpose}".encode()).digest()
     return generator(int.from_bytes(digest[:8], "big") >> 1, device)
 
@@ -133,6 +131,13 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
         f"cannot draw from {type(distribution).__name__}: "
         "it needs draw(shape, generator=...), or to be one of torch.distributions"
     )
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DtypeError(f"seed must be a whole number, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise RangeError(f"seed must lie in [0, 2**63), got {seed}")
 
 
 def _new(seed: int, device: str | torch.device) -> torch.Generator:

@@ -4,11 +4,19 @@ import torch
 import robustvae as rv
 from robustvae import auditing, errors
 
-PLAN = {"inputs": 6, "shard": 3, "draws": 100, "margin_steps": 10, "margin_restarts": 1,
-        "gallery": 2,
-        "attacks": [{"radius": 0.5, "steps": 10, "restarts": 2},
-                    {"goal": "latent_shift", "norm": "linf", "radius": 0.1, "steps": 5,
-                     "restarts": 1}]}
+PLAN = {
+    "inputs": 6,
+    "shard": 3,
+    "draws": 100,
+    "margin_steps": 10,
+    "margin_restarts": 1,
+    "gallery": 2,
+    "defence_steps": 3,
+    "attacks": [
+        {"radius": 0.5, "steps": 10, "restarts": 2},
+        {"goal": "latent_shift", "norm": "linf", "radius": 0.1, "steps": 5, "restarts": 1},
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +56,19 @@ def test_record_round_trips_through_json(lipschitz):
 
 def test_a_wrapped_model_is_audited_and_nothing_is_claimed_for_it(images):
     inner = rv.load("digits-vae")
-    mine = rv.wrap(encode=inner.encode, decode=inner.decode, latent=inner.latent,
-                   image_shape=inner.image_shape)
+    mine = rv.wrap(
+        encode=inner.encode, decode=inner.decode, latent=inner.latent, image_shape=inner.image_shape
+    )
     record = rv.audit(rv.Victim(mine), images, plan=PLAN, seed=0)
-    assert all(row["certified"] == 0 and row["certified_status"] == "abstain" for row in record.rows)
+    assert all(
+        row["certified"] == 0 and row["certified_status"] == "abstain" for row in record.rows
+    )
     assert "Nothing is proved" in record.proved[0]
 
 
 def test_a_defended_victim_is_attacked_through_its_defence(images):
-    victim = rv.Victim(rv.load("digits-vae"), rv.RobustPosterior(norm="l2", radius=0.5, steps=5))
-    plan = PLAN | {"inputs": 2, "attacks": PLAN["attacks"][:1]}
+    victim = rv.Victim(rv.load("digits-vae"), rv.RobustPosterior(norm="linf", radius=0.1, steps=2))
+    plan = PLAN | {"inputs": 2, "draws": 20, "attacks": PLAN["attacks"][:1]}
     record = rv.audit(victim, images, plan=plan, seed=0)
     assert record.rows[0]["damage"] > 0
     assert record.rows[0]["certified"] is None
@@ -78,7 +89,9 @@ def test_nan_weights_are_refused_before_anything_runs(images):
         rv.audit(rv.Victim(vae), images, plan=PLAN)
 
 
-@pytest.mark.parametrize("plan", ["nope", 3, [], {"inputs": "many", "attacks": [{"radius": 1}]}, {}])
+@pytest.mark.parametrize(
+    "plan", ["nope", 3, [], {"inputs": "many", "attacks": [{"radius": 1}]}, {}]
+)
 def test_bad_plans_are_refused(plan):
     with pytest.raises(errors.RobustVAEError):
         auditing.read_plan(plan)

@@ -7,8 +7,16 @@ import yaml
 import robustvae as rv
 from robustvae import auditing, cli, zoo
 
-TINY = {"inputs": 4, "shard": 2, "draws": 50, "margin_steps": 5, "margin_restarts": 1,
-        "gallery": 1, "attacks": [{"radius": 0.5, "steps": 5, "restarts": 2}]}
+TINY = {
+    "inputs": 4,
+    "shard": 2,
+    "draws": 50,
+    "margin_steps": 5,
+    "margin_restarts": 1,
+    "gallery": 1,
+    "defence_steps": 3,
+    "attacks": [{"radius": 0.5, "steps": 5, "restarts": 2}],
+}
 
 
 @pytest.fixture
