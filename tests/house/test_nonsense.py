@@ -229,10 +229,6 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         lambda: {"vae": base().vae, "x": base().x, **QUESTION, "norm": "l2", "generator": g()},
     ),
     "objectives.ELBO": (used("objectives.ELBO"), lambda: {"beta": 1.0, "warmup": 0}),
-    "objectives.elbo": (
-        None,
-        lambda: {"vae": base().vae, "x": base().x, "beta": 1.0, "generator": g()},
-    ),
     "fit": (
         None,
         lambda: {
@@ -257,6 +253,11 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
 }
 
 
+# What a caller's own code raises is the caller's, and passes through: where a function is wanted,
+# a function that does something else is no nonsense.
+OWN_CODE = {"encode", "decode", "defence", "classifier", "search", "objective"}
+
+
 @pytest.mark.parametrize("name", ROWS)
 @given(data=st.data())
 @PIECES
@@ -266,7 +267,8 @@ def test_a_public_function_refuses_with_our_errors(name: str, data: st.DataObjec
     call = call or operator.attrgetter(name)(rv)
     fixed = {"folder"}  # where to write: any name is a name
     key = data.draw(st.sampled_from([key for key in given_arguments if key not in fixed]))
-    given_arguments[key] = data.draw(NONSENSE)
+    wrong = NONSENSE.filter(lambda value: not callable(value)) if key in OWN_CODE else NONSENSE
+    given_arguments[key] = data.draw(wrong)
     with contextlib.suppress(RobustVAEError):
         call(**given_arguments)
 
