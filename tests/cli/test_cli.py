@@ -15,6 +15,7 @@ TINY = {
     "margin_restarts": 1,
     "gallery": 1,
     "defence_steps": 3,
+    "evidence": 2,
     "attacks": [{"radius": 0.5, "steps": 5, "restarts": 2}],
 }
 
@@ -150,6 +151,24 @@ def test_certify_floors_what_it_prints(tmp_path, capsys):
     assert f"{cli.math.floor(min(content['radius']) * 1e4) / 1e4:.4f}" in capsys.readouterr().out
 
 
+def test_rescore_agrees_and_notices_what_was_altered(tmp_path, capsys):
+    from robustvae.attacks import store
+
+    vae, ball = rv.load("digits-vae"), rv.Ball("l2", 0.5)
+    x, _ = rv.data.load("digits", split="test").sample(3, generator=rv.generator(0))
+    attack = rv.Attack(rv.MaximumDamage(), rv.ProjectedAscent(steps=3, restarts=1), ball)
+    found = attack(rv.Victim(vae), x, generator=rv.generator(0))
+    store(tmp_path, rv.Victim(vae), x, found, ball, attack="damage")
+    assert cli.main(["rescore", str(tmp_path)]) == cli.DONE
+    assert "3 of 3" in capsys.readouterr().out
+    rv.models.checkpoint.save(
+        rv.models.create("vae", architecture="conv8", latent=2).float(), tmp_path / "model"
+    )
+    assert cli.main(["rescore", str(tmp_path)]) == cli.FAILED
+    (tmp_path / "adversarials.npz").write_bytes(b"no")
+    fails(capsys, "rescore", str(tmp_path), says="damaged")
+
+
 def test_zoo_list_names_every_bundled_model(capsys):
     assert cli.main(["zoo", "list"]) == cli.DONE
     printed = capsys.readouterr().out
@@ -162,7 +181,9 @@ def test_doctor_and_version(capsys):
     assert rv.__version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["audit"], ["train"], ["certify"], ["zoo"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["audit"], ["train"], ["certify"], ["rescore"], ["zoo"], ["doctor"]]
+)
 def test_help_is_there(command, capsys):
     assert cli.main([*command, "--help"]) == cli.DONE
     assert "Usage" in capsys.readouterr().out
