@@ -34,6 +34,7 @@ StdTerm = Literal["expected", "paper"]
 Normalize = Literal["max", "trace"]
 
 _ELEMENTS_AT_ONCE = 2**24
+_ELEMENTS_IN_CACHE = 2**19
 _STEPS = tuple(10.0 ** (-2 + 3 * i / 39) for i in range(40))
 
 
@@ -262,7 +263,7 @@ def leading_pullback(
             steps=steps,
             generator=generator,
         )
-    directions = _signed(top.vectors).view(len(x), count, *x.shape[1:])
+    directions = (_sign(top.vectors) * top.vectors).view(len(x), count, *x.shape[1:])
     values = top.values.double().clamp_min(0)
     return Geometry(values, directions, latent, part, std_term, complete=False)
 
@@ -461,21 +462,23 @@ def _weight(vae: VAE, x: Tensor, part: str, std_term: str) -> Callable[[Tensor],
 
 def _decompose(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues, (B, n), and the first `count` eigenvectors, (B, count, D), of J^T J."""
-    exact = stacked.double()
-    values, vectors = torch.linalg.eigh(exact @ exact.mT)
+    # few images at a time: their float64 copies stay in the cache
+    at_once = max(1, _ELEMENTS_IN_CACHE // stacked[0].numel())
+    gram = torch.cat([part.double() @ part.double().mT for part in stacked.split(at_once)])
+    values, vectors = torch.linalg.eigh(gram)
     values = values.flip(1).clamp_min(0)
-    top = vectors.flip(2)[:, :, :count].mT @ exact
-    length = top.norm(dim=2, keepdim=True)
-    least = stacked.shape[1] * torch.finfo(torch.float64).eps ** 0.5
+    top = vectors.flip(2)[:, :, :count].mT.to(stacked) @ stacked
+    length = torch.linalg.vector_norm(top, dim=2, keepdim=True)
+    noise = stacked.shape[1] * torch.finfo(torch.float64).eps ** 0.5
+    least = max(noise, 64 * torch.finfo(stacked.dtype).eps)
     visible = length > least * values[:, :1, None].sqrt()
-    top = torch.where(visible, top / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
-    return values, _signed(top).to(stacked.dtype)
+    return values, top.div_(_sign(top) * length.where(visible, math.inf))
 
 
-def _signed(vectors: Tensor) -> Tensor:
-    """Each vector with the sign that makes its entry largest in size positive."""
-    largest = vectors.gather(2, vectors.abs().argmax(2, keepdim=True))
-    return torch.where(largest < 0, -vectors, vectors)
+def _sign(vectors: Tensor) -> Tensor:
+    """1, or -1 where the entry largest in size of a vector is negative, (B, count, 1)."""
+    low, high = vectors.aminmax(dim=2, keepdim=True)
+    return torch.where(low + high < 0, -1.0, 1.0).to(vectors)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ def _rows(value: Tensor, inputs: Tensor, batched: bool) -> Tensor:
         (rows,) = torch.autograd.grad(
             value, inputs, one_hot, is_grads_batched=True, materialize_grads=True
         )
-        return rows.flatten(2).transpose(0, 1)
+        return rows.flatten(2).transpose(0, 1).contiguous()
     return torch.stack([_vjp(value, inputs, row).flatten(1) for row in one_hot], 1)
 
 
