@@ -674,6 +674,17 @@ INPUT_KEYS = (
 )
 
 
+EVIDENCE = (
+    "honest score",
+    "larger radius never weaker",
+    "more steps change little",
+    "beats random noise",
+    "beats the gradient-free search",
+    "unbounded attack succeeds",
+    "seeing beats transfer",
+)
+
+
 def summary_keys(plan: Plan) -> list[str]:
     """Every key that the summary may have; what could not be measured is left out of a record."""
     suffixes = ["", *(f" / {attack.name}" for attack in plan.attacks[1:])]
@@ -683,7 +694,8 @@ def summary_keys(plan: Plan) -> list[str]:
 def check_names(plan: Plan) -> list[str]:
     """The names of the checks on the evidence, in their order."""
     against_noise = (f"beats noise: {attack.name}" for attack in plan.attacks)
-    return ["inside", "gradients", *against_noise, "robust at rest", "sandwich"]
+    of_rows = ["inside", "gradients", *against_noise, "robust at rest", "sandwich"]
+    return [*of_rows, *(EVIDENCE if plan.evidence else ())]
 
 
 def _checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -180,12 +180,22 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
             os.fsync(handle.fileno())
         os.chmod(beside, 0o644)
         os.replace(beside, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         if beside is not None:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
-        raise StorageError(f"{path} could not be written: {error.strerror or error}") from None
+        raise StorageError(
+            f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
+        ) from None
     return path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise `StorageError` unless files can be written into `folder`, made where it is missing.
+
+    For what takes long and writes last.
+    """
+    write_bytes(Path(folder) / ".writable", b"").unlink()
 
 
 def write_text(path: str | Path, content: str) -> Path:

@@ -53,6 +53,12 @@ def test_the_bracket_holds_on_every_row(lipschitz):
     assert "larger radius never weaker" in passed
 
 
+def test_what_can_be_required_is_known_before_the_run(lipschitz):
+    plan = auditing.read_plan(PLAN)
+    assert [check["name"] for check in lipschitz.checks] == auditing.check_names(plan)
+    assert {entry["key"] for entry in lipschitz.summary} <= set(auditing.summary_keys(plan))
+
+
 def test_record_round_trips_through_json(lipschitz):
     again = rv.Record.from_json(lipschitz.to_json())
     assert again == lipschitz

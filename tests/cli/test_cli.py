@@ -86,7 +86,16 @@ def test_requirements_decide_the_exit_code(plan, tmp_path, capsys):
     assert cli.main([*arguments, "--require", "sandwich", "--require", "size>=0"]) == cli.DONE
     assert cli.main([*arguments, "--require", "size>=9"]) == cli.FAILED
     assert "size >= 9, it is 0." in capsys.readouterr().err
-    fails(capsys, *arguments, "--require", "sandwitch", says="did you mean 'sandwich'")
+
+
+def test_what_cannot_end_well_is_refused_before_the_run(plan, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: pytest.fail("it ran"))
+    arguments = ["audit", "--plan", str(plan), "--quiet", "--out"]
+    out = str(tmp_path / "out")
+    fails(capsys, *arguments, out, "--require", "sandwitch", says="did you mean 'sandwich'")
+    fails(capsys, *arguments, out, "--require", "certfied>=0.1", says="did you mean 'certified'")
+    (tmp_path / "file").write_text("in the way")
+    fails(capsys, *arguments, str(tmp_path / "file"), says="could not be written")
 
 
 @pytest.mark.parametrize(

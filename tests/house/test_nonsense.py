@@ -240,7 +240,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "epochs": 1,
             "batch_size": 20,
             "lr": 1e-3,
-            "validation": 0.1,
+            "validation": 0.25,
             "generator": g(),
         },
     ),

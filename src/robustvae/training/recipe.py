@@ -20,8 +20,7 @@ TEST_BATCH = 500
 RECIPES = Path(str(resources.files("robustvae") / "recipes"))
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class _Named(BaseModel):
@@ -35,16 +34,20 @@ class _Named(BaseModel):
 
 
 @final
-class DataPart(_Part):
+class DataPart(BaseModel):
     """What to train on: a name of `rv.data.names()` and its split."""
+
+    model_config = STRICT
 
     name: str
     split: Literal["train", "test"] = "train"
 
 
 @final
-class TrainingPart(_Part):
+class TrainingPart(BaseModel):
     """Arguments of `rv.fit`, under their own names."""
+
+    model_config = STRICT
 
     epochs: int
     batch_size: int = 128
@@ -56,7 +59,7 @@ class TrainingPart(_Part):
 
 
 @final
-class Recipe(_Part):
+class Recipe(BaseModel):
     """All that decides a training run; unknown keys are refused by name.
 
     Attributes:
@@ -73,6 +76,8 @@ class Recipe(_Part):
         >>> Recipe.read("digits-vae").model.name
         'vae'
     """
+
+    model_config = STRICT
 
     name: str
     about: str = ""
@@ -197,7 +202,7 @@ def _one_line(path: Path, error: ValidationError) -> Exception:
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     place = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        parts: dict[str, type[_Part]] = {"data": DataPart, "training": TrainingPart}
+        parts: dict[str, type[BaseModel]] = {"data": DataPart, "training": TrainingPart}
         keys = parts[place[0]].model_fields if len(place) > 1 else Recipe.model_fields
         return unknown("key", ".".join(place), [".".join([*place[:-1], key]) for key in keys])
     return ConfigError(f"{path}: {'.'.join(place) or 'a recipe'}: {first['msg']}")
