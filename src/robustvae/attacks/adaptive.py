@@ -34,7 +34,7 @@ class StraightThrough:
     References:
         Athalye et al., 2018 (BPDA).
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import StraightThrough
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -70,7 +70,7 @@ class Implicit:
     References:
         Implicit function theorem; Bai et al., 2019.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import Implicit
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -129,7 +129,7 @@ class Truncated:
     Raises:
         RangeError: `last` below 1 or above the sampler's steps.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import Truncated
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -193,7 +193,7 @@ class Checkpointed:
     Raises:
         RangeError: `segment` below 1.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import Checkpointed
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))

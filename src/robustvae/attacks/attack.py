@@ -48,6 +48,15 @@ class AttackResult:
         queries: Scores that the search computed, (B,) int.
         gradient_norm: Greatest gradient norm met, (B,); NaN for searches without gradients.
         zero_gradients: Share of gradients that were exactly 0, (B,).
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> search = rv.ProjectedAscent(steps=5, restarts=2)
+        >>> attack = rv.Attack(rv.MaximumDamage(), search, rv.Ball("l2", 0.5))
+        >>> found = attack(rv.Victim(vae), torch.rand(2, 1, 4, 4), generator=rv.generator(0))
+        >>> found.status, found.x_adv.shape
+        (('ok', 'ok'), torch.Size([2, 1, 4, 4]))
     """
 
     x_adv: Tensor
@@ -72,7 +81,7 @@ class Attack:
         search: How it looks.
         ball: What it may do.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> search = rv.ProjectedAscent(steps=5, restarts=2)

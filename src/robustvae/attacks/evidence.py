@@ -66,7 +66,7 @@ def evidence_checks(
     References:
         Carlini et al., 2019 (On Evaluating Adversarial Robustness); Athalye et al., 2018.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import MaximumDamage, evidence_checks
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))

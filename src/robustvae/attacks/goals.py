@@ -98,7 +98,7 @@ class LatentShift:
     References:
         [Kuzina22] Eq. 3 and 63-66; [Willetts21] Eq. 10-12.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
@@ -139,7 +139,7 @@ class LatentTarget:
     References:
         Tabacof et al., 2016; [Willetts21] Eq. 10-12, who print q(.|x) for the target's posterior.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import LatentTarget
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -189,7 +189,7 @@ class MaximumDamage:
     References:
         [Camuto21] Eq. 5.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
@@ -253,7 +253,7 @@ class OutputTarget:
     References:
         [Willetts21] Eq. 9.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import OutputTarget
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -314,7 +314,7 @@ class ClassifierFlip:
     References:
         [Kuzina22] section 4.2.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import ClassifierFlip
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -372,7 +372,7 @@ class WeightedSum:
     Raises:
         RangeError: No goal, or another number of weights.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import LatentShift, MaximumDamage, WeightedSum
         >>> goal = WeightedSum((LatentShift(), MaximumDamage()), (0.1, 1.0))
     """

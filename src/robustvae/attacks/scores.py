@@ -71,7 +71,7 @@ def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
     References:
         [Camuto21] section 5.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import likelihood_degradation
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -106,7 +106,7 @@ def noise_robustness(
     References:
         [Camuto21] Figure 7; [Willetts21] Figure 7.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import noise_robustness
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -132,7 +132,7 @@ def success_curve(least: Tensor, radii: Sequence[float]) -> Tensor:
     Returns:
         Shares in [0, 1], (len(radii),), rising with the radius.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.attacks import success_curve
         >>> success_curve(torch.tensor([0.5, 1.5, float("inf"), 1.0]), [1.0, 2.0])

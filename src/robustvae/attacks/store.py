@@ -81,7 +81,7 @@ def store(
         ShapeError: `x` and `found` do not belong together.
         StorageError: The folder cannot be written.
 
-    Example:
+    Examples:
         >>> import robustvae as rv, tempfile, torch
         >>> from robustvae.attacks import rescore, store
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))

@@ -119,7 +119,7 @@ class AttackSuite:
     References:
         Croce & Hein, 2020 (a fixed ensemble, judged pointwise).
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import AttackSuite
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))

@@ -23,7 +23,7 @@ def penalties(count: int = 50, least: float = -20.0, most: float = 20.0) -> tupl
     References:
         Gondim-Ribeiro et al., 2018; [Willetts21] section 5.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import penalties
         >>> len(penalties()), penalties(3, -1.0, 1.0)
         (51, (0.0, 0.5, 1.0, 2.0))
@@ -76,7 +76,7 @@ class PenaltySweep:
     References:
         Gondim-Ribeiro et al., 2018; [Willetts21] Eq. 9-12 and section 5.
 
-    Example:
+    Examples:
         >>> from robustvae.attacks import LatentTarget, PenaltySweep
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
@@ -169,7 +169,7 @@ def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:
     References:
         Gondim-Ribeiro et al., 2018; [Willetts21] section 5.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.attacks import select_penalty
         >>> objective = torch.tensor([[0.0, 1.0, 2.0, 6.0, 6.0, 9.0]])

@@ -27,7 +27,7 @@ class RandomSearch:
     Raises:
         RangeError: A count below 1.
 
-    Example:
+    Examples:
         >>> from robustvae.perturb import Ball, RandomSearch
         >>> from robustvae.seeding import generator
         >>> import torch
@@ -83,7 +83,7 @@ class SquareSearch:
     References:
         Andriushchenko et al., 2020, Algorithms 1-3, without their stripes and bumps.
 
-    Example:
+    Examples:
         >>> from robustvae.perturb import Ball, SquareSearch
         >>> from robustvae.seeding import generator
         >>> import torch

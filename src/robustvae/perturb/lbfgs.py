@@ -75,7 +75,7 @@ def lbfgs(
         Nocedal & Wright, 2006, Algorithm 7.4; Bertsekas, 1982 (two-metric projection);
         Byrd et al., 1995 (scipy's L-BFGS-B, the oracle of the tests).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from robustvae.perturb.lbfgs import lbfgs
         >>> def bowl(y, rows): return (y - 2).square().sum(1), 2 * (y - 2)
@@ -198,7 +198,7 @@ class LBFGS:
     Raises:
         RangeError: A count below 1.
 
-    Example:
+    Examples:
         >>> from robustvae.perturb import LBFGS, Ball
         >>> from robustvae.seeding import generator
         >>> import torch

@@ -36,7 +36,7 @@ class OneShot:
     References:
         [Khan23] Theorem 3.2.
 
-    Example:
+    Examples:
         >>> from robustvae.perturb import Ball, OneShot
         >>> from robustvae.seeding import generator
         >>> import torch
