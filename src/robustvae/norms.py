@@ -59,21 +59,77 @@ def spectral_norm_bound(weight: Tensor) -> float:
     """
     if weight.ndim != 2:
         raise ShapeError(f"a dense layer's weight must be (n, k), got {tuple(weight.shape)}")
-    matrix = weight.detach().to("cpu", torch.float64)
-    if not bool(matrix.isfinite().all()):
+    return float(spectral_norm_bounds(weight.detach()[None])[0])
+
+
+def spectral_norm_bounds(matrices: Tensor) -> Tensor:
+    """`spectral_norm_bound` of a batch of matrices, (B, n, k) to (B,), float64 on the CPU."""
+    matrices = matrices.to("cpu", torch.float64)
+    if not bool(matrices.isfinite().all()):
         raise NonFiniteError("weights must be finite, got a NaN or an infinity")
-    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
-    if largest == 0.0:
-        return 0.0
-    exponent = math.frexp(largest)[1]
-    matrix = torch.ldexp(matrix, torch.tensor(-exponent))  # exact
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix = matrix.mT
-    gram = matrix @ matrix.mT
+    if matrices.numel() == 0:
+        return torch.zeros(len(matrices), dtype=torch.float64)
+    exponent = torch.frexp(matrices.abs().amax((1, 2)))[1]
+    matrices = torch.ldexp(matrices, -exponent[:, None, None])  # exact
+    if matrices.shape[1] > matrices.shape[2]:
+        matrices = matrices.mT
+    gram = matrices @ matrices.mT
     gram = (gram + gram.mT) / 2
-    rounding = _gamma(matrix.shape[1] + 8) * float(matrix.square().sum())
-    bound = math.sqrt(_top_eigenvalue_bound(gram) + rounding) * (1 + 8 * UNIT)
-    return math.ldexp(bound, exponent)
+    mass = matrices.square().sum((1, 2))
+    square = _top_eigenvalue_bound(gram) + gamma(matrices.shape[2] + 8) * mass
+    # a zero matrix has bound 0; nothing can be lost there
+    return torch.ldexp(square.clamp_min(0).sqrt() * (1 + 8 * UNIT) * (mass > 0), exponent)
+
+
+def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]) -> float:
+    """An upper bound on the l2 operator norm of a zero-padded convolution, as it is stored.
+
+    The convolution is a compression of a periodic one on a torus large enough that no two taps
+    meet; split into its stride's phases that one is block diagonal in frequency, and its norm the
+    largest of its blocks'. A transposed convolution is the adjoint of a plain one.
+
+    Args:
+        layer: Any stride, padding, dilation and groups; padding with zeros.
+        size: (H, W) of the features on the convolution's coarse side: the output of a `Conv2d`,
+            the input of a `ConvTranspose2d`.
+
+    Returns:
+        A bound that the true norm approaches as the features grow.
+
+    Raises:
+        UnsupportedError: Another padding mode, or padding given as a word.
+        NonFiniteError: A NaN or an infinity in the weights.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.norms import conv_norm_bound
+        >>> layer = torch.nn.Conv2d(1, 1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(layer.weight, 0.5)
+        >>> round(conv_norm_bound(layer, (4, 4)), 6)
+        0.5
+    """
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise UnsupportedError(f"padding {layer.padding!r}, mode {layer.padding_mode!r}")
+    weight = layer.weight.detach().to("cpu", torch.float64)
+    axes = []
+    for axis in range(2):
+        taps, stride = weight.shape[2 + axis], layer.stride[axis]
+        offset = torch.arange(taps) * layer.dilation[axis] - layer.padding[axis]
+        cell, phase = offset.div(stride, rounding_mode="floor"), offset.remainder(stride)
+        period = 2 * size[axis] + 2 * int(cell.max() - cell.min()) + 4
+        angle = 2 * math.pi / period * torch.outer(torch.arange(period), cell).remainder(period)
+        wave = torch.polar(torch.ones_like(angle, dtype=torch.float64), angle.double())
+        select = torch.nn.functional.one_hot(phase, stride).to(torch.complex128)
+        axes.append(torch.einsum("ft,tp->ftp", wave, select))
+    worst = 0.0
+    for group in weight.chunk(layer.groups):
+        symbol = torch.einsum("oiuv,fup,gvq->fgoipq", group.to(torch.complex128), *axes)
+        symbol = symbol.flatten(4).flatten(3).flatten(0, 1)
+        real = torch.cat([symbol.real, -symbol.imag], 2)
+        whole = torch.cat([real, torch.cat([symbol.imag, symbol.real], 2)], 1)
+        slack = 1e-13 * float(group.abs().sum((2, 3)).norm())
+        worst = max(worst, float(spectral_norm_bounds(whole).max()) + slack)
+    return worst
 
 
 def slope_bound(module: nn.Module) -> float:
@@ -96,8 +152,8 @@ def slope_bound(module: nn.Module) -> float:
     return slope
 
 
-def _top_eigenvalue_bound(gram: Tensor) -> float:
-    """Upper bound on the largest eigenvalue of symmetric matrices, exactly as given, (..., k, k).
+def _top_eigenvalue_bound(gram: Tensor) -> Tensor:
+    """Upper bounds on the largest eigenvalues of symmetric matrices as given, (B, k, k) to (B,).
 
     If G V = V L + R and G y = l y with y = V u then V (l - L) u = R u, hence
     l - max L <= ||R|| / s_min(V), and s_min(V)^2 >= 1 - ||V^T V - I||.
@@ -106,19 +162,18 @@ def _top_eigenvalue_bound(gram: Tensor) -> float:
     values, vectors = torch.linalg.eigh(gram)
     residual = _norm(gram @ vectors - vectors * values[..., None, :])
     skew = _norm(vectors.mH @ vectors - torch.eye(size, dtype=gram.dtype))
-    slack = _gamma(2 * size + 8)
+    slack = gamma(2 * size + 8)
     residual = residual + slack * (_norm(gram) + values.norm(dim=-1)) * _norm(vectors)
     skew = skew + slack * _norm(vectors).square()
     if not bool((skew < 0.5).all()):
         raise UnsupportedError("the eigensolver failed: no norm can be verified")
-    bound = values[..., -1] + residual / (1 - skew).sqrt() * (1 + slack)
-    return float(bound.max()) * (1 + 8 * UNIT)
+    return (values[..., -1] + residual / (1 - skew).sqrt() * (1 + slack)) * (1 + 8 * UNIT)
 
 
 def _norm(matrix: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(matrix) * (1 + _gamma(matrix.shape[-1] * matrix.shape[-2]))
+    return torch.linalg.matrix_norm(matrix) * (1 + gamma(matrix.shape[-1] * matrix.shape[-2]))
 
 
-def _gamma(terms: int) -> float:
+def gamma(terms: int) -> float:
     """Relative error of a float64 sum of products of that many terms, in any order."""
     return terms * UNIT / (1 - terms * UNIT)

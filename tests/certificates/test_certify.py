@@ -237,6 +237,29 @@ def test_neyman_pearson_is_probabilistic_and_sound(generator):
         assert not violations(vae, x, found.radius, version, generator).any()
 
 
+def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
+    """No constant of the decoder is needed, and the encoder's bound is local."""
+    vae = create("vae", architecture="conv8", latent=4)
+    with torch.no_grad():
+        vae.log_var_head.bias.fill_(-4.0)
+    x = torch.rand(3, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        r = 1.5 * float(delta(vae, x, x, "centred", 200, generator).quantile(0.9))
+    found = certify(vae, x, r, M, "centred", generator=generator, routes=["neyman_pearson"])
+    assert found.status == ("ok",) * 3
+    assert not violations(vae, x, found.radius, "centred", generator, r=r).any()
+
+
+def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
+    """Fixed sigma, linear encoder: sigma (Phi^-1(p) - Phi^-1(m)) / K."""
+    vae = linear(generator)
+    x = torch.rand(2, *SHAPE, generator=generator)
+    found = certify(vae, x, 0.6, 0.5, "centred", generator=generator, routes=["neyman_pearson"])
+    true = bounds.noncentral_probability(0.3, 0.0, 0.1, 4)
+    ceiling = 0.1 * torch.special.ndtri(true) / 1.5
+    assert (found.radius <= ceiling).all() and (found.radius > 0.8 * ceiling).all()
+
+
 def test_neyman_pearson_refuses_a_moving_spread(generator):
     x = torch.rand(2, *SHAPE, generator=generator)
     found = certify(plain(), x, R, M, "full", generator=generator, routes=["neyman_pearson"])

@@ -7,7 +7,12 @@ from torch import nn
 
 import robustvae as rv
 from robustvae import errors
-from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE, slope_bound, spectral_norm_bound
+from robustvae.norms import (
+    CONTINUOUS_BERNOULLI_SLOPE,
+    conv_norm_bound,
+    slope_bound,
+    spectral_norm_bound,
+)
 
 
 def exact_norm(matrix):
@@ -75,3 +80,51 @@ def test_slope_of_the_exact_continuous_bernoulli_mean():
 def test_an_unknown_module_is_refused_by_name():
     with pytest.raises(errors.UnsupportedError, match="GELU"):
         slope_bound(nn.GELU())
+
+
+CONVOLUTIONS = {
+    "plain": (nn.Conv2d, {"kernel_size": 3, "padding": 1}),
+    "strided": (nn.Conv2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "strided beyond its kernel": (nn.Conv2d, {"kernel_size": 2, "stride": 3}),
+    "dilated, uneven": (
+        nn.Conv2d,
+        {"kernel_size": (2, 3), "dilation": (2, 1), "stride": (1, 2), "padding": (2, 1)},
+    ),
+    "grouped": (nn.Conv2d, {"kernel_size": 3, "groups": 2}),
+    "transposed": (nn.ConvTranspose2d, {"kernel_size": 4, "stride": 2, "padding": 1}),
+    "transposed, dilated": (nn.ConvTranspose2d, {"kernel_size": 3, "dilation": 2}),
+    "transposed, padded output": (
+        nn.ConvTranspose2d,
+        {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_against_their_exact_matrix(name, generator):
+    """The oracle feeds the identity through the layer."""
+    kind, options = CONVOLUTIONS[name]
+    layer = kind(4, 6, bias=False, **options).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+        for height, width in ((4, 5), (7, 7)):
+            eye = torch.eye(4 * height * width).reshape(-1, 4, height, width)
+            out = layer(eye)
+            exact = torch.linalg.matrix_norm(out.flatten(1), 2)
+            coarse = (height, width) if kind is nn.ConvTranspose2d else tuple(out.shape[-2:])
+            bound = conv_norm_bound(layer, coarse)
+            assert exact <= bound <= 1.6 * exact
+
+
+def test_convolution_norm_is_approached_on_large_features(generator):
+    layer = nn.Conv2d(2, 3, 3, padding=1, stride=2, bias=False).double()
+    with torch.no_grad():
+        out = layer(torch.eye(2 * 20 * 20).reshape(-1, 2, 20, 20))
+    exact = torch.linalg.matrix_norm(out.flatten(1), 2)
+    assert exact <= conv_norm_bound(layer, (10, 10)) <= 1.05 * exact
+
+
+def test_other_paddings_are_refused():
+    for options in ({"padding": "same"}, {"padding": 1, "padding_mode": "circular"}):
+        with pytest.raises(errors.UnsupportedError):
+            conv_norm_bound(nn.Conv2d(1, 1, 3, **options), (4, 4))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
 from torch import nn
 
+from robustvae.certificates.displacement import batch_norm_factor, layers_of
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
@@ -61,7 +61,7 @@ def lipschitz_constants(vae: VAE) -> Constants:
     References:
         THEORY sections 1 and 4; [Barrett22] appendix B.
 
-    Example:
+    Examples:
         >>> import robustvae as rv
         >>> from robustvae.certificates import lipschitz_constants
         >>> vae = rv.models.create(
@@ -73,14 +73,16 @@ def lipschitz_constants(vae: VAE) -> Constants:
     if isinstance(vae, GaussianVAE):
         trunk = lipschitz_bound(vae.trunk)
         b = _up(trunk * lipschitz_bound(vae.mean_head))
-        log_c = _up(trunk * lipschitz_bound(vae.log_var_head) / 2)
+        log_c = 0.0
+        if vae.log_var_head is not None:
+            log_c = _up(trunk * lipschitz_bound(vae.log_var_head) / 2)
         c = _up(math.exp(10.0) * log_c)  # the log variance is clamped at 20
-        fixed = False
+        if vae.stddev_norm is not None:
+            log_c *= 2  # the common factor of the projection can grow as well
     elif isinstance(vae, LipschitzVAE):
         b = lipschitz_bound(vae.mean_net)
-        fixed = vae.stddev_net is None
         c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net)
-        log_c = 0.0 if fixed else math.inf
+        log_c = 0.0 if vae.stddev_net is None else math.inf
     else:
         raise UnsupportedError(f"no Lipschitz constants are known for {type(vae).__name__}")
     logits = lipschitz_bound(vae.decoder)
@@ -91,8 +93,28 @@ def lipschitz_constants(vae: VAE) -> Constants:
         b=b,
         c=c,
         log_c=log_c,
-        fixed_stddev=fixed,
+        fixed_stddev=fixed_stddev(vae),
     )
+
+
+def encoder_mean(vae: VAE) -> tuple[nn.Module, ...]:
+    """The networks that make the encoder's mean, in order.
+
+    Raises:
+        UnsupportedError: Another model than `vae` or `lipschitz-vae`, by name.
+    """
+    if isinstance(vae, GaussianVAE):
+        return vae.trunk, vae.mean_head
+    if isinstance(vae, LipschitzVAE):
+        return (vae.mean_net,)
+    raise UnsupportedError(f"the encoder of {type(vae).__name__} is not known layer by layer")
+
+
+def fixed_stddev(vae: VAE) -> bool:
+    """Whether the encoder's standard deviation is known to be the same for every input."""
+    if isinstance(vae, GaussianVAE):
+        return vae.log_var_head is None
+    return isinstance(vae, LipschitzVAE) and vae.stddev_net is None
 
 
 def lipschitz_bound(network: nn.Module) -> float:
@@ -106,26 +128,16 @@ def lipschitz_bound(network: nn.Module) -> float:
     Raises:
         UnsupportedError: A layer that is not covered, by name.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from robustvae.certificates import lipschitz_bound
         >>> lipschitz_bound(nn.Sequential(nn.ReLU(), nn.Sigmoid())) <= 0.25 * (1 + 1e-9)
         True
     """
     bound = 1.0
-    for layer in _layers([network]):
+    for layer in layers_of(network):
         bound = _up(bound * _layer_bound(layer))
     return bound
-
-
-def _layers(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
-    for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedError(f"a {type(module).__name__} with a forward hook is not covered")
-        if type(module) is nn.Sequential:
-            yield from _layers(module)
-        else:
-            yield module
 
 
 def _layer_bound(layer: nn.Module) -> float:
@@ -136,12 +148,7 @@ def _layer_bound(layer: nn.Module) -> float:
     if type(layer) in (GroupSort, MaxMin):
         return 1.0
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        if layer.running_var is None:
-            raise UnsupportedError(f"{type(layer).__name__} without running statistics")
-        scale = (layer.running_var.double() + layer.eps).rsqrt()
-        if layer.weight is not None:
-            scale = scale * layer.weight.detach().double().abs()
-        return _up(float(scale.max()))
+        return _up(float(batch_norm_factor(layer).abs().max()))
     return slope_bound(layer)
 
 
