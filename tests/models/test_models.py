@@ -18,6 +18,20 @@ SMALL = {
         {"architecture": "conv8", "latent": 3, "likelihood": "continuous_bernoulli"},
         {"architecture": "conv28", "latent": 4, "image_shape": (3, 28, 28)},
         {"architecture": "conv28", "latent": 4, "likelihood": "gaussian", "scale": 0.5},
+        {"architecture": "conv32", "latent": 4},
+        {"architecture": "conv64", "latent": 4},
+        {"architecture": "conv64_tanh", "latent": 4},
+        {"hidden": [8, 8, 16], "latent": 4, "activation": "tanh", "batch_norm": True},
+        {"architecture": "conv8", "latent": 3, "stddev": 0.1},
+        {"architecture": "conv8", "latent": 3, "stddev_offset": 0.5, "stddev_norm": 1.0},
+    ],
+    "dlgm": [
+        {"architecture": "conv8", "widths": [4, 3, 2]},
+        {"hidden": [8], "widths": [4], "batch_norm": True},
+    ],
+    "seatbelt": [
+        {"architecture": "conv8", "widths": [4, 3, 2], "between": []},
+        {"architecture": "conv28", "widths": [4, 4], "likelihood": "gaussian"},
     ],
     "lipschitz-vae": [{"latent": 3, "image_shape": (1, 8, 8), "hidden": [16, 16]}],
 }
@@ -33,15 +47,39 @@ def test_model_contract(name, options):
     assert (q.stddev > 0).all()
     p = vae.decode(q.mean)
     assert p.mean.shape == p.stddev.shape == p.log_prob(x).shape == x.shape
-    joint = p.log_prob(x).flatten(1).sum(1) + Normal(0.0, 1.0).log_prob(q.mean).sum(1)
+    joint = p.log_prob(x).flatten(1).sum(1) + vae.prior().log_prob(q.mean).sum(1)
     assert_close(vae.log_joint(x, q.mean), joint)
     assert vae.prior().mean.shape == (vae.latent,)
+    assert sum(vae.widths or (vae.latent,)) == vae.latent
     again = rv.models.create(name, **vae.config)
     assert_close(again.encode(x).mean, q.mean)
 
 
 def test_every_architecture_is_covered():
-    assert {o.get("architecture") for o in SMALL["vae"]} == set(ARCHITECTURES)
+    assert {o.get("architecture", "mlp") for o in SMALL["vae"]} == set(ARCHITECTURES)
+
+
+def test_the_standard_deviation_can_be_constant_offset_and_clipped():
+    options = {"architecture": "conv8", "latent": 3}
+    x = torch.rand(9, 1, 8, 8)
+    learned = rv.models.create("vae", **options).double().encode(x).stddev
+
+    def stddev(**more):
+        return rv.models.create("vae", **options, **more).double().encode(x).stddev
+
+    assert_close(stddev(stddev=0.3), torch.full((9, 3), 0.3))
+    assert_close(stddev(stddev_offset=0.5), learned + 0.5)
+    most = float(learned.detach().norm(dim=1).median())
+    clipped = stddev(stddev_norm=most)
+    assert_close(clipped.norm(dim=1), learned.norm(dim=1).clamp(max=most))
+    assert_close(clipped / clipped.norm(dim=1, keepdim=True), nn.functional.normalize(learned))
+
+
+def test_batch_norm_stands_before_every_activation_of_the_mlp():
+    vae = rv.models.create("vae", latent=4, hidden=[8, 16], activation="tanh", batch_norm=True)
+    kinds = [type(layer).__name__ for layer in (*vae.trunk, *vae.decoder)]
+    block = ["Linear", "BatchNorm1d", "Tanh"]
+    assert kinds == ["Flatten", *block, *block, *block, *block, "Linear", "Unflatten"]
 
 
 def test_first_weights_follow_the_seed_and_leave_the_global_generator():
@@ -80,12 +118,37 @@ def test_images_of_another_type_or_shape_are_refused():
         ({"likelihood": "normal"}, errors.UnknownNameError),
         ({"likelihood": "gaussian", "scale": -1.0}, errors.RangeError),
         ({"image_shape": (28, 28)}, errors.ShapeError),
+        ({"architecture": "conv64_tanh", "batch_norm": True}, errors.ConfigError),
+        ({"batch_norm": "yes"}, errors.DtypeError),
+        ({"stddev": 0.0}, errors.RangeError),
+        ({"stddev": 0.1, "stddev_offset": 0.1}, errors.ConfigError),
+        ({"stddev": 0.1, "stddev_norm": 1.0}, errors.ConfigError),
+        ({"stddev_offset": -0.1}, errors.RangeError),
+        ({"stddev_norm": float("nan")}, errors.NonFiniteError),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else v.__name__,
 )
 def test_bad_options_are_refused(options, error):
     with pytest.raises(error):
         rv.models.create("vae", **options)
+
+
+@pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"widths": []}, errors.ShapeError),
+        ({"widths": [3, 0]}, errors.RangeError),
+        ({"widths": 3}, errors.DtypeError),
+        ({"between": [0]}, errors.RangeError),
+        ({"latent": 3}, errors.UnknownNameError),
+        ({"likelihood": "normal"}, errors.UnknownNameError),
+        ({"scale": 0}, errors.RangeError),
+    ],
+)
+def test_bad_hierarchies_are_refused(name, options, error):
+    with pytest.raises(error):
+        rv.models.create(name, **{"architecture": "conv8"} | options)
 
 
 def test_frozen_restores_everything():

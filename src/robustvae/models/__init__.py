@@ -2,20 +2,28 @@
 
 from robustvae.models.adapters import wrap
 from robustvae.models.base import VAE
+from robustvae.models.dlgm import DLGM
+from robustvae.models.hierarchy import HierarchicalVAE, LayeredGaussian, conditionals
 from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
 from robustvae.models.lipschitz import LipschitzVAE
 from robustvae.models.registry import create, names
+from robustvae.models.seatbelt import SeatbeltVAE
 from robustvae.models.vae import GaussianVAE
 
 __all__ = [
     "Bernoulli",
+    "conditionals",
     "ContinuousBernoulli",
     "create",
     "Distribution",
+    "DLGM",
     "Gaussian",
     "GaussianVAE",
+    "HierarchicalVAE",
+    "LayeredGaussian",
     "LipschitzVAE",
     "names",
+    "SeatbeltVAE",
     "VAE",
     "wrap",
 ]

@@ -20,6 +20,8 @@ class VAE(nn.Module, abc.ABC):
     Attributes:
         latent: Dimension d of the latent.
         image_shape: (C, H, W) of the images.
+        widths: Widths of the layers that the flat latent is made of, from the data upwards; None
+            where it is one layer.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -33,6 +35,7 @@ class VAE(nn.Module, abc.ABC):
 
     latent: int
     image_shape: tuple[int, int, int]
+    widths: tuple[int, ...] | None = None
 
     @abc.abstractmethod
     def encode(self, x: Tensor) -> Distribution:

@@ -7,11 +7,18 @@ from typing import Any
 
 from robustvae.errors import UnknownNameError, check_choice, unknown
 from robustvae.models.base import VAE
+from robustvae.models.dlgm import DLGM
 from robustvae.models.lipschitz import LipschitzVAE
+from robustvae.models.seatbelt import SeatbeltVAE
 from robustvae.models.vae import GaussianVAE
 from robustvae.seeding import seeded
 
-MODELS: dict[str, type[VAE]] = {"lipschitz-vae": LipschitzVAE, "vae": GaussianVAE}
+MODELS: dict[str, type[VAE]] = {
+    "dlgm": DLGM,
+    "lipschitz-vae": LipschitzVAE,
+    "seatbelt": SeatbeltVAE,
+    "vae": GaussianVAE,
+}
 
 
 def names() -> list[str]:

@@ -8,13 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from robustvae.errors import (
-    ConfigError,
-    check_choice,
-    check_count,
-    check_positive,
-    check_sizes,
-)
+from robustvae.errors import ConfigError, check_choice, check_number, check_positive
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import (
     Bernoulli,
@@ -23,7 +17,7 @@ from robustvae.models.likelihoods import (
     Gaussian,
     MeanRule,
 )
-from robustvae.models.networks import ARCHITECTURES, DEFAULT_SHAPES, log_var_to_stddev
+from robustvae.models.networks import build, log_var_to_stddev
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "continuous_bernoulli_exact", "gaussian")
 
@@ -32,23 +26,36 @@ LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "continuous_bernoulli_exact"
 class GaussianVAE(VAE):
     """A VAE with diagonal Gaussian posterior and standard normal prior.
 
+    The posterior's standard deviation is s(x) = exp(log_var(x) / 2) of the encoder, then s + tau,
+    then scaled down to a norm of at most `stddev_norm`; or it is one constant.
+
     Args:
-        architecture: "mlp", "conv8" (8 x 8 images) or "conv28" (28 x 28, [Kuzina22] Table 6).
+        architecture: "mlp"; or, for images of one size, "conv8", "conv28" ([Kuzina22] Table 6),
+            "conv32", "conv64" ([Chen18]) or "conv64_tanh" ([Khan23], with batch norm).
         latent: Dimension d of the latent.
-        image_shape: (C, H, W); by default one channel of the size the architecture is made for.
+        image_shape: (C, H, W); by default one that the architecture is made for.
         likelihood: "bernoulli", "continuous_bernoulli" (reconstruction as in the papers),
             "continuous_bernoulli_exact" (its true mean), or "gaussian" (identity output).
         scale: Standard deviation of the Gaussian likelihood, in pixel units.
         hidden: Widths of the `mlp`, from the pixels inwards.
         activation: "relu" or "tanh", of the `mlp`.
+        batch_norm: Batch norm before the activations of the `mlp`; [Khan23]'s has it, with
+            hidden [256, 256, 512], activation "tanh" and d = 32.
+        stddev: One standard deviation for all coordinates and inputs; None to learn it.
+        stddev_offset: tau, added to the learned standard deviation; at least 0.
+        stddev_norm: Greatest norm |s(x) + tau| of the learned standard deviation; None for any.
+            The projection on that ball raises no Lipschitz constant.
 
     Raises:
         UnknownNameError: An unknown architecture, likelihood or activation.
-        RangeError: A width or scale that is not positive.
+        ConfigError: Options of the `mlp` for another architecture, or of a learned standard
+            deviation beside a constant one.
+        RangeError: A width, scale or standard deviation that is not positive.
         ShapeError: Images that the architecture cannot read.
 
     References:
-        Kingma & Welling, 2014, Eq. 10; [Kuzina22] Table 6.
+        Kingma & Welling, 2014, Eq. 10; [Kuzina22] Table 6; [Camuto21] section 4.2 (tau);
+        [Barrett22] section 5 (constant and clipped standard deviations); [Khan23] appendix A.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -66,46 +73,67 @@ class GaussianVAE(VAE):
         scale: float = 1.0,
         hidden: Sequence[int] | None = None,
         activation: str | None = None,
+        batch_norm: bool | None = None,
+        stddev: float | None = None,
+        stddev_offset: float = 0.0,
+        stddev_norm: float | None = None,
     ) -> None:
         """Build the networks; torch's global generator makes the first weights."""
         super().__init__()
-        check_choice("architecture", architecture, ARCHITECTURES)
-        check_choice("likelihood", likelihood, LIKELIHOODS)
-        check_count(latent, "latent")
-        check_positive(scale, "scale")
-        shape = DEFAULT_SHAPES[architecture] if image_shape is None else image_shape
-        check_sizes(shape, "image_shape", axes=3)
-        options: dict[str, Any] = {}
-        if architecture == "mlp":
-            hidden = [512, 512] if hidden is None else hidden
-            check_sizes(hidden, "hidden")
-            options["hidden"] = list(hidden)
-            options["activation"] = "relu" if activation is None else activation
-        elif hidden is not None or activation is not None:
-            raise ConfigError(f"hidden and activation belong to 'mlp', not to {architecture!r}")
+        check_likelihood(likelihood, scale)
+        check_number(stddev_offset, "stddev_offset", least=0)
+        for name, value in (("stddev", stddev), ("stddev_norm", stddev_norm)):
+            if value is not None:
+                check_positive(value, name)
+        if stddev is not None and (stddev_offset or stddev_norm is not None):
+            raise ConfigError(
+                "stddev_offset and stddev_norm shape a learned standard deviation, "
+                f"got them beside the constant stddev={stddev:g}"
+            )
+        networks, options = build(
+            architecture,
+            latent,
+            latent,
+            image_shape,
+            hidden=hidden,
+            activation=activation,
+            batch_norm=batch_norm,
+        )
         self.latent = latent
-        self.image_shape = (shape[0], shape[1], shape[2])
+        channels, height, width = options["image_shape"]
+        self.image_shape = (channels, height, width)
         self.likelihood = likelihood
         self.scale = float(scale)
+        self.stddev = None if stddev is None else float(stddev)
+        self.stddev_offset = float(stddev_offset)
+        self.stddev_norm = None if stddev_norm is None else float(stddev_norm)
         self._config = {
-            "architecture": architecture,
+            **options,
             "latent": latent,
-            "image_shape": list(shape),
             "likelihood": likelihood,
             "scale": self.scale,
-            **options,
+            "stddev": self.stddev,
+            "stddev_offset": self.stddev_offset,
+            "stddev_norm": self.stddev_norm,
         }
-        networks = ARCHITECTURES[architecture](self.image_shape, latent, **options)
         self.trunk = networks.trunk
         self.mean_head = networks.head()
-        self.log_var_head = networks.head()
+        self.log_var_head = networks.head() if stddev is None else None
         self.decoder = networks.decoder
 
     def encode(self, x: Tensor) -> Gaussian:
         """q(z | x), Gaussian with diagonal covariance, (B, d)."""
         self.check(x)
         features = self.trunk(x)
-        return Gaussian(self.mean_head(features), log_var_to_stddev(self.log_var_head(features)))
+        mean = self.mean_head(features)
+        if self.stddev is not None:
+            return Gaussian(mean, torch.full_like(mean, self.stddev))
+        assert self.log_var_head is not None
+        stddev = log_var_to_stddev(self.log_var_head(features)) + self.stddev_offset
+        if self.stddev_norm is not None:
+            norm = torch.linalg.vector_norm(stddev, dim=1, keepdim=True)
+            stddev = stddev * (self.stddev_norm / norm).clamp(max=1.0)
+        return Gaussian(mean, stddev)
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
@@ -115,6 +143,12 @@ class GaussianVAE(VAE):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, complete."""
         return dict(self._config)
+
+
+def check_likelihood(likelihood: str, scale: float) -> None:
+    """Raise unless `likelihood_of` knows this likelihood and scale."""
+    check_choice("likelihood", likelihood, LIKELIHOODS)
+    check_positive(scale, "scale")
 
 
 def likelihood_of(parameters: Tensor, likelihood: str, scale: float = 1.0) -> Distribution:

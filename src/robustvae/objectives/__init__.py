@@ -3,5 +3,6 @@
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
 from robustvae.objectives.registry import create, names
+from robustvae.objectives.total_correlation import TotalCorrelation
 
-__all__ = ["create", "ELBO", "names", "Objective"]
+__all__ = ["create", "ELBO", "names", "Objective", "TotalCorrelation"]

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae import metrics
 from robustvae.errors import check_count, check_number, check_type
-from robustvae.models import VAE, Distribution, Gaussian
+from robustvae.models import VAE, Distribution, Gaussian, conditionals
 from robustvae.seeding import draw
 
 
@@ -21,18 +22,22 @@ class ELBO:
     loss(x) = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)),  z ~ q(z|x)
 
     The expectation takes one draw of z. The KL is in closed form where posterior and prior are
-    Gaussian, and otherwise estimated at the same draw.
+    Gaussian, and otherwise estimated at the same draw. In a hierarchy every layer has its own KL,
+    between its conditionals at the draw.
 
     Args:
         beta: Weight of the KL, at least 0; 1 is the ELBO, anything else a beta-VAE.
         warmup: Optimisation steps over which training raises the weight from 0 to `beta`,
             linearly. Called directly, the objective uses `beta`.
+        free_bits: Nats of KL that every layer may spend for free, on the batch's average: below
+            them its KL stands in the loss as this constant. At least 0.
 
     Raises:
-        RangeError: `beta` or `warmup` below 0.
+        RangeError: `beta`, `warmup` or `free_bits` below 0.
 
     References:
-        Kingma & Welling, 2014, Eq. 10; Higgins et al., 2017, Eq. 4.
+        Kingma & Welling, 2014, Eq. 10; Higgins et al., 2017, Eq. 4; [Willetts21] Eq. 4;
+        Kingma et al., 2016, Eq. 15 (free bits).
 
     Examples:
         >>> import robustvae as rv
@@ -40,17 +45,19 @@ class ELBO:
         >>> x = rv.data.load("digits", split="test").x[:3]
         >>> rv.objectives.ELBO(beta=2.0)(vae, x, generator=rv.generator(0)).shape
         torch.Size([3])
-        >>> rv.objectives.ELBO(beta=2.0, warmup=100).at(25)
-        ELBO(beta=0.5, warmup=0)
+        >>> rv.objectives.ELBO(beta=2.0, warmup=100).at(25).beta
+        0.5
     """
 
     beta: float = 1.0
     warmup: int = 0
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse weights that make no sense."""
         check_number(self.beta, "beta", least=0)
         check_count(self.warmup, "warmup", least=0)
+        check_number(self.free_bits, "free_bits", least=0)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, in nats, (B,).
@@ -63,24 +70,55 @@ class ELBO:
         return self.terms(vae, x, generator=generator)["loss"]
 
     def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """ "loss", and the "distortion" -log p(x|z) and "kl" it is made of; nats, each (B,)."""
+        """ "loss", and what it is made of; nats, each (B,).
+
+        That is the "distortion" -log p(x|z) and the "kl"; of several layers also each layer's,
+        "kl_1" next to the data.
+        """
         check_type(vae, "vae", VAE)
         posterior = vae.encode(x)
         z = draw(posterior, generator=generator)
         distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
-        kl = _kl(posterior, vae.prior(), z)
-        return {"loss": distortion + self.beta * kl, "distortion": distortion, "kl": kl}
+        layers = layer_kls(vae, posterior, z)
+        weighed = sum((at_least(kl, self.free_bits) for kl in layers), torch.zeros_like(distortion))
+        return {
+            "loss": distortion + self.beta * weighed,
+            "distortion": distortion,
+            "kl": torch.stack(layers).sum(0),
+            **(by_layer(layers) if len(layers) > 1 else {}),
+        }
 
     def at(self, step: int) -> ELBO:
         """The objective at optimisation step `step`, with the weight warmed up so far."""
-        warm = min(1.0, step / self.warmup) if self.warmup else 1.0
-        return replace(self, beta=self.beta * warm, warmup=0)
+        return replace(self, beta=self.beta * warmed(step, self.warmup), warmup=0)
 
 
-def _kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
-    """KL(posterior || prior), (B,): exact between Gaussians, otherwise estimated at the draw z."""
-    if isinstance(posterior, Gaussian) and isinstance(prior, Gaussian):
-        ratio = posterior.stddev / prior.stddev
-        shift = (posterior.mean - prior.mean) / prior.stddev
-        return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(1)
-    return (posterior.log_prob(z) - prior.log_prob(z)).flatten(1).sum(1)
+def layer_kls(vae: VAE, posterior: Distribution, z: Tensor) -> list[Tensor]:
+    """The KL of every layer at the draw `z` of the posterior, from the data upwards; (B,) each.
+
+    Between Gaussians in closed form, given the layers of `z` it depends on; otherwise the whole
+    KL is estimated at the draw.
+    """
+    widths = vae.widths or (vae.latent,)
+    prior = vae.prior()
+    q, p = conditionals(posterior, z), conditionals(prior, z)
+    if not (isinstance(q, Gaussian) and isinstance(p, Gaussian)):
+        ratio = posterior.log_prob(z) - prior.log_prob(z)
+        return [part.flatten(1).sum(1) for part in ratio.split(widths, dim=1)]
+    parts = [part.split(widths, dim=-1) for part in (q.mean, q.stddev, p.mean, p.stddev)]
+    return [metrics.kl(*layer) for layer in zip(*parts, strict=True)]
+
+
+def by_layer(layers: list[Tensor]) -> dict[str, Tensor]:
+    """The KLs of the layers under the names "kl_1", "kl_2", ..."""
+    return {f"kl_{number}": kl for number, kl in enumerate(layers, 1)}
+
+
+def at_least(kl: Tensor, free_bits: float) -> Tensor:
+    """`kl`, (B,), or the constant `free_bits` wherever the batch's average falls below it."""
+    return torch.where(kl.mean() > free_bits, kl, free_bits) if free_bits else kl
+
+
+def warmed(step: int, warmup: int) -> float:
+    """The share of a weight reached at `step` when it rises linearly over `warmup` steps."""
+    return min(1.0, step / warmup) if warmup else 1.0

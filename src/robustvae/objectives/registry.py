@@ -8,8 +8,12 @@ from typing import Any
 from robustvae.errors import check_choice, unknown
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
+from robustvae.objectives.total_correlation import TotalCorrelation
 
-OBJECTIVES: dict[str, type[Objective]] = {"elbo": ELBO}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "elbo": ELBO,
+    "total-correlation": TotalCorrelation,
+}
 
 
 def names() -> list[str]:
@@ -37,7 +41,7 @@ def create(name: str, **options: Any) -> Objective:
     Examples:
         >>> import robustvae as rv
         >>> rv.objectives.create("elbo", beta=2.0)
-        ELBO(beta=2.0, warmup=0)
+        ELBO(beta=2.0, warmup=0, free_bits=0.0)
     """
     check_choice("objective", name, OBJECTIVES)
     accepted = list(inspect.signature(OBJECTIVES[name]).parameters)

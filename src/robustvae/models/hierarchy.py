@@ -1,0 +1,234 @@
+"""What models with several layers of latents share: a chain of Gaussians up, and one down."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from robustvae.errors import ShapeError, check_sizes
+from robustvae.models.base import VAE
+from robustvae.models.likelihoods import Distribution, Gaussian
+from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
+from robustvae.models.vae import check_likelihood, likelihood_of
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayeredGaussian:
+    """A joint distribution of layers, each Gaussian given the layer before it in the chain.
+
+    Warning:
+        `.mean` and `.stddev` are those of the conditionals along the mean path, where every layer
+        is given the mean of the one before; the joint's own moments have no closed form.
+
+    Args:
+        first: The layer that depends on no other, (..., w).
+        links: The conditionals, in the order in which layers follow: value of the layer before,
+            (..., w), to the Gaussian of the next.
+        widths: Widths of the layers as they lie in the flat latent, from the data upwards.
+        upwards: Whether `first` is the layer next to the data (a posterior) or the top (a prior).
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.models import Gaussian, LayeredGaussian
+        >>> first = Gaussian(torch.ones(3, 2), torch.ones(3, 2))
+        >>> double = lambda z: Gaussian(2 * z, torch.ones_like(z))
+        >>> LayeredGaussian(first, (double,), widths=(2, 2), upwards=True).mean[0]
+        tensor([1., 1., 2., 2.])
+    """
+
+    first: Gaussian
+    links: tuple[Callable[[Tensor], Gaussian], ...]
+    widths: tuple[int, ...]
+    upwards: bool
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean path, (..., d)."""
+        return self._mean_path.mean
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviations of the conditionals along the mean path, (..., d)."""
+        return self._mean_path.stddev
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element given the layer before it in `value`, in nats, (..., d)."""
+        return self.at(value).log_prob(value)
+
+    def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
+        """Reparameterised draws, `shape` + the mean's shape, layer after layer."""
+        drawn: list[Tensor] = []
+
+        def choose(layer: Gaussian) -> Tensor:
+            drawn.append(layer.draw(() if drawn else shape, generator=generator))
+            return drawn[-1]
+
+        self._walk(choose)
+        return self._flat(drawn)
+
+    def at(self, z: Tensor) -> Gaussian:
+        """Every layer's Gaussian given the layer before it in `z`, side by side, (..., d)."""
+        values = iter(self._in_order(z.split(self.widths, dim=-1)))
+        return self._side_by_side(self._walk(lambda _: next(values)), z)
+
+    @functools.cached_property
+    def _mean_path(self) -> Gaussian:
+        return self._side_by_side(self._walk(lambda layer: layer.mean))
+
+    def _walk(self, choose: Callable[[Gaussian], Tensor]) -> list[Gaussian]:
+        """The layers in the order of the chain, each given the `choose`n value of the last."""
+        layers = [self.first]
+        for link in self.links:
+            layers.append(link(choose(layers[-1])))
+        choose(layers[-1])
+        return layers
+
+    def _side_by_side(self, layers: list[Gaussian], like: Tensor | None = None) -> Gaussian:
+        shape = layers[-1].mean.shape[:-1] if like is None else like.shape[:-1]
+
+        def flat(parts: list[Tensor]) -> Tensor:
+            return self._flat([part.expand(*shape, part.shape[-1]) for part in parts])
+
+        return Gaussian(flat([q.mean for q in layers]), flat([q.stddev for q in layers]))
+
+    def _flat(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(self._in_order(parts), dim=-1)
+
+    def _in_order(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts if self.upwards else reversed(parts))
+
+
+def conditionals(distribution: Distribution, z: Tensor) -> Distribution:
+    """The distribution of every layer given the layers of `z` it depends on; (B, d).
+
+    Of a distribution with one layer that is the distribution itself.
+    """
+    return distribution.at(z) if isinstance(distribution, LayeredGaussian) else distribution
+
+
+class HierarchicalVAE(VAE, abc.ABC):
+    """A VAE with latents z = (z^1, ..., z^L), flat side by side: p(x|z) p(z^1|z^2) ... p(z^L).
+
+    The posterior climbs from the data, q(z^1|x) q(z^2|z^1) ... q(z^L|z^(L-1)). What the likelihood
+    reads of z is what its heirs differ in.
+
+    Args:
+        architecture: As of `vae`: reads images, and makes them.
+        widths: Widths of z^1, ..., z^L, from the data upwards.
+        image_shape: As of `vae`.
+        likelihood: As of `vae`.
+        scale: As of `vae`.
+        hidden: As of `vae`.
+        activation: "relu" or "tanh", of an `mlp` and of the networks between layers.
+        batch_norm: As of `vae`.
+        between: Hidden widths of the network from each layer to the next, both ways.
+    """
+
+    widths: tuple[int, ...]
+
+    def __init__(
+        self,
+        architecture: str = "mlp",
+        widths: Sequence[int] = (32, 16),
+        image_shape: Sequence[int] | None = None,
+        likelihood: str = "bernoulli",
+        scale: float = 1.0,
+        hidden: Sequence[int] | None = None,
+        activation: str | None = None,
+        batch_norm: bool | None = None,
+        between: Sequence[int] = (256,),
+    ) -> None:
+        """Build the networks; torch's global generator makes the first weights."""
+        super().__init__()
+        check_sizes(widths, "widths")
+        if not widths:
+            raise ShapeError("widths must name at least one layer, got none")
+        check_sizes(between, "between")
+        check_likelihood(likelihood, scale)
+        self.widths = tuple(widths)
+        self.latent = sum(widths)
+        self.likelihood = likelihood
+        self.scale = float(scale)
+        seen = self._seen(torch.zeros(1, self.latent)).shape[1]
+        networks, options = build(
+            architecture,
+            widths[0],
+            seen,
+            image_shape,
+            hidden=hidden,
+            activation=activation,
+            batch_norm=batch_norm,
+        )
+        channels, height, width = options["image_shape"]
+        self.image_shape = (channels, height, width)
+        self._config = {
+            **options,
+            "widths": list(widths),
+            "likelihood": likelihood,
+            "scale": self.scale,
+            "between": list(between),
+        }
+        self.trunk = networks.trunk
+        self.mean_head = networks.head()
+        self.log_var_head = networks.head()
+        self.decoder = networks.decoder
+        act = ACTIVATIONS[options.get("activation", "relu")]
+        steps = list(itertools.pairwise(widths))
+        self.up = nn.ModuleList(_Link(low, between, high, act) for low, high in steps)
+        self.down = nn.ModuleList(_Link(high, between, low, act) for low, high in steps)
+
+    @abc.abstractmethod
+    def _seen(self, z: Tensor) -> Tensor:
+        """What the likelihood reads of the flat latents (B, d)."""
+
+    def encode(self, x: Tensor) -> LayeredGaussian:
+        """q(z | x), layer by layer upwards, (B, d)."""
+        self.check(x)
+        features = self.trunk(x)
+        stddev = log_var_to_stddev(self.log_var_head(features))
+        first = Gaussian(self.mean_head(features), stddev)
+        return LayeredGaussian(first, tuple(self.up), self.widths, upwards=True)
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x | z), (B, C, H, W)."""
+        return likelihood_of(self.decoder(self._seen(z)), self.likelihood, self.scale)
+
+    def prior(self) -> LayeredGaussian:
+        """p(z), layer by layer downwards from a standard normal, (d,)."""
+        zeros = torch.zeros(self.widths[-1], dtype=self.dtype, device=self.device)
+        top = Gaussian(zeros, torch.ones_like(zeros))
+        return LayeredGaussian(top, tuple(reversed(self.down)), self.widths, upwards=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, complete."""
+        return dict(self._config)
+
+
+@final
+class _Link(nn.Module):
+    """The Gaussian of one layer given another."""
+
+    def __init__(
+        self, fan_in: int, hidden: Sequence[int], fan_out: int, activation: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for low, high in itertools.pairwise([fan_in, *hidden]):
+            layers += [nn.Linear(low, high), activation()]
+        last = hidden[-1] if hidden else fan_in
+        self.trunk = nn.Sequential(*layers)
+        self.mean_head = nn.Linear(last, fan_out)
+        self.log_var_head = nn.Linear(last, fan_out)
+
+    def forward(self, z: Tensor) -> Gaussian:
+        features = self.trunk(z)
+        return Gaussian(self.mean_head(features), log_var_to_stddev(self.log_var_head(features)))
