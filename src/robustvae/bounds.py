@@ -175,7 +175,7 @@ def markov_failure(reach: Any, shift: Any, total: Any) -> Tensor:
     """min(1, (D^2 + T) / t^2), Markov's bound on P(||z - z'|| > t); with T = sum s_j^2 it is ours.
 
     References:
-        [Barrett22] Theorem 1, p1 (there T = s^2); THEORY section 4, trace-Markov.
+        [Barrett22] Theorem 1, p1 (there T = s^2); docs/theory.md, "Trace-Markov".
     """
     ratio = (_double(shift).square() + _double(total)) / _double(reach).square()
     return (ratio * (1 + SLACK)).clamp(max=1)
@@ -217,7 +217,7 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
         RangeError: A negative or undefined argument.
 
     References:
-        THEORY section 4 (ours), by Ehrhard's and Anderson's inequalities.
+        docs/theory.md, "Noncentral chi-square": by Ehrhard's and Anderson's inequalities.
 
     Examples:
         >>> from robustvae.bounds import noncentral_probability
@@ -341,7 +341,7 @@ def first_order_margin(probability: Any, m: float, jacobian: Tensor, stddev: Ten
         First-order margins, l2 in pixel units, (B,); 0 where p <= m.
 
     References:
-        THEORY section 4, first order (ours); [Camuto21] Theorem 1.
+        docs/theory.md, "First order"; [Camuto21] Theorem 1.
     """
     scaled = _double(jacobian) / _double(stddev)[:, :, None]
     return _normal_gap(probability, m) / torch.linalg.matrix_norm(scaled, ord=2)
@@ -371,7 +371,7 @@ def neyman_pearson_shift(probability: Any, m: float) -> Tensor:
         Mahalanobis distances, (B,); 0 where p <= m.
 
     References:
-        THEORY section 4 (ours); Cohen et al., 2019.
+        docs/theory.md, "Neyman-Pearson"; Cohen et al., 2019.
     """
     return _normal_gap(probability, m) * (1 - CDF_SLACK)
 
@@ -391,7 +391,7 @@ def envelope_reach(logits: Tensor, r: float) -> Tensor:
         Distances in logit space, (B,).
 
     References:
-        THEORY section 4, envelope certificate (ours).
+        docs/theory.md, "Envelope".
 
     Examples:
         >>> import torch

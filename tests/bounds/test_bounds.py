@@ -79,7 +79,7 @@ def test_noncentral_is_below_the_true_mass_in_every_direction(spreads, size, rea
 
 
 def test_no_single_direction_is_the_worst():
-    """THEORY section 4: a length alone may not be put on the largest axis."""
+    """docs/theory.md, "Generalised chi-square": a length alone may not be put on the largest axis."""
     s = torch.tensor([[1.0, 0.314], [1.0, 0.314]])
     along = bounds.generalised_probability(1.378, 1.069 * torch.eye(2), s)
     assert_close(along, torch.tensor([0.599, 0.514]), atol=5e-4, rtol=0)
@@ -175,7 +175,7 @@ def test_trace_markov_can_win():
 
 
 def test_barrett_global_margins_of_the_prototype():
-    """THEORY section 4: K = 10 everywhere, sigma = 0.1, r = 8, m = 1/2, d = 10."""
+    """K = 10 everywhere, sigma = 0.1, r = 8, m = 1/2, d = 10."""
     arguments = {"r": 8, "m": 0.5, "a": 10, "b": 10, "latent": 10}
     assert bounds.barrett_global_margin(0.1, **arguments) == pytest.approx(0.032, abs=5e-4)
     centred = bounds.barrett_global_margin(0.1, **arguments, version="centred")
