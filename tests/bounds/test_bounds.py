@@ -79,7 +79,7 @@ def test_noncentral_is_below_the_true_mass_in_every_direction(spreads, size, rea
 
 
 def test_no_single_direction_is_the_worst():
-    """docs/theory.md, "Generalised chi-square": a length alone may not be put on the largest axis."""
+    """docs/theory.md, "Generalised chi-square": a length alone does not say along which axis."""
     s = torch.tensor([[1.0, 0.314], [1.0, 0.314]])
     along = bounds.generalised_probability(1.378, 1.069 * torch.eye(2), s)
     assert_close(along, torch.tensor([0.599, 0.514]), atol=5e-4, rtol=0)
