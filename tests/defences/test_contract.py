@@ -27,7 +27,15 @@ ROWS = [
     defences.Refined(defences.Redraw(), defences.PosteriorMode(steps=3)),
 ]
 REFINEMENTS = {"BitDepth", "JPEG", "Median", "Redraw", "Threshold"}
-NOT_DEFENCES = {"Defence", "Refinement", "RobustTarget", "Victim", "posterior"}
+NOT_DEFENCES = {
+    "Defence",
+    "RadiusEstimate",
+    "Refinement",
+    "RobustTarget",
+    "Victim",
+    "estimate_radius",
+    "posterior",
+}
 
 every = pytest.mark.parametrize("defence", ROWS, ids=lambda d: f"{type(d).__name__}")
 

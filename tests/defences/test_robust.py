@@ -1,10 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import robustvae as rv
-from robustvae.defences import PosteriorMode, RobustPosterior, RobustTarget, posterior
+from robustvae.defences import (
+    PosteriorMode,
+    RobustPosterior,
+    RobustTarget,
+    estimate_radius,
+    posterior,
+)
 from robustvae.defences.targets import nearest
-from robustvae.errors import UnsupportedError
+from robustvae.errors import RangeError, ShapeError, UnsupportedError
 from robustvae.models import Bernoulli, ContinuousBernoulli, Gaussian
 from robustvae.seeding import rand, randn
 
@@ -193,3 +201,33 @@ def test_implicit_and_unrolled_gradients_of_a_converged_search_agree(defence, li
         z = defence(steps=400, rate=0.1, gradient=how)(linear.vae, x, generator=generator)
         gradients.append(torch.autograd.grad(z[:, 0].sum(), x)[0])
     torch.testing.assert_close(gradients[0], gradients[1], atol=2e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_excess_energy_tells_the_radius(norm, linear, generator):
+    """Never less than what was spent on leaving the model's images, and not much more."""
+    vae, radii = replace(linear, stddev=0.02).vae, (0.01, 0.1, 0.2)
+    z = 0.1 * randn(60, 2, like=torch.zeros(()), generator=generator)
+    x = vae.decode(z).mean
+    away = torch.linalg.svd(linear.weight)[0][:, 2].view(1, 1, 2, 3)
+    away = away / (away.abs().max() if norm == "linf" else 1)
+
+    def found(size):
+        moved = x[:30] + size * away
+        options = {"norm": norm, "radii": radii, "steps": 60, "generator": generator}
+        return estimate_radius(vae, moved, x[30:], **options).radius
+
+    assert found(0.0) == 0.01
+    assert found(0.09) in (0.1, 0.2)
+
+
+def test_no_radius_may_be_enough(linear, generator):
+    vae = replace(linear, stddev=0.02).vae
+    x = vae.decode(torch.zeros(6, 2)).mean
+    checkered = (x + 0.3 * torch.tensor([1.0, -1, 1, -1, 1, -1]).view(1, 1, 2, 3)).clamp(0, 1)
+    found = estimate_radius(vae, checkered, x, radii=(0.01, 0.02), generator=generator)
+    assert found.radius == float("inf") and min(found.excess) > 0
+    with pytest.raises(RangeError):
+        estimate_radius(vae, x, x, radii=(), generator=generator)
+    with pytest.raises(ShapeError):
+        estimate_radius(vae, x[:1], x, generator=generator)

@@ -6,6 +6,7 @@ import torch
 import robustvae as rv
 from robustvae.data import load
 from robustvae.errors import UnknownNameError
+from robustvae.studies.defence_adaptive import defence_adaptive
 from robustvae.studies.defence_cost import defence_cost, samplers
 from robustvae.studies.defence_table import defence_table
 from robustvae.studies.table import Row, Table
@@ -37,6 +38,13 @@ def test_the_cost_table_counts_what_was_spent(vae, images):
     assert counts == {getattr(defence, "gradients", 0) for _, defence in samplers(0.1)}
 
 
+def test_the_worst_attack_is_no_weaker_than_any(vae, images):
+    rows = defence_adaptive(vae, images, size="smoke", seed=3).rows
+    for name in {row.what for row in rows}:
+        found = {row.setting: row.measured for row in rows if row.what == name}
+        assert found["worst per image"] >= max(found.values()) - 1e-9
+
+
 def test_the_papers_schedule_spends_fifteen_thousand_gradients():
     assert samplers(1.0)[-1][1].gradients == 15_001
 
@@ -52,7 +60,7 @@ def test_a_table_on_paper(tmp_path):
     assert json.loads((tmp_path / "name.json").read_text())["rows"][0]["reported"] == 0.88
 
 
-@pytest.mark.parametrize("study", [defence_table, defence_cost])
+@pytest.mark.parametrize("study", [defence_adaptive, defence_cost, defence_table])
 def test_an_unknown_size_is_refused(study, vae, images):
     with pytest.raises(UnknownNameError, match="smoke"):
         study(vae, images, size="smok")

@@ -17,7 +17,7 @@ from robustvae.defences.refine import (
     Refinement,
     Threshold,
 )
-from robustvae.defences.robust import RobustPosterior
+from robustvae.defences.robust import RadiusEstimate, RobustPosterior, estimate_radius
 from robustvae.defences.targets import RobustTarget, posterior
 from robustvae.defences.victim import Victim
 
@@ -31,6 +31,7 @@ __all__ = [
     "PosteriorMean",
     "PosteriorMode",
     "PosteriorSample",
+    "RadiusEstimate",
     "Redraw",
     "Refined",
     "Refinement",
@@ -38,5 +39,6 @@ __all__ = [
     "RobustTarget",
     "Threshold",
     "Victim",
+    "estimate_radius",
     "posterior",
 ]

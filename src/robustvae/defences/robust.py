@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -10,9 +12,10 @@ from torch import Tensor
 
 from robustvae.defences.defence import in_chunks
 from robustvae.defences.targets import RobustTarget
-from robustvae.errors import check_choice, check_count, check_positive
+from robustvae.errors import RangeError, ShapeError, check_choice, check_count, check_positive
 from robustvae.mcmc import implicit, mode_search
-from robustvae.models.base import VAE
+from robustvae.metrics import mean_stderr
+from robustvae.models.base import VAE, frozen
 
 
 @final
@@ -92,3 +95,89 @@ class RobustPosterior:
             return implicit(target, best) if graph and not unrolled else best
 
         return in_chunks(read, vae, x, self.chunk)
+
+
+@final
+@dataclass(frozen=True)
+class RadiusEstimate:
+    """How large a perturbation explains that some images fit worse than clean ones.
+
+    Attributes:
+        radius: The least radius tried at which they fit as well, infinite where none was enough.
+        radii: The radii tried, ascending.
+        excess: Mean robust energy of the images minus that of the clean ones, in nats, at each.
+        stderr: Standard error of each excess.
+    """
+
+    radius: float
+    radii: tuple[float, ...]
+    excess: tuple[float, ...]
+    stderr: tuple[float, ...]
+
+
+def estimate_radius(
+    vae: VAE,
+    x: Tensor,
+    clean: Tensor,
+    *,
+    norm: Literal["linf", "l2"] = "linf",
+    radii: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
+    steps: int = 50,
+    generator: torch.Generator,
+) -> RadiusEstimate:
+    """The least radius at which the excess energy of `x` is within two standard errors of 0.
+
+    The energy is min over z of U_R(z; x). Perturbed images lie off the model's images and cost
+    more than clean ones until the ball is as large as the perturbation.
+
+    Warning:
+        One number for all of `x`: where only some of them are perturbed, or by different sizes,
+        it says what brings their mean down. An attacker who knows of it may spend less.
+
+    Args:
+        vae: The model.
+        x: Images that may be perturbed, in [0, 1], (B, C, H, W), at least two.
+        clean: Other images of the same kind that are not, (N, C, H, W), at least two.
+        norm: "linf" or "l2".
+        radii: Radii to try, in pixel units.
+        steps: Gradient evaluations an image and radius.
+        generator: Handed to the defence.
+
+    Raises:
+        RangeError: No radius, or one that is not positive.
+        ShapeError: Fewer than two images on either side.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.defences import estimate_radius
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(4, 1, 4, 4, generator=rv.generator(1))
+        >>> estimate_radius(vae, x, x, radii=[0.1], steps=3, generator=rv.generator(0)).radius
+        0.1
+    """
+    if not radii:
+        raise RangeError("radii must hold at least one radius")
+    if len(x) < 2 or len(clean) < 2:
+        raise ShapeError(f"wanted two images on either side, got {len(x)} and {len(clean)}")
+    tried = tuple(sorted(float(radius) for radius in radii))
+    excess, stderr = [], []
+    for radius in tried:
+        defence = RobustPosterior(norm, radius, steps)
+        (here, spread), (there, other) = (
+            mean_stderr(_energy(vae, part, defence, generator)) for part in (x, clean)
+        )
+        excess.append(here - there)
+        stderr.append(math.hypot(spread, other))
+    enough = [r for r, e, s in zip(tried, excess, stderr, strict=True) if e <= 2 * s]
+    return RadiusEstimate(min(enough, default=math.inf), tried, tuple(excess), tuple(stderr))
+
+
+def _energy(vae: VAE, x: Tensor, defence: RobustPosterior, generator: torch.Generator) -> Tensor:
+    with torch.no_grad(), frozen(vae):
+        parts = [
+            RobustTarget(vae, part, defence.norm, defence.radius)(
+                defence(vae, part, generator=generator)
+            )
+            for part in x.split(defence.chunk)
+        ]
+    return -torch.cat(parts)

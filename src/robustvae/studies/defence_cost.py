@@ -8,24 +8,17 @@ the papers' schedule: 250 transitions to burn in and 500 more, of 20 leapfrog st
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 
-import torch
-
-from robustvae import data, zoo
 from robustvae.data import Images
 from robustvae.defences import HMC, Defence, Langevin, PosteriorMean, PosteriorMode, Victim
 from robustvae.errors import check_choice
 from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE
-from robustvae.models.checkpoint import weights_sha256
 from robustvae.seeding import shard_generator
 from robustvae.studies.defence_table import RADII, SIZES, attacked, squared
-from robustvae.studies.table import Row, Table
+from robustvae.studies.table import Row, Table, facts_of, from_command_line
 
 
 def samplers(effort: float) -> list[tuple[str, Defence]]:
@@ -110,38 +103,9 @@ def defence_cost(
             "Times are wall times of this run, one thread, on a machine that was not idle: "
             "compare the counts, and the times only roughly.",
         ),
-        {
-            "model": getattr(vae, "config", {}),
-            "weights sha256": weights_sha256(vae),
-            "data": f"{images.name}, {images.split}",
-            "size": size,
-            "seed": seed,
-            "torch": torch.__version__,
-            "date": datetime.now(UTC).date().isoformat(),
-            "seconds": round(time.perf_counter() - began, 1),
-        },
+        facts_of(vae, images, size, seed, began),
     )
 
 
-def main() -> None:
-    """The study from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="digits-vae")
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--size", default="laptop", choices=sorted(SIZES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    given = parser.parse_args()
-    images = data.load(given.data, split="test")
-    vae = zoo.load(given.model)
-
-    def progress(line: str) -> None:
-        print(line, flush=True)
-
-    table = defence_cost(vae, images, size=given.size, seed=given.seed, progress=progress)
-    table.write(given.out, f"defence-cost-{given.data}")
-    print(table.to_markdown())
-
-
 if __name__ == "__main__":
-    main()
+    from_command_line(defence_cost, "defence_cost", __doc__)

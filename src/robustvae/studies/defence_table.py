@@ -9,18 +9,13 @@ undefended reconstruction of the clean one.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import final
 
-import torch
 from torch import Tensor
 
-from robustvae import data, zoo
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import Images
 from robustvae.defences import (
@@ -37,10 +32,9 @@ from robustvae.defences import (
 from robustvae.errors import check_choice
 from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE
-from robustvae.models.checkpoint import weights_sha256
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import shard_generator
-from robustvae.studies.table import Row, Table
+from robustvae.studies.table import Row, Table, facts_of, from_command_line
 
 RADII = (0.1, 0.2)
 
@@ -143,16 +137,7 @@ def defence_table(
             "and the radius that is right is 0.2.",
             "A robust mode's radius is one number for all images.",
         ),
-        {
-            "model": getattr(vae, "config", {}),
-            "weights sha256": weights_sha256(vae),
-            "data": f"{images.name}, {images.split}",
-            "size": size,
-            "seed": seed,
-            "torch": torch.__version__,
-            "date": datetime.now(UTC).date().isoformat(),
-            "seconds": round(time.perf_counter() - began, 1),
-        },
+        facts_of(vae, images, size, seed, began),
     )
 
 
@@ -169,25 +154,5 @@ def squared(a: Tensor, b: Tensor) -> list[float]:
     return (a - b).flatten(1).square().sum(1).double().tolist()
 
 
-def main() -> None:
-    """The study from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="digits-vae")
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--size", default="laptop", choices=sorted(SIZES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    given = parser.parse_args()
-    images = data.load(given.data, split="test")
-    vae = zoo.load(given.model)
-
-    def progress(line: str) -> None:
-        print(line, flush=True)
-
-    table = defence_table(vae, images, size=given.size, seed=given.seed, progress=progress)
-    table.write(given.out, f"defence-table-{given.data}")
-    print(table.to_markdown())
-
-
 if __name__ == "__main__":
-    main()
+    from_command_line(defence_table, "defence_table", __doc__)

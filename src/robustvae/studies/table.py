@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
+import torch
+
+from robustvae import data, zoo
+from robustvae.data import Images
+from robustvae.models.base import VAE
+from robustvae.models.checkpoint import weights_sha256
 from robustvae.records import plain, write_text
 
 
@@ -87,6 +100,65 @@ class Table:
         """Write `name`.json and `name`.md."""
         write_text(Path(folder) / f"{name}.json", self.to_json())
         write_text(Path(folder) / f"{name}.md", self.to_markdown())
+
+
+class Study(Protocol):
+    """What every study is."""
+
+    def __call__(
+        self,
+        vae: VAE,
+        images: Images,
+        *,
+        size: str,
+        seed: int,
+        progress: Callable[[str], None] | None,
+    ) -> Table:
+        """Run it."""
+        ...
+
+
+def facts_of(vae: VAE, images: Images, size: str, seed: int, began: float) -> dict[str, Any]:
+    """The facts of a table: model, data, size, seed, versions, date, and seconds since `began`."""
+    return {
+        "model": vae.config,
+        "weights sha256": weights_sha256(vae),
+        "data": f"{images.name}, {images.split}",
+        "size": size,
+        "seed": seed,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def from_command_line(study: Study, name: str, about: str | None) -> None:
+    """Run a study on a model and a data set named on the command line and write its table.
+
+    Args:
+        study: The study.
+        name: Of its module.
+        about: What the help says.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--model", default="digits-vae")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--size", default="laptop")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    given = parser.parse_args()
+
+    def progress(line: str) -> None:
+        print(line, flush=True)
+
+    images = data.load(given.data, split="test")
+    vae = zoo.load(given.model)
+    table = study(vae, images, size=given.size, seed=given.seed, progress=progress)
+    command = f"python -m robustvae.studies.{name} {shlex.join(sys.argv[1:])}"
+    table = replace(table, facts=table.facts | {"command": command})
+    table.write(given.out, f"{name.replace('_', '-')}-{given.data}")
+    print(table.to_markdown())
 
 
 def _cell(row: Row | None) -> str:
