@@ -12,6 +12,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -169,25 +170,41 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         ...     write_text(pathlib.Path(folder) / "a" / "b.txt", "whole").read_text()
         'whole'
     """
-    path = Path(path)
-    beside: str | None = None
+    write_files({path: content})
+    return Path(path)
+
+
+def write_files(contents: Mapping[str | Path, bytes]) -> None:
+    """Write files that belong together: all beside their places, then all renamed into them.
+
+    Args:
+        contents: All of each file, by path; missing folders above are made.
+
+    Raises:
+        StorageError: As of `write_bytes`; then no file has changed.
+    """
+    beside: list[tuple[str, str | Path]] = []
+    path: str | Path = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        for path, content in contents.items():
+            folder, name = Path(path).parent, Path(path).name
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            beside.append((temporary, path))
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.chmod(temporary, 0o644)
+        for temporary, path in beside:
+            os.replace(temporary, path)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        if beside is not None:
+        for temporary, _ in beside:
             with contextlib.suppress(OSError):
-                os.unlink(beside)
+                os.unlink(temporary)
         raise StorageError(
             f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
         ) from None
-    return path
 
 
 def check_folder(folder: str | Path) -> None:

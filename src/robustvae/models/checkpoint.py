@@ -15,7 +15,7 @@ from safetensors.torch import save as dump_tensors
 from robustvae.errors import CheckpointError, RobustVAEError, check_choice
 from robustvae.models.base import VAE, check_weights
 from robustvae.models.registry import MODELS, create, name_of
-from robustvae.records import write_bytes, write_text
+from robustvae.records import write_files
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -26,7 +26,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.f
 def save(
     vae: VAE, folder: str | Path, *, card: dict[str, Any] | None = None, dtype: str | None = None
 ) -> Path:
-    """Write a checkpoint folder; each file is written whole or not at all.
+    """Write a checkpoint folder, both files together or none.
 
     Args:
         vae: A model of `create`.
@@ -69,8 +69,8 @@ def save(
         "sha256": _state_sha256(state),
         "card": card or {},
     }
-    write_bytes(folder / WEIGHTS, dump_tensors(state))
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_files({folder / WEIGHTS: dump_tensors(state), folder / CONFIG: text.encode()})
     return folder
 
 

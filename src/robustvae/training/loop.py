@@ -117,6 +117,7 @@ def fit(
     """
     rates = _rates(lr)
     check_type(vae, "vae", VAE)
+    check_type(objective, "objective", Objective)
     check_type(images, "images", Images)
     check_type(generator, "generator", torch.Generator)
     check_count(epochs, "epochs", least=0)

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import safetensors
 import torch
@@ -21,6 +21,7 @@ from robustvae.records import write_bytes
 STATE = "state.safetensors"
 
 
+@final
 @dataclass
 class Progress:
     """Where a run stands, apart from its tensors.
@@ -57,6 +58,7 @@ class Progress:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
 
+@final
 class Run:
     """A model in training with its optimiser, and the folder both are kept in.
 
@@ -76,6 +78,7 @@ class Run:
         self.out = out
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.card: dict[str, Any] = {}
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the model has no weights to train")
@@ -86,17 +89,18 @@ class Run:
         self.best = _copies(self.vae.state_dict())
 
     def finish(self) -> None:
-        """Put the best weights into the model, where some were remembered."""
+        """Put the best weights into the model, where some were remembered, and into the folder."""
         if self.best:
             self.vae.load_state_dict(self.best)
+        self._save_checkpoint()
 
     def save(self, card: dict[str, Any]) -> None:
         """Write the checkpoint, if the last epoch is what a caller would get, and the state."""
+        if not self.best or self.progress.best_epoch == self.progress.epoch:
+            self.card = card
+            self._save_checkpoint()
         if self.out is None:
             return
-        is_result = not self.best or self.progress.best_epoch == self.progress.epoch
-        if is_result and type(self.vae) in MODELS.values():
-            checkpoint.save(self.vae, self.out, card=card)
         tensors = {f"weights/{name}": t for name, t in self.vae.state_dict().items()}
         tensors |= {f"best/{name}": t for name, t in self.best.items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
@@ -105,6 +109,7 @@ class Run:
         metadata = {
             "progress": json.dumps(asdict(self.progress)),
             "settings": json.dumps(self.settings),
+            "card": json.dumps(self.card),
         }
         write_bytes(self.out / STATE, dump_tensors(_copies(tensors), metadata))
 
@@ -124,6 +129,7 @@ class Run:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             settings = json.loads(metadata["settings"])
             progress = Progress(**json.loads(metadata["progress"]))
+            self.card = json.loads(metadata["card"])
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is no state to go on from: {_line(error)}") from None
         self._check_same(settings)
@@ -140,6 +146,10 @@ class Run:
         self.generator.set_state(tensors["generator"])
         self.best = _below("best/", tensors)
         self.progress = progress
+
+    def _save_checkpoint(self) -> None:
+        if self.out is not None and type(self.vae) in MODELS.values():
+            checkpoint.save(self.vae, self.out, card=self.card)
 
     def _check_same(self, settings: dict[str, Any]) -> None:
         for name, here in self.settings.items():
