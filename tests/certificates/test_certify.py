@@ -312,6 +312,15 @@ def test_linf_is_the_l2_radius_over_the_root_of_the_pixels(generator):
     assert (linf.radius <= l2.radius / 4).all()
 
 
+def test_coverage_is_a_falling_share(generator):
+    x = torch.rand(8, *SHAPE, generator=generator)
+    found = certify(lipschitz(), x, R, M, "centred", generator=generator)
+    radii = torch.linspace(0, 1, 50)
+    shares = found.coverage(radii)
+    assert (shares.diff() <= 0).all() and shares[-1] == 0
+    assert shares[0] == (found.radius > 0).double().mean()
+
+
 def test_state_of_the_model_is_left_alone(generator):
     vae, x = lipschitz().train(), torch.rand(2, *SHAPE, generator=generator)
     before = {k: v.clone() for k, v in vae.state_dict().items()}

@@ -2,5 +2,20 @@
 
 from robustvae.certificates.certificate import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
+from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
+from robustvae.certificates.displacement import Chain, Enclosure, mahalanobis_shift
 
-__all__ = ["Certificate", "Constants", "certify", "lipschitz_bound", "lipschitz_constants"]
+__all__ = [
+    "Certificate",
+    "certify",
+    "Chain",
+    "Constants",
+    "Design",
+    "design",
+    "Enclosure",
+    "global_margin",
+    "isotropic_margin",
+    "lipschitz_bound",
+    "lipschitz_constants",
+    "mahalanobis_shift",
+]

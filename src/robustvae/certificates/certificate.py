@@ -86,6 +86,11 @@ class Certificate:
     norm: str
     boxed: bool = False
 
+    def coverage(self, radii: Tensor) -> Tensor:
+        """Share of the inputs certified beyond each radius, (K,) to (K,): a falling curve."""
+        beyond = self.radius[None, :] > radii.to(self.radius)[:, None]
+        return beyond.to(torch.float64).mean(1)
+
 
 def certify(
     vae: VAE,
@@ -143,7 +148,7 @@ def certify(
         RangeError: r, m, confidence or draws out of range, or a pixel outside [0, 1].
 
     References:
-        THEORY section 4; [Barrett22] Theorem 1 and Lemma 2; [Camuto21] Theorem 1.
+        docs/theory.md, "Certificates"; [Barrett22] Theorem 1 and Lemma 2; [Camuto21] Theorem 1.
 
     Examples:
         >>> import robustvae as rv

@@ -59,7 +59,7 @@ def lipschitz_constants(vae: VAE) -> Constants:
         NonFiniteError: A NaN or an infinity in the weights.
 
     References:
-        THEORY sections 1 and 4; [Barrett22] appendix B.
+        docs/theory.md, "Lipschitz networks"; [Barrett22] appendix B.
 
     Examples:
         >>> import robustvae as rv
