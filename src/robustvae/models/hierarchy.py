@@ -110,6 +110,13 @@ def conditionals(distribution: Distribution, z: Tensor) -> Distribution:
     """The distribution of every layer given the layers of `z` it depends on; (B, d).
 
     Of a distribution with one layer that is the distribution itself.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("dlgm", widths=[4, 2], image_shape=(1, 8, 8), hidden=[16])
+        >>> q = vae.encode(torch.rand(5, 1, 8, 8))
+        >>> rv.models.conditionals(q, rv.draw(q, generator=rv.generator(0))).mean.shape
+        torch.Size([5, 6])
     """
     return distribution.at(z) if isinstance(distribution, LayeredGaussian) else distribution
 
@@ -130,6 +137,12 @@ class HierarchicalVAE(VAE, abc.ABC):
         activation: "relu" or "tanh", of an `mlp` and of the networks between layers.
         batch_norm: As of `vae`.
         between: Hidden widths of the network from each layer to the next, both ways.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae = rv.models.create("seatbelt", widths=[4, 2], image_shape=(1, 8, 8), hidden=[16])
+        >>> isinstance(vae, rv.models.HierarchicalVAE), vae.latent
+        (True, 6)
     """
 
     widths: tuple[int, ...]
