@@ -2,7 +2,20 @@
 
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
+from robustvae.objectives.mixup import Mixup
 from robustvae.objectives.registry import create, names
+from robustvae.objectives.self_consistency import SelfConsistency, SelfSupervision
+from robustvae.objectives.smooth_encoder import SmoothEncoder
 from robustvae.objectives.total_correlation import TotalCorrelation
 
-__all__ = ["create", "ELBO", "names", "Objective", "TotalCorrelation"]
+__all__ = [
+    "create",
+    "ELBO",
+    "Mixup",
+    "names",
+    "Objective",
+    "SelfConsistency",
+    "SelfSupervision",
+    "SmoothEncoder",
+    "TotalCorrelation",
+]

@@ -1,0 +1,146 @@
+"""Self-consistency: what the decoder makes of a latent shall be encoded as that latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae import metrics
+from robustvae.errors import check_number, check_probability, check_type
+from robustvae.models import VAE
+from robustvae.models.base import frozen
+from robustvae.objectives.base import Objective
+from robustvae.objectives.elbo import ELBO
+from robustvae.seeding import draw
+
+
+@final
+@dataclass(frozen=True)
+class SelfConsistency:
+    """Another objective plus the KL of a re-encoded reconstruction: the AVAE.
+
+    loss(x) = base(x) + weight KL(q(.|g(z)) || N(rho z, (1 - rho^2) I)),  z ~ q(z|x)
+
+    No gradient passes through g(z), the mean of the decoder, so the added term trains the encoder.
+    Over a `SmoothEncoder` this is SE-AVAE. In a hierarchy q(.|g(z)) stands for its conditionals
+    along the mean path.
+
+    Args:
+        rho: Coupling of z and its re-encoding, strictly between 0 and 1.
+        weight: Weight of the KL, at least 0; 1 is the AVAE.
+        base: What the KL is added to.
+
+    Raises:
+        RangeError: `rho` outside (0, 1), or a weight below 0.
+        DtypeError: `base` is no objective.
+
+    References:
+        Cemgil et al., 2020, "The autoencoding variational autoencoder"; [Kuzina22] Table 3.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
+        >>> x = rv.data.load("digits", split="test").x[:3]
+        >>> se_avae = rv.objectives.SelfConsistency(base=rv.objectives.SmoothEncoder(radius=0.1))
+        >>> sorted(se_avae.terms(vae, x, generator=rv.generator(0)))
+        ['distortion', 'kl', 'loss', 'self_consistency', 'smoothness']
+    """
+
+    rho: float = 0.975
+    weight: float = 1.0
+    base: Objective = field(default_factory=ELBO)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        check_probability(self.rho, "rho")
+        check_number(self.weight, "weight", least=0)
+        check_type(self.base, "base", Objective)
+
+    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The loss of each image, in nats, (B,).
+
+        Args:
+            vae: The model.
+            x: Images in [0, 1], (B, C, H, W).
+            generator: Spent by the draws.
+        """
+        return self.terms(vae, x, generator=generator)["loss"]
+
+    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms of `base`, and "self_consistency", the KL in nats; each (B,)."""
+        terms = self.base.terms(vae, x, generator=generator)
+        kl = _reencoded(vae, draw(vae.encode(x), generator=generator), self.rho)
+        loss = terms["loss"] + self.weight * kl
+        return {**terms, "self_consistency": kl, "loss": loss}
+
+    def at(self, step: int) -> SelfConsistency:
+        """The objective at optimisation step `step`, that is with the base's of that step."""
+        return replace(self, base=self.base.at(step))
+
+
+@final
+@dataclass(frozen=True)
+class SelfSupervision:
+    """The KL of re-encoded samples alone, to fine-tune the encoder of a trained VAE: AVAE-SS.
+
+    loss = KL(q(.|g(z)) || N(rho z, (1 - rho^2) I)),  z ~ p(z)
+
+    The images passed in decide only how many latents are drawn. The decoder receives no gradient
+    and runs in evaluation mode: training by `fit` leaves it as it was.
+
+    Args:
+        rho: Coupling of z and its re-encoding, strictly between 0 and 1.
+
+    Raises:
+        RangeError: `rho` outside (0, 1).
+
+    References:
+        Cemgil et al., 2020, "The autoencoding variational autoencoder"; [Kuzina22] Table 3.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
+        >>> few = rv.data.load("digits")[:64]
+        >>> objective = rv.objectives.SelfSupervision()
+        >>> vae = rv.fit(vae, objective, few, epochs=1, generator=rv.generator(0))
+    """
+
+    rho: float = 0.975
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        check_probability(self.rho, "rho")
+
+    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The loss of each draw, in nats, (B,).
+
+        Args:
+            vae: The model.
+            x: Images, (B, C, H, W), of which only the number counts.
+            generator: Spent by the draws.
+        """
+        return self.terms(vae, x, generator=generator)["loss"]
+
+    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """ "loss" alone: the KL in nats, (B,)."""
+        check_type(vae, "vae", VAE)
+        vae.check(x)
+        with torch.no_grad():
+            z = draw(vae.prior(), (len(x),), generator=generator)
+        return {"loss": _reencoded(vae, z, self.rho)}
+
+    def at(self, step: int) -> SelfSupervision:
+        """The objective itself: it has no warm-up."""
+        return self
+
+
+def _reencoded(vae: VAE, z: Tensor, rho: float) -> Tensor:
+    """KL(q(.|g(z)) || N(rho z, (1 - rho^2) I)) without a gradient through g, (B,)."""
+    with torch.no_grad(), frozen(vae):
+        x_hat = vae.decode(z).mean
+    q = vae.encode(x_hat)
+    spread = torch.full_like(z, (1 - rho**2) ** 0.5)
+    return metrics.kl(q.mean, q.stddev, rho * z, spread)
