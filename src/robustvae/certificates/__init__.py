@@ -2,8 +2,8 @@
 
 from robustvae.certificates.certificate import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
-from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
 from robustvae.certificates.displacement import Chain, Enclosure, mahalanobis_shift
+from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
 
 __all__ = [
     "Certificate",
