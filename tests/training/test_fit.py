@@ -192,7 +192,8 @@ def test_a_finished_run_is_not_trained_again(few: Images, tmp_path: Path) -> Non
     ("name", "options"),
     [
         ("batch_size", {"batch_size": 32}),
-        ("objective", {"objective": ELBO(2.0)}),
+        ("beta of the objective", {"objective": ELBO(2.0)}),
+        ("objective", {"objective": Spoilt(0, 1.0)}),
         ("generator", {"generator": rv.generator(1)}),
         ("lr", {"lr": 1e-2}),
         ("validation", {"validation": 0.5}),

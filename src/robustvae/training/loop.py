@@ -132,7 +132,11 @@ def fit(
     settings = {
         "model": type(vae).__name__,
         **{f"{key} of the model": value for key, value in vae.config.items()},
-        "objective": str(objective),
+        "objective": type(objective).__name__,
+        **{
+            f"{key} of the objective": value
+            for key, value in getattr(objective, "__dict__", {}).items()
+        },
         "images": f"{images.name} {images.split} {tuple(images.x.shape)}",
         "validation": str(validation),
         "generator": hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()[:12],

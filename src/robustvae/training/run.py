@@ -108,7 +108,7 @@ class Run:
         tensors["generator"] = self.generator.get_state()
         metadata = {
             "progress": json.dumps(asdict(self.progress)),
-            "settings": json.dumps(self.settings),
+            "settings": _json(self.settings),
             "card": json.dumps(self.card),
         }
         write_bytes(self.out / STATE, dump_tensors(_copies(tensors), metadata))
@@ -152,13 +152,17 @@ class Run:
             checkpoint.save(self.vae, self.out, card=self.card)
 
     def _check_same(self, settings: dict[str, Any]) -> None:
-        for name, here in self.settings.items():
-            there = settings.get(name)
+        for name, here in json.loads(_json(self.settings)).items():
+            there = settings.get(name, here)  # an option younger than the run
             if there != here:
                 raise ConfigError(
                     f"{self.out} holds another run: {name} is {there!r} there and {here!r} here; "
                     "choose another folder, or resume=False to start anew"
                 )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
