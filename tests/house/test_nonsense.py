@@ -100,7 +100,7 @@ def used(make: str) -> Callable[..., Any]:
             return rv.Attack(rv.MaximumDamage(), b.search, part)(b.victim, b.x, generator=g())
         if make == "Attack":
             return part(b.victim, b.x, generator=g())
-        if make == "objectives.ELBO":
+        if make.startswith("objectives."):
             return part(b.vae, b.x, generator=g())
         victim = part if make == "Victim" else rv.Victim(b.vae, part)
         return victim.reconstruct(b.x, generator=g())
@@ -228,7 +228,59 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         None,
         lambda: {"vae": base().vae, "x": base().x, **QUESTION, "norm": "l2", "generator": g()},
     ),
-    "objectives.ELBO": (used("objectives.ELBO"), lambda: {"beta": 1.0, "warmup": 0}),
+    "models.create of a hierarchy": (
+        lambda **a: rv.models.create("seatbelt", architecture="mlp", image_shape=(1, 8, 8), **a),
+        lambda: {"widths": [2, 1], "between": [4], "hidden": [4], "batch_norm": False},
+    ),
+    "models.create with a spread": (
+        lambda **a: rv.models.create("vae", architecture="conv8", latent=2, **a),
+        lambda: {"stddev": None, "stddev_offset": 0.1, "stddev_norm": 1.0},
+    ),
+    "objectives.ELBO": (
+        used("objectives.ELBO"),
+        lambda: {"beta": 1.0, "warmup": 0, "free_bits": 0.0},
+    ),
+    "objectives.TotalCorrelation": (
+        used("objectives.TotalCorrelation"),
+        lambda: {
+            "beta": 1.0,
+            "size": 9,
+            "alpha": 1.0,
+            "gamma": 1.0,
+            "sampling": "mss",
+            "weight": 1.0,
+            "warmup": 0,
+            "free_bits": 0.0,
+        },
+    ),
+    "objectives.Mixup": (
+        used("objectives.Mixup"),
+        lambda: {
+            "weight": 1.0,
+            "squared": True,
+            "concentration": 0.5,
+            "base": rv.objectives.ELBO(),
+        },
+    ),
+    "objectives.SmoothEncoder": (
+        used("objectives.SmoothEncoder"),
+        lambda: {
+            "weight": 1.0,
+            "radius": 0.1,
+            "steps": 1,
+            "step": 0.5,
+            "base": rv.objectives.ELBO(),
+        },
+    ),
+    "objectives.SelfConsistency": (
+        used("objectives.SelfConsistency"),
+        lambda: {"rho": 0.9, "weight": 1.0, "base": rv.objectives.ELBO()},
+    ),
+    "objectives.SelfSupervision": (used("objectives.SelfSupervision"), lambda: {"rho": 0.9}),
+    "objectives.SelfSupervision.__call__": (
+        lambda **a: rv.objectives.SelfSupervision()(**a),
+        lambda: {"vae": base().vae, "x": base().x, "generator": g()},
+    ),
     "fit": (
         None,
         lambda: {
