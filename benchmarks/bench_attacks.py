@@ -54,7 +54,7 @@ def main() -> None:
     torch.manual_seed(0)
     vae = rv.models.create("vae", architecture="conv28", latent=64)
     if given.model:
-        vae = rv.models.load(given.model)
+        vae = rv.load(given.model)
     images = load("mnist", split="test")
     x, _ = images.sample(given.points, stratified=True, generator=rv.generator(0))
     victim, ball = Victim(vae), Ball("linf", 0.1)

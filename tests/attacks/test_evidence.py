@@ -15,7 +15,7 @@ from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.seeding import generator, rand
 
 like = torch.zeros(0, dtype=torch.float64)
-SEARCH = ProjectedAscent(steps=20, restarts=3)
+SEARCH = ProjectedAscent(steps=50, restarts=8)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from robustvae.attacks.scores import (
     noise_robustness,
     success_curve,
 )
-from robustvae.attacks.store import Rescored, rescore, store
+from robustvae.attacks.stored import Rescored, rescore, store
 from robustvae.attacks.suite import AttackSuite, SuiteResult, SuiteRow
 from robustvae.attacks.sweep import PenaltySweep, SweepResult, auddc, penalties, select_penalty
 

@@ -16,7 +16,7 @@ from robustvae.errors import check_positive
 from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SearchResult, SquareSearch
 from robustvae.seeding import split
 
-_SLACK = 0.02  # relative; searches restart at random, so two equal ones differ a little
+_SLACK = 0.05  # relative; searches restart at random, so two equal ones differ a little
 _MORE = 4
 _GAIN = 0.10
 

@@ -12,7 +12,7 @@ from robustvae.attacks.attack import ready
 from robustvae.attacks.goals import LatentTarget, OutputTarget
 from robustvae.defences import Victim
 from robustvae.errors import RangeError, ShapeError, check_count
-from robustvae.perturb import Ball, Minimum, Score, lbfgs
+from robustvae.perturb import Ball, Minimum, Score, minimise
 from robustvae.perturb.ascent import evaluate
 from robustvae.seeding import split
 
@@ -152,7 +152,7 @@ class PenaltySweep:
             return -value, torch.zeros_like(flat) if slope is None else -slope
 
         low, high = torch.zeros_like(centre), torch.ones_like(centre)
-        return lbfgs(objective, centre, low, high, steps=self.steps)
+        return minimise(objective, centre, low, high, steps=self.steps)
 
 
 def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Maximise any score over a ball: pure searches that know no model."""
 
-from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult, ascent
+from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult, ascend
 from robustvae.perturb.ball import Ball
 from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
-from robustvae.perturb.lbfgs import LBFGS, Minimum, lbfgs
+from robustvae.perturb.lbfgs import LBFGS, Minimum, minimise
 from robustvae.perturb.one_shot import OneShot
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Score",
     "SearchResult",
     "SquareSearch",
-    "ascent",
-    "lbfgs",
+    "ascend",
+    "minimise",
     "outward",
 ]

@@ -25,7 +25,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 RULES = ("sign", "normalised", "adam")
 SCHEDULES = ("constant", "linear", "plateau")
-_FIRST_START = 0.01  # of a random start: near x, yet off the point where many gradients vanish
+_FIRST_START = 0.01  # of the ball: near x, yet off the point where many gradients vanish
 _BETAS = (0.9, 0.999)
 
 
@@ -59,7 +59,8 @@ class ProjectedAscent:
 
     Args:
         steps: Gradients for each restart.
-        restarts: Starts for each input: one close to x, the others uniform in the ball.
+        restarts: Starts for each input: random, their sizes in equal ratios from 1 % of the ball
+            to all of it; a single one is close to x.
         step: Length of a step as a share of the radius.
         rule: "sign", "normalised", "adam", or None for the one that suits the ball:
             sign steps for l-infinity, normalised ones for l2.
@@ -89,7 +90,7 @@ class ProjectedAscent:
 
     steps: int = 50
     restarts: int = 10
-    step: float = 0.5
+    step: float = 1.0
     rule: str | None = None
     schedule: str = "linear"
     momentum: float = 0.0
@@ -114,11 +115,11 @@ class ProjectedAscent:
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
-        """Maximise `score` around each of `x`; see `ascent`."""
-        return ascent(score, x, ball, self, generator=generator)
+        """Maximise `score` around each of `x`; see `ascend`."""
+        return ascend(score, x, ball, self, generator=generator)
 
 
-def ascent(
+def ascend(
     score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, *, generator: torch.Generator
 ) -> SearchResult:
     """Maximise `score` over the ball around each input by projected gradient ascent.
@@ -167,12 +168,12 @@ def join(parts: list[SearchResult]) -> SearchResult:
 def _starts(
     x: Tensor, ball: Ball, restarts: int, inputs: Tensor, seeds: list[torch.Generator]
 ) -> Iterator[Tensor]:
+    share = torch.logspace(math.log10(_FIRST_START), 0, restarts).view(-1, 1, 1, 1).to(x)
     for i in inputs.tolist():
         index = torch.full((restarts,), i)
         centre = x[i : i + 1].expand(restarts, *x.shape[1:])
         starts = ball.rows(index).sample(centre, generator=seeds[i])
-        starts[0] = x[i] + _FIRST_START * (starts[0] - x[i])
-        yield starts
+        yield x[i] + share * (starts - x[i])
 
 
 def _worst(

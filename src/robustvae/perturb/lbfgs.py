@@ -43,7 +43,7 @@ class Minimum:
     converged: Tensor
 
 
-def lbfgs(
+def minimise(
     objective: Objective,
     start: Tensor,
     low: Tensor,
@@ -77,10 +77,10 @@ def lbfgs(
 
     Examples:
         >>> import torch
-        >>> from robustvae.perturb.lbfgs import lbfgs
+        >>> from robustvae.perturb.lbfgs import minimise
         >>> def bowl(y, rows): return (y - 2).square().sum(1), 2 * (y - 2)
         >>> box = torch.zeros(1, 3), torch.ones(1, 3)
-        >>> lbfgs(bowl, torch.zeros(1, 3), *box).y
+        >>> minimise(bowl, torch.zeros(1, 3), *box).y
         tensor([[1., 1., 1.]])
     """
     n, pixels = start.shape
@@ -252,7 +252,9 @@ class LBFGS:
             value, slope = evaluate(lambda y, r: score(project(y, k), r), flat, rows[k])
             return -value, -slope if slope is not None else torch.zeros_like(flat)
 
-        found = lbfgs(objective, start.flatten(1), low, high, steps=self.steps, memory=self.memory)
+        found = minimise(
+            objective, start.flatten(1), low, high, steps=self.steps, memory=self.memory
+        )
         y = project(found.y, torch.arange(len(rows), device=x.device))
         shape = (len(inputs), self.restarts)
         best = found.value.view(shape).argmin(1)
