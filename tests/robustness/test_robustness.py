@@ -372,7 +372,7 @@ def test_a_good_candidate_helps_a_poor_search(generator):
     encoder, x = some_encoder(), images(4)
     exact = exact_shift(1.0, 0.5, "centred") / float(torch.linalg.matrix_norm(encoder, 2))
     top = torch.linalg.svd(encoder).Vh[0].view(1, *SHAPE)
-    poor = Bisection(rv.ProjectedAscent(steps=1, restarts=1), rounds=0)
+    poor = Bisection(rv.ProjectedAscent(steps=1, restarts=1, step=1e-9), rounds=0)
     victim = rv.Victim(linear_vae(encoder))
 
     def margin(candidates):
@@ -388,8 +388,8 @@ def test_a_good_candidate_helps_a_poor_search(generator):
             candidates=candidates,
         ).value
 
-    assert (margin((x + 2 * top)[None]) < 1.2 * exact).all()
-    assert margin(None).mean() > 1.2 * exact
+    assert (margin((x + 2 * top)[None]) < 1.35 * exact).all()
+    assert margin(None).isinf().all()
 
 
 def test_the_same_generator_gives_the_same_margin():
