@@ -24,6 +24,7 @@ import robustvae as rv
 from robustvae.defences import RobustTarget, posterior
 from robustvae.mcmc import State, evaluate, hmc_step
 from robustvae.models.base import channels_last, frozen
+from robustvae.zoo import load
 
 RESULTS = Path(__file__).parent / "results" / "hmc.json"
 BATCH, LEAPFROG = 100, 20
@@ -51,7 +52,7 @@ def main() -> None:
     g = rv.generator(0)
     vae = rv.models.create("vae", architecture="conv28", latent=64)
     if given.model:
-        vae = rv.models.load(given.model)
+        vae = load(given.model)
     x = torch.rand(BATCH, 1, 28, 28, generator=g)
     z = torch.randn(BATCH, 64, generator=g)
     pull = torch.rand(BATCH, 1, 28, 28, generator=g)
