@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.testing import assert_close
 
 import robustvae as rv
+from robustvae.attacks import OutputTarget
 from robustvae.models import Gaussian, LayeredGaussian, checkpoint
 from robustvae.objectives import ELBO, TotalCorrelation
 
@@ -202,6 +203,23 @@ def test_free_bits_hold_each_layer_on_the_batch_average(x: Tensor) -> None:
     kept = sum(kl if kl.mean() > bits else torch.full_like(kl, bits) for kl in layers)
     assert_close(got["loss"], terms["distortion"] + 2.0 * kept)
     assert_close(got["kl"], terms["kl"])
+
+
+def test_the_elbo_attack_compares_the_layers_along_the_mean_path(x: Tensor) -> None:
+    """[Willetts21] Eq. 9: the KL of every layer, given the means of the layers it depends on."""
+    vae = hierarchy("seatbelt", [4, 2])
+    goal = OutputTarget(x.flip(0), form="elbo", draws=3)
+    score = goal.bind(rv.Victim(vae), x, generator=rv.generator(2))(x, torch.arange(5))
+    q = vae.encode(x)
+    noise = torch.randn(3, 1, 6, generator=rv.generator(2))
+    likelihood = [
+        vae.decode(z).log_prob(x.flip(0)).flatten(1).sum(1) for z in q.mean + noise * q.stddev
+    ]
+    lower = vae.down[0](q.mean[:, 4:])
+    p_mean = torch.cat([lower.mean, torch.zeros(5, 2)], 1)
+    p_stddev = torch.cat([lower.stddev, torch.ones(5, 2)], 1)
+    kl = torch.distributions.kl_divergence(Normal(q.mean, q.stddev), Normal(p_mean, p_stddev))
+    assert_close(score, torch.stack(likelihood).mean(0) - kl.sum(1))
 
 
 def test_a_checkpoint_keeps_a_hierarchy(tmp_path: Path, x: Tensor) -> None:

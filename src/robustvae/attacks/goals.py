@@ -22,6 +22,7 @@ from robustvae.errors import (
     check_images,
     check_number,
 )
+from robustvae.models import conditionals
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution
 from robustvae.perturb import Score
@@ -283,7 +284,8 @@ class OutputTarget:
         noise = randn(self.draws, 1, vae.latent, like=x, generator=generator)
 
         def score(y: Tensor, rows: Tensor) -> Tensor:
-            q, prior = vae.encode(y), vae.prior()
+            q = vae.encode(y)
+            prior = conditionals(vae.prior(), q.mean)
             z = q.mean + noise * q.stddev
             likelihood = vae.decode(z.flatten(0, 1)).log_prob(
                 target[rows].expand(self.draws, *y.shape).flatten(0, 1)

@@ -15,22 +15,6 @@ class DLGM(HierarchicalVAE):
 
     Under `TotalCorrelation` it is a beta-TCDLGM. The arguments are those of `HierarchicalVAE`.
 
-    Args:
-        architecture: As of `vae`: reads images, and makes them.
-        widths: Widths of z^1, ..., z^L, from the data upwards.
-        image_shape: As of `vae`.
-        likelihood: As of `vae`.
-        scale: As of `vae`.
-        hidden: As of `vae`.
-        activation: "relu" or "tanh", of an `mlp` and of the networks between layers.
-        batch_norm: As of `vae`.
-        between: Hidden widths of the network from each layer to the next, both ways.
-
-    Raises:
-        UnknownNameError: An unknown architecture, likelihood or activation.
-        RangeError: A width or scale that is not positive.
-        ShapeError: No layer, or images that the architecture cannot read.
-
     References:
         Rezende et al., 2014; [Willetts21] Eq. 5-6.
 

@@ -14,23 +14,7 @@ class SeatbeltVAE(HierarchicalVAE):
     """A Seatbelt-VAE: p(x | z^1, ..., z^L) p(z^1 | z^2) ... p(z^L), any number of layers.
 
     It is the paper's under `TotalCorrelation`, which weighs the top layer's total correlation; with
-    one layer that is a beta-TCVAE.
-
-    Args:
-        architecture: As of `vae`: reads images, and makes them.
-        widths: Widths of z^1, ..., z^L, from the data upwards.
-        image_shape: As of `vae`.
-        likelihood: As of `vae`.
-        scale: As of `vae`.
-        hidden: As of `vae`.
-        activation: "relu" or "tanh", of an `mlp` and of the networks between layers.
-        batch_norm: As of `vae`.
-        between: Hidden widths of the network from each layer to the next, both ways.
-
-    Raises:
-        UnknownNameError: An unknown architecture, likelihood or activation.
-        RangeError: A width or scale that is not positive.
-        ShapeError: No layer, or images that the architecture cannot read.
+    one layer that is a beta-TCVAE. The arguments are those of `HierarchicalVAE`.
 
     References:
         [Willetts21] Eq. 7-8.
