@@ -48,7 +48,7 @@ def spectral_norm_bound(weight: Tensor) -> float:
         NonFiniteError: A NaN or an infinity in the matrix.
 
     References:
-        THEORY section 4, displacement bounds (1); Higham, 2002, Lemma 3.1 for the rounding of sums.
+        docs/theory.md, "Displacement bounds"; Higham, 2002, Lemma 3.1, for the rounding of sums.
 
     Examples:
         >>> import torch

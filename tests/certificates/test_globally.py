@@ -32,7 +32,7 @@ def test_a_designed_model_is_certified_for_what_was_wanted(version, likelihood, 
 
 
 def test_prototype_numbers():
-    """THEORY section 4: K = 10, sigma = 0.1, r = 8, m = 1/2, d = 10; a = 10 and a = 10/4."""
+    """K = 10, sigma = 0.1, r = 8, m = 1/2, d = 10; a = 10, and a = 10/4 by the slope."""
     wanted = {("paired", 10.0): 0.068, ("centred", 10.0): 0.074}
     wanted |= {("paired", 2.5): 0.317, ("centred", 2.5): 0.319}
     for (version, a), value in wanted.items():

@@ -67,7 +67,7 @@ def isotropic_margin(
         l2 radius in pixel units; 0 where nothing can be proved.
 
     References:
-        THEORY section 4 (ours); [Barrett22] Theorem 3 is the baseline.
+        docs/theory.md, "Noncentral chi-square" (ours); [Barrett22] Theorem 3 is the baseline.
 
     Examples:
         >>> from robustvae.certificates import isotropic_margin
