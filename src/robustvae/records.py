@@ -83,7 +83,8 @@ class Record:
     Examples:
         >>> import robustvae as rv
         >>> images = rv.data.load("digits", split="test")
-        >>> record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan="smoke", seed=0)
+        >>> plan = {"inputs": 2, "attacks": [{"radius": 0.5, "steps": 2, "restarts": 1}]}
+        >>> record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=plan, seed=0)
         >>> rv.Record.from_json(record.to_json()) == record
         True
     """
