@@ -1,4 +1,6 @@
 # Every target makes .venv itself; the stamps reinstall it when pyproject.toml or constraints.txt change.
+# On busy cores OpenMP's spinning threads slow small networks many times over.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e

@@ -45,10 +45,10 @@ from robustvae.models import checkpoint
 from robustvae.models.base import check_weights
 from robustvae.models.registry import MODELS
 from robustvae.perturb import Ball, ProjectedAscent
-from robustvae.records import Estimate, Record, plain, write_text
+from robustvae.records import Record, plain, write_text
 from robustvae.robustness import (
     Bisection,
-    find_margin,
+    find_margins,
     rest_quantile,
     robustness_probability,
 )
@@ -429,34 +429,25 @@ class _Bench:
         return Ball(attack.norm, found.size.clamp_min(1e-9)).project(x, x + far)
 
     def margins(self, x: Tensor, candidates: Tensor) -> dict[str, list[Any]]:
-        """The upper end of the bracket, for boxed and for free perturbations.
-
-        What fails in the box fails in the open too, so the free bound is the smaller of the two;
-        the two searches split the error between them.
-        """
+        """The upper end of the bracket, for boxed and for free perturbations."""
         plan = self.plan
         search = ProjectedAscent(steps=plan.margin_steps, restarts=plan.margin_restarts)
-        upper: dict[bool, Estimate] = {}
-        for boxed in (True, False):
-            margin = find_margin(
-                self.victim,
-                x,
-                self.r,
-                plan.m,
-                plan.version,
-                boxed=boxed,
-                draws=plan.draws,
-                confidence=(1 + plan.confidence) / 2,
-                bisection=Bisection(search=search),
-                candidates=candidates,
-                generator=self.generator("margin boxed" if boxed else "margin free"),
-            )
-            upper[boxed] = margin.estimate
-            candidates = torch.cat([candidates, margin.x_adv[None]])
+        found = find_margins(
+            self.victim,
+            x,
+            self.r,
+            plan.m,
+            plan.version,
+            draws=plan.draws,
+            confidence=plan.confidence,
+            bisection=Bisection(search=search),
+            candidates=candidates,
+            generator=self.generator("margins"),
+        )
         return {
-            "margin_upper_boxed": plain(upper[True].value),
-            "margin_upper_free": plain(torch.minimum(upper[False].value, upper[True].value)),
-            "margin_upper_status": list(upper[False].status),
+            "margin_upper_boxed": plain(found.boxed.estimate.value),
+            "margin_upper_free": plain(found.free.estimate.value),
+            "margin_upper_status": list(found.free.estimate.status),
         }
 
     def certificates(self, x: Tensor) -> tuple[dict[str, list[Any]], list[str]]:
