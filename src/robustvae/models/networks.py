@@ -201,10 +201,11 @@ def build(
     if architecture == "mlp":
         hidden = [512, 512] if hidden is None else hidden
         check_sizes(hidden, "hidden")
-        check_type(batch_norm or False, "batch_norm", bool)
+        batch_norm = False if batch_norm is None else batch_norm
+        check_type(batch_norm, "batch_norm", bool)
         options["hidden"] = list(hidden)
         options["activation"] = "relu" if activation is None else activation
-        options["batch_norm"] = bool(batch_norm)
+        options["batch_norm"] = batch_norm
     elif hidden is not None or activation is not None or batch_norm is not None:
         raise ConfigError(
             f"hidden, activation and batch_norm belong to 'mlp', not to {architecture!r}"
