@@ -68,7 +68,8 @@ def defence_adaptive(
         "robust mode, from the origin": RobustPosterior("linf", radius, steps),
         "robust mode, from the encoder's mean": RobustPosterior("linf", radius, steps, "mean"),
     }
-    rows = []
+    rows: list[Row] = []
+    overall: list[Row] = []
     for name, defence in defences.items():
         victim = Victim(vae, defence)
         attacks = {
@@ -90,11 +91,11 @@ def defence_adaptive(
             rows.append(_row(name, setting, distance, victim))
             if progress is not None:
                 progress(f"{name}: {setting}: {rows[-1].measured:.3g} ± {rows[-1].stderr:.2g}")
-        rows.append(_row(name, "worst per image", worst.tolist(), victim))
+        overall.append(_row(name, "worst per image", worst.tolist(), victim))
     return Table(
         f"Mode searches under attacks that know them, l-infinity {radius:g}",
         "squared pixel units, summed over the image",
-        tuple(rows),
+        tuple(rows + overall),
         (
             f"{plan.images} test images, balanced over the classes.",
             f"Latent shift (symmetric KL) and maximum damage attack the undefended model "
