@@ -59,6 +59,14 @@ def test_what_can_be_required_is_known_before_the_run(lipschitz):
     assert {entry["key"] for entry in lipschitz.summary} <= set(auditing.summary_keys(plan))
 
 
+def test_a_plain_model_gets_a_certificate_that_says_it_is_probabilistic(images):
+    record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=PLAN | {"r": 1.0}, seed=0)
+    kinds = {row["certified_kind"] for row in record.rows if row["certified"] > 0}
+    assert kinds == {"probabilistic"}
+    assert "probabilistic" in record.proved[0]
+    assert all(row["certified"] <= row["margin_upper_free"] for row in record.rows)
+
+
 def test_record_round_trips_through_json(lipschitz):
     again = rv.Record.from_json(lipschitz.to_json())
     assert again == lipschitz
