@@ -232,6 +232,16 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         lambda **a: rv.models.create("seatbelt", architecture="mlp", image_shape=(1, 8, 8), **a),
         lambda: {"widths": [2, 1], "between": [4], "hidden": [4], "batch_norm": False},
     ),
+    "models.create of an NVAE": (
+        lambda **a: rv.models.create("nvae", image_shape=(1, 8, 8), **a),
+        lambda: {
+            "preset": "tiny",
+            "channels": 2,
+            "groups": [1, 1],
+            "latent_channels": 1,
+            "cells": 1,
+        },
+    ),
     "models.create with a spread": (
         lambda **a: rv.models.create("vae", architecture="conv8", latent=2, **a),
         lambda: {"stddev": None, "stddev_offset": 0.1, "stddev_norm": 1.0},
@@ -275,6 +285,10 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
     "objectives.SelfConsistency": (
         used("objectives.SelfConsistency"),
         lambda: {"rho": 0.9, "weight": 1.0, "base": rv.objectives.ELBO()},
+    ),
+    "objectives.SpectralRegularisation": (
+        used("objectives.SpectralRegularisation"),
+        lambda: {"weight": 0.1, "steps": 1, "base": rv.objectives.ELBO()},
     ),
     "objectives.SelfSupervision": (used("objectives.SelfSupervision"), lambda: {"rho": 0.9}),
     "objectives.SelfSupervision.__call__": (

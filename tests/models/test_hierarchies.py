@@ -16,6 +16,7 @@ from torch.testing import assert_close
 import robustvae as rv
 from robustvae.attacks import OutputTarget
 from robustvae.models import Gaussian, LayeredGaussian, checkpoint
+from robustvae.models.hierarchy import chain
 from robustvae.objectives import ELBO, TotalCorrelation
 
 OPTIONS = {"architecture": "conv8", "between": [8]}
@@ -53,7 +54,7 @@ class LinearChain:
             )
 
         links = tuple(link(*parts) for parts in self.maps)
-        return LayeredGaussian(self.first, links, self.widths, self.upwards)
+        return LayeredGaussian(chain(self.first, links), self.widths, self.upwards)
 
     def joint(self) -> MultivariateNormal:
         mean, root = self.first.mean, self.first.stddev.diag()
@@ -117,9 +118,11 @@ def test_the_joint_is_the_product_of_the_layers(name: str, x: Tensor) -> None:
     assert_close(vae.log_joint(x, z), likelihood + prior)
     q = vae.encode(x)
     posterior = log_prob(vae.up[0](one), two) + log_prob(vae.up[1](two), three)
-    posterior = posterior + log_prob(q.first, one)
+    first = q.at(z)
+    posterior = posterior + Normal(first.mean, first.stddev).log_prob(z)[:, :4].sum(1)
+    assert_close(first.mean[:, :4], vae.mean_head(vae.trunk(x)))
     assert_close(q.log_prob(z).sum(1), posterior)
-    path = [q.first.mean]
+    path = [vae.mean_head(vae.trunk(x))]
     for link in vae.up:
         path.append(link(path[-1]).mean)
     assert_close(q.mean, torch.cat(path, 1))

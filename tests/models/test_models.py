@@ -29,6 +29,10 @@ SMALL = {
         {"architecture": "conv8", "widths": [4, 3, 2]},
         {"hidden": [8], "widths": [4], "batch_norm": True},
     ],
+    "nvae": [
+        {"image_shape": (1, 8, 8), "channels": 4},
+        {"image_shape": (3, 32, 32), "likelihood": "gaussian"},
+    ],
     "seatbelt": [
         {"architecture": "conv8", "widths": [4, 3, 2], "between": []},
         {"architecture": "conv28", "widths": [4, 4], "likelihood": "gaussian"},

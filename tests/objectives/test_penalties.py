@@ -20,6 +20,7 @@ from robustvae.objectives import (
     SelfConsistency,
     SelfSupervision,
     SmoothEncoder,
+    SpectralRegularisation,
     TotalCorrelation,
 )
 
@@ -222,6 +223,25 @@ def test_batch_norm_sees_no_adversary_and_no_reconstruction_of_the_decoder() -> 
     assert int(encoder.num_batches_tracked) == 5
 
 
+def test_spectral_regularisation_is_the_sum_of_the_greatest_singular_values() -> None:
+    vae = rv.models.create("vae", architecture="conv8", latent=2)
+    x = torch.rand(3, 1, 8, 8)
+    exact = sum(
+        torch.linalg.matrix_norm(p.flatten(1), ord=2) for p in vae.parameters() if p.ndim > 1
+    )
+    few, many = (
+        SpectralRegularisation(2.0, steps).terms(vae, x, generator=rv.generator(0))
+        for steps in (1, 300)
+    )
+    assert_close(many["spectral"], exact.expand(3))
+    assert (few["spectral"] < exact).all()
+    elbo = ELBO()(vae, x, generator=rv.generator(0))
+    assert_close(many["loss"], elbo + 2.0 * exact)
+    gradients_of_norms = gradients(vae, many["spectral"][:1])
+    left, _, right = torch.linalg.svd(vae.mean_head.weight)
+    assert_close(gradients_of_norms["mean_head.weight"], torch.outer(left[:, 0], right[0]))
+
+
 def test_objectives_compose_and_warm_up_inside() -> None:
     whole = SelfConsistency(base=SmoothEncoder(base=Mixup(base=ELBO(beta=4.0, warmup=8))))
     assert whole.at(2) == SelfConsistency(base=SmoothEncoder(base=Mixup(base=ELBO(beta=1.0))))
@@ -242,18 +262,25 @@ OBJECTIVES: dict[str, list[Objective]] = {
     "smooth-encoder": [SmoothEncoder(radius=0.1, steps=2)],
     "self-consistency": [SelfConsistency(), SelfConsistency(base=SmoothEncoder(steps=2))],
     "self-supervision": [SelfSupervision()],
+    "spectral-regularisation": [SpectralRegularisation(0.5)],
 }
 
 
-@pytest.mark.parametrize("model", ["vae", "seatbelt", "dlgm"])
+MODELS: dict[str, dict[str, object]] = {
+    "vae": {"latent": 4, "hidden": [32]},
+    "seatbelt": {"widths": [4, 3], "between": [16], "hidden": [32]},
+    "dlgm": {"widths": [4, 3], "between": [16], "hidden": [32]},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", rv.objectives.names())
 def test_every_objective_falls_in_training(name: str, model: str) -> None:
     """Before and after a few epochs on digits, by the same draws."""
     torch.set_default_dtype(torch.float32)
-    widths = {"latent": 4} if model == "vae" else {"widths": [4, 3], "between": [16]}
     images = rv.data.load("digits")[:400]
     for objective in OBJECTIVES[name]:
-        vae = rv.models.create(model, image_shape=(1, 8, 8), hidden=[32], **widths)
+        vae = rv.models.create(model, image_shape=(1, 8, 8), **MODELS[model])
 
         def loss(vae: rv.VAE, objective: Objective) -> float:
             with torch.no_grad():
@@ -290,6 +317,9 @@ def test_every_objective_falls_in_training(name: str, model: str) -> None:
         (SelfConsistency, {"weight": "1"}, errors.DtypeError),
         (SelfConsistency, {"base": {"name": "elbo"}}, errors.DtypeError),
         (SelfSupervision, {"rho": 0.0}, errors.RangeError),
+        (SpectralRegularisation, {"weight": -1.0}, errors.RangeError),
+        (SpectralRegularisation, {"steps": 0}, errors.RangeError),
+        (SpectralRegularisation, {"base": 1}, errors.DtypeError),
     ],
 )
 def test_refuses_nonsense(

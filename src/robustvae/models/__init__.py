@@ -6,6 +6,7 @@ from robustvae.models.dlgm import DLGM
 from robustvae.models.hierarchy import HierarchicalVAE, LayeredGaussian, conditionals
 from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
 from robustvae.models.lipschitz import LipschitzVAE
+from robustvae.models.nvae import NVAE
 from robustvae.models.registry import create, names
 from robustvae.models.seatbelt import SeatbeltVAE
 from robustvae.models.vae import GaussianVAE
@@ -23,6 +24,7 @@ __all__ = [
     "LayeredGaussian",
     "LipschitzVAE",
     "names",
+    "NVAE",
     "SeatbeltVAE",
     "VAE",
     "wrap",

@@ -1,4 +1,4 @@
-"""What models with several layers of latents share: a chain of Gaussians up, and one down."""
+"""What models with several layers of latents share: joint distributions, walked layer by layer."""
 
 from __future__ import annotations
 
@@ -18,34 +18,38 @@ from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
 from robustvae.models.vae import check_likelihood, likelihood_of
 
+Choose = Callable[[Gaussian], Tensor]
+"""Gives a layer, (..., w), its value, of the same shape or with more leading axes."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class LayeredGaussian:
-    """A joint distribution of layers, each Gaussian given the layer before it in the chain.
+    """A joint distribution of layers, each Gaussian given the layers before it.
 
     Warning:
         `.mean` and `.stddev` are those of the conditionals along the mean path, where every layer
-        is given the mean of the one before; the joint's own moments have no closed form.
+        is given the means of those before; the joint's own moments have no closed form.
 
     Args:
-        first: The layer that depends on no other, (..., w).
-        links: The conditionals, in the order in which layers follow: value of the layer before,
-            (..., w), to the Gaussian of the next.
+        walk: Goes through the layers: calls its argument on each layer's Gaussian once, in order,
+            takes what that returns for the layer's value, and returns the Gaussians.
         widths: Widths of the layers as they lie in the flat latent, from the data upwards.
-        upwards: Whether `first` is the layer next to the data (a posterior) or the top (a prior).
+        upwards: Whether the walk begins next to the data (some posteriors) or at the top (priors).
 
     Examples:
         >>> import torch
         >>> from robustvae.models import Gaussian, LayeredGaussian
-        >>> first = Gaussian(torch.ones(3, 2), torch.ones(3, 2))
-        >>> double = lambda z: Gaussian(2 * z, torch.ones_like(z))
-        >>> LayeredGaussian(first, (double,), widths=(2, 2), upwards=True).mean[0]
+        >>> def walk(choose):
+        ...     first = Gaussian(torch.ones(3, 2), torch.ones(3, 2))
+        ...     second = Gaussian(2 * choose(first), torch.ones(3, 2))
+        ...     choose(second)
+        ...     return [first, second]
+        >>> LayeredGaussian(walk, widths=(2, 2), upwards=True).mean[0]
         tensor([1., 1., 2., 2.])
     """
 
-    first: Gaussian
-    links: tuple[Callable[[Tensor], Gaussian], ...]
+    walk: Callable[[Choose], list[Gaussian]]
     widths: tuple[int, ...]
     upwards: bool
 
@@ -60,7 +64,7 @@ class LayeredGaussian:
         return self._mean_path.stddev
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element given the layer before it in `value`, in nats, (..., d)."""
+        """Log density of each element given the layers before it in `value`, in nats, (..., d)."""
         return self.at(value).log_prob(value)
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
@@ -71,25 +75,17 @@ class LayeredGaussian:
             drawn.append(layer.draw(() if drawn else shape, generator=generator))
             return drawn[-1]
 
-        self._walk(choose)
+        self.walk(choose)
         return self._flat(drawn)
 
     def at(self, z: Tensor) -> Gaussian:
-        """Every layer's Gaussian given the layer before it in `z`, side by side, (..., d)."""
+        """Every layer's Gaussian given the layers before it in `z`, side by side, (..., d)."""
         values = iter(self._in_order(z.split(self.widths, dim=-1)))
-        return self._side_by_side(self._walk(lambda _: next(values)), z)
+        return self._side_by_side(self.walk(lambda _: next(values)), z)
 
     @functools.cached_property
     def _mean_path(self) -> Gaussian:
-        return self._side_by_side(self._walk(lambda layer: layer.mean))
-
-    def _walk(self, choose: Callable[[Gaussian], Tensor]) -> list[Gaussian]:
-        """The layers in the order of the chain, each given the `choose`n value of the last."""
-        layers = [self.first]
-        for link in self.links:
-            layers.append(link(choose(layers[-1])))
-        choose(layers[-1])
-        return layers
+        return self._side_by_side(self.walk(lambda layer: layer.mean))
 
     def _side_by_side(self, layers: list[Gaussian], like: Tensor | None = None) -> Gaussian:
         shape = layers[-1].mean.shape[:-1] if like is None else like.shape[:-1]
@@ -104,6 +100,26 @@ class LayeredGaussian:
 
     def _in_order(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts if self.upwards else reversed(parts))
+
+
+def chain(
+    first: Gaussian, links: Sequence[Callable[[Tensor], Gaussian]]
+) -> Callable[[Choose], list[Gaussian]]:
+    """The walk through layers that depend on the one before each, and on no other.
+
+    Args:
+        first: The layer that depends on none, (..., w).
+        links: Value of a layer, (..., w), to the Gaussian of the next.
+    """
+
+    def walk(choose: Choose) -> list[Gaussian]:
+        layers = [first]
+        for link in links:
+            layers.append(link(choose(layers[-1])))
+        choose(layers[-1])
+        return layers
+
+    return walk
 
 
 def conditionals(distribution: Distribution, z: Tensor) -> Distribution:
@@ -208,7 +224,7 @@ class HierarchicalVAE(VAE, abc.ABC):
         features = self.trunk(x)
         stddev = log_var_to_stddev(self.log_var_head(features))
         first = Gaussian(self.mean_head(features), stddev)
-        return LayeredGaussian(first, tuple(self.up), self.widths, upwards=True)
+        return LayeredGaussian(chain(first, list(self.up)), self.widths, upwards=True)
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
@@ -218,7 +234,7 @@ class HierarchicalVAE(VAE, abc.ABC):
         """p(z), layer by layer downwards from a standard normal, (d,)."""
         zeros = torch.zeros(self.widths[-1], dtype=self.dtype, device=self.device)
         top = Gaussian(zeros, torch.ones_like(zeros))
-        return LayeredGaussian(top, tuple(reversed(self.down)), self.widths, upwards=False)
+        return LayeredGaussian(chain(top, list(self.down)[::-1]), self.widths, upwards=False)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from robustvae.errors import UnknownNameError, check_choice, unknown
 from robustvae.models.base import VAE
 from robustvae.models.dlgm import DLGM
 from robustvae.models.lipschitz import LipschitzVAE
+from robustvae.models.nvae import NVAE
 from robustvae.models.seatbelt import SeatbeltVAE
 from robustvae.models.vae import GaussianVAE
 from robustvae.seeding import seeded
@@ -16,6 +17,7 @@ from robustvae.seeding import seeded
 MODELS: dict[str, type[VAE]] = {
     "dlgm": DLGM,
     "lipschitz-vae": LipschitzVAE,
+    "nvae": NVAE,
     "seatbelt": SeatbeltVAE,
     "vae": GaussianVAE,
 }

@@ -6,6 +6,7 @@ from robustvae.objectives.mixup import Mixup
 from robustvae.objectives.registry import create, names
 from robustvae.objectives.self_consistency import SelfConsistency, SelfSupervision
 from robustvae.objectives.smooth_encoder import SmoothEncoder
+from robustvae.objectives.spectral import SpectralRegularisation
 from robustvae.objectives.total_correlation import TotalCorrelation
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "SelfConsistency",
     "SelfSupervision",
     "SmoothEncoder",
+    "SpectralRegularisation",
     "TotalCorrelation",
 ]
