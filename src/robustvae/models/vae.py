@@ -55,7 +55,7 @@ class GaussianVAE(VAE):
 
     References:
         Kingma & Welling, 2014, Eq. 10; [Kuzina22] Table 6; [Camuto21] section 4.2 (tau);
-        [Barrett22] section 5 (constant and clipped standard deviations); [Khan23] appendix A.
+        [Barrett22] Theorem 3 (constant or bounded standard deviations); [Khan23] appendix A.
 
     Examples:
         >>> import robustvae as rv, torch
