@@ -9,19 +9,21 @@ from robustvae.data import load
 from robustvae.errors import CheckpointError, UnknownNameError
 from robustvae.geometry import pullback
 from robustvae.studies.khan_geometry import (
+    SIZES,
+    claims_of,
+    khan_geometry,
+    least_step,
+    objectives_of,
+)
+from robustvae.studies.khan_measures import (
     CLIMB,
     MIXUP,
     ONE_SHOT,
     PLAIN,
     PLANE,
     SHOWN,
-    SIZES,
     STEPS,
     Spread,
-    claims_of,
-    khan_geometry,
-    least_step,
-    objectives_of,
 )
 from robustvae.studies.khan_pictures import draw
 
@@ -133,7 +135,7 @@ def test_the_page_and_the_numbers_on_disk(study, tmp_path):
 def test_the_pictures_are_small(study, images, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     result, vaes, x = study
-    draw(result, vaes, x, images[1], tmp_path / "img", "digits")
+    draw(result.models, vaes, x, images[1], tmp_path / "img", "digits")
     files = list((tmp_path / "img").glob("digits-*.png"))
     assert len(files) == 7 and all(0 < file.stat().st_size < 300_000 for file in files)
 

@@ -7,6 +7,7 @@ Each figure is a small PNG; matplotlib comes with the extra `plots`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from robustvae.data import Images
 from robustvae.errors import MissingExtraError
 from robustvae.geometry import decoder_metric, pullback
 from robustvae.models import VAE
-from robustvae.studies.khan_geometry import (
+from robustvae.studies.khan_measures import (
     DISPLAYED,
     MIXUP,
     PLAIN,
@@ -25,7 +26,6 @@ from robustvae.studies.khan_geometry import (
     SHOWN,
     STEPS,
     Measured,
-    Result,
     Scale,
 )
 
@@ -43,14 +43,19 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(
-    result: Result, vaes: dict[str, VAE], x: Tensor, test: Images, folder: Path, name: str
+    found: Sequence[Measured],
+    vaes: dict[str, VAE],
+    x: Tensor,
+    test: Images,
+    folder: Path,
+    name: str,
 ) -> None:
     """Write all figures as `folder`/`name`-*.png.
 
     Args:
-        result: Of `khan_geometry`.
-        vaes: Its models by name.
-        x: Its images, (B, C, H, W).
+        found: Of `khan_geometry`.
+        vaes: The models by name.
+        x: The images, (B, C, H, W).
         test: Images whose codes are shown on the map, with labels.
         folder: Made where it is missing.
         name: What the files' names begin with.
@@ -66,11 +71,11 @@ def draw(
             "pictures need matplotlib: pip install 'robustvae[plots]'"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [model for model in result.models if model.name in SHOWN]
+    shown = [model for model in found if model.name in SHOWN]
     images = x[:COLUMNS]
     with matplotlib.rc_context(STYLE):
         figures = {
-            "scores": _scores(Figure((9, 5.2), layout="constrained"), result),
+            "scores": _scores(Figure((9, 5.2), layout="constrained"), found),
             "histograms": _histograms(Figure((9, 2.8), layout="constrained"), shown),
             "steps": _steps(Figure((11, 4.8), layout="constrained"), shown),
             "displacement": _displacement(Figure((4.6, 3.2), layout="constrained"), shown),
@@ -82,10 +87,10 @@ def draw(
             figure.savefig(folder / f"{name}-{kind}.png", metadata={"Software": None})
 
 
-def _scores(figure: Figure, result: Result) -> Figure:
+def _scores(figure: Figure, found: Sequence[Measured]) -> Figure:
     """Figs. 5 and 6: means with intervals against beta, mixup beside."""
-    betas = [model for model in result.models if model.name != MIXUP]
-    mixup = next(model for model in result.models if model.name == MIXUP)
+    betas = [model for model in found if model.name != MIXUP]
+    mixup = next(model for model in found if model.name == MIXUP)
     for axes, key in zip(figure.subplots(2, 3).flat, mixup.scores, strict=True):
         at = [model.beta for model in betas]
         spreads = [model.scores[key] for model in betas]
