@@ -20,10 +20,10 @@ import torch
 
 import robustvae as rv
 from robustvae.attacks import Attack, LatentShift
-from robustvae.attacks.attack import channels_last
 from robustvae.data import load
 from robustvae.defences import Victim
 from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, ProjectedAscent
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"

@@ -23,7 +23,8 @@ import torch
 import robustvae as rv
 from robustvae.defences import RobustTarget, posterior
 from robustvae.mcmc import State, evaluate, hmc_step
-from robustvae.models.base import channels_last, frozen
+from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
 from robustvae.zoo import load
 
 RESULTS = Path(__file__).parent / "results" / "hmc.json"

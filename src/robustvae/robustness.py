@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Goal, MaximumDamage, Search
-from robustvae.attacks.attack import channels_last
 from robustvae.defences import PosteriorMean, Victim
 from robustvae.errors import (
     RangeError,
@@ -41,6 +40,7 @@ from robustvae.errors import (
 from robustvae.metrics import clopper_pearson, mean_stderr
 from robustvae.models import Gaussian
 from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.records import Estimate
 from robustvae.seeding import draw, split

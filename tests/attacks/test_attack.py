@@ -22,10 +22,10 @@ from robustvae.attacks import (
     OutputTarget,
     WeightedSum,
 )
-from robustvae.attacks.attack import channels_last
 from robustvae.defences import HMC, PosteriorMode, PosteriorSample, Victim
 from robustvae.models import create, wrap
 from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.seeding import generator, rand, randn
 

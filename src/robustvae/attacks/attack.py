@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from robustvae.attacks.goals import Goal
 from robustvae.defences import Victim
 from robustvae.errors import check_images, check_type
 from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
 from robustvae.seeding import split
 
 _CHUNK = 250
-_NARROW = 4  # input channels up to which one matrix product beats the library's backward pass
 
 
 @runtime_checkable
@@ -178,66 +176,3 @@ def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
             stack.enter_context(frozen(model))
             stack.enter_context(channels_last(model))
         yield x.detach().clone()
-
-
-@contextlib.contextmanager
-def channels_last(module: nn.Module) -> Iterator[None]:
-    """Within: convolutions on a CPU run their faster way; values agree to rounding.
-
-    Weights lie with their channels last, and the gradient to an input of few channels, which
-    libraries for wide layers are slow at, is one matrix product. Everything is put back afterwards.
-    """
-    layers = [
-        part
-        for part in module.modules()
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight.device.type == "cpu"
-    ]
-    before = [layer.weight.data for layer in layers]
-    narrow = [layer for layer in layers if type(layer) is nn.Conv2d and _is_narrow(layer)]
-    for layer in layers:
-        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    for layer in narrow:
-        layer.forward = functools.partial(_narrow_forward, layer)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in narrow:
-            del layer.forward
-        for layer, data in zip(layers, before, strict=True):
-            layer.weight.data = data
-
-
-def _is_narrow(layer: nn.Conv2d) -> bool:
-    return (
-        layer.in_channels <= _NARROW
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-        and "forward" not in vars(layer)
-    )
-
-
-def _narrow_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    if x.ndim != 4 or layer.weight.requires_grad:
-        return nn.Conv2d.forward(layer, x)
-    made: Tensor = _NarrowConvolution.apply(x, layer)
-    return made
-
-
-class _NarrowConvolution(torch.autograd.Function):
-    """A convolution with constant weights; its backward pass can be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
-        ctx.weight, ctx.size = layer.weight, x.shape[2:]
-        ctx.window = {
-            "dilation": layer.dilation,
-            "padding": layer.padding,
-            "stride": layer.stride,
-        }
-        return functional.conv2d(x, layer.weight, layer.bias, **ctx.window)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        columns = torch.matmul(ctx.weight.reshape(len(ctx.weight), -1).mT, gradient.flatten(2))
-        return functional.fold(columns, ctx.size, ctx.weight.shape[2:], **ctx.window), None

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import check_type
-from robustvae.models.base import VAE, channels_last, frozen
+from robustvae.models.base import VAE, frozen
+from robustvae.models.layout import channels_last
 
 
 @runtime_checkable

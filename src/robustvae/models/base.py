@@ -165,27 +165,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-@contextlib.contextmanager
-def channels_last(module: nn.Module) -> Iterator[None]:
-    """Within: weights of 2-d convolutions lie with their channels last, where CPUs read faster.
-
-    The values are the same, and the very tensors that were there are put back afterwards.
-    """
-    weights = [
-        part.weight
-        for part in module.modules()
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight.device.type == "cpu"
-    ]
-    before = [weight.data for weight in weights]
-    for weight in weights:
-        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        for weight, data in zip(weights, before, strict=True):
-            weight.data = data
-
-
 def _check_floating(value: Tensor, name: str) -> None:
     check_type(value, name, Tensor)
     if not value.is_floating_point():
