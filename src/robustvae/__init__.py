@@ -1,7 +1,16 @@
 """Robust variational autoencoders: train, attack, defend, certify, audit."""
 
 from robustvae import data, errors, models, objectives, report
-from robustvae.attacks import Attack, AttackResult, LatentShift, MaximumDamage
+from robustvae.attacks import (
+    Attack,
+    AttackResult,
+    AttackSuite,
+    ClassifierFlip,
+    LatentShift,
+    LatentTarget,
+    MaximumDamage,
+    OutputTarget,
+)
 from robustvae.auditing import audit
 from robustvae.certificates import Certificate, certify
 from robustvae.defences import (
@@ -12,8 +21,9 @@ from robustvae.defences import (
     RobustPosterior,
     Victim,
 )
+from robustvae.geometry import pullback
 from robustvae.models import VAE, wrap
-from robustvae.perturb import Ball, ProjectedAscent
+from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent
 from robustvae.records import Estimate, Record
 from robustvae.robustness import estimate_margin, robustness_probability
 from robustvae.seeding import draw, generator
@@ -25,10 +35,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Attack",
     "AttackResult",
+    "AttackSuite",
     "audit",
     "Ball",
     "Certificate",
     "certify",
+    "ClassifierFlip",
     "data",
     "draw",
     "errors",
@@ -38,14 +50,19 @@ __all__ = [
     "generator",
     "HMC",
     "LatentShift",
+    "LatentTarget",
+    "LBFGS",
     "load",
     "MaximumDamage",
     "models",
     "objectives",
+    "OneShot",
+    "OutputTarget",
     "PosteriorMean",
     "PosteriorMode",
     "PosteriorSample",
     "ProjectedAscent",
+    "pullback",
     "Record",
     "report",
     "robustness_probability",

@@ -23,6 +23,7 @@ from robustvae.errors import (
     check_choice,
     check_count,
     check_images,
+    check_type,
 )
 from robustvae.jacobians import jacobian, lanczos, products
 from robustvae.models import VAE, Gaussian
@@ -494,4 +495,5 @@ def _check(vae: VAE, x: Tensor, latent: str, part: str, std_term: str) -> None:
     check_choice("latent", latent, ("flat", "riemannian"))
     check_choice("part", part, ("both", "mean", "std"))
     check_choice("std_term", std_term, ("expected", "paper"))
+    check_type(vae, "vae", VAE)
     check_images(x, vae.image_shape, low=None, high=None)

@@ -92,9 +92,14 @@ def used(make: str) -> Callable[..., Any]:
     def run(**fields: Any) -> Any:
         part = operator.attrgetter(make)(rv)(**fields)
         b = base()
-        if make in ("MaximumDamage", "LatentShift"):
+        if make in ("MaximumDamage", "LatentShift", "LatentTarget", "OutputTarget"):
             return rv.Attack(part, b.search, b.ball)(b.victim, b.x, generator=g())
-        if make == "ProjectedAscent":
+        if make == "ClassifierFlip":
+            victim = rv.Victim(b.vae, classifier=torch.nn.Linear(2, 3).double())
+            return rv.Attack(part, b.search, b.ball)(victim, b.x, generator=g())
+        if make == "AttackSuite":
+            return part(b.victim, b.x[:1], generator=g())
+        if make in ("LBFGS", "OneShot", "ProjectedAscent"):
             return rv.Attack(rv.MaximumDamage(), part, b.ball)(b.victim, b.x, generator=g())
         if make == "Ball":
             return rv.Attack(rv.MaximumDamage(), b.search, part)(b.victim, b.x, generator=g())
@@ -187,6 +192,28 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
     ),
     "MaximumDamage": (used("MaximumDamage"), lambda: {"through": "mean"}),
     "LatentShift": (used("LatentShift"), lambda: {"divergence": "symmetric_kl"}),
+    "LatentTarget": (
+        used("LatentTarget"),
+        lambda: {"target": base().x_adv, "divergence": "kl", "layers": None, "draws": 2},
+    ),
+    "OutputTarget": (used("OutputTarget"), lambda: {"target": base().x_adv, "form": "squared"}),
+    "ClassifierFlip": (used("ClassifierFlip"), lambda: {"label": torch.tensor([0, 1])}),
+    "AttackSuite": (
+        used("AttackSuite"),
+        lambda: {"name": "smoke", "balls": (rv.Ball("l2", 0.5),)},
+    ),
+    "LBFGS": (used("LBFGS"), lambda: {"steps": 2, "restarts": 1, "memory": 2, "chunk": 4}),
+    "OneShot": (used("OneShot"), lambda: {"count": 1, "steps": 4}),
+    "pullback": (
+        None,
+        lambda: {
+            "vae": base().vae,
+            "x": base().x,
+            "latent": "flat",
+            "part": "mean",
+            "std_term": "expected",
+        },
+    ),
     "ProjectedAscent": (
         used("ProjectedAscent"),
         lambda: {"steps": 2, "restarts": 2, "rule": "sign"},

@@ -14,6 +14,7 @@ from robustvae import metrics
 from robustvae.defences import PosteriorMean, PosteriorSample, Victim
 from robustvae.errors import (
     ConfigError,
+    DtypeError,
     RangeError,
     ShapeError,
     UnsupportedError,
@@ -21,6 +22,7 @@ from robustvae.errors import (
     check_count,
     check_images,
     check_number,
+    check_type,
 )
 from robustvae.models import conditionals
 from robustvae.models.base import VAE
@@ -332,7 +334,11 @@ class ClassifierFlip:
     draws: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse what is no loss."""
+        """Refuse what is no loss or no labels."""
+        if self.label is not None:
+            check_type(self.label, "label", Tensor)
+            if self.label.dtype != torch.int64:
+                raise DtypeError(f"label must be an int64 tensor, got {self.label.dtype}")
         check_choice("loss", self.loss, ("cross_entropy", "margin"))
         check_count(self.draws, "draws")
 

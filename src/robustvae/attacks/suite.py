@@ -15,7 +15,7 @@ from torch.nn import functional
 from robustvae.attacks.attack import Attack, Search
 from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage
 from robustvae.defences import Victim
-from robustvae.errors import RangeError, UnsupportedError, check_choice
+from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
 from robustvae.metrics import mean_stderr
 from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, SquareSearch, outward
 from robustvae.seeding import split
@@ -135,6 +135,10 @@ class AttackSuite:
     def __post_init__(self) -> None:
         """Refuse an unknown suite."""
         check_choice("attack suite", self.name, SUITES)
+        if self.balls is not None:
+            check_type(self.balls, "balls", tuple)
+            for ball in self.balls:
+                check_type(ball, "each of balls", Ball)
 
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> SuiteResult:
         """Run every attack and every floor on each of `x`, (B, C, H, W), in [0, 1]."""

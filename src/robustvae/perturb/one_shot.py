@@ -107,6 +107,7 @@ class OneShot:
                 slope, y, v.view_as(y).to(slope), retain_graph=True, allow_unused=True
             )
             product = torch.zeros_like(v) if product is None else product.detach().flatten(1)
+            product = product.nan_to_num(0.0, 0.0, 0.0)  # a score with a corner there, as a norm
             norms = torch.maximum(norms, torch.linalg.vector_norm(product, dim=1))
             return product
 

@@ -199,6 +199,12 @@ def claims_of(found: Sequence[Measured]) -> tuple[Claim, ...]:
             score('entropy, "trace"'),
         ),
         trend(
+            "Fig. 5, caption",
+            'The same over the active coordinates (effective rank, exp of "trace", by "active").',
+            1,
+            [rank_share(model) for model in betas],
+        ),
+        trend(
             "Fig. 5",
             f"The step along v1 that raises the error by {RISE:g} grows with beta (unit steps).",
             1,
@@ -263,6 +269,12 @@ def least_step(model: Measured, scale: Scale) -> float:
     return next((step for step, error in steps if error > model.error + RISE), float("inf"))
 
 
+def rank_share(model: Measured) -> float:
+    """The mean effective rank of the metric by the number of active latent coordinates."""
+    ranks = torch.tensor(model.scores['entropy, "trace"'].values).exp()
+    return float(ranks.mean()) / max(1, model.active)
+
+
 @final
 @dataclass(frozen=True)
 class Result:
@@ -305,7 +317,7 @@ class Result:
         )
         lines += ["", "## Scores", ""]
         lines += _table(
-            ["", *names, "error a pixel", "KL, nats", "active"],
+            ["", *names, "error a pixel", "KL, nats", "active", "rank / active"],
             [
                 [
                     m.name,
@@ -313,6 +325,7 @@ class Result:
                     f"{m.error:.3g}",
                     f"{m.kl:.3g}",
                     str(m.active),
+                    f"{rank_share(m):.2f}",
                 ]
                 for m in self.models
             ],
@@ -412,6 +425,7 @@ def khan_geometry(
             progress(f"{name}: {time.perf_counter() - began:.0f} s")
     facts = facts_of(vaes[MIXUP], test, size, seed, began)
     del facts["weights sha256"]
+    facts["seconds, without models taken from the runs"] = facts.pop("seconds")
     return (
         Result(tuple(found), claims_of(found), protocol_of(plan, train), facts),
         vaes,
