@@ -7,17 +7,20 @@ Each figure is a small PNG; matplotlib comes with the extra `plots`.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from robustvae.data import Images
 from robustvae.errors import MissingExtraError
 from robustvae.geometry import decoder_metric, pullback
 from robustvae.models import VAE
+from robustvae.records import write_bytes
 from robustvae.studies.khan_measures import (
     DISPLAYED,
     MIXUP,
@@ -32,7 +35,7 @@ from robustvae.studies.khan_measures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS, EIGEN_IMAGES, SIDE = 8, 5, 81
+COLUMNS, EIGEN_IMAGES, SIDE, COLOURS = 8, 5, 81, 96
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -70,7 +73,6 @@ def draw(
         raise MissingExtraError(
             "pictures need matplotlib: pip install 'robustvae[plots]'"
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
     shown = [model for model in found if model.name in SHOWN]
     images = x[:COLUMNS]
     with matplotlib.rc_context(STYLE):
@@ -84,7 +86,11 @@ def draw(
             "map": _map(Figure((5.6, 4.6), layout="constrained"), vaes[PLANE], test),
         }
         for kind, figure in figures.items():
-            figure.savefig(folder / f"{name}-{kind}.png", metadata={"Software": None})
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png")
+            small = io.BytesIO()
+            Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, "png", optimize=True)
+            write_bytes(folder / f"{name}-{kind}.png", small.getvalue())
 
 
 def _scores(figure: Figure, found: Sequence[Measured]) -> Figure:
@@ -217,7 +223,7 @@ def _map(figure: Figure, vae: VAE, test: Images) -> Figure:
     axes = figure.subplots()
     extent = (-reach, reach, -reach, reach)
     shades = axes.imshow(
-        volume.view(SIDE, SIDE).T.numpy(), origin="lower", extent=extent, cmap="Greys"
+        volume.view(SIDE, SIDE).T.numpy(), origin="lower", extent=extent, cmap="Greys", alpha=0.6
     )
     for label in range(10):
         first, second = codes[test.y[: len(codes)] == label].T.tolist()
