@@ -22,9 +22,11 @@ import robustvae as rv
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import load
 from robustvae.defences import Victim
+from robustvae.metrics import symmetric_kl
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, ProjectedAscent
+from robustvae.seeding import randn
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
 STEPS, RESTARTS = 50, 10
@@ -40,6 +42,22 @@ def floor(vae: rv.VAE, x: torch.Tensor) -> float:
             q = vae.encode(y)
             torch.autograd.grad((q.mean + q.stddev).sum(), y)
         return (time.perf_counter() - began) / 10 * 100 / len(rows)
+
+
+def plain(vae: rv.VAE, x: torch.Tensor, generator: torch.Generator) -> None:
+    """One image, one restart, as one would write it down: no layout, no bookkeeping."""
+    with frozen(vae):
+        with torch.no_grad():
+            clean = vae.encode(x)
+        y = (x + 0.02 * randn(*x.shape, like=x, generator=generator)).clamp(0, 1)
+        for _ in range(STEPS):
+            y = y.detach().requires_grad_()
+            q = vae.encode(y)
+            score = symmetric_kl(q.mean, q.stddev, clean.mean, clean.stddev)
+            (slope,) = torch.autograd.grad(score.sum(), y)
+            with torch.no_grad():
+                moved = y + 0.01 * slope.sign()
+                y = moved.clamp(x - 0.1, x + 0.1).clamp(0, 1)
 
 
 def main() -> None:
@@ -61,7 +79,7 @@ def main() -> None:
     together = Attack(LatentShift(), ProjectedAscent(steps=STEPS, restarts=RESTARTS), ball)
     alone = Attack(LatentShift(), ProjectedAscent(steps=STEPS, restarts=1), ball)
 
-    fast, slow, floors, best = [], [], [], {}
+    fast, slow, bare, floors, best = [], [], [], [], {}
     for turn in range(given.rounds):
         floors.append(floor(vae, x) * STEPS * RESTARTS * given.points / 100)
         began = time.perf_counter()
@@ -74,6 +92,10 @@ def main() -> None:
             scores = [alone(victim, x[i : i + 1], generator=g).score for _ in range(RESTARTS)]
             best[i] = float(torch.stack(scores).max())
         slow.append((time.perf_counter() - began) * given.points / given.slow_points)
+        began = time.perf_counter()
+        for _ in range(RESTARTS):
+            plain(vae, x[picked[0] : picked[0] + 1], rv.generator(turn))
+        bare.append((time.perf_counter() - began) * given.points)
     memory = []
     for turn in range(20):
         search = ProjectedAscent(steps=5, restarts=RESTARTS)
@@ -86,18 +108,23 @@ def main() -> None:
         "what": f"PGD-{STEPS} x {RESTARTS} restarts, {given.points} MNIST images, conv28, "
         "LatentShift symmetric KL, linf 0.1, one thread",
         "weights": "trained" if given.model else "random",
+        "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "batched_s": statistics.median(fast),
         "point_by_point_s": statistics.median(slow),
         "slow_points_timed_a_round": given.slow_points,
         "ratio": statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
+        "plain_loop_s": statistics.median(bare),
+        "plain_loop_over_batched": statistics.median(
+            s / f for s, f in zip(bare, fast, strict=True)
+        ),
         "floor_s": statistics.median(floors),
         "batched_over_floor": statistics.median(f / b for f, b in zip(fast, floors, strict=True)),
         "mean_score_batched": mean_fast,
         "mean_score_point_by_point": mean_slow,
         "points_compared": len(chosen),
         "peak_rss_mib_first_and_last_of_20_calls": [memory[0], memory[-1]],
-        "rounds": {"batched": fast, "point_by_point": slow, "floor": floors},
+        "rounds": {"batched": fast, "point_by_point": slow, "plain": bare, "floor": floors},
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record, indent=2) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     """Within: convolutions on a CPU run their faster way; values agree to rounding.
 
     Weights lie with their channels last, and layers that read or write few channels, which
-    libraries for wide layers are slow at, become one matrix product that keeps to that layout.
+    libraries for wide layers are slow at, become one matrix product that keeps to that layout, as
+    do layers whose output is one pixel.
     The very tensors and methods that were there are put back afterwards.
 
     Args:
@@ -41,15 +42,15 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     ]
     _keep_freed_memory()
     before = [layer.weight.data for layer in layers]
-    narrow = [layer for layer in layers if _is_narrow(layer)]
+    plain = [layer for layer in layers if _is_plain(layer)]
     for layer in layers:
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    for layer in narrow:
-        layer.forward = functools.partial(_narrow_forward, layer)  # type: ignore[method-assign]
+    for layer in plain:
+        layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for layer in narrow:
+        for layer in plain:
             del layer.forward
         for layer, data in zip(layers, before, strict=True):
             layer.weight.data = data
@@ -65,11 +66,9 @@ def _keep_freed_memory() -> None:
     torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
-def _is_narrow(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    few = layer.in_channels if type(layer) is nn.Conv2d else layer.out_channels
+def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     return (
         type(layer) in (nn.Conv2d, nn.ConvTranspose2d)
-        and few <= _NARROW
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
@@ -77,13 +76,33 @@ def _is_narrow(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     )
 
 
-def _narrow_forward(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    if x.ndim != 4 or layer.weight.requires_grad:
-        plain: Tensor = getattr(type(layer), "forward")(layer, x)  # noqa: B009
-        return plain
-    narrow = _Gather if isinstance(layer, nn.Conv2d) else _Spread
-    made: Tensor = narrow.apply(x, layer)
-    return made
+def _forward(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """The layer's output by whatever way is fastest for its shapes."""
+    if x.ndim == 4 and not layer.weight.requires_grad:
+        if isinstance(layer, nn.Conv2d):
+            if _size(layer, x) == (1, 1) and layer.dilation == (1, 1):
+                return _dense(x, layer)
+            if layer.in_channels <= _NARROW:
+                return cast(Tensor, _Gather.apply(x, layer))
+        elif layer.out_channels <= _NARROW:
+            return cast(Tensor, _Spread.apply(x, layer))
+    return cast(Tensor, getattr(type(layer), "forward")(layer, x))  # noqa: B009
+
+
+def _size(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    sides = zip(
+        x.shape[2:], layer.kernel_size, layer.stride, _padding(layer), layer.dilation, strict=True
+    )
+    rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+    return rows, columns
+
+
+def _dense(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """A convolution whose output is one pixel: a product with the taps that meet the image."""
+    (ph, pw), (kh, kw) = _padding(layer), layer.kernel_size
+    seen = x[:, :, : max(0, kh - ph), : max(0, kw - pw)]
+    taps = layer.weight[:, :, ph : ph + seen.shape[2], pw : pw + seen.shape[3]]
+    return functional.linear(seen.flatten(1), taps.flatten(1), layer.bias)[:, :, None, None]
 
 
 def _padding(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
@@ -102,14 +121,15 @@ def _gathered(
     padded = functional.pad(x, (pw, pw, ph, ph)) if ph or pw else x.contiguous()
     batch, channel, row, column = padded.stride()
     windows = padded.as_strided(
-        (len(x), *size, x.shape[1], kh, kw),
-        (batch, row * sh, column * sw, channel, row * dh, column * dw),
+        (x.shape[1], kh, kw, len(x), *size),
+        (channel, row * dh, column * dw, batch, row * sh, column * sw),
     )
     weight = layer.weight.flatten(1).mT
-    columns = windows.flatten(3).flatten(0, 2)
-    if bias is not None:  # one more column costs less than another pass over the result
-        columns = functional.pad(columns, (0, 1), value=1.0)
+    columns = windows.flatten(0, 2).flatten(1)
+    if bias is not None:  # one more row costs less than another pass over the result
+        columns = torch.cat([columns, torch.ones_like(columns[:1])])
         weight = torch.cat([weight, bias[None]])
+    columns = columns.mT
     if torch.is_grad_enabled():
         return (columns @ weight).unflatten(0, (len(x), *size)).permute(0, 3, 1, 2)
     # no view may leave a function's forward pass, or activations could not work in place
@@ -142,11 +162,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
         ctx.layer, ctx.size = layer, tuple(x.shape[2:])
-        sides = zip(
-            ctx.size, layer.kernel_size, layer.stride, _padding(layer), layer.dilation, strict=True
-        )
-        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
-        return _gathered(x, layer, (size[0], size[1]), layer.bias)
+        return _gathered(x, layer, _size(layer, x), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
