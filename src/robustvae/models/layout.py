@@ -46,7 +46,7 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     for layer in plain:
-        layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
+        layer.forward = _Fast(layer)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -76,17 +76,39 @@ def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     )
 
 
-def _forward(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """The layer's output by whatever way is fastest for its shapes."""
-    if x.ndim == 4 and not layer.weight.requires_grad:
-        if isinstance(layer, nn.Conv2d):
-            if _size(layer, x) == (1, 1) and layer.dilation == (1, 1):
-                return _dense(x, layer)
-            if layer.in_channels <= _NARROW:
-                return cast(Tensor, _Gather.apply(x, layer))
-        elif layer.out_channels <= _NARROW:
-            return cast(Tensor, _Spread.apply(x, layer))
-    return cast(Tensor, getattr(type(layer), "forward")(layer, x))  # noqa: B009
+class _Fast:
+    """A layer's forward pass by whatever way is fastest for its shapes; weights as matrices."""
+
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        self.layer = layer
+        self.weight = layer.weight.detach().flatten(1)
+        self.taps: dict[tuple[int, ...], Tensor] = {}
+        self.with_bias = self.weight.mT
+        if layer.bias is not None and isinstance(layer, nn.Conv2d):
+            self.with_bias = torch.cat([self.with_bias, layer.bias.detach()[None]])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if x.ndim == 4 and not layer.weight.requires_grad:
+            if isinstance(layer, nn.Conv2d):
+                if layer.dilation == (1, 1) and _size(layer, x) == (1, 1):
+                    return self.dense(x)
+                if layer.in_channels <= _NARROW:
+                    return cast(Tensor, _Gather.apply(x, self))
+            elif layer.out_channels <= _NARROW:
+                return cast(Tensor, _Spread.apply(x, self))
+        return cast(Tensor, getattr(type(layer), "forward")(layer, x))  # noqa: B009
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Of an output of one pixel: a product with the taps that meet the image."""
+        (ph, pw), (kh, kw) = _padding(self.layer), self.layer.kernel_size
+        seen = x[:, :, : max(0, kh - ph), : max(0, kw - pw)]
+        height, width = seen.shape[2:]
+        if (height, width) not in self.taps:
+            taps = self.layer.weight.detach()[:, :, ph : ph + height, pw : pw + width]
+            self.taps[height, width] = taps.flatten(1)
+        taps = self.taps[height, width]
+        return functional.linear(seen.flatten(1), taps, self.layer.bias)[:, :, None, None]
 
 
 def _size(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
@@ -97,25 +119,13 @@ def _size(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
     return rows, columns
 
 
-def _dense(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """A convolution whose output is one pixel: a product with the taps that meet the image."""
-    (ph, pw), (kh, kw) = _padding(layer), layer.kernel_size
-    seen = x[:, :, : max(0, kh - ph), : max(0, kw - pw)]
-    taps = layer.weight[:, :, ph : ph + seen.shape[2], pw : pw + seen.shape[3]]
-    return functional.linear(seen.flatten(1), taps.flatten(1), layer.bias)[:, :, None, None]
-
-
 def _padding(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
     return int(layer.padding[0]), int(layer.padding[1])
 
 
-def _gathered(
-    x: Tensor,
-    layer: nn.Conv2d | nn.ConvTranspose2d,
-    size: tuple[int, int],
-    bias: Tensor | None = None,
-) -> Tensor:
-    """A convolution of narrow images with the layer's weights, channels last."""
+def _gathered(x: Tensor, fast: _Fast, size: tuple[int, int], weight: Tensor) -> Tensor:
+    """A convolution of narrow images with a weight that may hold a bias, channels last."""
+    layer = fast.layer
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     ph, pw = _padding(layer)
     padded = functional.pad(x, (pw, pw, ph, ph)) if ph or pw else x.contiguous()
@@ -124,11 +134,9 @@ def _gathered(
         (x.shape[1], kh, kw, len(x), *size),
         (channel, row * dh, column * dw, batch, row * sh, column * sw),
     )
-    weight = layer.weight.flatten(1).mT
     columns = windows.flatten(0, 2).flatten(1)
-    if bias is not None:  # one more row costs less than another pass over the result
+    if len(weight) > len(columns):  # a row for the bias costs less than one more pass
         columns = torch.cat([columns, torch.ones_like(columns[:1])])
-        weight = torch.cat([weight, bias[None]])
     columns = columns.mT
     if torch.is_grad_enabled():
         return (columns @ weight).unflatten(0, (len(x), *size)).permute(0, 3, 1, 2)
@@ -139,13 +147,14 @@ def _gathered(
     return made
 
 
-def _spread(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]) -> Tensor:
+def _spread(x: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
     """The transpose of `_gathered`, to narrow images of `size`."""
+    layer = fast.layer
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     ph, pw = _padding(layer)
     height, width = x.shape[2:]
     wide = x.permute(0, 2, 3, 1).flatten(0, 2)
-    taps = (layer.weight.flatten(1).mT @ wide.mT).unflatten(1, (len(x), height, width))
+    taps = (fast.weight.mT @ wide.mT).unflatten(1, (len(x), height, width))
     taps = taps.unflatten(0, (-1, kh, kw))
     canvas = x.new_zeros(len(x), taps.shape[0], size[0] + 2 * ph, size[1] + 2 * pw)
     for i in range(kh):
@@ -160,21 +169,24 @@ class _Gather(torch.autograd.Function):
     """A convolution of narrow images with constant weights; differentiable any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
-        ctx.layer, ctx.size = layer, tuple(x.shape[2:])
-        return _gathered(x, layer, _size(layer, x), layer.bias)
+    def forward(ctx: Any, x: Tensor, fast: _Fast) -> Tensor:
+        ctx.fast, ctx.size = fast, tuple(x.shape[2:])
+        assert isinstance(fast.layer, nn.Conv2d)
+        return _gathered(x, fast, _size(fast.layer, x), fast.with_bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _spread(gradients[0], ctx.layer, ctx.size), None
+        return _spread(gradients[0], ctx.fast, ctx.size), None
 
 
 class _Spread(torch.autograd.Function):
     """A transposed convolution to narrow images with constant weights; likewise."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
-        ctx.layer, ctx.size = layer, tuple(x.shape[2:])
+    def forward(ctx: Any, x: Tensor, fast: _Fast) -> Tensor:
+        layer = fast.layer
+        assert isinstance(layer, nn.ConvTranspose2d)
+        ctx.fast, ctx.size = fast, tuple(x.shape[2:])
         sides = zip(
             ctx.size,
             layer.kernel_size,
@@ -185,9 +197,9 @@ class _Spread(torch.autograd.Function):
             strict=True,
         )
         size = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in sides]
-        made = _spread(x, layer, (size[0], size[1]))
+        made = _spread(x, fast, (size[0], size[1]))
         return made if layer.bias is None else made + layer.bias[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _gathered(gradients[0], ctx.layer, ctx.size), None
+        return _gathered(gradients[0], ctx.fast, ctx.size, ctx.fast.weight.mT), None
