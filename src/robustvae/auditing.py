@@ -7,6 +7,7 @@ numbers do not depend on the order of the shards, nor on where an interrupted ru
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import io
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +59,7 @@ from robustvae.seeding import randn, shard_generator
 STRICT = ConfigDict(extra="forbid", frozen=True)
 Progress = Callable[[int, int, str], None]
 MS_SSIM = "kuzina2022"
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 STAGES = 3  # attacks, margins, certificates: the steps of progress that one shard makes
 
 
@@ -190,10 +193,15 @@ def read_plan(plan: str | Path | dict[str, Any] | Plan) -> Plan:
     try:
         return Plan.model_validate(plan)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a mistyped key often shows as a missing one too: name the typing error
+        first = min(error.errors(), key=lambda part: part["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"]) or "plan"
         if first["type"] == "extra_forbidden":
-            raise unknown("key of a plan", where, Plan.model_fields) from None
+            fields = Plan.model_fields if len(first["loc"]) == 1 else AttackPlan.model_fields
+            inside = where.rpartition(".")[0]
+            raise unknown(
+                "key of a plan", where, [f"{inside}.{f}".lstrip(".") for f in fields]
+            ) from None
         raise ConfigError(f"plan: {where}: {first['msg']}, got {first['input']!r}") from None
 
 
@@ -222,7 +230,8 @@ def audit(
         seed: Of every generator; with the plan, the model and the data it decides every number.
         name: What to call the model in the record.
         keep: A folder for finished shards, so that nothing is lost when the run is stopped.
-        resume: Take shards of the same audit from `keep` instead of computing them again.
+        resume: Take shards of the same audit from `keep` instead of computing them again; the
+            same means the same weights, images, plan and seed.
         progress: Called with (steps done, steps in all, what is under way).
 
     Returns:
@@ -269,18 +278,23 @@ def audit(
             "split": images.split,
             "inputs": plan.inputs,
             "available": len(images),
+            "sha256": _sha256(picked),
         },
         "plan": {**plan.model_dump(mode="json"), "r": r, "r_rule": plan.r},
         "seed": seed,
         "versions": _versions(),
     }
     defence = repr(victim.defence)
+    if resume and model["sha256"] is None:
+        raise ConfigError(
+            "cannot resume: the model's weights are out of sight, so it cannot be told from another"
+        )
     shards = [chosen[i : i + plan.shard] for i in range(0, plan.inputs, plan.shard)]
     store = _Store(keep, {**header, "defence": defence}, resume)
     report = progress or (lambda done, total, what: None)
     rows: list[dict[str, Any]] = []
     gallery: list[dict[str, Any]] = []
-    assumptions: dict[str, list[str]] = {}
+    certificates: list[dict[str, Any]] = []
     for number, members in enumerate(shards):
         shard = store.read(number)
         if shard is None:
@@ -294,9 +308,9 @@ def audit(
             store.write(number, shard)
         rows += shard["rows"]
         gallery += shard["gallery"][: plan.gallery - len(gallery)]
-        assumptions |= shard["assumptions"]
+        certificates += shard["certificates"]
     report(len(shards) * STAGES, len(shards) * STAGES, "checks on the evidence")
-    checks = _checks(rows) + _evidence(victim, picked[: plan.evidence], plan, seed)
+    checks = _checks(rows) + _evidence(victim, picked, plan, seed)
     return Record(
         title=f"{model['name']} on {images.name} ({images.split})",
         defence=defence,
@@ -305,7 +319,7 @@ def audit(
         checks=checks,
         gallery=gallery,
         protocol=_protocol(victim, plan, r),
-        proved=_proved(rows, r, plan, assumptions),
+        proved=_proved(rows, r, plan, certificates),
         estimated=_estimated(plan, r),
         not_tried=_not_tried(victim, plan),
         references=REFERENCES,
@@ -343,7 +357,7 @@ class _Bench:
         self.tell(1, "margins")
         margins = self.margins(x, torch.stack([shown["attacked"] for _, shown in attacked]))
         self.tell(2, "certificates")
-        certified, assumptions = self.certificates(x)
+        certified, certificates = self.certificates(x)
         rows = [
             {
                 "input": number,
@@ -360,7 +374,7 @@ class _Bench:
             self.panels(*attacked[0], i) | {"input": number, "label": int(images.y[i])}
             for i, number in enumerate(numbers[: plan.gallery])
         ]
-        return {"rows": rows, "gallery": gallery, "assumptions": assumptions}
+        return {"rows": rows, "gallery": gallery, "certificates": certificates}
 
     def attack(
         self, attack: AttackPlan, x: Tensor
@@ -450,7 +464,7 @@ class _Bench:
             "margin_upper_status": list(found.free.estimate.status),
         }
 
-    def certificates(self, x: Tensor) -> tuple[dict[str, list[Any]], dict[str, list[str]]]:
+    def certificates(self, x: Tensor) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
         """The lower end of the bracket, the first-order estimate beside it, and what it rests on.
 
         Where the deterministic routes prove nothing about any input, Neyman-Pearson is asked.
@@ -458,7 +472,7 @@ class _Bench:
         if _is_defended(self.victim):
             silent = [None] * len(x)
             keys = ("certified", "certified_kind", "certified_route", "certified_status")
-            return dict.fromkeys((*keys, "first_order"), silent), {}
+            return dict.fromkeys((*keys, "first_order"), silent), []
         ask = functools.partial(
             certify, self.victim.vae, x, r=self.r, m=self.plan.m, version=self.plan.version
         )
@@ -478,7 +492,8 @@ class _Bench:
             "certified_status": list(lower.status),
             "first_order": first_order,
         }
-        return columns, {lower.kind: list(lower.assumptions)}
+        held = bool((lower.radius > 0).any())
+        return columns, [{"kind": lower.kind, "held": held, "rests_on": lower.assumptions}]
 
     def panels(
         self, columns: dict[str, list[Any]], shown: dict[str, Tensor], i: int
@@ -535,12 +550,25 @@ def _tolerance(victim: Victim, picked: Images, plan: Plan, seed: int) -> float:
         plan.version,
         generator=shard_generator(seed, 0, "rest"),
     )
+    median = float(torch.as_tensor(rest.value).median())
+    if not median > 0:
+        raise ConfigError(
+            "r cannot be chosen by itself, as the output does not move at rest: "
+            "give r a number in the plan"
+        )
     # two significant digits: a tolerance is chosen, not measured
-    return float(f"{2 * float(torch.as_tensor(rest.value).median()):.2g}")
+    return float(f"{2 * median:.2g}")
 
 
 def _is_defended(victim: Victim) -> bool:
     return not isinstance(victim.defence, PosteriorMean)
+
+
+def _sha256(images: Images) -> str:
+    """SHA-256 of the pixels and labels, so that no other images pass for these."""
+    digest = hashlib.sha256(images.x.cpu().contiguous().numpy().tobytes())
+    digest.update(images.y.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _model(victim: Victim, name: str | None) -> dict[str, Any]:
@@ -766,7 +794,7 @@ def _evidence(victim: Victim, picked: Images, plan: Plan, seed: int) -> list[dic
     vae = victim.vae
     checks = evidence_checks(
         victim,
-        picked.x.to(device=vae.device, dtype=vae.dtype),
+        picked.x[: plan.evidence].to(device=vae.device, dtype=vae.dtype),
         goal=attack.goal,
         ball=attack.ball,
         search=attack.search,
@@ -807,6 +835,10 @@ def _protocol(victim: Victim, plan: Plan, r: float) -> list[str]:
         "Noise of equal size: uniform direction (random signs for linf), projected like an attack.",
         f"MS-SSIM: variant {MS_SSIM}, on reconstructions as the victim makes them.",
     ]
+    if not victim.vae.state_dict():
+        words.append(
+            "The model's weights are out of sight: nothing in this record identifies them."
+        )
     if not _is_defended(victim):
         words.append(
             f"Defence shown beside the attack: mode of the robust posterior, {plan.defence_steps} "
@@ -816,16 +848,15 @@ def _protocol(victim: Victim, plan: Plan, r: float) -> list[str]:
 
 
 def _proved(
-    rows: list[dict[str, Any]], r: float, plan: Plan, assumptions: dict[str, list[str]]
+    rows: list[dict[str, Any]], r: float, plan: Plan, certificates: list[dict[str, Any]]
 ) -> list[str]:
     first = next(_by_attack(rows))[1]
     words: list[str] = []
-    for kind, rests_on in assumptions.items():
+    for kind in dict.fromkeys(part["kind"] for part in certificates if part["held"]):
         radii = [row["certified"] for row in first if row["certified_kind"] == kind]
         radii = [radius for radius in radii if radius > 0]
-        if not radii:
-            continue
         least, most = (math.floor(end(radii) * 1e3) / 1e3 for end in (min, max))
+        rests_on = _merged([p["rests_on"] for p in certificates if p["held"] and p["kind"] == kind])
         words += [
             f"{len(radii)} of {len(first)} inputs have a {kind} certificate, with radii from "
             f"{least:.3f} to {most:.3f} (l2, pixel units): no perturbation of smaller norm, "
@@ -833,10 +864,24 @@ def _proved(
             *(f"It rests on: {assumption}." for assumption in rests_on),
         ]
     if not words:
-        reasons = "; ".join(reason for rests_on in assumptions.values() for reason in rests_on)
+        reasons = "; ".join(_merged([part["rests_on"] for part in certificates]))
         reasons = reasons or "certificates speak of the undefended model only"
         return [f"Nothing is proved about any input of this audit ({reasons})."]
     return words
+
+
+def _merged(lists: list[list[str]]) -> list[str]:
+    """Every assumption once; of those that differ in a number only, the one with the greatest."""
+    kept: dict[str, str] = {}
+    for sentence in (sentence for sentences in lists for sentence in sentences):
+        shape = _NUMBER.sub("#", sentence)
+        if shape not in kept or _numbers_in(sentence) > _numbers_in(kept[shape]):
+            kept[shape] = sentence
+    return list(kept.values())
+
+
+def _numbers_in(sentence: str) -> list[float]:
+    return [float(number) for number in _NUMBER.findall(sentence)]
 
 
 def _estimated(plan: Plan, r: float) -> list[str]:
@@ -881,3 +926,16 @@ REFERENCES = [
     "Z. Wang, E. P. Simoncelli, A. C. Bovik. Multiscale structural similarity for image quality "
     "assessment. Asilomar Conference on Signals, Systems and Computers, 2003.",
 ]
+
+
+def forget_shards(folder: str | Path) -> None:
+    """Remove the shards that audits kept in `folder`, and the folder if nothing else is in it."""
+    folder = Path(folder)
+    for path in folder.glob("*.json"):
+        if _SHARD.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+_SHARD = re.compile(r"[0-9a-f]{16}-\d{5}\.json")

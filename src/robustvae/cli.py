@@ -1,4 +1,4 @@
-"""The command line: `robustvae audit`, `train`, `certify`, `zoo`, `doctor`.
+"""The command line: `robustvae audit`, `train`, `certify`, `rescore`, `zoo`, `doctor`.
 
 Every user error is one line on standard error and exit code 2; a requirement that failed is 1.
 """
@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -77,12 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
     except RobustVAEError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted; what was finished is kept, --resume goes on from there")
+        return _complain(
+            "interrupted; what was finished is kept: run it again, an audit with --resume"
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
         if hasattr(error, "format_message"):  # the command line itself did not parse
+            if not error.format_message():  # no arguments: the help was printed
+                return WRONG_USE
             return _complain(f"{error.format_message()} (see robustvae --help)")
         if os.environ.get("ROBUSTVAE_DEBUG"):
             traceback.print_exc()
@@ -148,9 +151,9 @@ def audit(
 
     chosen = auditing.read_plan(plan)
     wanted = [_requirement(text, chosen) for text in require or []]
-    check_folder(out)
     vae = _model(model, device)
     images = _images(model, data, split)
+    check_folder(out)
     with _progress(quiet) as progress:
         record = auditing.audit(
             Victim(vae),
@@ -158,12 +161,12 @@ def audit(
             chosen,
             seed=seed,
             name=Path(model).name,
-            keep=out / "shards",
+            keep=out / ".shards",
             resume=resume,
             progress=progress,
         )
     report.write(record, out)
-    shutil.rmtree(out / "shards", ignore_errors=True)
+    auditing.forget_shards(out / ".shards")
     console = Console(stderr=False)
     console.print(table(record))
     for sentence in record.proved:
@@ -210,7 +213,7 @@ def certify(
     inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 100,
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")] = 1.0,
     m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
-    version: Annotated[str, typer.Option(help="centred or paired.")] = "centred",
+    version: Annotated[str, typer.Option(help="centred, paired or full.")] = "centred",
     out: Annotated[Path | None, typer.Option(help="Also write the certificates as JSON.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",

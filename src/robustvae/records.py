@@ -62,7 +62,7 @@ class Record:
     Attributes:
         title: What was audited, in a few words.
         model: name, kind, architecture, latent, image_shape, likelihood, parameters, sha256.
-        data: name, split, inputs, available.
+        data: name, split, inputs, available, and the sha256 of the images audited.
         defence: The victim's defence, as text.
         plan: The complete plan.
         seed: The seed of every generator.

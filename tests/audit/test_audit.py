@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -83,6 +85,42 @@ def test_a_wrapped_model_is_audited_and_nothing_is_claimed_for_it(images):
         row["certified"] == 0 and row["certified_status"] == "abstain" for row in record.rows
     )
     assert "Nothing is proved" in record.proved[0]
+
+
+def test_a_model_in_float64_whose_weights_are_out_of_sight(images, tmp_path):
+    inner = rv.load("digits-vae").double()
+    mine = rv.wrap(
+        encode=lambda x: inner.encode(x),
+        decode=lambda z: inner.decode(z),
+        latent=inner.latent,
+        image_shape=inner.image_shape,
+    )
+    assert mine.dtype == torch.float64
+    plan = PLAN | {"inputs": 2, "attacks": PLAN["attacks"][:1], "evidence": 0}
+    record = rv.audit(rv.Victim(mine), images, plan=plan, seed=0, keep=tmp_path)
+    assert any("out of sight" in sentence for sentence in record.protocol)
+    with pytest.raises(errors.ConfigError, match="cannot resume"):
+        rv.audit(rv.Victim(mine), images, plan=plan, seed=0, keep=tmp_path, resume=True)
+
+
+def test_other_images_are_not_taken_for_the_same(images, tmp_path):
+    plan = PLAN | {"inputs": 2, "r": 1.0, "attacks": PLAN["attacks"][:1], "evidence": 0}
+    victim = rv.Victim(rv.load("digits-vae"))
+    first = rv.audit(victim, images, plan=plan, seed=0, keep=tmp_path)
+    darker = dataclasses.replace(images, x=images.x / 2)
+    second = rv.audit(victim, darker, plan=plan, seed=0, keep=tmp_path, resume=True)
+    assert first.rows != second.rows
+
+
+def test_an_output_that_does_not_move_needs_its_own_r(images):
+    victim = rv.Victim(rv.load("digits-vae"), rv.PosteriorMode(steps=2))
+    with pytest.raises(errors.ConfigError, match="does not move at rest"):
+        rv.audit(victim, images, plan=PLAN | {"version": "paired"}, seed=0)
+
+
+def test_assumptions_keep_the_greatest_of_their_numbers():
+    merged = auditing._merged([["a", "at most 8e-05 here"], ["a", "at most 9.7e-05 here"]])
+    assert merged == ["a", "at most 9.7e-05 here"]
 
 
 def test_a_defended_victim_is_attacked_through_its_defence(images):

@@ -41,10 +41,18 @@ def test_audit_writes_its_report_and_says_where(plan, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["audit", "--plan", str(plan), "--out", str(out)]) == cli.DONE
     assert {"report.html", "record.json"} <= {path.name for path in out.iterdir()}
-    assert not (out / "shards").exists()
+    assert not (out / ".shards").exists()
     record = rv.Record.from_json((out / "record.json").read_text())
     assert len(record.rows) == 4
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_nobody_elses_files_are_removed(plan, tmp_path):
+    kept = tmp_path / "out" / ".shards" / "mine.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    assert cli.main(["audit", "--plan", str(plan), "--out", str(tmp_path / "out")]) == cli.DONE
+    assert [path.name for path in kept.parent.iterdir()] == ["mine.json"]
 
 
 def test_the_same_seed_gives_the_same_bytes(plan):
@@ -128,6 +136,7 @@ def test_wrong_use_is_one_line(capsys, arguments, says):
     ("change", "says"),
     [
         ({"atacks": []}, "did you mean 'attacks'"),
+        ({"attacks": [{"radius": 1, "goall": "x"}]}, "did you mean 'attacks.0.goal'"),
         ({"attacks": [{"radius": -1}]}, "attacks.0.radius"),
         ({"attacks": [{"radius": 1, "stpes": 3}]}, "attacks.0.stpes"),
         ({"inputs": 10**6}, "has 355"),
@@ -140,6 +149,13 @@ def test_bad_plans_are_one_line(tmp_path, capsys, change, says):
     path.write_text(yaml.safe_dump({**TINY, **change}))
     fails(capsys, "audit", "--plan", str(path), "--out", str(tmp_path / "out"), says=says)
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_no_arguments_is_help_and_nothing_else(capsys):
+    assert cli.main([]) == cli.WRONG_USE
+    printed = capsys.readouterr()
+    assert "audit" in printed.out
+    assert printed.err == ""
 
 
 def test_missing_data_says_where_it_looked(capsys, tmp_path, monkeypatch):

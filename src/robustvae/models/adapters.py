@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
@@ -96,6 +98,22 @@ class WrappedVAE(VAE):
         # functions without parameters have no type of their own to hold a tensor to
         if next(self.parameters(), None) is not None:
             super()._check_dtype(value, name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters; of functions that show none, the type of images that they read."""
+        if next(self.parameters(), None) is None:
+            return self._readable
+        return super().dtype
+
+    @functools.cached_property
+    def _readable(self) -> torch.dtype:
+        default = torch.get_default_dtype()
+        for dtype in (default, torch.float64, torch.float32):
+            with contextlib.suppress(RuntimeError), torch.no_grad():
+                self._encode(torch.full((1, *self.image_shape), 0.5, dtype=dtype))
+                return dtype
+        return default
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x), (B, d)."""
