@@ -293,11 +293,14 @@ class Result:
     facts: dict[str, Any]
 
     def to_json(self) -> str:
-        """The whole result as JSON, a model a line."""
+        """The result as JSON, a model a line; shares of single images follow from what moved."""
         parts = {
             key: json.dumps(plain(getattr(self, key))) for key in ("claims", "protocol", "facts")
         }
-        rows = ",\n".join(json.dumps(plain(model)) for model in self.models)
+        found = [plain(model) for model in self.models]
+        for damage in (damage for model in found for damage in model["damage"]):
+            del damage["latent_share"]["values"], damage["output_share"]["values"]
+        rows = ",\n".join(json.dumps(model) for model in found)
         steps = json.dumps({key: short(torch.tensor(value), 5) for key, value in STEPS.items()})
         lines = [f'"{key}": {text}' for key, text in parts.items()]
         return "{" + ",\n".join([*lines, f'"steps": {steps}', f'"models": [\n{rows}]']) + "}\n"

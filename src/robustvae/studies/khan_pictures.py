@@ -35,7 +35,7 @@ from robustvae.studies.khan_measures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS, EIGEN_IMAGES, SIDE, COLOURS = 8, 5, 81, 96
+COLUMNS, EIGEN_IMAGES, SIDE = 8, 5, 81
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -89,7 +89,8 @@ def draw(
             drawn = io.BytesIO()
             figure.savefig(drawn, format="png")
             small = io.BytesIO()
-            Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, "png", optimize=True)
+            mode = "L" if kind == "gallery" else "RGB"
+            Image.open(drawn).convert(mode).save(small, "png", optimize=True)
             write_bytes(folder / f"{name}-{kind}.png", small.getvalue())
 
 
