@@ -42,6 +42,7 @@ from robustvae.errors import (
     check_type,
     unknown,
 )
+from robustvae.geometry import pullback
 from robustvae.metrics import mean_stderr, ms_ssim
 from robustvae.models import checkpoint
 from robustvae.models.base import check_weights
@@ -59,6 +60,12 @@ from robustvae.seeding import randn, shard_generator
 STRICT = ConfigDict(extra="forbid", frozen=True)
 Progress = Callable[[int, int, str], None]
 MS_SSIM = "kuzina2022"
+_PREDICTORS = {
+    "spectral_radius": "the spectral radius of the pullback metric",
+    "effective_rank": "its effective rank",
+    "first_order": "the first-order estimate",
+    "certified": "the certified radius",
+}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 STAGES = 3  # attacks, margins, certificates: the steps of progress that one shard makes
 
@@ -472,7 +479,8 @@ class _Bench:
         if _is_defended(self.victim):
             silent = [None] * len(x)
             keys = ("certified", "certified_kind", "certified_route", "certified_status")
-            return dict.fromkeys((*keys, "first_order"), silent), []
+            scores = ("first_order", "spectral_radius", "effective_rank")
+            return dict.fromkeys((*keys, *scores), silent), []
         ask = functools.partial(
             certify, self.victim.vae, x, r=self.r, m=self.plan.m, version=self.plan.version
         )
@@ -485,7 +493,10 @@ class _Bench:
             first_order = plain(first.radius)
         except UnsupportedError:
             first_order = [None] * len(x)
+        geometry = pullback(self.victim.vae, x)
         columns = {
+            "spectral_radius": plain(geometry.spectral_radius),
+            "effective_rank": plain(geometry.effective_rank),
             "certified": plain(lower.radius),
             "certified_kind": [lower.kind] * len(x),
             "certified_route": list(lower.route),
@@ -673,7 +684,24 @@ def _summary(rows: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
         ratios = [low / high for low, high in zip(lower, upper, strict=True) if high > 0]
         add("tightness", "certified / attacked, free", ratios, "")
     add("first_order", "first-order estimate of the margin", _numbers(first, "first_order"), l2)
+    radius = _numbers(first, "spectral_radius")
+    add("spectral_radius", "spectral radius of the encoder's pullback metric", radius, "")
+    if len(first) > 2 and all(map(math.isfinite, upper)) and len(set(upper)) > 1:
+        for key, label in _PREDICTORS.items():
+            score = _numbers(first, key)
+            if len(score) == len(upper) and len(set(score)) > 1:
+                rank = _rank_correlation(score, upper)
+                words = f"rank correlation of the attacked bound, free, with {label}"
+                entry = {"key": f"predicts / {key}", "label": words, "mean": rank, "stderr": None}
+                entries.append({**entry, "unit": "", "n": len(upper)})
     return entries
+
+
+def _rank_correlation(a: list[float], b: list[float]) -> float:
+    """Spearman's, ties sharing their mean rank."""
+    from scipy import stats
+
+    return float(stats.spearmanr(a, b).statistic)
 
 
 ATTACK_KEYS = {
@@ -696,6 +724,8 @@ INPUT_KEYS = (
     "certified_share",
     "tightness",
     "first_order",
+    "spectral_radius",
+    *(f"predicts / {key}" for key in _PREDICTORS),
 )
 
 
@@ -921,6 +951,8 @@ REFERENCES = [
     "Autoencoders. AISTATS 2022.",
     "[Kuzina22] A. Kuzina, M. Welling, J. M. Tomczak. Alleviating Adversarial Attacks on "
     "Variational Autoencoders with MCMC. NeurIPS 2022.",
+    "[Khan23] A. Khan, A. Storkey. Adversarial robustness of VAEs through the lens of local "
+    "geometry. AISTATS 2023.",
     "C. J. Clopper, E. S. Pearson. The use of confidence or fiducial limits illustrated in the "
     "case of the binomial. Biometrika 26, 1934.",
     "Z. Wang, E. P. Simoncelli, A. C. Bovik. Multiscale structural similarity for image quality "
