@@ -1,4 +1,4 @@
-"""The command line: `robustvae audit`, `train`, `certify`, `rescore`, `zoo`, `doctor`.
+"""The command line: `robustvae audit`, `train`, `certify`, `design`, `rescore`, `zoo`, `doctor`.
 
 Every user error is one line on standard error and exit code 2; a requirement that failed is 1.
 """
@@ -269,6 +269,46 @@ def certify(
             console.print(f"rests on: {assumption}", highlight=False, markup=False)
     if out is not None:
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def design(
+    margin: Annotated[float, typer.Option(help="Certified margin wanted, l2 in pixel units.")],
+    r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")],
+    m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
+    version: Annotated[str, typer.Option(help="centred, paired or full.")] = "centred",
+    latent: Annotated[int, typer.Option(min=1, help="Dimension of the latent.")] = 10,
+    stddev: Annotated[float, typer.Option(help="The fixed sigma of the encoder.")] = 0.1,
+    ratio: Annotated[float, typer.Option(help="Encoder's constant over the decoder's.")] = 1.0,
+    likelihood: Annotated[str, typer.Option(help="As of lipschitz-vae.")] = "continuous_bernoulli",
+) -> None:
+    """Which Lipschitz constants guarantee a margin for every input, before any training.
+
+    Examples:
+
+        robustvae design --margin 0.3 --r 8
+    """
+    from robustvae.certificates import design as designed
+
+    found = designed(
+        margin,
+        r=r,
+        m=m,
+        version=version,
+        latent=latent,
+        stddev=stddev,
+        ratio=ratio,
+        likelihood=likelihood,
+    )
+    table = Table(title=f"margin {margin:g} at r = {r:g}, m = {m:g}, {version}, l2")
+    table.add_column("option of lipschitz-vae")
+    table.add_column("at most", justify="right")
+    table.add_row("encoder_lipschitz", _floored(found.encoder_lipschitz))
+    table.add_row("decoder_lipschitz", _floored(found.decoder_lipschitz))
+    table.add_row("stddev", f"{found.stddev:g}")
+    table.add_row("latent", str(found.latent))
+    table.add_row("certified for every input", _floored(found.margin))
+    Console().print(table)
 
 
 @app.command()

@@ -194,6 +194,13 @@ def test_rescore_agrees_and_notices_what_was_altered(tmp_path, capsys):
     fails(capsys, "rescore", str(tmp_path), says="damaged")
 
 
+def test_design_prints_constants_that_hold(capsys):
+    assert cli.main(["design", "--margin", "0.3", "--r", "8"]) == cli.DONE
+    assert "10.2" in capsys.readouterr().out
+    fails(capsys, "design", "--margin", "1e9", "--r", "1", says="no constants guarantee")
+    fails(capsys, "design", "--margin", "-1", "--r", "1", says="margin must be positive")
+
+
 def test_zoo_list_names_every_bundled_model(capsys):
     assert cli.main(["zoo", "list"]) == cli.DONE
     printed = capsys.readouterr().out
