@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from torch.testing import assert_close
 
@@ -60,6 +61,8 @@ def flip(folder):
         lambda f: edit(f, options={"latent": 5, "architecture": "conv8"}),
         lambda f: edit(f, options={"depth": 5}),
         lambda f: edit(f, options={"latent": "many"}),
+        lambda f: edit(f, card=None),
+        lambda f: edit(f, card=[1]),
     ],
 )
 def test_damaged_checkpoints_are_refused_in_one_line(vae, tmp_path, damage):
@@ -67,6 +70,26 @@ def test_damaged_checkpoints_are_refused_in_one_line(vae, tmp_path, damage):
     with pytest.raises(errors.CheckpointError) as caught:
         checkpoint.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64, torch.int8])
+def test_other_types_are_refused_by_name(vae, tmp_path, dtype):
+    checkpoint.save(vae, tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = safetensors.torch.load(path.read_bytes())
+    state["mean_head.bias"] = state["mean_head.bias"].to(dtype)
+    path.write_bytes(safetensors.torch.save(state))
+    with pytest.raises(errors.CheckpointError, match=f"'mean_head.bias' as {dtype}"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_model_of_another_type_says_how_to_store_it(vae, tmp_path):
+    low = vae.bfloat16()
+    with pytest.raises(errors.UnknownNameError, match="bfloat16"):
+        checkpoint.save(low, tmp_path / "a")
+    again = checkpoint.load(checkpoint.save(low, tmp_path / "b", dtype="float32"))
+    assert_close(again.state_dict(), {k: t.float() for k, t in low.state_dict().items()})
+    assert checkpoint.weights_sha256(low) != checkpoint.weights_sha256(again)
 
 
 def test_pickled_files_are_never_opened(tmp_path):

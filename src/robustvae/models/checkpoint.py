@@ -21,6 +21,7 @@ FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+STORED = {*DTYPES.values(), torch.int64, torch.bool}
 
 
 def save(
@@ -39,7 +40,7 @@ def save(
         The folder.
 
     Raises:
-        UnknownNameError: A model that `create` did not make, or an unknown `dtype`.
+        UnknownNameError: A model that `create` did not make, or a type other than these three.
         NonFiniteError: A NaN or an infinity in the weights.
         StorageError: The disk refused.
 
@@ -55,8 +56,8 @@ def save(
     folder = Path(folder)
     name = name_of(vae)
     check_weights(vae)
-    if dtype is not None:
-        check_choice("storage type", dtype, DTYPES)
+    own = str(vae.dtype).removeprefix("torch.")
+    check_choice("storage type", dtype or own, DTYPES)
     state = {}
     for key, tensor in vae.state_dict().items():
         stored = tensor.detach().cpu().contiguous().clone()
@@ -65,7 +66,7 @@ def save(
         "format": FORMAT,
         "model": name,
         "options": vae.config,
-        "dtype": dtype or str(vae.dtype).removeprefix("torch."),
+        "dtype": dtype or own,
         "sha256": _state_sha256(state),
         "card": card or {},
     }
@@ -88,6 +89,11 @@ def load(folder: str | Path) -> VAE:
         state = load_tensors(raw)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {_line(error)}") from None
+    for key, tensor in state.items():
+        if tensor.dtype not in STORED:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} holds {key!r} as {tensor.dtype}, no type of a checkpoint"
+            )
     if _state_sha256(state) != config["sha256"]:
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {CONFIG} speaks of")
     try:
@@ -122,8 +128,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {_line(error)}") from None
-    wanted = {"format": int, "model": str, "options": dict, "dtype": str, "sha256": str}
-    for key, kind in wanted.items():
+    texts = dict.fromkeys(("model", "dtype", "sha256"), str)
+    for key, kind in {"format": int, "options": dict, "card": dict, **texts}.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):
             raise CheckpointError(
                 f"{folder / CONFIG} is no checkpoint's: {key!r} is missing or bad"
@@ -150,7 +156,7 @@ def _state_sha256(state: dict[str, torch.Tensor]) -> str:
     for key in sorted(state):
         tensor = state[key]
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
