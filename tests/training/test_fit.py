@@ -221,6 +221,26 @@ def test_damaged_state(few: Images, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content", [b"not JSON\n", b"[1]\n", b'{"loss": 1}\n', b'{"epoch": "1"}\n', b"\xff\n"]
+)
+def test_a_foreign_log_is_left_alone(few: Images, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOG).write_bytes(content)
+    with pytest.raises(errors.CheckpointError, match="no log of a training run") as caught:
+        fitted(few, 1, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [LOG]
+    assert (tmp_path / LOG).read_bytes() == content
+
+
+def test_a_torn_last_line_of_the_log_is_dropped(few: Images, tmp_path: Path) -> None:
+    fitted(few, 2, tmp_path)
+    with (tmp_path / LOG).open("a") as log:
+        log.write('{"epoch": 3, "lo')
+    fitted(few, 3, tmp_path)
+    assert [line["epoch"] for line in log_of(tmp_path)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_spoilt_batch_stops_with_the_last_good_weights(
     few: Images, tmp_path: Path, value: float

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, final
 
+from robustvae.errors import CheckpointError
 from robustvae.records import write_text
 
 
@@ -26,7 +27,11 @@ class JsonLines:
 
     Args:
         path: The file; written whole at every epoch, so that no line is ever torn.
-        keep: Lines of epochs up to this one, from an earlier run, stay.
+        keep: Lines of epochs up to this one, from an earlier run, stay. A last line without its
+            end, which somebody else's kill left behind, does not.
+
+    Raises:
+        CheckpointError: What is there is no such file.
 
     Examples:
         >>> import tempfile, pathlib
@@ -40,8 +45,15 @@ class JsonLines:
 
     def __init__(self, path: str | Path, keep: int = 0) -> None:
         self._path = Path(path)
-        earlier = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
-        self._lines = [line for line in earlier if json.loads(line)["epoch"] <= keep]
+        self._lines: list[str] = []
+        if not self._path.exists():
+            return
+        try:
+            whole, _, _ = self._path.read_text("utf-8").rpartition("\n")
+            self._lines = [line for line in whole.splitlines() if json.loads(line)["epoch"] <= keep]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} is no log of a training run: {line}") from None
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add a line.

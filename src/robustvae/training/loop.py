@@ -98,7 +98,8 @@ def fit(
             from before that step, and `out` those of the last whole epoch.
         ConfigError: Settings that do not go together, or not with the run in `out`; a device
             that is not there.
-        CheckpointError: The state in `out` is damaged or of another model.
+        CheckpointError: The state in `out` is damaged or of another model, or its `log.jsonl` is
+            no log.
         MissingExtraError: A `precision` that needs lightning-fabric.
         RangeError: A setting out of range.
         ShapeError: Images that the model does not read.
@@ -161,12 +162,12 @@ def fit(
     done = run.progress
     if done.epoch > epochs:
         raise ConfigError(f"{out} holds {done.epoch} epochs already, more than epochs={epochs}")
-    if done.epoch == 0:
-        run.save(_card(images, done, {}))
-    loop = _Loop(run, objective, forward, backward, batch_size, clip)
     loggers = [] if logger is None else [logger]
     if run.out is not None:
         loggers.append(JsonLines(run.out / LOG, keep=done.epoch))
+    if done.epoch == 0:
+        run.save(_card(images, done, {}))
+    loop = _Loop(run, objective, forward, backward, batch_size, clip)
     try:
         with _bar(progress, epochs * math.ceil(len(x) / batch_size), done.step) as update:
             while done.epoch < epochs and not done.given_up(patience):
