@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -119,22 +121,82 @@ class Record:
 
         Raises:
             DtypeError: Not text.
-            DataError: Not JSON, not a record, or of another format.
+            DataError: Not JSON, not a record, of another format, or not what
+                `records.schema.json` says; the first thing wrong is named.
         """
         check_type(text, "text", str)
         try:
             content = json.loads(text)
         except ValueError as error:
             raise DataError(f"not a record: no valid JSON ({error})") from None
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(content, dict) or set(content) != fields:
-            raise DataError(f"not a record: wanted a JSON object with {', '.join(sorted(fields))}")
-        if content["format"] != FORMAT or content["kind"] != "audit":
-            raise DataError(
-                f"wanted an audit record of format {FORMAT}, "
-                f"got {content['kind']!r} of format {content['format']!r}"
-            )
+        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+            raise DataError(f"wanted a record of format {FORMAT}, got {content['format']!r}")
+        for problem in _problems(content, _schema(), "record"):
+            raise DataError(f"not a record: {problem}")
         return cls(**content)
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    text = Path(__file__).with_name("records.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def _problems(value: Any, schema: dict[str, Any], where: str) -> Iterator[str]:
+    """What is wrong with `value`, by the keywords of JSON Schema that ours uses."""
+
+    def wrong(reason: str) -> str:
+        return f"{where} is {json.dumps(value)[:60]}, {reason}"
+
+    if "$ref" in schema:
+        yield from _problems(value, _schema()["$defs"][schema["$ref"].rpartition("/")[2]], where)
+    if "anyOf" in schema and all(any(_problems(value, kind, where)) for kind in schema["anyOf"]):
+        yield wrong("none of its kinds")
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(_is_a(kind, value) for kind in kinds):
+        yield wrong(f"not {' or '.join(kinds)}")
+    allowed = [schema["const"]] if "const" in schema else schema.get("enum", [value])
+    if value not in allowed:
+        yield wrong(f"not among {allowed}")
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        yield wrong(f"not of the form {schema['pattern']}")
+    if _is_a("number", value):
+        inside = schema.get("minimum", value) <= value <= schema.get("maximum", value)
+        above = "exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"]
+        below = "exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"]
+        if not (inside and above and below):
+            yield wrong("out of range")
+    if isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            yield wrong(f"which has {len(value)} items")
+        for i, item in enumerate(value):
+            yield from _problems(item, schema.get("items", {}), f"{where}[{i}]")
+    if isinstance(value, dict):
+        for key in schema.get("required", []):
+            if key not in value:
+                yield f"{where}.{key} is missing"
+        for key, item in value.items():
+            inner = schema.get("properties", {}).get(key, schema.get("additionalProperties", {}))
+            if inner is False:
+                yield f"{where}.{key} is unknown"
+            else:
+                yield from _problems(item, inner, f"{where}.{key}")
+
+
+_TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
 def plain(value: Any) -> Any:
