@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_numbers_are_rounded_towards_safety(make_record):
         ]
     )
     text = " ".join(Parsed(page.render(record)).text.split())
-    assert "breaks it 0.288 ± 0.011 px, n = 40" in text
+    assert "Certified radius (deterministic) 0.288 ± 0.011 px, n = 40" in text
     assert "pixels free 0.730 px, n = 40" in text
     first = record.rows[0]
     shown = (
@@ -179,6 +180,24 @@ def test_a_folder_that_cannot_be(make_record, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
         rv.report.write(make_record(2), tmp_path / "file")
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_full_disk_leaves_the_whole_old_audit(make_record, tmp_path, monkeypatch, fails_at):
+    rv.report.write(make_record(3), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == fails_at:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        rv.report.write(make_record(4), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_report_needs_no_torch(make_record, tmp_path):

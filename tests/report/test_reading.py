@@ -27,15 +27,33 @@ def verdict(make_record, *rows):
     return reading.verdict(make_record(2, rows=list(rows)))
 
 
-def test_certified_and_attacked(make_record):
+@pytest.mark.parametrize("kind", ["deterministic", "probabilistic"])
+def test_certified_and_attacked(make_record, kind):
     rows = [
         row(0, certified=0.3009, margin_upper_free=0.7001, margin_upper_boxed=1.2),
         row(1, certified=0.1, margin_upper_free=0.9, margin_upper_boxed=1.4),
     ]
+    for each in rows:
+        each["certified_kind"] = kind
     assert verdict(make_record, *rows) == (
         "On average an attack breaks this model with a change of size 0.801 (1.30 where pixels "
-        "must stay in range); certified, again on average: none below 0.200 does."
+        f"must stay in range); the certified radius is 0.200 on average ({kind})."
     )
+
+
+def test_headlines_name_the_kinds_that_hold(make_record):
+    def labels(*kinds, certified=0.1):
+        rows = [row(i, certified=certified, certified_kind=k) for i, k in enumerate(kinds)]
+        means = [{"key": "certified", "mean": 0.1, "stderr": 0.0, "n": 2, "unit": ""}]
+        return [
+            entry["label"] for entry in reading.headlines(make_record(rows=rows, summary=means))
+        ]
+
+    assert labels("probabilistic") == ["Certified radius (probabilistic)"]
+    assert labels("probabilistic", "deterministic") == [
+        "Certified radius (deterministic, probabilistic)"
+    ]
+    assert labels("deterministic", certified=0.0) == labels(None) == ["Certified radius"]
 
 
 def test_each_input_counts_once_however_many_attacks(make_record):

@@ -19,6 +19,7 @@ def printed(record, width=100):
 def test_it_says_the_essentials(make_record, width):
     text = " ".join(printed(make_record(), width).split())
     assert "On average an attack breaks this model" in text
+    assert "Certified radius (deterministic)" in text
     assert "maximum damage" in text and "26 of 40" in text
     assert "✗ gradients: The attacker saw a gradient" in text and "✓ sandwich" in text
 

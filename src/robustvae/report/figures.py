@@ -24,6 +24,7 @@ from robustvae.report.reading import (
     finite,
     first,
     inconclusive,
+    kind_in_words,
     mean,
     mean_stderr,
 )
@@ -252,7 +253,7 @@ def _order(b: Bracket) -> tuple[float, float]:
 def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
     keys: list[tuple[str, Mark]] = []
     if any(b.certified for b in found):
-        keys.append(("certified: no change this small breaks it", _bar("proved")))
+        keys.append((f"certified{kind_in_words(found)}: nothing smaller breaks it", _bar("proved")))
     if any(b.free is not None for b in found):
         keys.append(("attacked: this change breaks it (pixels free)", _dot("free", 4)))
     if any(b.boxed is not None for b in found):
@@ -323,7 +324,7 @@ def _bracket_title(b: Bracket) -> str:
 def _bracket_alt(found: Sequence[Bracket]) -> str:
     words = [f"{len(found)} inputs"]
     for name, values, shown in (
-        ("certified", [b.certified for b in found], floor),
+        (f"certified{kind_in_words(found)}", [b.certified for b in found], floor),
         ("attacked with pixels free", [b.free for b in found], ceil),
         ("attacked with pixels in range", [b.boxed for b in found], ceil),
     ):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae.errors import StorageError, check_type
-from robustvae.records import Record, plain, write_bytes, write_text
+from robustvae.records import Record, plain, write_files
 from robustvae.report import reading
 from robustvae.report.page import render
 
@@ -16,8 +16,8 @@ from robustvae.report.page import render
 def write(record: Record, folder: str | Path) -> Path:
     """Write a record as `report.html`, `record.json` and `rows.parquet` into a folder.
 
-    Without pyarrow the rows become `rows.jsonl`. Each file is written whole or not at all, the
-    report last; equal records give equal bytes.
+    Without pyarrow the rows become `rows.jsonl`. All files are written or none, so that no report
+    stands beside another audit's record; equal records give equal bytes.
 
     Args:
         record: An audit.
@@ -41,22 +41,25 @@ def write(record: Record, folder: str | Path) -> Path:
     """
     check_type(record, "record", Record)
     folder = Path(folder)
-    page = render(record)
-    write_text(folder / "record.json", record.to_json())
-    parquet = _parquet(record.rows)
-    if parquet is None:
+    report = folder / "report.html"
+    kept, stale = folder / "rows.parquet", folder / "rows.jsonl"
+    rows = _parquet(record.rows)
+    if rows is None:
+        kept, stale = stale, kept
         lines = (json.dumps(plain(row), sort_keys=True) + "\n" for row in record.rows)
-        kept = write_text(folder / "rows.jsonl", "".join(lines))
-    else:
-        kept = write_bytes(folder / "rows.parquet", parquet)
-    for stale in {folder / "rows.jsonl", folder / "rows.parquet"} - {kept}:
-        try:
-            stale.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"{stale} is of another audit and cannot be removed: {error}"
-            ) from None
-    return write_text(folder / "report.html", page)
+        rows = "".join(lines).encode()
+    write_files(
+        {
+            folder / "record.json": record.to_json().encode(),
+            kept: rows,
+            report: render(record).encode(),
+        }
+    )
+    try:
+        stale.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{stale} is of another audit and cannot be removed: {error}") from None
+    return report
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes | None:

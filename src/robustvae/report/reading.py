@@ -13,11 +13,11 @@ from robustvae.report.numbers import ceil, floor, given, near, norm, number
 Row = dict[str, Any]
 
 _HEADLINES = {
-    "certified": "Certified: no smaller change breaks it",
+    "certified": "Certified radius{kind}",
     "margin_upper_free": "Attacked: a change that breaks it, pixels free",
     "margin_upper_boxed": "Attacked: a change that breaks it, pixels kept in range",
-    "tightness": "Certified as a share of attacked, pixels free",
-    "certified_share": "Share of inputs with a certificate",
+    "tightness": "Certified{kind} as a share of attacked, pixels free",
+    "certified_share": "Share of inputs with a certificate{kind}",
     "probability": "Probability of staying within r under attack",
     "damage": "Damage by the attack",
     "damage_noise": "Damage by random noise of the same size",
@@ -43,6 +43,7 @@ class Bracket:
     input: Any
     label: Any
     certified: float | None
+    kind: str | None
     abstained: bool
     free: float | None
     boxed: float | None
@@ -115,6 +116,7 @@ def brackets(record: Record) -> list[Bracket]:
             input=name,
             label=first(rows, "label"),
             certified=number(first(rows, "certified")),
+            kind=first(rows, "certified_kind"),
             abstained=first(rows, "certified_status") == "abstain",
             free=number(first(rows, "margin_upper_free")),
             boxed=number(first(rows, "margin_upper_boxed")),
@@ -123,6 +125,12 @@ def brackets(record: Record) -> list[Bracket]:
         for name, rows in inputs.items()
     )
     return [bracket for bracket in found if bracket.measured]
+
+
+def kind_in_words(found: Iterable[Bracket]) -> str:
+    """Of which kind the certificates are that hold, such as " (probabilistic)"; else nothing."""
+    kinds = sorted({bracket.kind for bracket in found if bracket.certified and bracket.kind})
+    return f" ({', '.join(kinds)})" if kinds else ""
 
 
 def attacks(record: Record) -> list[AttackRows]:
@@ -180,8 +188,13 @@ def headlines(record: Record) -> list[dict[str, Any]]:
     """
     named = {entry.get("key"): entry for entry in record.summary}
     attack = first(record.rows, "attack")
+    kind = kind_in_words(brackets(record))
     return [
-        {**named[key], "label": label, "under": attack if key in _OF_ATTACK else None}
+        {
+            **named[key],
+            "label": label.format(kind=kind),
+            "under": attack if key in _OF_ATTACK else None,
+        }
         for key, label in _HEADLINES.items()
         if key in named
     ] or record.summary
@@ -205,7 +218,8 @@ def verdict(record: Record) -> str:
     else:
         broken = _where_broken(found)
     if certified:
-        sentence = f"{broken}; certified, again on average: none below {floor(certified)} does."
+        kind = kind_in_words(found)
+        sentence = f"{broken}; the certified radius is {floor(certified)} on average{kind}."
     elif any(b.certified is not None for b in found):
         sentence = f"{broken}; nothing could be certified, so smaller changes may do so too."
     elif found:
