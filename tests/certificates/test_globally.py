@@ -31,7 +31,7 @@ def test_a_designed_model_is_certified_for_what_was_wanted(version, likelihood, 
     assert global_margin(vae, r=2.0, m=0.7, version=version) >= found.margin
 
 
-def test_prototype_numbers():
+def test_isotropic_margins_of_one_example():
     """K = 10, sigma = 0.1, r = 8, m = 1/2, d = 10; a = 10, and a = 10/4 by the slope."""
     wanted = {("paired", 10.0): 0.068, ("centred", 10.0): 0.074}
     wanted |= {("paired", 2.5): 0.317, ("centred", 2.5): 0.319}
