@@ -94,6 +94,33 @@ def test_many_caps_of_very_different_size():
         torch.testing.assert_close(near, oracle, atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("boxed", [True, False])
+@pytest.mark.parametrize("far", [1e18, 1e25, 3e38])
+def test_far_points_are_projected_to_the_edge(far, boxed):
+    ball = Ball("l2", 0.5) if boxed else Ball("l2", 0.5, None, None)
+    x, _ = points(0, torch.float32)
+    y = x + far * randn(*x.shape, like=x, generator=generator(1)).sign()
+    oracle = ball.project(x.double(), y.double())
+    torch.testing.assert_close(ball.project(x, y).double(), oracle, atol=1e-6, rtol=0)
+    assert (ball.size(x, ball.project(x, y)) > 0.49).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(norm, dtype):
+    x = torch.zeros(1, 1, 2, 2, dtype=dtype)
+    with pytest.raises(errors.DtypeError, match="float32 or float64"):
+        Ball(norm, 0.1).project(x, x + 1)
+
+
+def test_balls_are_equal_where_their_values_are():
+    radii = torch.tensor([0.1, 0.5])
+    one, same = Ball("l2", radii), Ball("l2", radii.clone())
+    assert one == same and hash(one) == hash(same)
+    assert one != Ball("l2", 2 * radii) and one != Ball("l2", radii[:1]) and one != Ball("l2", 0.1)
+    assert one != one.free() and one != "ball" and Ball("l2", 1) == Ball("l2", 1.0)
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_samples_fill_the_ball(norm):
     x = torch.zeros(4000, 1, 1, 2)

@@ -8,7 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.errors import RangeError, ShapeError, check_choice, check_number, check_positive
+from robustvae.errors import (
+    DtypeError,
+    RangeError,
+    ShapeError,
+    check_choice,
+    check_number,
+    check_positive,
+)
 from robustvae.seeding import rand, randn
 
 NORMS = ("l2", "linf")
@@ -16,7 +23,7 @@ _NEWTON_STEPS = 14
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ball:
     """All y with ||y - x|| <= radius, and low <= y <= high where the ball is boxed.
 
@@ -60,6 +67,20 @@ class Ball:
             if not self.low < self.high:
                 raise RangeError(f"low must lie below high, got {self.low:g} and {self.high:g}")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` is a ball of the same norm, radii and box."""
+        return isinstance(other, Ball) and self._value == other._value
+
+    def __hash__(self) -> int:
+        """Equal balls have equal hashes."""
+        return hash(self._value)
+
+    @property
+    def _value(self) -> tuple[object, ...]:
+        radius = self.radius
+        radii = tuple(radius.tolist()) if isinstance(radius, Tensor) else radius
+        return self.norm, radii, self.low, self.high
+
     @property
     def boxed(self) -> bool:
         """Whether the pixels must stay within [low, high]."""
@@ -73,8 +94,11 @@ class Ball:
         """The radius of each image, (B,), with the dtype and device of `x`.
 
         Raises:
+            DtypeError: `x` is of half precision, in which a ball's edge cannot be told.
             ShapeError: There are radii for another number of images.
         """
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise DtypeError(f"a ball needs images of float32 or float64, got {x.dtype}")
         if not isinstance(self.radius, Tensor):
             return torch.full((len(x),), self.radius, dtype=x.dtype, device=x.device)
         if len(self.radius) != len(x):
@@ -125,22 +149,25 @@ class Ball:
         # a few roundings of x + tau d may not carry the point outside
         radius = radius * (1 - 4 * torch.finfo(x.dtype).eps)
         step = y - x
-        length = _length(step, "l2").view(shape)
+        # only the ray through y matters: scaled, so that no square overflows
+        whole = _length(step, "linf").view(shape).clamp_min(1)
+        step = step / whole
+        length = _length(step, "l2").view(shape).clamp_min(torch.finfo(x.dtype).tiny)
         if not self.boxed:
-            return x + step * (radius / length.clamp_min(radius))
+            return x + step * torch.minimum(radius / length, whole)
         room = self.clip(y) - x
         inside = _length(room, "l2").view(shape) <= radius
         # d -> the room left in the direction of d; only pixels that clip(y) moved can hit the box
         cap = torch.where(step > 0, (self.high or 0.0) - x, x - (self.low or 0.0)).clamp_min(0)
         square, cap_square = step.square(), cap.square()
-        tau_square = (radius / length.clamp_min(torch.finfo(x.dtype).tiny)).square()
+        tau_square = torch.minimum(radius / length, whole).square()
         for _ in range(_NEWTON_STEPS):
             full = square * tau_square >= cap_square
             spent = cap_square.where(full, 0).flatten(1).sum(1).view(shape)
             moving = square.where(~full, 0).flatten(1).sum(1).view(shape)
             better = (radius.square() - spent).clamp_min(0) / moving.clamp_min(1e-30)
             tau_square = torch.where(moving > 0, torch.maximum(better, tau_square), tau_square)
-        tau = torch.where(inside, torch.ones_like(radius), tau_square.sqrt())
+        tau = torch.where(inside, whole, tau_square.sqrt())
         return self.clip(x + tau * step)
 
     def sample(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
