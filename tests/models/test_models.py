@@ -234,6 +234,12 @@ def test_wrap_expands_a_constant_spread_and_keeps_the_type():
             r"\(2, 2\), got \(2, 3\)",
         ),
         (lambda x: x, {"returns": "pair"}, errors.UnknownNameError, "mean_log_var"),
+        (
+            lambda x: rv.models.Gaussian(x.flatten(1)[:, :2], -x.flatten(1)[:, :2] - 1),
+            {},
+            errors.RangeError,
+            "standard deviations",
+        ),
     ],
 )
 def test_wrap_refuses(encode, options, error, says):

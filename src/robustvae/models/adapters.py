@@ -10,7 +10,14 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import DtypeError, ShapeError, check_choice, check_count, check_sizes
+from robustvae.errors import (
+    DtypeError,
+    RangeError,
+    ShapeError,
+    check_choice,
+    check_count,
+    check_sizes,
+)
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian
 from robustvae.models.networks import log_var_to_stddev
@@ -162,6 +169,7 @@ def as_distribution(made: Any, shape: tuple[int, ...], name: str) -> Distributio
 
     Raises:
         DtypeError: Not a distribution.
+        RangeError: A Gaussian with a negative standard deviation.
         ShapeError: Another shape than `shape`.
     """
     while isinstance(made, torch.distributions.Independent):
@@ -178,8 +186,11 @@ def as_distribution(made: Any, shape: tuple[int, ...], name: str) -> Distributio
     got = tuple((made.logits if isinstance(made, Bernoulli) else made.mean).shape)
     if got != shape:
         raise ShapeError(f"{name} must return a distribution of shape {shape}, got {got}")
-    if isinstance(made, Gaussian) and made.stddev.shape != made.mean.shape:
-        made = Gaussian(made.mean, made.stddev.expand_as(made.mean))
+    if isinstance(made, Gaussian):
+        if bool((made.stddev < 0).any()):
+            raise RangeError(f"{name} must return standard deviations of at least 0")
+        if made.stddev.shape != made.mean.shape:
+            made = Gaussian(made.mean, made.stddev.expand_as(made.mean))
     distribution: Distribution = made
     return distribution
 
