@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Laplace, Normal
 
 from robustvae import errors
 from robustvae.attacks import (
@@ -268,6 +268,42 @@ def test_nonsense_is_refused_in_one_sentence(goal, x, ball, error):
     with pytest.raises(error) as caught:
         Attack(goal, ProjectedAscent(), ball)(Victim(small_vae()), x, generator=generator(0))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    vae, x = small_vae(), images()
+    with torch.no_grad():
+        next(vae.parameters())[0, 0] = torch.nan
+    for defence in (PosteriorSample(), HMC(steps=1)):
+        with pytest.raises(errors.NonFiniteError, match="weights"):
+            Victim(vae, defence).reconstruct(x, generator=generator(0))
+    with pytest.raises(errors.NonFiniteError, match="weights"):
+        HMC(steps=1)(vae, x, generator=generator(0))
+    attack = Attack(LatentShift(), ProjectedAscent(steps=1), Ball("l2", 1.0))
+    with pytest.raises(errors.NonFiniteError, match="weights"):
+        attack(Victim(vae), x, generator=generator(0))
+    good = small_vae()
+    classifier = nn.Linear(3, 2).double()
+    nn.init.constant_(classifier.bias, torch.nan)
+    with pytest.raises(errors.NonFiniteError, match="bias"):
+        attack(Victim(good, classifier=classifier), x, generator=generator(0))
+
+
+def test_gaussian_formulas_refuse_other_posteriors():
+    _, w, v = linear_vae()
+    vae = wrap(
+        encode=lambda x: Laplace(x.flatten(1) @ w.mT, 0.1),
+        decode=lambda z: Normal((z @ v.mT).view(-1, 1, 8, 8), 1.0),
+        latent=3,
+        image_shape=(1, 8, 8),
+    )
+    x, victim = images(), Victim(vae)
+    refused = [LatentShift(name) for name in ("kl", "reverse_kl", "symmetric_kl", "wasserstein2")]
+    for goal in (*refused, LatentShift("samples"), OutputTarget(x, "elbo")):
+        with pytest.raises(errors.UnsupportedError, match="Gaussian posterior, got Laplace"):
+            goal.bind(victim, x, generator=generator(0))
+    for goal in (LatentShift("means"), LatentShift("latent"), OutputTarget(x)):
+        assert goal.bind(victim, x, generator=generator(0))(x, torch.arange(4)).isfinite().all()
 
 
 @pytest.mark.parametrize(

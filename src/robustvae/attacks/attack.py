@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustvae.attacks.goals import Goal
 from robustvae.defences import Victim
 from robustvae.errors import check_images, check_type
-from robustvae.models.base import frozen
+from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
 from robustvae.seeding import split
@@ -112,7 +112,7 @@ class Attack:
             ShapeError: Images the model cannot read, or radii for another number of them.
             DtypeError: Images of another type than the model.
             RangeError: Pixels outside the ball's box.
-            NonFiniteError: A pixel that is not finite.
+            NonFiniteError: A pixel or a weight that is not finite.
         """
         for_search, for_starts, for_score = split(generator, 3)
         with ready(victim, x, self.ball) as clean:
@@ -173,6 +173,7 @@ def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for model in models:
+            check_weights(model)
             stack.enter_context(frozen(model))
             stack.enter_context(channels_last(model))
         yield x.detach().clone()

@@ -26,6 +26,7 @@ from robustvae.errors import (
 )
 from robustvae.models import conditionals
 from robustvae.models.base import VAE
+from robustvae.models.hierarchy import check_gaussian
 from robustvae.models.likelihoods import Distribution
 from robustvae.perturb import Score
 from robustvae.seeding import randn, split
@@ -96,7 +97,8 @@ class LatentShift:
     Raises:
         UnknownNameError: Any other divergence.
         RangeError: `draws` below 1.
-        UnsupportedError: `layers` of a model that has none (when bound).
+        UnsupportedError: `layers` of a model that has none, or a divergence other than "means"
+            and "latent" for posteriors that are not Gaussian (when bound).
 
     References:
         [Kuzina22] Eq. 3 and 63-66; [Willetts21] Eq. 10-12.
@@ -252,6 +254,7 @@ class OutputTarget:
         UnknownNameError: Any other form.
         ShapeError: A target for another number of inputs (when bound).
         ConfigError: "elbo" where the victim does not read the encoder (when bound).
+        UnsupportedError: "elbo" for posteriors that are not Gaussian (when bound).
 
     References:
         [Willetts21] Eq. 9.
@@ -283,6 +286,8 @@ class OutputTarget:
             return lambda y, rows: -_distance(read(y), target[rows]).square().mean(0)
         if not _reads_encoder(victim):
             raise ConfigError("form='elbo' reads the encoder: use form='squared' with a defence")
+        with torch.no_grad():
+            check_gaussian(vae.encode(x), "form='elbo'")
         noise = randn(self.draws, 1, vae.latent, like=x, generator=generator)
 
         def score(y: Tensor, rows: Tensor) -> Tensor:
@@ -431,6 +436,8 @@ def _apart(
         return lambda y, rows: (read(y)[..., picked] - code[rows]).square().sum(2).mean(0)
     with torch.no_grad():
         q = vae.encode(other)
+        if divergence != "means":
+            check_gaussian(q, f"divergence={divergence!r}")
         mean, stddev = q.mean[:, picked], q.stddev[:, picked]
     if divergence == "samples":
         one, two = randn(2, draws, 1, mean.shape[1], like=mean, generator=generator)

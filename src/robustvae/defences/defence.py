@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import check_type
-from robustvae.models.base import VAE, frozen
+from robustvae.models.base import VAE, check_weights, frozen
 from robustvae.models.layout import channels_last
 
 
@@ -41,6 +41,7 @@ def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk
     """
     check_type(vae, "vae", VAE)
     vae.check(x)
+    check_weights(vae)
     graph = torch.is_grad_enabled() and x.requires_grad
     with frozen(vae), channels_last(vae), torch.set_grad_enabled(graph):
         return torch.cat([read(part, graph) for part in x.split(chunk)])

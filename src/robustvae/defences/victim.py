@@ -13,7 +13,7 @@ from torch import Tensor
 from robustvae.defences.defence import Defence
 from robustvae.defences.posterior import PosteriorMean
 from robustvae.errors import ConfigError, DtypeError, check_images, check_type
-from robustvae.models.base import VAE, frozen
+from robustvae.models.base import VAE, check_weights, frozen
 
 
 @final
@@ -23,7 +23,7 @@ class Victim:
 
     A defence-aware attack is this same object with another defence, not another attack. The
     model runs in evaluation mode with frozen weights, and both are restored afterwards. Where
-    `x` requires no gradient, no graph is kept.
+    `x` requires no gradient, no graph is kept, and weights that are not finite are refused.
 
     Args:
         vae: The model.
@@ -99,5 +99,7 @@ class Victim:
     def _ready(self, x: Tensor) -> Iterator[None]:
         check_images(x, self.vae.image_shape, low=None, high=None)
         graph = torch.is_grad_enabled() and x.requires_grad
+        if not graph:  # a search's many gradient steps were preceded by this check
+            check_weights(self.vae)
         with frozen(self.vae), torch.set_grad_enabled(graph):
             yield

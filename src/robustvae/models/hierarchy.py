@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import ShapeError, check_sizes
+from robustvae.errors import ShapeError, UnsupportedError, check_sizes
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
@@ -135,6 +135,20 @@ def conditionals(distribution: Distribution, z: Tensor) -> Distribution:
         torch.Size([5, 6])
     """
     return distribution.at(z) if isinstance(distribution, LayeredGaussian) else distribution
+
+
+def check_gaussian(distribution: Distribution, what: str) -> None:
+    """Raise unless `distribution` is Gaussian: for formulas that know its mean and spread only.
+
+    Raises:
+        UnsupportedError: Any other distribution, by the name of its class; layers that are
+            Gaussian given one another, and torch's own normal, will do.
+    """
+    own = distribution
+    while isinstance(own, torch.distributions.Independent):
+        own = own.base_dist
+    if not isinstance(own, Gaussian | LayeredGaussian | torch.distributions.Normal):
+        raise UnsupportedError(f"{what} needs a Gaussian posterior, got {type(own).__name__}")
 
 
 class HierarchicalVAE(VAE, abc.ABC):
