@@ -278,6 +278,56 @@ def test_first_order_is_no_guarantee_and_serves_any_model(generator):
     assert found.kind == "first_order" and (found.radius > 0).all()
 
 
+def wrapped(encode):
+    return rv.wrap(
+        encode=encode,
+        decode=lambda z: torch.distributions.Bernoulli(logits=z.repeat(1, 8).view(-1, *SHAPE)),
+        latent=2,
+        image_shape=SHAPE,
+    )
+
+
+def test_first_order_needs_a_positive_spread(generator, capfd):
+    """One input with none abstains; the other keeps its radius."""
+    x = torch.rand(2, *SHAPE, generator=generator)
+
+    def encode(images):
+        mean = images.flatten(1)[:, :2]
+        return rv.models.Gaussian(mean, torch.where(images[:, 0, 0, :1] == x[0, 0, 0, 0], 0, 0.1))
+
+    ask = {"r": R, "m": M, "version": "centred", "routes": ["first_order"]}
+    found = certify(wrapped(encode), x, **ask, generator=generator)
+    assert found.status == ("abstain", "ok")
+    assert found.radius[0] == 0 and 0 < found.radius[1] < math.inf
+    assert "1 inputs without a positive spread" in found.assumptions[1]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("version", ["centred", "full", "paired"])
+def test_first_order_needs_a_gaussian_posterior(version, generator):
+    vae = wrapped(lambda x: torch.distributions.Laplace(x.flatten(1)[:, :2], 0.1))
+    x = torch.rand(2, *SHAPE, generator=generator)
+    found = certify(vae, x, R, M, version, generator=generator, routes=["first_order"])
+    assert found.status == ("abstain", "abstain") and "got Laplace" in found.assumptions[0]
+
+
+def test_what_is_no_number_is_refused(generator):
+    x, vae = torch.rand(2, *SHAPE, generator=generator), plain()
+    with torch.no_grad():
+        vae.log_var_head.bias[0] = torch.nan
+    for routes in (None, ["first_order"], ["neyman_pearson"]):
+        with pytest.raises(errors.NonFiniteError, match=r"log_var_head\.bias"):
+            certify(vae, x, R, M, "centred", generator=generator, routes=routes)
+    out_of_sight = rv.wrap(
+        encode=lambda x: rv.models.Gaussian(x.flatten(1)[:, :2] * torch.nan, x.new_ones(1)),
+        decode=lambda z: rv.models.Bernoulli(z.repeat(1, 8).view(-1, *SHAPE)),
+        latent=2,
+        image_shape=SHAPE,
+    )
+    with pytest.raises(errors.NonFiniteError, match="clean reconstructions"):
+        certify(out_of_sight, x, R, M, "full", generator=generator, routes=["first_order"])
+
+
 def test_what_is_not_covered_abstains_by_name(generator):
     x = torch.rand(2, 1, 8, 8, generator=generator)
 

@@ -20,6 +20,7 @@ from robustvae.certificates.constants import (
 from robustvae.certificates.displacement import Chain, mahalanobis_shift
 from robustvae.errors import (
     ConfigError,
+    NonFiniteError,
     UnsupportedError,
     check_choice,
     check_count,
@@ -30,9 +31,10 @@ from robustvae.errors import (
 )
 from robustvae.jacobians import jacobian
 from robustvae.metrics import clopper_pearson
-from robustvae.models import VAE, GaussianVAE, LipschitzVAE
-from robustvae.models.base import frozen
-from robustvae.seeding import randn
+from robustvae.models import VAE, Gaussian, GaussianVAE, LipschitzVAE
+from robustvae.models.base import check_weights, frozen
+from robustvae.models.hierarchy import check_gaussian
+from robustvae.seeding import draw, randn
 
 VERSIONS = ("centred", "full", "paired")
 KINDS = {
@@ -119,7 +121,7 @@ def certify(
 
     On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "neyman_pearson" (ours,
     probabilistic: any decoder, encoders with convolutions too, by local bounds on the mean's
-    movement; centred, or fixed sigma), and "first_order" (no guarantee, any VAE).
+    movement; centred, or fixed sigma), and "first_order" (no guarantee, any Gaussian posterior).
 
     Warning:
         Centred keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
@@ -146,6 +148,7 @@ def certify(
         UnknownNameError: An unknown version, norm or route.
         ConfigError: Routes of several kinds at once, or none.
         RangeError: r, m, confidence or draws out of range, or a pixel outside [0, 1].
+        NonFiniteError: A weight or a clean reconstruction that is not finite.
 
     References:
         docs/theory.md, "Certificates"; [Barrett22] Theorem 1 and Lemma 2; [Camuto21] Theorem 1.
@@ -161,6 +164,7 @@ def certify(
     check_type(vae, "vae", VAE)
     check_images(x, vae.image_shape)
     vae.check(x)
+    check_weights(vae)
     check_positive(r, "r")
     check_probability(m, "m")
     check_choice("version", version, VERSIONS)
@@ -184,7 +188,8 @@ def certify(
             found, assumptions = {}, (f"not covered: {refusal}",)
     radius = torch.zeros(len(x), dtype=torch.float64)
     route = ["none"] * len(x)
-    for name, radii in found.items():
+    for name, bound in found.items():
+        radii = bound.nan_to_num(nan=0.0, posinf=torch.inf)  # not a number is not a proof
         for i in (radii > radius).nonzero()[:, 0].tolist():
             route[i] = name
         radius = torch.maximum(radius, radii)
@@ -217,9 +222,7 @@ def _radii(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The l2 radius of each input by each route that applies, and the assumptions."""
     if routes == ("first_order",):
-        return {"first_order": _first_order(vae, x, ask, generator)}, (
-            "a linear extrapolation of the encoder's mean, not a guarantee",
-        )
+        return _first_order(vae, x, ask, generator)
     if routes == ("neyman_pearson",):
         return _neyman_pearson(vae, x, ask, generator)
     constants = lipschitz_constants(vae)
@@ -355,24 +358,43 @@ def _margin(
     return bounds.largest(holds, reach / b)
 
 
-def _first_order(vae: VAE, x: Tensor, ask: _Question, generator: torch.Generator) -> Tensor:
+def _first_order(
+    vae: VAE, x: Tensor, ask: _Question, generator: torch.Generator
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    posterior = vae.encode(x)
+    check_gaussian(posterior, "first_order")
     low = _rest_probability(vae, x, ask, generator)
     with torch.enable_grad():
-        slopes = jacobian(lambda images: vae.encode(images).mean, x)
-    return bounds.first_order_margin(low, ask.m, slopes.cpu(), vae.encode(x).stddev.cpu())
+        slopes = jacobian(lambda images: vae.encode(images).mean, x).cpu()
+    stddev = posterior.stddev.cpu()
+    usable = (stddev > 0).all(1) & slopes.isfinite().flatten(1).all(1)
+    rows = usable.nonzero()[:, 0]
+    radius = torch.zeros_like(low)
+    if len(rows):
+        radius[rows] = bounds.first_order_margin(low[rows], ask.m, slopes[rows], stddev[rows])
+    assumptions: tuple[str, ...] = ("a linear extrapolation of the encoder's mean, no guarantee",)
+    if len(rows) < len(x):
+        count = len(x) - len(rows)
+        assumptions += (f"not covered: {count} inputs without a positive spread or finite slopes",)
+    return {"first_order": radius}, assumptions
 
 
 def _rest_probability(vae: VAE, x: Tensor, ask: _Question, generator: torch.Generator) -> Tensor:
     """Clopper-Pearson lower bound on P(||Delta|| <= r) at the clean input, (B,)."""
     posterior = vae.encode(x)
-    mean, stddev = posterior.mean, posterior.stddev
+    mean = posterior.mean
     clean = vae.decode(mean).mean.flatten(1)
+    if not bool(clean.isfinite().all()):
+        raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
+    if ask.version == "centred":
+        check_gaussian(posterior, "version 'centred'")
+        posterior = Gaussian(mean, posterior.stddev)
     inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for _ in range(ask.draws):
-        one = mean + stddev * randn(*mean.shape, like=mean, generator=generator)
+        one = draw(posterior, generator=generator)
         other = clean
         if ask.version == "paired":
-            two = mean + stddev * randn(*mean.shape, like=mean, generator=generator)
+            two = draw(posterior, generator=generator)
             other = vae.decode(two).mean.flatten(1)
         inside += (vae.decode(one).mean.flatten(1) - other).norm(dim=1) <= ask.r
     low, _ = clopper_pearson(inside.cpu(), ask.draws, ask.confidence, sides=1)
