@@ -4,7 +4,7 @@ The displacement of the output, Delta, comes in three versions, never mixed up. 
 the `PosteriorMean` defence, the undefended VAE that samples its own posterior N(mu, sigma^2):
 
 - "centred" [Camuto21 Eqs. 1-3]: g(mu(x_adv) + eta sigma(x)) - g(mu(x)), eta standard normal. It
-  keeps the spread of the clean input.
+  keeps the spread of the clean input, and is defined for Gaussian posteriors only.
 - "paired" [Barrett22]: g(z_adv) - g(z), independent draws z_adv ~ q(.|x_adv), z ~ q(.|x).
 - "full": g(z_adv) - g(mu(x)), z_adv ~ q(.|x_adv): what the deployed model does.
 
@@ -27,19 +27,22 @@ from torch import Tensor
 from robustvae.attacks import Goal, MaximumDamage, Search
 from robustvae.defences import PosteriorMean, Victim
 from robustvae.errors import (
+    NonFiniteError,
     RangeError,
     ShapeError,
     UnsupportedError,
     check_choice,
     check_count,
     check_images,
+    check_number,
     check_positive,
     check_probability,
     check_type,
 )
 from robustvae.metrics import clopper_pearson, mean_stderr
 from robustvae.models import Gaussian
-from robustvae.models.base import frozen
+from robustvae.models.base import check_weights, frozen
+from robustvae.models.hierarchy import check_gaussian
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.records import Estimate
@@ -57,6 +60,7 @@ INCONCLUSIVE = "inconclusive: the search met no gradient"
 _RUNGS = 4
 _HALVINGS = 8
 _FLOOR = 1e-6
+_CHOOSING = 200
 _PIXELS_AT_ONCE = 2**18
 _LADDER = ((1.0, 0.0), (1.04, 0.02), (1.12, 0.1), (1.3, 1.0))
 
@@ -95,7 +99,8 @@ def robustness_probability(
     Raises:
         ShapeError: `x_adv` has another shape than `x`.
         RangeError: `r`, `draws` or `confidence` out of range, or a pixel of `x` outside [0, 1].
-        UnsupportedError: "full" with a defence.
+        NonFiniteError: A weight or a clean reconstruction that is not finite.
+        UnsupportedError: "full" with a defence, or "centred" of a posterior that is not Gaussian.
 
     References:
         [Camuto21] Eqs. 1-3; [Barrett22] section 3; Clopper & Pearson, 1934.
@@ -138,11 +143,13 @@ def displacements(
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
-        Distances in pixel units, (draws, B), without a graph.
+        Distances in pixel units, (draws, B), without a graph; infinite where an output is no
+        number.
 
     Raises:
         ShapeError: `x_adv` has another shape than `x`.
-        UnsupportedError: "full" with a defence.
+        NonFiniteError: A weight or a clean reconstruction that is not finite.
+        UnsupportedError: "full" with a defence, or "centred" of a posterior that is not Gaussian.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -163,6 +170,8 @@ def displacements(
     found = []
     with frozen(vae), torch.no_grad():
         centre = vae.decode(vae.encode(x).mean).mean.flatten(1)
+        if not bool(centre.isfinite().all()):
+            raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
         clean = _latents(victim, x, x, "full") if version == "paired" else None
         moved = _latents(victim, x, x_adv, version)
 
@@ -176,7 +185,7 @@ def displacements(
             found.append(
                 torch.linalg.vector_norm(end - (decode(clean, n) if clean else centre), dim=2)
             )
-    return torch.cat(found)
+    return torch.cat(found).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def robustness_curve(
@@ -215,7 +224,8 @@ def robustness_curve(
 
     Raises:
         ShapeError: `direction` has another shape than `x`.
-        RangeError: A direction of length 0, a negative size, or a setting out of range.
+        RangeError: A direction of length 0, no size, a negative one, or a setting out of range.
+        DtypeError: `sizes` is no sequence of numbers.
 
     References:
         [Camuto21] Fig. 5.
@@ -238,8 +248,12 @@ def robustness_curve(
     length = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
     if not bool((length > 0).all()):
         raise RangeError("every direction must have a length above 0")
-    if not len(sizes) or not all(math.isfinite(size) and size >= 0 for size in sizes):
-        raise RangeError(f"sizes must be finite numbers of at least 0, got {list(sizes)}")
+    sizes = sizes.tolist() if isinstance(sizes, Tensor | np.ndarray) else sizes
+    check_type(sizes, "sizes", Sequence)
+    if not sizes:
+        raise RangeError("sizes must hold at least one number")
+    for size in sizes:
+        check_number(size, "each of sizes", least=0)
     (common,) = split(generator, 1)
     within = []
     for size in sizes:
@@ -330,11 +344,13 @@ class Bisection:
         rounds: Bisections of the radius, after one search on each of four radii.
         largest: Largest radius, in pixel units; None for the diameter of the pixel cube,
             sqrt(D) for l2 and 1 for linf.
-        draws: Draws, common to all perturbations of an input, that choose.
+        draws: Draws, common to all perturbations of an input, that choose; None for a fifth of
+            the draws of a deciding test, at least 200, so that more of those are not wasted.
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Raises:
         RangeError: A count or radius out of range.
+        DtypeError: A search or goal that is none.
 
     Examples:
         >>> from robustvae.robustness import Bisection
@@ -346,13 +362,19 @@ class Bisection:
     goal: Goal | None = None
     rounds: int = 5
     largest: float | None = None
-    draws: int = 200
+    draws: int | None = None
     chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
+        check_type(self.search, "search", Search)
+        if self.goal is not None:
+            check_type(self.goal, "goal", Goal)
         check_count(self.rounds, "rounds", least=0)
-        check_count(self.draws, "draws")
+        if self.draws is not None:
+            check_count(self.draws, "draws")
+        if self.chunk is not None:
+            check_count(self.chunk, "chunk", least=0)
         if self.largest is not None:
             check_positive(self.largest, "largest")
 
@@ -425,7 +447,9 @@ def estimate_margin(
     Raises:
         RangeError: A setting out of range, or too few draws ever to confirm a failure.
         ShapeError: Images of another shape.
-        UnsupportedError: "full" with a defence.
+        DtypeError: `bisection` or `candidates` of another type.
+        NonFiniteError: A weight or a clean reconstruction that is not finite.
+        UnsupportedError: "full" with a defence, or "centred" of a posterior that is not Gaussian.
 
     References:
         [Barrett22] section 5 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5.
@@ -486,12 +510,16 @@ def find_margin(
     check_probability(m, "m")
     check_probability(confidence, "confidence")
     check_count(draws, "draws")
-    how = bisection or Bisection()
+    how = Bisection() if bisection is None else bisection
+    check_type(how, "bisection", Bisection)
     check_type(boxed, "boxed", bool)
     largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
     ball = Ball(norm, largest) if boxed else Ball(norm, largest, None, None)
     one_test = 1 - (1 - confidence) / (1 + len(_LADDER))
-    enough = _failing_count(m, draws, how.draws, one_test)
+    choosing = how.draws or max(_CHOOSING, draws // 5)
+    enough = _failing_count(m, draws, choosing, one_test)
+    if candidates is not None:
+        _check_candidates(candidates, x, ball)
     for_search, for_choice, for_decision = split(generator, 3)
 
     def within(rows: Tensor, y: Tensor, n: int, source: torch.Generator) -> Tensor:
@@ -501,7 +529,7 @@ def find_margin(
         return (distances <= r).sum(0)
 
     def fails(y: Tensor) -> Tensor:
-        return within(everyone, y, how.draws, for_choice.clone_state()) <= enough
+        return within(everyone, y, choosing, for_choice.clone_state()) <= enough
 
     everyone = torch.arange(len(x), device=x.device)
     trail = _Trail(x, ball, fails)
@@ -769,6 +797,7 @@ def _latents(victim: Victim, x: Tensor, x_adv: Tensor, version: Version) -> Call
     if isinstance(victim.defence, PosteriorMean):
         posterior = victim.vae.encode(x_adv)
         if version == "centred":
+            check_gaussian(posterior, "version 'centred'")
             posterior = Gaussian(posterior.mean, victim.vae.encode(x).stddev)
         return lambda n, generator: draw(posterior, (n,), generator=generator)
 
@@ -791,6 +820,16 @@ def _proportion(successes: Tensor, draws: int, confidence: float, boxed: bool | 
     )
 
 
+def _check_candidates(candidates: Tensor, x: Tensor, ball: Ball) -> None:
+    check_type(candidates, "candidates", Tensor)
+    if candidates.ndim != 5 or not len(candidates) or candidates.shape[1:] != x.shape:
+        wanted = ", ".join(map(str, x.shape))
+        raise ShapeError(
+            f"candidates must be (K, {wanted}) with K >= 1, got {tuple(candidates.shape)}"
+        )
+    check_images(candidates.flatten(0, 1), name="candidates", low=ball.low, high=ball.high)
+
+
 def _check(victim: Victim, x: Tensor, version: str) -> None:
     check_type(victim, "victim", Victim)
     check_choice("version", version, VERSIONS)
@@ -800,3 +839,4 @@ def _check(victim: Victim, x: Tensor, version: str) -> None:
             "'centred' already samples what the victim does"
         )
     check_images(x, victim.vae.image_shape)
+    check_weights(victim.vae)

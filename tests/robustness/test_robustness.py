@@ -17,7 +17,14 @@ from scipy.stats import chi2, ncx2, norm
 
 import robustvae as rv
 from robustvae import robustness
-from robustvae.errors import RangeError, RobustVAEError, ShapeError, UnsupportedError
+from robustvae.errors import (
+    DtypeError,
+    NonFiniteError,
+    RangeError,
+    RobustVAEError,
+    ShapeError,
+    UnsupportedError,
+)
 from robustvae.metrics import clopper_pearson
 from robustvae.robustness import (
     Bisection,
@@ -462,3 +469,140 @@ def test_bad_arguments_are_refused(generator):
         robustness_curve(victim, x, x, [-1.0], 1.0, "paired", generator=generator)
     with pytest.raises(RangeError, match="rounds"):
         Bisection(rounds=-1)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "error"),
+    [
+        (images(2), ShapeError),
+        (images(3)[None], ShapeError),
+        (images(2)[:0].unsqueeze(0), ShapeError),
+        (images(2)[None].numpy(), DtypeError),
+        (images(2)[None] + 1, RangeError),
+        (images(2)[None] * math.nan, NonFiniteError),
+    ],
+)
+def test_bad_candidates_are_refused(candidates, error, generator):
+    victim = rv.Victim(linear_vae(some_encoder()))
+    with pytest.raises(error, match="candidates"):
+        rv.estimate_margin(
+            victim, images(2), 1.0, 0.5, "paired", candidates=candidates, generator=generator
+        )
+
+
+@pytest.mark.parametrize("sizes", [1.0, ["a"], "12", [True], [], [math.inf], torch.tensor(1.0)])
+def test_bad_sizes_are_refused(sizes, generator):
+    victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
+    with pytest.raises(RobustVAEError, match="sizes"):
+        robustness_curve(victim, x, x, sizes, 1.0, "paired", generator=generator)
+
+
+def test_sizes_may_be_arrays(generator):
+    victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
+    for sizes in (torch.linspace(0, 1, 3), np.linspace(0, 1, 3)):
+        curve = robustness_curve(victim, x, x, sizes, 1.0, "paired", generator=generator, draws=9)
+        assert curve.value.shape == (2, 3)
+
+
+def test_bad_searches_are_refused(generator):
+    victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
+    for bisection in (3, 0):
+        with pytest.raises(DtypeError, match="bisection"):
+            rv.estimate_margin(
+                victim, x, 1.0, 0.5, "paired", bisection=bisection, generator=generator
+            )
+    with pytest.raises(DtypeError, match="search"):
+        Bisection(search=3)
+    with pytest.raises(DtypeError, match="goal"):
+        Bisection(goal="damage")
+    with pytest.raises(RangeError, match="chunk"):
+        Bisection(chunk=-1)
+
+
+def asks(victim, x, generator):
+    yield lambda: rv.robustness_probability(victim, x, x, 1.0, "full", generator=generator)
+    yield lambda: rv.estimate_margin(victim, x, 1.0, 0.5, "full", generator=generator)
+    yield lambda: robustness_curve(victim, x, x, [1.0], 1.0, "full", generator=generator)
+    yield lambda: rest_quantile(victim, x, 0.5, "full", generator=generator)
+
+
+def test_weights_that_are_no_numbers_are_no_result(generator):
+    vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=SHAPE).double()
+    with torch.no_grad():
+        vae.log_var_head.bias[0] = math.nan
+    for ask in asks(rv.Victim(vae), images(2), generator):
+        with pytest.raises(NonFiniteError, match=r"log_var_head\.bias"):
+            ask()
+
+
+def wrapped(posterior):
+    """An encoder from the first two pixels, a decoder to the two sums of half the pixels."""
+
+    def decode(z):
+        mean = z.repeat_interleave(PIXELS // 2, 1).view(-1, *SHAPE)
+        return rv.models.Gaussian(mean, torch.ones_like(mean))
+
+    return rv.wrap(
+        encode=lambda x: posterior(x.flatten(1)[:, :2]), decode=decode, latent=2, image_shape=SHAPE
+    )
+
+
+def test_hidden_numbers_that_are_none_are_refused_or_outside(generator):
+    nowhere = wrapped(lambda mean: rv.models.Gaussian(mean * math.nan, torch.ones_like(mean)))
+    for ask in asks(rv.Victim(nowhere), images(2), generator):
+        with pytest.raises(NonFiniteError, match="clean reconstructions"):
+            ask()
+    spreadless = wrapped(lambda mean: rv.models.Gaussian(mean, mean * math.nan))
+    x = images(2)
+    assert displacements(rv.Victim(spreadless), x, x, "full", generator=generator).isposinf().all()
+
+
+def test_each_posterior_is_drawn_from_as_it_is(generator):
+    """A correlated pair and a Laplace: the diagonal Gaussian with their moments is another law."""
+    covariance = torch.tensor([[1.0, -0.99], [-0.99, 1.0]])
+    x, count = images(1), 20_000
+    half = math.sqrt(PIXELS / 2)
+
+    def drawn(posterior, version):
+        victim = rv.Victim(wrapped(posterior))
+        return displacements(victim, x, x, version, generator=generator, draws=count) / half
+
+    normal = torch.distributions.MultivariateNormal
+    both = drawn(lambda mean: normal(mean, covariance), "full").square()
+    # Var(|z|^2) = 2 tr(C^2), which is 4 for independent coordinates
+    assert both.var() == pytest.approx(2 * float(covariance.square().sum()), rel=0.15)
+    laplace = drawn(lambda mean: torch.distributions.Laplace(mean, 1.0), "full").square()
+    assert laplace.var() == pytest.approx(2 * (24 - 4), rel=0.3)  # 8 for a Gaussian of variance 2
+    with pytest.raises(UnsupportedError, match="Gaussian posterior, got MultivariateNormal"):
+        drawn(lambda mean: normal(mean, covariance), "centred")
+
+
+@pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
+def test_layers_of_gaussians_have_a_centred_version(name, generator):
+    vae = rv.models.create(name, widths=[3, 2], image_shape=(1, 8, 8), hidden=[8]).double()
+    x = rand(2, 1, 8, 8, like=LIKE, generator=generator)
+    p = rv.robustness_probability(rv.Victim(vae), x, x, 100.0, "centred", generator=generator)
+    assert (p.value == 1).all()
+
+
+def test_more_deciding_draws_choose_better(generator):
+    """What the search chooses follows the draws that decide, not a fixed number of its own."""
+    encoder, x = some_encoder(), images(6)
+    exact = exact_shift(1.0, 0.5, "centred") / float(torch.linalg.matrix_norm(encoder, 2))
+
+    def slack(choosing):
+        search = rv.ProjectedAscent(steps=10, restarts=1)
+        found = rv.estimate_margin(
+            rv.Victim(linear_vae(encoder)),
+            x,
+            1.0,
+            0.5,
+            "centred",
+            boxed=False,
+            draws=10_000,
+            bisection=Bisection(search, rounds=2, draws=choosing),
+            generator=generator.clone_state(),
+        )
+        return float((found.value / exact).mean()) - 1
+
+    assert 0 < slack(None) < 0.9 * slack(200)
