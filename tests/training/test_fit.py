@@ -94,6 +94,8 @@ class LinearEncoder(nn.Module):
     def __init__(self, pixels: int, latent: int) -> None:
         super().__init__()
         self.mean = nn.Linear(pixels, latent)
+        nn.init.zeros_(self.mean.weight)  # nn.Linear draws from the global generator
+        nn.init.zeros_(self.mean.bias)
         self.log_stddev = nn.Parameter(torch.zeros(latent))
 
     def forward(self, x: Tensor) -> Gaussian:
