@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustvae.attacks import Attack, LatentShift, MaximumDamage, evidence_checks
 from robustvae.attacks.attack import AttackResult
@@ -124,6 +124,11 @@ class Plan(BaseModel):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     margin_steps: int = Field(default=50, ge=1)
     margin_restarts: int = Field(default=5, ge=1)
+    neyman_pearson: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="the probabilistic certificate where the deterministic ones prove nothing; "
+        "auto leaves it out for convolutions, where it takes minutes for each input",
+    )
     evidence: int = Field(default=8, ge=0, description="inputs for the checks on the evidence")
     gallery: int = Field(default=6, ge=0)
 
@@ -485,7 +490,7 @@ class _Bench:
             certify, self.victim.vae, x, r=self.r, m=self.plan.m, version=self.plan.version
         )
         lower = ask(generator=self.generator("certify"))
-        if not bool((lower.radius > 0).any()):
+        if not bool((lower.radius > 0).any()) and _asks_neyman_pearson(self.victim, self.plan):
             other = ask(routes=("neyman_pearson",), generator=self.generator("neyman-pearson"))
             lower = other if bool((other.radius > 0).any()) else lower
         try:
@@ -573,6 +578,13 @@ def _tolerance(victim: Victim, picked: Images, plan: Plan, seed: int) -> float:
 
 def _is_defended(victim: Victim) -> bool:
     return not isinstance(victim.defence, PosteriorMean)
+
+
+def _asks_neyman_pearson(victim: Victim, plan: Plan) -> bool:
+    if plan.neyman_pearson != "auto":
+        return plan.neyman_pearson == "always"
+    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+    return not any(isinstance(part, convolutions) for part in victim.vae.modules())
 
 
 def _sha256(images: Images) -> str:
@@ -936,6 +948,11 @@ def _not_tried(victim: Victim, plan: Plan) -> list[str]:
         words.append("Certificates: none speaks of a defended victim.")
     else:
         words.append("Attacks that know the defence shown beside them.")
+        if not _asks_neyman_pearson(victim, plan):
+            words.append(
+                "The probabilistic certificate (Neyman-Pearson), which takes minutes for each "
+                "input of a convolutional model; `neyman_pearson: always` in the plan asks for it."
+            )
     if plan.version == "centred":
         words.append(
             "The spread of the posterior at the perturbed input: the centred version keeps the "

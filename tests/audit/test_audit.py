@@ -69,6 +69,13 @@ def test_a_plain_model_gets_a_certificate_that_says_it_is_probabilistic(images):
     assert all(row["certified"] <= row["margin_upper_free"] for row in record.rows)
 
 
+def test_a_convolutional_model_is_not_kept_waiting_for_neyman_pearson(images):
+    vae = rv.models.create("vae", architecture="conv8", latent=2).float()
+    record = rv.audit(rv.Victim(vae), images, plan=PLAN | {"inputs": 2}, seed=0)
+    assert all(row["certified_status"] == "abstain" for row in record.rows)
+    assert any("Neyman-Pearson" in sentence for sentence in record.not_tried)
+
+
 def test_record_round_trips_through_json(lipschitz):
     again = rv.Record.from_json(lipschitz.to_json())
     assert again == lipschitz
