@@ -453,6 +453,8 @@ def _apart(
 
 
 def _part(q: Distribution, picked: slice | Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(picked, slice):
+        return q.mean, q.stddev
     return q.mean[:, picked], q.stddev[:, picked]
 
 

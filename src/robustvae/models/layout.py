@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_BATCH = 8  # images from which the ways below pay for their more and smaller calls
 _NARROW = 4  # channels up to which one matrix product beats the library's convolution
+_FEW = 4  # pixels up to which one matrix product for each does
 
 
 @contextlib.contextmanager
 def channels_last(module: nn.Module) -> Iterator[None]:
     """Within: convolutions on a CPU run their faster way; values agree to rounding.
 
-    Weights lie with their channels last, and layers that read or write few channels, which
-    libraries for wide layers are slow at, become one matrix product that keeps to that layout, as
-    do layers whose output is one pixel.
+    Weights lie with their channels last. Layers that read or write few channels, which libraries
+    for wide layers are slow at, become one matrix product that keeps to that layout; layers that
+    write few pixels become one for each pixel, without the taps that meet only padding. A ReLU
+    that follows a convolution in a sequence works in place.
     The very tensors and methods that were there are put back afterwards.
 
     Args:
@@ -42,16 +45,25 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     ]
     _keep_freed_memory()
     before = [layer.weight.data for layer in layers]
-    plain = [layer for layer in layers if _is_plain(layer)]
+    fast: dict[nn.Module, _Fast] = {layer: _Fast(layer) for layer in layers if _is_plain(layer)}
+    chains = [
+        part
+        for part in module.modules()
+        if type(part) is nn.Sequential
+        and "forward" not in vars(part)
+        and any(layer in fast for layer in part)
+    ]
     for layer in layers:
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    for layer in plain:
-        layer.forward = _Fast(layer)  # type: ignore[method-assign, assignment]
+    ways: list[tuple[nn.Module, Any]] = [(part, _Run(passes)) for part, passes in fast.items()]
+    ways += [(chain, _Chain(chain, fast)) for chain in chains]
+    for part, way in ways:
+        part.forward = way
     try:
         yield
     finally:
-        for layer in plain:
-            del layer.forward
+        for part, _ in ways:
+            del part.forward
         for layer, data in zip(layers, before, strict=True):
             layer.weight.data = data
 
@@ -76,47 +88,210 @@ def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     )
 
 
+class _Chain:
+    """A sequence's forward pass in which its convolutions and their ReLUs run together."""
+
+    def __init__(self, chain: nn.Sequential, fast: dict[nn.Module, _Fast]) -> None:
+        self.parts: list[nn.Module | _Run] = []
+        layers = list(chain)
+        for layer, before in zip(layers, [None, *layers[:-1]], strict=True):
+            last = self.parts[-1] if self.parts else None
+            if layer in fast and _unwatched(layer):
+                if not isinstance(last, _Run):
+                    self.parts.append(last := _Run())
+                last.append(fast[layer])
+            elif (
+                type(layer) is nn.ReLU
+                and _unwatched(layer)
+                and isinstance(last, _Run)
+                and before in fast
+            ):
+                last.rectify()
+            else:
+                self.parts.append(layer)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def _unwatched(layer: nn.Module) -> bool:
+    return not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+class _Run:
+    """Convolutions one after the other, each perhaps with a ReLU on its output."""
+
+    def __init__(self, *layers: _Fast) -> None:
+        self.layers = list(layers)
+        self.rectified = [False] * len(layers)
+
+    def append(self, layer: _Fast) -> None:
+        self.layers.append(layer)
+        self.rectified.append(False)
+
+    def rectify(self) -> None:
+        self.rectified[-1] = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.ndim == 4 and len(x) >= _BATCH and not any(fast.learns for fast in self.layers):
+            return cast(Tensor, _Constant.apply(x, self))
+        for fast, rectified in zip(self.layers, self.rectified, strict=True):
+            x = fast.plain(x)
+            x = functional.relu(x) if rectified else x
+        return x
+
+
+class _Constant(torch.autograd.Function):
+    """A run with constant weights; differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: _Run) -> Tensor:
+        ctx.run, ctx.sizes, kept = run, [], []
+        for fast, rectified in zip(run.layers, run.rectified, strict=True):
+            ctx.sizes.append(tuple(x.shape[2:]))
+            x = fast.forward(x)
+            if rectified:
+                kept.append(x.relu_())
+        ctx.save_for_backward(*kept)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        y, kept, ours = gradients[0], list(ctx.saved_tensors), False
+        layers = zip(ctx.run.layers, ctx.run.rectified, ctx.sizes, strict=True)
+        for fast, rectified, size in reversed(list(layers)):
+            if rectified:
+                y = _passed(y, kept.pop(), ours)
+            y, ours = fast.transpose(y, size), True
+        return y, None
+
+
+def _passed(y: Tensor, kept: Tensor, ours: bool) -> Tensor:
+    """The gradient before a ReLU of its output's; in the same memory where that is `ours`."""
+    if torch.is_grad_enabled():
+        return torch.where(kept > 0, y, 0.0)
+    return torch.ops.aten.threshold_backward.grad_input(
+        y, kept, 0, grad_input=y if ours else torch.empty_like(y)
+    )
+
+
 class _Fast:
-    """A layer's forward pass by whatever way is fastest for its shapes; weights as matrices."""
+    """A layer's pass and its transpose by whatever way is fastest for its shapes."""
 
     def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
         self.layer = layer
-        self.weight = layer.weight.detach().flatten(1)
         self.taps: dict[tuple[int, ...], Tensor] = {}
-        self.with_bias = self.weight.mT
-        if layer.bias is not None and isinstance(layer, nn.Conv2d):
-            self.with_bias = torch.cat([self.with_bias, layer.bias.detach()[None]])
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def learns(self) -> bool:
+        """Whether the layer's own gradient may be wanted."""
+        return any(value.requires_grad for value in self.layer.parameters())
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        """One column for each tap of a narrow side."""
+        return self.layer.weight.detach().flatten(1)
+
+    @functools.cached_property
+    def with_bias(self) -> Tensor:
+        """The transpose, and a row for the bias where there is one."""
+        if self.layer.bias is None:
+            return self.weight.mT
+        return torch.cat([self.weight.mT, self.layer.bias.detach()[None]])
+
+    def plain(self, x: Tensor) -> Tensor:
+        """What the layer's class does."""
+        return cast(Tensor, getattr(type(self.layer), "forward")(self.layer, x))  # noqa: B009
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, in memory of its own."""
         layer = self.layer
-        if x.ndim == 4 and not layer.weight.requires_grad:
-            if isinstance(layer, nn.Conv2d):
-                if layer.dilation == (1, 1) and _size(layer, x) == (1, 1):
-                    return self.dense(x)
-                if layer.in_channels <= _NARROW:
-                    return cast(Tensor, _Gather.apply(x, self))
-            elif layer.out_channels <= _NARROW:
-                return cast(Tensor, _Spread.apply(x, self))
-        return cast(Tensor, getattr(type(layer), "forward")(layer, x))  # noqa: B009
+        if isinstance(layer, nn.ConvTranspose2d):
+            if layer.out_channels > _NARROW:
+                return self.plain(x)
+            made = _spread(x, self, _grown(layer, (x.shape[2], x.shape[3])))
+            return made if layer.bias is None else made.add_(layer.bias.detach()[:, None, None])
+        size = _size(layer, (x.shape[2], x.shape[3]))
+        if self.collects(size):
+            return _collected(x, self, size)
+        if layer.in_channels <= _NARROW:
+            return _gathered(x, self, size, self.with_bias)
+        return self.plain(x)
 
-    def dense(self, x: Tensor) -> Tensor:
-        """Of an output of one pixel: a product with the taps that meet the image."""
-        (ph, pw), (kh, kw) = _padding(self.layer), self.layer.kernel_size
-        seen = x[:, :, : max(0, kh - ph), : max(0, kw - pw)]
-        height, width = seen.shape[2:]
-        if (height, width) not in self.taps:
-            taps = self.layer.weight.detach()[:, :, ph : ph + height, pw : pw + width]
-            self.taps[height, width] = taps.flatten(1)
-        taps = self.taps[height, width]
-        return functional.linear(seen.flatten(1), taps, self.layer.bias)[:, :, None, None]
+    def transpose(self, y: Tensor, size: tuple[int, int]) -> Tensor:
+        """The transposed map without bias, to images of `size`; in memory of its own."""
+        layer = self.layer
+        if isinstance(layer, nn.ConvTranspose2d):
+            if layer.out_channels <= _NARROW:
+                return _gathered(y, self, size, self.weight.mT)
+        elif self.collects(_size(layer, size)):
+            return _returned(y, self, size)
+        elif layer.in_channels <= _NARROW:
+            return _spread(y, self, size)
+        weight, options = layer.weight.detach(), (layer.groups, layer.dilation)
+        if isinstance(layer, nn.ConvTranspose2d):
+            groups, dilation = options
+            return functional.conv2d(y, weight, None, layer.stride, layer.padding, dilation, groups)
+        least = _grown(layer, (y.shape[2], y.shape[3]))
+        more = (size[0] - least[0], size[1] - least[1])
+        return functional.conv_transpose2d(
+            y, weight, None, layer.stride, _padding(layer), more, *options
+        )
+
+    def collects(self, size: tuple[int, int]) -> bool:
+        """Whether an output of `size` is so small that its pixels are computed one by one."""
+        return self.layer.dilation == (1, 1) and 0 < size[0] * size[1] <= _FEW
+
+    def seen(self, size: tuple[int, int]) -> Iterator[tuple[int, int, slice, slice, Tensor]]:
+        """Where each output pixel looks.
+
+        Its place; the rows and columns of an image of `size` that it sees; and their taps as a
+        matrix, (rows x columns x in, out), the channels last.
+        """
+        layer = self.layer
+        (sh, sw), (ph, pw), (kh, kw) = layer.stride, _padding(layer), layer.kernel_size
+        for i in range((size[0] + 2 * ph - kh) // sh + 1):
+            for j in range((size[1] + 2 * pw - kw) // sw + 1):
+                top, left = i * sh - ph, j * sw - pw
+                rows, columns = _within(top, kh, size[0]), _within(left, kw, size[1])
+                taps = (
+                    rows.start - top,
+                    rows.stop - top,
+                    columns.start - left,
+                    columns.stop - left,
+                )
+                if taps not in self.taps:
+                    part = layer.weight.detach()[:, :, taps[0] : taps[1], taps[2] : taps[3]]
+                    self.taps[taps] = part.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+                yield i, j, rows, columns, self.taps[taps]
 
 
-def _size(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
-    sides = zip(
-        x.shape[2:], layer.kernel_size, layer.stride, _padding(layer), layer.dilation, strict=True
-    )
+def _size(layer: nn.Conv2d, seen: tuple[int, int]) -> tuple[int, int]:
+    sides = zip(seen, layer.kernel_size, layer.stride, _padding(layer), layer.dilation, strict=True)
     rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
     return rows, columns
+
+
+def _grown(layer: nn.Conv2d | nn.ConvTranspose2d, seen: tuple[int, int]) -> tuple[int, int]:
+    """The least size that the layer's transpose, or a transposed layer, makes of one."""
+    more = layer.output_padding if isinstance(layer, nn.ConvTranspose2d) else (0, 0)
+    sides = zip(
+        seen, layer.kernel_size, layer.stride, _padding(layer), layer.dilation, more, strict=True
+    )
+    rows, columns = ((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in sides)
+    return rows, columns
+
+
+def _within(first: int, length: int, size: int) -> slice:
+    start = min(max(first, 0), size)
+    return slice(start, max(start, min(first + length, size)))
 
 
 def _padding(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
@@ -134,9 +309,10 @@ def _gathered(x: Tensor, fast: _Fast, size: tuple[int, int], weight: Tensor) -> 
         (x.shape[1], kh, kw, len(x), *size),
         (channel, row * dh, column * dw, batch, row * sh, column * sw),
     )
-    columns = windows.flatten(0, 2).flatten(1)
-    if len(weight) > len(columns):  # a row for the bias costs less than one more pass
-        columns = torch.cat([columns, torch.ones_like(columns[:1])])
+    taps = x.shape[1] * kh * kw
+    columns = x.new_empty(len(weight), len(x) * size[0] * size[1])
+    columns[:taps].view(windows.shape).copy_(windows)
+    columns[taps:] = 1  # for the bias: a row costs less than one more pass over the output
     columns = columns.mT
     if torch.is_grad_enabled():
         return (columns @ weight).unflatten(0, (len(x), *size)).permute(0, 3, 1, 2)
@@ -165,41 +341,29 @@ def _spread(x: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
     return canvas[:, :, ph : ph + size[0], pw : pw + size[1]].clone()
 
 
-class _Gather(torch.autograd.Function):
-    """A convolution of narrow images with constant weights; differentiable any number of times."""
+def _collected(x: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
+    """A convolution to few pixels: one product for each of them."""
+    images, bias = x.permute(0, 2, 3, 1), fast.layer.bias
+    made = x.new_empty(len(x), *size, fast.layer.out_channels)
+    for i, j, rows, columns, taps in fast.seen((x.shape[2], x.shape[3])):
+        seen, pixel = images[:, rows, columns].flatten(1), made[:, i, j]
+        if bias is None:
+            torch.mm(seen, taps, out=pixel)
+        else:
+            torch.addmm(bias.detach(), seen, taps, out=pixel)
+    return made.permute(0, 3, 1, 2)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fast: _Fast) -> Tensor:
-        ctx.fast, ctx.size = fast, tuple(x.shape[2:])
-        assert isinstance(fast.layer, nn.Conv2d)
-        return _gathered(x, fast, _size(fast.layer, x), fast.with_bias)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _spread(gradients[0], ctx.fast, ctx.size), None
-
-
-class _Spread(torch.autograd.Function):
-    """A transposed convolution to narrow images with constant weights; likewise."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fast: _Fast) -> Tensor:
-        layer = fast.layer
-        assert isinstance(layer, nn.ConvTranspose2d)
-        ctx.fast, ctx.size = fast, tuple(x.shape[2:])
-        sides = zip(
-            ctx.size,
-            layer.kernel_size,
-            layer.stride,
-            _padding(layer),
-            layer.dilation,
-            layer.output_padding,
-            strict=True,
-        )
-        size = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in sides]
-        made = _spread(x, fast, (size[0], size[1]))
-        return made if layer.bias is None else made + layer.bias[:, None, None]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _gathered(gradients[0], ctx.fast, ctx.size, ctx.fast.weight.mT), None
+def _returned(y: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
+    """The transpose of `_collected` without its bias, to images of `size`."""
+    pixels = y.permute(0, 2, 3, 1)
+    whole = (len(y), *size, fast.layer.in_channels)
+    if pixels.shape[1:3] == (1, 1):
+        (_, _, rows, columns, taps), *_ = fast.seen(size)
+        if (rows.stop - rows.start, columns.stop - columns.start) == size:
+            return (pixels[:, 0, 0] @ taps.mT).view(whole).permute(0, 3, 1, 2)
+    images = y.new_zeros(whole)
+    for i, j, rows, columns, taps in fast.seen(size):
+        sides = (rows.stop - rows.start, columns.stop - columns.start, whole[3])
+        images[:, rows, columns] += (pixels[:, i, j] @ taps.mT).unflatten(1, sides)
+    return images.permute(0, 3, 1, 2)

@@ -96,7 +96,7 @@ class ProjectedAscent:
     momentum: float = 0.0
     patience: int = 5
     target: float | None = None
-    chunk: int = 100
+    chunk: int = 250
 
     def __post_init__(self) -> None:
         """Refuse what is no search."""
@@ -232,6 +232,8 @@ def _climb(
     gone: list[_Climb] = []
     here = ball.rows(rows)
     reach = here.radii(now.centre).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
+    if rule == "sign":
+        reach = reach * pixels**-0.5  # the length of a sign is the root of the pixels
 
     for count in range(search.steps + 1):
         value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)
@@ -256,7 +258,9 @@ def _climb(
                     break
                 here = ball.rows(now.rows)
 
-        unit = gradient / length.clamp_min(tiny).view(shape)
+        unit = gradient
+        if rule != "sign" or search.momentum:
+            unit = gradient / length.clamp_min(tiny).view(shape)
         if rule == "adam":
             now.kept = unit.lerp(now.kept, _BETAS[0])
             now.square = unit.square().lerp(now.square, _BETAS[1])
@@ -267,7 +271,7 @@ def _climb(
             whole = torch.linalg.vector_norm(now.kept, dim=(1, 2, 3), keepdim=True)
             unit = now.kept / whole.clamp_min(tiny)
         if rule == "sign":
-            unit = unit.sign() * pixels**-0.5
+            unit = unit.sign()
 
         rate: Tensor | float = search.step
         if search.schedule == "linear":
@@ -279,7 +283,7 @@ def _climb(
             now.rate = torch.where(halve.view(shape), now.rate / 2, now.rate)
             now.y = torch.where(halve.view(shape), now.best, now.y)
             rate = now.rate
-        now.y = here.project(now.centre, now.y + rate * reach * unit)
+        now.y = here.project(now.centre, torch.addcmul(now.y, rate * reach, unit))
 
     ended = _Climb(
         *(torch.cat(parts) for parts in zip(*(p.all() for p in [*gone, now]), strict=True))
