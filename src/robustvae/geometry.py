@@ -8,6 +8,7 @@ G is D x D of rank at most 2d: it is never built. Its spectrum is that of a 2d x
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from robustvae.errors import (
 from robustvae.jacobians import jacobian, lanczos, products
 from robustvae.models import VAE, Gaussian
 from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
 
 Latent = Literal["flat", "riemannian"]
 Part = Literal["mean", "std", "both"]
@@ -172,7 +174,8 @@ def pullback(
         std_term: "expected" or "paper", of the Riemannian std part.
         count: How many directions to keep, None for all.
         batched: Vectorise the products with J; None for yes unless the model has convolutions.
-        chunk: Inputs at a time; None for as many as keep J within 2^24 numbers.
+        chunk: Inputs at a time; None for as many as keep J within 2^24 numbers, or
+            in the cache where its products are vectorised.
 
     Returns:
         `Geometry`, without a graph.
@@ -199,9 +202,10 @@ def pullback(
     check_count(kept, "count")
     if batched is None:
         batched = not _convolutional(vae)
-    at_once = chunk or max(1, _ELEMENTS_AT_ONCE // (n * x[0].numel()))
+    room = 2 * _ELEMENTS_IN_CACHE if batched else _ELEMENTS_AT_ONCE
+    at_once = chunk or max(1, room // (n * x[0].numel()))
     values, directions = [], []
-    with frozen(vae):
+    with frozen(vae), _laid_out(vae, batched):
         for inputs in x.detach().split(at_once):
             stacked = jacobian(_encoder(vae, part), inputs, batched=batched, chunk=at_once)
             if latent == "riemannian":
@@ -254,7 +258,7 @@ def leading_pullback(
         torch.Size([3])
     """
     _check(vae, x, latent, part, std_term)
-    with frozen(vae):
+    with frozen(vae), channels_last(vae):
         encoder = products(_encoder(vae, part), x)
         weigh = _weight(vae, x, part, std_term) if latent == "riemannian" else torch.clone
         top = lanczos(
@@ -298,7 +302,7 @@ def decoder_metric(vae: VAE, z: Tensor, *, batched: bool | None = None, chunk: i
         raise ShapeError(f"z must be (B, {vae.latent}), got {tuple(z.shape)}")
     if batched is None:
         batched = not _convolutional(vae)
-    with frozen(vae):
+    with frozen(vae), _laid_out(vae, batched):
         parts = [
             jacobian(_decoder(vae), part, batched=batched, chunk=chunk) for part in z.split(chunk)
         ]
@@ -484,6 +488,11 @@ def _sign(vectors: Tensor) -> Tensor:
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), 0.0)
+
+
+def _laid_out(vae: VAE, batched: bool) -> contextlib.AbstractContextManager[None]:
+    """Convolutions in their fast layout, which no vectorised product can go through."""
+    return contextlib.nullcontext() if batched else channels_last(vae)
 
 
 def _convolutional(vae: VAE) -> bool:
