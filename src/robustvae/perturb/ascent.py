@@ -56,6 +56,8 @@ class ProjectedAscent:
 
     Steps are measured by the ball, whose 2-norm radius is R (radius x sqrt(D) for l-infinity):
     y <- project(y + step R u), u = sign(g)/sqrt(D), g/||g||_2, or Adam's direction/sqrt(D).
+    Signs and Adam aim at the corners of a cube and come to rest up to a fifth short of the best
+    point of an l2 ball: there the second half of their steps are normalised ones.
 
     Args:
         steps: Gradients for each restart.
@@ -232,8 +234,6 @@ def _climb(
     gone: list[_Climb] = []
     here = ball.rows(rows)
     reach = here.radii(now.centre).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
-    if rule == "sign":
-        reach = reach * pixels**-0.5  # the length of a sign is the root of the pixels
 
     for count in range(search.steps + 1):
         value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)
@@ -258,6 +258,9 @@ def _climb(
                     break
                 here = ball.rows(now.rows)
 
+        if ball.norm == "l2" and rule != "normalised" and 2 * count >= search.steps:
+            rule = "normalised"
+            now.kept, now.rate = torch.zeros_like(now.kept), torch.full_like(now.rate, search.step)
         unit = gradient
         if rule != "sign" or search.momentum:
             unit = gradient / length.clamp_min(tiny).view(shape)
@@ -271,7 +274,7 @@ def _climb(
             whole = torch.linalg.vector_norm(now.kept, dim=(1, 2, 3), keepdim=True)
             unit = now.kept / whole.clamp_min(tiny)
         if rule == "sign":
-            unit = unit.sign()
+            unit = unit.sign() * pixels**-0.5
 
         rate: Tensor | float = search.step
         if search.schedule == "linear":
