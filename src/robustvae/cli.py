@@ -198,10 +198,12 @@ def train(
 
         robustvae train my-recipe.yaml --out runs/mine
     """
-    from robustvae.training import train_recipe
+    from robustvae import zoo
+    from robustvae.training import Recipe, train_recipe
 
-    folder = out or Path("runs") / Path(recipe).stem
-    train_recipe(recipe, folder, device=device, progress=False if quiet else None)
+    folder, read = out or Path("runs") / Path(recipe).stem, Recipe.read(recipe)
+    start = None if read.start is None else zoo.load(read.start)
+    train_recipe(read, folder, start=start, device=device, progress=False if quiet else None)
     print(f"checkpoint: {folder}")
 
 

@@ -66,6 +66,9 @@ class UnsupportedError(RobustVAEError):
     """A model or option for which no correct method is built."""
 
 
+_NAMED = 12
+
+
 def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError:
     """The error for a name that is not among `options`, with the nearest one suggested.
 
@@ -75,10 +78,13 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError
         "unknown data set 'digit': did you mean 'digits'? (choose from digits, mnist)"
     """
     options = sorted(options)
-    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), options, n=_NAMED, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    named = options
+    if len(options) > _NAMED:
+        named = [*(near or options)[:_NAMED], f"... {len(options)} in all"]
     return UnknownNameError(
-        f"unknown {kind} {_shown(name)}: {hint}(choose from {', '.join(options)})"
+        f"unknown {kind} {_shown(name)}: {hint}(choose from {', '.join(named)})"
     )
 
 

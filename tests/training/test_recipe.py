@@ -33,12 +33,15 @@ def test_every_bundled_recipe_can_be_begun(name: str) -> None:
     recipe = Recipe.read(name)
     assert recipe.name == name
     assert recipe.about.endswith(".")
+    rv.objectives.create(recipe.objective.name, **recipe.objective.options)
+    assert recipe.data.name in rv.data.names()
+    if recipe.model is None:
+        assert recipe.start in recipe_names()
+        return
     options = recipe.model.options
     if recipe.model.name == "lipschitz-vae":
         options["hidden"] = [8, 8]  # orthonormal weights of the full width take a second to make
     vae = rv.models.create(recipe.model.name, **options)
-    rv.objectives.create(recipe.objective.name, **recipe.objective.options)
-    assert recipe.data.name in rv.data.names()
     shapes = {"digits": (1, 8, 8)}
     assert tuple(vae.image_shape) == shapes.get(recipe.data.name, (1, 28, 28))
 
@@ -63,6 +66,30 @@ def test_the_seed_decides_and_a_second_call_changes_nothing(recipe: Path, tmp_pa
     assert (tmp_path / "one" / "config.json").read_bytes() == config
     other = Recipe.read(recipe).model_copy(update={"seed": 1})
     assert weights_sha256(train_recipe(other, tmp_path / "other")) != one
+
+
+def test_goes_on_from_a_trained_model(recipe: Path, tmp_path: Path) -> None:
+    train_recipe(recipe, tmp_path / "first")
+    second = tmp_path / "second.yaml"
+    second.write_text(
+        f"{{name: second, start: {tmp_path / 'first'}, data: {{name: digits}}, "
+        "objective: {name: self-supervision}, training: {epochs: 1}}"
+    )
+    first, tuned = rv.load(tmp_path / "first"), train_recipe(second, tmp_path / "out")
+    for (name, one), other in zip(
+        first.named_parameters(), tuned.state_dict(keep_vars=True).values(), strict=True
+    ):
+        assert torch.equal(one, other) == name.startswith("decoder"), name
+    card = checkpoint.read_config(tmp_path / "out")["card"]
+    assert card["start_sha256"] == weights_sha256(first)
+    with pytest.raises(errors.ConfigError, match="starts from no model"):
+        train_recipe(recipe, tmp_path / "third", start=first)
+
+
+def test_a_recipe_has_one_beginning(recipe: Path) -> None:
+    recipe.write_text(PLAIN + "start: mine\n")
+    with pytest.raises(errors.ConfigError, match="either model or start"):
+        Recipe.read(recipe)
 
 
 def test_a_few_epochs_of_the_bundled_model(tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ def fit(
     forward, backward = _engine(vae, generator, device, precision)
     x = _on_device(vae, images)
     x_held_out = None if held_out is None else _on_device(vae, held_out)
+    if len(x) % batch_size == 1 and _normalises_batches(vae):
+        raise ConfigError(
+            f"the last step of an epoch would see one image of {len(x)}, of which batch norm can "
+            f"tell no spread: choose another batch_size than {batch_size}"
+        )
     run = Run(vae, generator, settings, None if out is None else Path(out))
     if resume:
         run.restore()
@@ -293,6 +298,10 @@ def _engine(
             return terms(objective, x)
 
     return autocast_terms, fabric.backward
+
+
+def _normalises_batches(vae: VAE) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vae.modules())
 
 
 def _on_device(vae: VAE, images: Images) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robustvae import data, models, objectives
 from robustvae.errors import ConfigError, unknown
@@ -66,7 +66,8 @@ class Recipe(BaseModel):
         name: Of the model that comes out.
         about: What it is for, in a sentence.
         data: `name` and `split` of the data set.
-        model: `name` and options of `rv.models.create`.
+        model: `name` and options of `rv.models.create`; or instead of it
+        start: The trained model to go on from: its name, or its checkpoint folder.
         objective: `name` and options of `rv.objectives.create`.
         training: Arguments of `rv.fit`.
         seed: Decides the first weights and everything random after.
@@ -82,10 +83,17 @@ class Recipe(BaseModel):
     name: str
     about: str = ""
     data: DataPart
-    model: _Named
+    model: _Named | None = None
+    start: str | None = None
     objective: _Named = Field(default_factory=lambda: _Named(name="elbo"))
     training: TrainingPart
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Recipe:
+        if (self.model is None) == (self.start is None):
+            raise ValueError("wanted either model or start")
+        return self
 
     @classmethod
     def read(cls, source: str | Path) -> Recipe:
@@ -129,6 +137,7 @@ def train_recipe(
     recipe: str | Path | Recipe,
     out: str | Path,
     *,
+    start: VAE | None = None,
     epochs: int | None = None,
     root: str | Path | None = None,
     resume: bool = True,
@@ -144,6 +153,8 @@ def train_recipe(
     Args:
         recipe: A recipe, the name of a bundled one, or a YAML file.
         out: Folder of the run; see `fit`.
+        start: The model that the recipe goes on from, trained in place; None reads its `start` as
+            a checkpoint folder.
         epochs: Instead of the recipe's.
         root: Folder of the data sets; see `rv.data.load`.
         resume: Go on from the state in `out` if there is one.
@@ -170,7 +181,13 @@ def train_recipe(
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
-    vae = models.create(recipe.model.name, **{"seed": recipe.seed} | recipe.model.options)
+    if recipe.model is not None:
+        if start is not None:
+            raise ConfigError(f"the recipe {recipe.name} starts from no model, got start=")
+        vae = models.create(recipe.model.name, **{"seed": recipe.seed} | recipe.model.options)
+    else:
+        vae = checkpoint.load(str(recipe.start)) if start is None else start
+    began = checkpoint.weights_sha256(vae)
     objective = objectives.create(recipe.objective.name, **recipe.objective.options)
     images = data.load(recipe.data.name, recipe.data.split, root)
     settings = recipe.training.model_dump() | ({} if epochs is None else {"epochs": epochs})
@@ -193,6 +210,8 @@ def train_recipe(
     card = checkpoint.read_config(out)["card"]
     card["metrics"]["test_loss"] = float(torch.cat(losses).mean())
     card |= {"recipe": recipe.name, "seed": recipe.seed, "objective": str(objective)}
+    if recipe.start is not None:
+        card |= {"start": recipe.start, "start_sha256": began}
     checkpoint.save(vae, out, card=card)
     return vae
 
