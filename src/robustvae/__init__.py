@@ -21,6 +21,7 @@ from robustvae.defences import (
     RobustPosterior,
     Victim,
 )
+from robustvae.evaluation import evaluate
 from robustvae.geometry import pullback
 from robustvae.models import VAE, wrap
 from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent
@@ -46,6 +47,7 @@ __all__ = [
     "errors",
     "Estimate",
     "estimate_margin",
+    "evaluate",
     "fit",
     "generator",
     "HMC",

@@ -141,6 +141,18 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "returns": "distribution",
         },
     ),
+    "evaluate": (
+        None,
+        lambda: {
+            "vae": base().vae,
+            "images": base().images,
+            "seed": 0,
+            "inputs": 20,
+            "draws": 4,
+            "train": base().images,
+            "parts": ["likelihood", "continuous", "reconstruction", "latents", "weights"],
+        },
+    ),
     "models.create": (
         None,
         lambda: {

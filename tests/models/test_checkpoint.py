@@ -26,6 +26,9 @@ def test_half_precision_is_for_storage(vae, tmp_path):
     again = checkpoint.load(checkpoint.save(vae, tmp_path, dtype="float16"))
     assert again.dtype == torch.float32
     assert_close(again.state_dict(), {k: t.half().float() for k, t in vae.state_dict().items()})
+    stored = checkpoint.read_config(tmp_path)["sha256"]
+    assert checkpoint.weights_sha256(again) == stored != checkpoint.weights_sha256(vae)
+    assert checkpoint.weights_sha256(checkpoint.load(tmp_path)) == stored
 
 
 def edit(folder, **changes):

@@ -21,6 +21,7 @@ FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+_LOADED = DTYPES | {"float16": torch.float32}
 STORED = {*DTYPES.values(), torch.int64, torch.bool}
 
 
@@ -34,7 +35,8 @@ def save(
         folder: Made where it is missing.
         card: What to tell of the training: data, epochs, seed, metrics. JSON values.
         dtype: Store the weights as "float16", "float32" or "float64"; the model's own if None.
-            float16 is for storage: `load` returns float32.
+            float16 is for storage: `load` returns float32, and `config.json` has the sha256 of
+            what it returns.
 
     Returns:
         The folder.
@@ -67,7 +69,7 @@ def save(
         "model": name,
         "options": vae.config,
         "dtype": dtype or own,
-        "sha256": _state_sha256(state),
+        "sha256": _state_sha256(_loaded(state, dtype or own)),
         "card": card or {},
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -94,14 +96,12 @@ def load(folder: str | Path) -> VAE:
             raise CheckpointError(
                 f"{folder / WEIGHTS} holds {key!r} as {tensor.dtype}, no type of a checkpoint"
             )
+    state = _loaded(state, config["dtype"])
     if _state_sha256(state) != config["sha256"]:
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {CONFIG} speaks of")
     try:
         vae = create(config["model"], **config["options"])
-        widened = torch.float32 if config["dtype"] == "float16" else DTYPES[config["dtype"]]
-        vae.to(widened).load_state_dict(
-            {k: t.to(widened) if t.is_floating_point() else t for k, t in state.items()}
-        )
+        vae.to(_LOADED[config["dtype"]]).load_state_dict(state)
         check_weights(vae)
     except (RobustVAEError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -149,6 +149,12 @@ def weights_sha256(vae: VAE) -> str | None:
     """SHA-256 of a model's weights: names, types, shapes and bytes; None where it has none."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in vae.state_dict().items()}
     return _state_sha256(state) if state else None
+
+
+def _loaded(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    """Tensors stored as `dtype` in the type in which `load` returns them."""
+    wide = _LOADED[dtype]
+    return {key: t.to(wide) if t.is_floating_point() else t for key, t in state.items()}
 
 
 def _state_sha256(state: dict[str, torch.Tensor]) -> str:

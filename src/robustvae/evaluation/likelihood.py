@@ -1,0 +1,148 @@
+"""How likely a model finds images, and how well it gives them back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import check_count, check_images, check_type
+from robustvae.models import VAE, Distribution
+from robustvae.models.base import check_weights, frozen
+from robustvae.models.layout import channels_last
+from robustvae.seeding import draw
+
+ROWS = 500
+"""Images or latents in one pass: what a core's caches hold goes fastest."""
+
+
+@contextlib.contextmanager
+def judged(vae: VAE) -> Iterator[None]:
+    """Within: the model as it is measured: frozen, in evaluation mode, convolutions the fast way.
+
+    Raises:
+        DtypeError: Not a VAE.
+        NonFiniteError: A NaN or an infinity in its weights.
+    """
+    check_type(vae, "vae", VAE)
+    check_weights(vae)
+    with frozen(vae), channels_last(vae):
+        yield
+
+
+def check_input(vae: VAE, x: Tensor, generator: torch.Generator) -> None:
+    """Raise unless `x` holds images in [0, 1] that the model reads, and the generator is one."""
+    check_type(vae, "vae", VAE)
+    check_images(x, vae.image_shape)
+    vae.check(x)
+    check_type(generator, "generator", torch.Generator)
+
+
+def negative_log_likelihood(
+    vae: VAE,
+    x: Tensor,
+    *,
+    draws: int = 1000,
+    rows: int = ROWS,
+    read: Callable[[Distribution], Distribution] | None = None,
+    generator: torch.Generator,
+) -> Tensor:
+    """-log p(x) by importance sampling with the encoder as proposal.
+
+    -log (1/k sum_i p(x, z_i) / q(z_i|x)), z_i ~ q(z|x), summed in the log domain
+
+    Warning:
+        The estimate is an upper bound in expectation, whatever the encoder; it falls towards
+        -log p(x) with k. A Bernoulli likelihood of grey pixels is the cross-entropy that everybody
+        reports, not a density.
+
+    Args:
+        vae: Any model; the layers of a hierarchy are drawn one after the other.
+        x: Images in [0, 1], (B, C, H, W).
+        draws: k, latents for each image.
+        rows: Most latents decoded in one pass.
+        read: Puts another likelihood in the place of the decoder's, made from it; None for none.
+        generator: Spent by the draws.
+
+    Returns:
+        Nats, (B,), float64.
+
+    Raises:
+        RangeError: `draws` or `rows` below 1, or a pixel outside [0, 1].
+        ShapeError: Images that the model does not read.
+        NonFiniteError: Weights that are not finite.
+
+    References:
+        Burda et al., 2016, Eq. 8; [Kuzina22] appendix D.1 (k = 1000).
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.evaluation import negative_log_likelihood
+        >>> x = rv.data.load("digits", split="test").x[:3]
+        >>> vae = rv.load("digits-vae")
+        >>> negative_log_likelihood(vae, x, draws=50, generator=rv.generator(0)).shape
+        torch.Size([3])
+    """
+    check_input(vae, x, generator)
+    check_count(draws, "draws")
+    check_count(rows, "rows")
+    with torch.no_grad(), judged(vae):
+        parts = x.split(max(1, rows // draws))
+        return torch.cat([_one_pass(vae, part, draws, rows, read, generator) for part in parts])
+
+
+def _one_pass(
+    vae: VAE,
+    x: Tensor,
+    draws: int,
+    rows: int,
+    read: Callable[[Distribution], Distribution] | None,
+    generator: torch.Generator,
+) -> Tensor:
+    posterior, prior = vae.encode(x), vae.prior()
+    log_weights = []
+    for start in range(0, draws, rows):
+        z = draw(posterior, (min(rows, draws - start),), generator=generator)
+        decoded = vae.decode(z.flatten(0, 1))
+        likelihood = decoded if read is None else read(decoded)
+        log_likelihood = likelihood.log_prob(x.repeat(len(z), 1, 1, 1)).flatten(1).sum(1)
+        log_joint = log_likelihood.view(z.shape[:2]) + prior.log_prob(z).sum(2)
+        log_weights.append(log_joint - posterior.log_prob(z).sum(2))
+    return math.log(draws) - torch.cat(log_weights).double().logsumexp(0)
+
+
+def squared_error(
+    vae: VAE, x: Tensor, *, sampled: bool = False, generator: torch.Generator
+) -> Tensor:
+    """Squared error of the reconstructions, a pixel, on the scale 0 to 255.
+
+    Args:
+        vae: Any model.
+        x: Images in [0, 1], (B, C, H, W).
+        sampled: Reconstruct a draw of the posterior instead of its mean.
+        generator: Spent by the draws, if there are any.
+
+    Returns:
+        Mean over the pixels of (255 (x_hat - x))^2, (B,).
+
+    References:
+        [Kuzina22] Table 7.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.evaluation import squared_error
+        >>> x = rv.data.load("digits", split="test").x[:3]
+        >>> squared_error(rv.load("digits-vae"), x, generator=rv.generator(0)).shape
+        torch.Size([3])
+    """
+    check_input(vae, x, generator)
+    errors = []
+    with torch.no_grad(), judged(vae):
+        for part in x.split(ROWS):
+            q = vae.encode(part)
+            z = draw(q, generator=generator) if sampled else q.mean
+            errors.append((255 * (vae.decode(z).mean - part)).square().flatten(1).mean(1))
+    return torch.cat(errors)

@@ -1,0 +1,378 @@
+"""All measures of a model in one call, with standard errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from robustvae.certificates import lipschitz_constants
+from robustvae.data import Images
+from robustvae.errors import (
+    RangeError,
+    UnsupportedError,
+    check_choice,
+    check_count,
+    check_images,
+    check_type,
+)
+from robustvae.evaluation.features import frechet_of, train_features
+from robustvae.evaluation.latents import active_units, aggregate_terms, encoded, linear_probe
+from robustvae.evaluation.likelihood import ROWS, judged, negative_log_likelihood, squared_error
+from robustvae.evaluation.slopes import decoder_slopes, encoder_slopes, weight_norms
+from robustvae.metrics import mean_stderr
+from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
+from robustvae.models.checkpoint import weights_sha256
+from robustvae.objectives import ELBO
+from robustvae.seeding import draw, shard_generator
+
+SLOPES = 200
+"""Most images for the Jacobians."""
+
+LABELLED = 10_000
+"""Most training images for the probe."""
+
+SCALE = "(0..255)^2 a pixel"
+
+
+@final
+@dataclass(frozen=True)
+class Measure:
+    """One number of a model.
+
+    Attributes:
+        key: Its name in records.
+        label: What it is.
+        value: The number.
+        stderr: Its standard error over the images; None where images play no part.
+        n: How many images.
+        unit: Of the number.
+
+    Examples:
+        >>> from robustvae.evaluation import Measure
+        >>> Measure("nll", "-log p(x)", 90.0, 0.5, 2000, "nats").interval
+        (89.02, 90.98)
+    """
+
+    key: str
+    label: str
+    value: float
+    stderr: float | None
+    n: int
+    unit: str
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The normal 95 % interval over images; None where there is no standard error."""
+        if self.stderr is None:
+            return None
+        return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        measures: The numbers.
+        absent: What could not be measured, with the reason.
+        per_image: The numbers of the single images, by key, in one order for all models.
+        facts: Data, split, seed, draws, the weights' sha256 and seconds.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> images = rv.data.load("digits", split="test")
+        >>> found = rv.evaluate(rv.load("digits-vae"), images, parts=["reconstruction"], seed=0)
+        >>> found["mse"].unit
+        '(0..255)^2 a pixel'
+    """
+
+    measures: tuple[Measure, ...]
+    absent: dict[str, str] = field(default_factory=dict)
+    per_image: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Measure:
+        """The measure of that key."""
+        found = {measure.key: measure for measure in self.measures}
+        check_choice("measure", key, found)
+        return found[key]
+
+
+def evaluate(
+    vae: VAE,
+    images: Images,
+    *,
+    seed: int,
+    inputs: int = 2000,
+    draws: int = 1000,
+    train: Images | None = None,
+    parts: Sequence[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Measure a model on images that it has not seen.
+
+    | part | measures |
+    |---|---|
+    | likelihood | nll: -log p(x) by importance sampling |
+    | continuous | nll_continuous: the same, the logits read as a continuous Bernoulli's |
+    | reconstruction | mse (of the posterior's mean), mse_sampled, distortion, kl (and by layer) |
+    | latents | active_units, encoder_std, index_code, total_correlation, dimension_kl |
+    | probe | probe_accuracy: a logistic regression on the codes; wants `train` |
+    | frechet | fid_samples, fid_reconstructions, own features; wants `train` |
+    | slopes | encoder_slope, decoder_slope: Frobenius norms of Jacobians |
+    | lipschitz | encoder_lipschitz, decoder_lipschitz: verified, of the models that are covered |
+    | weights | encoder_weights, decoder_weights: l2 norms |
+
+    Warning:
+        `nll` is an upper bound in expectation. Fréchet distances are in the features of a network
+        that is trained here, on `train`: they compare with each other only.
+
+    Args:
+        vae: Any model.
+        images: To judge by.
+        seed: Decides the images and all draws.
+        inputs: Images, balanced over the classes; all of them if there are fewer. The aggregate
+            posterior runs over all the images (at most 10,000), the Jacobians over 200.
+        draws: k of the likelihood.
+        train: Images to learn probe and features from; without them those parts are absent.
+        parts: Which rows of the table; None for all but "continuous".
+        progress: Told of each part when it begins.
+
+    Raises:
+        UnknownNameError: No such part.
+        RangeError: A count below 1, or a single image.
+        ShapeError: Images that the model does not read.
+        NonFiniteError: Weights that are not finite.
+
+    References:
+        Burda et al., 2016; Chen et al., 2018; [Kuzina22] Table 7; [Camuto21] Fig. 9c-d;
+        [Willetts21] Table 1; [Barrett22] appendix B.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> images = rv.data.load("digits", split="test")
+        >>> vae = rv.load("digits-vae")
+        >>> found = rv.evaluate(vae, images, inputs=20, draws=50, parts=["likelihood"], seed=0)
+        >>> found["nll"].n
+        20
+    """
+    check_type(vae, "vae", VAE)
+    check_type(images, "images", Images)
+    check_images(images.x, vae.image_shape, name="images")
+    check_count(inputs, "inputs", least=2)
+    check_count(draws, "draws")
+    if train is not None:
+        check_type(train, "train", Images)
+        check_images(train.x, vae.image_shape, name="train")
+    if parts is None:
+        parts = [part for part in PARTS if part != "continuous"]
+    check_type(parts, "parts", Sequence)
+    for part in parts:
+        check_choice("part", part, PARTS)
+    if len(images) < 2:
+        raise RangeError("a standard error wants at least two images, got one")
+    began = time.perf_counter()
+    bench = _Bench(vae, images, train, seed, inputs, draws)
+    for part in parts:
+        if progress is not None:
+            progress(part)
+        try:
+            PARTS[part](bench)
+        except UnsupportedError as error:
+            bench.absent[part] = str(error)
+    facts = {
+        "data": images.name,
+        "split": images.split,
+        "available": len(images),
+        "inputs": len(bench.x),
+        "draws": draws,
+        "seed": seed,
+        "sha256": weights_sha256(vae),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return Evaluation(tuple(bench.measures), bench.absent, bench.per_image, facts)
+
+
+class _Bench:
+    """The model, the images, and what has been found so far."""
+
+    def __init__(
+        self, vae: VAE, images: Images, train: Images | None, seed: int, inputs: int, draws: int
+    ) -> None:
+        self.vae, self.seed, self.draws = vae, seed, draws
+        chosen = images.choose(
+            min(inputs, len(images)), stratified=True, generator=self.generator("images")
+        )
+        self.x, self.y = self._placed(images.x[chosen]), images.y[chosen]
+        self.all = images
+        self.train = train
+        self.measures: list[Measure] = []
+        self.absent: dict[str, str] = {}
+        self.per_image: dict[str, list[float]] = {}
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return shard_generator(self.seed, 0, purpose)
+
+    def likelihood(self) -> None:
+        found = negative_log_likelihood(
+            self.vae, self.x, draws=self.draws, generator=self.generator("likelihood")
+        )
+        self.add("nll", f"-log p(x), importance sampling, k = {self.draws}", found, "nats")
+
+    def continuous(self) -> None:
+        found = negative_log_likelihood(
+            self.vae,
+            self.x,
+            draws=self.draws,
+            read=_as_continuous,
+            generator=self.generator("likelihood"),
+        )
+        label = f"-log p(x), logits as a continuous Bernoulli's, k = {self.draws}"
+        self.add("nll_continuous", label, found, "nats")
+
+    def reconstruction(self) -> None:
+        for key, what in (("mse", "the mean"), ("mse_sampled", "a draw")):
+            draws = self.generator(key)
+            error = squared_error(self.vae, self.x, sampled=key != "mse", generator=draws)
+            self.add(
+                key, f"squared error, reconstructed from {what} of the posterior", error, SCALE
+            )
+        draws = self.generator("elbo")
+        with torch.no_grad(), judged(self.vae):
+            batches = [ELBO().terms(self.vae, x, generator=draws) for x in self.x.split(ROWS)]
+        terms = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        layers = [key for key in terms if key.startswith("kl_")]
+        self.add("negative_elbo", "-ELBO, one draw", terms["loss"], "nats")
+        self.add(
+            "distortion", "-log p(x|z), z a draw of the posterior", terms["distortion"], "nats"
+        )
+        self.add("kl", "KL(q(z|x) | p(z))", terms["kl"], "nats")
+        for key in layers:
+            self.add(key, f"KL of layer {key[3:]}, counted from the data", terms[key], "nats")
+
+    def latents(self) -> None:
+        mean, stddev = encoded(self.vae, self.x)
+        active = int(active_units(mean).sum())
+        label = f"coordinates with Var(E[z|x]) > 0.01, of {self.vae.latent}"
+        self.add_one("active_units", label, float(active), "coordinates", n=len(mean))
+        self.add("encoder_std", "mean over coordinates of sigma(x)", stddev.mean(1), "latent units")
+        x = self._placed(self.all.x[:LABELLED])
+        draws = self.generator("aggregate")
+        terms = aggregate_terms(self.vae, x, draws=min(1000, len(x)), generator=draws)
+        for key, label in (
+            ("index_code", "information of the code on the image's index"),
+            ("total_correlation", "total correlation of the aggregate posterior"),
+            ("dimension_kl", "sum over coordinates of KL(q(z_j) | p(z_j))"),
+        ):
+            self.add(key, f"{label}, aggregate of {len(x):,} images", terms[key], "nats")
+
+    def probe(self) -> None:
+        train = self._labelled("probe")
+        codes, _ = encoded(self.vae, self._placed(train.x))
+        right = linear_probe(
+            codes.cpu(), train.y.cpu(), encoded(self.vae, self.x)[0].cpu(), self.y.cpu()
+        )
+        label = f"logistic regression on posterior means, {len(train):,} training images"
+        self.add("probe_accuracy", label, right.double(), "share")
+
+    def frechet(self) -> None:
+        train = self._labelled("frechet")
+        with torch.no_grad(), judged(self.vae):
+            draws = self.generator("samples")
+            z = draw(self.vae.prior(), (len(self.x),), generator=draws)
+            samples = torch.cat([self.vae.decode(part).mean for part in z.split(ROWS)])
+            again = [self.vae.decode(self.vae.encode(x).mean).mean for x in self.x.split(ROWS)]
+        features = train_features(train, generator=self.generator("features"))
+        kind = next(features.parameters())
+        for key, made, what in (
+            ("fid_samples", samples, "decoded draws of the prior"),
+            ("fid_reconstructions", torch.cat(again), "reconstructions"),
+        ):
+            real, made = (part.to(kind).clamp(0, 1) for part in (self.x, made))
+            value, stderr = frechet_of(real, made, features, folds=min(10, len(real) // 2))
+            label = f"Fréchet distance of {what}, own features"
+            self.add_one(key, label, value, "feature units squared", stderr, len(real))
+
+    def slopes(self) -> None:
+        few = self.x[:SLOPES]
+        unit = "latent units a pixel unit"
+        self.add(
+            "encoder_slope",
+            "Frobenius norm, Jacobian of mu(x)",
+            encoder_slopes(self.vae, few),
+            unit,
+        )
+        unit = "pixel units a latent unit"
+        self.add(
+            "decoder_slope",
+            "Frobenius norm, Jacobian of g(mu(x))",
+            decoder_slopes(self.vae, few),
+            unit,
+        )
+
+    def lipschitz(self) -> None:
+        constants = lipschitz_constants(self.vae)
+        for key, value, what in (
+            ("encoder_lipschitz", constants.b, "the encoder's mean"),
+            ("decoder_lipschitz", constants.a, "the decoder's mean"),
+        ):
+            self.add_one(
+                key, f"verified Lipschitz constant of {what}, upper bound", value, "l2 by l2"
+            )
+
+    def weights(self) -> None:
+        for key, value in zip(("encoder", "decoder"), weight_norms(self.vae), strict=True):
+            label = f"l2 norm of the {key}'s weights and biases"
+            self.add_one(f"{key}_weights", label, value, "weight units")
+
+    def add(self, key: str, label: str, values: Tensor, unit: str) -> None:
+        mean, stderr = mean_stderr(values)
+        self.measures.append(Measure(key, label, mean, stderr, len(values), unit))
+        self.per_image[key] = [float(f"{value:.6g}") for value in values.tolist()]
+
+    def add_one(
+        self,
+        key: str,
+        label: str,
+        value: float,
+        unit: str,
+        stderr: float | None = None,
+        n: int = 0,
+    ) -> None:
+        self.measures.append(Measure(key, label, value, stderr, n, unit))
+
+    def _placed(self, x: Tensor) -> Tensor:
+        return x.to(device=self.vae.device, dtype=self.vae.dtype)
+
+    def _labelled(self, part: str) -> Images:
+        if self.train is None:
+            raise UnsupportedError(f"{part} wants training images, got train=None")
+        count = min(LABELLED, len(self.train))
+        draws = self.generator("labelled")
+        return self.train[self.train.choose(count, stratified=True, generator=draws)]
+
+
+def _as_continuous(likelihood: Distribution) -> Distribution:
+    if not isinstance(likelihood, Bernoulli | ContinuousBernoulli):
+        raise UnsupportedError(f"{type(likelihood).__name__} has no logits of a Bernoulli")
+    return ContinuousBernoulli(likelihood.logits)
+
+
+PARTS: dict[str, Callable[[_Bench], None]] = {
+    "likelihood": _Bench.likelihood,
+    "continuous": _Bench.continuous,
+    "reconstruction": _Bench.reconstruction,
+    "latents": _Bench.latents,
+    "probe": _Bench.probe,
+    "frechet": _Bench.frechet,
+    "slopes": _Bench.slopes,
+    "lipschitz": _Bench.lipschitz,
+    "weights": _Bench.weights,
+}
+"""What `evaluate` can measure."""
