@@ -68,6 +68,27 @@ def channels_last(module: nn.Module) -> Iterator[None]:
             layer.weight.data = data
 
 
+def lay_weights(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of all convolutions on a CPU out so; their values do not change.
+
+    Args:
+        module: Anything with convolutions in it.
+        memory_format: `torch.channels_last`, in which they train faster, or
+            `torch.contiguous_format`, in which they are made.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.models.layout import lay_weights
+        >>> layer = torch.nn.Conv2d(2, 8, 3)
+        >>> lay_weights(layer, torch.channels_last)
+        >>> layer.weight.stride()
+        (18, 1, 6, 2)
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight.device.type == "cpu":
+            part.weight.data = part.weight.data.contiguous(memory_format=memory_format)
+
+
 @functools.cache
 def _keep_freed_memory() -> None:
     """Once: let the allocator keep what loops free, instead of asking the system for it again.

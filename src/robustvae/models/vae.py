@@ -125,11 +125,11 @@ class GaussianVAE(VAE):
         """q(z | x), Gaussian with diagonal covariance, (B, d)."""
         self.check(x)
         features = self.trunk(x)
-        mean = self.mean_head(features)
+        mean = self.mean_head(features).to(x.dtype)  # networks may compute in less
         if self.stddev is not None:
             return Gaussian(mean, torch.full_like(mean, self.stddev))
         assert self.log_var_head is not None
-        stddev = log_var_to_stddev(self.log_var_head(features)) + self.stddev_offset
+        stddev = log_var_to_stddev(self.log_var_head(features).to(x.dtype)) + self.stddev_offset
         if self.stddev_norm is not None:
             norm = torch.linalg.vector_norm(stddev, dim=1, keepdim=True)
             stddev = stddev * (self.stddev_norm / norm).clamp(max=1.0)
@@ -137,7 +137,7 @@ class GaussianVAE(VAE):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
-        return likelihood_of(self.decoder(z), self.likelihood, self.scale)
+        return likelihood_of(self.decoder(z).to(z.dtype), self.likelihood, self.scale)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from robustvae.errors import (
     check_type,
 )
 from robustvae.models import VAE
+from robustvae.models.layout import lay_weights
 from robustvae.objectives import Objective
 from robustvae.training.log import JsonLines, Logger
 from robustvae.training.run import Progress, Run
@@ -173,6 +174,7 @@ def fit(
     if done.epoch == 0:
         run.save(_card(images, done, {}))
     loop = _Loop(run, objective, forward, backward, batch_size, clip)
+    lay_weights(vae, torch.channels_last)
     try:
         with _bar(progress, epochs * math.ceil(len(x) / batch_size), done.step) as update:
             while done.epoch < epochs and not done.given_up(patience):
@@ -191,6 +193,7 @@ def fit(
                     each.log(done.epoch, values | {"lr": rate, "seconds": seconds})
                 run.save(_card(images, done, values))
     finally:
+        lay_weights(vae, torch.contiguous_format)
         vae.eval()
         for each in loggers:
             each.close()
@@ -295,7 +298,8 @@ def _engine(
 
     def autocast_terms(objective: Objective, x: Tensor) -> dict[str, Tensor]:
         with fabric.autocast():
-            return terms(objective, x)
+            found = terms(objective, x)
+        return {name: values.to(vae.dtype) for name, values in found.items()}
 
     return autocast_terms, fabric.backward
 

@@ -56,6 +56,7 @@ class TrainingPart(BaseModel):
     patience: int | None = None
     plateau: int | None = None
     clip: float | None = None
+    precision: Precision | None = None
 
 
 @final
@@ -160,7 +161,7 @@ def train_recipe(
         resume: Go on from the state in `out` if there is one.
         progress: Show a bar; None shows it on a terminal only.
         device: Where to train; None is the CPU.
-        precision: See `fit`.
+        precision: Instead of the recipe's; see `fit`.
 
     Returns:
         The trained model.
@@ -190,7 +191,9 @@ def train_recipe(
     began = checkpoint.weights_sha256(vae)
     objective = objectives.create(recipe.objective.name, **recipe.objective.options)
     images = data.load(recipe.data.name, recipe.data.split, root)
-    settings = recipe.training.model_dump() | ({} if epochs is None else {"epochs": epochs})
+    instead = {"epochs": epochs, "precision": precision}
+    settings = recipe.training.model_dump()
+    settings |= {key: value for key, value in instead.items() if value is not None}
     draws = generator(recipe.seed)
     fit(
         vae,
@@ -201,7 +204,6 @@ def train_recipe(
         resume=resume,
         progress=progress,
         device=device,
-        precision=precision,
         **settings,
     )
     tests = data.load(recipe.data.name, "test", root).x.to(vae.device, vae.dtype)
