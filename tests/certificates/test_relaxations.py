@@ -1,0 +1,320 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from robustvae import errors
+from robustvae.certificates import relaxations
+from robustvae.certificates.relaxations import METHODS, Add, Relaxation
+from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+
+SHAPE = (1, 4, 4)
+
+
+def batch_norm(kind, features):
+    layer = kind(features)
+    with torch.no_grad():
+        layer.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+        layer.running_var.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
+        layer.weight.uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(3))
+        layer.bias.uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(4))
+    return layer
+
+
+def dense(*activations):
+    layers = [nn.Flatten()]
+    for activation in activations:
+        layers += [nn.Linear(16, 16), activation]
+    return [*layers, nn.Linear(16, 3)]
+
+
+NETWORKS = {
+    "linear": lambda: [nn.Flatten(), nn.Linear(16, 8), Scale(-1.5), nn.Linear(8, 3)],
+    "relu": lambda: dense(nn.ReLU(), nn.ReLU()),
+    "leaky": lambda: dense(nn.LeakyReLU(-0.3), nn.LeakyReLU(0.1)),
+    "tanh": lambda: dense(nn.Tanh(), nn.Tanh()),
+    "sigmoid": lambda: dense(nn.Sigmoid(), Scale(6.0), nn.Sigmoid())[:5] + [nn.Linear(16, 3)],
+    "softplus": lambda: dense(nn.Softplus(2.0), nn.Softplus()),
+    "sorts": lambda: dense(GroupSort(), MaxMin()),
+    "batch norm": lambda: [
+        *dense(nn.Tanh())[:2],
+        batch_norm(nn.BatchNorm1d, 16),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(16, 3),
+    ],
+    "add": lambda: [
+        nn.Flatten(),
+        Add(nn.Identity(), nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))),
+        Add(nn.Sequential(nn.Linear(16, 8), nn.Tanh()), nn.Sequential(nn.Linear(16, 8))),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ],
+    "convolutions": lambda: [
+        nn.Conv2d(1, 4, 3, stride=2, padding=1),
+        batch_norm(nn.BatchNorm2d, 4),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1),
+        nn.Tanh(),
+        nn.Conv2d(2, 4, 2, dilation=2, groups=2),
+        nn.Unflatten(1, (2, 2)),
+        nn.Flatten(),
+        nn.ReLU(),
+        nn.Linear(16, 3),
+    ],
+    "dilated": lambda: [
+        nn.ConvTranspose2d(1, 2, 3, stride=1, dilation=2, output_padding=1),
+        nn.LeakyReLU(),
+        nn.Conv2d(2, 2, (3, 2), stride=(2, 3), padding=(1, 0)),
+        nn.Flatten(),
+        nn.Softplus(),
+        nn.LazyLinear(3),
+    ],
+}
+
+
+def made(name, generator):
+    net = nn.Sequential(*NETWORKS[name]()).eval()
+    net(torch.zeros(2, *SHAPE))
+    net.requires_grad_(False)
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 2)
+            layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) / 2)
+    return net
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request, generator):
+    return made(request.param, generator)
+
+
+def project(step, radius, norm):
+    if norm == "linf":
+        return step.clamp(-radius, radius)
+    size = step.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+    return step * (radius / size).clamp(max=1.0)
+
+
+def steps_of(network, x, radius, norm, generator):
+    """Random points, corners among them, and the ascent of every output and of the rests."""
+    for _ in range(40):
+        step = torch.randn(x.shape, generator=generator)
+        step = step.sign() if norm == "linf" else step
+        size = torch.rand((), generator=generator) ** 0.1
+        yield project(step * 1e3, radius, norm) * size
+    clean = network(x)
+    for output in range(clean.shape[1]):
+        for sign in (1.0, -1.0):
+            step = project(torch.randn(x.shape, generator=generator), radius / 3, norm)
+            for _ in range(12):
+                step = step.detach().requires_grad_(True)
+                (grad,) = torch.autograd.grad(sign * network(x + step)[:, output].sum(), step)
+                step = step + radius * (grad.sign() if norm == "linf" else grad * 1e3) / 3
+                step = project(step, radius, norm).detach()
+                yield step
+
+
+def check_sound(network, x, radius, norm, method, generator, **options):
+    """Fails unless every point of a search in the ball is within the bounds."""
+    net = Relaxation(network, shape=SHAPE)
+    (found,) = net.over(x, torch.full((len(x),), radius), norm=norm, method=method, **options)
+    clean = network(x)
+    weights = 0.5 + torch.rand(clean.shape, generator=generator)
+    length = found.length(weights)
+    assert_close(found.value, clean)
+    for step in steps_of(network, x, radius, norm, generator):
+        moved = network(x + step) - clean
+        assert (found.lower <= moved).all()
+        assert (moved <= found.upper).all()
+        assert ((weights * moved).norm(dim=1) <= length).all()
+        if found.slope is not None:
+            rest = moved - (found.slope @ step.flatten(1)[:, :, None])[:, :, 0]
+            assert (found.low - 1e-12 <= rest).all()
+            assert (rest <= found.high + 1e-12).all()
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("radius", [1e-3, 0.2, 2.0])
+def test_nothing_in_the_ball_leaves_the_bounds(network, radius, norm, method, generator):
+    x = torch.rand(4, *SHAPE, generator=generator)
+    found = check_sound(network, x, radius, norm, method, generator)
+    assert found.method == method
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_linear_networks_exactly(norm, generator):
+    network = made("linear", generator)
+    x = torch.rand(3, *SHAPE, generator=generator)
+    radius = torch.tensor([0.1, 1.0, 3.0])
+    (found,) = Relaxation(network, shape=SHAPE).over(x, radius, norm=norm)
+    matrix = network[3].weight @ network[1].weight * -1.5
+    assert_close(found.slope, matrix.expand(3, 3, 16))
+    size = matrix.norm(dim=1) if norm == "l2" else matrix.abs().sum(1)
+    assert_close(found.upper, radius[:, None] * size, rtol=1e-9, atol=1e-9)
+    assert_close(found.lower, -found.upper)
+    if norm == "l2":
+        top = torch.linalg.matrix_norm(matrix, 2)
+        assert_close(found.length(torch.ones(3, 3)), radius * top, rtol=1e-8, atol=1e-9)
+    else:
+        signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 16)
+        most = (signs @ matrix.mT).norm(dim=1).max() * radius
+        assert (found.length(torch.ones(3, 3)) >= most * (1 - 1e-12)).all()
+        assert (found.length(torch.ones(3, 3)) <= most * 1.5).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("radius", [0.05, 0.5])
+def test_never_wider_than_intervals(network, radius, norm, generator):
+    """By construction: whatever a backward row gives is intersected with the interval."""
+    x = torch.rand(5, *SHAPE, generator=generator)
+    net = Relaxation(network, shape=SHAPE)
+    ibp, both, crown = (
+        net.over(x, torch.full((5,), radius), norm=norm, method=method)[0] for method in METHODS
+    )
+    for one, other in ((ibp, both), (ibp, crown)):
+        assert (other.lower >= one.lower - 1e-9).all()
+        assert (other.upper <= one.upper + 1e-9).all()
+
+
+def test_crown_narrows_what_intervals_cannot(generator):
+    network = made("relu", generator)
+    x = torch.rand(5, *SHAPE, generator=generator)
+    net = Relaxation(network, shape=SHAPE)
+    widths = []
+    for method in METHODS:
+        (found,) = net.over(x, torch.full((5,), 0.1), method=method)
+        widths.append(float((found.upper - found.lower).mean()))
+    assert widths[2] < widths[1] < 0.7 * widths[0]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_chunks_do_not_change_results(network, norm, generator):
+    x = torch.rand(3, *SHAPE, generator=generator)
+    net = Relaxation(network, shape=SHAPE)
+    radius = torch.tensor([0.01, 0.2, 1.0])
+    (whole,) = net.over(x, radius, norm=norm)
+    (parts,) = net.over(x, radius, norm=norm, memory=8 * 4 * 40 * 2)
+    for name in ("slope", "low", "high", "lower", "upper"):
+        assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+    assert parts.method == whole.method == "crown"
+
+
+def test_what_is_too_dear_falls_back_and_says_so(generator):
+    network = made("relu", generator)
+    x = torch.rand(4, *SHAPE, generator=generator)
+    net = Relaxation(network, shape=SHAPE)
+    radius = torch.full((4,), 0.5)
+    row = 8 * 16 * 5
+    (found,) = net.over(x, radius, work=row * 4 * 3 * 2)
+    assert found.method == "crown-ibp"
+    assert_close(found.upper, net.over(x, radius, method="crown-ibp")[0].upper)
+    (found,) = net.over(x, radius, work=0)
+    assert found.method == "ibp"
+    assert found.slope is None
+    assert_close(found.upper, net.over(x, radius, method="ibp")[0].upper)
+
+
+def test_two_heads_share_a_trunk(generator):
+    network = made("tanh", generator)
+    other = nn.Linear(16, 5)
+    x = torch.rand(4, *SHAPE, generator=generator)
+    radius = torch.full((4,), 0.3)
+    both = Relaxation(network[:-1], network[-1], other, shape=SHAPE).over(x, radius)
+    (alone,) = Relaxation(network, shape=SHAPE).over(x, radius)
+    assert_close(both[0].upper, alone.upper)
+    assert both[1].value.shape == (4, 5)
+
+
+def wrong_tangent(layer, slope, value, low, high):
+    """Between the ends only: a tangent's touching point is forgotten."""
+    rests = [layer(h) - layer(value) - slope * (h - value) for h in (low, high)]
+    return torch.minimum(*rests), torch.maximum(*rests)
+
+
+def half_rest(layer, slope, value, low, high):
+    least, most = RIGHT_REST(layer, slope, value, low, high)
+    return least / 2, most / 2
+
+
+RIGHT_REST = relaxations._rest
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [("tanh", wrong_tangent), ("relu", wrong_tangent), ("softplus", half_rest)]
+)
+def test_a_broken_line_is_caught(name, broken, generator, monkeypatch):
+    network = made(name, generator)
+    x = torch.rand(4, *SHAPE, generator=generator)
+    check_sound(network, x, 0.5, "l2", "crown", generator)
+    monkeypatch.setattr(relaxations, "_rest", broken)
+    with pytest.raises(AssertionError):
+        check_sound(network, x, 0.5, "l2", "crown", generator)
+
+
+def test_a_forgotten_bias_is_caught(generator, monkeypatch):
+    network = made("relu", generator)
+    x = torch.rand(4, *SHAPE, generator=generator)
+    right = relaxations._dense
+    monkeypatch.setattr(
+        relaxations, "_dense", lambda weight, bias, parent: right(weight, None, parent)
+    )
+    with pytest.raises(AssertionError):
+        check_sound(network, x, 0.5, "l2", "crown", generator)
+
+
+def test_lines_hold_everywhere(generator):
+    """Each activation alone, over intervals of all sizes and places, on a dense grid."""
+    start = torch.randn(4000, generator=generator) * 4
+    low = start - 10 ** (torch.rand(4000, generator=generator) * 8 - 7)
+    high = start + 10 ** (torch.rand(4000, generator=generator) * 8 - 7)
+    for layer in (
+        nn.ReLU(),
+        nn.LeakyReLU(-0.5),
+        nn.LeakyReLU(0.2),
+        nn.Tanh(),
+        nn.Sigmoid(),
+        nn.Softplus(),
+        nn.Softplus(3.0, threshold=5.0),
+    ):
+        chord = relaxations._chord(layer, start, low, high)
+        for slope in (chord, torch.zeros_like(chord), chord * 0.7):
+            least, most = relaxations._rest(layer, slope, start, low, high)
+            seen = []
+            for part in torch.linspace(0, 1, 501):
+                point = low + part * (high - low)
+                seen.append(layer(point) - layer(start) - slope * (point - start))
+            assert (torch.stack(seen).amin(0) >= least - 1e-13).all()
+            assert (torch.stack(seen).amax(0) <= most + 1e-13).all()
+            wide = most - least
+            tight = torch.stack(seen).amax(0) - torch.stack(seen).amin(0)
+            if not isinstance(layer, nn.Softplus):
+                assert (wide <= tight * 1.02 + 1e-9 + 1e-3 * (high - low)).all()
+
+
+def test_what_is_not_covered_is_named():
+    for layer, name in ((nn.GELU(), "GELU"), (GroupSort(4), "GroupSort")):
+        with pytest.raises(errors.UnsupportedError, match=name):
+            Relaxation(nn.Flatten(), layer, shape=SHAPE)
+    with pytest.raises(errors.UnsupportedError, match="running statistics"):
+        Relaxation(
+            nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False)), shape=SHAPE
+        )
+    hooked = nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(errors.UnsupportedError, match="hook"):
+        Relaxation(hooked, shape=(4,))
+    with pytest.raises(errors.UnsupportedError, match="circular"):
+        Relaxation(nn.Conv2d(1, 1, 3, padding_mode="circular"), shape=SHAPE)
+
+
+def test_bad_input_is_refused():
+    net = Relaxation(nn.Flatten(), shape=SHAPE)
+    with pytest.raises(errors.ShapeError):
+        net.over(torch.zeros(2, 16), torch.ones(2))
+    with pytest.raises(errors.UnknownNameError):
+        net.over(torch.zeros(2, *SHAPE), torch.ones(2), norm="l1")
+    with pytest.raises(errors.UnknownNameError):
+        net.over(torch.zeros(2, *SHAPE), torch.ones(2), method="zonotope")
