@@ -1,4 +1,4 @@
-"""The command line: `robustvae audit`, `train`, `certify`, `design`, `rescore`, `zoo`, `doctor`.
+"""The command line: `robustvae audit`, `train`, `evaluate`, `certify`, `design`, `zoo` and others.
 
 Every user error is one line on standard error and exit code 2; a requirement that failed is 1.
 """
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -45,14 +46,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-zoo_app = typer.Typer(help="Models that come with the library.", no_args_is_help=True)
+zoo_app = typer.Typer(help="Bundled models, and those of the recipes.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
 Model = Annotated[
     str,
     typer.Argument(
-        help="A bundled name (see `robustvae zoo list`), a checkpoint folder, or owner/name on the "
-        "Hub."
+        help="A name (see `robustvae zoo list`), a checkpoint folder, or owner/name on the Hub."
     ),
 ]
 Data = Annotated[
@@ -242,7 +242,7 @@ def certify(
     vae = _model(model, device)
     images = _images(model, data, split)
     chosen = images.choose(inputs, stratified=True, generator=rv.generator(seed))
-    x = images.x[chosen].to(device=vae.device, dtype=vae.dtype)
+    x = images.read(chosen).to(device=vae.device, dtype=vae.dtype)
     _fits(vae, images)
     certificate = rv.certify(vae, x, r=r, m=m, version=version, generator=rv.generator(seed))
     radii = sorted(certificate.radius.tolist())
@@ -346,17 +346,133 @@ def rescore(
 
 @zoo_app.command("list")
 def zoo_list() -> None:
-    """The bundled models, with what their cards say."""
+    """All models: bundled ones, and those of the recipes, trained or not yet."""
     from robustvae import zoo
 
-    table = Table(title="bundled models")
-    for heading in ("name", "data", "epochs", "metrics"):
+    table = Table(title=f"models; trained ones in {zoo.folder() or 'no folder'}")
+    table.add_column("name", no_wrap=True)
+    for heading in ("data", "epochs", "status", "-log p(x)", "metrics"):
         table.add_column(heading, overflow="fold")
-    for name in zoo.bundled():
+    for name in zoo.names():
         card = zoo.card(name)
-        metrics = ", ".join(f"{key} {_short(v)}" for key, v in card.get("metrics", {}).items())
-        table.add_row(name, str(card.get("data", "")), str(card.get("epochs", "")), metrics)
+        metrics = dict(card["metrics"])
+        likelihood = _short(metrics.pop("nll", ""))
+        shown = {key: value for key, value in metrics.items() if key in ZOO_METRICS}
+        told = ", ".join(f"{key} {_short(value)}" for key, value in shown.items())
+        status = "bundled" if name in zoo.bundled() else card["status"]
+        table.add_row(name, card["data"], str(card["epochs"]), status, likelihood, told)
     Console().print(table)
+
+
+@zoo_app.command("show")
+def zoo_show(name: Annotated[str, typer.Argument(help="Of a model; see `zoo list`.")]) -> None:
+    """The card of one model, with all that was measured on what is stored."""
+    from robustvae import zoo
+
+    card = zoo.card(name)
+    facts = Table(show_header=False, title=name)
+    for key, value in card.items():
+        if key != "metrics":
+            facts.add_row(key, _short(value))
+    Console().print(facts)
+    found = None if card["status"] == zoo.NOT_TRAINED else zoo.evaluation(name)
+    if found is not None:
+        Console().print(_measures(found))
+        return
+    metrics = Table(show_header=False)
+    for key, value in card["metrics"].items():
+        metrics.add_row(key, _short(value))
+    Console().print(metrics)
+
+
+@zoo_app.command("train")
+def zoo_train(
+    name: Annotated[str, typer.Argument(help="Of a recipe; see `zoo list`.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the training run; runs/NAME by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model; NAME in the zoo by default.")
+    ] = None,
+    inputs: Annotated[int, typer.Option(min=2, help="Test images for the measures.")] = 2000,
+    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 1000,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Score logits as continuous Bernoulli's, too.")
+    ] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Train a model by its recipe, measure what is stored, and store it in the zoo.
+
+    A run that was stopped goes on; one that is complete is measured and stored.
+
+    Examples:
+
+        robustvae zoo train mnist-conv28
+
+        robustvae zoo train mnist-conv28 --run runs/elsewhere --inputs 500
+    """
+    from robustvae import zoo
+
+    def say(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    place = zoo.train(
+        name,
+        run=run,
+        out=out,
+        inputs=inputs,
+        draws=draws,
+        continuous=continuous,
+        device=None if device == "cpu" else device,
+        progress=None if quiet else say,
+    )
+    print(f"model: {place}")
+
+
+@app.command()
+def evaluate(
+    model: Model = "digits-vae",
+    data: Data = None,
+    inputs: Annotated[int, typer.Option(min=2, help="Test images, balanced.")] = 1000,
+    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 100,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Measure this part only; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the measures as JSON.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model: likelihood, reconstruction, latents, probe, samples, slopes, weights.
+
+    Examples:
+
+        robustvae evaluate
+
+        robustvae evaluate runs/mine --part likelihood --draws 1000
+    """
+    import json
+
+    import robustvae as rv
+    from robustvae.records import check_folder, plain, write_text
+
+    if out is not None:
+        check_folder(out.parent)
+    vae = _model(model, device)
+    found = rv.evaluate(
+        vae,
+        _images(model, data, "test"),
+        train=_images(model, data, "train"),
+        inputs=inputs,
+        draws=draws,
+        parts=part,
+        seed=seed,
+        progress=None if quiet else lambda what: print(what, file=sys.stderr, flush=True),
+    )
+    Console().print(_measures(found))
+    if out is not None:
+        write_text(out, json.dumps(plain(found), indent=1, sort_keys=True) + "\n")
 
 
 @app.command()
@@ -379,9 +495,14 @@ def doctor() -> None:
         table.add_row(
             f"extra {extra}", "installed" if there else f"missing: pip install 'robustvae[{extra}]'"
         )
+    seen: set[str] = set()
     for name in data.names():
+        if name in seen:
+            continue
         try:
-            table.add_row(f"data {name}", f"{len(data.load(name, split='test'))} test images")
+            images = data.load(name, split="test")
+            seen.add(images.name)
+            table.add_row(f"data {images.name}", f"{len(images)} test images")
         except DataError as error:
             table.add_row(f"data {name}", str(error))
     broken = False
@@ -404,6 +525,24 @@ EXTRAS = {
     "results": "pyarrow",
     "plots": "matplotlib",
 }
+
+
+ZOO_METRICS = ("mse", "active_units", "probe_accuracy", "loss", "test_loss")
+
+
+def _measures(found: Any) -> Table:
+    facts = found.facts
+    title = f"{facts['data']} ({facts['split']}), {facts['inputs']} images, seed {facts['seed']}"
+    table = Table(title=title)
+    for heading in ("", "value", "stderr", "n", "unit"):
+        table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
+    for measure in found.measures:
+        stderr = "" if measure.stderr is None else f"{measure.stderr:.2g}"
+        count = str(measure.n) if measure.n else ""
+        table.add_row(escape(measure.label), f"{measure.value:.5g}", stderr, count, measure.unit)
+    for what, why in found.absent.items():
+        table.add_row(f"not measured: {what}", "", "", "", why)
+    return table
 
 
 def _complain(text: str) -> int:
@@ -492,7 +631,7 @@ def _floored(radius: float) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from robustvae.attacks import (
     store,
     success_curve,
 )
-from robustvae.attacks.suite import SUITES, WORST, blur, jpeg, stretched
+from robustvae.attacks.suite import SUITES, WORST, stretched
+from robustvae.data.changes import blur, jpeg
 from robustvae.defences import PosteriorMode, PosteriorSample, Victim
 from robustvae.models import create
 from robustvae.perturb import Ball, ProjectedAscent

@@ -1,4 +1,3 @@
-import dataclasses
 
 import pytest
 import torch
@@ -114,7 +113,7 @@ def test_other_images_are_not_taken_for_the_same(images, tmp_path):
     plan = PLAN | {"inputs": 2, "r": 1.0, "attacks": PLAN["attacks"][:1], "evidence": 0}
     victim = rv.Victim(rv.load("digits-vae"))
     first = rv.audit(victim, images, plan=plan, seed=0, keep=tmp_path)
-    darker = dataclasses.replace(images, x=images.x / 2)
+    darker = rv.data.Images(images.x / 2, images.y, images.name, images.split)
     second = rv.audit(victim, darker, plan=plan, seed=0, keep=tmp_path, resume=True)
     assert first.rows != second.rows
 

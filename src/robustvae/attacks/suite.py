@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from robustvae.attacks.attack import Attack, Search
 from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage
+from robustvae.data.changes import blur, jpeg
 from robustvae.defences import Victim
 from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
 from robustvae.metrics import mean_stderr
@@ -177,32 +174,6 @@ class AttackSuite:
             ]
             rows += [_worst([row for row in here if row.attack], ball), *here]
         return SuiteResult(label, tuple(rows))
-
-
-def blur(x: Tensor, sigma: float = 1.0) -> Tensor:
-    """Gaussian blur of images (B, C, H, W), of standard deviation `sigma` pixels."""
-    reach = max(1, round(3 * sigma))
-    at = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    window = torch.exp(-at.square() / (2 * sigma**2))
-    window = (window / window.sum()).expand(x.shape[1], 1, -1)
-    y = functional.pad(x, (reach,) * 4, mode="replicate")
-    y = functional.conv2d(y, window.unsqueeze(2), groups=x.shape[1])
-    return functional.conv2d(y, window.unsqueeze(3), groups=x.shape[1])
-
-
-def jpeg(x: Tensor, quality: int = 25) -> Tensor:
-    """Images in [0, 1], (B, C, H, W) with one or three channels, after JPEG at `quality`."""
-    if x.shape[1] not in (1, 3):
-        raise UnsupportedError(f"JPEG knows 1 or 3 channels, got {x.shape[1]}")
-    made = []
-    for image in (x.clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(1, 3).numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(image[..., 0] if x.shape[1] == 1 else image).save(
-            buffer, "JPEG", quality=quality
-        )
-        read = np.asarray(Image.open(buffer), dtype=np.float64) / 255
-        made.append(torch.as_tensor(read).view(*x.shape[2:], x.shape[1]).movedim(2, 0))
-    return torch.stack(made).to(x)
 
 
 def stretched(x: Tensor, y: Tensor, ball: Ball) -> Tensor:

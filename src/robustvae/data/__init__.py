@@ -1,6 +1,19 @@
-"""Images in [0, 1] with their labels: bundled digits, MNIST, Fashion-MNIST."""
+"""Images in [0, 1] with their labels: bundled, drawn, read from files, or your own."""
 
-from robustvae.data.images import Images
+from robustvae.data.changes import Binarised, Blurred, Compressed, Noisy
+from robustvae.data.folder import read_folder
+from robustvae.data.images import Change, Images, Source
 from robustvae.data.sets import load, names
 
-__all__ = ["Images", "load", "names"]
+__all__ = [
+    "Binarised",
+    "Blurred",
+    "Change",
+    "Compressed",
+    "Images",
+    "load",
+    "names",
+    "Noisy",
+    "read_folder",
+    "Source",
+]

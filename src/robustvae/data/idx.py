@@ -50,6 +50,12 @@ class IdxSet:
         Raises:
             DataError: Missing, truncated, or not the set it claims to be.
         """
+        pixels, labels = self.read(split, root, download)
+        x = torch.tensor(pixels, dtype=torch.float32).div_(255).unsqueeze(1)
+        return Images(x, torch.tensor(labels, dtype=torch.int64), name=self.name, split=split)
+
+    def read(self, split: str, root: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As `load`, but bytes: images (N, 28, 28) and labels (N,)."""
         if download:
             for file in FILES[split]:
                 if self._find(file, root) is None:
@@ -70,8 +76,7 @@ class IdxSet:
                 f"{root / self.folder} is not the {split} split of {self.name}: "
                 f"wanted class counts {wanted}, got {counts}"
             )
-        x = torch.tensor(pixels, dtype=torch.float32).div_(255).unsqueeze(1)
-        return Images(x, torch.tensor(labels, dtype=torch.int64), name=self.name, split=split)
+        return pixels, labels
 
     def _find(self, file: str, root: Path) -> Path | None:
         places = (root / self.folder / file, root / self.folder / f"{file}.gz")
@@ -88,15 +93,24 @@ class IdxSet:
         return path
 
     def _download(self, file: str, root: Path) -> None:
-        source = f"{self.url}{file}.gz"
-        try:
-            with urllib.request.urlopen(source, timeout=60) as answer:
-                content = answer.read()
-        except OSError as error:
-            raise DataError(f"{source} cannot be downloaded: {error}") from error
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.md5[file]:
-            raise DataError(f"{source} is not the published file: its MD5 sum differs")
+        content = fetch(f"{self.url}{file}.gz", self.md5[file])
         write_bytes(root / self.folder / f"{file}.gz", content)
+
+
+def fetch(source: str, md5: str) -> bytes:
+    """The published file at a URL.
+
+    Raises:
+        DataError: It cannot be had, or is another file.
+    """
+    try:
+        with urllib.request.urlopen(source, timeout=60) as answer:
+            content: bytes = answer.read()
+    except OSError as error:
+        raise DataError(f"{source} cannot be downloaded: {error}") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise DataError(f"{source} is not the published file: its MD5 sum differs")
+    return content
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""A set of labelled images in [0, 1]."""
+"""A set of labelled images in [0, 1], in memory or read when they are asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import final
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,27 +14,58 @@ from robustvae.errors import (
     DtypeError,
     RangeError,
     ShapeError,
+    check_choice,
     check_count,
     check_images,
     check_probability,
+    check_sizes,
     check_type,
 )
 
+CHUNK = 1000
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where images are read from, a few at a time: a file, a folder, a formula."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(N, C, H, W) of all images."""
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        """Images in [0, 1] by number, (n, C, H, W) of float32; the same for the same arguments.
+
+        Args:
+            rows: Numbers of images from 0, int64, (n,), on the CPU.
+            epoch: Of the training; only sources that draw anew each epoch look at it.
+        """
+
+
+class Change(Protocol):
+    """What makes other images of the same shape, such as `Noisy` or `Binarised`."""
+
+    def __call__(self, x: Tensor, rows: Tensor, epoch: int) -> Tensor:
+        """Changed images in [0, 1], (n, C, H, W); the arguments are those of `Source.read`."""
+
 
 @final
-@dataclass(frozen=True)
 class Images:
-    """Labelled images, held in memory.
+    """Labelled images, in memory or read from a `Source` a few at a time.
+
+    `x` of a set that is read has all images made at once: take `images[rows].x`, `read(rows)` or
+    `sample`, as training, attacks and audits do. The labels are always in memory.
 
     Args:
-        x: Images in [0, 1], (N, C, H, W).
+        x: Images in [0, 1], (N, C, H, W), or the source of them.
         y: Labels, whole numbers, (N,).
         name: Name of the set.
         split: "train", "test", or a word of your own.
+        labels: All labels by name, each like `y`, where images have several; see `labelled_by`.
 
     Raises:
-        ShapeError: `x` is not (N, C, H, W), or `y` not (N,).
-        DtypeError: `x` is not of floating type, or `y` not int64.
+        ShapeError: `x` is not (N, C, H, W), or labels are not (N,).
+        DtypeError: `x` is not of floating type, or labels are not int64.
         NonFiniteError: A NaN or an infinity in `x`.
         RangeError: A pixel outside [0, 1].
 
@@ -43,35 +76,144 @@ class Images:
         (355, (1, 8, 8), torch.Size([100, 1, 8, 8]))
     """
 
-    x: Tensor = field(repr=False)
-    y: Tensor = field(repr=False)
-    name: str = "images"
-    split: str = "train"
+    def __init__(
+        self,
+        x: Tensor | Source,
+        y: Tensor,
+        name: str = "images",
+        split: str = "train",
+        labels: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if isinstance(x, Source):
+            check_sizes(tuple(x.shape), "the shape of a source", axes=4)
+        else:
+            check_images(x)
+        for label in (y, *(labels or {}).values()):
+            if not isinstance(label, Tensor) or label.dtype != torch.int64:
+                got = getattr(label, "dtype", type(label).__name__)
+                raise DtypeError(f"y must be an int64 tensor of labels, got {got}")
+            if tuple(label.shape) != (x.shape[0],):
+                raise ShapeError(f"y must be ({x.shape[0]},), got {tuple(label.shape)}")
+        self._source = x
+        self.y = y
+        self.name = name
+        self.split = split
+        self.labels = dict(labels or {"label": y})
+        self._epoch = 0
 
-    def __post_init__(self) -> None:
-        """Refuse what is no set of images."""
-        check_images(self.x)
-        if not isinstance(self.y, Tensor) or self.y.dtype != torch.int64:
-            got = getattr(self.y, "dtype", type(self.y).__name__)
-            raise DtypeError(f"y must be an int64 tensor of labels, got {got}")
-        if self.y.shape != self.x.shape[:1]:
-            raise ShapeError(f"y must be ({len(self.x)},), got {tuple(self.y.shape)}")
+    def __repr__(self) -> str:
+        return f"Images(name={self.name!r}, split={self.split!r})"
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.x)
+        return len(self.y)
 
     def __getitem__(self, index: int | slice | Tensor) -> Images:
         """The images at `index`, as a set again; a whole number gives a set of one."""
         if isinstance(index, int):
             index = torch.tensor([index])
-        return replace(self, x=self.x[index], y=self.y[index])
+        source: Tensor | Source
+        if isinstance(self._source, Tensor):
+            source = self._source[index]
+        else:
+            rows = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
+            source = _chosen(self._source, rows)
+        if source.shape[0] == 0:
+            raise ShapeError(f"no image of {self.name} is chosen: a set has at least one")
+        labels = {name: values[index] for name, values in self.labels.items()}
+        return self._with(_source=source, y=self.y[index], labels=labels)
+
+    @property
+    def x(self) -> Tensor:
+        """All images, (N, C, H, W)."""
+        if isinstance(self._source, Tensor):
+            return self._source
+        everything = torch.empty(self.shape, dtype=self.read(torch.tensor([0])).dtype)
+        for rows in torch.arange(len(self)).split(CHUNK):
+            everything[rows] = self.read(rows)
+        return everything
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether `x` is a tensor that is there, rather than read."""
+        return isinstance(self._source, Tensor)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W) of all images."""
+        count, channels, height, width = self._source.shape
+        return count, channels, height, width
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        channels, height, width = self.x.shape[1:]
-        return channels, height, width
+        return self.shape[1:]
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Some images by their place in this set, (n, C, H, W).
+
+        Args:
+            rows: Numbers from 0, int64, (n,).
+
+        Raises:
+            DataError: The file of an image is missing or damaged.
+            RangeError: The source gave a pixel outside [0, 1].
+
+        Examples:
+            >>> import robustvae as rv, torch
+            >>> rv.data.load("dsprites").read(torch.tensor([5, 3, 5])).shape
+            torch.Size([3, 1, 64, 64])
+        """
+        if isinstance(self._source, Tensor):
+            return self._source[rows]
+        x = self._source.read(rows.cpu(), self._epoch)
+        check_images(x, self.image_shape, name=f"an image of {self.name}")
+        return x
+
+    def at(self, epoch: int) -> Images:
+        """This set in an epoch of training: another one only where images are drawn anew."""
+        check_count(epoch, "epoch", least=0)
+        return self._with(_epoch=epoch)
+
+    def changed(self, change: Change) -> Images:
+        """The same set with every image changed when it is read.
+
+        Args:
+            change: `Binarised`, `Blurred`, `Compressed`, `Noisy`, or a callable of your own.
+
+        Examples:
+            >>> import robustvae as rv
+            >>> digits = rv.data.load("digits").changed(rv.data.Binarised())
+            >>> digits.name, digits[:3].x.unique().tolist()
+            ('digits+static', [0.0, 1.0])
+        """
+        if not callable(change):
+            raise DtypeError(f"change must be callable, got {type(change).__name__}")
+        word = getattr(change, "__name__", str(change))
+        return self._with(_source=_Changed(self._source, change), name=f"{self.name}+{word}")
+
+    def named(self, name: str) -> Images:
+        """The same set under another name."""
+        check_type(name, "name", str)
+        return self._with(name=name)
+
+    def labelled_by(self, name: str) -> Images:
+        """The same set with another of its labels as `y`.
+
+        Args:
+            name: One of `labels`, such as "colour" of color_mnist.
+
+        Raises:
+            UnknownNameError: There is no such label.
+
+        Examples:
+            >>> import robustvae as rv
+            >>> images = rv.data.load("dsprites", split="test").labelled_by("scale")
+            >>> images.y.unique().tolist()
+            [0, 1, 2, 3, 4, 5]
+        """
+        check_choice("label", name, self.labels)
+        return self._with(y=self.labels[name])
 
     def sample(
         self, n: int, stratified: bool = False, *, generator: torch.Generator
@@ -98,7 +240,7 @@ class Images:
             [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
         """
         chosen = self.choose(n, stratified, generator=generator)
-        return self.x[chosen], self.y[chosen]
+        return self.read(chosen), self.y[chosen]
 
     def choose(self, n: int, stratified: bool = False, *, generator: torch.Generator) -> Tensor:
         """The indices that `sample` would take, (n,)."""
@@ -143,6 +285,51 @@ class Images:
                 f"a fraction of {fraction:g} of {len(self)} images leaves a part empty"
             )
         return self[order[~held_out].sort().values], self[order[held_out].sort().values]
+
+    def _with(self, **changes: Any) -> Images:
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Some images of a source, in an order of their own."""
+
+    source: Source
+    rows: Tensor
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return len(self.rows), *self.source.shape[1:]
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        return self.source.read(self.rows[rows], epoch)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Changed:
+    """The images of another source, changed."""
+
+    source: Tensor | Source
+    change: Change
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return self.source.shape
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        if isinstance(self.source, Tensor):
+            return self.change(self.source[rows], rows, epoch)
+        return self.change(self.source.read(rows, epoch), rows, epoch)
+
+
+def _chosen(source: Source, rows: Tensor) -> _Chosen:
+    if isinstance(source, _Chosen):
+        return _Chosen(source.source, source.rows[rows])
+    return _Chosen(source, rows)
 
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:

@@ -3,66 +3,143 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from robustvae.data import digits
+from robustvae.data import celeba, cifar10, color_mnist, digits, dsprites
+from robustvae.data.changes import Binarised, Blurred, Compressed, Noisy
 from robustvae.data.fashion_mnist import FASHION_MNIST
+from robustvae.data.folder import read_folder
 from robustvae.data.idx import IdxSet
-from robustvae.data.images import Images
+from robustvae.data.images import Change, Images
 from robustvae.data.mnist import MNIST
-from robustvae.errors import check_choice
+from robustvae.errors import DataError, DtypeError, check_choice, unknown
 
 ON_DISK: dict[str, IdxSet] = {published.name: published for published in (FASHION_MNIST, MNIST)}
+LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
+    "celeba": lambda split, root, download: celeba.load(split, root),
+    "cifar10": cifar10.load,
+    "cifar10_jpeg": lambda split, root, download: cifar10.load_jpeg(split, root),
+    "color_mnist": color_mnist.load,
+    "digits": lambda split, root, download: digits.load(split),
+    "dsprites": lambda split, root, download: dsprites.load(split),
+    "fashion_mnist": lambda *given: ON_DISK["fashion_mnist"].load(*given),
+    "mnist": lambda *given: ON_DISK["mnist"].load(*given),
+}
+FOLDER = "folder"
+CHANGES: dict[str, tuple[type | None, Callable[..., Change]]] = {
+    "blur": (float, Blurred),
+    "dynamic": (None, lambda: Binarised(dynamic=True)),
+    "jpeg": (int, Compressed),
+    "noise": (float, Noisy),
+    "static": (None, Binarised),
+}
+FITS = ("channels", "crop", "size")
 SPLITS = ("train", "test")
 
 
 def names() -> list[str]:
-    """Names that `load` knows, sorted.
+    """Names that `load` knows, sorted; besides them it reads "folder:PATH".
 
     Examples:
         >>> import robustvae as rv
         >>> "digits" in rv.data.names()
         True
     """
-    return sorted(["digits", *ON_DISK])
+    return sorted(LOADERS)
 
 
 def load(
     name: str, split: str = "train", root: str | Path | None = None, download: bool = False
 ) -> Images:
-    """Read a data set into memory.
+    """A data set by name; the large ones are read as they are asked for, not all at once.
 
-    "digits" comes with the installation. The others are read from the folder `root`, else from
-    the one that the environment variable ROBUSTVAE_DATA names, else from ~/.cache/robustvae, in
-    torchvision's layout (`MNIST/raw`, `FashionMNIST/raw`; IDX files, raw or .gz).
+    "digits" comes with the installation and "dsprites" is drawn. The others are read from the
+    folder `root`, else from the one that the environment variable ROBUSTVAE_DATA names, else from
+    ~/.cache/robustvae, in torchvision's layout: MNIST/raw and FashionMNIST/raw (IDX files, raw or
+    .gz), cifar-10-batches-py, celeba. "color_mnist" is made of MNIST, "cifar10_jpeg" is read from
+    cifar10/train.npz and test.npz, and "cifar10" is whichever of the two is there.
+
+    "folder:PATH" reads images of your own as `read_folder` does, and "folder" those in `root`.
+
+    A name may go on with changes, made from left to right: "+static" and "+dynamic" (binarised),
+    "+noise:0.1", "+blur:1", "+jpeg:25"; for folders "+crop:148", "+size:64", "+channels:1".
 
     Args:
-        name: One of `names()`.
+        name: One of `names()`, or a folder, and changes.
         split: "train" or "test".
         root: Folder that holds the sets, or None to look in the places above.
         download: Fetch missing files from where they are published, checked by their MD5 sums.
 
     Returns:
-        Images in [0, 1], float32.
+        Images in [0, 1], float32, under the name that finds them again.
 
     Raises:
-        UnknownNameError: Unknown name or split.
+        UnknownNameError: Unknown name, split or change.
         DataError: Missing, truncated, or not what it claims to be.
+        DtypeError: A change with another number than it takes.
+        RangeError: A change out of range.
         StorageError: A download could not be written.
 
     Examples:
         >>> import robustvae as rv
         >>> rv.data.load("digits").x.shape
         torch.Size([1442, 1, 8, 8])
+        >>> rv.data.load("digits+blur:0.5+jpeg:60", split="test").name
+        'digits+blur:0.5+jpeg:60'
     """
-    check_choice("data set", name, names())
+    if not isinstance(name, str):
+        raise unknown("data set", name, names())
+    base, changes = _taken_apart(name)
     check_choice("split", split, SPLITS)
-    if name == "digits":
-        return digits.load(split)
-    return ON_DISK[name].load(split, data_root(root), download)
+    if base == FOLDER or base.startswith(f"{FOLDER}:"):
+        images = _folder(base.partition(":")[2], split, root, changes)
+    else:
+        check_choice("data set", base, names())
+        images = LOADERS[base](split, data_root(root), download)
+    for word, value in changes:
+        check_choice(f"change of {base!r}", word, CHANGES)
+        kind, change = CHANGES[word]
+        if kind is None and value:
+            raise DtypeError(f"change {word!r} takes no number, got {value!r}")
+        given = () if kind is None or not value else (_number(word, value, kind),)
+        images = images.changed(change(*given))
+    return images
 
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder that holds the data sets: `root`, else ROBUSTVAE_DATA, else the user's cache."""
     chosen = root or os.environ.get("ROBUSTVAE_DATA") or "~/.cache/robustvae"
     return Path(chosen).expanduser()
+
+
+def _taken_apart(name: str) -> tuple[str, list[tuple[str, str]]]:
+    """The base of a name, and its changes as (word, number); the + of a path stays in the path."""
+    base, *parts = name.split("+")
+    pairs = [(word, value) for word, _, value in (part.partition(":") for part in parts)]
+    if base.startswith(f"{FOLDER}:"):
+        known = [word in (*CHANGES, *FITS) for word, _ in pairs]
+        first = len(known) - known[::-1].index(False) if False in known else 0
+        base, pairs = "+".join([base, *parts[:first]]), pairs[first:]
+    return base, pairs
+
+
+def _folder(
+    path: str, split: str, root: str | Path | None, changes: list[tuple[str, str]]
+) -> Images:
+    if not path and root is None:
+        raise DataError("which folder? write folder:PATH, or name it with root=")
+    fit: dict[str, Any] = {}
+    for word, value in [pair for pair in changes if pair[0] in FITS]:
+        fit[word] = _number(word, value, int)
+        changes.remove((word, value))
+    return read_folder(path or str(root), split, **fit)
+
+
+def _number(word: str, value: str, kind: type) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise DtypeError(f"{word!r} takes {wanted} after the colon, got {value!r}") from None

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from robustvae.data.changes import check_quality, jpeg
 from robustvae.defences.defence import Defence
 from robustvae.defences.posterior import PosteriorMean
-from robustvae.errors import RangeError, check_count, check_number, check_probability
+from robustvae.errors import RangeError, check_count, check_probability
 from robustvae.models.base import VAE
 
 
@@ -140,21 +138,12 @@ class JPEG:
 
     def __post_init__(self) -> None:
         """Refuse qualities that JPEG does not know."""
-        check_count(self.quality, "quality")
-        check_number(self.quality, "quality")
-        if self.quality > 95:
-            raise RangeError(f"quality must be at most 95, got {self.quality}")
+        check_quality(self.quality)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Decompressed images, (B, C, H, W)."""
-        planes = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).flatten(0, 1).cpu().numpy()
-        decoded = np.stack([self._through(plane) for plane in planes])
-        return _straight_through(x, torch.from_numpy(decoded).to(x).view_as(x) / 255)
-
-    def _through(self, plane: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(plane).save(file, "JPEG", quality=self.quality)
-        return np.asarray(Image.open(file))
+        planes = x.detach().flatten(0, 1).unsqueeze(1)
+        return _straight_through(x, jpeg(planes, self.quality).view_as(x))
 
 
 @final

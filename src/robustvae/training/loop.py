@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,7 +72,8 @@ def fit(
     Args:
         vae: Any model with weights; left in evaluation mode.
         objective: The loss of each image, such as `ELBO(beta=2.0)`.
-        images: What to train on; converted to the model's type and moved to the device once.
+        images: What to train on. What is in memory is converted to the model's type and moved to
+            the device once; what is read as it is asked for is never held at once.
         epochs: Passes over the images, counted from the start of the run and not of this call.
         generator: Decides validation split, shuffling and draws.
         batch_size: Images in a step; the last step of an epoch may have fewer.
@@ -139,7 +140,7 @@ def fit(
             f"{key} of the objective": value
             for key, value in getattr(objective, "__dict__", {}).items()
         },
-        "images": f"{images.name} {images.split} {tuple(images.x.shape)}",
+        "images": f"{images.name} {images.split} {images.shape}",
         "validation": str(validation),
         "generator": hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()[:12],
         "batch_size": batch_size,
@@ -155,12 +156,12 @@ def fit(
     elif validation is not None:
         images, held_out = images.divide(validation, generator=generator)
     forward, backward = _engine(vae, generator, device, precision)
-    x = _on_device(vae, images)
-    x_held_out = None if held_out is None else _on_device(vae, held_out)
-    if len(x) % batch_size == 1 and _normalises_batches(vae):
+    batches = _Batches.of(vae, images)
+    batches_held_out = None if held_out is None else _Batches.of(vae, held_out)
+    if len(images) % batch_size == 1 and _normalises_batches(vae):
         raise ConfigError(
-            f"the last step of an epoch would see one image of {len(x)}, of which batch norm can "
-            f"tell no spread: choose another batch_size than {batch_size}"
+            f"the last step of an epoch would see one image of {len(images)}, of which batch norm "
+            f"can tell no spread: choose another batch_size than {batch_size}"
         )
     run = Run(vae, generator, settings, None if out is None else Path(out))
     if resume:
@@ -176,14 +177,14 @@ def fit(
     loop = _Loop(run, objective, forward, backward, batch_size, clip)
     lay_weights(vae, torch.channels_last)
     try:
-        with _bar(progress, epochs * math.ceil(len(x) / batch_size), done.step) as update:
+        with _bar(progress, epochs * math.ceil(len(images) / batch_size), done.step) as update:
             while done.epoch < epochs and not done.given_up(patience):
                 started = time.perf_counter()
                 rate = _rate_at(rates, done.epoch) * done.factor
-                values = loop.train(x, rate, update)
+                values = loop.train(batches.at(done.epoch), rate, update)
                 watched = values["loss"]
-                if x_held_out is not None:
-                    watched = values["validation_loss"] = loop.evaluate(x_held_out)
+                if batches_held_out is not None:
+                    watched = values["validation_loss"] = loop.evaluate(batches_held_out)
                 done.end_epoch(watched, plateau)
                 if patience is not None and done.best_epoch == done.epoch:
                     run.keep_best()
@@ -202,6 +203,38 @@ def fit(
 
 
 @dataclass(frozen=True)
+class _Batches:
+    """Images as the model takes them; those in memory lie on its device from the start."""
+
+    vae: VAE
+    images: Images
+    held: Tensor | None
+
+    @classmethod
+    def of(cls, vae: VAE, images: Images) -> _Batches:
+        if images.image_shape != tuple(vae.image_shape):
+            raise ShapeError(
+                f"the model reads images of {tuple(vae.image_shape)}, "
+                f"{images.name} has {images.image_shape}"
+            )
+        held = images.x.to(vae.device, vae.dtype) if images.in_memory else None
+        return cls(vae, images, held)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers of rows are wanted."""
+        return torch.device("cpu") if self.held is None else self.held.device
+
+    def at(self, epoch: int) -> _Batches:
+        return replace(self, images=self.images.at(epoch))
+
+    def read(self, rows: Tensor) -> Tensor:
+        if self.held is not None:
+            return self.held[rows]
+        return self.images.read(rows).to(self.vae.device, self.vae.dtype)
+
+
+@dataclass(frozen=True)
 class _Loop:
     """What an epoch is made of."""
 
@@ -212,16 +245,17 @@ class _Loop:
     batch_size: int
     clip: float | None
 
-    def train(self, x: Tensor, rate: float, update: Update) -> dict[str, float]:
-        """One pass over `x` in a new order; returns the means of the objective's terms."""
+    def train(self, batches: _Batches, rate: float, update: Update) -> dict[str, float]:
+        """One pass in a new order; returns the means of the objective's terms."""
         vae, optimizer, done = self.run.vae, self.run.optimizer, self.run.progress
         vae.train()
         for group in optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, Tensor] = {}
         largest = 0.0
-        for rows in permutation(len(x), self.run.generator).to(x.device).split(self.batch_size):
-            terms = self.forward(self.objective.at(done.step), x[rows])
+        order = permutation(len(batches.images), self.run.generator).to(batches.device)
+        for rows in order.split(self.batch_size):
+            terms = self.forward(self.objective.at(done.step), batches.read(rows))
             loss = terms["loss"].mean()
             optimizer.zero_grad()
             self.backward(loss)
@@ -239,15 +273,18 @@ class _Loop:
                 sums[name] = values.detach().sum() + sums.get(name, 0)
             update(done.epoch, loss.detach())
         vae.finalize()
-        means = {name: float(total) / len(x) for name, total in sums.items()}
+        means = {name: float(total) / len(order) for name, total in sums.items()}
         return means | {"gradient_norm": largest}
 
-    def evaluate(self, x: Tensor) -> float:
-        """The mean loss of `x`, in evaluation mode."""
+    def evaluate(self, batches: _Batches) -> float:
+        """The mean loss, in evaluation mode."""
         self.run.vae.eval()
         with torch.no_grad():
             parts = [
-                self.forward(self.objective, part)["loss"] for part in x.split(self.batch_size)
+                self.forward(self.objective, batches.read(rows))["loss"]
+                for rows in torch.arange(len(batches.images), device=batches.device).split(
+                    self.batch_size
+                )
             ]
         loss = torch.cat(parts).mean()
         self._check_finite(validation_loss=loss)
@@ -306,15 +343,6 @@ def _engine(
 
 def _normalises_batches(vae: VAE) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vae.modules())
-
-
-def _on_device(vae: VAE, images: Images) -> Tensor:
-    if images.image_shape != tuple(vae.image_shape):
-        raise ShapeError(
-            f"the model reads images of {tuple(vae.image_shape)}, "
-            f"{images.name} has {images.image_shape}"
-        )
-    return images.x.to(vae.device, vae.dtype)
 
 
 def _card(images: Images, done: Progress, values: dict[str, float]) -> dict[str, Any]:

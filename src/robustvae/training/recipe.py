@@ -206,9 +206,12 @@ def train_recipe(
         device=device,
         **settings,
     )
-    tests = data.load(recipe.data.name, "test", root).x.to(vae.device, vae.dtype)
+    tests = data.load(recipe.data.name, "test", root)
     with torch.no_grad():
-        losses = [objective(vae, x, generator=draws) for x in tests.split(TEST_BATCH)]
+        losses = [
+            objective(vae, tests.read(rows).to(vae.device, vae.dtype), generator=draws)
+            for rows in torch.arange(len(tests)).split(TEST_BATCH)
+        ]
     card = checkpoint.read_config(out)["card"]
     card["metrics"]["test_loss"] = float(torch.cat(losses).mean())
     card |= {"recipe": recipe.name, "seed": recipe.seed, "objective": str(objective)}

@@ -1,0 +1,132 @@
+"""Arrays of pixels as a source, and the npz files they come in."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, final
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from robustvae.errors import DataError
+
+LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
+CHANNELS = (1, 3)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """An array of images, turned into [0, 1] as they are read.
+
+    Args:
+        array: Bytes, or numbers in [0, 1]; (N, H, W), (N, H, W, C) or (N, C, H, W). A mapped file
+            is read as it is asked for.
+        last: Whether the channels are the last axis.
+    """
+
+    array: np.ndarray
+    last: bool = False
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(N, C, H, W)."""
+        count, *sizes = self.array.shape
+        if len(sizes) == 2:
+            return count, 1, *sizes
+        return (count, sizes[2], *sizes[:2]) if self.last else (count, *sizes)
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        """Images in [0, 1], (n, C, H, W)."""
+        x = torch.from_numpy(np.array(self.array[rows.numpy()]))
+        x = x.movedim(-1, 1) if self.last else x.view(-1, *self.shape[1:])
+        return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
+
+
+def pixels_of(array: np.ndarray, where: str | Path) -> Pixels:
+    """The source of an array, with its channels where they are: last if that axis is 1 or 3.
+
+    Raises:
+        DataError: No images are stored like this.
+    """
+    kinds = (np.uint8, np.float32, np.float64)
+    if array.dtype not in kinds or array.ndim not in (3, 4) or 0 in array.shape:
+        raise DataError(
+            f"{where} holds no images: wanted bytes or numbers in [0, 1] of (N, H, W), "
+            f"(N, H, W, C) or (N, C, H, W), got {array.dtype} of {array.shape}"
+        )
+    last = array.ndim == 4 and array.shape[3] in CHANNELS
+    if array.ndim == 4 and not last and array.shape[1] not in CHANNELS:
+        raise DataError(f"{where} holds images of neither 1 nor 3 channels: {array.shape}")
+    return Pixels(array, last)
+
+
+def labels_of(values: np.ndarray, count: int, where: str | Path) -> Tensor:
+    """Whole numbers as labels, (N,).
+
+    Raises:
+        DataError: Not whole numbers, or not as many as there are images.
+    """
+    if values.dtype.kind not in "iu" or values.shape != (count,):
+        raise DataError(
+            f"{where} holds no labels of its {count} images: "
+            f"wanted whole numbers of ({count},), got {values.dtype} of {values.shape}"
+        )
+    return torch.tensor(values.astype(np.int64))
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name; pickled objects are refused.
+
+    An array that is stored uncompressed, as `numpy.savez` does, is mapped rather than read.
+
+    Raises:
+        DataError: Missing, truncated or damaged, or holding objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+            return {
+                member.filename.removesuffix(".npy"): _read_member(path, archive, member, raw)
+                for member in archive.infolist()
+                if member.filename.endswith(".npy")
+            }
+    except (
+        *(OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, struct.error),
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    ) as error:
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} cannot be read, it may be truncated or damaged: {line}") from None
+
+
+def _read_member(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, raw: BinaryIO
+) -> np.ndarray:
+    with archive.open(member) as content:
+        version = npy.read_magic(content)
+        readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"{member.filename} has version {version} of the format")
+        shape, by_columns, dtype = readers[version](content)
+        header = content.tell()
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds pickled objects, which are not read")
+        announced = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if announced != member.file_size - header:
+            raise ValueError(
+                f"{member.filename} announces {announced} bytes, holds {member.file_size - header}"
+            )
+        order: Literal["C", "F"] = "F" if by_columns else "C"
+        if member.compress_type == zipfile.ZIP_STORED and announced:
+            raw.seek(member.header_offset)
+            name, extra = struct.unpack("<HH", raw.read(LOCAL_HEADER)[26:])
+            start = member.header_offset + LOCAL_HEADER + name + extra + header
+            return np.memmap(path, dtype, "r", start, shape, order)
+        return np.frombuffer(content.read(), dtype).reshape(shape, order=order)

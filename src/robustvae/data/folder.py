@@ -1,0 +1,314 @@
+"""Any folder of images or npz file, and CelebA's layout; read as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_npz
+from robustvae.data.images import Images, Source, rank_in_class
+from robustvae.errors import DataError, DtypeError, RangeError, check_choice, check_count
+
+SPLITS = ("train", "test")
+TEST_EVERY = 10
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+GREY = {"1", "L", "LA"}
+PARTITION, ATTRIBUTES, FACES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
+PARTS = {"train": "0", "test": "2"}
+
+
+@final
+@dataclass(frozen=True)
+class Fit:
+    """How images are brought to one shape; see `read_folder`."""
+
+    crop: int | None = None
+    size: int | None = None
+    channels: int | None = None
+
+    def __str__(self) -> str:
+        return "".join(f"+{name}:{value}" for name, value in vars(self).items() if value)
+
+
+@final
+@dataclass(frozen=True)
+class Files:
+    """Image files, decoded as they are read.
+
+    Args:
+        paths: The files.
+        channels: 1 or 3; files of the other kind are converted.
+        crop: Side of the square cut out of the middle, in pixels; None for all of the image.
+        size: Side that the square is scaled to; None leaves images as they are.
+        shape: (N, C, H, W); every file must come to this.
+    """
+
+    paths: tuple[Path, ...]
+    channels: int
+    crop: int | None
+    size: int | None
+    shape: Sequence[int]
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        """Images in [0, 1], (n, C, H, W)."""
+        images = []
+        for row in rows.tolist():
+            path = self.paths[row]
+            x = fitted(_decoded(path, self.channels), self.crop, self.size, path)
+            if tuple(x.shape[1:]) != tuple(self.shape[1:]):
+                raise DataError(
+                    f"{path} is of {tuple(x.shape[1:])} where the first image is of "
+                    f"{tuple(self.shape[1:])}: bring all to one size with crop and size"
+                )
+            images.append(x)
+        return torch.cat(images)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The images of another source, cut and scaled as they are read."""
+
+    source: Source
+    crop: int | None
+    size: int | None
+    where: Path
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(N, C, H, W)."""
+        first = self.read(torch.tensor([0]), 0)
+        return self.source.shape[0], *first.shape[1:]
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        """Images in [0, 1], (n, C, H, W)."""
+        return fitted(self.source.read(rows, epoch), self.crop, self.size, self.where)
+
+
+def read_folder(
+    folder: str | Path,
+    split: str = "train",
+    *,
+    crop: int | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+) -> Images:
+    """Images of your own, read as they are asked for.
+
+    A folder is looked through in this order. It may hold
+
+    - list_eval_partition.txt or .csv and the folder img_align_celeba, as CelebA does; the labels
+      are the attributes in list_attr_celeba, "Smiling" first, where that file is there;
+    - train.npz and test.npz;
+    - the folders train and test, each of them like the next;
+    - images, all of label 0; or folders of images, one for each class, in the order of their names.
+
+    An npz file has an array `images` and, where there are labels, an array `labels`. Where nothing
+    says what is for testing, it is every tenth image of each class, in the order of the names.
+
+    Args:
+        folder: The folder, or an npz file.
+        split: "train" or "test".
+        crop: Side of the square cut out of the middle, in pixels.
+        size: Scale to squares of this side, by antialiased bilinear interpolation; without `crop`
+            the largest square in the middle is cut out first.
+        channels: 1 or 3; None takes that of the first image.
+
+    Returns:
+        Images in [0, 1], float32, under a name by which `load` finds them again.
+
+    Raises:
+        DataError: Missing, damaged, or of several sizes; an image of which no such square can be
+            cut.
+        UnknownNameError: Another split.
+        RangeError: `crop` or `size` is below 1, or `channels` neither 1 nor 3.
+
+    References:
+        Liu et al., 2015 (CelebA).
+
+    Examples:
+        >>> import tempfile, robustvae as rv
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i in range(10):
+        ...         Image.new("RGB", (50, 40), (25 * i, 0, 0)).save(f"{folder}/{i}.png")
+        ...     rv.data.read_folder(folder, size=32).shape
+        (9, 3, 32, 32)
+    """
+    check_choice("split", split, SPLITS)
+    for what, value in (("crop", crop), ("size", size)):
+        if value is not None:
+            check_count(value, what)
+    if channels not in (None, *CHANNELS):
+        raise RangeError(f"channels must be 1 or 3, got {channels!r}")
+    if not isinstance(folder, str | Path):
+        raise DtypeError(f"folder must be a path, got {type(folder).__name__}")
+    fit = Fit(crop, size, channels)
+    name = f"folder:{folder}{fit}"
+    top = Path(folder)
+    if top.is_file() and top.suffix == ".npz":
+        return _one_part(_from_npz(top, fit, name, split))
+    if not top.is_dir():
+        raise DataError(f"no images: {top} is no folder and no npz file")
+    partition = _table(top, PARTITION)
+    if partition is not None:
+        return _faces(top, partition, fit, name, split)
+    if any((top / f"{part}.npz").is_file() for part in SPLITS):
+        return _from_npz(top / f"{split}.npz", fit, name, split)
+    if any((top / part).is_dir() for part in SPLITS):
+        return _from_files(top / split, fit, name, split)
+    return _one_part(_from_files(top, fit, name, split))
+
+
+def fitted(x: Tensor, crop: int | None, size: int | None, where: Path) -> Tensor:
+    """The square in the middle of images (n, C, H, W), scaled; see `read_folder`."""
+    height, width = x.shape[2:]
+    side = min(height, width) if crop is None and size is not None else crop
+    if side is not None:
+        if side > min(height, width):
+            raise DataError(
+                f"{where}: no square of {side} pixels can be cut out of {height} x {width}"
+            )
+        top, left = (height - side) // 2, (width - side) // 2
+        x = x[..., top : top + side, left : left + side]
+    if size is None or size == side:
+        return x
+    scaled = functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return scaled.clamp(0, 1)
+
+
+def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
+    """Images in a folder, or in its folders, one a class."""
+    if not top.is_dir():
+        raise DataError(f"no images: {top} is missing")
+    classes = sorted(part for part in top.iterdir() if part.is_dir() and any(_images_in(part)))
+    paths = sorted(_images_in(top))
+    y = torch.zeros(len(paths), dtype=torch.int64)
+    if not paths:
+        groups = [sorted(_images_in(part)) for part in classes]
+        paths = [path for group in groups for path in group]
+        y = torch.arange(len(groups)).repeat_interleave(
+            torch.tensor([len(group) for group in groups], dtype=torch.int64)
+        )
+    if not paths:
+        raise DataError(
+            f"no images: {top} and the folders in it have no file ending in "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+    return Images(_files(paths, fit), y, name, split)
+
+
+def _from_npz(path: Path, fit: Fit, name: str, split: str) -> Images:
+    arrays = read_npz(path)
+    if "images" not in arrays:
+        raise DataError(f"{path} has no array images, it has {', '.join(arrays) or 'none'}")
+    source: Source = pixels_of(arrays["images"], path)
+    count, channels = source.shape[:2]
+    if fit.channels not in (None, channels):
+        raise DataError(f"{path} has images of {channels} channels, wanted {fit.channels}")
+    if fit.crop is not None or fit.size is not None:
+        source = Fitted(source, fit.crop, fit.size, path)
+    if "labels" not in arrays:
+        return Images(source, torch.zeros(count, dtype=torch.int64), name, split)
+    return Images(source, labels_of(arrays["labels"], count, path), name, split)
+
+
+def _faces(top: Path, partition: Path, fit: Fit, name: str, split: str) -> Images:
+    """CelebA's layout: which file is of which split stands in a table of its own."""
+    folder = top / FACES
+    if (folder / FACES).is_dir():  # as some archives unpack
+        folder = folder / FACES
+    try:
+        there = {path.name for path in _images_in(folder)}
+    except OSError:
+        raise DataError(f"{folder} is missing: the images that {partition} names") from None
+    chosen = [row[0] for row in _rows(partition) if row[1:] == [PARTS[split]]]
+    missing = [file for file in chosen if file not in there]
+    if missing or not chosen:
+        raise DataError(
+            f"{folder} has {len(chosen) - len(missing)} of the {len(chosen)} images of the {split} "
+            f"split that {partition} names" + (f"; {missing[0]} is missing" if missing else "")
+        )
+    source = _files([folder / file for file in chosen], fit)
+    table = _table(top, ATTRIBUTES)
+    if table is None:
+        return Images(source, torch.zeros(len(chosen), dtype=torch.int64), name, split)
+    labels = _attributes(table, chosen)
+    y = labels.get("Smiling", next(iter(labels.values())))
+    return Images(source, y, name, split, labels)
+
+
+def _attributes(table: Path, files: list[str]) -> dict[str, Tensor]:
+    """0 or 1 of each attribute, for each file."""
+    rows = _rows(table)
+    header = next((row for row in rows if len(row) > 1), [])
+    values = {row[0]: row[1:] for row in rows if row[0][-4:].lower() in SUFFIXES}
+    names = header[1:] if header[0:1] == ["image_id"] else header
+    found = [values.get(file, []) for file in files]
+    if not names or any(len(row) != len(names) for row in found):
+        raise DataError(f"{table} has not one value for each attribute of each image")
+    try:
+        ones = torch.from_numpy(np.array(found).astype(np.int64) > 0).long()
+    except ValueError:
+        raise DataError(f"{table} has attributes that are no numbers") from None
+    return dict(zip(names, ones.unbind(1), strict=True))
+
+
+def _table(top: Path, name: str) -> Path | None:
+    places = (top / f"{name}.txt", top / f"{name}.csv")
+    return next((place for place in places if place.is_file()), None)
+
+
+def _rows(table: Path) -> list[list[str]]:
+    try:
+        lines = table.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table} cannot be read: {error}") from None
+    rows = [line.replace(",", " ").split() for line in lines]
+    return [row for row in rows if row]
+
+
+def _one_part(images: Images) -> Images:
+    """The part of a set without a split of its own: of each class every tenth is for testing."""
+    rank, _ = rank_in_class(images.y)
+    for_testing = rank % TEST_EVERY == TEST_EVERY - 1
+    chosen = for_testing if images.split == "test" else ~for_testing
+    if not chosen.any():
+        raise DataError(
+            f"{images.name} has no image for testing: every tenth of each class would be, "
+            f"and there are {len(images)} in all"
+        )
+    return images[chosen]
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _files(paths: list[Path], fit: Fit) -> Files:
+    first = _decoded(paths[0], fit.channels)
+    shape = fitted(first, fit.crop, fit.size, paths[0]).shape[1:]
+    return Files(tuple(paths), shape[0], fit.crop, fit.size, (len(paths), *shape))
+
+
+def _decoded(path: Path, channels: int | None) -> Tensor:
+    """One image in [0, 1], (1, C, H, W); None takes the channels that it has."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if channels is None:
+                channels = 1 if image.mode in GREY else 3
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise DataError(f"{path} cannot be read as an image: {line}") from None
+    x = torch.from_numpy(pixels).view(*pixels.shape[:2], channels)
+    return x.movedim(2, 0).unsqueeze(0).to(torch.float32).div_(255)
