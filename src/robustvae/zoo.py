@@ -1,51 +1,230 @@
-"""Models that come with the library, and the one way to load any model."""
+"""Models that come with the library or were trained by its recipes; the way to load any model.
+
+Trained models are checkpoint folders `NAME/` under one folder: the one that the environment
+variable ROBUSTVAE_ZOO names, else `zoo/` of the source checkout that the library runs from.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from robustvae.errors import CheckpointError, DtypeError, MissingExtraError, unknown
+from robustvae import data
+from robustvae.errors import (
+    CheckpointError,
+    DtypeError,
+    MissingExtraError,
+    StorageError,
+    UnknownNameError,
+    unknown,
+)
+from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
 from robustvae.models import VAE, checkpoint
+from robustvae.records import plain, write_files
+from robustvae.training import Recipe, recipe_names, train_recipe
 
-_BUNDLED = resources.files("robustvae") / "zoo_files"
+_BUNDLED = Path(str(resources.files("robustvae") / "zoo_files"))
+_SOURCE = Path(__file__).parents[2]
+
+ENVIRONMENT = "ROBUSTVAE_ZOO"
+EVALUATION = "evaluation.json"
+CARD = "README.md"
+NOT_TRAINED = "not yet trained"
+
+
+def folder() -> Path | None:
+    """Where trained models lie, or None where there is no such place.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> zoo.folder() is None or zoo.folder().name != ""
+        True
+    """
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named).expanduser()
+    return _SOURCE / "zoo" if (_SOURCE / "pyproject.toml").is_file() else None
 
 
 def bundled() -> list[str]:
-    """Names of the bundled models, sorted.
+    """Names of the models in the package, sorted.
 
     Examples:
         >>> from robustvae import zoo
         >>> "digits-vae" in zoo.bundled()
         True
     """
-    folder = Path(str(_BUNDLED))
-    if not folder.is_dir():
-        return []
-    return sorted(part.name for part in folder.iterdir() if (part / checkpoint.CONFIG).is_file())
+    return sorted(_models_in(_BUNDLED))
+
+
+def trained() -> list[str]:
+    """Names of the models in `folder()`, sorted.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> zoo.trained() == sorted(zoo.trained())
+        True
+    """
+    return sorted(_models_in(folder()))
+
+
+def names() -> list[str]:
+    """Names of all models that are bundled, trained, or have a recipe, sorted.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> {"digits-vae", "mnist-conv28"} <= set(zoo.names())
+        True
+    """
+    return sorted({*_stored(), *recipe_names()})
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of a bundled model: data, epochs, seed, metrics, recipe.
+    """The card of a model: data, epochs, seed, metrics, recipe, "status".
+
+    Of a recipe that has no checkpoint the status is "not yet trained", and the rest what it plans.
 
     Raises:
-        UnknownNameError: No bundled model of that name.
+        UnknownNameError: No model and no recipe of that name.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> zoo.card("digits-vae")["data"]
+        'digits'
     """
-    if name not in bundled():
-        raise unknown("model", name, bundled())
-    return dict(checkpoint.read_config(Path(str(_BUNDLED)) / name)["card"])
+    if name in _stored():
+        return {"status": "trained", **checkpoint.read_config(_stored()[name])["card"]}
+    if name not in recipe_names():
+        raise unknown("model", name, names())
+    recipe = Recipe.read(name)
+    return {
+        "status": NOT_TRAINED,
+        "about": recipe.about,
+        "data": recipe.data.name,
+        "epochs": recipe.training.epochs,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "metrics": {},
+    }
+
+
+def evaluation(name: str) -> Evaluation | None:
+    """What was measured on a stored model; None where nothing was.
+
+    Raises:
+        UnknownNameError: No model of that name.
+        CheckpointError: The record beside the model is damaged.
+    """
+    if name not in _stored():
+        raise unknown("model", name, _stored())
+    path = _stored()[name] / EVALUATION
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        measures = tuple(Measure(**measure) for measure in content.pop("measures"))
+        return Evaluation(measures, **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def train(
+    name: str,
+    *,
+    run: str | Path | None = None,
+    out: str | Path | None = None,
+    inputs: int = 2000,
+    draws: int = 1000,
+    continuous: bool = False,
+    device: str | None = None,
+    root: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Train a model by its recipe, store it in the zoo and measure what is stored.
+
+    A run that was stopped goes on, and one that is complete is only measured and stored. Weights
+    are stored in float16, those of a `lipschitz-vae` in float32: a certificate speaks of the
+    weights as they are stored.
+
+    Args:
+        name: Of a bundled recipe.
+        run: Folder of the training run; runs/NAME if None.
+        out: Folder of the model; NAME in `folder()` if None.
+        inputs: Test images for the measures; see `evaluate`.
+        draws: Latents for each image's likelihood.
+        continuous: Score the logits as a continuous Bernoulli's too.
+        device: Where to train and measure; None is the CPU.
+        root: Folder of the data sets; see `rv.data.load`.
+        progress: Told of each step when it begins.
+
+    Returns:
+        The folder: a checkpoint, its card as README.md, and the measures as evaluation.json.
+
+    Raises:
+        UnknownNameError: No such recipe.
+        ConfigError: Another run in `run`.
+        DataError: The data set is missing or damaged.
+        StorageError: The disk refused, or there is no zoo: set ROBUSTVAE_ZOO.
+    """
+    recipe = Recipe.read(name)
+    place = Path(out) if out is not None else _place(recipe.name)
+    kept = Path(run) if run is not None else Path("runs") / recipe.name
+    say = progress or (lambda _: None)
+    say("training")
+    train_recipe(
+        recipe,
+        kept,
+        start=None if recipe.start is None else load(recipe.start),
+        device=device,
+        root=root,
+        progress=None if progress else False,
+    )
+    config = checkpoint.read_config(kept)
+    dtype = "float32" if config["model"] == "lipschitz-vae" else "float16"
+    checkpoint.save(checkpoint.load(kept), kept / "stored", dtype=dtype)
+    vae = checkpoint.load(kept / "stored")
+    splits = [data.load(recipe.data.name, split, root) for split in ("test", "train")]
+    found = evaluate(
+        vae if device is None else vae.to(device),
+        splits[0],
+        train=splits[1],
+        seed=recipe.seed,
+        inputs=inputs,
+        draws=draws,
+        parts=[part for part in PARTS if continuous or part != "continuous"],
+        progress=say,
+    )
+    told = {
+        **config["card"],
+        "about": recipe.about,
+        "date": datetime.now(UTC).date().isoformat(),
+        "metrics": {
+            "training_loss": config["card"]["metrics"]["loss"],
+            **{measure.key: measure.value for measure in found.measures},
+        },
+    }
+    checkpoint.save(vae.cpu(), place, card=told, dtype=dtype)
+    record = json.dumps(plain(found), separators=(",", ":"), sort_keys=True) + "\n"
+    text = _card_text(recipe, told, found, dtype)
+    write_files({place / EVALUATION: record.encode(), place / CARD: text.encode()})
+    return place
 
 
 def load(model: str | Path) -> VAE:
     """Load a model, in evaluation mode, on the CPU; never unpickles.
 
     Args:
-        model: A bundled name, a checkpoint folder, or the id "owner/name" of a model on the Hub
-            (needs the extra `hub`), looked up in this order.
+        model: The name of a bundled or trained model (see `names`), a checkpoint folder, or the id
+            "owner/name" of a model on the Hub (needs the extra `hub`), looked up in this order.
 
     Raises:
-        UnknownNameError: Neither a bundled name nor a path; the nearest name is suggested.
+        UnknownNameError: Neither a name nor a path; the nearest name is suggested. Also a recipe
+            that nobody has trained here.
         CheckpointError: A path that is no checkpoint of this library.
         MissingExtraError: A Hub id without the extra.
 
@@ -57,19 +236,21 @@ def load(model: str | Path) -> VAE:
     if not isinstance(model, str | Path) or not str(model).strip("\0 "):
         raise DtypeError(f"wanted a model's name or its checkpoint folder, got {model!r}")
     text = str(model)
-    if text in bundled():
-        return checkpoint.load(Path(str(_BUNDLED)) / text)
+    if text in _stored():
+        return checkpoint.load(_stored()[text])
     try:
         found = Path(text).exists()
     except (OSError, ValueError):
-        raise unknown("model", text, bundled()) from None
+        raise unknown("model", text, _stored()) from None
     if found:
         return checkpoint.load(text)
     if isinstance(model, str) and _is_hub_id(text):
         return checkpoint.load(_from_hub(text))
     if isinstance(model, Path) or "/" in text or "\\" in text:
         return checkpoint.load(text)
-    raise unknown("model", text, bundled())
+    if text in recipe_names():
+        raise UnknownNameError(f"{text} is {NOT_TRAINED}: robustvae zoo train {text}")
+    raise unknown("model", text, _stored())
 
 
 def _is_hub_id(text: str) -> bool:
@@ -101,8 +282,49 @@ def _from_hub(identifier: str) -> str:
 
 def trained_on(model: str | Path) -> str | None:
     """The data set that a model's card names, or None where it names none."""
-    folder = Path(str(_BUNDLED)) / str(model) if str(model) in bundled() else Path(model)
-    if not (folder / checkpoint.CONFIG).is_file():
+    path = _stored().get(str(model), Path(model))
+    if not (path / checkpoint.CONFIG).is_file():
         return None
-    data = checkpoint.read_config(folder)["card"].get("data")
-    return data if isinstance(data, str) else None
+    named = checkpoint.read_config(path)["card"].get("data")
+    return named if isinstance(named, str) else None
+
+
+def _models_in(place: Path | None) -> dict[str, Path]:
+    if place is None or not place.is_dir():
+        return {}
+    return {part.name: part for part in place.iterdir() if (part / checkpoint.CONFIG).is_file()}
+
+
+def _stored() -> dict[str, Path]:
+    return _models_in(folder()) | _models_in(_BUNDLED)
+
+
+def _place(name: str) -> Path:
+    place = folder()
+    if place is None:
+        raise StorageError(f"no folder for trained models: set {ENVIRONMENT}, or name one to write")
+    return place / name
+
+
+def _card_text(recipe: Recipe, told: dict[str, Any], found: Evaluation, dtype: str) -> str:
+    facts = found.facts
+    lines = [f"# {recipe.name}", "", recipe.about, ""]
+    lines += [
+        f"- trained on {told['data']} (training images), {told['epochs']} epochs, seed "
+        f"{told['seed']}, {told['seconds']:.0f} s of training, stored {told['date']}",
+        f"- objective: {told['objective']}; recipe: `robustvae zoo train {recipe.name}`",
+        f"- stored as {dtype}; sha256 of the weights as they load: {facts['sha256']}",
+        f"- measured on what is stored: {facts['inputs']:,} of {facts['available']:,} "
+        f"{facts['split']} images, seed {facts['seed']}",
+        "",
+        "| | value | standard error | images | unit |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for measure in found.measures:
+        stderr = "" if measure.stderr is None else f"{measure.stderr:.2g}"
+        count = f"{measure.n:,}" if measure.n else ""
+        label = measure.label.replace("|", r"\|")
+        cells = (label, f"{measure.value:.5g}", stderr, count, measure.unit)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\nNot measured: {what}: {why}." for what, why in found.absent.items()]
+    return "\n".join(lines) + "\n"
