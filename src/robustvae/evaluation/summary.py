@@ -14,10 +14,10 @@ from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
 from robustvae.errors import (
     RangeError,
+    ShapeError,
     UnsupportedError,
     check_choice,
     check_count,
-    check_images,
     check_type,
 )
 from robustvae.evaluation.features import frechet_of, train_features
@@ -164,12 +164,12 @@ def evaluate(
     """
     check_type(vae, "vae", VAE)
     check_type(images, "images", Images)
-    check_images(images.x, vae.image_shape, name="images")
+    _check_fits(vae, images, "images")
     check_count(inputs, "inputs", least=2)
     check_count(draws, "draws")
     if train is not None:
         check_type(train, "train", Images)
-        check_images(train.x, vae.image_shape, name="train")
+        _check_fits(vae, train, "train")
     if parts is None:
         parts = [part for part in PARTS if part != "continuous"]
     check_type(parts, "parts", Sequence)
@@ -209,7 +209,7 @@ class _Bench:
         chosen = images.choose(
             min(inputs, len(images)), stratified=True, generator=self.generator("images")
         )
-        self.x, self.y = self._placed(images.x[chosen]), images.y[chosen]
+        self.x, self.y = self._placed(images[chosen].x), images.y[chosen]
         self.all = images
         self.train = train
         self.measures: list[Measure] = []
@@ -262,7 +262,7 @@ class _Bench:
         label = f"coordinates with Var(E[z|x]) > 0.01, of {self.vae.latent}"
         self.add_one("active_units", label, float(active), "coordinates", n=len(mean))
         self.add("encoder_std", "mean over coordinates of sigma(x)", stddev.mean(1), "latent units")
-        x = self._placed(self.all.x[:LABELLED])
+        x = self._placed(self.all[:LABELLED].x)
         draws = self.generator("aggregate")
         terms = aggregate_terms(self.vae, x, draws=min(1000, len(x)), generator=draws)
         for key, label in (
@@ -356,6 +356,11 @@ class _Bench:
         count = min(LABELLED, len(self.train))
         draws = self.generator("labelled")
         return self.train[self.train.choose(count, stratified=True, generator=draws)]
+
+
+def _check_fits(vae: VAE, images: Images, name: str) -> None:
+    if tuple(images.image_shape) != tuple(vae.image_shape):
+        raise ShapeError(f"{name} must be of {vae.image_shape}, got {images.image_shape}")
 
 
 def _as_continuous(likelihood: Distribution) -> Distribution:
