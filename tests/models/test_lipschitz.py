@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from robustvae import errors
 from robustvae.models import ContinuousBernoulli, checkpoint, create
-from robustvae.models.lipschitz import GroupSort, MaxMin, bjorck
+from robustvae.models.lipschitz import GroupSort, MaxMin, _polar, bjorck
 from robustvae.norms import spectral_norm_bound
 from robustvae.objectives import ELBO
 
@@ -49,6 +49,17 @@ def test_sorts_permute_and_keep_gradient_norms(sort, generator):
     cotangent = torch.randn(50, 8, generator=generator)
     (grad,) = torch.autograd.grad(y, x, cotangent)
     assert_close(grad.norm(dim=1), cotangent.norm(dim=1))
+
+
+@pytest.mark.parametrize("sort", [GroupSort(), MaxMin()])
+def test_sorts_of_two_are_differentiable_twice_and_in_batches(sort, generator):
+    x = torch.randn(6, 8, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(sort, x)
+    assert torch.autograd.gradgradcheck(sort, x)
+    eye = torch.eye(x.numel()).reshape(-1, *x.shape)
+    (batched,) = torch.autograd.grad(sort(x), x, eye, is_grads_batched=True)
+    one_by_one = [torch.autograd.grad(sort(x), x, row)[0] for row in eye]
+    assert_close(batched, torch.stack(one_by_one))
 
 
 def test_group_sort_of_two_is_a_sort_of_pairs(generator):
@@ -117,19 +128,59 @@ def train(vae, x, generator, steps=200):
     return sum(losses[-50:]) / len(losses[-50:])
 
 
+def distance_from_orthonormal(vae):
+    values = [torch.linalg.svdvals(layer.weight.detach().double()) for layer in vae._layers()]
+    return float(max((1 - value).abs().max() for value in values))
+
+
 def test_retraction_keeps_training_near_the_manifold(generator):
     x = torch.rand(32, 1, 4, 4, generator=generator)
     vae = small()
     train(vae, x, generator, steps=30)
-    layers = [layer for layer in vae.modules() if isinstance(layer, nn.Linear)]
-    for layer in layers:
-        values = torch.linalg.svdvals(layer.weight.detach())
-        assert_close(values, torch.ones_like(values), atol=1e-3, rtol=0)
+    assert distance_from_orthonormal(vae) < 0.1
     vae.finalize()
-    for layer in layers:
+    assert distance_from_orthonormal(vae) < 1e-9
+    for layer in vae._layers():
         assert spectral_norm_bound(layer.weight) < 1 + 1e-8
-        values = torch.linalg.svdvals(layer.weight.detach())
-        assert_close(values, torch.ones_like(values), atol=1e-9, rtol=0)
+
+
+def test_singular_values_after_finalize(generator):
+    """Within 1e-5 of 1 in float32, near the manifold and far from it."""
+    vae = create("lipschitz-vae", hidden=[128, 64]).float()
+    assert distance_from_orthonormal(vae) < 1e-5
+    for size in (1e-3, 0.1):
+        with torch.no_grad():
+            for layer in vae._layers():
+                noise = torch.randn(layer.weight.shape, generator=generator)
+                layer.weight.add_(size * noise.float())
+        vae.finalize()
+        assert distance_from_orthonormal(vae) < 1e-5
+
+
+def test_finalize_takes_the_polar_factor(generator):
+    for scale in (0.01, 1.0):
+        weight = torch.linalg.qr(torch.randn(9, 5, generator=generator))[0]
+        weight = weight + scale * torch.randn(9, 5, generator=generator)
+        left, _, right = torch.linalg.svd(weight, full_matrices=False)
+        assert_close(_polar(weight), left @ right, atol=1e-13, rtol=0)
+        assert_close(_polar(weight.mT), (left @ right).mT, atol=1e-13, rtol=0)
+
+
+def test_gap_between_retractions_follows_the_drift(generator):
+    vae = small(retract_every=8)
+    gaps = []
+    for _ in range(40):
+        vae.after_step()
+        gaps.append(vae._gap)
+    assert gaps[:15] == [2, 2, 4, 4, 4, 4, *[8] * 9]
+    with torch.no_grad():
+        for layer in vae._layers():
+            layer.weight.add_(0.5 * torch.randn(layer.weight.shape, generator=generator))
+    while vae._gap == 8:
+        vae.after_step()
+    assert vae._gap == 3
+    vae.finalize()
+    assert vae._gap == 1
 
 
 def test_retraction_survives_a_huge_step(generator):
@@ -144,33 +195,45 @@ def test_retraction_survives_a_huge_step(generator):
             assert spectral_norm_bound(layer.weight) < 1.01
 
 
-def plain_gradients(vae):
-    for layer in vae.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight._post_accumulate_grad_hooks.clear()
+def test_gradients_are_tangent_and_only_in_training(generator):
+    """G - W G^T W of the plain gradient G: W^T G (or G W^T) is skew, and W stays orthonormal."""
+    vae, x = small(), torch.rand(8, 1, 4, 4, generator=generator)
+    state = generator.get_state()
+    found = {}
+    for mode in (True, False):
+        vae.train(mode).zero_grad()
+        generator.set_state(state)
+        ELBO()(vae, x, generator=generator).mean().backward()
+        found[mode] = [(part.detach(), part.grad.clone()) for part in vae.parameters()]
+    for (weight, tangent), (_, plain) in zip(found[True], found[False], strict=True):
+        assert tangent.norm() > 0
+        if weight.ndim == 1:
+            assert_close(tangent, plain)
+            continue
+        assert_close(tangent, plain - weight @ plain.mT @ weight)
+        wide = weight.shape[0] < weight.shape[1]
+        inner = weight @ tangent.mT if wide else weight.mT @ tangent
+        assert_close(inner, -inner.mT, atol=1e-9, rtol=0)
 
 
-def test_gradients_are_tangent(generator):
-    """W^T G (or W G^T) is skew: a step along it keeps W orthonormal to first order."""
-    vae = small()
-    ELBO()(vae, torch.rand(8, 1, 4, 4, generator=generator), generator=generator).mean().backward()
-    for layer in vae.modules():
-        if isinstance(layer, nn.Linear):
-            weight, grad = layer.weight.detach(), layer.weight.grad
-            wide = weight.shape[0] < weight.shape[1]
-            inner = weight @ grad.mT if wide else weight.mT @ grad
-            assert_close(inner, -inner.mT, atol=1e-9, rtol=0)
-            assert grad.norm() > 0
+def test_training_mode_changes_no_value_and_no_gradient_of_the_input(generator):
+    vae, found = small(), []
+    x = torch.rand(8, 1, 4, 4, generator=generator, requires_grad=True)
+    for mode in (True, False):
+        vae.train(mode)
+        mean = vae.decode(vae.encode(x).mean).mean
+        (grad,) = torch.autograd.grad(mean.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), x)
+        found.append((mean.detach(), grad.detach(), second))
+    assert_close(*found)
 
 
 def test_training_reaches_the_loss_of_the_in_forward_variant(generator):
     """The cheap way against the published one, from the same start, on the same draws."""
     x = torch.rand(48, 1, 4, 4, generator=generator)
-    cheap, oracle = small(likelihood="bernoulli"), small(likelihood="bernoulli")
-    plain_gradients(oracle)
-    for layer in oracle.modules():
-        if isinstance(layer, nn.Linear):
-            parametrize.register_parametrization(layer, "weight", Bjorck())
+    cheap, oracle = small(likelihood="bernoulli"), small(likelihood="bernoulli").eval()
+    for layer in oracle._layers():
+        parametrize.register_parametrization(layer, "weight", Bjorck())
     state = generator.get_state()
     ours = train(cheap, x, generator)
     generator.set_state(state)

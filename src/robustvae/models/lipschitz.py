@@ -1,8 +1,8 @@
 """Lipschitz-VAEs: orthonormal dense layers, gradient-preserving activations, chosen constants.
 
-Gradients are projected on the tangent space of the orthonormal matrices and the weights brought
-back after each optimiser step, outside autograd, not by Björck iterations in every forward pass.
-What is stored are plain dense layers.
+In training the gradients are tangent to the orthonormal matrices, and the weights are brought back
+every few optimiser steps, outside autograd: no Björck iterations in the forward pass. What is
+stored are plain dense layers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,7 @@ def bjorck(weight: Tensor, steps: int = 1, order: int = 1) -> Tensor:
         return bjorck(weight.mT, steps, order).mT
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     for _ in range(steps):
-        defect = eye - weight.mT @ weight
-        series = eye
-        for k in range(order, 0, -1):  # Horner: C(2k, k) / 4^k is (2k - 1) / 2k times the last
-            series = eye + (2 * k - 1) / (2 * k) * defect @ series
-        weight = weight @ series
+        weight = weight @ _series(eye - weight.mT @ weight, order)
     return weight
 
 
@@ -103,8 +99,8 @@ class GroupSort(nn.Module):
             raise ShapeError(f"{x.shape[-1]} features do not divide into groups of {self.group}")
         grouped = x.unflatten(-1, (-1, self.group))
         if self.group == 2:
-            one, two = grouped.unbind(-1)
-            return torch.stack([torch.minimum(one, two), torch.maximum(one, two)], -1).flatten(-2)
+            least, most, _ = _Sorted.apply(*grouped.unbind(-1))
+            return torch.stack([least, most], -1).flatten(-2)
         return grouped.sort(-1).values.flatten(-2)
 
 
@@ -123,8 +119,52 @@ class MaxMin(nn.Module):
         """Features (..., n), n even, to features of the same shape."""
         if x.shape[-1] % 2:
             raise ShapeError(f"MaxMin wants an even number of features, got {x.shape[-1]}")
-        one, two = x.chunk(2, -1)
-        return torch.cat([torch.maximum(one, two), torch.minimum(one, two)], -1)
+        least, most, _ = _Sorted.apply(*x.chunk(2, -1))
+        return torch.cat([most, least], -1)
+
+
+class _Sorted(torch.autograd.Function):
+    """The smaller and the larger of two, and whether they were exchanged.
+
+    Each gradient goes where its value came from, ties too: a permutation, and half the time that
+    autograd takes with `minimum` and `maximum`.
+    """
+
+    @staticmethod
+    def forward(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.minimum(one, two), torch.maximum(one, two), one > two
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[2])
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, least: Tensor, most: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+        (exchanged,) = ctx.saved_tensors
+        return torch.where(exchanged, most, least), torch.where(exchanged, least, most)
+
+
+class _Orthonormal(torch.autograd.Function):
+    """Y = X W^T with a gradient tangent to the orthonormal matrices: G - W G^T W, G = D^T X.
+
+    D is the gradient of Y. As G is a sum over the batch, W G^T W = Y^T (D W): two factors that
+    are there already, and a product as cheap as G itself. Exact for orthonormal W.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, y = ctx.saved_tensors
+        back = grad @ weight
+        return back, torch.addmm(grad.mT @ x, y.mT, back, alpha=-1)
 
 
 @final
@@ -148,6 +188,9 @@ class Scale(nn.Module):
         """Show the constant."""
         return f"{self.factor:g}"
 
+
+DRIFT = 0.5
+"""Frobenius norm of I - W^T W (or I - W W^T) up to which the gap between retractions grows."""
 
 SORTS: dict[str, type[nn.Module]] = {"groupsort": GroupSort, "maxmin": MaxMin}
 
@@ -175,7 +218,7 @@ class LipschitzVAE(VAE):
         scale: Standard deviation of the Gaussian likelihood, in pixel units.
         activation: "groupsort" or "maxmin".
         order: Order of the Björck iteration in `after_step`.
-        retract_every: Optimiser steps between retractions.
+        retract_every: Most optimiser steps between retractions; fewer while the weights move fast.
 
     Raises:
         UnknownNameError: An unknown likelihood or activation.
@@ -206,7 +249,7 @@ class LipschitzVAE(VAE):
         scale: float = 1.0,
         activation: str = "groupsort",
         order: int = 1,
-        retract_every: int = 1,
+        retract_every: int = 16,
     ) -> None:
         """Build orthonormal networks; torch's global generator makes the first weights."""
         super().__init__()
@@ -258,22 +301,21 @@ class LipschitzVAE(VAE):
         self.decoder = nn.Sequential(
             *_dense(widths[::-1], decoder_lipschitz, sort), nn.Unflatten(1, self.image_shape)
         )
+        self._since, self._gap = 0, 1
         self.finalize()
-        for layer in self._layers():
-            layer.weight.register_post_accumulate_grad_hook(_to_tangent)
 
     def encode(self, x: Tensor) -> Gaussian:
         """q(z | x), Gaussian with diagonal covariance, (B, d)."""
         self.check(x)
-        mean = self.mean_net(x)
+        mean = self._run(self.mean_net, x)
         if self.stddev is not None:
             return Gaussian(mean, torch.full_like(mean, self.stddev))
         assert self.stddev_net is not None
-        return Gaussian(mean, self.stddev_net(x))
+        return Gaussian(mean, self._run(self.stddev_net, x))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
-        return likelihood_of(self.decoder(z), self.likelihood, self.scale)
+        return likelihood_of(self._run(self.decoder, z), self.likelihood, self.scale)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -282,38 +324,82 @@ class LipschitzVAE(VAE):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Bring the weights back towards orthonormality; training calls it after each step."""
-        self._steps += 1
-        if self._steps % self.retract_every:
+        """Bring the weights back towards orthonormality when it is time; after each step."""
+        self._since += 1
+        if self._since < self._gap:
             return
-        for layer in self._layers():
-            weight = layer.weight
-            gram = weight.mT @ weight if weight.shape[0] > weight.shape[1] else weight @ weight.mT
-            ceiling = gram.abs().sum(0).amax().sqrt()  # never below the spectral norm
-            weight.div_((ceiling / 1.4).clamp_min(1.0))
-            weight.copy_(bjorck(weight, order=self.order))
+        drift = max(_retract(layer.weight, self.order) for layer in self._layers())
+        self._since = 0
+        self._gap = min(2 * self._gap, self.retract_every) if drift < DRIFT else 1 + self._gap // 4
 
     @torch.no_grad()
     def finalize(self) -> None:
         """Make every weight orthonormal to the last digit: the polar factor, in float64."""
-        self._steps = 0
+        self._since, self._gap = 0, 1
         for layer in self._layers():
-            left, _, right = torch.linalg.svd(layer.weight.double(), full_matrices=False)
-            layer.weight.copy_(left @ right)
+            layer.weight.copy_(_polar(layer.weight.double()))
+
+    def _run(self, network: nn.Sequential, x: Tensor) -> Tensor:
+        """The network's output; in training with tangent gradients for its weights."""
+        if not (self.training and torch.is_grad_enabled()):
+            return cast(Tensor, network(x))
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                x = _Orthonormal.apply(x, layer.weight) + layer.bias
+            else:
+                x = layer(x)
+        return x
 
     def _layers(self) -> Iterator[nn.Linear]:
         return (module for module in self.modules() if isinstance(module, nn.Linear))
 
 
-@torch.no_grad()
-def _to_tangent(parameter: Tensor) -> None:
-    """G <- G - W sym(W^T G): what is left is the part that keeps W orthonormal to first order."""
-    weight, grad = parameter.detach(), parameter.grad
-    assert grad is not None
+def _series(defect: Tensor, order: int) -> Tensor:
+    """I + Q/2 + 3 Q^2/8 + ... up to Q^order, a matrix product for each power above the first."""
+    eye = torch.eye(len(defect), dtype=defect.dtype, device=defect.device)
+    series = eye
+    for k in range(order, 0, -1):  # Horner: C(2k, k) / 4^k is (2k - 1) / 2k times the last
+        product = defect if k == order else defect @ series
+        series = eye + (2 * k - 1) / (2 * k) * product
+    return series
+
+
+def _retract(weight: Tensor, order: int) -> float:
+    """Björck steps, in place, until the last began near enough: ||I - W^T W|| when called."""
     if weight.shape[0] < weight.shape[1]:
-        weight, grad = weight.mT, grad.mT
-    inner = weight.mT @ grad
-    grad.sub_(weight @ (inner + inner.mT) / 2)
+        weight = weight.mT
+    eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    drift = math.nan
+    for turn in range(8):
+        gram = weight.mT @ weight
+        size = float((eye - gram).norm())
+        drift = size if turn == 0 else drift
+        far = size > 1
+        if far:  # the spectral norm is at most sqrt(1 + size): below sqrt(2) from here on
+            shrink = 2 / (1 + size)
+            weight.mul_(shrink**0.5)
+            gram.mul_(shrink)
+        weight.copy_(weight @ _series(eye - gram, order))
+        if not far:
+            break
+    return drift
+
+
+def _polar(weight: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns, to the last digit."""
+    if weight.shape[0] < weight.shape[1]:
+        return _polar(weight.mT).mT
+    eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    found = weight
+    for _ in range(6):
+        defect = eye - found.mT @ found
+        if not float(defect.norm()) < 1:
+            break
+        if float(defect.abs().max()) < 1e-14:
+            return found
+        found = found @ _series(defect, 1)
+    left, _, right = torch.linalg.svd(weight, full_matrices=False)
+    return left @ right
 
 
 def _dense(widths: Sequence[int], lipschitz: float, sort: type[nn.Module]) -> list[nn.Module]:
