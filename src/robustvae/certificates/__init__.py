@@ -4,6 +4,7 @@ from robustvae.certificates.certificate import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.displacement import Chain, Enclosure, mahalanobis_shift
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
+from robustvae.certificates.tangent import tangent_reach
 
 __all__ = [
     "Certificate",
@@ -18,4 +19,5 @@ __all__ = [
     "lipschitz_bound",
     "lipschitz_constants",
     "mahalanobis_shift",
+    "tangent_reach",
 ]

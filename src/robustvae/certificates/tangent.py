@@ -1,0 +1,316 @@
+"""The envelope within what the decoder can do: logits that move together, not pixel by pixel.
+
+`bounds.envelope_reach` lets an attacker move every logit freely. A decoder moves them together:
+a dense layer is linear, and a sort of pairs keeps sums and reflects differences. By weak duality
+any linear functional of the logits' movement may be followed back through the layers to the
+latent, where it counts for little; what it gains at the logits is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustvae import bounds
+from robustvae.certificates.constants import lipschitz_bound
+from robustvae.certificates.displacement import layers_of
+from robustvae.errors import ShapeError, UnsupportedError, check_positive
+from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+
+STEPS = 150
+"""Gradient steps by which the multipliers are chosen; any multipliers give a valid bound."""
+
+_NEAR, _TRIED, _FAR = 384, 16, 20.0  # pixels and moves that the search looks at, largest move
+_CELL, _FINER = 0.05, 8  # width of the cells of the last bound, in logits; cells to a coarse one
+_FLAT = 12.0  # logits so far from 0 have f < exp(-2 * 12)
+_SPARE = 1e-9  # granted to the rounding of float64, relative
+
+
+def tangent_reach(decoder: nn.Module, z: Tensor, r: float, steps: int = STEPS) -> Tensor:
+    """How far a latent must move, in l2, before the sigmoids of the decoder's logits move by r.
+
+    For multipliers l > 0 and n, with e the logits' movement and f_i(e) = (s(y_i + e) - s(y_i))^2,
+    sum f_i(e_i) <= sum_i max_e [f_i(e) - l e^2 - n_i e] + max_{||dz|| <= t} [l ||e||^2 + n.e], and
+    the last maximum is at most l a^2 t^2 + ||J'n|| t plus what sorted pairs that could change their
+    order may add. The multipliers are found by gradient steps, the bound they give is rigorous.
+
+    Args:
+        decoder: Dense layers with sorts of pairs between, to the logits.
+        z: Latents at the centre, (B, d).
+        r: l2 distance between outputs, positive.
+        steps: Gradient steps on the multipliers.
+
+    Returns:
+        Distances in latent space, (B,), float64; never below those of the free envelope.
+
+    Raises:
+        UnsupportedError: Any other layer, by name.
+
+    References:
+        docs/theory.md, "Tangent envelope".
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.certificates.tangent import tangent_reach
+        >>> vae = rv.models.create("lipschitz-vae", latent=3, image_shape=(1, 4, 4), hidden=[8])
+        >>> reach = tangent_reach(vae.decoder, torch.zeros(2, 3), 0.5)
+        >>> bool((reach >= 4 * 0.5 / 5.001).all())
+        True
+    """
+    check_positive(r, "r")
+    stages = _stages(decoder)
+    if z.ndim != 2 or z.shape[1] != stages[0].weight.shape[1]:
+        raise ShapeError(f"z must be (B, {stages[0].weight.shape[1]}), got {tuple(z.shape)}")
+    found = [_reach(stages, part, r, steps) for part in z.double().split(32)]
+    return torch.cat(found) if found else z.new_zeros(0, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """An affine map, a bound on its norm, and the sort after it: "pairs", "halves" or none."""
+
+    weight: Tensor
+    bias: Tensor
+    norm: float
+    sort: str
+
+    def to(self, dtype: torch.dtype) -> _Stage:
+        return _Stage(self.weight.to(dtype), self.bias.to(dtype), self.norm, self.sort)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Where the pairs of one sort stand at the centre.
+
+    Attributes:
+        apart: |u - v| / sqrt(2), rounded down, (B, k).
+        sign: Of u - v, (B, k).
+        steepness: How far (u - v) / sqrt(2) moves for a latent that moves by 1, at most, (k,).
+    """
+
+    apart: Tensor
+    sign: Tensor
+    steepness: Tensor
+
+    def to(self, dtype: torch.dtype) -> _Pairs:
+        return _Pairs(self.apart.to(dtype), self.sign.to(dtype), self.steepness.to(dtype))
+
+
+def _stages(decoder: nn.Module) -> list[_Stage]:
+    stages: list[_Stage] = []
+    for layer in layers_of(decoder):
+        if isinstance(layer, nn.Linear):
+            if stages and not stages[-1].sort:
+                raise UnsupportedError("two dense layers without a sort between")
+            weight = layer.weight.detach().cpu().double()
+            bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+            norm = lipschitz_bound(layer) * (1 + _SPARE)
+            stages.append(_Stage(weight, bias.detach().cpu().double(), norm, ""))
+        elif type(layer) in (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout):
+            continue
+        elif not stages:
+            raise UnsupportedError(f"a {type(layer).__name__} before the first dense layer")
+        elif type(layer) is Scale and not stages[-1].sort:
+            last, factor = stages[-1], layer.factor
+            norm = last.norm * abs(factor) * (1 + _SPARE)
+            stages[-1] = _Stage(last.weight * factor, last.bias * factor, norm, "")
+        elif type(layer) is MaxMin or (type(layer) is GroupSort and layer.group == 2):
+            last = stages[-1]
+            kind = "halves" if type(layer) is MaxMin else "pairs"
+            stages[-1] = _Stage(last.weight, last.bias, last.norm, kind)
+        else:
+            raise UnsupportedError(f"no tangent envelope through {type(layer).__name__}")
+    if not stages or stages[-1].sort:
+        raise UnsupportedError("a decoder that does not end in a dense layer")
+    return stages
+
+
+def _split(features: Tensor, sort: str) -> tuple[Tensor, Tensor]:
+    """(u, v) of each pair, ordered so that a sort puts the larger into u's place."""
+    if sort == "pairs":
+        return features[..., 1::2], features[..., 0::2]
+    one, two = features.chunk(2, -1)
+    return one, two
+
+
+def _joined(one: Tensor, two: Tensor, sort: str) -> Tensor:
+    if sort == "pairs":
+        return torch.stack([two, one], -1).flatten(-2)
+    return torch.cat([one, two], -1)
+
+
+def _centre(stages: list[_Stage], z: Tensor) -> tuple[list[_Pairs], Tensor]:
+    """The pairs of every sort, and the logits, at the latents."""
+    pairs, features, norm = [], z, 1.0
+    for stage in stages:
+        features = features @ stage.weight.mT + stage.bias
+        if stage.sort:
+            u, v = _split(features, stage.sort)
+            lost = _SPARE * (1 + u.abs() + v.abs())
+            rows = torch.sub(*_split(stage.weight.mT, stage.sort)).norm(dim=0) / 2**0.5
+            apart = ((u - v).abs() / 2**0.5 - lost).clamp_min(0)
+            sign = torch.where(u >= v, 1.0, -1.0).to(z)
+            pairs.append(_Pairs(apart, sign, rows * norm * (1 + _SPARE)))
+            features = _joined(torch.maximum(u, v), torch.minimum(u, v), stage.sort)
+        norm *= stage.norm
+    return pairs, features
+
+
+def _followed(
+    stages: list[_Stage], pairs: list[_Pairs], tilt: Tensor, price: Tensor, reach: Tensor
+) -> Tensor:
+    """Bound on max_{||dz|| <= reach} [price ||e||^2 + tilt . e] over the logits' movement e, (B,).
+
+    A sort keeps the sums of its pairs. Of the differences, with D at the centre >= 0 and q after
+    the move, it gives |q|: price ((|q| - D)^2 - (q - D)^2) + m (|q| - D) - w (q - D) is at most 0
+    for w = m as long as m <= 2 price D, else at most (move - D) (m - 2 price D) for the w below.
+    """
+    added = torch.zeros_like(reach)
+    for stage, sorted_, before in zip(stages[:0:-1], stages[-2::-1], pairs[::-1], strict=True):
+        added = added + 1e-10 * tilt.norm(dim=1) * stage.norm * reach  # rounding
+        tilt, price = tilt @ stage.weight, price * stage.norm**2
+        one, two = _split(tilt, sorted_.sort)
+        level, m = (one + two) / 2**0.5, (one - two) / 2**0.5
+        free = 2 * price[:, None] * before.apart
+        move = before.steepness * reach[:, None]
+        beyond = (move - before.apart).clamp_min(0)
+        excess = (m - free).clamp_min(0)
+        added = added + (beyond * excess).sum(1)
+        turned = (m * before.apart + free * beyond) / move.clamp_min(1e-30)
+        w = torch.where((excess > 0) & (beyond > 0), turned, m) * before.sign
+        tilt = _joined((level + w) / 2**0.5, (level - w) / 2**0.5, sorted_.sort)
+    first = stages[0]
+    slope = (tilt @ first.weight).norm(dim=1) + 1e-10 * tilt.norm(dim=1) * first.norm
+    return price * first.norm**2 * reach.square() + slope * reach + added
+
+
+def _reach(stages: list[_Stage], z: Tensor, r: float, steps: int) -> Tensor:
+    norm = math.prod(stage.norm for stage in stages)
+    pairs, logits = _centre(stages, z.cpu())
+    free = bounds.envelope_reach(logits, r) / norm * (1 - bounds.SLACK)
+    tilt, price, guess = _multipliers(stages, pairs, logits, free, r, steps)
+    budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price) * (1 + _SPARE)
+    found = bounds.largest(
+        lambda reach: _followed(stages, pairs, tilt, price, reach) * (1 + _SPARE) <= budget,
+        guess * 1.1,
+        steps=20,
+    )
+    return torch.maximum(free, found)
+
+
+def _multipliers(
+    stages: list[_Stage],
+    pairs: list[_Pairs],
+    logits: Tensor,
+    reach: Tensor,
+    r: float,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tilts (B, D) and prices (B,) that promise the largest reach, and that reach; float32 search.
+
+    Of the logits only those near 0 are looked at: the others' best move is where f is 0.
+    """
+    stages = [stage.to(torch.float32) for stage in stages]
+    pairs = [pair.to(torch.float32) for pair in pairs]
+    near = logits.abs().topk(min(_NEAR, logits.shape[1]), largest=False).indices
+    y = logits.gather(1, near).float()
+    start = torch.sigmoid(y)
+    moves = torch.logspace(0, math.log10(_FAR), _TRIED).to(y)
+    moves = torch.where(y >= 0, -1.0, 1.0).to(y)[:, :, None] * moves
+    gain = (torch.sigmoid(y[:, :, None] + moves) - start[:, :, None]).square()
+    square = moves.square()
+    norm = math.prod(stage.norm for stage in stages)
+    reach = reach.float()
+    best, log_price = reach.clone(), (r**2 / (2 * (norm * reach).square())).log()
+    tilt = torch.zeros(logits.shape, dtype=torch.float32)
+    unit = (r**2 / (4 * norm * reach * logits.shape[1] ** 0.5))[:, None]
+    best_tilt, best_price = tilt.clone(), log_price.exp()
+    tilt.requires_grad_(True)
+    log_price.requires_grad_(True)
+    with torch.enable_grad():
+        optimiser = torch.optim.Adam([tilt, log_price], lr=0.02)
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = 0.02 * (1 - 0.95 * step / steps)
+            scaled, price = tilt * unit * 50, log_price.exp()
+            here = scaled.gather(1, near)
+            cost = price[:, None, None]
+            with torch.no_grad():
+                worth = torch.addcmul(gain, cost, square, value=-1)
+                pick = worth.addcmul_(here[:, :, None], moves, value=-1).argmax(2, keepdim=True)
+                flip = _newton(moves.gather(2, pick)[:, :, 0], y, start, here, price[:, None])
+                flipped = (torch.sigmoid(y + flip) - start).square()
+                small = -here / (2 * price[:, None])
+                slid = (torch.sigmoid(y + small) - start).square()
+            flips = flipped - price[:, None] * flip.square() - here * flip
+            slides = slid - price[:, None] * small.square() - here * small
+            aside = (scaled.square().sum(1) - here.square().sum(1)) / (4 * price)
+            total = torch.maximum(flips, slides).sum(1) + aside
+            total = total + _followed(stages, pairs, scaled, price, reach)
+            slope = (2 * price * (norm**2) * reach).detach()
+            optimiser.zero_grad()
+            (total / slope).sum().backward()
+            with torch.no_grad():
+                better = (total <= r**2) & (reach >= best)
+                best = torch.where(better, reach, best)
+                best_tilt = torch.where(better[:, None], scaled, best_tilt)
+                best_price = torch.where(better, price, best_price)
+                reach = (reach + (r**2 - total) / slope).clamp(0.8 * reach, 1.2 * reach).detach()
+            optimiser.step()
+    return best_tilt.detach().double(), best_price.detach().double(), best.double()
+
+
+def _newton(move: Tensor, y: Tensor, start: Tensor, tilt: Tensor, price: Tensor) -> Tensor:
+    """One step towards the maximum of phi from points of a grid, at most to the next point."""
+    moved = torch.sigmoid(y + move)
+    change, steep = moved - start, moved * (1 - moved)
+    slope = 2 * change * steep - 2 * price * move - tilt
+    curve = 2 * steep.square() + 2 * change * steep * (1 - 2 * moved) - 2 * price
+    step = slope / (-curve).clamp_min(1e-6)
+    return move + torch.maximum(torch.minimum(step, 0.2 * move.abs()), -0.2 * move.abs())
+
+
+def _excess(logits: Tensor, tilt: Tensor, price: Tensor) -> Tensor:
+    """Upper bound on sum_i max_e phi_i(e), phi_i(e) = f_i(e) - price e^2 - tilt_i e, (B,).
+
+    Moves are cut into cells, and those cells that may hold the maximum into finer ones. Beyond
+    them phi < 0 = phi(0), since f < 1. Where y is far from 0, f is next to nothing in all cells.
+    """
+    found = []
+    for y, n, cost in zip(logits, tilt, price.tolist(), strict=True):
+        end = float((n.abs() + (n.square() + 4 * cost).sqrt()).amax()) / (2 * cost)
+        flat = y.abs() > end + _FLAT
+        total = float((n[flat].square() / (4 * cost) + math.exp(-2 * _FLAT)).sum())
+        y, n = y[~flat], n[~flat]
+        width = _CELL * _FINER
+        centres = torch.arange(math.ceil(2 * end / width) + 1, dtype=torch.float64) * width
+        centres = (centres - centres[-1] / 2).expand(len(y), -1)
+        value, upper = _cells(y[:, None], n[:, None], cost, centres, width / 2)
+        row, cell = (upper >= value.amax(1, keepdim=True).clamp_min(0)).nonzero(as_tuple=True)
+        finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * _CELL - width / 2
+        within = centres[row, cell][:, None] + finer
+        _, upper = _cells(y[row, None], n[row, None], cost, within, _CELL / 2)
+        most = torch.zeros_like(y).scatter_reduce(0, row, upper.amax(1), "amax")
+        found.append(total + float(most.sum()))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _cells(
+    y: Tensor, n: Tensor, cost: float, centres: Tensor, half: float
+) -> tuple[Tensor, Tensor]:
+    """phi at the centres of cells, and upper bounds on it in each: max_{|d| <= h} by Taylor.
+
+    phi'' <= min(0.32, 2 s' (1 + s')) - 2 cost, with s' the sigmoid's largest slope in the cell.
+    """
+    at = y + centres
+    moved = torch.sigmoid(at)
+    change = moved - torch.sigmoid(y)
+    value = change.square() - (cost * centres + n) * centres
+    slope = (2 * change * moved * (1 - moved) - 2 * cost * centres - n).abs()
+    nearest = torch.sigmoid((half - at.abs()).clamp_max(0))
+    steep = nearest * (1 - nearest)
+    curve = (2 * steep * (1 + steep)).clamp_max(0.32) - 2 * cost
+    reach = torch.where(curve < 0, (slope / curve.abs().clamp_min(1e-30)).clamp_max(half), half)
+    return value, value + slope * reach + curve * reach.square() / 2
