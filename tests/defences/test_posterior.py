@@ -4,6 +4,7 @@ import torch
 import robustvae as rv
 from robustvae.defences import HMC, PosteriorMode, posterior
 from robustvae.defences.targets import fisher_scale
+from robustvae.errors import UnsupportedError
 from robustvae.mcmc import hmc
 from robustvae.seeding import randn
 
@@ -50,6 +51,36 @@ def test_posteriors_of_an_image_and_its_corruption_differ_by_lemma_1(linear, gen
     )
     assert exact > 0.01
     assert abs(ratio.mean() - exact) < 4 * ratio.std() / count**0.5
+
+
+def test_a_bfloat16_force_is_another_way_to_the_same_posterior(generator):
+    """The energies decide, whatever the trajectory was driven by."""
+    vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+    x = torch.rand(1, 1, 4, 4, generator=generator).expand(400, -1, -1, -1)
+    exact, low = (
+        HMC(steps=10, step_size=0.3, n_leapfrog=3, force=force, chunk=400)(
+            vae, x, generator=generator
+        )
+        for force in ("exact", "bfloat16")
+    )
+    assert low.dtype == x.dtype
+    for power in (1, 2):
+        a, b = exact**power, low**power
+        error = ((a.var(0) + b.var(0)) / 400).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() < 4 * error).all()
+
+
+def test_a_bfloat16_force_gives_exact_energies_and_no_graph_of_its_own(generator):
+    vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+    x = torch.rand(5, 1, 4, 4, generator=generator)
+    chain = HMC(steps=5, force="bfloat16").run(vae, x, generator=generator)
+    torch.testing.assert_close(chain.log_density, vae.log_joint(x, chain.z).detach())
+    assert not chain.log_density.requires_grad
+
+
+def test_a_force_in_bfloat16_wants_weights(linear, generator):
+    with pytest.raises(UnsupportedError, match="weights"):
+        HMC(force="bfloat16")(linear.vae, torch.rand(2, 1, 2, 3), generator=generator)
 
 
 def test_the_mode_of_a_linear_vae_is_its_posterior_mean(linear, generator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -9,9 +10,24 @@ import torch
 from torch import Tensor
 
 from robustvae.defences.defence import Defence, in_chunks
-from robustvae.defences.targets import check_ball, fisher_scale, posterior, target_of
-from robustvae.errors import check_choice, check_count, check_positive, check_type
-from robustvae.mcmc import Chain, hmc, implicit, langevin, mode_search
+from robustvae.defences.targets import (
+    check_ball,
+    driven_by,
+    fisher_scale,
+    in_bfloat16,
+    posterior,
+    target_of,
+)
+from robustvae.errors import ConfigError, check_choice, check_count, check_positive, check_type
+from robustvae.mcmc import (
+    Chain,
+    Settled,
+    hmc,
+    hmc_to_plateau,
+    implicit,
+    langevin,
+    mode_search,
+)
 from robustvae.mcmc.hmc import Adapt
 from robustvae.models.base import VAE
 from robustvae.perturb import Ball
@@ -85,14 +101,22 @@ class HMC:
             "fisher" (prior precision + the decoder's Fisher information at the posterior mean,
             for d more products; a constant in gradients by the image).
         average: Read the mean of the positions after the warm-up, not the last one.
+        plateau: Transitions of a block, after each of which the chains that have reached their
+            plateau leave the batch (see `robustvae.mcmc.hmc_to_plateau`); `steps` is then the most
+            that a chain runs. None runs all of them for every chain.
+        force: "exact", or "bfloat16": trajectories driven by a copy of the model in that type,
+            each accepted or refused by the energies of the model itself, so that the target stays
+            the same. Attacks that differentiate the chain see the exact force.
         chunk: Images run at once.
 
     Raises:
         RangeError: A count or step size that is not positive.
-        UnknownNameError: An unknown `adapt` or `mass`.
+        UnknownNameError: An unknown `adapt`, `mass` or `force`.
+        ConfigError: Options that contradict `plateau`.
+        UnsupportedError: When called, where the model has no weights that bfloat16 could hold.
 
     References:
-        [Kuzina22] section 4 and Algorithm 1; Girolami & Calderhead, 2011, section 5 (Fisher).
+        [Kuzina22] section 3 and Algorithm 1; Girolami & Calderhead, 2011, section 5 (Fisher).
 
     Examples:
         >>> import robustvae as rv, torch
@@ -109,6 +133,8 @@ class HMC:
     start: Defence | None = None
     mass: Literal["identity", "encoder", "fisher"] = "identity"
     average: bool = False
+    plateau: int | None = None
+    force: Literal["exact", "bfloat16"] = "exact"
     chunk: int = 100
 
     def __post_init__(self) -> None:
@@ -121,14 +147,79 @@ class HMC:
         check_choice("mass matrix", self.mass, ("identity", "encoder", "fisher"))
         if self.adapt is not None:
             check_choice("adaptation", self.adapt, ("chain", "dual", "paper"))
+        check_choice("force", self.force, ("exact", "bfloat16"))
+        if self.plateau is not None:
+            check_count(self.plateau, "plateau")
+            if (self.adapt, self.average, self.force) != ("chain", False, "exact"):
+                raise ConfigError("plateau wants adapt='chain', no average and the exact force")
 
     @property
     def gradients(self) -> int:
-        """Gradient evaluations spent on each image, the start's included."""
-        return 1 + self.steps * self.n_leapfrog + getattr(self.start, "gradients", 0)
+        """Gradient evaluations spent on each image, the start's included; the most, by `plateau`.
 
-    def run(self, vae: VAE, x: Tensor, *, graph: bool = False, generator: torch.Generator) -> Chain:
-        """The whole run on one chunk of images, (B, C, H, W), with its diagnostics."""
+        With `plateau` each block also costs the gradient at its start.
+        """
+        spent = 1 + self.steps * self.n_leapfrog
+        if self.plateau is not None:
+            spent = max(1, self.steps // self.plateau) * (1 + self.plateau * self.n_leapfrog)
+        return spent + getattr(self.start, "gradients", 0)
+
+    def run(
+        self,
+        vae: VAE,
+        x: Tensor,
+        *,
+        keep: bool | None = None,
+        graph: bool = False,
+        generator: torch.Generator,
+    ) -> Chain:
+        """All steps of every chain on one chunk of images, (B, C, H, W), with the diagnostics.
+
+        `plateau` is not looked at. `keep` keeps the positions after the warm-up; where it is None
+        they are kept if `average` wants them.
+        """
+        with self._driver(vae) as low:
+            return self._run(vae, x, low, self.average if keep is None else keep, graph, generator)
+
+    def settle(
+        self, vae: VAE, x: Tensor, *, graph: bool = False, generator: torch.Generator
+    ) -> Settled:
+        """The run on one chunk of images, (B, C, H, W), that chains leave at their plateau."""
+        start = PosteriorSample() if self.start is None else self.start
+        return hmc_to_plateau(
+            target_of(vae, x, self.ball),
+            start(vae, x, generator=generator),
+            steps=self.steps,
+            block=self.plateau or 5,
+            step_size=self.step_size,
+            n_leapfrog=self.n_leapfrog,
+            scale=_scale(vae, x, self.mass),
+            graph=graph,
+            generator=generator,
+        )
+
+    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
+
+        with self._driver(vae) as low:
+
+            def read(part: Tensor, graph: bool) -> Tensor:
+                if self.plateau is not None:
+                    return self.settle(vae, part, graph=graph, generator=generator).z
+                chain = self._run(vae, part, low, self.average, graph, generator)
+                return chain.z if chain.draws is None else chain.draws.mean(0)
+
+            return in_chunks(read, vae, x, self.chunk)
+
+    def _run(
+        self,
+        vae: VAE,
+        x: Tensor,
+        low: VAE | None,
+        keep: bool,
+        graph: bool,
+        generator: torch.Generator,
+    ) -> Chain:
         start = PosteriorSample() if self.start is None else self.start
         return hmc(
             target_of(vae, x, self.ball),
@@ -138,19 +229,14 @@ class HMC:
             n_leapfrog=self.n_leapfrog,
             adapt=self.adapt,
             scale=_scale(vae, x, self.mass),
-            keep=self.average,
+            force=None if low is None or graph else driven_by(low, x, self.ball),
+            keep=keep,
             graph=graph,
             generator=generator,
         )
 
-    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
-
-        def read(part: Tensor, graph: bool) -> Tensor:
-            chain = self.run(vae, part, graph=graph, generator=generator)
-            return chain.z if chain.draws is None else chain.draws.mean(0)
-
-        return in_chunks(read, vae, x, self.chunk)
+    def _driver(self, vae: VAE) -> contextlib.AbstractContextManager[VAE | None]:
+        return in_bfloat16(vae) if self.force == "bfloat16" else contextlib.nullcontext()
 
 
 @final

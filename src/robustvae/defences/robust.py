@@ -32,8 +32,9 @@ class RobustPosterior:
         norm: "linf" or "l2".
         radius: Radius of the ball, in pixel units.
         steps: Gradient evaluations an image, shared by the starts.
-        start: "zero" climbs from the origin, which no attack can move, "mean" from the
-            encoder's mean, "both" from each with half the steps and keeps the better end.
+        start: "zero" climbs from the prior's mean, which no attack can move (the origin; in a
+            hierarchy the mean path from it), "mean" from the encoder's mean, "both" from each with
+            half the steps and keeps the better end.
         rate: First step length of Adam, in latent units.
         gradient: How an attack sees through it: "unrolled" differentiates the search itself,
             "implicit" the mode (see `robustvae.mcmc.implicit`).
@@ -80,7 +81,7 @@ class RobustPosterior:
         def read(part: Tensor, graph: bool) -> Tensor:
             target = RobustTarget(vae, part, self.norm, self.radius)
             mean = vae.encode(part).mean
-            starts = [mean] if self.start == "mean" else [torch.zeros_like(mean)]
+            starts = [mean] if self.start == "mean" else [vae.prior().mean.expand_as(mean)]
             if self.start == "both":
                 starts.append(mean)
             steps = self.steps // len(starts)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -11,13 +13,19 @@ from torch import Tensor
 
 from robustvae.errors import RangeError, UnsupportedError, check_number
 from robustvae.jacobians import jacobian
-from robustvae.models.base import VAE
+from robustvae.mcmc import LogDensity, Target
+from robustvae.models.base import VAE, frozen
+from robustvae.models.hierarchy import conditionals
+from robustvae.models.layout import channels_last
 from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
 from robustvae.perturb import Ball
 
 
-def posterior(vae: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
+def posterior(vae: VAE, x: Tensor) -> Target:
     """log p(x | z) + log p(z): the posterior of each image, up to a constant, in nats.
+
+    In a hierarchy z is all its layers at once, and log p(z) the sum of every layer's log density
+    given those above it.
 
     Args:
         vae: The model.
@@ -27,16 +35,49 @@ def posterior(vae: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
         Latents (B, d) to log densities (B,).
 
     References:
-        [Kuzina22] section 4.
+        [Kuzina22] section 3, Eq. 9.
     """
-    return lambda z: vae.log_joint(x, z)
+    return _Posterior(vae, x)
 
 
-def target_of(vae: VAE, x: Tensor, ball: Ball | None) -> Callable[[Tensor], Tensor]:
+@final
+@dataclass(frozen=True, eq=False)
+class _Posterior:
+    vae: VAE
+    x: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.vae.log_joint(self.x, z)
+
+    def rows(self, index: Tensor) -> _Posterior:
+        return _Posterior(self.vae, self.x[index])
+
+
+def target_of(vae: VAE, x: Tensor, ball: Ball | None) -> Target:
     """The posterior of each image where `ball` is None, else its robust posterior."""
     if ball is None:
         return posterior(vae, x)
     return RobustTarget(vae, x, ball.norm, float(ball.radius))
+
+
+@contextlib.contextmanager
+def in_bfloat16(vae: VAE) -> Iterator[VAE]:
+    """Within: a copy of the model in bfloat16, fit to drive trajectories and to judge none.
+
+    Raises:
+        UnsupportedError: The model has no weights, as where `wrap` was given plain functions.
+    """
+    if next(vae.parameters(), None) is None:
+        raise UnsupportedError("a force in bfloat16 needs a model whose weights can be converted")
+    low = copy.deepcopy(vae).bfloat16()
+    with frozen(low), channels_last(low):
+        yield low
+
+
+def driven_by(low: VAE, x: Tensor, ball: Ball | None) -> LogDensity:
+    """`target_of` by a model in another floating type than `x`, for latents in that of `x`."""
+    target = target_of(low, x.to(low.dtype), ball)
+    return lambda z: target(z.to(low.dtype)).to(z.dtype)
 
 
 def check_ball(ball: Ball | None) -> None:
@@ -52,8 +93,10 @@ def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
     """A with A A' = (prior precision + J' W J)^-1, W the likelihood's Fisher information.
 
     J is the Jacobian of the likelihood's parameters (logits or means), and W their inverse
-    variance for a Gaussian, the pixel variance otherwise. Where the decoder is linear this
-    whitens the posterior.
+    variance for a Gaussian, the pixel variance otherwise. The prior's precision is R' R, R the
+    Jacobian of every layer's (z - mean) / stddev given the layers above, the spreads held fixed.
+    Where the decoder is linear, and so are the means of a hierarchy's layers, this whitens the
+    posterior.
 
     Args:
         vae: The model.
@@ -69,8 +112,13 @@ def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
     def parameters(z: Tensor) -> Tensor:
         return _parameters(vae.decode(z))[0]
 
+    def standardised(z: Tensor) -> Tensor:
+        layers = conditionals(vae.prior(), z)
+        return (z - layers.mean) / layers.stddev.detach()
+
     rows = weight.detach().flatten(1).unsqueeze(2) * jacobian(parameters, z, mode="forward")
-    precision = rows.mT @ rows + torch.diag_embed(vae.prior().stddev.square().reciprocal())
+    above = jacobian(standardised, z, mode="forward")
+    precision = rows.mT @ rows + above.mT @ above
     inverse_root = torch.linalg.cholesky(precision)
     identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(precision)
     return torch.linalg.solve_triangular(inverse_root.mT, identity, upper=True)
@@ -112,6 +160,10 @@ class RobustTarget:
             best = nearest(p, self.x, self.norm, self.radius)
             offset = _negative_entropy(p, best)
         return (p.log_prob(best) - offset).flatten(1).sum(1) + self._prior(z)
+
+    def rows(self, index: Tensor) -> RobustTarget:
+        """The robust posterior of the images `index`, (b,) whole numbers, alone."""
+        return replace(self, x=self.x[index])
 
     def with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """-U_R, (B,), and its gradient, (B, d), both differentiable in `x` and `z`."""

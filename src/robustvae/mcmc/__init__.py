@@ -3,19 +3,23 @@
 from robustvae.mcmc.diagnostics import ess, r_hat
 from robustvae.mcmc.hmc import Chain, Step, hmc, hmc_step
 from robustvae.mcmc.langevin import langevin
-from robustvae.mcmc.leapfrog import LogDensity, State, evaluate, leapfrog
+from robustvae.mcmc.leapfrog import LogDensity, State, Target, evaluate, leapfrog
 from robustvae.mcmc.mode_search import Mode, implicit, mode_search
+from robustvae.mcmc.plateau import Settled, hmc_to_plateau
 
 __all__ = [
     "Chain",
     "LogDensity",
     "Mode",
+    "Settled",
     "State",
     "Step",
+    "Target",
     "ess",
     "evaluate",
     "hmc",
     "hmc_step",
+    "hmc_to_plateau",
     "implicit",
     "langevin",
     "leapfrog",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
@@ -49,6 +49,7 @@ class Chain:
         divergences: How many transitions after the warm-up diverged, (B,).
         step_size: The step size at the end, (B,).
         gradients: Gradient evaluations spent on each chain.
+        trace: Log density after every transition, the warm-up's too, in nats, (steps, B).
         draws: Positions after the warm-up, (T, B, d), where they were asked for.
     """
 
@@ -59,6 +60,7 @@ class Chain:
     divergences: Tensor
     step_size: Tensor
     gradients: int
+    trace: Tensor
     draws: Tensor | None = None
 
 
@@ -70,6 +72,7 @@ def hmc_step(
     n_steps: int,
     scale: Tensor | None = None,
     adjust: bool = True,
+    force: LogDensity | None = None,
     graph: bool = False,
     generator: torch.Generator,
 ) -> tuple[State, Step]:
@@ -82,6 +85,10 @@ def hmc_step(
         n_steps: Leapfrog steps L, and so the gradient evaluations spent.
         scale: Square root of the inverse mass matrix: see `leapfrog`.
         adjust: Accept or stay by the energy error; otherwise move wherever it is finite.
+        force: A cheaper stand-in for the log density, whose gradient drives the trajectory while
+            `log_density` decides. Whatever it is, the target is left invariant: a leapfrog step
+            with any force that depends on the position alone is reversible and keeps volume.
+            `state.gradient` is then that of `force`.
         graph: Keep the graph; for fixed noise the accept decisions are constants.
         generator: Spent on momenta and decisions.
 
@@ -103,9 +110,12 @@ def hmc_step(
     momentum = randn(*state.z.shape, like=state.z, generator=generator)
     uniform = rand(state.z.shape[0], like=state.z, generator=generator)
     column = step.unsqueeze(1) if isinstance(step, Tensor) and step.ndim == 1 else step
+    driven = log_density if force is None else force
     proposed, thrown = leapfrog(
-        log_density, state, momentum, step=column, n_steps=n_steps, scale=scale, graph=graph
+        driven, state, momentum, step=column, n_steps=n_steps, scale=scale, graph=graph
     )
+    if force is not None:
+        proposed = _judged(log_density, proposed, graph)
     kinetic = 0.5 * (thrown.square().sum(1) - momentum.square().sum(1))
     error = state.log_density - proposed.log_density + kinetic
     acceptance = torch.exp(-error.clamp_min(0)).nan_to_num(0.0)
@@ -132,6 +142,7 @@ def hmc(
     jitter: float = 0.0,
     scale: Tensor | None = None,
     adjust: bool = True,
+    force: LogDensity | None = None,
     keep: bool = False,
     graph: bool = False,
     generator: torch.Generator,
@@ -154,6 +165,7 @@ def hmc(
             [1 - jitter, 1 + jitter], against trajectories that close on themselves.
         scale: Square root of the inverse mass matrix: see `leapfrog`.
         adjust: Accept or stay; without it the chain is biased by its step size.
+        force: A cheaper stand-in whose gradient drives the trajectories: see `hmc_step`.
         keep: Return all positions after the warm-up.
         graph: Keep the graph through the whole run, for attacks that differentiate it.
         generator: Spent on momenta and decisions.
@@ -180,11 +192,13 @@ def hmc(
     if adapt is not None:
         check_choice("adaptation", adapt, ("chain", "dual", "paper"))
     warmup = (steps // 2 if adapt in ("chain", "dual") else 0) if warmup is None else warmup
-    state = evaluate(log_density, z, graph=graph)
+    state = evaluate(log_density if force is None else force, z, graph=graph)
+    if force is not None:
+        state = _judged(log_density, state, graph)
     size = torch.as_tensor(step_size, dtype=z.dtype, device=z.device).expand(z.shape[0])
     first, mean_log, mean_gap = size, size.log(), torch.zeros_like(size)
     accepted, errors, finite, divergences = (torch.zeros_like(size) for _ in range(4))
-    draws = []
+    draws, trace = [], []
     for t in range(steps):
         used = size
         if jitter:
@@ -196,9 +210,11 @@ def hmc(
             n_steps=n_leapfrog,
             scale=scale,
             adjust=adjust,
+            force=force,
             graph=graph,
             generator=generator,
         )
+        trace.append(state.log_density.detach())
         if adapt == "paper":
             size = size * (1 + 0.01 * (info.acceptance.mean() - acceptance) / acceptance)
         elif adapt == "chain" and t < warmup:
@@ -223,7 +239,14 @@ def hmc(
         accepted / max(1, steps - warmup),
         errors / finite.clamp_min(1),
         divergences.long(),
-        size.detach(),
+        size if graph else size.detach(),
         1 + steps * n_leapfrog,
+        torch.stack(trace),
         torch.stack(draws) if draws else None,
     )
+
+
+def _judged(log_density: LogDensity, state: State, graph: bool) -> State:
+    """The state with the value of `log_density` in place of its stand-in's."""
+    with torch.set_grad_enabled(graph):
+        return replace(state, log_density=log_density(state.z))

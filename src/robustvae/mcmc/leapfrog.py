@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 LogDensity = Callable[[Tensor], Tensor]
+
+
+class Target(Protocol):
+    """A log density of a batch that can be cut down to some of its rows."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Log densities, (B,), at positions (B, d)."""
+        ...
+
+    def rows(self, index: Tensor) -> Target:
+        """The log density of the rows `index`, (b,) whole numbers, alone."""
+        ...
 
 
 @final

@@ -1,0 +1,105 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustvae.errors import RangeError
+from robustvae.mcmc import hmc_to_plateau
+from robustvae.seeding import generator as seeded
+from robustvae.seeding import randn
+
+
+@dataclass(frozen=True)
+class Normals:
+    """One normal a row, of its own centre; counts the rows it was asked about."""
+
+    centre: Tensor
+    asked: list
+
+    def __call__(self, z):
+        self.asked.append(len(z))
+        return -0.5 * (z - self.centre).square().sum(1)
+
+    def rows(self, index):
+        return Normals(self.centre[index], self.asked)
+
+
+def far_and_near(count=100):
+    centre = torch.zeros(2 * count, 8)
+    centre[count:] = 12.0
+    return Normals(centre, [])
+
+
+def test_chains_that_have_arrived_leave_and_the_others_go_on(generator):
+    target = far_and_near()
+    start = target.centre.clone()
+    start[100:] = 0
+    found = hmc_to_plateau(
+        target, start, steps=200, step_size=0.15, n_leapfrog=2, generator=generator
+    )
+    assert found.settled.all()
+    near, far = found.gradients[:100].double().mean(), found.gradients[100:].double().mean()
+    assert near < 0.6 * far
+    assert sum(target.asked) == found.gradients.sum()
+    torch.testing.assert_close(found.log_density, target(found.z))
+
+
+def test_those_that_left_are_near_the_target(generator):
+    """The distance is that of draws of a standard normal in 8 dimensions, not of the start."""
+    target = far_and_near()
+    found = hmc_to_plateau(
+        target, torch.zeros(200, 8), steps=400, step_size=0.3, generator=generator
+    )
+    square = (found.z - target.centre).square().sum(1)
+    assert abs(square.mean() - 8) < 4 * square.std() / 200**0.5 + 0.4
+
+
+def test_without_an_arrival_all_steps_are_run(generator):
+    class Slope:
+        def __call__(self, z):
+            return 10 * z.sum(1)
+
+        def rows(self, index):
+            return self
+
+    found = hmc_to_plateau(Slope(), torch.zeros(3, 2), steps=20, block=4, generator=generator)
+    assert not found.settled.any()
+    assert found.gradients.tolist() == [5 * (1 + 4 * 5)] * 3
+
+
+def test_rows_come_back_in_their_order(generator):
+    centre = 50 * torch.arange(40.0).view(-1, 1).expand(-1, 3)
+    found = hmc_to_plateau(
+        Normals(centre, []), centre, steps=60, step_size=0.4, generator=generator
+    )
+    assert len(found.gradients.unique()) > 1
+    assert ((found.z - centre).abs() < 10).all()
+
+
+def test_the_end_differentiates_by_what_the_target_depends_on():
+    direction = randn(6, 3, like=torch.zeros(()), generator=seeded(4))
+
+    def last(centre):
+        start = 0.2 * centre
+        run = hmc_to_plateau(
+            Normals(centre, []), start, steps=40, step_size=0.3, graph=True, generator=seeded(5)
+        )
+        return run.z.square().sum(), run.gradients
+
+    centre = torch.linspace(0, 4, 18).view(6, 3)
+    leaf = centre.clone().requires_grad_()
+    value, counts = last(leaf)
+    assert len(counts.unique()) > 1
+    (gradient,) = torch.autograd.grad(value, leaf)
+    numerical = (last(centre + 1e-6 * direction)[0] - last(centre - 1e-6 * direction)[0]) / 2e-6
+    torch.testing.assert_close(
+        (gradient * direction).sum(), numerical.detach(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_refusals(generator):
+    with pytest.raises(RangeError):
+        hmc_to_plateau(far_and_near(), torch.zeros(200, 8), steps=0, generator=generator)
+    with pytest.raises(RangeError):
+        hmc_to_plateau(far_and_near(), torch.zeros(200, 8), steps=5, block=0, generator=generator)
