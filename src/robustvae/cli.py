@@ -430,6 +430,20 @@ def zoo_train(
     print(f"model: {place}")
 
 
+@zoo_app.command("table")
+def zoo_table(
+    out: Annotated[Path | None, typer.Option(help="Write the page here, too.")] = None,
+) -> None:
+    """What was measured on the stored models, beside the papers' numbers, in markdown."""
+    from robustvae.records import write_text
+    from robustvae.studies.zoo_table import page
+
+    text = page()
+    if out is not None:
+        write_text(out, text)
+    print(text, end="")
+
+
 @app.command()
 def evaluate(
     model: Model = "digits-vae",

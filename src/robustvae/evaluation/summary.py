@@ -81,7 +81,8 @@ class Evaluation:
     Attributes:
         measures: The numbers.
         absent: What could not be measured, with the reason.
-        per_image: The numbers of the single images, by key, in one order for all models.
+        per_image: The numbers of the single images, by key, and under "index" which images these
+            are; the first of them where a measure took fewer.
         facts: Data, split, seed, draws, the weights' sha256 and seconds.
 
     Examples:
@@ -214,7 +215,7 @@ class _Bench:
         self.train = train
         self.measures: list[Measure] = []
         self.absent: dict[str, str] = {}
-        self.per_image: dict[str, list[float]] = {}
+        self.per_image: dict[str, list[float]] = {"index": chosen.tolist()}
 
     def generator(self, purpose: str) -> torch.Generator:
         return shard_generator(self.seed, 0, purpose)
@@ -270,7 +271,9 @@ class _Bench:
             ("total_correlation", "total correlation of the aggregate posterior"),
             ("dimension_kl", "sum over coordinates of KL(q(z_j) | p(z_j))"),
         ):
-            self.add(key, f"{label}, aggregate of {len(x):,} images", terms[key], "nats")
+            label = f"{label}, aggregate of {len(x):,} images"
+            mean, stderr = mean_stderr(terms[key])
+            self.add_one(key, label, mean, "nats", stderr, len(terms[key]))
 
     def probe(self) -> None:
         train = self._labelled("probe")
