@@ -63,20 +63,25 @@ def spectral_norm_bound(weight: Tensor) -> float:
 
 
 def spectral_norm_bounds(matrices: Tensor) -> Tensor:
-    """`spectral_norm_bound` of a batch of matrices, (B, n, k) to (B,), float64 on the CPU."""
-    matrices = matrices.to("cpu", torch.float64)
+    """`spectral_norm_bound` of a batch of matrices, real or complex, (B, n, k) to (B,), float64."""
+    wide = torch.complex128 if matrices.is_complex() else torch.float64
+    matrices = matrices.to("cpu", wide)
     if not bool(matrices.isfinite().all()):
         raise NonFiniteError("weights must be finite, got a NaN or an infinity")
     if matrices.numel() == 0:
         return torch.zeros(len(matrices), dtype=torch.float64)
     exponent = torch.frexp(matrices.abs().amax((1, 2)))[1]
-    matrices = torch.ldexp(matrices, -exponent[:, None, None])  # exact
+    if matrices.is_complex():
+        parts = torch.view_as_real(matrices.resolve_conj())
+        matrices = torch.view_as_complex(torch.ldexp(parts, -exponent[:, None, None, None]))
+    else:
+        matrices = torch.ldexp(matrices, -exponent[:, None, None])  # exact
     if matrices.shape[1] > matrices.shape[2]:
-        matrices = matrices.mT
-    gram = matrices @ matrices.mT
-    gram = (gram + gram.mT) / 2
-    mass = matrices.square().sum((1, 2))
-    square = _top_eigenvalue_bound(gram) + gamma(matrices.shape[2] + 8) * mass
+        matrices = matrices.mH
+    gram = matrices @ matrices.mH
+    gram = (gram + gram.mH) / 2
+    mass = matrices.abs().square().sum((1, 2))
+    square = _top_eigenvalue_bound(gram) + _slack(gram, matrices.shape[2] + 8) * mass
     # a zero matrix has bound 0; nothing can be lost there
     return torch.ldexp(square.clamp_min(0).sqrt() * (1 + 8 * UNIT) * (mass > 0), exponent)
 
@@ -84,9 +89,10 @@ def spectral_norm_bounds(matrices: Tensor) -> Tensor:
 def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]) -> float:
     """An upper bound on the l2 operator norm of a zero-padded convolution, as it is stored.
 
-    The convolution is a compression of a periodic one on a torus large enough that no two taps
-    meet; split into its stride's phases that one is block diagonal in frequency, and its norm the
-    largest of its blocks'. A transposed convolution is the adjoint of a plain one.
+    The convolution is a compression of a periodic one on any torus so large that what one output
+    reads lies apart from what another does not; split into its stride's phases that one is block
+    diagonal in frequency, and its norm the largest of its blocks'. Opposite frequencies have
+    conjugate blocks. A transposed convolution is the adjoint of a plain one.
 
     Args:
         layer: Any stride, padding, dilation and groups; padding with zeros.
@@ -116,8 +122,9 @@ def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]
         taps, stride = weight.shape[2 + axis], layer.stride[axis]
         offset = torch.arange(taps) * layer.dilation[axis] - layer.padding[axis]
         cell, phase = offset.div(stride, rounding_mode="floor"), offset.remainder(stride)
-        period = 2 * size[axis] + 2 * int(cell.max() - cell.min()) + 4
-        angle = 2 * math.pi / period * torch.outer(torch.arange(period), cell).remainder(period)
+        period = size[axis] + int(cell.max() - cell.min())
+        frequency = torch.arange(period if axis else period // 2 + 1)
+        angle = 2 * math.pi / period * torch.outer(frequency, cell).remainder(period)
         wave = torch.polar(torch.ones_like(angle, dtype=torch.float64), angle.double())
         select = torch.nn.functional.one_hot(phase, stride).to(torch.complex128)
         axes.append(torch.einsum("ft,tp->ftp", wave, select))
@@ -125,10 +132,8 @@ def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]
     for group in weight.chunk(layer.groups):
         symbol = torch.einsum("oiuv,fup,gvq->fgoipq", group.to(torch.complex128), *axes)
         symbol = symbol.flatten(4).flatten(3).flatten(0, 1)
-        real = torch.cat([symbol.real, -symbol.imag], 2)
-        whole = torch.cat([real, torch.cat([symbol.imag, symbol.real], 2)], 1)
         slack = 1e-13 * float(group.abs().sum((2, 3)).norm())
-        worst = max(worst, float(spectral_norm_bounds(whole).max()) + slack)
+        worst = max(worst, float(spectral_norm_bounds(symbol).max()) + slack)
     return worst
 
 
@@ -153,7 +158,7 @@ def slope_bound(module: nn.Module) -> float:
 
 
 def _top_eigenvalue_bound(gram: Tensor) -> Tensor:
-    """Upper bounds on the largest eigenvalues of symmetric matrices as given, (B, k, k) to (B,).
+    """Upper bounds on the largest eigenvalues of Hermitian matrices as given, (B, k, k) to (B,).
 
     If G V = V L + R and G y = l y with y = V u then V (l - L) u = R u, hence
     l - max L <= ||R|| / s_min(V), and s_min(V)^2 >= 1 - ||V^T V - I||.
@@ -162,7 +167,7 @@ def _top_eigenvalue_bound(gram: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     residual = _norm(gram @ vectors - vectors * values[..., None, :])
     skew = _norm(vectors.mH @ vectors - torch.eye(size, dtype=gram.dtype))
-    slack = gamma(2 * size + 8)
+    slack = _slack(gram, 2 * size + 8)
     residual = residual + slack * (_norm(gram) + values.norm(dim=-1)) * _norm(vectors)
     skew = skew + slack * _norm(vectors).square()
     if not bool((skew < 0.5).all()):
@@ -171,7 +176,13 @@ def _top_eigenvalue_bound(gram: Tensor) -> Tensor:
 
 
 def _norm(matrix: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(matrix) * (1 + gamma(matrix.shape[-1] * matrix.shape[-2]))
+    size = matrix.shape[-1] * matrix.shape[-2]
+    return torch.linalg.matrix_norm(matrix) * (1 + _slack(matrix, size))
+
+
+def _slack(matrix: Tensor, terms: int) -> float:
+    """`gamma`; a complex product is four real ones."""
+    return gamma(4 * terms if matrix.is_complex() else terms)
 
 
 def gamma(terms: int) -> float:
