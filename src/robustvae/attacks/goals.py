@@ -91,12 +91,13 @@ class LatentShift:
             distance and "means" ||mu(x+d) - mu(x)||^2; "samples" the mean squared distance of
             draws from both posteriors, by `draws` fixed noises; "latent" ||T(x+d) - T(x)||^2 of
             the codes that the victim's own defence T reads.
-        layers: Which layers of a hierarchy count, by their place in `vae.widths`; None for all.
+        layers: Which layers of a hierarchy count, by their place in `vae.widths`: (0,) is the one
+            next to the data; None for all.
         draws: Noises averaged by "samples", and by "latent" where the defence is random.
 
     Raises:
         UnknownNameError: Any other divergence.
-        RangeError: `draws` below 1.
+        RangeError: `draws` below 1; layers that are none, named twice, or (when bound) not there.
         UnsupportedError: `layers` of a model that has none, or a divergence other than "means"
             and "latent" for posteriors that are not Gaussian (when bound).
 
@@ -119,6 +120,7 @@ class LatentShift:
     def __post_init__(self) -> None:
         """Refuse what is no divergence."""
         check_choice("divergence", self.divergence, DIVERGENCES)
+        _check_layers(self.layers)
         check_count(self.draws, "draws")
 
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
@@ -162,6 +164,7 @@ class LatentTarget:
     def __post_init__(self) -> None:
         """Refuse what is no divergence."""
         check_choice("divergence", self.divergence, DIVERGENCES)
+        _check_layers(self.layers)
         check_count(self.draws, "draws")
 
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
@@ -458,6 +461,16 @@ def _part(q: Distribution, picked: slice | Tensor) -> tuple[Tensor, Tensor]:
     return q.mean[:, picked], q.stddev[:, picked]
 
 
+def _check_layers(layers: tuple[int, ...] | None) -> None:
+    if layers is None:
+        return
+    check_type(layers, "layers", tuple)
+    for layer in layers:
+        check_count(layer, "each of layers", least=0)
+    if not layers or len(set(layers)) < len(layers):
+        raise RangeError(f"layers must name at least one layer, each once, got {layers}")
+
+
 def _coordinates(vae: VAE, layers: tuple[int, ...] | None) -> slice | Tensor:
     """The coordinates of the flat latent that belong to some layers of a hierarchy."""
     if layers is None:
@@ -466,7 +479,7 @@ def _coordinates(vae: VAE, layers: tuple[int, ...] | None) -> slice | Tensor:
     if widths is None:
         raise UnsupportedError(f"{type(vae).__name__} has one layer: leave layers=None")
     parts = torch.arange(vae.latent, device=vae.device).split(list(widths))
-    if not layers or any(not 0 <= layer < len(parts) for layer in layers):
+    if max(layers) >= len(parts):
         raise RangeError(f"layers must lie in 0..{len(parts) - 1}, got {layers}")
     return torch.cat([parts[layer] for layer in layers])
 
