@@ -195,7 +195,7 @@ def _through(layer: nn.Module, norm: float, state: Enclosure, radius: Tensor) ->
         return _sorted(
             state, radius, _pairs, lambda most, least: torch.stack([least, most], -1).flatten(-2)
         )
-    return _elementwise(layer, state, *_slopes(layer, state.value, state.widths(radius)))
+    return _elementwise(layer, state, *slopes(layer, state.value, state.widths(radius)))
 
 
 def _affine(
@@ -304,7 +304,7 @@ def _sorted(
     )
 
 
-def _slopes(layer: nn.Module, value: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+def slopes(layer: nn.Module, value: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest slope of an elementwise activation over [value - width, value + width]."""
     low, high = value - width, value + width
     if isinstance(layer, nn.ReLU | nn.LeakyReLU):

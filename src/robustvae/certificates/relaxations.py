@@ -13,7 +13,7 @@ bounded by one pass of absolute values, and added to the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustvae.certificates.displacement import ROUNDING, batch_norm_factor
+from robustvae.certificates.displacement import ROUNDING, batch_norm_factor, slopes
 from robustvae.errors import ShapeError, UnsupportedError, check_choice, check_count
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 from robustvae.norms import gamma, spectral_norm_bounds
@@ -37,6 +37,28 @@ _UP = 1 + 1e-11  # over the rounding of a few operations and of sums of up to 40
 
 @final
 @dataclass(frozen=True, eq=False)
+class Cause:
+    """One activation's share in the rest of a network: matrix @ e, with e bounded.
+
+    Attributes:
+        matrix: (k, U), over the U features whose lines are not exact.
+        most: Bounds on |e_i|, (U,).
+        total: Bound on the l2 norm of e.
+    """
+
+    matrix: Tensor
+    most: Tensor
+    total: float
+
+    def length(self, scale: Tensor) -> float:
+        """A bound on the l2 norm of scale * (matrix @ e), for positive `scale`, (k,)."""
+        scaled = self.matrix * scale[:, None]
+        apart = float((scaled.abs() @ self.most).norm())
+        return min(apart, operator_bound(scaled) * self.total) * _UP
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class LinearBounds:
     """f(p) - f(x) = slope (p - x) + rest for every p in the ball around x, with `rest` bounded.
 
@@ -47,6 +69,7 @@ class LinearBounds:
         high: Upper bounds on the rest, (B, k).
         lower: Lower bounds on f(p) - f(x) and on f(p) - `value`, (B, k).
         upper: Upper bounds on the same, (B, k).
+        causes: For each input, what the rest is made of: a sum of matrices times vectors.
         radius: Of each ball, (B,).
         norm: "l2" or "linf".
         method: The one that was used, "crown-ibp" where "crown" fell back.
@@ -58,6 +81,7 @@ class LinearBounds:
     high: Tensor
     lower: Tensor
     upper: Tensor
+    causes: tuple[tuple[Cause, ...], ...]
     radius: Tensor
     norm: str
     method: Method
@@ -72,14 +96,25 @@ class LinearBounds:
         if self.slope is None:
             return box
         rest = (torch.maximum(self.high, -self.low) * scale).norm(dim=1) * _UP
-        scaled = self.slope * scale[:, :, None]
-        across = spectral_norm_bounds(scaled) * _UP
+        # a cause in each coordinate, or as a whole
+        whole = [
+            sum((c.length(w) for c in causes), 0.0)
+            for causes, w in zip(self.causes, scale, strict=True)
+        ]
+        rest = torch.minimum(rest, torch.as_tensor(whole, dtype=torch.float64) * _UP)
+        across = self._across(self.slope * scale[:, :, None])
+        return torch.minimum(box, (across * self.radius + rest) * _UP)
+
+    def _across(self, matrices: Tensor) -> Tensor:
+        """Bounds on the operator norm from the ball's norm to l2, (B,)."""
+        across = spectral_norm_bounds(matrices) * _UP
         if self.norm == "linf":
             # |A s|^2 = sum_ij (A'A)_ij s_i s_j for |s_i| <= 1
-            rows = scaled.abs().sum(2).square().sum(1)
-            gram = (scaled.mT @ scaled).abs().sum((1, 2)) + gamma(scaled.shape[1] + 8) * rows
-            across = torch.minimum(across * scaled.shape[2] ** 0.5, gram.sqrt()) * _UP
-        return torch.minimum(box, (across * self.radius + rest) * _UP)
+            rows = matrices.abs().sum(2).square().sum(1)
+            gram = (matrices.mT @ matrices).abs().sum((1, 2))
+            gram = gram + gamma(matrices.shape[1] + 8) * rows
+            across = torch.minimum(across * matrices.shape[2] ** 0.5, gram.sqrt()) * _UP
+        return across
 
 
 @final
@@ -180,7 +215,7 @@ class Relaxation:
         check_choice("method", method, METHODS)
         if tuple(x.shape[1:]) != self.shape:
             raise ShapeError(f"x must be (B, {self.shape}), got {tuple(x.shape)}")
-        sweep = _Sweep(self._steps, x.double(), radius.double(), norm, memory, work)
+        sweep = _Sweep(self._steps, x.double(), radius.double(), norm, method, memory, work)
         used: Method = method
         for node, step in enumerate(self._steps, start=1):
             if isinstance(step, _Activation) and method == "crown":
@@ -290,13 +325,21 @@ class _Sweep:
     """One pass over the network, with what backward rows need of the activations passed."""
 
     def __init__(
-        self, steps: list[_Step], x: Tensor, radius: Tensor, norm: str, memory: int, work: int
+        self,
+        steps: list[_Step],
+        x: Tensor,
+        radius: Tensor,
+        norm: str,
+        method: Method,
+        memory: int,
+        work: int,
     ) -> None:
         self.steps, self.radius, self.norm = steps, radius, norm
-        self.memory, self.work = memory, work
+        self.memory, self.work, self.backwards = memory, work, method == "crown"
         ball = _like(radius, x).expand_as(x)
         self.states = [_State(x, -ball, ball, x.abs() + ball, 4, 0)]
-        self.lines: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.lines: dict[int, _Line] = {}
+        self.rows: dict[int, _Rows] = {}
 
     def advance(self, node: int, step: _Step) -> None:
         """The next node's intervals from those before it, and an activation's lines."""
@@ -344,25 +387,32 @@ class _Sweep:
     def _bent(self, node: int, step: _Activation) -> _State:
         before = self.states[step.parent]
         layer, after = step.layer, step.after
-        parts = [part[:, after:] for part in (before.value, before.low, before.high)]
-        value, low, high = parts
+        value, low, high = (p[:, after:] for p in (before.value, before.low, before.high))
         off = ROUNDING * (value.abs() + high - low)
         low, high = value + low - off, value + high + off
         slope = _chord(layer, value, low, high)
-        rest = _rest(layer, slope, value, low, high)
+        least, most = _rest(layer, slope, value, low, high)
         moved = _rest(layer, torch.zeros_like(slope), value, low, high)
-        middle, half = (rest[0] + rest[1]) / 2, (rest[1] - rest[0]) / 2 * _UP
+        ratio, doubt = _ratio(layer, slope, value, low, high)
         bent = layer(value)
+        size = slope.abs() * before.size[:, after:] + bent.abs() + least.abs() + most.abs()
 
-        def whole(passed: Tensor, part: Tensor) -> Tensor:
+        def whole(passed: Tensor | float, part: Tensor) -> Tensor:
+            if isinstance(passed, float):
+                passed = torch.full_like(before.value, passed)
             return torch.cat([passed[:, :after], part], 1) if after else part
 
-        self.lines[node] = (
-            whole(torch.ones_like(before.value), slope),
-            whole(torch.zeros_like(before.value), middle),
-            whole(torch.zeros_like(before.value), half),
+        line = _Line(
+            slope=whole(1.0, slope),
+            middle=whole(0.0, (least + most) / 2).flatten(1),
+            half=whole(0.0, (most - least) / 2 * _UP).flatten(1),
+            ratio=whole(0.0, ratio).flatten(1),
+            total=torch.zeros(len(value), dtype=torch.float64),
         )
-        size = slope.abs() * before.size[:, after:] + bent.abs() + middle.abs() + half
+        self.lines[node] = line
+        for b in range(len(value)):
+            line.total[b] = self._total(node, b, whole(0.0, doubt).flatten(1)[b])
+        self.rows.clear()
         return _State(
             whole(before.value, bent),
             whole(before.low, moved[0]),
@@ -372,25 +422,58 @@ class _Sweep:
             before.depth + 1,
         )
 
+    def _total(self, node: int, b: int, doubt: Tensor) -> float:
+        """A bound on the l2 norm of all that an activation's lines leave out, of one input.
+
+        Each part is at most ratio * |h - v|, and the h move together: at first by one matrix times
+        p - x, then by what the activations before left out.
+        """
+        line, step = self.lines[node], self.steps[node - 1]
+        assert isinstance(step, _Activation)
+        box = float(line.most(b).norm()) * _UP
+        features = line.loose(b)
+        if len(features) == 0 or not self.backwards:
+            return box
+        rows = self.rows.get(b)
+        if rows is None:
+            if (
+                self.states[step.parent].depth > 1
+                or self._bytes(len(features), step.parent) > self.work
+            ):
+                return box
+            rows = self._backward(step.parent, b, features)
+        else:
+            rows = rows.only(torch.isin(rows.features, features))
+        if rows.causes is None or len(rows.features) < len(features):
+            return box
+        ratio = line.ratio[b, features]
+        radius = float(self.radius[b]) * (
+            rows.slope.shape[1] ** 0.5 if self.norm == "linf" else 1.0
+        )
+        total = operator_bound(rows.slope * ratio[:, None]) * radius
+        total += sum(cause.length(ratio) for cause in rows.causes)
+        slack = self.states[step.parent].slack[b].flatten()[features]
+        return min(box, (total + float((ratio * slack).norm() + doubt.norm())) * _UP)
+
     def tighten(self, step: _Activation) -> bool:
         """Narrow the interval before an activation by backward rows; False if that is too dear."""
         before = self.states[step.parent]
         if before.depth <= 1:
             return True
         needed = before.high > before.low
-        if isinstance(step.layer, nn.ReLU | nn.LeakyReLU):
+        if _is_kinked(step.layer):
             needed = (before.value + before.low < 0) & (before.value + before.high > 0)
         needed[:, : step.after] &= step.after == 0
-        rows = needed.flatten(1).nonzero()
-        if self._bytes(len(rows), step.parent) > self.work:
+        if self._bytes(int(needed.sum()), step.parent) > self.work:
             return False
         low, high = before.low.flatten(1).clone(), before.high.flatten(1).clone()
-        for part, slope, rest_low, rest_high in self._backward(step.parent, rows):
-            across = self._across(slope, part[:, 0])
-            index = part[:, 0], part[:, 1]
-            slack = before.slack.flatten(1)[index]
-            low[index] = torch.maximum(low[index], rest_low - across - slack)
-            high[index] = torch.minimum(high[index], rest_high + across + slack)
+        for b, mask in enumerate(needed.flatten(1)):
+            features = mask.nonzero()[:, 0]
+            rows = self.rows[b] = self._backward(step.parent, b, features)
+            across = self._across(rows.slope, b)
+            slack = before.slack[b].flatten()[features]
+            low[b, features] = torch.maximum(low[b, features], rows.low - across - slack)
+            high[b, features] = torch.minimum(high[b, features], rows.high + across + slack)
         shape = before.value.shape
         self.states[step.parent] = replace(before, low=low.view(shape), high=high.view(shape))
         return True
@@ -402,15 +485,22 @@ class _Sweep:
         slack = 2 * state.slack.flatten(1)  # of f(p) and of f(x)
         lower, upper = state.low.flatten(1) - slack, state.high.flatten(1) + slack
         low, high, slope = lower, upper, None
-        rows = torch.ones(batch, width).nonzero()
-        if method != "ibp" and self._bytes(len(rows), node) <= self.work:
-            found = [found for _, *found in self._backward(node, rows)]
-            flat, low, high = (torch.cat(parts) for parts in zip(*found, strict=True))
-            across = self._across(flat, rows[:, 0]).view(batch, width)
-            slope = flat.view(batch, width, -1)
-            low, high = low.view(batch, width) - slack, high.view(batch, width) + slack
+        causes: list[tuple[Cause, ...]] = []
+        if method != "ibp" and self._bytes(batch * width, node) <= self.work:
+            every = [self._backward(node, b, torch.arange(width)) for b in range(batch)]
+            slope = torch.stack([rows.slope for rows in every])
+            low = torch.stack([rows.low for rows in every]) - slack
+            high = torch.stack([rows.high for rows in every]) + slack
+            across = torch.stack([self._across(rows.slope, b) for b, rows in enumerate(every)])
             lower = torch.maximum(lower, low - across)
             upper = torch.minimum(upper, high + across)
+            for b, rows in enumerate(every):
+                own = Cause(torch.eye(width, dtype=torch.float64), slack[b], math.inf)
+                least = torch.maximum(rows.high, -rows.low)
+                given = (
+                    (Cause(own.matrix, least, math.inf),) if rows.causes is None else rows.causes
+                )
+                causes.append((*given, own))
         return LinearBounds(
             value=state.value.flatten(1),
             slope=slope,
@@ -418,6 +508,7 @@ class _Sweep:
             high=high,
             lower=lower,
             upper=upper,
+            causes=tuple(causes),
             radius=self.radius,
             norm=self.norm,
             method="ibp" if slope is None else method,
@@ -426,38 +517,125 @@ class _Sweep:
     def _bytes(self, rows: int, node: int) -> int:
         return 8 * rows * sum(state.value[0].numel() for state in self.states[: node + 1])
 
-    def _across(self, slope: Tensor, batch: Tensor) -> Tensor:
+    def _across(self, slope: Tensor, b: int) -> Tensor:
         """The most that slope (p - x) can be, for each row."""
         size = slope.norm(dim=1) if self.norm == "l2" else slope.abs().sum(1)
-        return size * self.radius[batch] * _UP
+        return size * self.radius[b] * _UP
 
-    def _backward(self, node: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """For the rows (input, feature), in chunks: these; their slopes (R, D); their rests."""
+    def _backward(self, node: int, b: int, features: Tensor) -> _Rows:
+        """The rows of some features of a node, for one input: f = v + slope (p - x) + rest."""
+        shape = self.states[node].value.shape[1:]
         widest = max(state.value[0].numel() for state in self.states[: node + 1])
-        for part in rows.split(max(1, self.memory // (8 * 4 * widest))):
-            batch = part[:, 0]
-            start = torch.zeros(len(part), self.states[node].value[0].numel(), dtype=torch.float64)
-            start[torch.arange(len(part)), part[:, 1]] = 1
-            pending = {node: start.view(-1, *self.states[node].value.shape[1:])}
-            middle, half = start.new_zeros(len(part)), start.new_zeros(len(part))
+        loose = {n: line.loose(b) for n, line in self.lines.items() if n <= node}
+        kept = 8 * len(features) * sum(len(columns) for columns in loose.values())
+        found: list[_Rows] = []
+        for part in features.split(max(1, self.memory // (8 * 4 * widest))):
+            start = torch.zeros(len(part), shape.numel(), dtype=torch.float64)
+            start[torch.arange(len(part)), part] = 1
+            pending = {node: start.view(-1, *shape)}
+            low, high = torch.zeros(2, len(part), dtype=torch.float64)
+            causes: list[Cause] = []
             for n in range(node, 0, -1):
                 if n not in pending:
                     continue
                 row, step = pending.pop(n), self.steps[n - 1]
                 if isinstance(step, _Activation):
-                    slope, mid, wide = (line[batch] for line in self.lines[n])
-                    middle += (row * mid).flatten(1).sum(1)
-                    half += (row.abs() * wide).flatten(1).sum(1)
-                    row = row * slope
+                    line, columns = self.lines[n], loose[n]
+                    matrix = row.flatten(1)[:, columns]
+                    middle = matrix @ line.middle[b, columns]
+                    half = matrix.abs() @ line.half[b, columns] * _UP
+                    whole = matrix.norm(dim=1) * line.total[b] * _UP
+                    low = low + torch.maximum(middle - half, -whole)
+                    high = high + torch.minimum(middle + half, whole)
+                    if kept <= self.memory and len(columns):
+                        causes.append(Cause(matrix, line.most(b)[columns], float(line.total[b])))
+                    row = row * line.slope[b]
                 elif isinstance(step, _Linear):
                     row = step.transpose(row)
                 for parent in step.parents if isinstance(step, _Sum) else (step.parent,):
                     pending[parent] = pending[parent] + row if parent in pending else row
-            half = half * _UP
-            yield part, pending[0].flatten(1), middle - half, middle + half
+            slope = pending[0].flatten(1)
+            found.append(
+                _Rows(part, slope, low, high, tuple(causes) if kept <= self.memory else None)
+            )
+        return _Rows.joined(found)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The lines of an activation over B balls: slope (h - v) + middle +- half.
+
+    What they leave out, at most `half` about `middle` in each feature, is also at most
+    ratio * |h - v|, and at most `total` in l2. (B, *shape), the others but `total` flat.
+    """
+
+    slope: Tensor
+    middle: Tensor
+    half: Tensor
+    ratio: Tensor
+    total: Tensor
+
+    def loose(self, b: int) -> Tensor:
+        """The features of an input whose lines are not exact."""
+        return ((self.half[b] > 0) | (self.middle[b] != 0)).nonzero()[:, 0]
+
+    def most(self, b: int) -> Tensor:
+        """The most that is left out of each feature."""
+        return self.middle[b].abs() + self.half[b]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    features: Tensor
+    slope: Tensor
+    low: Tensor
+    high: Tensor
+    causes: tuple[Cause, ...] | None
+
+    def only(self, chosen: Tensor) -> _Rows:
+        causes = self.causes
+        if causes is not None:
+            causes = tuple(replace(cause, matrix=cause.matrix[chosen]) for cause in causes)
+        return _Rows(
+            self.features[chosen], self.slope[chosen], self.low[chosen], self.high[chosen], causes
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[_Rows]) -> _Rows:
+        causes = None
+        if parts[0].causes is not None:
+            causes = tuple(
+                replace(group[0], matrix=torch.cat([cause.matrix for cause in group]))
+                for group in zip(*(part.causes or () for part in parts), strict=True)
+            )
+        features, slope, low, high = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("features", "slope", "low", "high")
+        )
+        return _Rows(features, slope, low, high, causes)
+
+
+def operator_bound(matrix: Tensor) -> float:
+    """A bound on the spectral norm of a matrix, (n, k), loose by 8th roots where it is large.
+
+    ||G G||_F^(1/4) with G = M M^T, or the verified norm where that costs little.
+    """
+    if matrix.numel() == 0:
+        return 0.0
+    if min(matrix.shape) <= 300:
+        return float(spectral_norm_bounds(matrix[None])[0])
+    narrow = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    gram = narrow @ narrow.mT
+    lost = gamma(sum(matrix.shape) + 8) * float(narrow.square().sum())
+    fourth = float((gram @ gram).norm()) + gamma(2 * len(gram) + 8) * float(gram.norm()) ** 2
+    return float((fourth**0.5 + lost) ** 0.5 * _UP)
 
 
 _CURVES = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
+
+
+def _is_kinked(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.ReLU | nn.LeakyReLU)
 
 
 def _slope(layer: nn.Module, at: Tensor) -> Tensor:
@@ -475,6 +653,8 @@ def _chord(layer: nn.Module, value: Tensor, low: Tensor, high: Tensor) -> Tensor
     """The slope of the line from end to end of each interval; any other would be sound as well."""
     wide = high - low
     chord = (layer(high) - layer(low)) / wide.clamp_min(1e-300)
+    if _is_kinked(layer):
+        return torch.where((low < 0) & (high > 0), chord, _slope(layer, (low + high) / 2))
     return torch.where(wide > 1e-7 * (1 + value.abs()), chord, _slope(layer, value))
 
 
@@ -500,7 +680,7 @@ def _rest(
         points.append(torch.logit(slope.clamp(0, 1)) / layer.beta)
     else:
         points.append(torch.zeros_like(value))
-    smooth = not isinstance(layer, nn.ReLU | nn.LeakyReLU)
+    smooth = not _is_kinked(layer)
     near = 1e-6 * (1 + value.abs())
     least, most = torch.full_like(value, math.inf), torch.full_like(value, -math.inf)
     for i, point in enumerate(points):
@@ -516,7 +696,42 @@ def _rest(
         if isinstance(layer, nn.Softplus):  # torch takes the line beyond its threshold
             doubt = doubt + 2 * math.exp(-layer.threshold) / layer.beta
         least, most = torch.minimum(least, rest - doubt), torch.maximum(most, rest + doubt)
+    if not smooth:
+        exact = ((low >= 0) | (high <= 0)) & (slope == _slope(layer, (low + high) / 2))
+        least, most = (torch.where(exact, 0.0, end) for end in (least, most))
     return least, most
+
+
+def _ratio(
+    layer: nn.Module, slope: Tensor, value: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds c and doubt: |phi(h) - phi(v) - slope (h - v)| <= c |h - v| + doubt in [low, high].
+
+    By the secants from v, which for one kink grow or fall from end to end; else by the slopes.
+    """
+    doubt = 4 * ROUNDING * (layer(value).abs() + value.abs() + high - low)
+    if _is_kinked(layer):
+        ends = (low, high)
+        secants = [
+            torch.where(
+                (end - value).abs() > 1e-12 * (1 + value.abs()),
+                _secant(layer, value, end),
+                _slope(layer, value),
+            )
+            for end in ends
+        ]
+        crossed = (low < 0) & (high > 0)
+        ratio = torch.maximum(*((secant - slope).abs() for secant in secants))
+        return ratio * _UP * crossed, doubt * crossed
+    if isinstance(layer, nn.Softplus):
+        doubt = doubt + 2 * math.exp(-layer.threshold) / layer.beta
+    least, most = slopes(layer, (low + high) / 2, (high - low) / 2 * _UP)
+    return torch.maximum(most - slope, slope - least).clamp_min(0) + ROUNDING, doubt
+
+
+def _secant(layer: nn.Module, value: Tensor, end: Tensor) -> Tensor:
+    gap = end - value
+    return (layer(end) - layer(value)) / torch.where(gap == 0, 1.0, gap)
 
 
 def _linear(layer: nn.Module, parent: int, shape: tuple[int, ...]) -> _Linear:
