@@ -57,7 +57,6 @@ NONE_FOUND = "no failing perturbation found"
 UNDECIDED = "found one, but the fresh draws did not confirm it"
 INCONCLUSIVE = "inconclusive: the search met no gradient"
 
-_RUNGS = 4
 _HALVINGS = 8
 _FLOOR = 1e-6
 _CHOOSING = 200
@@ -341,7 +340,8 @@ class Bisection:
         search: How perturbations of each radius are looked for.
         goal: What the search raises; None for `MaximumDamage` through the mean, and for an
             undefended victim whose spread moves too ("paired", "full") through mean and spread.
-        rounds: Bisections of the radius, after one search on each of four radii.
+        rounds: Bisections of the radius, after one search on each of a few radii.
+        rungs: How many radii are searched before those, each half of the last.
         largest: Largest radius, in pixel units; None for the diameter of the pixel cube,
             sqrt(D) for l2 and 1 for linf.
         draws: Draws, common to all perturbations of an input, that choose; None for a fifth of
@@ -361,6 +361,7 @@ class Bisection:
     search: Search = field(default_factory=lambda: ProjectedAscent(steps=30, restarts=5))
     goal: Goal | None = None
     rounds: int = 5
+    rungs: int = 4
     largest: float | None = None
     draws: int | None = None
     chunk: int | None = None
@@ -371,6 +372,7 @@ class Bisection:
         if self.goal is not None:
             check_type(self.goal, "goal", Goal)
         check_count(self.rounds, "rounds", least=0)
+        check_count(self.rungs, "rungs")
         if self.draws is not None:
             check_count(self.draws, "draws")
         if self.chunk is not None:
@@ -770,9 +772,9 @@ def _search(
             lambda y, rows: score(y, rows % batch), start, within, generator=generator
         )
 
-    radii = torch.stack([trail.next_radius() / 2**rung for rung in range(_RUNGS)])
-    rungs = look(x.repeat(_RUNGS, 1, 1, 1), radii.flatten())
-    for rung in range(_RUNGS):
+    radii = torch.stack([trail.next_radius() / 2**rung for rung in range(how.rungs)])
+    rungs = look(x.repeat(how.rungs, 1, 1, 1), radii.flatten())
+    for rung in range(how.rungs):
         rows = slice(rung * batch, (rung + 1) * batch)
         part = SearchResult(**{f.name: getattr(rungs, f.name)[rows] for f in fields(rungs)})
         trail.add(part, radii[rung])
