@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustvae import data, errors
-from robustvae.data import idx, sets
+from robustvae import data, errors, seeding
+from robustvae.data import dsprites, idx, sets
 from robustvae.data.idx import read_idx
 from robustvae.data.mnist import MNIST
 
@@ -157,3 +159,109 @@ def test_download_checks_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list((tmp_path / "newer").rglob("*ubyte*"))
     with pytest.raises(errors.DataError, match="cannot be downloaded"):
         data.load("mnist", "train", tmp_path / "new", download=True)
+
+
+def test_color_mnist_is_every_digit_in_seven_colours(data_root: Path) -> None:
+    grey = data.load("mnist", "test", data_root)
+    images = data.load("color_mnist", "test", data_root)
+    assert images.shape == (70_000, 3, 28, 28) and not images.in_memory
+    digit, colour = images.labels["digit"], images.labels["colour"]
+    assert torch.equal(images.y, digit) and digit[::7].equal(grey.y)
+    assert colour[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    pairs = (digit * 7 + colour).bincount()
+    assert pairs.tolist() == grey.y.bincount().repeat_interleave(7).tolist()
+    corners = set()
+    for i in range(7):
+        x = images.read(torch.tensor([7 * 12 + i]))[0]
+        lit = x.flatten(1).max(1).values > 0
+        corners.add(tuple(lit.tolist()))
+        for channel, shown in zip(x, lit, strict=True):
+            assert torch.equal(channel, grey.x[12, 0] if shown else torch.zeros(28, 28).float())
+    assert len(corners) == 7 and (False, False, False) not in corners
+    x, y = images.labelled_by("colour").sample(14, stratified=True, generator=seeding.generator(0))
+    assert y.bincount().tolist() == [2] * 7
+    assert sorted(map(tuple, (x.amax((2, 3)) > 0).tolist())) == sorted([*corners, *corners])
+
+
+@pytest.mark.slow
+def test_the_training_part_of_color_mnist(data_root: Path) -> None:
+    images = data.load("color_mnist", root=data_root)
+    assert images.shape == (420_000, 3, 28, 28)
+    assert images.labels["colour"].bincount().tolist() == [60_000] * 7
+
+
+def sprite(**factors: int) -> int:
+    """The number of a sprite, by the published order: the last factor runs fastest."""
+    shape, scale, orientation, x, y = (factors.get(name, 0) for name in dsprites.FACTORS)
+    return (((shape * 6 + scale) * 40 + orientation) * 32 + x) * 32 + y
+
+
+def drawn(**factors: int) -> torch.Tensor:
+    return dsprites.Sprites().read(torch.tensor([sprite(**factors)]), 0)[0, 0].double()
+
+
+def test_dsprites_has_the_published_factors() -> None:
+    assert dsprites.COUNT == 3 * 6 * 40 * 32 * 32 == 737_280
+    assert dsprites.Sprites().shape == (737_280, 1, 64, 64)
+    every = torch.tensor(list(itertools.product(range(3), range(6), (0, 17, 39), (0, 31), (0, 31))))
+    rows = torch.tensor([sprite(**dict(zip(dsprites.FACTORS, f, strict=True))) for f in every])
+    assert torch.equal(torch.stack([*dsprites.factors_of(rows).values()], 1), every)
+    train, test = data.load("dsprites"), data.load("dsprites", "test")
+    assert len(train) + len(test) == 737_280 and len(test) == 73_728
+    for name, size in dsprites.FACTORS.items():
+        whole = train.labels[name].bincount() + test.labels[name].bincount()
+        assert whole.tolist() == [737_280 // size] * size
+        share = test.labels[name].bincount() / len(test) * size
+        assert (share - 1).abs().max() < 0.01, "the test part is spread evenly"
+    picked = torch.tensor([3, 70_000])
+    assert torch.equal(test.labels["scale"][picked], test[picked].labelled_by("scale").y)
+    number = sprite(**{name: int(label[70_000]) for name, label in test.labels.items()})
+    assert torch.equal(test[70_000].x, dsprites.Sprites().read(torch.tensor([number]), 0))
+
+
+@pytest.mark.parametrize("shape", range(3))
+def test_sprites_move_a_pixel_at_a_time_and_stay_inside(shape: int) -> None:
+    for scale, orientation in ((0, 0), (5, 3), (5, 27)):
+        kind = {"shape": shape, "scale": scale, "orientation": orientation}
+        first = drawn(**kind)
+        assert set(first.unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(drawn(**kind, x=7), first.roll(7, 1))
+        assert torch.equal(drawn(**kind, y=31), first.roll(31, 0))
+        for corner in ((0, 0), (31, 0), (0, 31), (31, 31)):
+            picture = drawn(**kind, x=corner[0], y=corner[1])
+            border = torch.cat([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+            assert not border.any() and picture.sum() == first.sum()
+    assert torch.equal(drawn(shape=shape, scale=5), drawn(shape=shape, scale=5, orientation=39))
+
+
+def test_sprites_have_their_area_and_their_angle() -> None:
+    """Areas of the square, the ellipse and the heart (x^2 + y^2 - 1)^3 <= x^2 y^3, about 3.66."""
+    (a, b), side, heart = dsprites.HALF_AXES, dsprites.HALF_SIDE, dsprites.HEART
+    at = torch.arange(64.0) + 0.5
+    for scale in range(6):
+        s = 0.5 + 0.1 * scale
+        for shape, area in enumerate((4 * side**2, math.pi * a * b, 3.66 * heart**2)):
+            rows = [sprite(shape=shape, scale=scale, orientation=k, x=9, y=20) for k in range(40)]
+            pictures = dsprites.Sprites().read(torch.tensor(rows), 0)[:, 0].double()
+            found = pictures.sum((1, 2)).mean()
+            assert abs(float(found) / (area * s**2) - 1) < 0.03
+            if shape == 2:
+                continue
+            mass = pictures / pictures.sum((1, 2), keepdim=True)
+            across, down = (mass.sum(1) @ at), (mass.sum(2) @ at)
+            assert (across - 25.5).abs().max() < 0.3 and (down - 36.5).abs().max() < 0.3
+            if shape == 0 or scale < 5:
+                continue
+            u, v = at.view(1, 1, -1) - 25.5, at.view(1, -1, 1) - 36.5
+            uu, vv, uv = ((mass * m).sum((1, 2)) for m in (u * u, v * v, u * v))
+            axis = torch.atan2(2 * uv, uu - vv) / 2  # of the longest axis, modulo pi
+            turned = axis - 2 * math.pi / 39 * torch.arange(40)
+            assert (torch.sin(turned).abs() < math.sin(math.radians(3))).all()
+
+
+def test_a_heart_stands_on_its_point() -> None:
+    heart = drawn(shape=2, scale=5, x=16, y=16)
+    assert torch.equal(heart[:, 1:], heart[:, 1:].flip(1)), "its middle is column 32"
+    rows = heart.sum(1)
+    filled = rows.nonzero().flatten()
+    assert rows[filled[-1]] <= 2 < rows[filled[0]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -188,13 +188,10 @@ def fitted(x: Tensor, crop: int | None, size: int | None, where: Path) -> Tensor
 
 def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
     """Images in a folder, or in its folders, one a class."""
-    if not top.is_dir():
-        raise DataError(f"no images: {top} is missing")
-    classes = sorted(part for part in top.iterdir() if part.is_dir() and any(_images_in(part)))
-    paths = sorted(_images_in(top))
+    paths = _images_in(top)
     y = torch.zeros(len(paths), dtype=torch.int64)
     if not paths:
-        groups = [sorted(_images_in(part)) for part in classes]
+        groups = [found for part in _inside(top) if part.is_dir() and (found := _images_in(part))]
         paths = [path for group in groups for path in group]
         y = torch.arange(len(groups)).repeat_interleave(
             torch.tensor([len(group) for group in groups], dtype=torch.int64)
@@ -227,10 +224,7 @@ def _faces(top: Path, partition: Path, fit: Fit, name: str, split: str) -> Image
     folder = top / FACES
     if (folder / FACES).is_dir():  # as some archives unpack
         folder = folder / FACES
-    try:
-        there = {path.name for path in _images_in(folder)}
-    except OSError:
-        raise DataError(f"{folder} is missing: the images that {partition} names") from None
+    there = {path.name for path in _images_in(folder)}
     chosen = [row[0] for row in _rows(partition) if row[1:] == [PARTS[split]]]
     missing = [file for file in chosen if file not in there]
     if missing or not chosen:
@@ -290,8 +284,15 @@ def _one_part(images: Images) -> Images:
     return images[chosen]
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [path for path in _inside(folder) if path.suffix.lower() in SUFFIXES]
 
 
 def _files(paths: list[Path], fit: Fit) -> Files:
