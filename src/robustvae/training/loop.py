@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import sys
 import time
@@ -330,6 +331,7 @@ def _engine(
         raise MissingExtraError(
             f"precision {precision!r} needs lightning-fabric: pip install 'robustvae[train]'"
         ) from None
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     devices = 1 if where.type == "cpu" else [where.index or 0]
     fabric = Fabric(accelerator=where.type, devices=devices, precision=precision or "32-true")
 
