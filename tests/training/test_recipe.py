@@ -42,7 +42,7 @@ def test_every_bundled_recipe_can_be_begun(name: str) -> None:
     if recipe.model.name == "lipschitz-vae":
         options["hidden"] = [8, 8]  # orthonormal weights of the full width take a second to make
     vae = rv.models.create(recipe.model.name, **options)
-    shapes = {"digits": (1, 8, 8)}
+    shapes = {"cifar10": (3, 32, 32), "color_mnist": (3, 28, 28), "digits": (1, 8, 8)}
     assert tuple(vae.image_shape) == shapes.get(recipe.data.name, (1, 28, 28))
 
 
@@ -102,6 +102,25 @@ def test_a_few_epochs_of_the_bundled_model(tmp_path: Path) -> None:
     card = checkpoint.read_config(tmp_path)["card"]
     assert card["epochs"] == 10
     assert card["metrics"]["test_loss"] < float(entropy)
+
+
+@pytest.mark.parametrize("name", ["cifar10-conv32", "color-mnist-conv28"])
+def test_a_recipe_in_colour_trains(
+    name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One epoch of a few images that are read, not held; the loss falls below the first."""
+    torch.set_default_dtype(torch.float32)
+    few = rv.data.load(Recipe.read(name).data.name, "test", data_root)[:400]
+    monkeypatch.setattr(rv.data, "load", lambda name, split, root: few)
+    assert not few.in_memory
+    untrained = train_recipe(name, tmp_path / "untrained", epochs=0)
+    trained = train_recipe(name, tmp_path / "trained", epochs=1)
+    assert weights_sha256(trained) != weights_sha256(untrained)
+    losses = [
+        checkpoint.read_config(tmp_path / out)["card"]["metrics"]["test_loss"]
+        for out in ("untrained", "trained")
+    ]
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,13 @@ def train_features(images: Images, *, epochs: int = 2, generator: torch.Generato
     check_count(epochs, "epochs", least=0)
     check_type(generator, "generator", torch.Generator)
     with seeded(split(generator, 1)[0].initial_seed()):
-        network = FeatureNet(images.x.shape[1], int(images.y.max()) + 1).to(images.x)
+        network = FeatureNet(images.image_shape[0], int(images.y.max()) + 1)
+    network.to(images[0].x)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     with torch.enable_grad():
         for _ in range(epochs):
             for batch in permutation(len(images), generator).split(_BATCH):
-                logits = network.classifier(network(images.x[batch]))
+                logits = network.classifier(network(images.read(batch)))
                 optimizer.zero_grad()
                 functional.cross_entropy(logits, images.y[batch]).backward()
                 optimizer.step()
