@@ -178,7 +178,9 @@ def test_color_mnist_is_every_digit_in_seven_colours(data_root: Path) -> None:
         for channel, shown in zip(x, lit, strict=True):
             assert torch.equal(channel, grey.x[12, 0] if shown else torch.zeros(28, 28).float())
     assert len(corners) == 7 and (False, False, False) not in corners
-    x, y = images.labelled_by("colour").sample(14, stratified=True, generator=seeding.generator(0))
+    by_colour = data.load("color_mnist+label:colour", "test", data_root)
+    assert torch.equal(by_colour.y, colour) and by_colour.name == "color_mnist+label:colour"
+    x, y = by_colour.sample(14, stratified=True, generator=seeding.generator(0))
     assert y.bincount().tolist() == [2] * 7
     assert sorted(map(tuple, (x.amax((2, 3)) > 0).tolist())) == sorted([*corners, *corners])
 

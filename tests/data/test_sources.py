@@ -279,6 +279,7 @@ def test_jpeg_loses_more_at_lower_quality() -> None:
         (lambda: data.load("digits+jpeg:1.5"), errors.DtypeError),
         (lambda: data.load("digits+static:3"), errors.DtypeError),
         (lambda: data.load("digits+size:3"), errors.UnknownNameError),
+        (lambda: data.load("digits+label:colour"), errors.UnknownNameError),
         (lambda: data.load("digits+blur:nan"), errors.NonFiniteError),
         (lambda: data.load("digits").at(-1), errors.RangeError),
     ],

@@ -36,6 +36,7 @@ CHANGES: dict[str, tuple[type | None, Callable[..., Change]]] = {
     "static": (None, Binarised),
 }
 FITS = ("channels", "crop", "size")
+LABEL = "label"
 SPLITS = ("train", "test")
 
 
@@ -64,7 +65,8 @@ def load(
     "folder:PATH" reads images of your own as `read_folder` does, and "folder" those in `root`.
 
     A name may go on with changes, made from left to right: "+static" and "+dynamic" (binarised),
-    "+noise:0.1", "+blur:1", "+jpeg:25"; for folders "+crop:148", "+size:64", "+channels:1".
+    "+noise:0.1", "+blur:1", "+jpeg:25"; for folders "+crop:148", "+size:64", "+channels:1". With
+    "+label:colour" the labels of color_mnist are its colours; see `Images.labelled_by`.
 
     Args:
         name: One of `names()`, or a folder, and changes.
@@ -99,7 +101,10 @@ def load(
         check_choice("data set", base, names())
         images = LOADERS[base](split, data_root(root), download)
     for word, value in changes:
-        check_choice(f"change of {base!r}", word, CHANGES)
+        if word == LABEL:
+            images = images.labelled_by(value).named(f"{images.name}+{LABEL}:{value}")
+            continue
+        check_choice(f"change of {base!r}", word, (*CHANGES, LABEL))
         kind, change = CHANGES[word]
         if kind is None and value:
             raise DtypeError(f"change {word!r} takes no number, got {value!r}")
@@ -119,7 +124,7 @@ def _taken_apart(name: str) -> tuple[str, list[tuple[str, str]]]:
     base, *parts = name.split("+")
     pairs = [(word, value) for word, _, value in (part.partition(":") for part in parts)]
     if base.startswith(f"{FOLDER}:"):
-        known = [word in (*CHANGES, *FITS) for word, _ in pairs]
+        known = [word in (*CHANGES, *FITS, LABEL) for word, _ in pairs]
         first = len(known) - known[::-1].index(False) if False in known else 0
         base, pairs = "+".join([base, *parts[:first]]), pairs[first:]
     return base, pairs
