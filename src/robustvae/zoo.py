@@ -175,15 +175,16 @@ def train(
     place = Path(out) if out is not None else _place(recipe.name)
     kept = Path(run) if run is not None else Path("runs") / recipe.name
     say = progress or (lambda _: None)
-    say("training")
-    train_recipe(
-        recipe,
-        kept,
-        start=None if recipe.start is None else load(recipe.start),
-        device=device,
-        root=root,
-        progress=None if progress else False,
-    )
+    if not _complete(recipe, kept):
+        say("training")
+        train_recipe(
+            recipe,
+            kept,
+            start=None if recipe.start is None else load(recipe.start),
+            device=device,
+            root=root,
+            progress=None if progress else False,
+        )
     config = checkpoint.read_config(kept)
     dtype = "float32" if config["model"] == "lipschitz-vae" else "float16"
     checkpoint.save(checkpoint.load(kept), kept / "stored", dtype=dtype)
@@ -304,6 +305,23 @@ def _place(name: str) -> Path:
     if place is None:
         raise StorageError(f"no folder for trained models: set {ENVIRONMENT}, or name one to write")
     return place / name
+
+
+def _complete(recipe: Recipe, run: Path) -> bool:
+    """Whether a run folder holds what the recipe makes, to its last epoch."""
+    if not (run / checkpoint.CONFIG).is_file():
+        return False
+    config = checkpoint.read_config(run)
+    wanted = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "data": recipe.data.name,
+        "epochs": recipe.training.epochs,
+    }
+    options = {} if recipe.model is None else recipe.model.options
+    return all(config["card"].get(key) == value for key, value in wanted.items()) and all(
+        config["options"].get(key) == value for key, value in options.items()
+    )
 
 
 def _card_text(recipe: Recipe, told: dict[str, Any], found: Evaluation, dtype: str) -> str:

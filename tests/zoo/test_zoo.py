@@ -47,7 +47,7 @@ def built(tmp_path_factory):
 
 def test_a_complete_run_is_stored_in_half_precision(built):
     top, said = built
-    assert said[:2] == ["training", "likelihood"]
+    assert said[0] == "likelihood"
     trained = checkpoint.load(top / "before")
     stored = checkpoint.load(top / "zoo" / "digits-vae")
     assert stored.dtype == torch.float32
@@ -127,6 +127,14 @@ def test_a_damaged_record_and_unknown_names_are_refused(built, monkeypatch):
         (broken / zoo.EVALUATION).write_text(text)
         with pytest.raises(errors.CheckpointError):
             zoo.evaluation("broken")
+
+
+def test_a_run_to_another_end_is_not_taken_for_the_recipes(built, monkeypatch, tmp_path):
+    top, _ = built
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path / "zoo"))
+    with pytest.raises(errors.ConfigError, match="another run"):
+        zoo.train("digits-lipschitz-vae", run=top / "before", inputs=2, draws=1)
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_without_a_folder_training_is_refused_before_it_begins(monkeypatch, tmp_path):
