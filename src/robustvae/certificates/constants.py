@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robustvae.certificates.displacement import batch_norm_factor, layers_of
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models.base import frozen
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
-from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE, slope_bound, spectral_norm_bound
+from robustvae.norms import (
+    CONTINUOUS_BERNOULLI_SLOPE,
+    conv_norm_bound,
+    slope_bound,
+    spectral_norm_bound,
+)
 
 OUTPUT_SLOPES = {
     "bernoulli": 1 / 4,
@@ -49,7 +57,9 @@ class Constants:
 
 
 def lipschitz_constants(vae: VAE) -> Constants:
-    """Verified constants of a `vae` or `lipschitz-vae`, in evaluation mode.
+    """Verified constants of a `vae` or `lipschitz-vae` of any architecture, in evaluation mode.
+
+    Without constraints on the weights they are sound, and far too large to be of use.
 
     Args:
         vae: A model of `models.create`.
@@ -71,21 +81,21 @@ def lipschitz_constants(vae: VAE) -> Constants:
         True
     """
     if isinstance(vae, GaussianVAE):
-        trunk = lipschitz_bound(vae.trunk)
-        b = _up(trunk * lipschitz_bound(vae.mean_head))
+        b = lipschitz_bound(nn.Sequential(vae.trunk, vae.mean_head), vae.image_shape)
         log_c = 0.0
         if vae.log_var_head is not None:
-            log_c = _up(trunk * lipschitz_bound(vae.log_var_head) / 2)
+            whole = nn.Sequential(vae.trunk, vae.log_var_head)
+            log_c = _up(lipschitz_bound(whole, vae.image_shape) / 2)
         c = _up(math.exp(10.0) * log_c)  # the log variance is clamped at 20
         if vae.stddev_norm is not None:
             log_c *= 2  # the common factor of the projection can grow as well
     elif isinstance(vae, LipschitzVAE):
-        b = lipschitz_bound(vae.mean_net)
-        c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net)
+        b = lipschitz_bound(vae.mean_net, vae.image_shape)
+        c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net, vae.image_shape)
         log_c = 0.0 if vae.stddev_net is None else math.inf
     else:
         raise UnsupportedError(f"no Lipschitz constants are known for {type(vae).__name__}")
-    logits = lipschitz_bound(vae.decoder)
+    logits = lipschitz_bound(vae.decoder, (vae.latent,))
     return Constants(
         a=_up(OUTPUT_SLOPES[vae.likelihood] * logits),
         a_logits=logits,
@@ -117,16 +127,18 @@ def fixed_stddev(vae: VAE) -> bool:
     return isinstance(vae, LipschitzVAE) and vae.stddev_net is None
 
 
-def lipschitz_bound(network: nn.Module) -> float:
+def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> float:
     """An upper bound on the Lipschitz constant (l2 to l2) of a feed-forward network.
 
-    The product over its layers; for a dense layer of its stored weight's verified spectral norm.
+    The product over its layers; for a dense or convolutional layer of the verified spectral norm
+    of what is stored.
 
     Args:
         network: An `nn.Sequential`, nested or not, or one layer; taken in evaluation mode.
+        shape: Of one input's features; convolutions need it.
 
     Raises:
-        UnsupportedError: A layer that is not covered, by name.
+        UnsupportedError: A layer that is not covered, by name; a convolution without `shape`.
 
     Examples:
         >>> from torch import nn
@@ -135,14 +147,25 @@ def lipschitz_bound(network: nn.Module) -> float:
         True
     """
     bound = 1.0
-    for layer in layers_of(network):
-        bound = _up(bound * _layer_bound(layer))
+    weights = next(network.parameters(), torch.zeros(()))
+    x = None if shape is None else weights.new_zeros(1, *shape)
+    with frozen(network), torch.no_grad():
+        for layer in layers_of(network):
+            y = None if x is None else layer(x)
+            bound = _up(bound * _layer_bound(layer, x, y))
+            x = y
     return bound
 
 
-def _layer_bound(layer: nn.Module) -> float:
+def _layer_bound(layer: nn.Module, x: Tensor | None, y: Tensor | None) -> float:
+    """The layer's bound; x and y are features of one input before and after it."""
     if type(layer) is nn.Linear:
         return spectral_norm_bound(layer.weight)
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        coarse = x if isinstance(layer, nn.ConvTranspose2d) else y
+        if coarse is None:
+            raise UnsupportedError(f"{type(layer).__name__} on features of unknown shape")
+        return conv_norm_bound(layer, (coarse.shape[-2], coarse.shape[-1]))
     if type(layer) is Scale:
         return abs(layer.factor)
     if type(layer) in (GroupSort, MaxMin):
