@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import robustvae as rv
@@ -49,6 +50,9 @@ SOURCES: dict[str, Callable[[Path], Images]] = {
     "fashion_mnist": lambda root: data.load("fashion_mnist", "test"),
     "mnist": lambda root: data.load("mnist", "test"),
     "a folder": lambda root: data.load(f"folder:{write_photos(root)}+crop:18+size:12"),
+    "a dataset": lambda root: data.from_dataset(
+        [(Image.fromarray(pixels(1, 6, 5, 3, seed=i)[0]), i % 4) for i in range(40)]
+    ),
     "npz, stored": lambda root: stored(root, np.savez),
     "npz, compressed": lambda root: stored(root, np.savez_compressed),
     "static": lambda root: data.load("digits+static"),
@@ -308,6 +312,32 @@ def test_arrays_in_every_layout() -> None:
     for wrong in (grey[0], colour.astype(np.int32), grey[:0], pixels(3, 5, 4, 2)):
         with pytest.raises(errors.DataError, match="x holds"):
             pixels_of(wrong, "x")
+
+
+def test_datasets_of_tensors_arrays_and_pictures() -> None:
+    colour = pixels(4, 3, 5, 3)  # as many rows as channels: tensors have these first
+    wanted = torch.tensor(colour).movedim(3, 1) / 255
+    tensors = [(x, 0) for x in wanted.float()]
+    arrays = [(x, 0) for x in colour]
+    pictures = [(Image.fromarray(x), 0) for x in colour]
+    for pairs in (tensors, arrays, pictures):
+        assert torch.equal(data.from_dataset(pairs).x, wanted.float())
+
+    class Labelled(list):  # type: ignore[type-arg]
+        targets = torch.tensor([3, 1, 2, 0])
+
+    assert data.from_dataset(Labelled(tensors)).y.tolist() == [3, 1, 2, 0]
+    for wrong, message in (
+        ([], "empty"),
+        ([1], "no pair"),
+        ([(wanted[0], "cat")], "no labels"),
+        ([("cat", 1)], "holds no images"),
+        ([(wanted[0], 0), (wanted[0, :1], 0)], "where the first is of"),
+    ):
+        with pytest.raises(errors.DataError, match=message):
+            data.from_dataset(wrong).x  # noqa: B018
+    with pytest.raises(errors.DtypeError, match="length and pairs"):
+        data.from_dataset(5)  # type: ignore[arg-type]
 
 
 def test_the_counts_are_not_patched() -> None:

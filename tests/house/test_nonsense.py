@@ -198,6 +198,10 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
     "data.Blurred": (changed("Blurred"), lambda: {"sigma": 1.0}),
     "data.Compressed": (changed("Compressed"), lambda: {"quality": 50}),
     "data.Noisy": (changed("Noisy"), lambda: {"stddev": 0.1, "seed": 0}),
+    "data.from_dataset": (
+        lambda **a: rv.data.from_dataset(**a).x,
+        lambda: {"dataset": [(base().x[0], 1), (base().x[1], 0)], "name": "mine", "split": "test"},
+    ),
     "data.read_folder": (
         None,
         lambda: {"folder": "nowhere", "split": "train", "crop": 8, "size": 4, "channels": 1},
