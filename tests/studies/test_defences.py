@@ -5,10 +5,13 @@ import torch
 
 import robustvae as rv
 from robustvae.data import load
-from robustvae.errors import UnknownNameError
-from robustvae.studies.defence_adaptive import defence_adaptive
-from robustvae.studies.defence_cost import defence_cost, samplers
+from robustvae.errors import DataError, UnknownNameError
+from robustvae.studies.defence_adaptive import DISTANCE, SIMILAR, WORST, defence_adaptive
+from robustvae.studies.defence_cost import PAIRED, PAPERS, RECOVERY, defence_cost, samplers
+from robustvae.studies.defence_ratio import BEFORE, defence_ratio
+from robustvae.studies.defence_strength import REPORTED, defence_strength
 from robustvae.studies.defence_table import defence_table
+from robustvae.studies.kept import Keep, Kept, Unfinished
 from robustvae.studies.table import Row, Table
 
 
@@ -28,25 +31,80 @@ def test_the_defence_table_is_a_function_of_its_seed(vae, images):
     assert tables[0].rows == tables[1].rows
     rows = {(row.what, row.setting): row for row in tables[0].rows}
     assert rows["undefended (posterior mean)", "clean"].measured == 0
-    assert {setting for _, setting in rows} == {"clean", "linf 0.1", "linf 0.2"}
+    assert {setting for _, setting in rows} == {"clean", "linf 0.1", "linf 0.2", "l2 2"}
     assert all(row.n == 8 and row.stderr >= 0 for row in tables[0].rows)
 
 
 def test_the_cost_table_counts_what_was_spent(vae, images):
     table = defence_cost(vae, images, size="smoke", seed=3)
-    counts = {row.cost for row in table.rows}
-    assert counts == {getattr(defence, "gradients", 0) for _, defence in samplers(0.1)}
+    rows = {(row.what, row.setting): row for row in table.rows}
+    leaving = [row.cost for row in table.rows if "plateau" in row.what]
+    assert set(leaving) and all(0 < cost <= 16 for cost in leaving)
+    counts = {row.cost for row in table.rows if "plateau" not in row.what}
+    assert counts >= {getattr(d, "gradients", 0) for n, d in samplers(0.1) if "plateau" not in n}
+    first = table.rows[0].what
+    assert first.startswith(PAPERS) and rows[first, PAIRED].measured == 0
+    for name in {row.what for row in table.rows}:
+        gap = rows[name, RECOVERY].measured - rows[first, RECOVERY].measured
+        assert abs(rows[name, PAIRED].measured - gap) < 1e-9
+
+
+def test_an_interrupted_study_goes_on_and_ends_the_same(vae, images, tmp_path):
+    whole = defence_ratio(vae, images, size="smoke", seed=3)
+    path = tmp_path / "kept.jsonl"
+    with pytest.raises(Unfinished):
+        defence_ratio(vae, images, size="smoke", seed=3, kept=Keep(path, minutes=-1))
+    told = []
+    defence_ratio(vae, images, size="smoke", seed=3, kept=Keep(path), progress=told.append)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:20])
+    again = defence_ratio(vae, images, size="smoke", seed=3, kept=Keep(path))
+    assert again.rows == whole.rows and len(told) == len(lines) - 1
+    with pytest.raises(DataError, match="another run"):
+        defence_ratio(vae, images, size="smoke", seed=4, kept=Keep(path))
+
+
+def test_a_part_is_computed_once(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"score": [1.0]}
+
+    for _ in range(2):
+        kept = Kept(tmp_path / "kept.jsonl", {"seed": 0})
+        assert kept("part", compute) == kept("part", compute) == {"score": [1.0]}
+    assert len(calls) == 1
 
 
 def test_the_worst_attack_is_no_weaker_than_any(vae, images):
     rows = defence_adaptive(vae, images, size="smoke", seed=3).rows
-    for name in {row.what for row in rows}:
-        found = {row.setting: row.measured for row in rows if row.what == name}
-        assert found["worst per image"] >= max(found.values()) - 1e-9
+    for name in {row.what.split(":")[0] for row in rows}:
+        own = [row for row in rows if row.what.startswith(f"{name}:")]
+        for setting, sign in ((DISTANCE, 1), (SIMILAR, -1)):
+            found = {row.what: sign * row.measured for row in own if row.setting == setting}
+            assert found[f"{name}: {WORST}"] >= max(found.values()) - 1e-9
+
+
+def test_the_ratio_of_a_sample_to_itself_is_no_evidence(vae, images):
+    rows = {(row.what, row.setting): row for row in defence_ratio(vae, images, size="smoke").rows}
+    assert rows[BEFORE, "p value"].measured == 1
+    assert 0 <= rows["posterior mode", "p value"].measured <= 1
+
+
+def test_the_strength_table_sets_the_papers_numbers_beside_ours(vae, images):
+    table = defence_strength(vae, images, size="smoke", seed=3)
+    assert all(row.reported is None for row in table.rows)  # the paper has no such digits
+    rows = {(row.what, row.setting): row for row in table.rows}
+    for setting in ("MS-SSIM, linf 0.1", "accuracy, clean", "accuracy, linf 0.2"):
+        assert all(0 <= rows[name, setting].measured <= 1 for name in ("undefended", "HMC"))
+    accuracies = [rows["undefended", f"accuracy, {w}"].measured for w in ("clean", "linf 0.2")]
+    assert accuracies[0] >= accuracies[1]
+    assert REPORTED["mnist", "HMC", "MS-SSIM, linf 0.2"] == 0.76
 
 
 def test_the_papers_schedule_spends_fifteen_thousand_gradients():
-    assert samplers(1.0)[-1][1].gradients == 15_001
+    assert samplers(1.0)[0][1].gradients == 15_001
 
 
 def test_a_table_on_paper(tmp_path):
@@ -60,7 +118,9 @@ def test_a_table_on_paper(tmp_path):
     assert json.loads((tmp_path / "name.json").read_text())["rows"][0]["reported"] == 0.88
 
 
-@pytest.mark.parametrize("study", [defence_adaptive, defence_cost, defence_table])
+@pytest.mark.parametrize(
+    "study", [defence_adaptive, defence_cost, defence_ratio, defence_strength, defence_table]
+)
 def test_an_unknown_size_is_refused(study, vae, images):
     with pytest.raises(UnknownNameError, match="smoke"):
         study(vae, images, size="smok")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -22,6 +23,7 @@ from robustvae.data import Images
 from robustvae.models.base import VAE
 from robustvae.models.checkpoint import weights_sha256
 from robustvae.records import plain, write_text
+from robustvae.studies.kept import Keep, Unfinished
 
 
 @final
@@ -112,6 +114,7 @@ class Study(Protocol):
         *,
         size: str,
         seed: int,
+        kept: Keep | None,
         progress: Callable[[str], None] | None,
     ) -> Table:
         """Run it."""
@@ -146,6 +149,8 @@ def from_command_line(study: Study, name: str, about: str | None) -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--size", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kept", type=Path, help="file that keeps finished parts")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no part after these")
     parser.add_argument("--out", type=Path, default=Path("out"))
     given = parser.parse_args()
 
@@ -154,7 +159,12 @@ def from_command_line(study: Study, name: str, about: str | None) -> None:
 
     images = data.load(given.data, split="test")
     vae = zoo.load(given.model)
-    table = study(vae, images, size=given.size, seed=given.seed, progress=progress)
+    kept = Keep(given.kept, given.minutes)
+    try:
+        table = study(vae, images, size=given.size, seed=given.seed, kept=kept, progress=progress)
+    except Unfinished:
+        print("the time is over: give the same command again to go on", file=sys.stderr)
+        sys.exit(3)
     command = f"python -m robustvae.studies.{name} {shlex.join(sys.argv[1:])}"
     table = replace(table, facts=table.facts | {"command": command})
     table.write(given.out, f"{name.replace('_', '-')}-{given.data}")
@@ -165,7 +175,8 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     reported = "" if row.reported is None else f" (reported {row.reported:g})"
-    return f"{row.measured:.3g} ± {row.stderr:.2g}{reported}"
+    spread = f" ± {row.stderr:.2g}" if row.stderr else ""
+    return f"{row.measured:.3g}{spread}{reported}"
 
 
 def _line(cells: Sequence[str]) -> str:
