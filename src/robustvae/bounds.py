@@ -376,6 +376,51 @@ def neyman_pearson_shift(probability: Any, m: float) -> Tensor:
     return _normal_gap(probability, m) * (1 - CDF_SLACK)
 
 
+def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """How often an event can fail once mean and standard deviation have moved (ours).
+
+    (e^{D_a} f)^{(a-1)/a}, the least over orders a > 1, with D_a the Renyi divergence of the moved
+    normal from the first: by Hoelder's inequality. At a fixed standard deviation
+    `neyman_pearson_shift` is sharper.
+
+    Args:
+        failure: Upper bound f on the event's failure probability under N(mu, diag stddev^2), (B,).
+        shift: Bound on || (mu' - mu) / stddev ||, (B,).
+        stddev: Standard deviations, positive, (B, d).
+        least: Lower bounds on the moved ones, positive, (B, d).
+        most: Upper bounds on the moved ones, (B, d).
+
+    Returns:
+        Upper bounds on its failure probability under N(mu', diag stddev'^2), (B,), at most 1.
+
+    References:
+        docs/theory.md, "Neyman-Pearson".
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.bounds import moved_failure
+        >>> one = torch.ones(1, 2)
+        >>> still = moved_failure(0.01, 0.0, one, one, one)
+        >>> round(float(still), 4), round(float(moved_failure(0.01, 1.0, one, one, 1.1 * one)), 3)
+        (0.0101, 0.165)
+    """
+    stddev = _double(stddev)
+    ends = [(_double(end) / stddev).square() for end in (least, most)]
+    square = _double(shift).square()[..., None]
+    order = 1 + torch.logspace(-2, 3, 200, dtype=torch.float64)
+    inner = [order - (order - 1) * end[..., None] for end in ends]  # (B, d, orders)
+    valid = (inner[1] > 0).all(-2) & (inner[0] > 0).all(-2)
+    spread = [
+        -part.clamp_min(1e-300).log() / (2 * (order - 1)) - end[..., None].log() / 2
+        for part, end in zip(inner, ends, strict=True)
+    ]
+    mean = order * square / (2 * inner[1].amin(-2).clamp_min(1e-300))
+    divergence = mean + torch.maximum(*spread).sum(-2)
+    log_failure = (_double(failure).log()[..., None] + divergence) * (order - 1) / order
+    log_failure = torch.where(valid, log_failure, 0.0)
+    return (log_failure.amin(-1).exp() * (1 + CDF_SLACK)).clamp(max=1)
+
+
 def envelope_reach(logits: Tensor, r: float) -> Tensor:
     """How far the decoder's logits must move, in l2, before their sigmoids move by r (ours).
 

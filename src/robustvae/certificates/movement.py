@@ -1,0 +1,133 @@
+"""How far an encoder's posterior moves over a ball around each input, by linear bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from robustvae.certificates.relaxations import LinearBounds, Method, Relaxation
+from robustvae.errors import UnsupportedError
+from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models.networks import log_var_to_stddev
+
+_UP = 1 + 1e-12
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Movement:
+    """What the posteriors of all points of a ball have in common.
+
+    Attributes:
+        mean: Bounds on the mean's movement.
+        least: Lower bounds on the standard deviation, (B, d).
+        most: Upper bounds on the standard deviation, (B, d).
+    """
+
+    mean: LinearBounds
+    least: Tensor
+    most: Tensor
+
+    @property
+    def method(self) -> Method:
+        """The method that bounded the mean."""
+        return self.mean.method
+
+
+@final
+class Encoder:
+    """An encoder made ready for bounds over balls: `vae` and `lipschitz-vae`, any architecture.
+
+    Args:
+        vae: The model in float64, on the CPU.
+
+    Raises:
+        UnsupportedError: Another model, or a layer that is not covered, by name.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.certificates.movement import Encoder
+        >>> vae = rv.load("digits-vae").double()
+        >>> x = rv.data.load("digits", split="test").x[:2].double()
+        >>> found = Encoder(vae).over(x, torch.full((2,), 0.1), norm="linf")
+        >>> found.method, found.least.shape
+        ('crown', torch.Size([2, 8]))
+    """
+
+    def __init__(self, vae: VAE) -> None:
+        """Take the encoder apart."""
+        if isinstance(vae, GaussianVAE):
+            trunk, heads = vae.trunk, [vae.mean_head, vae.log_var_head]
+        elif isinstance(vae, LipschitzVAE):
+            trunk, heads = nn.Identity(), [vae.mean_net, vae.stddev_net]
+        else:
+            raise UnsupportedError(
+                f"the encoder of {type(vae).__name__} is not known layer by layer"
+            )
+        self.vae = vae
+        known = [head for head in heads if head is not None]
+        self.relaxation = Relaxation(trunk, *known, shape=vae.image_shape)
+
+    def over(
+        self, x: Tensor, radius: Tensor, *, norm: str = "l2", method: Method = "crown"
+    ) -> Movement:
+        """Bounds over the ball of each radius around each image.
+
+        Args:
+            x: Images, (B, C, H, W).
+            radius: Of each ball, in pixel units, (B,).
+            norm: "l2" or "linf".
+            method: As of `Relaxation.over`.
+        """
+        mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method)
+        if not spread:
+            assert self.vae.stddev is not None
+            own = torch.full_like(mean.value, self.vae.stddev)
+            return Movement(mean, own / _UP, own * _UP)
+        low, high = spread[0].value + spread[0].lower, spread[0].value + spread[0].upper
+        if isinstance(self.vae, GaussianVAE):
+            low, high = (log_var_to_stddev(end) + self.vae.stddev_offset for end in (low, high))
+            if self.vae.stddev_norm is not None:
+                short, long = (end.norm(dim=1, keepdim=True) for end in (low, high))
+                low = low * (self.vae.stddev_norm / long).clamp(max=1.0)
+                high = high * (self.vae.stddev_norm / short).clamp(max=1.0)
+        return Movement(mean, low / _UP, high * _UP)
+
+
+def largest_radius(
+    holds: Callable[[Tensor], Tensor], start: Tensor, upper: Tensor, steps: int = 7
+) -> Tensor:
+    """The largest radius at which `holds` was seen to hold, where each question is dear.
+
+    `holds` gives what is spent over what may be spent: it holds up to 1. The next radius is where
+    a power law between 1 and 2 would spend 98 %, or halfway where that leaves the bracket.
+
+    Args:
+        holds: Radii (B,) to shares (B,).
+        start: First radii, (B,), positive.
+        upper: Radii above which it is not asked, (B,).
+        steps: Questions.
+
+    Returns:
+        Radii, (B,): one at which the share was at most 1, or 0.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.movement import largest_radius
+        >>> found = largest_radius(lambda rho: rho**1.5, torch.tensor([0.2]), torch.tensor([9.0]))
+        >>> 0.97 < float(found) <= 1.0
+        True
+    """
+    low, high, radius = torch.zeros_like(upper), upper, torch.minimum(start, upper)
+    for _ in range(steps):
+        share = holds(radius)
+        held = share <= 1
+        low, high = torch.where(held, radius, low), torch.where(held, high, radius)
+        guess = radius * (0.98 / share.clamp_min(1e-12)) ** 0.6
+        inside = (guess > low) & (guess < high)
+        radius = torch.where(inside, guess, (low + high) / 2)
+    return low

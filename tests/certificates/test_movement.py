@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from robustvae import bounds, errors
+from robustvae.certificates.movement import Encoder, largest_radius
+from robustvae.models import create
+
+SHAPE = (1, 4, 4)
+
+MODELS = {
+    "plain": lambda: create("vae", architecture="mlp", image_shape=SHAPE, latent=3, hidden=[8]),
+    "offset and norm": lambda: create(
+        "vae",
+        architecture="mlp",
+        image_shape=SHAPE,
+        latent=3,
+        hidden=[8, 8],
+        activation="tanh",
+        batch_norm=True,
+        stddev_offset=0.1,
+        stddev_norm=1.0,
+    ),
+    "fixed sigma": lambda: create(
+        "vae", architecture="mlp", image_shape=SHAPE, latent=3, hidden=[8], stddev=0.2
+    ),
+    "convolutions": lambda: create("vae", architecture="conv8", latent=3),
+    "lipschitz": lambda: create(
+        "lipschitz-vae", image_shape=SHAPE, latent=3, hidden=[16], stddev=None
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_posterior_of_the_ball_is_within(name, norm, generator):
+    vae = MODELS[name]().double().eval().requires_grad_(False)
+    x = torch.rand(4, *vae.image_shape, generator=generator)
+    radius = torch.tensor([0.0, 0.01, 0.1, 0.5])
+    found = Encoder(vae).over(x, radius, norm=norm)
+    clean = vae.encode(x).mean
+    for _ in range(50):
+        step = torch.randn(x.shape, generator=generator)
+        step = step / step.flatten(1).norm(dim=1)[:, None, None, None]
+        step = radius[:, None, None, None] * (step if norm == "l2" else step.sign())
+        for _ in range(3):
+            step = step.requires_grad_(True)
+            q = vae.encode(x + step)
+            assert ((q.mean - clean).norm(dim=1) <= found.mean.length(torch.ones(4, 3))).all()
+            assert (found.least <= q.stddev).all() and (q.stddev <= found.most).all()
+            if not q.stddev.requires_grad:
+                break
+            (grad,) = torch.autograd.grad(q.stddev.sum(), step)
+            size = grad.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(1e-30)
+            step = grad.sign() if norm == "linf" else grad / size
+            step = (radius[:, None, None, None] * step).detach()
+    assert_close(found.least[0], found.most[0], rtol=1e-6, atol=0)
+
+
+def test_another_model_is_refused_by_name():
+    with pytest.raises(errors.UnsupportedError, match="NVAE"):
+        Encoder(create("nvae", image_shape=(1, 8, 8)))
+
+
+def test_the_largest_radius_is_one_that_holds():
+    edge = torch.tensor([0.01, 0.3, 1.0, 50.0])
+    asked = []
+
+    def share(radius):
+        asked.append(radius)
+        return (radius / edge) ** torch.tensor([1.0, 1.5, 2.0, 3.0])
+
+    found = largest_radius(share, torch.full((4,), 0.2), torch.full((4,), 2.0))
+    assert (share(found) <= 1).all() and len(asked) == 8
+    assert (found[:3] >= 0.9 * edge[:3]).all() and found[3] > 1.9
+
+
+def normal_chance(low, high, mean, stddev):
+    ends = [(torch.as_tensor(end) - mean) / stddev for end in (low, high)]
+    return torch.special.ndtr(ends[1]) - torch.special.ndtr(ends[0])
+
+
+def test_what_a_moved_normal_can_do_to_an_event(generator):
+    """Half-lines and intervals of one coordinate: their exact chances never exceed the bound."""
+    one = torch.ones(1, 1)
+    for _ in range(300):
+        shift = 2 * torch.rand((), generator=generator)
+        least, most = (
+            1 - 0.5 * torch.rand((), generator=generator),
+            1 + torch.rand((), generator=generator),
+        )
+        if torch.rand((), generator=generator) < 0.5:
+            low, high = 3 * torch.rand((), generator=generator), torch.inf
+        else:
+            low, high = torch.randn(2, generator=generator).sort().values
+        failure = normal_chance(low, high, 0.0, 1.0)
+        bound = bounds.moved_failure(failure, shift, one, least * one, most * one)
+        for mean in torch.linspace(-1, 1, 9) * shift:
+            for stddev in torch.linspace(0, 1, 5) * (most - least) + least:
+                assert normal_chance(low, high, mean, stddev) <= bound
+
+
+def test_a_moved_normal_far_below_the_sharp_bound_is_a_mistake():
+    """At a fixed spread it is above the exact worst case, and not by much."""
+    one = torch.ones(3, 2)
+    failure, shift = torch.tensor([0.001, 0.01, 0.1]), torch.tensor([2.0, 1.0, 0.3])
+    exact = torch.special.ndtr(torch.special.ndtri(failure) + shift)
+    bound = bounds.moved_failure(failure, shift, one, one, one)
+    assert (bound >= exact).all() and (bound <= 4 * exact).all()
