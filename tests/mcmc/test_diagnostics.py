@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from robustvae.errors import ShapeError
-from robustvae.mcmc import ess, r_hat
+from robustvae.mcmc import diagnose, ess, hmc, r_hat
+from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
 
 
@@ -31,7 +34,39 @@ def test_r_hat_sees_chains_that_disagree_or_drift(generator):
     assert (r_hat(drifting) > 1.2).all()
 
 
+def test_a_diagnosis_speaks_of_each_input(generator):
+    """Three inputs, four chains each: well-behaved, two modes, too stiff for the step."""
+    kind = torch.arange(3).repeat(4)
+
+    def log_p(z):
+        near = -0.5 * z.square().sum(1)
+        modes = torch.logaddexp(-0.5 * (z - 20).square().sum(1), -0.5 * (z + 20).square().sum(1))
+        return torch.where(kind == 0, near, torch.where(kind == 1, modes, 1e6 * near))
+
+    start = torch.zeros(12, 2)
+    start[:6] = 20 * (kind[:6] == 1).unsqueeze(1)
+    start[6:] = -20 * (kind[6:] == 1).unsqueeze(1)
+    start[kind == 2] = 1.0
+    run = hmc(
+        log_p, start, steps=300, step_size=0.7, adapt=None, jitter=0.2, keep=True,
+        generator=generator,
+    )  # fmt: skip
+    told = diagnose(run, chains=4)
+    assert told.sound.tolist() == [True, False, False]
+    assert told.r_hat[0] < 1.05 and told.r_hat[1] > 2
+    assert told.divergences.tolist() == [0, 0, 1200]
+    assert told.acceptance[2] == 0 and told.ess[0] > 100
+    assert told.gradients == 4 * run.gradients
+
+
 def test_refusals():
+    run = hmc(
+        lambda z: -z.square().sum(1), torch.zeros(6, 1), steps=9, generator=seeded(0), keep=True
+    )
+    with pytest.raises(ShapeError, match="copies"):
+        diagnose(run, chains=4)
+    with pytest.raises(ShapeError, match="keep"):
+        diagnose(replace(run, draws=None), chains=2)
     with pytest.raises(ShapeError):
         ess(torch.zeros(3, 2))
     with pytest.raises(ShapeError):

@@ -21,7 +21,9 @@ from robustvae.defences.targets import (
 from robustvae.errors import ConfigError, check_choice, check_count, check_positive, check_type
 from robustvae.mcmc import (
     Chain,
+    Diagnosis,
     Settled,
+    diagnose,
     hmc,
     hmc_to_plateau,
     implicit,
@@ -29,7 +31,8 @@ from robustvae.mcmc import (
     mode_search,
 )
 from robustvae.mcmc.hmc import Adapt
-from robustvae.models.base import VAE
+from robustvae.models.base import VAE, frozen
+from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball
 from robustvae.seeding import draw
 
@@ -180,6 +183,27 @@ class HMC:
         """
         with self._driver(vae) as low:
             return self._run(vae, x, low, self.average if keep is None else keep, graph, generator)
+
+    def diagnose(
+        self, vae: VAE, x: Tensor, *, chains: int = 4, generator: torch.Generator
+    ) -> Diagnosis:
+        """Run `chains` chains on each image of (B, C, H, W) and say how far to trust them.
+
+        Raises:
+            ShapeError: Fewer than 4 transitions after the warm-up.
+
+        Examples:
+            >>> import robustvae as rv, torch
+            >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+            >>> told = rv.HMC(steps=40).diagnose(
+            ...     vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)
+            ... )
+            >>> told.divergences
+            tensor([0, 0, 0])
+        """
+        with torch.no_grad(), self._driver(vae) as low, frozen(vae), channels_last(vae):
+            many = x.repeat(chains, 1, 1, 1)
+            return diagnose(self._run(vae, many, low, True, False, generator), chains)
 
     def settle(
         self, vae: VAE, x: Tensor, *, graph: bool = False, generator: torch.Generator

@@ -1,6 +1,6 @@
 """Markov chains and mode searches on any batched log-density: pure kernels."""
 
-from robustvae.mcmc.diagnostics import ess, r_hat
+from robustvae.mcmc.diagnostics import Diagnosis, diagnose, ess, r_hat
 from robustvae.mcmc.hmc import Chain, Step, hmc, hmc_step
 from robustvae.mcmc.langevin import langevin
 from robustvae.mcmc.leapfrog import LogDensity, State, Target, evaluate, leapfrog
@@ -9,12 +9,14 @@ from robustvae.mcmc.plateau import Settled, hmc_to_plateau
 
 __all__ = [
     "Chain",
+    "Diagnosis",
     "LogDensity",
     "Mode",
     "Settled",
     "State",
     "Step",
     "Target",
+    "diagnose",
     "ess",
     "evaluate",
     "hmc",

@@ -2,10 +2,83 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import final
+
 import torch
 from torch import Tensor
 
-from robustvae.errors import ShapeError
+from robustvae.errors import ShapeError, check_count
+from robustvae.mcmc.hmc import Chain
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """How far to trust the chains of each input: nothing here is averaged over the inputs.
+
+    Attributes:
+        acceptance: Mean acceptance probability over the input's chains, (B,).
+        energy_error: Mean absolute energy error of the finite trajectories, in nats, (B,).
+        divergences: Transitions after the warm-up that diverged, all chains together, (B,).
+        r_hat: The worst coordinate's split R-hat over the input's chains, (B,).
+        ess: The worst coordinate's effective sample size, all chains together, (B,).
+        gradients: Gradient evaluations spent on each input, all chains together.
+    """
+
+    acceptance: Tensor
+    energy_error: Tensor
+    divergences: Tensor
+    r_hat: Tensor
+    ess: Tensor
+    gradients: int
+
+    @property
+    def sound(self) -> Tensor:
+        """Inputs with no divergence, R-hat below 1.1 and at least 10 effective draws, (B,)."""
+        return (self.divergences == 0) & (self.r_hat < 1.1) & (self.ess >= 10)
+
+
+def diagnose(chain: Chain, chains: int) -> Diagnosis:
+    """The diagnostics of each input, from a run that kept its positions.
+
+    Args:
+        chain: A run of `hmc` with `keep=True`; the rows are `chains` copies of the inputs, one
+            whole copy after the other, (chains x B, d).
+        chains: Chains of each input.
+
+    Raises:
+        ShapeError: No positions, fewer than 4 of them, or rows that are not `chains` copies.
+
+    References:
+        Gelman et al., 2013, section 11.4; Geyer, 1992, section 3.3.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.mcmc import diagnose, hmc
+        >>> run = hmc(lambda z: -0.5 * z.square().sum(1), torch.zeros(12, 2), steps=200,
+        ...           jitter=0.2, keep=True, generator=rv.generator(0))
+        >>> diagnose(run, chains=4).r_hat.shape
+        torch.Size([3])
+    """
+    check_count(chains, "chains")
+    if chain.draws is None:
+        raise ShapeError("the run kept no positions: give keep=True")
+    if chain.draws.shape[1] % chains:
+        raise ShapeError(f"{chain.draws.shape[1]} rows are not {chains} copies of the inputs")
+    draws = chain.draws.unflatten(1, (chains, -1))
+
+    def by_input(values: Tensor) -> Tensor:
+        return values.view(chains, -1)
+
+    return Diagnosis(
+        by_input(chain.acceptance).mean(0),
+        by_input(chain.energy_error).mean(0),
+        by_input(chain.divergences).sum(0),
+        r_hat(draws).amax(1),
+        ess(draws).sum(0).amin(1),
+        chains * chain.gradients,
+    )
 
 
 def ess(draws: Tensor) -> Tensor:
