@@ -7,6 +7,7 @@ import robustvae as rv
 from robustvae.data import load
 from robustvae.errors import DataError, UnknownNameError
 from robustvae.studies.defence_adaptive import DISTANCE, SIMILAR, WORST, defence_adaptive
+from robustvae.studies.defence_chains import defence_chains
 from robustvae.studies.defence_cost import PAIRED, PAPERS, RECOVERY, defence_cost, samplers
 from robustvae.studies.defence_ratio import BEFORE, defence_ratio
 from robustvae.studies.defence_strength import REPORTED, defence_strength
@@ -92,6 +93,15 @@ def test_the_ratio_of_a_sample_to_itself_is_no_evidence(vae, images):
     assert 0 <= rows["posterior mode", "p value"].measured <= 1
 
 
+def test_the_diagnostics_are_by_image(vae, images):
+    rows = {(r.what, r.setting): r for r in defence_chains(vae, images, size="smoke").rows}
+    names = {what for what, _ in rows}
+    assert {"L = 1", "L = 20"} < names
+    for name in names:
+        assert 0 <= rows[name, "acceptance"].measured <= 1
+        assert rows[name, "largest of them"].measured >= rows[name, "worst R-hat"].measured
+
+
 def test_the_strength_table_sets_the_papers_numbers_beside_ours(vae, images):
     table = defence_strength(vae, images, size="smoke", seed=3)
     assert all(row.reported is None for row in table.rows)  # the paper has no such digits
@@ -119,7 +129,15 @@ def test_a_table_on_paper(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "study", [defence_adaptive, defence_cost, defence_ratio, defence_strength, defence_table]
+    "study",
+    [
+        defence_adaptive,
+        defence_chains,
+        defence_cost,
+        defence_ratio,
+        defence_strength,
+        defence_table,
+    ],
 )
 def test_an_unknown_size_is_refused(study, vae, images):
     with pytest.raises(UnknownNameError, match="smoke"):

@@ -34,10 +34,10 @@ from robustvae.models.base import VAE, frozen
 from robustvae.models.layout import channels_last
 from robustvae.seeding import draw, shard_generator
 from robustvae.studies.defence_table import BALLS, SIZES, attacked, squared
-from robustvae.studies.kept import Keep, Kept, Values
+from robustvae.studies.kept import Keep, Kept, Values, kept_images
 from robustvae.studies.table import Row, Table, facts_of, from_command_line
 
-SEGMENT = 250
+SEGMENT = 50
 WHOLE = {"smoke": 8, "laptop": 20, "full": 100}
 PAPERS = "HMC, L = 20, the papers' rule"
 LEFT = "HMC, L = 3, encoder's mass, left at the plateau"
@@ -113,8 +113,8 @@ def defence_cost(
     whole = min(WHOLE[size], plan.images)
     x, _ = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
-    x_adv = attacked(vae, x, ball, plan, seed)
     known = (kept or Keep())("defence_cost", vae, images, size, seed)
+    x_adv = kept_images(known, "attacked", x, lambda: attacked(vae, x, ball, plan, seed))
     found: dict[str, Values] = {}
     most: dict[str, int] = {}
     for family, defence in samplers(plan.effort):

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
+from torch import Tensor
+
 from robustvae.data import Images
 from robustvae.errors import DataError
 from robustvae.models.base import VAE
@@ -73,6 +76,12 @@ class Kept:
                 with self.path.open("a") as file:
                     file.write(json.dumps({"key": key, "values": self.parts[key]}) + "\n")
         return self.parts[key]
+
+
+def kept_images(known: Kept, key: str, like: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    """Images of the shape and type of `like`, kept as a part like any other."""
+    values = known(key, lambda: {"pixels": compute().flatten().tolist()})["pixels"]
+    return torch.tensor(values, dtype=like.dtype).view_as(like)
 
 
 @final
