@@ -13,7 +13,6 @@ from torch import Tensor
 from robustvae.data.images import Images
 
 SIDE = 64
-SHAPES = ("square", "ellipse", "heart")
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 COUNT = math.prod(FACTORS.values())
 TEST_SHARE = 0.1
@@ -21,6 +20,26 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 # At scale 1, in pixels; at any angle a sprite stays inside the picture.
 HALF_SIDE, HALF_AXES, HEART = 10.4, (12.6, 7.6), 10.4
 FIRST_CENTRE = 16.5
+
+
+def square(u: Tensor, v: Tensor) -> Tensor:
+    """Whether points, in pixels from the middle, lie in a square."""
+    return (u.abs() <= HALF_SIDE) & (v.abs() <= HALF_SIDE)
+
+
+def ellipse(u: Tensor, v: Tensor) -> Tensor:
+    """Whether points, in pixels from the middle, lie in a lying ellipse."""
+    return (u / HALF_AXES[0]).square() + (v / HALF_AXES[1]).square() <= 1
+
+
+def heart(u: Tensor, v: Tensor) -> Tensor:
+    """Whether points, in pixels from the middle, lie in (x^2 + y^2 - 1)^3 <= x^2 y^3, y upwards."""
+    x2, y = (u / HEART).square(), -v / HEART
+    rest = x2 + y.square() - 1
+    return rest * rest.square() <= x2 * y * y.square()
+
+
+SHAPES = {"square": square, "ellipse": ellipse, "heart": heart}
 
 
 @final
@@ -43,12 +62,10 @@ class Sprites:
         down = at.view(1, -1, 1) - (FIRST_CENTRE + factors["y"])
         u = (angle.cos() * across + angle.sin() * down) / scale
         v = (angle.cos() * down - angle.sin() * across) / scale
-        square = (u.abs() <= HALF_SIDE) & (v.abs() <= HALF_SIDE)
-        ellipse = (u / HALF_AXES[0]).square() + (v / HALF_AXES[1]).square() <= 1
-        p, q = u / HEART, -v / HEART
-        heart = (p.square() + q.square() - 1) ** 3 <= p.square() * q**3
-        kind = factors["shape"]
-        drawn = torch.where(kind == 0, square, torch.where(kind == 1, ellipse, heart))
+        drawn = torch.empty_like(u)
+        for kind, inside in enumerate(SHAPES.values()):
+            chosen = factors["shape"].flatten() == kind
+            drawn[chosen] = inside(u[chosen], v[chosen]).to(u.dtype)
         return drawn.unsqueeze(1).to(torch.float32)
 
 
