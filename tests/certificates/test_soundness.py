@@ -1,90 +1,148 @@
-"""Many trials on the bundled models: random and adversarial perturbations inside each radius."""
+"""Trials inside certified radii: none refutes a certificate, and broken bounds are found out."""
+
+import dataclasses
 
 import pytest
 import torch
 
 import robustvae as rv
+from robustvae import bounds
+from robustvae.certificates import certificate, lipschitz_constants, tangent
 from robustvae.metrics import clopper_pearson
+from robustvae.models import create
+from robustvae.studies import soundness
+from robustvae.studies.soundness import judge, trials
 
-R, M = 1.0, 0.5
-SHARES = (0.3, 0.9, 0.999, 1 - 1e-6)
-
-
-def share_inside(vae, q, q_adv, version, draws, generator):
-    """How many of the draws keep ||Delta|| <= R, (B,)."""
-    size = (draws, *q.mean.shape)
-    stddev = q.stddev if version == "centred" else q_adv.stddev
-    noise = torch.randn(size, generator=generator, dtype=q.mean.dtype)
-    moved = vae.decode((q_adv.mean + stddev * noise).flatten(0, 1)).mean.flatten(1)
-    if version == "paired":
-        noise = torch.randn(size, generator=generator, dtype=q.mean.dtype)
-        clean = vae.decode((q.mean + q.stddev * noise).flatten(0, 1)).mean.flatten(1)
-    else:
-        clean = vae.decode(q.mean).mean.flatten(1).repeat(draws, 1)
-    return ((moved - clean).norm(dim=1) <= R).view(draws, -1).sum(0)
+SHAPE = (1, 4, 4)
 
 
-def violations(vae, x, x_adv, version, generator):
-    """Inputs at which P(||Delta|| <= R) is at most M with confidence 1 - 1e-8."""
-    q, q_adv = vae.encode(x), vae.encode(x_adv)
-    inside = share_inside(vae, q, q_adv, version, 32, generator)
-    close = inside < 24
-    failed = torch.zeros(len(x), dtype=torch.bool)
-    if close.any():
-        count = share_inside(
-            vae,
-            *(rv.models.Gaussian(p.mean[close], p.stddev[close]) for p in (q, q_adv)),
-            version,
-            2000,
-            generator,
-        )
-        _, high = clopper_pearson(count, 2000, 1 - 1e-8, sides=1)
-        failed[close] = torch.as_tensor(high) <= M
-    return failed
+def digits(count):
+    return rv.data.load("digits", split="test").x[:count].float()
 
 
-def trials(name, version, route, total, generator, dtype=torch.float32):
-    """Number of violations in at least `total` trials, a third of them adversarial."""
-    vae = rv.load(name).to(dtype)
-    images = rv.data.load("digits", split="test").x.to(dtype)
-    found = rv.certify(vae, images, R, M, version, generator=generator, routes=route)
-    radius = found.radius.to(dtype)[:, None, None, None]
-    assert (found.radius > 0).double().mean() >= 0.9
-    damage = rv.MaximumDamage()
-    done = failures = 0
-    while done < total:
-        for share in SHARES:
-            step = torch.randn(images.shape, generator=generator, dtype=dtype)
-            step = share * radius * step / step.flatten(1).norm(dim=1)[:, None, None, None]
-            for kind in ("random", "random", "adversarial"):
-                if kind == "adversarial":
-                    ball = rv.Ball("l2", share * found.radius, low=None, high=None)
-                    search = rv.ProjectedAscent(steps=10, restarts=1, rule="normalised")
-                    attack = rv.Attack(damage, search, ball)
-                    x_adv = attack(rv.Victim(vae), images, generator=generator).x_adv
-                else:
-                    x_adv, step = images + step, -step
-                with torch.no_grad():
-                    failures += int(violations(vae, images, x_adv, version, generator).sum())
-                done += len(images)
-    return failures, done
+def small(**options):
+    settings = {"latent": 3, "hidden": [8], "encoder_lipschitz": 2.0, "decoder_lipschitz": 8.0}
+    return create("lipschitz-vae", image_shape=SHAPE, **{**settings, "stddev": 0.1, **options})
+
+
+def near_linear():
+    """About grey all constants are nearly reached, the sigmoid's slope among them."""
+    vae = small(hidden=[], latent=4, stddev=0.01, encoder_lipschitz=0.3, decoder_lipschitz=4.0)
+    with torch.no_grad():
+        vae.mean_net[1].bias.zero_()
+        vae.decoder[0].bias.zero_()
+    return vae.double()
+
+
+def linear():
+    """Orthogonal maps and no sigmoid: every certificate is the exact margin."""
+    vae = small(hidden=[], latent=4, stddev=0.02, likelihood="gaussian", decoder_lipschitz=2.0)
+    return vae.double()
+
+
+KINDS = {
+    "fixed sigma": small,
+    "learned sigma": lambda: small(stddev=None, encoder_lipschitz=0.2, decoder_lipschitz=1.0),
+    "exact mean": lambda: small(likelihood="continuous_bernoulli_exact"),
+    "maxmin": lambda: small(activation="maxmin", hidden=[16, 8]),
+    "linear": linear,
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("version", ["centred", "paired", "full"])
-def test_no_violation_of_the_deterministic_certificate(version, dtype, generator):
-    failures, done = trials("digits-lipschitz-vae", version, None, 20_000, generator, dtype)
-    assert failures == 0 and done >= 20_000
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_violation_on_models_of_every_kind(kind, version, generator):
+    x = torch.rand(4, *SHAPE, generator=generator).double()
+    found = trials(KINDS[kind]().double(), x, 0.6, 0.5, version, count=600, generator=generator)
+    assert found.done >= 600 and found.violations == 0
+    assert 0.3 * found.done < found.adversarial < found.done and 0 < found.boxed < found.done
+
+
+@pytest.mark.parametrize("version", ["centred", "paired"])
+def test_no_violation_of_the_bundled_model(version, generator):
+    vae, x = rv.load("digits-lipschitz-vae"), digits(20)
+    found = trials(vae, x, 1.0, 0.5, version, count=2_000, generator=generator)
+    assert found.done >= 2_000 and found.violations == 0 and found.abstained == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits-vae", "digits-lipschitz-vae"])
 def test_no_violation_of_neyman_pearson(name, generator):
-    failures, done = trials(name, "centred", ["neyman_pearson"], 20_000, generator)
-    assert failures == 0 and done >= 20_000
+    found = trials(
+        rv.load(name),
+        digits(50),
+        1.0,
+        0.5,
+        "centred",
+        count=20_000,
+        generator=generator,
+        routes=["neyman_pearson"],
+    )
+    assert found.done >= 20_000 and found.violations == 0
 
 
-def test_a_few_trials_of_the_bundled_model(generator):
-    failures, done = trials("digits-lipschitz-vae", "centred", None, 1_000, generator)
-    assert failures == 0 and done >= 1_000
+def constants(monkeypatch, **factors):
+    def wrong(vae):
+        right = lipschitz_constants(vae)
+        return dataclasses.replace(right, **{k: getattr(right, k) * f for k, f in factors.items()})
+
+    monkeypatch.setattr(certificate, "lipschitz_constants", wrong)
+
+
+def one_variance(monkeypatch):
+    right = certificate._moved_stddev
+    monkeypatch.setattr(
+        certificate, "_moved_stddev", lambda stddev, c, version: right(stddev, c, "centred")
+    )
+
+
+def short_way(monkeypatch):
+    right = tangent._followed
+    monkeypatch.setattr(tangent, "_followed", lambda *given: 0.5 * right(*given))
+
+
+def free_logits(monkeypatch):
+    right = bounds.envelope_reach
+    monkeypatch.setattr(bounds, "envelope_reach", lambda logits, r: right(logits, 1.1 * r))
+
+
+LATENT, TANGENT, ENVELOPE = ["noncentral"], ["tangent"], ["envelope"]
+BROKEN = {
+    "the sigmoid's slope 1/5": (near_linear, LATENT, 0.12, 0.5, constants, {"a": 0.8}),
+    "the decoder without its scale": (near_linear, LATENT, 0.12, 0.5, constants, {"a": 0.5}),
+    "the encoder's constant rounded down": (linear, LATENT, 0.6, 0.5, constants, {"b": 0.96}),
+    "a missing 2 in the paired variance": (linear, LATENT, 0.6, 0.9, one_variance, {}),
+    "the tangent's way too short": (near_linear, TANGENT, 0.12, 0.5, short_way, {}),
+    "the envelope of a larger r": (near_linear, ENVELOPE, 0.12, 0.5, free_logits, {}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_bounds_are_caught_by_the_same_trials(name, generator, monkeypatch):
+    make, routes, r, m, break_, how = BROKEN[name]
+    version = "paired" if "paired" in name else "centred"
+    vae = make()
+    x = torch.full((3, *SHAPE), 1e-3).double()
+    ask = {"count": 900, "generator": generator, "routes": routes}
+    right = trials(vae, x, r, m, version, **ask)
+    assert right.done >= 900 and right.violations == 0
+    break_(monkeypatch, **how)
+    broken = trials(vae, x, r, m, version, **ask)
+    assert broken.inputs > 0 and broken.violations > 0
+
+
+def test_a_trial_is_decided_by_its_true_probability(generator):
+    """Drawn at rest, ||Delta|| has a known law: r on either side of its median decides."""
+    vae, x = linear(), torch.rand(40, *SHAPE, generator=generator).double()
+    size = 2.0 * 0.02 * torch.randn(200_000, 4, generator=generator).norm(dim=1)
+    for share, robust in ((0.4, False), (0.6, True)):
+        r = float(size.quantile(share))
+        violated, undecided, draws = judge(vae, x, x, r, 0.5, "centred", generator=generator)
+        assert (violated, undecided) == ((0, 0) if robust else (40, 0))
+        assert 40 * soundness.LOOKS[0] <= draws <= 40 * soundness.LOOKS[-1]
+
+
+def test_the_first_look_can_decide():
+    low, _ = clopper_pearson(soundness.LOOKS[0], soundness.LOOKS[0], 1 - soundness.HELD, sides=1)
+    assert low > 0.5

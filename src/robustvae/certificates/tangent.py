@@ -23,8 +23,9 @@ from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 STEPS = 150
 """Gradient steps by which the multipliers are chosen; any multipliers give a valid bound."""
 
-_NEAR, _TRIED, _FAR = 384, 16, 20.0  # pixels and moves that the search looks at, largest move
-_CELL, _FINER = 0.05, 8  # width of the cells of the last bound, in logits; cells to a coarse one
+_NEAR, _TRIED, _FAR = 384, 18, 20.0  # pixels and moves that the search looks at, largest move
+_CELL, _FINER = 0.05, 8  # largest cells of the last bound, in logits; cells to a coarse one
+_RATE = 0.02  # of the search, in the logarithm of the price
 _FLAT = 12.0  # logits so far from 0 have f < exp(-2 * 12)
 _SPARE = 1e-9  # granted to the rounding of float64, relative
 
@@ -192,7 +193,8 @@ def _reach(stages: list[_Stage], z: Tensor, r: float, steps: int) -> Tensor:
     pairs, logits = _centre(stages, z.cpu())
     free = bounds.envelope_reach(logits, r) / norm * (1 - bounds.SLACK)
     tilt, price, guess = _multipliers(stages, pairs, logits, free, r, steps)
-    budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price) * (1 + _SPARE)
+    cell = min(_CELL, r / (2 * logits.shape[1] ** 0.5))
+    budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price, cell) * (1 + _SPARE)
     found = bounds.largest(
         lambda reach: _followed(stages, pairs, tilt, price, reach) * (1 + _SPARE) <= budget,
         guess * 1.1,
@@ -218,38 +220,43 @@ def _multipliers(
     near = logits.abs().topk(min(_NEAR, logits.shape[1]), largest=False).indices
     y = logits.gather(1, near).float()
     start = torch.sigmoid(y)
-    moves = torch.logspace(0, math.log10(_FAR), _TRIED).to(y)
+    moves = torch.logspace(-0.7, math.log10(_FAR), _TRIED).to(y)
     moves = torch.where(y >= 0, -1.0, 1.0).to(y)[:, :, None] * moves
     gain = (torch.sigmoid(y[:, :, None] + moves) - start[:, :, None]).square()
     square = moves.square()
+
+    def excess(tilt: Tensor, price: Tensor) -> Tensor:
+        here, cost = tilt.gather(1, near), price[:, None]
+        with torch.no_grad():
+            worth = torch.addcmul(gain, cost[:, :, None], square, value=-1)
+            pick = worth.addcmul_(here[:, :, None], moves, value=-1).argmax(2, keepdim=True)
+            flip = _newton(moves.gather(2, pick)[:, :, 0], y, start, here, cost)
+            flipped = (torch.sigmoid(y + flip) - start).square()
+            small = -here / (2 * cost)
+            slid = (torch.sigmoid(y + small) - start).square()
+        flips = flipped - cost * flip.square() - here * flip
+        slides = slid - cost * small.square() - here * small
+        aside = (tilt.square().sum(1) - here.square().sum(1)) / (4 * price)
+        return torch.maximum(flips, slides).sum(1) + aside
+
     norm = math.prod(stage.norm for stage in stages)
     reach = reach.float()
-    best, log_price = reach.clone(), (r**2 / (2 * (norm * reach).square())).log()
     tilt = torch.zeros(logits.shape, dtype=torch.float32)
+    untilted = r**2 / (norm * reach).square()
+    starts = torch.stack([share * untilted for share in (0.4, 0.55, 0.7, 0.85, 1.0)])
+    gone = torch.stack([(r**2 - excess(tilt, price)) / price for price in starts])
+    log_price = starts.gather(0, gone.argmax(0, keepdim=True))[0].log()
     unit = (r**2 / (4 * norm * reach * logits.shape[1] ** 0.5))[:, None]
-    best_tilt, best_price = tilt.clone(), log_price.exp()
+    best, best_tilt, best_price = reach.clone(), tilt.clone(), log_price.exp()
     tilt.requires_grad_(True)
     log_price.requires_grad_(True)
     with torch.enable_grad():
-        optimiser = torch.optim.Adam([tilt, log_price], lr=0.02)
+        optimiser = torch.optim.Adam([tilt, log_price], lr=_RATE)
         for step in range(steps):
-            optimiser.param_groups[0]["lr"] = 0.02 * (1 - 0.95 * step / steps)
-            scaled, price = tilt * unit * 50, log_price.exp()
-            here = scaled.gather(1, near)
-            cost = price[:, None, None]
-            with torch.no_grad():
-                worth = torch.addcmul(gain, cost, square, value=-1)
-                pick = worth.addcmul_(here[:, :, None], moves, value=-1).argmax(2, keepdim=True)
-                flip = _newton(moves.gather(2, pick)[:, :, 0], y, start, here, price[:, None])
-                flipped = (torch.sigmoid(y + flip) - start).square()
-                small = -here / (2 * price[:, None])
-                slid = (torch.sigmoid(y + small) - start).square()
-            flips = flipped - price[:, None] * flip.square() - here * flip
-            slides = slid - price[:, None] * small.square() - here * small
-            aside = (scaled.square().sum(1) - here.square().sum(1)) / (4 * price)
-            total = torch.maximum(flips, slides).sum(1) + aside
-            total = total + _followed(stages, pairs, scaled, price, reach)
-            slope = (2 * price * (norm**2) * reach).detach()
+            optimiser.param_groups[0]["lr"] = _RATE * (1 - 0.95 * step / steps)
+            scaled, price = tilt * unit / _RATE, log_price.exp()
+            total = excess(scaled, price) + _followed(stages, pairs, scaled, price, reach)
+            slope = (2 * price * norm**2 * reach).detach()
             optimiser.zero_grad()
             (total / slope).sum().backward()
             with torch.no_grad():
@@ -269,10 +276,10 @@ def _newton(move: Tensor, y: Tensor, start: Tensor, tilt: Tensor, price: Tensor)
     slope = 2 * change * steep - 2 * price * move - tilt
     curve = 2 * steep.square() + 2 * change * steep * (1 - 2 * moved) - 2 * price
     step = slope / (-curve).clamp_min(1e-6)
-    return move + torch.maximum(torch.minimum(step, 0.2 * move.abs()), -0.2 * move.abs())
+    return move + torch.maximum(torch.minimum(step, 0.3 * move.abs()), -0.3 * move.abs())
 
 
-def _excess(logits: Tensor, tilt: Tensor, price: Tensor) -> Tensor:
+def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float = _CELL) -> Tensor:
     """Upper bound on sum_i max_e phi_i(e), phi_i(e) = f_i(e) - price e^2 - tilt_i e, (B,).
 
     Moves are cut into cells, and those cells that may hold the maximum into finer ones. Beyond
@@ -284,14 +291,14 @@ def _excess(logits: Tensor, tilt: Tensor, price: Tensor) -> Tensor:
         flat = y.abs() > end + _FLAT
         total = float((n[flat].square() / (4 * cost) + math.exp(-2 * _FLAT)).sum())
         y, n = y[~flat], n[~flat]
-        width = _CELL * _FINER
+        width = cell * _FINER
         centres = torch.arange(math.ceil(2 * end / width) + 1, dtype=torch.float64) * width
         centres = (centres - centres[-1] / 2).expand(len(y), -1)
         value, upper = _cells(y[:, None], n[:, None], cost, centres, width / 2)
-        row, cell = (upper >= value.amax(1, keepdim=True).clamp_min(0)).nonzero(as_tuple=True)
-        finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * _CELL - width / 2
-        within = centres[row, cell][:, None] + finer
-        _, upper = _cells(y[row, None], n[row, None], cost, within, _CELL / 2)
+        row, column = (upper >= value.amax(1, keepdim=True).clamp_min(0)).nonzero(as_tuple=True)
+        finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * cell - width / 2
+        within = centres[row, column][:, None] + finer
+        _, upper = _cells(y[row, None], n[row, None], cost, within, cell / 2)
         most = torch.zeros_like(y).scatter_reduce(0, row, upper.amax(1), "amax")
         found.append(total + float(most.sum()))
     return torch.tensor(found, dtype=torch.float64)

@@ -1,0 +1,319 @@
+"""Trials of certificates: perturbations inside the radius, each judged by draws of the output.
+
+    python -m robustvae.studies.soundness digits-lipschitz-vae --data digits --count 250000
+
+A trial is an input and a perturbation shorter than its certified radius. It fails when the
+Clopper-Pearson upper bound on P(||Delta|| <= r), at confidence 1 - 1e-8, is at most m; draws are
+added until that is decided either way, or `MOST` are spent. One failure refutes a certificate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import robustvae.data
+from robustvae.attacks import AttackSuite
+from robustvae.certificates import certify
+from robustvae.certificates.certificate import VERSIONS
+from robustvae.defences import Victim
+from robustvae.metrics import clopper_pearson
+from robustvae.models import VAE, Gaussian
+from robustvae.perturb import Ball
+from robustvae.records import write_text
+from robustvae.robustness import Version
+from robustvae.seeding import draw, randn, shard_generator
+from robustvae.zoo import load
+
+SHARES = (0.25, 0.7, 0.95, 0.999, 1 - 1e-6)
+"""Sizes of the perturbations, as shares of the certified radius."""
+
+LOOKS = (12, 96, 768, 6144, 30720)
+"""Draws after which a trial is looked at; the last of them ends it."""
+
+VIOLATED, HELD = 1e-8, 1e-3
+_BLENDS = (0.0, 0.0, 0.3, 1.0)  # noise added to the direction of an attack, relative to its length
+_ROWS = 2**15  # decoded at once
+
+
+@final
+@dataclass
+class Trials:
+    """A count of trials and how they ended.
+
+    Attributes:
+        done: Trials made.
+        violations: Those that refute the certificate.
+        undecided: Those too close to m for the draws allowed.
+        adversarial: Those along the direction of an attack.
+        boxed: Those whose perturbed image lies in [0, 1].
+        draws: Draws of the output spent.
+        inputs: Inputs with a radius above 0, summed over the rounds.
+        abstained: Inputs without one.
+    """
+
+    done: int = 0
+    violations: int = 0
+    undecided: int = 0
+    adversarial: int = 0
+    boxed: int = 0
+    draws: int = 0
+    inputs: int = 0
+    abstained: int = 0
+
+    def add(self, other: Trials) -> None:
+        """Count the other's trials as well."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+def trials(
+    vae: VAE,
+    x: Tensor,
+    r: float,
+    m: float,
+    version: Version,
+    *,
+    count: int,
+    generator: torch.Generator,
+    routes: Sequence[str] | None = None,
+    suite: str = "smoke",
+) -> Trials:
+    """Try to refute the certificates of some inputs.
+
+    Every round certifies anew, attacks each input at its own radius with every attack of a suite,
+    and tries those directions, blends of them with noise, and noise alone, at several shares of
+    the radius, in the pixel range and out of it.
+
+    Args:
+        vae: What is certified.
+        x: Images in [0, 1], (B, C, H, W).
+        r: l2 distance between outputs, in pixel units.
+        m: Probability wanted.
+        version: "centred", "paired" or "full".
+        count: Trials at least; fewer only where every input abstains.
+        generator: Spent by all of it.
+        routes: As of `certify`.
+        suite: Name of the attack suite.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.studies.soundness import trials
+        >>> vae = rv.load("digits-lipschitz-vae")
+        >>> x = rv.data.load("digits", split="test").x[:4]
+        >>> found = trials(vae, x, 1.0, 0.5, "centred", count=500, generator=rv.generator(0))
+        >>> found.done >= 500, found.violations
+        (True, 0)
+    """
+    total = Trials()
+    while total.done < count:
+        found = certify(vae, x, r, m, version, generator=generator, routes=routes)
+        held = found.radius > 0
+        total.inputs += int(held.sum())
+        total.abstained += int((~held).sum())
+        if not bool(held.any()):
+            break
+        inside = x[held]
+        radius = found.radius[held].to(x.dtype)
+        adversarial = _attacked(vae, inside, radius, suite, generator)
+        for direction, attacked in _directions(inside, adversarial, generator):
+            total.add(_round(vae, inside, direction, radius, r, m, version, generator, attacked))
+            if total.done >= count:
+                break
+    return total
+
+
+def _attacked(
+    vae: VAE, x: Tensor, radius: Tensor, suite: str, generator: torch.Generator
+) -> list[Tensor]:
+    """The perturbations of every attack of the suite at each input's own radius."""
+    made = []
+    for box in ((0.0, 1.0), (None, None)):
+        ball = Ball("l2", radius, *box)
+        found = AttackSuite(suite, balls=(ball,))(Victim(vae), x, generator=generator)
+        made += [row.x_adv - x for row in found.rows]
+    return made
+
+
+def _directions(
+    x: Tensor, adversarial: list[Tensor], generator: torch.Generator
+) -> Iterator[tuple[Tensor, bool]]:
+    """Directions of length 1, in random order, and whether an attack gave them."""
+
+    def noise() -> Tensor:
+        return randn(*x.shape, like=x, generator=generator)
+
+    kinds: list[tuple[Tensor | None, float]] = [(a, b) for a in adversarial for b in _BLENDS]
+    kinds += [(None, few) for few in (0, 1, 3)] * len(adversarial)
+    for i in torch.randperm(len(kinds), generator=generator).tolist():
+        found, how = kinds[i]
+        if found is not None:
+            yield _unit(_unit(found) + how * _unit(noise())), True
+            continue
+        direction = noise()
+        if how:  # on a few pixels only
+            flat = direction.flatten(1)
+            least = flat.abs().topk(int(how), dim=1).values[:, -1:]
+            direction = (flat * (flat.abs() >= least)).view_as(x)
+        yield _unit(direction), False
+
+
+def _unit(change: Tensor) -> Tensor:
+    return change / change.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
+
+
+def _round(
+    vae: VAE,
+    x: Tensor,
+    direction: Tensor,
+    radius: Tensor,
+    r: float,
+    m: float,
+    version: Version,
+    generator: torch.Generator,
+    adversarial: bool,
+) -> Trials:
+    """Both signs of one direction at all shares, and the same clipped to the pixel range."""
+    moved = []
+    for share in SHARES:
+        step = share * radius.view(-1, 1, 1, 1) * direction
+        moved += [x + step, x - step, (x + step).clamp(0, 1)]
+    x_adv = torch.cat(moved)
+    clean = x.repeat(len(moved), 1, 1, 1)
+    most = torch.cat([share * radius for share in SHARES for _ in range(3)])
+    size = (x_adv - clean).double().flatten(1).norm(dim=1)
+    assert bool((size <= most.double() * (1 + 1e-6)).all())
+    with torch.no_grad():
+        violated, undecided, draws = judge(vae, clean, x_adv, r, m, version, generator=generator)
+    return Trials(
+        done=len(x_adv),
+        violations=violated,
+        undecided=undecided,
+        adversarial=len(x_adv) * adversarial,
+        boxed=int(((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1).sum()),
+        draws=draws,
+    )
+
+
+def judge(
+    vae: VAE,
+    x: Tensor,
+    x_adv: Tensor,
+    r: float,
+    m: float,
+    version: Version,
+    *,
+    generator: torch.Generator,
+) -> tuple[int, int, int]:
+    """Of perturbed images: how many refute robustness, how many are undecided, and draws spent."""
+    q, q_adv = vae.encode(x), vae.encode(x_adv)
+    centre = vae.decode(q.mean).mean.flatten(1)
+    if version == "centred":
+        q_adv = Gaussian(q_adv.mean, q.stddev)
+    ends = (q.mean, q.stddev, q_adv.mean, q_adv.stddev, centre)
+    inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    open_ = torch.arange(len(x), device=x.device)
+    violated = spent = before = 0
+    for look in LOOKS:
+        part = tuple(end[open_] for end in ends)
+        inside[open_] += _within(vae, part, r, version, look - before, generator)
+        spent += len(open_) * (look - before)
+        before = look
+        count = inside[open_].cpu().numpy()
+        _, high = clopper_pearson(count, look, 1 - VIOLATED, sides=1)
+        low, _ = clopper_pearson(count, look, 1 - HELD, sides=1)
+        broken = np.asarray(high) <= m
+        violated += int(broken.sum())
+        open_ = open_[torch.as_tensor(~broken & ~(np.asarray(low) > m), device=x.device)]
+        if not len(open_):
+            break
+    return violated, len(open_), spent
+
+
+def _within(
+    vae: VAE,
+    ends: tuple[Tensor, ...],
+    r: float,
+    version: Version,
+    draws: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """How many of the draws keep ||Delta|| <= r, (n,)."""
+    counts = []
+    for part in zip(*(end.split(max(1, _ROWS // draws)) for end in ends), strict=True):
+        mean, stddev, mean_adv, stddev_adv, centre = part
+        z = draw(Gaussian(mean_adv, stddev_adv), (draws,), generator=generator)
+        end = vae.decode(z.flatten(0, 1)).mean.view(draws, len(mean), -1)
+        start = centre
+        if version == "paired":
+            z = draw(Gaussian(mean, stddev), (draws,), generator=generator)
+            start = vae.decode(z.flatten(0, 1)).mean.view(draws, len(mean), -1)
+        counts.append(((end - start).norm(dim=2) <= r).sum(0))
+    return torch.cat(counts)
+
+
+def main() -> None:
+    """Run trials of one model until there are enough of them; the result goes on where it was."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--r", type=float, default=1.0)
+    parser.add_argument("--m", type=float, default=0.5)
+    parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
+    parser.add_argument("--routes", nargs="+")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--inputs", type=int, default=100)
+    parser.add_argument("--count", type=int, default=10_000, help="of each version and type")
+    parser.add_argument("--suite", default="smoke")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/soundness.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    images = robustvae.data.load(given.data, split="test")
+    began = time.monotonic()
+    kept: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    for dtype in given.dtypes:
+        vae = load(given.model).to(getattr(torch, dtype))
+        for version in given.versions:
+            case = f"{Path(given.model).name}, {version}, {dtype}, r = {given.r:g}, m = {given.m:g}"
+            case += f", {'+'.join(given.routes)}" if given.routes else ""
+            entry = kept.setdefault(case, {"shards": 0, "trials": asdict(Trials())})
+            total = Trials(**entry["trials"])
+            while total.done < given.count:
+                if time.monotonic() - began > 60 * given.minutes:
+                    return
+                g = shard_generator(given.seed, entry["shards"], case)
+                x, _ = images.sample(given.inputs, stratified=True, generator=g)
+                found = trials(
+                    vae,
+                    x.to(vae.dtype),
+                    given.r,
+                    given.m,
+                    version,
+                    count=min(given.count, 20_000),
+                    generator=g,
+                    routes=given.routes,
+                    suite=given.suite,
+                )
+                total.add(found)
+                entry["shards"] += 1
+                entry |= {"trials": asdict(total), "suite": given.suite, "seed": given.seed}
+                entry["date"] = time.strftime("%Y-%m-%d")
+                write_text(given.out, json.dumps(kept, indent=1) + "\n")
+                print(case, asdict(total), flush=True)
+                if not found.done:
+                    break
+
+
+if __name__ == "__main__":
+    main()
