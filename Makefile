@@ -30,7 +30,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) ".[dev,docs,train,results,plots]"
+	$(INSTALL) ".[dev,docs,train,results,plots,lipschitz]"
 	touch .venv/installed-core $@
 
 clean:

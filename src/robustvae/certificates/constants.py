@@ -15,6 +15,7 @@ from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.base import frozen
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.orthogonal import MoveChannels
 from robustvae.norms import (
     CONTINUOUS_BERNOULLI_SLOPE,
     conv_norm_bound,
@@ -168,7 +169,7 @@ def _layer_bound(layer: nn.Module, x: Tensor | None, y: Tensor | None) -> float:
         return conv_norm_bound(layer, (coarse.shape[-2], coarse.shape[-1]))
     if type(layer) is Scale:
         return abs(layer.factor)
-    if type(layer) in (GroupSort, MaxMin):
+    if type(layer) in (GroupSort, MaxMin, MoveChannels):
         return 1.0
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         return _up(float(batch_norm_factor(layer).abs().max()))

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from robustvae.errors import UnsupportedError
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.orthogonal import MoveChannels
 from robustvae.norms import conv_norm_bound, gamma, spectral_norm_bound, spectral_norm_bounds
 
 ROUNDING = 1e-14
@@ -177,6 +178,9 @@ def _through(layer: nn.Module, norm: float, state: Enclosure, radius: Tensor) ->
     if type(layer) is nn.Unflatten:
         size = layer.unflattened_size
         return _reshaped(state, lambda part, start: part.unflatten(start, size))
+    if type(layer) is MoveChannels:
+        ends = (lambda start: (start, -1)) if layer.last else (lambda start: (-1, start))
+        return _reshaped(state, lambda part, start: part.movedim(*ends(start)))
     if type(layer) in (nn.Identity, nn.Dropout):
         return state
     if type(layer) is Scale:
@@ -275,7 +279,7 @@ def _sorted(
     rows = torch.maximum(*split(state.rows))
     apart = centre - other_centre
     doubt = _rows(apart, spread + other_spread)
-    doubt = torch.minimum(doubt, _rows(apart, 0 * apart) + 2**0.5 * state.slip[:, None])
+    doubt = torch.minimum(doubt, _rows(apart, 0 * apart) + 2**0.5 * _like(state.slip, doubt))
     move = doubt * _like(radius, doubt) * (1 + 1e-12) + 2 * error
     first, second = (value - other > move)[:, None], (other - value > move)[:, None]
     unsure = apart * ~(first | second)

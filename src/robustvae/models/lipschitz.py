@@ -1,8 +1,8 @@
 """Lipschitz-VAEs: orthonormal dense layers, gradient-preserving activations, chosen constants.
 
 In training the gradients are tangent to the orthonormal matrices, and the weights are brought back
-every few optimiser steps, outside autograd: no Björck iterations in the forward pass. What is
-stored are plain dense layers.
+every few optimiser steps, outside autograd: no Björck iterations in the forward pass. The kernels
+of convolutions are functions of unconstrained tensors. What is stored are plain layers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv_transpose2d
 
 from robustvae.errors import (
     ConfigError,
+    MissingExtraError,
     ShapeError,
     check_choice,
     check_count,
@@ -25,6 +27,7 @@ from robustvae.errors import (
 )
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
+from robustvae.models.orthogonal import RAW, MoveChannels, convolutions, equip, kernel, raw_of
 from robustvae.models.vae import LIKELIHOODS, likelihood_of
 
 
@@ -192,6 +195,7 @@ class Scale(nn.Module):
 DRIFT = 0.5
 """Frobenius norm of I - W^T W (or I - W W^T) up to which the gap between retractions grows."""
 
+ARCHITECTURES = ("conv", "mlp")
 SORTS: dict[str, type[nn.Module]] = {"groupsort": GroupSort, "maxmin": MaxMin}
 
 
@@ -203,6 +207,10 @@ class LipschitzVAE(VAE):
     between. The encoder's mean has no last nonlinearity; its standard deviation is a constant, or a
     network of its own with a sigmoid; the decoder's logits pass through the likelihood's mean.
 
+    The architecture "conv" has orthogonal convolutions (4 x 4 taps, stride 2, a zero pixel around)
+    before the dense layers, their adjoints after the decoder's, and sorts over the channels. To be
+    made anew or trained it needs the extra `lipschitz`; to be loaded and used it does not.
+
     Warning:
         `certify` reads its constants from the stored weights, not from these arguments. With a
         sigmoid at the end the decoder's mean is (K/4)-Lipschitz, and so is a sigmoid std head.
@@ -210,7 +218,8 @@ class LipschitzVAE(VAE):
     Args:
         latent: Dimension d of the latent.
         image_shape: (C, H, W).
-        hidden: Even widths of each network, from the pixels inwards.
+        hidden: Even widths of each network's dense layers, from the pixels inwards; by default
+            (512, 512), or (256,) after convolutions.
         encoder_lipschitz: K of the encoder's mean, and of the std head before its sigmoid.
         decoder_lipschitz: K of the decoder's logits.
         stddev: The constant sigma of every coordinate, or None for a learned one.
@@ -219,15 +228,21 @@ class LipschitzVAE(VAE):
         activation: "groupsort" or "maxmin".
         order: Order of the Björck iteration in `after_step`.
         retract_every: Most optimiser steps between retractions; fewer while the weights move fast.
+        architecture: "mlp" or "conv".
+        channels: Even numbers of channels of the "conv", at least 16, from the pixels inwards;
+            each convolution halves the image. By default (32, 64).
 
     Raises:
-        UnknownNameError: An unknown likelihood or activation.
+        UnknownNameError: An unknown likelihood, activation or architecture.
         RangeError: A constant, width or scale that is not positive.
-        ConfigError: An odd width.
-        ShapeError: `image_shape` is not (C, H, W).
+        ConfigError: An odd width; channels that are few or odd, or given to the "mlp".
+        ShapeError: `image_shape` is not (C, H, W), or cannot be halved so often.
+        MissingExtraError: Convolutions made anew or trained without the extra `lipschitz`; raised
+            at their first use, as loaded weights need no extra.
 
     References:
-        [Barrett22] section 4, Algorithm 1, appendices B and F.
+        [Barrett22] section 4, Algorithm 1, appendices B and F; Boissin et al., 2025
+        (adaptive orthogonal convolutions).
 
     Examples:
         >>> import robustvae as rv, torch
@@ -241,7 +256,7 @@ class LipschitzVAE(VAE):
         self,
         latent: int = 10,
         image_shape: Sequence[int] = (1, 28, 28),
-        hidden: Sequence[int] = (512, 512),
+        hidden: Sequence[int] | None = None,
         encoder_lipschitz: float = 5.0,
         decoder_lipschitz: float = 5.0,
         stddev: float | None = 0.1,
@@ -250,6 +265,8 @@ class LipschitzVAE(VAE):
         activation: str = "groupsort",
         order: int = 1,
         retract_every: int = 16,
+        architecture: str = "mlp",
+        channels: Sequence[int] | None = None,
     ) -> None:
         """Build orthonormal networks; torch's global generator makes the first weights."""
         super().__init__()
@@ -258,6 +275,7 @@ class LipschitzVAE(VAE):
         check_count(retract_every, "retract_every")
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("activation", activation, SORTS)
+        check_choice("architecture", architecture, ARCHITECTURES)
         for value, name in (
             (encoder_lipschitz, "encoder_lipschitz"),
             (decoder_lipschitz, "decoder_lipschitz"),
@@ -266,12 +284,14 @@ class LipschitzVAE(VAE):
         ):
             check_positive(value, name)
         check_sizes(image_shape, "image_shape", axes=3)
+        if hidden is None:
+            hidden = (512, 512) if architecture == "mlp" else (256,)
         check_sizes(hidden, "hidden")
-        channels, height, width = image_shape
+        channels = _checked_channels(architecture, channels, image_shape)
         if any(width % 2 for width in hidden):
             raise ConfigError(f"widths in hidden must be even, got {list(hidden)}")
         self.latent = latent
-        self.image_shape = (channels, height, width)
+        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.likelihood = likelihood
         self.scale = float(scale)
         self.stddev = None if stddev is None else float(stddev)
@@ -289,18 +309,35 @@ class LipschitzVAE(VAE):
             "activation": activation,
             "order": order,
             "retract_every": retract_every,
+            "architecture": architecture,
+            "channels": list(channels) if channels else None,
         }
-        widths = [math.prod(image_shape), *hidden, latent]
         sort = SORTS[activation]
-        self.mean_net = nn.Sequential(nn.Flatten(), *_dense(widths, encoder_lipschitz, sort))
-        self.stddev_net = (
-            nn.Sequential(nn.Flatten(), *_dense(widths, encoder_lipschitz, sort), nn.Sigmoid())
-            if stddev is None
-            else None
-        )
+        shapes = [self.image_shape]
+        for wide in channels:
+            shapes.append((wide, shapes[-1][1] // 2, shapes[-1][2] // 2))
+        widths = [math.prod(shapes[-1]), *hidden, latent]
+        layers = len(channels) + len(widths) - 1
+        inwards, outwards = (k ** (1 / layers) for k in (encoder_lipschitz, decoder_lipschitz))
+
+        def encoder() -> list[nn.Module]:
+            images = _halving(shapes, inwards, sort)
+            return [*images, nn.Flatten(), *_dense(widths, inwards, sort)]
+
+        self.mean_net = nn.Sequential(*encoder())
+        self.stddev_net = nn.Sequential(*encoder(), nn.Sigmoid()) if stddev is None else None
         self.decoder = nn.Sequential(
-            *_dense(widths[::-1], decoder_lipschitz, sort), nn.Unflatten(1, self.image_shape)
+            *_dense(widths[::-1], outwards, sort),
+            nn.Unflatten(1, shapes[-1]),
+            *_doubling(shapes[::-1], outwards, sort),
         )
+        self._unmade = False
+        for layer in convolutions(self):
+            try:
+                equip(layer)
+            except MissingExtraError:
+                nn.init.zeros_(layer.weight)
+                self._unmade = True
         self._since, self._gap = 0, 1
         self.finalize()
 
@@ -324,7 +361,7 @@ class LipschitzVAE(VAE):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Bring the weights back towards orthonormality when it is time; after each step."""
+        """Bring the dense weights back towards orthonormality when it is time."""
         self._since += 1
         if self._since < self._gap:
             return
@@ -338,17 +375,41 @@ class LipschitzVAE(VAE):
         self._since, self._gap = 0, 1
         for layer in self._layers():
             layer.weight.copy_(_polar(layer.weight.double()))
+        for convolution in [] if self._unmade else convolutions(self):
+            raw = [tensor.double() for tensor in raw_of(convolution)]
+            convolution.weight.copy_(kernel(convolution, raw))
 
     def _run(self, network: nn.Sequential, x: Tensor) -> Tensor:
         """The network's output; in training with tangent gradients for its weights."""
+        if self._unmade:
+            raise MissingExtraError(
+                "new Lipschitz convolutions need orthogonium: pip install 'robustvae[lipschitz]'"
+            )
         if not (self.training and torch.is_grad_enabled()):
             return cast(Tensor, network(x))
         for layer in network:
             if isinstance(layer, nn.Linear):
                 x = _Orthonormal.apply(x, layer.weight) + layer.bias
+            elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                weight = kernel(layer, raw_of(layer))
+                layer.weight.data = weight.detach()  # what evaluation sees, also between epochs
+                convolve = conv_transpose2d if isinstance(layer, nn.ConvTranspose2d) else conv2d
+                x = convolve(x, weight, layer.bias, layer.stride, (1, 1))
             else:
                 x = layer(x)
         return x
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Loaded convolutions are made, and bring the tensors that only training needs."""
+        for layer_name, layer in self.named_modules():
+            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or raw_of(layer):
+                continue
+            for name, tensor in state_dict.items():
+                owner, _, own = name.removeprefix(prefix).rpartition(".")
+                if owner == layer_name and own.startswith(RAW):
+                    layer.register_parameter(own, nn.Parameter(torch.empty_like(tensor)))
+        self._unmade = False
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _layers(self) -> Iterator[nn.Linear]:
         return (module for module in self.modules() if isinstance(module, nn.Linear))
@@ -402,9 +463,50 @@ def _polar(weight: Tensor) -> Tensor:
     return left @ right
 
 
-def _dense(widths: Sequence[int], lipschitz: float, sort: type[nn.Module]) -> list[nn.Module]:
-    factor = lipschitz ** (1 / (len(widths) - 1))
+def _dense(widths: Sequence[int], factor: float, sort: type[nn.Module]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), Scale(factor), sort()]
     return layers[:-1]
+
+
+def _halving(
+    shapes: Sequence[tuple[int, int, int]], factor: float, sort: type[nn.Module]
+) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for (fan_in, *_), (fan_out, *_) in itertools.pairwise(shapes):
+        layers += [nn.Conv2d(fan_in, fan_out, 4, 2, 1), Scale(factor), *_over_channels(sort)]
+    return layers
+
+
+def _doubling(
+    shapes: Sequence[tuple[int, int, int]], factor: float, sort: type[nn.Module]
+) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for (fan_in, *_), (fan_out, *_) in itertools.pairwise(shapes):
+        convolution = nn.ConvTranspose2d(fan_in, fan_out, 4, 2, 1)
+        layers += [*_over_channels(sort), convolution, Scale(factor)]
+    return layers
+
+
+def _over_channels(sort: type[nn.Module]) -> list[nn.Module]:
+    return [MoveChannels(last=True), sort(), MoveChannels(last=False)]
+
+
+def _checked_channels(
+    architecture: str, channels: Sequence[int] | None, image_shape: Sequence[int]
+) -> Sequence[int]:
+    if architecture == "mlp":
+        if channels is not None:
+            raise ConfigError("channels belong to 'conv', not to 'mlp'")
+        return ()
+    channels = (32, 64) if channels is None else channels
+    check_sizes(channels, "channels")
+    if not channels or any(wide % 2 or wide < 16 for wide in channels):
+        raise ConfigError(f"channels must be even and at least 16, got {list(channels)}")
+    if any(side % 2 ** len(channels) for side in image_shape[1:]):
+        raise ShapeError(
+            f"{len(channels)} convolutions want sides divisible by {2 ** len(channels)}, "
+            f"got {image_shape[1]} x {image_shape[2]}"
+        )
+    return channels

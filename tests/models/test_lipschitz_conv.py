@@ -1,0 +1,178 @@
+"""Lipschitz-VAEs with orthogonal convolutions: orthogonium trains them, nothing needs it after."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import robustvae as rv
+from robustvae import errors
+from robustvae.certificates import lipschitz_bound, lipschitz_constants
+from robustvae.certificates.displacement import Chain
+from robustvae.models import checkpoint, orthogonal
+from robustvae.models.lipschitz import GroupSort
+from robustvae.models.orthogonal import MoveChannels, convolutions, raw_of
+
+K = 3.0
+
+
+def small(**options):
+    given = {"latent": 3, "image_shape": (1, 8, 8), "channels": [16, 16], "hidden": [16]} | options
+    return rv.models.create(
+        "lipschitz-vae", architecture="conv", encoder_lipschitz=K, decoder_lipschitz=K, **given
+    )
+
+
+@pytest.fixture
+def vae():
+    pytest.importorskip("orthogonium", reason="needs the extra `lipschitz`")
+    return small()
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "orthogonium", None)
+    for name in [name for name in sys.modules if name.startswith("orthogonium.")]:
+        monkeypatch.delitem(sys.modules, name)
+    orthogonal._template.cache_clear()
+
+
+def trained(vae, generator, steps=20):
+    x = torch.rand(16, *vae.image_shape, dtype=vae.dtype, generator=generator)
+    optimizer = torch.optim.Adam([p for p in vae.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    vae.train()
+    for _ in range(steps):
+        loss = rv.objectives.ELBO()(vae, x, generator=generator).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        vae.after_step()
+        losses.append(float(loss.detach()))
+    vae.finalize()
+    return losses
+
+
+@pytest.mark.parametrize("activation", ["groupsort", "maxmin"])
+@pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 8, 12)])
+def test_constants_are_the_chosen_ones_before_and_after_training(
+    vae, activation, image_shape, generator
+):
+    vae = small(activation=activation, image_shape=image_shape, stddev=None)
+    for _ in range(2):
+        found = lipschitz_constants(vae)
+        for bound in (found.b, found.a_logits):
+            assert K * (1 - 1e-9) <= bound <= K * (1 + 1e-5)
+        losses = trained(vae, generator)
+        assert losses[-1] < losses[0]
+
+
+def test_kernels_are_orthogonal_and_a_transposed_one_is_an_adjoint(vae):
+    """On a torus W W^T is the identity; the oracle feeds the identity through."""
+    layer = vae.mean_net[5]  # 16 to 16 channels: 64 phases in, 16 channels out
+    eye = torch.eye(16 * 64, dtype=vae.dtype).reshape(-1, 16, 8, 8)
+    wrapped = nn.functional.pad(eye, (1, 1, 1, 1), mode="circular")
+    matrix = nn.functional.conv2d(wrapped, layer.weight, stride=2).flatten(1).detach()
+    assert_close(matrix.mT @ matrix, torch.eye(16 * 16, dtype=vae.dtype), atol=1e-5, rtol=0)
+    transposed = next(part for part in vae.decoder if isinstance(part, nn.ConvTranspose2d))
+    assert transposed.weight.shape == (16, 16, 4, 4)
+    assert not torch.equal(transposed.weight, layer.weight)
+
+
+def test_training_mode_changes_no_value_and_trains_what_lies_behind_the_kernels(vae, generator):
+    x = torch.rand(4, 1, 8, 8, dtype=vae.dtype, generator=generator)
+    found = [vae.train(mode).decode(vae.encode(x).mean).mean for mode in (True, False)]
+    assert_close(*found, atol=1e-5, rtol=1e-5)
+    found[0].square().sum().backward()
+    for layer in convolutions(vae):
+        assert layer.weight.grad is None and not layer.weight.requires_grad
+        assert raw_of(layer) and all(raw.grad.norm() > 0 for raw in raw_of(layer))
+
+
+def test_evaluation_in_the_middle_of_an_epoch_sees_the_last_kernels(vae, generator):
+    x = torch.rand(4, 1, 8, 8, dtype=vae.dtype, generator=generator)
+    with torch.no_grad():
+        for layer in convolutions(vae):
+            for raw in raw_of(layer):
+                raw.add_(0.1 * torch.randn(raw.shape, generator=generator))
+    before = vae.eval().encode(x).mean
+    now = vae.train().encode(x).mean
+    assert (before - now).abs().max() > 1e-3
+    assert_close(vae.eval().encode(x).mean, now)
+
+
+def test_fit_trains_and_a_checkpoint_is_read_without_the_library(vae, tmp_path, request):
+    images = rv.data.load("digits")[:64]
+    rv.fit(vae, rv.objectives.ELBO(), images, epochs=1, generator=rv.generator(0), out=tmp_path)
+    x = images.x[:4].to(vae.dtype)
+    seen = vae.decode(vae.encode(x).mean).mean
+    constants = lipschitz_constants(vae)
+    request.getfixturevalue("no_library")
+    again = checkpoint.load(tmp_path)
+    assert_close(again.decode(again.encode(x).mean).mean, seen)
+    assert lipschitz_constants(again) == constants
+    assert checkpoint.weights_sha256(again) == checkpoint.weights_sha256(vae)
+    with pytest.raises(errors.MissingExtraError, match=r"robustvae\[lipschitz\]"):
+        again.train().encode(x)
+    with pytest.raises(errors.MissingExtraError, match=r"robustvae\[lipschitz\]"):
+        small().encode(x)
+
+
+def test_the_same_seed_makes_the_same_kernels(vae):
+    torch.rand(7)
+    again = small()
+    assert checkpoint.weights_sha256(again) == checkpoint.weights_sha256(vae)
+
+
+@pytest.mark.parametrize("activation", ["groupsort", "maxmin"])
+def test_local_bounds_hold_through_the_channels(vae, activation, generator):
+    """No pair in the ball moves farther than the enclosure of its centre, nor that than K."""
+    vae = small(activation=activation).double()
+    x = torch.rand(3, 1, 8, 8, generator=generator)
+    for radius in (1e-3, 0.5):
+        found = Chain(vae.mean_net).enclose(x, torch.full((3,), radius))
+        assert (found.most <= lipschitz_bound(vae.mean_net, (1, 8, 8)) * (1 + 1e-9)).all()
+        for _ in range(200):
+            step = torch.randn(x.shape, generator=generator)
+            step = radius * step / step.flatten(1).norm(dim=1)[:, None, None, None]
+            moved = (vae.encode(x + step).mean - vae.encode(x).mean).norm(dim=1)
+            assert (moved <= found.most * radius * (1 + 1e-9)).all()
+
+
+def test_a_certificate_of_a_convolutional_model(vae, generator):
+    x = torch.rand(2, 1, 8, 8, generator=generator)
+    found = rv.certify(vae.to(x.dtype), x, 2.0, 0.5, "centred", generator=generator)
+    assert found.kind == "deterministic" and (found.radius > 0.1).all()
+
+
+def test_sorts_run_over_the_channels(generator):
+    x = torch.randn(2, 4, 3, 3, generator=generator)
+    y = nn.Sequential(MoveChannels(last=True), GroupSort(), MoveChannels(last=False))(x)
+    assert_close(y, x.unflatten(1, (2, 2)).sort(2).values.flatten(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"channels": [15]}, errors.ConfigError),
+        ({"channels": [8]}, errors.ConfigError),
+        ({"channels": []}, errors.ConfigError),
+        ({"channels": [16, 16, 16, 16]}, errors.ShapeError),
+        ({"image_shape": (1, 6, 8)}, errors.ShapeError),
+        ({"channels": 16}, errors.DtypeError),
+        ({"hidden": [15]}, errors.ConfigError),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options, error):
+    with pytest.raises(error):
+        small(**options)
+
+
+def test_channels_belong_to_convolutions():
+    with pytest.raises(errors.ConfigError, match="conv"):
+        rv.models.create("lipschitz-vae", channels=[16])
+    with pytest.raises(errors.UnknownNameError):
+        rv.models.create("lipschitz-vae", architecture="conv28")
