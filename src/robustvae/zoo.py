@@ -147,7 +147,8 @@ def train(
 ) -> Path:
     """Train a model by its recipe, store it in the zoo and measure what is stored.
 
-    A run that was stopped goes on, and one that is complete is only measured and stored. Weights
+    A run or an evaluation that was stopped goes on; a run that is complete is only measured and
+    stored. Weights
     are stored in float16, those of a `lipschitz-vae` in float32: a certificate speaks of the
     weights as they are stored.
 
@@ -198,6 +199,7 @@ def train(
         inputs=inputs,
         draws=draws,
         parts=[part for part in PARTS if continuous or part != "continuous"],
+        keep=kept / "evaluation",
         progress=say,
     )
     told = {

@@ -16,6 +16,7 @@ from robustvae.evaluation import (
     decoder_slopes,
     encoder_slopes,
     negative_log_likelihood,
+    summary,
     weight_norms,
 )
 from robustvae.models import Gaussian
@@ -126,3 +127,24 @@ def test_intervals_are_of_95_percent():
 def test_refuses(digits, wrong):
     with pytest.raises(errors.RobustVAEError):
         rv.evaluate(rv.load("digits-vae"), digits[1], **{"seed": 0} | wrong)
+
+
+def test_a_stopped_evaluation_goes_on_to_the_same_numbers(digits, tmp_path, monkeypatch):
+    vae, calls = rv.load("digits-vae"), []
+    options = {"inputs": 250, "draws": 7, "parts": ["likelihood"], "seed": 0}
+    whole = rv.evaluate(vae, digits[1], **options)
+
+    def counted(vae, x, **given):
+        calls.append(len(x))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return negative_log_likelihood(vae, x, **given)
+
+    monkeypatch.setattr(summary, "negative_log_likelihood", counted)
+    with pytest.raises(KeyboardInterrupt):
+        rv.evaluate(vae, digits[1], keep=tmp_path, **options)
+    again = rv.evaluate(vae, digits[1], keep=tmp_path, **options)
+    assert calls == [100, 100, 100, 50]
+    assert again.measures == whole.measures
+    rv.evaluate(vae, digits[1], keep=tmp_path, **options | {"seed": 1})
+    assert len(calls) == 7

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -28,6 +31,7 @@ from robustvae.metrics import mean_stderr
 from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
 from robustvae.models.checkpoint import weights_sha256
 from robustvae.objectives import ELBO
+from robustvae.records import write_text
 from robustvae.seeding import draw, shard_generator
 
 SLOPES = 200
@@ -35,6 +39,9 @@ SLOPES = 200
 
 LABELLED = 10_000
 """Most training images for the probe."""
+
+SHARD = 100
+"""Images whose likelihoods are made, and kept, together."""
 
 SCALE = "(0..255)^2 a pixel"
 
@@ -114,6 +121,7 @@ def evaluate(
     draws: int = 1000,
     train: Images | None = None,
     parts: Sequence[str] | None = None,
+    keep: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a model on images that it has not seen.
@@ -143,6 +151,8 @@ def evaluate(
         draws: k of the likelihood.
         train: Images to learn probe and features from; without them those parts are absent.
         parts: Which rows of the table; None for all but "continuous".
+        keep: Folder that the likelihoods, which take longest, are written to as they come, 100
+            images at a time; run again, a stopped evaluation takes them from there.
         progress: Told of each part when it begins.
 
     Raises:
@@ -179,7 +189,7 @@ def evaluate(
     if len(images) < 2:
         raise RangeError("a standard error wants at least two images, got one")
     began = time.perf_counter()
-    bench = _Bench(vae, images, train, seed, inputs, draws)
+    bench = _Bench(vae, images, train, seed, inputs, draws, keep)
     for part in parts:
         if progress is not None:
             progress(part)
@@ -204,7 +214,14 @@ class _Bench:
     """The model, the images, and what has been found so far."""
 
     def __init__(
-        self, vae: VAE, images: Images, train: Images | None, seed: int, inputs: int, draws: int
+        self,
+        vae: VAE,
+        images: Images,
+        train: Images | None,
+        seed: int,
+        inputs: int,
+        draws: int,
+        keep: str | Path | None,
     ) -> None:
         self.vae, self.seed, self.draws = vae, seed, draws
         chosen = images.choose(
@@ -212,6 +229,9 @@ class _Bench:
         )
         self.x, self.y = self._placed(images[chosen].x), images.y[chosen]
         self.all = images
+        question = (weights_sha256(vae), images.name, images.split, chosen.tolist(), seed, draws)
+        digest = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]
+        self.keep = None if keep is None else Path(keep) / digest
         self.train = train
         self.measures: list[Measure] = []
         self.absent: dict[str, str] = {}
@@ -221,21 +241,31 @@ class _Bench:
         return shard_generator(self.seed, 0, purpose)
 
     def likelihood(self) -> None:
-        found = negative_log_likelihood(
-            self.vae, self.x, draws=self.draws, generator=self.generator("likelihood")
-        )
-        self.add("nll", f"-log p(x), importance sampling, k = {self.draws}", found, "nats")
+        label = f"-log p(x), importance sampling, k = {self.draws}"
+        self.add("nll", label, self._log_likelihoods("nll", None), "nats")
 
     def continuous(self) -> None:
-        found = negative_log_likelihood(
-            self.vae,
-            self.x,
-            draws=self.draws,
-            read=_as_continuous,
-            generator=self.generator("likelihood"),
-        )
         label = f"-log p(x), logits as a continuous Bernoulli's, k = {self.draws}"
+        found = self._log_likelihoods("nll_continuous", _as_continuous)
         self.add("nll_continuous", label, found, "nats")
+
+    def _log_likelihoods(
+        self, key: str, read: Callable[[Distribution], Distribution] | None
+    ) -> Tensor:
+        shards = []
+        for number, x in enumerate(self.x.split(SHARD)):
+            path = None if self.keep is None else self.keep / f"{key}-{number}.json"
+            if path is None or not path.is_file():
+                noise = shard_generator(self.seed, number, "likelihood")
+                found = negative_log_likelihood(
+                    self.vae, x, draws=self.draws, read=read, generator=noise
+                ).tolist()
+                if path is not None:
+                    write_text(path, json.dumps(found))
+            else:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            shards += found
+        return torch.tensor(shards, dtype=torch.float64)
 
     def reconstruction(self) -> None:
         for key, what in (("mse", "the mean"), ("mse_sampled", "a draw")):
@@ -272,8 +302,8 @@ class _Bench:
             ("dimension_kl", "sum over coordinates of KL(q(z_j) | p(z_j))"),
         ):
             label = f"{label}, aggregate of {len(x):,} images"
-            mean, stderr = mean_stderr(terms[key])
-            self.add_one(key, label, mean, "nats", stderr, len(terms[key]))
+            value, stderr = mean_stderr(terms[key])
+            self.add_one(key, label, value, "nats", stderr, len(terms[key]))
 
     def probe(self) -> None:
         train = self._labelled("probe")
