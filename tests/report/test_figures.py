@@ -11,7 +11,7 @@ import pytest
 
 from robustvae.report import figures
 
-ALL = [figures.bracket, figures.damage, figures.similarity]
+ALL = [figures.bracket, figures.coverage, figures.damage, figures.similarity]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -55,6 +55,39 @@ def test_the_bracket_shows_every_end(make_record):
         and "abstained" in svg
         and "estimate: no bound" in svg
     )
+
+
+def test_coverage_is_the_share_beyond_each_radius(make_record):
+    record = make_record(40)
+    root = ElementTree.fromstring(figures.coverage(record))
+    curves = {path.get("class"): path.get("d") for path in root.iter(f"{SVG}path")}
+    inputs = list({row["input"]: row for row in record.rows}.values())
+    certified = sorted(row["certified"] for row in inputs)
+    steps = [
+        tuple(map(float, step))
+        for step in re.findall(r"H([\d.]+)V([\d.]+)", curves["shares proved"])
+    ]
+    start, top = map(float, re.match(r"M([\d.]+) ([\d.]+)", curves["shares proved"]).groups())
+    positive = [radius for radius in certified if radius > 0]
+    assert len(steps) == len(positive)
+    bottom = steps[-1][1]
+    full = (bottom - top) * 40 / len(positive)
+    per_unit = (steps[-1][0] - start) / positive[-1]
+    for i, (radius, (across, down)) in enumerate(zip(positive, steps, strict=True)):
+        assert across == pytest.approx(start + radius * per_unit, abs=0.15)
+        assert (bottom - down) / full == pytest.approx((len(positive) - i - 1) / 40, abs=0.01)
+
+
+def test_centred_and_paired_have_panels_of_their_own(make_record):
+    record = make_record(8)
+    for i, row in enumerate(record.rows):
+        row["version"] = ("centred", "paired")[i % 2]
+        row["input"] = i
+    svg = figures.coverage(record)
+    assert "centred, " in svg and "paired, " in svg and svg.count("shares proved") == 2
+    for row in record.rows:
+        row["certified"] = 0.0
+    assert figures.coverage(record) == ""
 
 
 def test_the_bracket_is_to_scale_and_sorted(make_record):

@@ -57,6 +57,8 @@ svg.chart{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans
 .chart .noise{fill:var(--card);stroke:var(--noise);stroke-width:1.4}
 .chart .defended{fill:var(--defended)}.chart .stem{stroke:var(--free);opacity:.3;stroke-width:1.4}
 .chart .limit{stroke:var(--soft);stroke-dasharray:4 4;fill:none}
+.chart .shares{fill:none;stroke-width:2}.chart .shares.proved{stroke:var(--proved)}
+.chart .shares.free{stroke:var(--free)}.chart .shares.boxed{stroke:var(--boxed);stroke-width:1.6}
 .chart .clean{fill:var(--proved)}.chart .mean{stroke:var(--ink);stroke-width:2;fill:none}
 """.strip()
 
@@ -128,7 +130,7 @@ def bracket(record: Record, width: int = 760) -> str:
     Returns:
         SVG, or "" where the record holds no margins.
     """
-    found = sorted(brackets(record), key=_order)
+    found = sorted(brackets(record.rows), key=_order)
     if not found:
         return ""
     wide = width >= 560
@@ -157,6 +159,81 @@ def bracket(record: Record, width: int = 760) -> str:
     parts.append(_text((left + right) / 2, bottom + below, words, anchor="middle"))
     label = "The bracket of each input. " + _bracket_alt(found)
     return _svg(width, bottom + below + 12, label, parts)
+
+
+def coverage(record: Record, width: int = 760) -> str:
+    """Share of inputs certified beyond each radius, and not yet broken by attacks at it.
+
+    Args:
+        record: Read: certified, margin_upper_free, margin_upper_boxed, version.
+        width: Of the drawing in pixels.
+
+    Returns:
+        SVG with a panel for each version, or "" where no input has a certificate.
+    """
+    versions = dict.fromkeys(str(row.get("version")) for row in record.rows)
+    panels = {
+        name: brackets([row for row in record.rows if str(row.get("version")) == name])
+        for name in versions
+    }
+    panels = {name: found for name, found in panels.items() if any(b.certified for b in found)}
+    if not panels:
+        return ""
+    ends = [v for found in panels.values() for b in found for v in (b.certified, b.free, b.boxed)]
+    scale = _Axis(0.0, max(finite(ends)) * 1.06, 52.0, width - 14.0)
+    keys: list[tuple[str, Mark]] = [
+        (words, _bar(kind))
+        for words, kind, known in (
+            ("certified: nothing smaller breaks it", "proved", True),
+            ("not broken by attacks (pixels free)", "free", any(v is not None for v in ends[1::3])),
+            ("the same, pixels in range", "boxed", any(v is not None for v in ends[2::3])),
+        )
+        if known
+    ]
+    key, y = _legend(keys, width, 8)
+    parts, words = [key], []
+    for name, found in panels.items():
+        panel, y, told = _coverage_panel(name, found, scale, y)
+        parts += panel
+        words.append(told)
+    label = "Share of inputs at each size of change. " + "; ".join(words) + "."
+    return _svg(width, y, label, parts)
+
+
+def _coverage_panel(
+    version: str, found: Sequence[Bracket], scale: _Axis, y: float
+) -> tuple[list[str], float, str]:
+    top, bottom = y + 34, y + 194
+    axis = _Axis(0.0, 1.0, bottom, top)
+    parts = [_text(8, y + 20, f"{version}, {len(found)} inputs", kind="strong")]
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<path class="grid" d="M{scale.start} {axis(share):.1f}H{scale.stop:.1f}"/>')
+        parts.append(_text(scale.start - 8, axis(share) + 4, f"{share:g}", anchor="end"))
+    for tick in scale.ticks():
+        parts.append(_text(scale(tick), bottom + 16, _trimmed(near(tick)), anchor="middle"))
+    told = []
+    for kind, values in (
+        ("boxed", [b.boxed for b in found]),
+        ("free", [b.free for b in found]),
+        ("proved", [b.certified for b in found]),
+    ):
+        if all(value is None for value in values):
+            continue
+        known = sorted(value for value in values if value is not None)
+        path, left = f"M{scale.start:.1f} {axis(sum(v > 0 for v in known) / len(found)):.1f}", 0
+        for i, value in enumerate(known):
+            if 0 < value < math.inf:
+                left = len(known) - i - 1
+                path += f"H{scale(value):.1f}V{axis(left / len(found)):.1f}"
+        parts.append(f'<path class="shares {kind}" d="{path}H{scale.stop:.1f}"/>')
+        middle = known[(len(known) - 1) // 2]
+        shown = {"proved": floor(middle)}.get(kind, ceil(middle))
+        name = {"proved": "certified", "free": "attacked", "boxed": "attacked in range"}[kind]
+        told.append(f"{name} median {shown}")
+    parts.append(f'<path class="axis" d="M{scale.start} {bottom:.1f}H{scale.stop:.1f}"/>')
+    place = (scale.start + scale.stop) / 2
+    parts.append(_text(place, bottom + 34, "size of change (ℓ₂)", anchor="middle"))
+    return parts, bottom + 46, f"{version}: {', '.join(told)}"
 
 
 def damage(record: Record, width: int = 760) -> str:

@@ -79,6 +79,7 @@ def render(record: Record) -> str:
         headlines=[_key_number(entry) for entry in reading.headlines(record)],
         means=[_key_number(entry) for entry in record.summary],
         bracket=_drawn(figures.bracket, record),
+        coverage=_drawn(figures.coverage, record),
         bracket_facts=list(reading.bracket_facts(record)),
         damage=_drawn(figures.damage, record),
         similarity=_drawn(figures.similarity, record),

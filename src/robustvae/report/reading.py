@@ -106,23 +106,23 @@ def inconclusive(row: Row) -> bool:
     return row.get("status") not in (None, "", "ok")
 
 
-def brackets(record: Record) -> list[Bracket]:
+def brackets(rows: Iterable[Row]) -> list[Bracket]:
     """One `Bracket` for each input that has any part of one, in the order of the rows."""
     inputs: dict[Any, list[Row]] = {}
-    for row in record.rows:
+    for row in rows:
         inputs.setdefault(row.get("input"), []).append(row)
     found = (
         Bracket(
             input=name,
-            label=first(rows, "label"),
-            certified=number(first(rows, "certified")),
-            kind=first(rows, "certified_kind"),
-            abstained=first(rows, "certified_status") == "abstain",
-            free=number(first(rows, "margin_upper_free")),
-            boxed=number(first(rows, "margin_upper_boxed")),
-            first_order=number(first(rows, "first_order")),
+            label=first(own, "label"),
+            certified=number(first(own, "certified")),
+            kind=first(own, "certified_kind"),
+            abstained=first(own, "certified_status") == "abstain",
+            free=number(first(own, "margin_upper_free")),
+            boxed=number(first(own, "margin_upper_boxed")),
+            first_order=number(first(own, "first_order")),
         )
-        for name, rows in inputs.items()
+        for name, own in inputs.items()
     )
     return [bracket for bracket in found if bracket.measured]
 
@@ -188,7 +188,7 @@ def headlines(record: Record) -> list[dict[str, Any]]:
     """
     named = {entry.get("key"): entry for entry in record.summary}
     attack = first(record.rows, "attack")
-    kind = kind_in_words(brackets(record))
+    kind = kind_in_words(brackets(record.rows))
     return [
         {
             **named[key],
@@ -207,7 +207,7 @@ def failed_checks(record: Record) -> list[dict[str, Any]]:
 
 def verdict(record: Record) -> str:
     """The audit in one sentence."""
-    found = brackets(record)
+    found = brackets(record.rows)
     certified = mean(b.certified for b in found)
     free, boxed = everywhere(b.free for b in found), everywhere(b.boxed for b in found)
     upper = boxed if free is None else free
@@ -253,7 +253,7 @@ def margin_in_words(record: Record) -> str:
 
 def bracket_facts(record: Record) -> Iterator[str]:
     """Sentences under the bracket figure."""
-    found = brackets(record)
+    found = brackets(record.rows)
     positive = [b for b in found if b.certified]
     if any(b.certified is not None for b in found):
         yield f"Certified above zero: {len(positive)} of {len(found)} inputs."

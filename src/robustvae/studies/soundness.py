@@ -300,7 +300,7 @@ def main() -> None:
                     given.r,
                     given.m,
                     version,
-                    count=min(given.count, 20_000),
+                    count=given.count - total.done,
                     generator=g,
                     routes=given.routes,
                     suite=given.suite,
