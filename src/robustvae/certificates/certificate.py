@@ -44,6 +44,7 @@ KINDS = {
     "barrett": "deterministic",
     "envelope": "deterministic",
     "first_order": "first_order",
+    "generalised": "deterministic",
     "neyman_pearson": "probabilistic",
     "noncentral": "deterministic",
     "tangent": "deterministic",
@@ -125,9 +126,12 @@ def certify(
     - "tangent": the same with a larger t, from how the logits of a decoder with sorts of pairs can
       move together (ours; centred and full). It takes the longest: tens of milliseconds an input.
 
-    On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "neyman_pearson" (ours,
-    probabilistic: any decoder, encoders with convolutions too, by local bounds on the mean's
-    movement; centred, or fixed sigma), and "first_order" (no guarantee, any Gaussian posterior).
+    On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "generalised" (the
+    generalised chi-square, from bounds on the mean's movement in every coordinate, sigma fixed or
+    centred; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
+    probabilistic: any decoder and any architecture, by linear bounds on how the posterior moves;
+    the route's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
+    any Gaussian posterior).
 
     Warning:
         Centred keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
@@ -142,7 +146,8 @@ def certify(
         version: "centred": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two independent
             draws; "full": Delta = g(mu(x+d) + eta sigma(x+d)) - g(mu(x)).
         generator: Spent by the evaluation error's probes and by the sampled routes.
-        norm: "l2", or "linf" (the l2 radius over sqrt(C H W)).
+        norm: "l2", or "linf": for Neyman-Pearson by bounds over that ball, else the l2 radius over
+            sqrt(C H W).
         routes: Names of routes to take instead of the guaranteed ones; all of one kind.
         confidence: Of the probabilistic route, per input, in (0, 1).
         draws: Of the sampled routes, per input.
@@ -268,6 +273,10 @@ def _radii(
             found[name] = _margin(name, reach, moved, constants.b, ask.m, vae.latent)
         for kind, wide in list(reaches.items())[1:]:
             found[f"{kind}{name}"] = _margin(name, wide, moved, constants.b, ask.m, vae.latent)
+    if "generalised" in routes:
+        widest = torch.stack(list(reaches.values())).amax(0)
+        encoder, images = Encoder(exact, spread=False), x.to("cpu", torch.float64)
+        found["generalised"] = _coordinatewise(encoder, images, widest, posterior.stddev, ask)
     if "barrett" in routes:
         if ask.version != "paired":
             raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired version only")
@@ -288,7 +297,8 @@ def _neyman_pearson(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Any decoder: what happens at the clean input goes on while the posterior moves little."""
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
-    encoder = Encoder(exact)
+    still = ask.version == "centred" or fixed_stddev(vae)
+    encoder = Encoder(exact, spread=not still)
     images = x.to("cpu", torch.float64)
     error = torch.zeros(2, len(x), dtype=torch.float64)
     if vae.dtype != torch.float64:
@@ -337,7 +347,6 @@ def _smoothing_radius(
     budget = torch.where(possible, budget, 1.0)
     failure = torch.where(possible, failure, (1 - ask.m) / 2)
     allowed = (1 - ask.m) * (1 - bounds.CDF_SLACK)
-    still = ask.version == "centred" or fixed_stddev(encoder.vae)
     used: list[Method] = []
 
     def moved(radius: Tensor) -> tuple[Movement, Tensor]:
@@ -347,7 +356,7 @@ def _smoothing_radius(
 
     def share(radius: Tensor) -> Tensor:
         found, shift = moved(radius)
-        if still:
+        if not encoder.spread:
             return shift / budget
         least, most = found.least * (1 - spread_error), found.most * (1 + spread_error)
         after = bounds.moved_failure(failure, shift + error, stddev, least, most)
@@ -412,6 +421,31 @@ def _margin(
         return bounds.noncentral_probability(reach, shift, spread, latent) > m
 
     return bounds.largest(holds, reach / b)
+
+
+def _coordinatewise(
+    encoder: Encoder, x: Tensor, reach: Tensor, stddev: Tensor, ask: _Question
+) -> Tensor:
+    """The generalised chi-square's radius: a bound on the mean's movement in every coordinate.
+
+    Only for exact standard deviations; a bound on the movement's length would not do.
+    """
+    if ask.version != "centred" and not fixed_stddev(encoder.vae):
+        raise UnsupportedError("the generalised chi-square with a spread that moves")
+    if ask.version == "paired":
+        stddev = stddev * 2**0.5
+
+    def shifts(radius: Tensor) -> Tensor:
+        mean = encoder.over(x, radius).mean
+        return torch.maximum(mean.upper, -mean.lower).clamp_min(0)
+
+    def holds(radius: Tensor) -> Tensor:
+        return bounds.generalised_probability(reach, shifts(radius), stddev) > ask.m
+
+    small = torch.full_like(reach, 1e-6)
+    steepest = (shifts(small) / small[:, None]).amax(1)
+    upper = (reach + 3 * stddev.amax(1)) / steepest
+    return bounds.largest(holds, upper, steps=10)
 
 
 def _first_order(

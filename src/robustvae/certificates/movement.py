@@ -24,8 +24,8 @@ class Movement:
 
     Attributes:
         mean: Bounds on the mean's movement.
-        least: Lower bounds on the standard deviation, (B, d).
-        most: Upper bounds on the standard deviation, (B, d).
+        least: Lower bounds on the standard deviation, (B, d); 0 where it was not asked for.
+        most: Upper bounds on the standard deviation, (B, d); infinite where it was not asked for.
     """
 
     mean: LinearBounds
@@ -44,6 +44,7 @@ class Encoder:
 
     Args:
         vae: The model in float64, on the CPU.
+        spread: Whether the standard deviation is to be bounded too.
 
     Raises:
         UnsupportedError: Another model, or a layer that is not covered, by name.
@@ -58,7 +59,7 @@ class Encoder:
         ('crown', torch.Size([2, 8]))
     """
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, vae: VAE, *, spread: bool = True) -> None:
         """Take the encoder apart."""
         if isinstance(vae, GaussianVAE):
             trunk, heads = vae.trunk, [vae.mean_head, vae.log_var_head]
@@ -68,8 +69,8 @@ class Encoder:
             raise UnsupportedError(
                 f"the encoder of {type(vae).__name__} is not known layer by layer"
             )
-        self.vae = vae
-        known = [head for head in heads if head is not None]
+        self.vae, self.spread = vae, spread
+        known = [head for head in heads if head is not None][: None if spread else 1]
         self.relaxation = Relaxation(trunk, *known, shape=vae.image_shape)
 
     def over(
@@ -84,6 +85,10 @@ class Encoder:
             method: As of `Relaxation.over`.
         """
         mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method)
+        if not self.spread:
+            return Movement(
+                mean, torch.zeros_like(mean.value), torch.full_like(mean.value, torch.inf)
+            )
         if not spread:
             assert self.vae.stddev is not None
             own = torch.full_like(mean.value, self.vae.stddev)

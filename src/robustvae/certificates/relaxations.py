@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -279,6 +279,8 @@ class _Linear:
     terms: int
     moves: bool = False
     """Whether it only rearranges features."""
+    window: tuple[Callable[[Tensor], Tensor], tuple[int, ...], tuple[int, ...]] | None = None
+    """How it takes back rows that see a window: by what, the stride and the padding."""
     pairs: tuple[int, Tensor, Tensor] | None = None
     """Of a sort: the node it sorts, and where the larger and the smaller of each pair go."""
 
@@ -530,9 +532,7 @@ class _Sweep:
         kept = 8 * len(features) * sum(len(columns) for columns in loose.values())
         found: list[_Rows] = []
         for part in features.split(max(1, self.memory // (8 * 4 * widest))):
-            start = torch.zeros(len(part), shape.numel(), dtype=torch.float64)
-            start[torch.arange(len(part)), part] = 1
-            pending = {node: start.view(-1, *shape)}
+            pending = {node: _one_hot(part, shape)}
             low, high = torch.zeros(2, len(part), dtype=torch.float64)
             causes: list[Cause] = []
             for n in range(node, 0, -1):
@@ -541,7 +541,7 @@ class _Sweep:
                 row, step = pending.pop(n), self.steps[n - 1]
                 if isinstance(step, _Activation):
                     line, columns = self.lines[n], loose[n]
-                    matrix = row.flatten(1)[:, columns]
+                    matrix = _whole(row).flatten(1)[:, columns]
                     middle = matrix @ line.middle[b, columns]
                     half = matrix.abs() @ line.half[b, columns] * _UP
                     whole = matrix.norm(dim=1) * line.total[b] * _UP
@@ -549,16 +549,92 @@ class _Sweep:
                     high = high + torch.minimum(middle + half, whole)
                     if kept <= self.memory and len(columns):
                         causes.append(Cause(matrix, line.most(b)[columns], float(line.total[b])))
-                    row = row * line.slope[b]
+                    row = (
+                        row.times(line.slope[b])
+                        if isinstance(row, _Window)
+                        else row * line.slope[b]
+                    )
                 elif isinstance(step, _Linear):
-                    row = step.transpose(row)
+                    seen = self.states[step.parent].value.shape[1:]
+                    if isinstance(row, _Window) and step.window is not None:
+                        row = row.through(*step.window, seen)
+                    else:
+                        row = step.transpose(_whole(row))
                 for parent in step.parents if isinstance(step, _Sum) else (step.parent,):
-                    pending[parent] = pending[parent] + row if parent in pending else row
-            slope = pending[0].flatten(1)
+                    other = pending.get(parent)
+                    pending[parent] = row if other is None else _whole(other) + _whole(row)
+            slope = _whole(pending[0]).flatten(1)
             found.append(
                 _Rows(part, slope, low, high, tuple(causes) if kept <= self.memory else None)
             )
         return _Rows.joined(found)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Rows that are zero outside a window of each: what few features see of an image.
+
+    `data` is (R, C, h, w), its corner at (`top`, `left`) of images of `size`; zero outside them.
+    """
+
+    data: Tensor
+    top: Tensor
+    left: Tensor
+    size: tuple[int, int]
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The pixel of each entry, (R, h w), clamped to the image, and whether it is within."""
+        rows = self.top[:, None] + torch.arange(self.data.shape[2])
+        columns = self.left[:, None] + torch.arange(self.data.shape[3])
+        height, width = self.size
+        down, across = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+        place = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
+        return place.flatten(1), (down[:, :, None] & across[:, None]).flatten(1)
+
+    def through(
+        self,
+        grow: Callable[[Tensor], Tensor],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        shape: torch.Size,
+    ) -> _Window | Tensor:
+        """The rows before a convolution that reads `shape`."""
+        size = (shape[-2], shape[-1])
+        top, left = self.top * stride[0] - padding[0], self.left * stride[1] - padding[1]
+        wide = _Window(grow(self.data), top, left, size)
+        _, within = wide.places()
+        inner = wide.data * within.view(len(top), 1, *wide.data.shape[2:])
+        wide = replace(wide, data=inner)
+        small = inner.shape[2] < size[0] and inner.shape[3] < size[1]
+        return wide if small else _whole(wide)
+
+    def times(self, factor: Tensor) -> _Window:
+        """Each row times (C, H, W)."""
+        place, _ = self.places()
+        seen = factor.flatten(1)[:, place].transpose(0, 1)
+        return replace(self, data=self.data * seen.reshape(self.data.shape))
+
+
+def _whole(rows: _Window | Tensor) -> Tensor:
+    if isinstance(rows, Tensor):
+        return rows
+    place, _ = rows.places()
+    count, channels = rows.data.shape[:2]
+    flat = torch.zeros(count, channels, math.prod(rows.size), dtype=torch.float64)
+    flat.scatter_add_(2, place[:, None].expand(-1, channels, -1), rows.data.flatten(2))
+    return flat.unflatten(2, rows.size)
+
+
+def _one_hot(features: Tensor, shape: torch.Size) -> _Window | Tensor:
+    if len(shape) == 3 and len(features):
+        channels, height, width = shape
+        data = torch.zeros(len(features), channels, 1, 1, dtype=torch.float64)
+        data[torch.arange(len(features)), features // (height * width)] = 1
+        place = features % (height * width)
+        return _Window(data, place // width, place % width, (height, width))
+    start = torch.zeros(len(features), shape.numel(), dtype=torch.float64)
+    start[torch.arange(len(features)), features] = 1
+    return start.view(-1, *shape)
 
 
 @dataclass(frozen=True)
@@ -764,7 +840,8 @@ def _ways(weight: Tensor) -> dict[str, Tensor]:
 
 def _scaling(factor: Tensor, bias: Tensor | None, parent: int) -> _Linear:
     ways = _ways(factor)
-    return _Linear(parent, lambda x, way: x * ways[way], lambda y: y * ways["plain"], bias, 16)
+    step = _Linear(parent, lambda x, way: x * ways[way], lambda y: y * ways["plain"], bias, 16)
+    return replace(step, window=(step.transpose, (1, 1), (0, 0)))
 
 
 def _dense(weight: Tensor, bias: Tensor | None, parent: int) -> _Linear:
@@ -791,7 +868,7 @@ def _convolution(
     def down(x: Tensor, way: str) -> Tensor:
         return functional.conv2d(x, ways[way], None, stride, padding, dilation, groups)
 
-    def up(x: Tensor, way: str, more: tuple[int, ...]) -> Tensor:
+    def up(x: Tensor, way: str, more: tuple[int, ...] | int, padding: Any = padding) -> Tensor:
         return functional.conv_transpose2d(
             x, ways[way], None, stride, padding, more, groups, dilation
         )
@@ -816,7 +893,10 @@ def _convolution(
 
     bias = None if layer.bias is None else layer.bias.detach().double()[:, None, None]
     terms = sum(layer.weight.shape[:2]) * layer.weight[0, 0].numel()
-    return _Linear(parent, apply, transpose, bias, terms)
+    step = _Linear(parent, apply, transpose, bias, terms)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return step
+    return replace(step, window=(lambda y: up(y, "plain", 0, 0), stride, padding))
 
 
 def _like(radius: Tensor, features: Tensor) -> Tensor:
