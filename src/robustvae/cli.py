@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -283,12 +284,21 @@ def design(
     stddev: Annotated[float, typer.Option(help="The fixed sigma of the encoder.")] = 0.1,
     ratio: Annotated[float, typer.Option(help="Encoder's constant over the decoder's.")] = 1.0,
     likelihood: Annotated[str, typer.Option(help="As of lipschitz-vae.")] = "continuous_bernoulli",
+    recipe: Annotated[Path | None, typer.Option(help="Write a recipe for it here, YAML.")] = None,
+    data: Annotated[str, typer.Option(help="Data set of the recipe.")] = "mnist",
+    epochs: Annotated[int, typer.Option(min=1, help="Of the recipe.")] = 30,
 ) -> None:
     """Which Lipschitz constants guarantee a margin for every input, before any training.
 
     Examples:
 
         robustvae design --margin 0.3 --r 8
+
+        robustvae design --margin 0.3 --r 8 --recipe mine.yaml
+
+        robustvae train mine.yaml --out runs/mine
+
+        robustvae certify runs/mine --r 8 --data mnist
     """
     from robustvae.certificates import design as designed
 
@@ -310,7 +320,32 @@ def design(
     table.add_row("stddev", f"{found.stddev:g}")
     table.add_row("latent", str(found.latent))
     table.add_row("certified for every input", _floored(found.margin))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if recipe is None:
+        return
+    import robustvae as rv
+    from robustvae.records import write_text
+    from robustvae.training import Recipe
+
+    options = {
+        "image_shape": list(rv.data.load(data, split="train").image_shape),
+        "latent": found.latent,
+        "encoder_lipschitz": math.floor(found.encoder_lipschitz * 1e6) / 1e6,
+        "decoder_lipschitz": math.floor(found.decoder_lipschitz * 1e6) / 1e6,
+        "stddev": found.stddev,
+        "likelihood": found.likelihood,
+    }
+    content = {
+        "name": recipe.stem,
+        "about": f"Every input has a {version} margin of {margin:g} at r = {r:g}, m = {m:g}.",
+        "data": {"name": data},
+        "model": {"name": "lipschitz-vae", **options},
+        "training": {"epochs": epochs, "batch_size": 128, "lr": 1e-3},
+    }
+    Recipe.model_validate(content)
+    write_text(recipe, yaml.safe_dump(content, sort_keys=False))
+    console.print(f"written: {recipe}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

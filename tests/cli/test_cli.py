@@ -201,6 +201,19 @@ def test_design_prints_constants_that_hold(capsys):
     fails(capsys, "design", "--margin", "-1", "--r", "1", says="margin must be positive")
 
 
+def test_a_designed_recipe_trains_and_its_certificate_confirms_the_margin(tmp_path, capsys):
+    """From a wanted margin to a recipe, a trained model and a certificate for every input."""
+    path, run, out = tmp_path / "mine.yaml", tmp_path / "run", tmp_path / "certificate.json"
+    ask = ["--r", "1.5", "--m", "0.6"]
+    wanted = ["--margin", "0.35", *ask, "--latent", "4", "--data", "digits", "--epochs", "1"]
+    assert cli.main(["design", *wanted, "--recipe", str(path)]) == cli.DONE
+    assert cli.main(["train", str(path), "--out", str(run), "--quiet"]) == cli.DONE
+    told = ["--data", "digits", "--inputs", "20", "--out", str(out), "--quiet"]
+    assert cli.main(["certify", str(run), *ask, *told]) == cli.DONE
+    assert min(json.loads(out.read_text())["radius"]) >= 0.35
+    capsys.readouterr()
+
+
 def test_zoo_list_names_every_bundled_model(capsys):
     assert cli.main(["zoo", "list"]) == cli.DONE
     printed = capsys.readouterr().out

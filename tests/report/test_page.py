@@ -66,7 +66,7 @@ def test_every_picture_has_words(html):
     assert len(parsed.all("img")) == 18
     assert all(len(image["alt"]) > 10 for image in parsed.all("img"))
     assert "defended reconstruction: input 7, label 1" in html
-    assert len(parsed.all("svg")) == 6
+    assert len(parsed.all("svg")) == 8
     for drawing in parsed.all("svg"):
         assert drawing["role"] == "img" and len(drawing["aria-label"]) > 20
 
