@@ -418,3 +418,33 @@ def test_speed_of_many_inputs(generator):
         lambda rho: bounds.noncentral_probability(reach, 2 * rho, spread, 10) > 0.5, reach
     )
     assert time.perf_counter() - started < 5.0
+
+
+@pytest.mark.parametrize("version", ["centred", "paired"])
+def test_generalised_chi_square_is_the_closed_form_of_a_diagonal_encoder(version, generator):
+    """mu_j = w_j x_j over the whole ball: every coordinate can move by w_j rho."""
+    vae = linear(generator)
+    gains = torch.tensor([1.5, 0.2, 0.1, 0.05])
+    with torch.no_grad():
+        weight = torch.zeros(4, 16)
+        weight[:, :4] = torch.diag(gains)
+        vae.mean_net[1].weight.copy_(weight / vae.mean_net[2].factor)
+    x = torch.rand(2, *SHAPE, generator=generator)
+    found = certify(vae, x, 1.0, 0.7, version, generator=generator, routes=["generalised"])
+    spread = 0.1 * (2**0.5 if version == "paired" else 1.0)
+    exact = bounds.largest(
+        lambda rho: (
+            bounds.generalised_probability(0.5, rho[:, None] * gains, torch.full((2, 4), spread))
+            > 0.7
+        ),
+        torch.ones(2),
+    )
+    assert found.route == ("generalised",) * 2 and found.kind == "deterministic"
+    assert (found.radius <= exact).all() and (found.radius >= 0.99 * exact).all()
+    assert not violations(vae, x, found.radius, version, generator, r=1.0, m=0.7).any()
+
+
+def test_generalised_chi_square_needs_exact_spreads(generator):
+    x = torch.rand(2, *SHAPE, generator=generator)
+    found = certify(plain(), x, R, M, "full", generator=generator, routes=["generalised"])
+    assert found.status == ("abstain",) * 2 and "spread that moves" in found.assumptions[0]
