@@ -141,7 +141,7 @@ def check_sound(network, x, radius, norm, method, generator, **options):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("radius", [1e-3, 0.2, 2.0])
+@pytest.mark.parametrize("radius", [0.01, 0.5])
 def test_nothing_in_the_ball_leaves_the_bounds(network, radius, norm, method, generator):
     x = torch.rand(4, *SHAPE, generator=generator)
     found = check_sound(network, x, radius, norm, method, generator)

@@ -352,7 +352,7 @@ def _smoothing_radius(
     def moved(radius: Tensor) -> tuple[Movement, Tensor]:
         found = encoder.over(x, radius, norm=ask.norm)
         used.append(found.method)
-        return found, found.mean.length((1 + bounds.SLACK) / stddev)
+        return found, found.length((1 + bounds.SLACK) / stddev)
 
     def share(radius: Tensor) -> Tensor:
         found, shift = moved(radius)

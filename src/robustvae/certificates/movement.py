@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from robustvae.certificates.constants import lipschitz_bound
 from robustvae.certificates.relaxations import LinearBounds, Method, Relaxation
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
@@ -26,11 +27,26 @@ class Movement:
         mean: Bounds on the mean's movement.
         least: Lower bounds on the standard deviation, (B, d); 0 where it was not asked for.
         most: Upper bounds on the standard deviation, (B, d); infinite where it was not asked for.
+        slope: The mean's Lipschitz constant, l2 to l2, over all images.
+        reach: The l2 radius of the ball that the ball lies in, (B,).
     """
 
     mean: LinearBounds
     least: Tensor
     most: Tensor
+    slope: float
+    reach: Tensor
+
+    def length(self, scale: Tensor) -> Tensor:
+        """An upper bound on the l2 norm of scale * (mu(p) - mu(x)) over the ball, (B,).
+
+        By the linear bounds, or by the Lipschitz constant where that says more.
+
+        Args:
+            scale: Positive weights of the coordinates, (B, d).
+        """
+        everywhere = self.slope * self.reach * scale.amax(1) * _UP
+        return torch.minimum(self.mean.length(scale), everywhere)
 
     @property
     def method(self) -> Method:
@@ -62,16 +78,17 @@ class Encoder:
     def __init__(self, vae: VAE, *, spread: bool = True) -> None:
         """Take the encoder apart."""
         if isinstance(vae, GaussianVAE):
-            trunk, heads = vae.trunk, [vae.mean_head, vae.log_var_head]
+            trunk, head, other = vae.trunk, vae.mean_head, vae.log_var_head
         elif isinstance(vae, LipschitzVAE):
-            trunk, heads = nn.Identity(), [vae.mean_net, vae.stddev_net]
+            trunk, head, other = nn.Identity(), vae.mean_net, vae.stddev_net
         else:
             raise UnsupportedError(
                 f"the encoder of {type(vae).__name__} is not known layer by layer"
             )
         self.vae, self.spread = vae, spread
-        known = [head for head in heads if head is not None][: None if spread else 1]
-        self.relaxation = Relaxation(trunk, *known, shape=vae.image_shape)
+        others = [other] if spread and other is not None else []
+        self.relaxation = Relaxation(trunk, head, *others, shape=vae.image_shape)
+        self.slope = lipschitz_bound(nn.Sequential(trunk, head), vae.image_shape)
 
     def over(
         self, x: Tensor, radius: Tensor, *, norm: str = "l2", method: Method = "crown"
@@ -85,22 +102,26 @@ class Encoder:
             method: As of `Relaxation.over`.
         """
         mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method)
-        if not self.spread:
-            return Movement(
-                mean, torch.zeros_like(mean.value), torch.full_like(mean.value, torch.inf)
-            )
-        if not spread:
-            assert self.vae.stddev is not None
-            own = torch.full_like(mean.value, self.vae.stddev)
-            return Movement(mean, own / _UP, own * _UP)
-        low, high = spread[0].value + spread[0].lower, spread[0].value + spread[0].upper
-        if isinstance(self.vae, GaussianVAE):
-            low, high = (log_var_to_stddev(end) + self.vae.stddev_offset for end in (low, high))
-            if self.vae.stddev_norm is not None:
-                short, long = (end.norm(dim=1, keepdim=True) for end in (low, high))
-                low = low * (self.vae.stddev_norm / long).clamp(max=1.0)
-                high = high * (self.vae.stddev_norm / short).clamp(max=1.0)
-        return Movement(mean, low / _UP, high * _UP)
+        reach = radius * (x[0].numel() ** 0.5 * _UP if norm == "linf" else 1.0)
+        zero = torch.zeros_like(mean.value)
+        low, high = zero, zero + torch.inf
+        if self.vae.stddev is not None:
+            low = high = zero + self.vae.stddev
+        elif spread:
+            low, high = spread[0].value + spread[0].lower, spread[0].value + spread[0].upper
+            if isinstance(self.vae, GaussianVAE):
+                low, high = self._stddevs(low, high)
+        return Movement(mean, low / _UP, high * _UP, self.slope, reach)
+
+    def _stddevs(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval of the standard deviation from that of the log variance."""
+        assert isinstance(self.vae, GaussianVAE)
+        low, high = (log_var_to_stddev(end) + self.vae.stddev_offset for end in (low, high))
+        most = self.vae.stddev_norm
+        if most is None:
+            return low, high
+        short, long = (end.norm(dim=1, keepdim=True) for end in (low, high))
+        return low * (most / long).clamp(max=1.0), high * (most / short).clamp(max=1.0)
 
 
 def largest_radius(
