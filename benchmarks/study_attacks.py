@@ -50,7 +50,7 @@ CHAINS = {
     "long": rv.HMC(steps=500, n_leapfrog=20, step_size=0.1, adapt="paper"),
 }
 LAST = {"short": 5, "long": 2}  # transitions that are differentiated
-STEPS = {"short": {"straight through": 6, "truncated": 10}, "long": {"truncated": 4}}
+STEPS = {"short": {"straight through": 4, "truncated": 8}, "long": {"truncated": 4}}
 DOCS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -147,10 +147,8 @@ class Study:
         return y, least
 
     def short(self) -> dict[str, Tensor]:
-        """Section 4.4 on some of the references, ten attacks on each."""
-        own = torch.arange(len(self.x)).chunk(SHARDS["short"])[self.given.shard]
-        count, chain = self.given.restarts, CHAINS["short"]
-        x, label = (part[own].repeat_interleave(count, 0) for part in (self.x, self.label))
+        """Section 4.4: one attack on each reference, the shard's own random starts, (points, 1)."""
+        x, label, chain = self.x, self.label, CHAINS["short"]
         hidden = rv.Victim(self.vae, chain, self.classifier)
         ball, shard = rv.Ball("linf", SEEN), self.given.shard
         search = rv.ProjectedAscent(steps=50, restarts=1)
@@ -160,7 +158,10 @@ class Study:
             images[name] = rv.Attack(goal, search, ball)(
                 self.plain, x, generator=self.noise(name, shard)
             ).x_adv
-        ways = {"straight through": StraightThrough(chain), "truncated": Truncated(chain, last=5)}
+        ways = {
+            "straight through": StraightThrough(chain),
+            "truncated": Truncated(chain, last=LAST["short"]),
+        }
         with ready(hidden, x, ball):
             clean = self.plain.reconstruct(x, generator=self.noise("mean"))
             for name, way in ways.items():
@@ -172,9 +173,10 @@ class Study:
             assert ball.contains(x, y).all()
             found[f"{name}, image"] = y
             found[f"{name}, undefended"] = self.look(self.plain, x, y, label, "none")
-            found[f"{name}, chosen by"] = self.look(hidden, x, y, label, f"choose {name}")
             found[f"{name}, hmc"] = self.look(hidden, x, y, label, f"look {name}")
-        return {name: value.view(-1, count, *value.shape[1:]) for name, value in found.items()}
+            if name not in ("clean", "noise"):
+                found[f"{name}, chosen by"] = self.look(hidden, x, y, label, f"choose {name}")
+        return {name: value.unsqueeze(1) for name, value in found.items()}
 
     def long(self) -> dict[str, Tensor]:
         """The paper's own chain on few references, one attack on each."""
@@ -205,13 +207,15 @@ class Study:
         return found
 
     def joined(self, part: str) -> dict[str, Tensor]:
-        """All shards of a part."""
+        """The shards of a part that there are: of the short one more attacks on each reference,
+        of the long one more references."""
         paths = [self.path(part, shard) for shard in range(SHARDS.get(part, 1))]
-        shards = [np.load(path) for path in paths]
-        return {
-            name: torch.cat([torch.as_tensor(shard[name]) for shard in shards])
-            for name in shards[0].files
-        }
+        shards = [np.load(path) for path in paths if path.exists()]
+        joint = {}
+        for name in shards[0].files if shards else ():
+            parts = [torch.as_tensor(shard[name]) for shard in shards]
+            joint[name] = torch.cat(parts, 1 if part == "short" and parts[0].ndim > 1 else 0)
+        return joint
 
     def path(self, part: str, shard: int) -> Path:
         return self.folder / f"{part}-{shard}.npz"
@@ -292,7 +296,8 @@ def report(study: Study) -> None:
         "",
         "## Behind HMC, under attacks that see it (section 4.4)",
         "",
-        f"l-infinity {SEEN:g}; the same number of references and attacks. HMC: {chain.steps} "
+        f"l-infinity {SEEN:g}; {given.points} references, "
+        f"{seen['truncated, hmc'].shape[1]} attacks of each kind on each. HMC: {chain.steps} "
         f"transitions of {chain.n_leapfrog} leapfrog steps, a step size per chain, "
         f"{chain.gradients} gradients. Squared distance: from the defended reconstruction of the "
         "attacked image to the undefended one of the clean image. The seeing attacks go on from "
@@ -363,8 +368,8 @@ def report(study: Study) -> None:
         "do, so these shares are upper bounds.",
     ]
 
-    if study.path("long", SHARDS["long"] - 1).exists():
-        far, own = study.joined("long"), CHAINS["long"]
+    far, own = study.joined("long"), CHAINS["long"]
+    if far:
         names = [name.removesuffix(", hmc") for name in far if name.endswith(", hmc")]
         count = len(far[f"{names[0]}, hmc"])
         lines += [
@@ -374,7 +379,7 @@ def report(study: Study) -> None:
             f"{count} references, one attack on each. T = {own.steps} transitions of "
             f"{own.n_leapfrog} leapfrog steps, one step size for the batch ({own.gradients:,} "
             "gradients; no burn-in on top). The attacks of the short chain are transferred, the "
-            "worst of ten; the last row goes on from the truncated one by "
+            "worst of them; the last row goes on from the truncated one by "
             f"{STEPS['long']['truncated']} sign steps, the last {LAST['long']} transitions "
             "differentiated.",
             "",
@@ -400,7 +405,7 @@ def report(study: Study) -> None:
         "seconds": {
             part: round(float(study.joined(part)["seconds"].sum()))
             for part in ("undefended", "short", "long")
-            if study.path(part, SHARDS.get(part, 1) - 1).exists()
+            if study.joined(part)
         },
         "command": f"python benchmarks/study_attacks.py {given.model} undefended | short --shard "
         "0..9 | long --shard 0..3 | report",

@@ -16,6 +16,9 @@ from robustvae.perturb import Ball, Minimum, Score, minimise
 from robustvae.perturb.ascent import evaluate
 from robustvae.seeding import split
 
+_GAIN = 5e-7  # of |score(x)|: what three evaluations in a row must not fall short of
+_NEGLIGIBLE = 1e-5  # of |score(x)|: what a penalty must be able to cost to be looked at
+
 
 def penalties(count: int = 50, least: float = -20.0, most: float = 20.0) -> tuple[float, ...]:
     """0, and 2^c for `count` values of c evenly spread over [least, most].
@@ -46,7 +49,8 @@ class SweepResult:
         penalties: (P,).
         chosen: The penalty whose attack is shown, by `select_penalty`, (B,) int.
         auddc: Area under the distortion-distortion curve, (B,); see `auddc`.
-        evaluations: Objective and gradient evaluations, (B, P) int.
+        evaluations: Objective and gradient evaluations, (B, P) int; 0 for penalties so small that
+            they share the least one's.
     """
 
     x_adv: Tensor
@@ -63,6 +67,11 @@ class SweepResult:
 @dataclass(frozen=True)
 class PenaltySweep:
     """Minimise penalty x ||d||_2 - score(x + d) by L-BFGS over the pixel range, for every penalty.
+
+    All start from x and run together. A pair at one penalty is done when three evaluations in a
+    row gained less than 5e-7 |score(x)|; penalties too small to cost 1e-5 |score(x)| anywhere in
+    the pixel range share the least one's search. In the end each penalty takes the best of all
+    points found for its pair.
 
     Args:
         goal: `LatentTarget` or `OutputTarget`.
@@ -111,16 +120,27 @@ class PenaltySweep:
         with ready(victim, x, Ball("l2", 1.0)) as clean:
             score = self.goal.bind(victim, clean, generator=for_search)
             weights = torch.tensor(self.weights, dtype=clean.dtype, device=clean.device)
-            pairs = torch.arange(len(x), device=clean.device).repeat_interleave(count)
-            weight = weights.repeat(len(x))
+            rest, _ = evaluate(score, clean, torch.arange(len(x)), gradient=False)
+            asked = weights > _NEGLIGIBLE * rest.abs().unsqueeze(1) / _reach(clean).unsqueeze(1)
+            asked[:, weights.argmin()] = True
+            pairs, which = asked.nonzero(as_tuple=True)
             ends = [
-                self._minimise(score, clean, pairs[part], weight[part])
+                self._minimise(score, clean, pairs[part], weights[which[part]], rest)
                 for part in torch.arange(len(pairs), device=clean.device).split(self.chunk)
             ]
-            y = torch.cat([end.y for end in ends]).view(len(x), count, *x.shape[1:])
-            step = (y - clean.unsqueeze(1)).flatten(2)
-            size = torch.linalg.vector_norm(step, dim=2)
-            value = torch.cat([end.value for end in ends]).view(len(x), count)
+            y = clean.unsqueeze(1).repeat(1, count, 1, 1, 1)
+            value = -rest.unsqueeze(1).repeat(1, count)
+            evaluations = torch.zeros_like(asked, dtype=torch.long)
+            y[asked] = torch.cat([end.y for end in ends]).view(-1, *x.shape[1:])
+            value[asked] = torch.cat([end.value for end in ends])
+            evaluations[asked] = torch.cat([end.evaluations for end in ends])
+            size = torch.linalg.vector_norm((y - clean.unsqueeze(1)).flatten(2), dim=2)
+            reached = weights * size - value
+            # every penalty may use what the search found for another one
+            best = (weights.view(1, -1, 1) * size.unsqueeze(1) - reached.unsqueeze(1)).argmin(2)
+            rows = torch.arange(len(x), device=clean.device).unsqueeze(1)
+            y, size, reached = y[rows, best], size[rows, best], reached[rows, best]
+            value = weights * size - reached
             target = self.goal.target.to(clean).expand_as(clean)
 
             def read(image: Tensor) -> Tensor:
@@ -132,15 +152,17 @@ class PenaltySweep:
         return SweepResult(
             y,
             size,
-            weights * size - value,
+            reached,
             value,
             weights,
             select_penalty(value, weights),
             area,
-            torch.cat([end.evaluations for end in ends]).view(len(x), count),
+            evaluations,
         )
 
-    def _minimise(self, score: Score, x: Tensor, pairs: Tensor, weight: Tensor) -> Minimum:
+    def _minimise(
+        self, score: Score, x: Tensor, pairs: Tensor, weight: Tensor, rest: Tensor
+    ) -> Minimum:
         centre = x[pairs].flatten(1)
 
         def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,10 +171,35 @@ class PenaltySweep:
                 return score(y.view(-1, *x.shape[1:]), rows) - weight[k] * size
 
             value, slope = evaluate(penalised, flat, pairs[k])
-            return -value, torch.zeros_like(flat) if slope is None else -slope
+            slope = torch.zeros_like(flat) if slope is None else -slope
+            still = (flat == centre[k]).all(1)
+            if bool(still.any()):
+                slope[still] = _least(slope[still], flat[still], weight[k[still]])
+            return -value, slope
 
         low, high = torch.zeros_like(centre), torch.ones_like(centre)
-        return minimise(objective, centre, low, high, steps=self.steps)
+        return minimise(
+            objective,
+            centre,
+            low,
+            high,
+            steps=self.steps,
+            value_tolerance=_GAIN,
+            scale=rest[pairs].abs(),
+        )
+
+
+def _reach(x: Tensor) -> Tensor:
+    """2-norm of the longest step from each image within the pixel range, (B,)."""
+    return torch.linalg.vector_norm(torch.maximum(x, 1 - x).flatten(1), dim=1)
+
+
+def _least(slope: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """The least subgradient of weight x ||y - x|| - score at y = x, where the norm has its kink."""
+    blocked = ((y <= 0) & (slope > 0)) | ((y >= 1) & (slope < 0))
+    length = torch.linalg.vector_norm(slope.masked_fill(blocked, 0), dim=1)
+    share = (1 - weight / length.clamp_min(torch.finfo(y.dtype).tiny)).clamp_min(0)
+    return slope * share.unsqueeze(1)
 
 
 def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ def minimise(
     memory: int = 10,
     gradient_tolerance: float = 1e-5,
     value_tolerance: float = 1e-9,
+    scale: Tensor | None = None,
 ) -> Minimum:
     r"""Minimise over a box by projected L-BFGS, each row its own problem.
 
@@ -69,7 +70,8 @@ def minimise(
         steps: Most evaluations of a row.
         memory: Pairs kept.
         gradient_tolerance: Greatest entry of the projected gradient at which a row is done.
-        value_tolerance: Relative gain at which a row is done.
+        value_tolerance: Relative gain at which a row is done, if three in a row are no larger.
+        scale: Least size of a value, (n,), that its gain is held against; 0 where it is None.
 
     References:
         Nocedal & Wright, 2006, Algorithm 7.4; Bertsekas, 1982 (two-metric projection);
@@ -84,6 +86,7 @@ def minimise(
         tensor([[1., 1., 1.]])
     """
     n, pixels = start.shape
+    scale = start.new_full((n,), 1e-30) if scale is None else scale
     y = torch.minimum(torch.maximum(start, low), high)
     alive = torch.arange(n, device=start.device)
     value, gradient = objective(y, alive)
@@ -133,8 +136,9 @@ def minimise(
         moved[:, kept] = torch.cat([moved[1:, kept], s[curved].unsqueeze(0)])
         turned[:, kept] = torch.cat([turned[1:, kept], t[curved].unsqueeze(0)])
         gain = value[rows] - new_value[good]
-        scale = torch.maximum(value[rows].abs(), new_value[good].abs()).clamp_min(1e-30)
-        stalled[rows] = torch.where(gain <= value_tolerance * scale, stalled[rows] + 1, 0)
+        against = torch.maximum(value[rows].abs(), new_value[good].abs())
+        against = torch.maximum(against, scale[rows])
+        stalled[rows] = torch.where(gain <= value_tolerance * against, stalled[rows] + 1, 0)
         converged[rows] |= stalled[rows] >= 3
         y[rows], value[rows], gradient[rows] = trial[good], new_value[good], new_gradient[good]
         steepest[rows] = False
