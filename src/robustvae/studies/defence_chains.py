@@ -46,7 +46,7 @@ class Size:
     gradients: int
 
 
-SIZES = {"smoke": Size(3, 200), "laptop": Size(10, 1000), "full": Size(50, 5000)}
+SIZES = {"smoke": Size(3, 200), "laptop": Size(5, 1000), "full": Size(50, 5000)}
 
 
 def samplers(gradients: int) -> dict[str, HMC]:
