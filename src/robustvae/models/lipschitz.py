@@ -192,8 +192,12 @@ class Scale(nn.Module):
         return f"{self.factor:g}"
 
 
-DRIFT = 0.5
-"""Frobenius norm of I - W^T W (or I - W W^T) up to which the gap between retractions grows."""
+DRIFT = 0.25
+"""Frobenius norm of I - W^T W (or I - W W^T) up to which the gap between retractions grows; from
+twice as much on it shrinks."""
+
+NEAR = 0.05
+"""Such a norm after which one more Björck step leaves nothing that matters."""
 
 ARCHITECTURES = ("conv", "mlp")
 SORTS: dict[str, type[nn.Module]] = {"groupsort": GroupSort, "maxmin": MaxMin}
@@ -365,9 +369,15 @@ class LipschitzVAE(VAE):
         self._since += 1
         if self._since < self._gap:
             return
-        drift = max(_retract(layer.weight, self.order) for layer in self._layers())
+        near = (
+            NEAR if self._gap == 1 else 1.0
+        )  # weights that move fast are brought back all the way
+        drift = max(_retract(layer.weight, self.order, near) for layer in self._layers())
         self._since = 0
-        self._gap = min(2 * self._gap, self.retract_every) if drift < DRIFT else 1 + self._gap // 4
+        if drift < DRIFT:
+            self._gap = min(2 * self._gap, self.retract_every)
+        elif not drift < 2 * DRIFT:
+            self._gap = 1 + self._gap // 4
 
     @torch.no_grad()
     def finalize(self) -> None:
@@ -425,8 +435,8 @@ def _series(defect: Tensor, order: int) -> Tensor:
     return series
 
 
-def _retract(weight: Tensor, order: int) -> float:
-    """Björck steps, in place, until the last began near enough: ||I - W^T W|| when called."""
+def _retract(weight: Tensor, order: int, near: float) -> float:
+    """Björck steps, in place, the last of them from `near`; ||I - W^T W|| before the first."""
     if weight.shape[0] < weight.shape[1]:
         weight = weight.mT
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -435,13 +445,12 @@ def _retract(weight: Tensor, order: int) -> float:
         gram = weight.mT @ weight
         size = float((eye - gram).norm())
         drift = size if turn == 0 else drift
-        far = size > 1
-        if far:  # the spectral norm is at most sqrt(1 + size): below sqrt(2) from here on
+        if size > 1:  # the spectral norm is at most sqrt(1 + size): below sqrt(2) from here on
             shrink = 2 / (1 + size)
             weight.mul_(shrink**0.5)
             gram.mul_(shrink)
         weight.copy_(weight @ _series(eye - gram, order))
-        if not far:
+        if not size > near:
             break
     return drift
 
