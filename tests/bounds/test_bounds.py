@@ -277,3 +277,27 @@ def test_bad_input_is_refused():
         bounds.envelope_reach(torch.zeros(1, 3), -1.0)
     with pytest.raises(errors.RangeError):
         bounds.noncentral_probability(-1.0, 0.1, 0.1, 3)
+
+
+@pytest.mark.parametrize("m", [0.5, 0.7, 0.95])
+def test_crossing_is_plain_bisection_in_fewer_questions(m, generator):
+    spread = 0.05 + 0.2 * torch.rand(200, generator=generator)
+    reach = 0.2 + 3 * torch.rand(200, generator=generator)
+    asked = 0
+
+    def spare(rho, rows):
+        nonlocal asked
+        asked += len(rows)
+        return bounds.isotropic_mass(reach[rows], 2 * rho, spread[rows], 6) - m
+
+    def holds(rho):
+        return bounds.noncentral_probability(reach, 2 * rho, spread, 6) > m
+
+    slow = bounds.largest(holds, reach / 2, steps=45)
+    guess = bounds.isotropic_guess(reach, lambda rho: (2 * rho, spread), m, 6)
+    for start in (guess, None, 0.3 * guess):
+        asked = 0
+        fast = bounds.crossing(spare, reach / 2, start)
+        assert_close(fast, slow, rtol=1e-8, atol=1e-9)
+        assert holds(fast)[fast > 0].all() and ((fast > 0) == (slow > 0)).all()
+        assert asked < (8 if start is guess else 24) * 200

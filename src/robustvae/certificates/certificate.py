@@ -377,27 +377,26 @@ def _logits(vae: VAE, z: Tensor) -> Tensor:
 
 def _moved_stddev(
     stddev: Tensor, constants: Constants, version: str
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """For radii (B,): the largest standard deviation s and the trace T of the latent difference."""
-    own = stddev.square()
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """For radii of some rows: the largest standard deviation s and trace T of the difference."""
     norm = stddev.norm(dim=1)
+    most, total = stddev.square().amax(1).sqrt(), stddev.square().sum(1)
 
-    def bound(rho: Tensor) -> tuple[Tensor, Tensor]:
+    def bound(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         if version == "centred":
-            variance, trace = own, own.sum(1)
-            return variance.amax(1).sqrt(), trace
-        added = stddev + constants.c * rho[:, None]
-        after = added.square()
+            return most[rows], total[rows]
+        own = stddev[rows].square()
+        after = (stddev[rows] + constants.c * rho[:, None]).square()
         if constants.log_c < float("inf"):
-            grown = stddev * (constants.log_c * rho[:, None]).clamp(max=300).exp()
+            grown = stddev[rows] * (constants.log_c * rho[:, None]).clamp(max=300).exp()
             after = torch.minimum(after, grown.square())
-        trace = torch.minimum(after.sum(1), (norm + constants.c * rho).square())
+        trace = torch.minimum(after.sum(1), (norm[rows] + constants.c * rho).square())
         if version == "paired":
-            after, trace = own + after, norm.square() + trace
+            after, trace = own + after, total[rows] + trace
         return after.amax(1).sqrt(), trace
 
-    def with_slack(rho: Tensor) -> tuple[Tensor, Tensor]:
-        spread, trace = bound(rho)
+    def with_slack(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        spread, trace = bound(rho, rows)
         return spread * (1 + bounds.SLACK), trace * (1 + bounds.SLACK)
 
     return with_slack
@@ -406,20 +405,31 @@ def _moved_stddev(
 def _margin(
     name: str,
     reach: Tensor,
-    moved: Callable[[Tensor], tuple[Tensor, Tensor]],
+    moved: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     b: float,
     m: float,
     latent: int,
 ) -> Tensor:
     """The largest rho at which the route's probability is above m, (B,)."""
 
+    def ends(rho: Tensor) -> tuple[Tensor, Tensor]:
+        return b * rho * (1 + bounds.SLACK), moved(rho, everyone)[0]
+
     def holds(rho: Tensor) -> Tensor:
-        spread, trace = moved(rho)
+        spread, trace = moved(rho, everyone)
         shift = b * rho * (1 + bounds.SLACK)
         if name == "trace_markov":
             return bounds.trace_markov_probability(reach, shift, trace) > m
         return bounds.noncentral_probability(reach, shift, spread, latent) > m
 
+    def spare(rho: Tensor, rows: Tensor) -> Tensor:
+        shift = b * rho * (1 + bounds.SLACK)
+        return bounds.isotropic_mass(reach[rows], shift, moved(rho, rows)[0], latent) - m
+
+    everyone = torch.arange(len(reach))
+    if name == "noncentral" and m >= 0.5:
+        # then no weaker bound takes the place of the isotropic mass
+        return bounds.crossing(spare, reach / b, bounds.isotropic_guess(reach, ends, m, latent))
     return bounds.largest(holds, reach / b)
 
 

@@ -1,0 +1,171 @@
+"""Speed of certificates and of margins, against their slow definitions.
+
+    python benchmarks/bench_certificates.py runs/mnist-lipschitz-10
+
+Certificates: 10,000 noncentral margins after the encodings, both envelopes for each input. Margins:
+`find_margin` (5 restarts) against one scipy L-BFGS-B problem for every radius and restart, 20 radii
+x 5 restarts with 40 draws each, on the same images, centred and free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+import robustvae as rv
+from robustvae import bounds
+from robustvae.certificates import certificate, lipschitz_constants, tangent_reach
+from robustvae.models import LipschitzVAE
+from robustvae.robustness import Bisection, displacements, find_margin
+
+R, M, RADII, RESTARTS, DRAWS = 8.0, 0.5, 20, 5, 40
+
+
+def seconds(work: Callable[[], Any], rounds: int) -> float:
+    """The median time of some rounds, after one that is not counted."""
+    work()
+    spent = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - began)
+    return float(np.median(spent))
+
+
+def certificates(vae: LipschitzVAE, x: Tensor, rounds: int) -> dict[str, Any]:
+    """Seconds for 10,000 noncentral margins, and milliseconds an input of the envelopes."""
+    constants = lipschitz_constants(vae)
+    exact = vae.double()
+    with torch.no_grad():
+        means = exact.encode(x.double()).mean
+        logits = exact.decoder(means).flatten(1)
+    many = 10_000
+    stddev = 0.05 + 0.1 * torch.rand(many, vae.latent, generator=rv.generator(0)).double()
+    reach = 2 + 3 * torch.rand(many, generator=rv.generator(1)).double()
+    moved = certificate._moved_stddev(stddev, constants, "centred")
+
+    def noncentral() -> Tensor:
+        return certificate._margin("noncentral", reach, moved, constants.b, M, vae.latent)
+
+    def slow() -> Tensor:
+        rows = torch.arange(many)
+
+        def holds(rho: Tensor) -> Tensor:
+            spread = moved(rho, rows)[0]
+            return bounds.noncentral_probability(reach, constants.b * rho, spread, vae.latent) > M
+
+        return bounds.largest(holds, reach / constants.b)
+
+    gap = ((noncentral() - slow()) / slow()).abs().max()
+    count = len(x)
+    return {
+        "noncentral, 10,000 inputs, seconds": seconds(noncentral, rounds),
+        "the same by plain bisection, seconds": seconds(slow, 1),
+        "largest relative difference of the two": float(gap),
+        "envelope, milliseconds an input": seconds(lambda: bounds.envelope_reach(logits, R), rounds)
+        / count
+        * 1e3,
+        "tangent envelope, milliseconds an input": seconds(
+            lambda: tangent_reach(exact.decoder, means, R), rounds
+        )
+        / count
+        * 1e3,
+        "inputs in a batch": count,
+    }
+
+
+def ours(vae: rv.VAE, x: Tensor) -> Tensor:
+    """Margins by `find_margin`."""
+    search = rv.ProjectedAscent(steps=30, restarts=RESTARTS, chunk=1000)
+    how = Bisection(search=search, largest=2.0)
+    found = find_margin(
+        rv.Victim(vae), x, R, M, "centred", boxed=False, bisection=how, generator=rv.generator(2)
+    )
+    return torch.as_tensor(found.estimate.value)
+
+
+def plain(vae: rv.VAE, x: Tensor) -> float:
+    """One image's margin by the papers' protocol: a scipy problem for each radius and restart."""
+    victim, g = rv.Victim(vae), rv.generator(3)
+    with torch.no_grad():
+        clean = vae.decode(vae.encode(x).mean).mean
+    shape = x.shape
+
+    def loss(v: np.ndarray, radius: float) -> tuple[float, np.ndarray]:
+        free = torch.tensor(v, dtype=x.dtype).view(shape).requires_grad_(True)
+        size = free.norm()
+        change = free * (radius / size).clamp(max=1.0)
+        damage = -(vae.decode(vae.encode(x + change).mean).mean - clean).norm()
+        (grad,) = torch.autograd.grad(damage, free)
+        return float(damage), grad.double().flatten().numpy()
+
+    margin = 2.0
+    for radius in np.linspace(2.0, 0.1, RADII):
+        broken = False
+        for _ in range(RESTARTS):
+            start = torch.randn(shape, generator=g)
+            start = (radius * start / start.norm()).flatten().double().numpy()
+            found = minimize(loss, start, (radius,), jac=True, method="L-BFGS-B")
+            change = torch.tensor(found.x, dtype=x.dtype).view(shape)
+            change = change * min(1.0, radius / float(change.norm()))
+            moved = displacements(victim, x, x + change, "centred", generator=g, draws=DRAWS)
+            broken |= bool((moved <= R).double().mean() <= M)
+        if broken:
+            margin = float(radius)
+    return margin
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--inputs", type=int, default=64)
+    parser.add_argument("--images", type=int, default=20, help="of the batch of margins")
+    parser.add_argument("--slow", type=int, default=2, help="of these, by the plain protocol")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    out = given.out or Path(__file__).parent / "results" / "certificates.json"
+    vae = rv.load(given.model)
+    assert isinstance(vae, LipschitzVAE)
+    vae.requires_grad_(False)
+    images = rv.data.load(given.data, split="test")
+    x, _ = images.sample(given.inputs, stratified=True, generator=rv.generator(0))
+    few = x[: given.images]
+    began = time.perf_counter()
+    fast = ours(vae, few)
+    each = (time.perf_counter() - began) / len(few)
+    began = time.perf_counter()
+    slow = [plain(vae, few[i : i + 1]) for i in range(given.slow)]
+    slow_each = (time.perf_counter() - began) / given.slow
+    record = {
+        "model": Path(given.model).name,
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "margins": {
+            "ours, seconds an image": each,
+            "plain, seconds an image": slow_each,
+            "times faster": slow_each / each,
+            "ours": fast[: given.slow].tolist(),
+            "plain, on a grid of 0.1": slow,
+            "images": [given.images, given.slow],
+        },
+        "certificates": certificates(vae, x, given.rounds),
+    }
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
