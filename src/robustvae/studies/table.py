@@ -166,7 +166,10 @@ def from_command_line(study: Study, name: str, about: str | None) -> None:
         print("the time is over: give the same command again to go on", file=sys.stderr)
         sys.exit(3)
     command = f"python -m robustvae.studies.{name} {shlex.join(sys.argv[1:])}"
-    table = replace(table, facts=table.facts | {"command": command})
+    facts = table.facts | {"command": command}
+    if given.kept is not None:
+        facts.pop("seconds")  # those of the last of several runs would mislead
+    table = replace(table, facts=facts)
     table.write(given.out, f"{name.replace('_', '-')}-{given.data}")
     print(table.to_markdown())
 
