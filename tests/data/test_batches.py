@@ -130,6 +130,7 @@ def test_a_malicious_batch_is_refused_and_not_run(
         b"\x80\x02(i__main__\nX\n.",
         b"\x80\x02}]}s.",  # a list as a key
         b"\x80\x02}U\x01acnumpy\ndtype\nU\x02u1\x85R(K\x03K\x07tbs.",
+        pickle.dumps({"a": os.system}),  # a name that is not called
         pickle.dumps({"a": {1, 2}}),  # a set
         pickle.dumps({"a": np.array([None])}),
         pickle.dumps({"a": np.float64(1)}),
