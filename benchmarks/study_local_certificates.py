@@ -30,7 +30,7 @@ def measured(given: argparse.Namespace, version: str, x: torch.Tensor) -> dict[s
     rest = rest_quantile(victim, x, M, version, generator=g, draws=1000)
     r = 2 * float(rest.value.median())
     row: dict[str, object] = {"r": r}
-    for norm in ("l2", "linf"):
+    for norm in given.norms:
         start = time.process_time()
         lower = rv.certify(
             vae, x, r, M, version, norm=norm, generator=g, draws=given.draws, **ROUTE
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--versions", nargs="+", default=["centred", "full", "paired"])
+    parser.add_argument("--norms", nargs="+", default=["l2", "linf"])
     parser.add_argument("--attacked", nargs="+", default=["centred"])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

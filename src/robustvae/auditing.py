@@ -127,7 +127,7 @@ class Plan(BaseModel):
     neyman_pearson: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="the probabilistic certificate where the deterministic ones prove nothing; "
-        "auto leaves it out for convolutions, where it takes minutes for each input",
+        "auto leaves it out for convolutions, where it takes seconds for each input",
     )
     evidence: int = Field(default=8, ge=0, description="inputs for the checks on the evidence")
     gallery: int = Field(default=6, ge=0)
@@ -950,7 +950,7 @@ def _not_tried(victim: Victim, plan: Plan) -> list[str]:
         words.append("Attacks that know the defence shown beside them.")
         if not _asks_neyman_pearson(victim, plan):
             words.append(
-                "The probabilistic certificate (Neyman-Pearson), which takes minutes for each "
+                "The probabilistic certificate (Neyman-Pearson), which takes seconds for each "
                 "input of a convolutional model; `neyman_pearson: always` in the plan asks for it."
             )
     if plan.version == "centred":

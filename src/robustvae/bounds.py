@@ -509,7 +509,7 @@ def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most:
         >>> one = torch.ones(1, 2)
         >>> still = moved_failure(0.01, 0.0, one, one, one)
         >>> round(float(still), 4), round(float(moved_failure(0.01, 1.0, one, one, 1.1 * one)), 3)
-        (0.0101, 0.165)
+        (0.01, 0.186)
     """
     stddev = _double(stddev)
     ends = [(_double(end) / stddev).square() for end in (least, most)]

@@ -4,9 +4,13 @@ from robustvae.certificates.certificate import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.displacement import Chain, Enclosure, mahalanobis_shift
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
+from robustvae.certificates.movement import Encoder, Movement
+from robustvae.certificates.relaxations import Add, Cause, LinearBounds, Relaxation
 from robustvae.certificates.tangent import tangent_reach
 
 __all__ = [
+    "Add",
+    "Cause",
     "Certificate",
     "certify",
     "Chain",
@@ -14,10 +18,14 @@ __all__ = [
     "Design",
     "design",
     "Enclosure",
+    "Encoder",
     "global_margin",
     "isotropic_margin",
+    "LinearBounds",
     "lipschitz_bound",
     "lipschitz_constants",
     "mahalanobis_shift",
+    "Movement",
+    "Relaxation",
     "tangent_reach",
 ]

@@ -72,7 +72,7 @@ class Encoder:
         >>> x = rv.data.load("digits", split="test").x[:2].double()
         >>> found = Encoder(vae).over(x, torch.full((2,), 0.1), norm="linf")
         >>> found.method, found.least.shape
-        ('crown', torch.Size([2, 8]))
+        ('crown', torch.Size([2, 16]))
     """
 
     def __init__(self, vae: VAE, *, spread: bool = True) -> None:
