@@ -338,8 +338,8 @@ def isotropic_mass(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
 
     Examples:
         >>> from robustvae.bounds import isotropic_mass
-        >>> round(float(isotropic_mass(1.0, 1.2, 0.5, 10)), 6)
-        0.002389
+        >>> round(float(isotropic_mass(2.0, 1.0, 0.5, 10)), 4)
+        0.675
     """
     reach, shift, spread = _double(reach), _double(shift), _double(spread)
     mass = _noncentral_cdf(
