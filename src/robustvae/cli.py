@@ -588,7 +588,7 @@ def _measures(found: Any) -> Table:
     for measure in found.measures:
         stderr = "" if measure.stderr is None else f"{measure.stderr:.2g}"
         count = str(measure.n) if measure.n else ""
-        table.add_row(escape(measure.label), f"{measure.value:.5g}", stderr, count, measure.unit)
+        table.add_row(escape(measure.label), measure.shown, stderr, count, measure.unit)
     for what, why in found.absent.items():
         table.add_row(f"not measured: {what}", "", "", "", why)
     return table

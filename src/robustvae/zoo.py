@@ -344,7 +344,7 @@ def _card_text(recipe: Recipe, told: dict[str, Any], found: Evaluation, dtype: s
         stderr = "" if measure.stderr is None else f"{measure.stderr:.2g}"
         count = f"{measure.n:,}" if measure.n else ""
         label = measure.label.replace("|", r"\|")
-        cells = (label, f"{measure.value:.5g}", stderr, count, measure.unit)
+        cells = (label, measure.shown, stderr, count, measure.unit)
         lines.append(f"| {' | '.join(cells)} |")
     lines += [f"\nNot measured: {what}: {why}." for what, why in found.absent.items()]
     return "\n".join(lines) + "\n"

@@ -117,6 +117,11 @@ def test_layers_have_their_own_kl_and_what_is_not_covered_is_told(digits):
         found["nll"]
 
 
+def test_upper_bounds_are_shown_rounded_up():
+    assert Measure("encoder_lipschitz", "", 10.00001, None, 0, "").shown == "10.0001"
+    assert Measure("nll", "", 90.123449, 1.0, 9, "nats").shown == "90.123"
+
+
 def test_intervals_are_of_95_percent():
     assert Measure("k", "", 1.0, 0.5, 9, "nats").interval == pytest.approx((0.02, 1.98))
 

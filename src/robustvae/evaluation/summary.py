@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,13 @@ class Measure:
     stderr: float | None
     n: int
     unit: str
+
+    @property
+    def shown(self) -> str:
+        """The value as text; an upper bound is rounded up."""
+        if self.key.endswith("_lipschitz"):
+            return f"{math.ceil(self.value * 1e4) / 1e4:.4f}"
+        return f"{self.value:.5g}"
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -207,7 +207,7 @@ def _lipschitz(models: _Models) -> list[str]:
         assert found.interval is not None
         low, high = found.interval
         constants = [models.get(name, f"{part}_lipschitz") for part in ("encoder", "decoder")]
-        shown = ["not covered" if c is None else f"{_up(c.value):.4f}" for c in constants]
+        shown = ["not covered" if c is None else c.shown for c in constants]
         lines.append(
             f"| {name} | {zoo.card(name)['epochs']} | {found.n:,} | {-found.value:.5g} ± "
             f"{found.stderr:.2g} | {-high:.5g} to {-low:.5g} | {' | '.join(shown)} |"
@@ -277,7 +277,3 @@ def _cards(models: _Models) -> list[str]:
             f"{record.facts['inputs']:,} | {card['date']} | {record.facts['sha256'][:12]} |"
         )
     return lines
-
-
-def _up(value: float) -> float:
-    return math.ceil(value * 1e4) / 1e4
