@@ -93,8 +93,8 @@ def minimise(
     norm = torch.linalg.vector_norm(gradient, dim=1)
     evaluations = torch.ones(n, dtype=torch.long, device=start.device)
     converged = torch.zeros(n, dtype=torch.bool, device=start.device)
-    moved = start.new_zeros(memory, n, pixels)
-    turned = start.new_zeros(memory, n, pixels)
+    pairs = start.new_zeros(n, 2 * memory, pixels)  # a ring of steps, and one of slopes' changes
+    newest = torch.full_like(evaluations, -1)
     direction = torch.zeros_like(y)
     length = start.new_ones(n)
     steepest = torch.zeros_like(converged)
@@ -108,12 +108,12 @@ def minimise(
         converged[fresh[done]] = True
         fresh, free, downhill = fresh[~done], free[~done], downhill[~done]
         if len(fresh):
-            step = _two_loop(downhill, free, moved[:, fresh], turned[:, fresh])
+            step = _two_loop(downhill, free, pairs, newest, fresh)
             slope = (step * downhill).sum(1)
             poor = (slope <= 1e-10 * downhill.square().sum(1)) | steepest[fresh]
             step = torch.where(poor.unsqueeze(1), downhill, step)
             direction[fresh] = step
-            naive = (moved[-1, fresh].abs().amax(1) == 0) | poor
+            naive = (newest[fresh] < 0) | poor
             careful = 1 / downhill.abs().sum(1).clamp_min(1e-30)
             length[fresh] = torch.where(naive, careful.clamp_max(1), torch.ones_like(careful))
         alive = alive[~converged[alive]]
@@ -133,8 +133,10 @@ def minimise(
         t = new_gradient[good] - gradient[rows]
         curved = (s * t).sum(1) > 1e-10 * t.square().sum(1)
         kept = rows[curved]
-        moved[:, kept] = torch.cat([moved[1:, kept], s[curved].unsqueeze(0)])
-        turned[:, kept] = torch.cat([turned[1:, kept], t[curved].unsqueeze(0)])
+        newest[kept] += 1
+        slot = newest[kept] % memory
+        pairs[kept, slot] = s[curved]
+        pairs[kept, memory + slot] = t[curved]
         gain = value[rows] - new_value[good]
         against = torch.maximum(value[rows].abs(), new_value[good].abs())
         against = torch.maximum(against, scale[rows])
@@ -153,8 +155,8 @@ def minimise(
         converged[hopeless] = True
         again = bad[spent & ~steepest[bad]]
         steepest[again] = True
-        moved[:, again] = 0
-        turned[:, again] = 0
+        pairs[again] = 0
+        newest[again] = -1
         fresh = torch.cat([rows[~converged[rows]], again])
     return Minimum(y, value, norm, evaluations, converged)
 
@@ -163,26 +165,37 @@ def _free(y: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return ~(((y <= low) & (gradient > 0)) | ((y >= high) & (gradient < 0)))
 
 
-def _two_loop(downhill: Tensor, free: Tensor, moved: Tensor, turned: Tensor) -> Tensor:
-    """The L-BFGS inverse Hessian times `downhill`, all within the free coordinates."""
-    s, t = moved * free, turned * free
-    product = (s * t).sum(2)
-    usable = product > 1e-10 * t.square().sum(2).clamp_min(1e-30)
-    rho = torch.where(usable, 1 / product.where(usable, torch.ones_like(product)), 0)
-    q, alphas = downhill, []
-    for j in reversed(range(len(s))):
-        alpha = rho[j] * (s[j] * q).sum(1)
-        alphas.append(alpha)
-        q = q - alpha.unsqueeze(1) * t[j]
-    scale = torch.ones_like(product[0])
-    for j in range(len(s)):  # the newest usable pair sets the scale
-        ratio = product[j] / t[j].square().sum(1).clamp_min(1e-30)
-        scale = torch.where(usable[j], ratio, scale)
-    q = q * scale.unsqueeze(1)
-    for j, alpha in zip(range(len(s)), reversed(alphas), strict=True):
-        beta = rho[j] * (t[j] * q).sum(1)
-        q = q + (alpha - beta).unsqueeze(1) * s[j]
-    return q
+def _two_loop(
+    downhill: Tensor, free: Tensor, pairs: Tensor, newest: Tensor, rows: Tensor
+) -> Tensor:
+    """The L-BFGS inverse Hessian of some rows times `downhill`, within the free coordinates.
+
+    The recursion runs over coefficients: the pairs are read three times, whatever their number.
+    """
+    memory = pairs.shape[1] // 2
+    age = torch.arange(memory - 1, -1, -1, device=rows.device)
+    order = (newest[rows].unsqueeze(1) - age) % memory  # the newest last
+    held = pairs[rows.unsqueeze(1), torch.cat([order, order + memory], 1)]
+    t = held[:, memory:].mul_(free.unsqueeze(1))  # products need the mask on one side alone
+    products = held @ t.mT  # of all with the changes t
+    along = (held @ downhill.unsqueeze(2)).squeeze(2)
+    st, tt = products[:, :memory], products[:, memory:]
+    own, length = st.diagonal(dim1=1, dim2=2), tt.diagonal(dim1=1, dim2=2)
+    usable = own > 1e-10 * length.clamp_min(1e-30)
+    rho = torch.where(usable, 1 / own.where(usable, 1.0), 0)
+    steps, changes = torch.zeros_like(rho), torch.zeros_like(rho)  # coefficients of s and t
+    for j in reversed(range(memory)):
+        changes[:, j] = -rho[:, j] * (along[:, j] + (st[:, j] * changes).sum(1))
+    scale = torch.ones_like(rho[:, 0])
+    for j in range(memory):  # the newest usable pair sets the scale
+        scale = torch.where(usable[:, j], own[:, j] / length[:, j].clamp_min(1e-30), scale)
+    alpha, changes = -changes, changes * scale.unsqueeze(1)
+    inner = scale.unsqueeze(1) * along[:, memory:] + (tt @ changes.unsqueeze(2)).squeeze(2)
+    for j in range(memory):
+        beta = rho[:, j] * (inner[:, j] + (st[:, :, j] * steps).sum(1))
+        steps[:, j] = alpha[:, j] - beta
+    made = torch.cat([steps, changes], 1).unsqueeze(1) @ held
+    return scale.unsqueeze(1) * downhill + made.squeeze(1) * free
 
 
 @final
