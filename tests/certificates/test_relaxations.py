@@ -324,3 +324,14 @@ def test_bad_input_is_refused():
         net.over(torch.zeros(2, *SHAPE), torch.ones(2), norm="l1")
     with pytest.raises(errors.UnknownNameError):
         net.over(torch.zeros(2, *SHAPE), torch.ones(2), method="zonotope")
+
+
+@pytest.mark.parametrize("shape", [(3, 500), (400, 350), (350, 900)])
+def test_the_operator_bound_is_never_below(shape, generator):
+    matrix = (
+        torch.randn(shape, generator=generator) * torch.rand(shape[1], generator=generator) ** 4
+    )
+    true = float(torch.linalg.matrix_norm(matrix, 2))
+    assert (
+        true <= relaxations.operator_bound(matrix) <= (1.0 if 3 in shape else 2.0) * true * 1.0001
+    )

@@ -702,6 +702,7 @@ def operator_bound(matrix: Tensor) -> float:
         return float(spectral_norm_bounds(matrix[None])[0])
     narrow = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     gram = narrow @ narrow.mT
+    gram = (gram + gram.mT) / 2
     lost = gamma(sum(matrix.shape) + 8) * float(narrow.square().sum())
     fourth = float((gram @ gram).norm()) + gamma(2 * len(gram) + 8) * float(gram.norm()) ** 2
     return float((fourth**0.5 + lost) ** 0.5 * _UP)
