@@ -76,6 +76,60 @@ def test_every_pair_and_penalty_is_scipy_s(x, make):
     torch.testing.assert_close(found.score[:, 2], score(found.x_adv[:, 2], torch.arange(3)))
 
 
+def test_20_problems_of_a_network_are_scipy_s(x):
+    """Ours is at most 1e-4 of the value at rest above what scipy's L-BFGS-B ends with."""
+    torch.random.default_generator.set_state(generator(5).get_state())
+    vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4), hidden=(8,)).double()
+    with torch.no_grad():
+        vae.mean_head.weight.mul_(30)  # codes several spreads apart, as a trained encoder's are
+    victim = Victim(vae)
+    x, target = x[:2], x[[2, 0]].flip(3)
+    goal = LatentTarget(target)
+    weights = (0.0, *(2.0**power for power in range(-11, 7, 2)))
+    found = PenaltySweep(goal, weights=weights)(victim, x, generator=generator(0))
+    score = goal.bind(victim, x, generator=generator(0))
+    rest = -score(x, torch.arange(2)).detach()
+    assert found.objective.numel() == 20
+    for i in range(2):
+        for k, weight in enumerate(weights):
+
+            def objective(flat, i=i, weight=weight):
+                y = torch.as_tensor(flat).view(1, 1, 4, 4).requires_grad_()
+                value = weight * (y - x[i]).flatten().norm() - score(y, torch.tensor([i]))[0]
+                (slope,) = torch.autograd.grad(value, y)
+                return float(value.detach()), slope.flatten().numpy()
+
+            start, bounds = x[i].flatten().numpy(), [(0.0, 1.0)] * 16
+            oracle = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+            assert float(found.objective[i, k]) <= oracle.fun + 1e-4 * rest[i]
+    assert (found.size[:, :-1] >= found.size[:, 1:] - 1e-9).all()
+    assert (found.size[:, 0] > 0).all()
+
+
+def test_penalties_that_leave_no_way_out_cost_one_evaluation(x):
+    """Where the penalty outweighs the slope at x in every open direction, x is the minimum."""
+    victim, goal = linear_victim(), LatentTarget(x.flip(0))
+    x = x.clone()
+    x[:, :, 0] = 0.0
+    at = x.clone().requires_grad_()
+    score = goal.bind(victim, x, generator=generator(0))
+    (slope,) = torch.autograd.grad(score(at, torch.arange(3)).sum(), at)
+    open_ways = torch.where((x == 0) & (slope < 0), 0, slope).flatten(1).norm(dim=1)
+    for i in (0, 2):
+        weights = (0.0, 0.99 * float(open_ways[i]), 1.01 * float(open_ways[i]))
+        found = PenaltySweep(goal, weights=weights)(victim, x, generator=generator(0))
+        assert found.evaluations[i, 1] > 1 and found.size[i, 1] > 1e-4
+        assert found.evaluations[i, 2] == 1 and found.size[i, 2] == 0
+
+
+def test_negligible_penalties_share_one_search(x):
+    goal = LatentTarget(x.flip(0))
+    weights = (0.0, 1e-9, 0.01)
+    found = PenaltySweep(goal, weights=weights)(linear_victim(), x, generator=generator(0))
+    assert (found.evaluations[0] > 0).tolist() == [True, False, True]
+    torch.testing.assert_close(found.x_adv[:, 1], found.x_adv[:, 0])
+
+
 def test_a_weak_model_has_a_small_area(x):
     """All-powerful attacks leave no area, powerless ones leave all of it."""
     target, x_hat, target_hat = x.flip(0), x, x.flip(0)

@@ -16,7 +16,7 @@ from robustvae.perturb import Ball, Minimum, Score, minimise
 from robustvae.perturb.ascent import evaluate
 from robustvae.seeding import split
 
-GAIN = 2e-7  # of |score(x)|: what three evaluations in a row must not fall short of
+GAIN = 5e-8  # of |score(x)|: what three evaluations in a row must not fall short of
 _NEGLIGIBLE = 1e-5  # of |score(x)|: what a penalty must be able to cost to be looked at
 
 
@@ -69,7 +69,7 @@ class PenaltySweep:
     """Minimise penalty x ||d||_2 - score(x + d) by L-BFGS over the pixel range, for every penalty.
 
     All start from x and run together. A pair at one penalty is done when three evaluations in a
-    row gained less than 2e-7 |score(x)|; penalties too small to cost 1e-5 |score(x)| anywhere in
+    row gained less than 5e-8 |score(x)|; penalties too small to cost 1e-5 |score(x)| anywhere in
     the pixel range share the least one's search. In the end each penalty takes the best of all
     points found for its pair.
 
