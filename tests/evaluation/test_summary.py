@@ -85,7 +85,7 @@ def test_one_call_measures_everything_with_standard_errors(digits):
     vae = rv.load("digits-vae")
     found = rv.evaluate(vae, test, train=train, inputs=60, draws=40, parts=list(PARTS), seed=2)
     keys = [measure.key for measure in found.measures]
-    assert len(keys) == len(set(keys)) == 21
+    assert len(keys) == len(set(keys)) == 22
     assert not found.absent
     without = {"active_units", "encoder_lipschitz", "decoder_lipschitz", "encoder_weights"}
     for measure in found.measures:
@@ -115,6 +115,17 @@ def test_layers_have_their_own_kl_and_what_is_not_covered_is_told(digits):
     assert set(found.absent) == {"lipschitz", "probe"}
     with pytest.raises(errors.UnknownNameError):
         found["nll"]
+
+
+def test_few_images_are_carried_over_to_all(digits):
+    vae, images = rv.load("digits-vae"), digits[1]
+    options = {"draws": 20, "seed": 0, "parts": ["likelihood"]}
+    whole = rv.evaluate(vae, images, inputs=len(images), **options)
+    few = rv.evaluate(vae, images, inputs=40, **options)
+    assert "nll_all" not in [measure.key for measure in whole.measures]
+    assert few["nll_all"].stderr < 0.8 * few["nll"].stderr
+    apart = few["nll_all"].value - whole["nll"].value
+    assert abs(apart) < 4 * few["nll_all"].stderr
 
 
 def test_upper_bounds_are_shown_rounded_up():

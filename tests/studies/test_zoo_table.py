@@ -64,8 +64,8 @@ def test_numbers_stand_beside_the_papers(place):
     cells = row(text, "mnist-conv28-beta-5")
     assert cells[3] == "7.5 ± 0.3"
     assert cells[4] == "6.9 to 8.1"
-    assert cells[5] == "100.6"
-    assert cells[8] == "1485.1"
+    assert cells[6] == "100.6"
+    assert cells[9] == "1485.1"
     differences = row(text, "MNIST, beta")
     assert differences[1:3] == ["mnist-conv28", "mnist-conv28-beta-5"]
     assert differences[3].startswith("+3 ±")
