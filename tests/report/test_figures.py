@@ -112,14 +112,19 @@ def test_a_wide_range_is_logarithmic_with_a_place_for_zero(make_record):
     assert ">0</text>" in svg
 
 
+@pytest.mark.parametrize("certified", [0.0, 1e-9])
 @pytest.mark.parametrize("value", [0.0, "inf", 1e-12, 1e12])
-def test_degenerate_margins(make_record, value):
+def test_degenerate_margins(make_record, value, certified):
     record = make_record(3)
     for row in record.rows:
-        row.update(certified=0.0, margin_upper_free=value, margin_upper_boxed=value)
+        row.update(certified=certified, margin_upper_free=value, margin_upper_boxed=value)
         row.update(first_order=None, damage=0.0, damage_noise=0.0, damage_defended=0.0)
     for figure in ALL:
-        ElementTree.fromstring(figure(record))
+        svg = figure(record)
+        if figure is figures.coverage and not certified:
+            assert svg == ""
+        else:
+            ElementTree.fromstring(svg)
 
 
 @pytest.mark.parametrize("figure", ALL)
