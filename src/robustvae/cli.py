@@ -384,19 +384,22 @@ def zoo_list() -> None:
     """All models: bundled ones, and those of the recipes, trained or not yet."""
     from robustvae import zoo
 
-    table = Table(title=f"models; trained ones in {zoo.folder() or 'no folder'}")
+    table = Table(title="models that rv.load takes by name")
     table.add_column("name", no_wrap=True)
-    for heading in ("data", "epochs", "status", "-log p(x)", "metrics"):
-        table.add_column(heading, overflow="fold")
-    for name in zoo.names():
-        card = zoo.card(name)
-        metrics = dict(card["metrics"])
-        likelihood = _short(metrics.pop("nll", ""))
-        shown = {key: value for key, value in metrics.items() if key in ZOO_METRICS}
-        told = ", ".join(f"{key} {_short(value)}" for key, value in shown.items())
-        status = "bundled" if name in zoo.bundled() else card["status"]
-        table.add_row(name, card["data"], str(card["epochs"]), status, likelihood, told)
-    Console().print(table)
+    for heading in ("data", "epochs", "from", "-log p(x), nats"):
+        table.add_column(heading)
+    cards = {name: zoo.card(name) for name in zoo.names()}
+    waiting = [name for name, card in cards.items() if card["status"] == zoo.NOT_TRAINED]
+    for name, card in cards.items():
+        if name not in waiting:
+            place = "the package" if name in zoo.bundled() else str(zoo.folder())
+            likelihood = _short(card["metrics"].get("nll", ""))
+            table.add_row(name, card["data"], str(card["epochs"]), place, likelihood)
+    console = Console()
+    console.print(table)
+    console.print("All that was measured on one: robustvae zoo show NAME")
+    if waiting:
+        console.print(f"Not yet trained (robustvae zoo train NAME): {', '.join(waiting)}")
 
 
 @zoo_app.command("show")
@@ -574,9 +577,6 @@ EXTRAS = {
     "results": "pyarrow",
     "plots": "matplotlib",
 }
-
-
-ZOO_METRICS = ("mse", "active_units", "probe_accuracy", "loss", "test_loss")
 
 
 def _measures(found: Any) -> Table:
