@@ -9,8 +9,7 @@ from torch.testing import assert_close
 
 import robustvae as rv
 from robustvae import errors
-from robustvae.certificates import lipschitz_bound, lipschitz_constants
-from robustvae.certificates.displacement import Chain
+from robustvae.certificates import lipschitz_constants
 from robustvae.models import checkpoint, orthogonal
 from robustvae.models.lipschitz import GroupSort
 from robustvae.models.orthogonal import MoveChannels, convolutions, raw_of
@@ -124,21 +123,6 @@ def test_the_same_seed_makes_the_same_kernels(vae):
     torch.rand(7)
     again = small()
     assert checkpoint.weights_sha256(again) == checkpoint.weights_sha256(vae)
-
-
-@pytest.mark.parametrize("activation", ["groupsort", "maxmin"])
-def test_local_bounds_hold_through_the_channels(vae, activation, generator):
-    """No pair in the ball moves farther than the enclosure of its centre, nor that than K."""
-    vae = small(activation=activation).double()
-    x = torch.rand(3, 1, 8, 8, generator=generator)
-    for radius in (1e-3, 0.5):
-        found = Chain(vae.mean_net).enclose(x, torch.full((3,), radius))
-        assert (found.most <= lipschitz_bound(vae.mean_net, (1, 8, 8)) * (1 + 1e-9)).all()
-        for _ in range(200):
-            step = torch.randn(x.shape, generator=generator)
-            step = radius * step / step.flatten(1).norm(dim=1)[:, None, None, None]
-            moved = (vae.encode(x + step).mean - vae.encode(x).mean).norm(dim=1)
-            assert (moved <= found.most * radius * (1 + 1e-9)).all()
 
 
 def test_a_certificate_of_a_convolutional_model(vae, generator):

@@ -2,7 +2,6 @@
 
 from robustvae.certificates.certificate import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
-from robustvae.certificates.displacement import Chain, Enclosure, mahalanobis_shift
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
 from robustvae.certificates.movement import Encoder, Movement
 from robustvae.certificates.relaxations import Add, Cause, LinearBounds, Relaxation
@@ -13,18 +12,15 @@ __all__ = [
     "Cause",
     "Certificate",
     "certify",
-    "Chain",
     "Constants",
     "Design",
     "design",
-    "Enclosure",
     "Encoder",
     "global_margin",
     "isotropic_margin",
     "LinearBounds",
     "lipschitz_bound",
     "lipschitz_constants",
-    "mahalanobis_shift",
     "Movement",
     "Relaxation",
     "tangent_reach",

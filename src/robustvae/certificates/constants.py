@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from robustvae.certificates.displacement import batch_norm_factor, layers_of
+from robustvae.certificates.layers import batch_norm_factor, layers_of
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.base import frozen

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustvae.certificates.displacement import ROUNDING, batch_norm_factor, slopes
+from robustvae.certificates.layers import ROUNDING, batch_norm_factor, slopes
 from robustvae.errors import ShapeError, UnsupportedError, check_choice, check_count
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 from robustvae.norms import gamma, spectral_norm_bounds

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustvae import bounds
 from robustvae.certificates.constants import lipschitz_bound
-from robustvae.certificates.displacement import layers_of
+from robustvae.certificates.layers import layers_of
 from robustvae.errors import ShapeError, UnsupportedError, check_positive
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 
