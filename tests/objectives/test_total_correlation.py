@@ -161,6 +161,14 @@ def test_warm_up_and_free_bits(posteriors: Gaussian) -> None:
     torch.testing.assert_close(terms["loss"], terms["distortion"] + 1e3)
 
 
+def test_free_bits_are_held_against_the_kl_not_its_biased_estimate() -> None:
+    collapsed = Gaussian(torch.zeros(5, 3), torch.ones(5, 3))
+    objective = TotalCorrelation(5.0, size=60_000, free_bits=2.0)
+    terms = objective.terms(memory(collapsed), images([0, 1]), generator=rv.generator(1))
+    assert terms["total_correlation"].mean() > 10
+    torch.testing.assert_close(terms["loss"], terms["distortion"] + 2.0)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

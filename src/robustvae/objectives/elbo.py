@@ -114,9 +114,13 @@ def by_layer(layers: list[Tensor]) -> dict[str, Tensor]:
     return {f"kl_{number}": kl for number, kl in enumerate(layers, 1)}
 
 
-def at_least(kl: Tensor, free_bits: float) -> Tensor:
-    """`kl`, (B,), or the constant `free_bits` wherever the batch's average falls below it."""
-    return torch.where(kl.mean() > free_bits, kl, free_bits) if free_bits else kl
+def at_least(penalty: Tensor, free_bits: float, judged_by: Tensor | None = None) -> Tensor:
+    """`penalty`, (B,), or the constant `free_bits` where the average KL of the batch is no larger.
+
+    The KL is the penalty itself unless it is given.
+    """
+    kl = penalty if judged_by is None else judged_by
+    return torch.where(kl.mean() > free_bits, penalty, free_bits) if free_bits else penalty
 
 
 def warmed(step: int, warmup: int) -> float:

@@ -56,8 +56,9 @@ class TotalCorrelation:
             the mean over their order is this.)
         weight: w, of all terms but the likelihood's, those of lower layers included. At least 0.
         warmup: Optimisation steps over which training raises w from 0 to `weight`, linearly.
-        free_bits: Nats that every layer may spend for free, on the batch's average, in the top
-            layer for the three terms together. At least 0.
+        free_bits: Nats that every layer may spend for free, on the batch's average: a layer whose
+            KL is lower pays this constant. The top layer's KL is the sum of its three terms at
+            weight 1, which no estimate of log q(z) biases. At least 0.
 
     Raises:
         UnknownNameError: Any other sampling.
@@ -126,9 +127,11 @@ class TotalCorrelation:
         weighed = (
             self.alpha * index_code + self.beta * total_correlation + self.gamma * dimension_kl
         )
-        penalties = torch.stack([at_least(kl, self.free_bits) for kl in [*lower, weighed]])
+        own = index_code + total_correlation + dimension_kl
+        penalties = [at_least(kl, self.free_bits) for kl in lower]
+        penalties.append(at_least(weighed, self.free_bits, judged_by=own))
         return {
-            "loss": distortion + self.weight * penalties.sum(0),
+            "loss": distortion + self.weight * torch.stack(penalties).sum(0),
             "distortion": distortion,
             "index_code": index_code,
             "total_correlation": total_correlation,
