@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import robustvae as rv
 from robustvae import errors
 from robustvae.models import checkpoint
+from robustvae.models.hierarchy import draw_at
 from robustvae.models.nvae import NVAE
 from robustvae.objectives import ELBO
 
@@ -79,6 +80,25 @@ def test_the_posterior_is_the_prior_where_its_residual_is_zero(vae: NVAE, x: Ten
     terms = ELBO().terms(vae, x, generator=rv.generator(1))
     assert_close(terms["kl"], torch.zeros(3))
     assert_close(terms["kl"], sum(terms[f"kl_{i}"] for i in (1, 2, 3, 4)))
+
+
+def test_one_walk_gives_likelihood_and_prior_and_one_draw_and_posterior(
+    vae: NVAE, x: Tensor
+) -> None:
+    walks = []
+    vae.groups[1].down_cells.register_forward_hook(lambda *_: walks.append(1))
+    z, q = draw_at(vae.encode(x), generator=rv.generator(3))
+    likelihood, prior = vae.given(z)
+    assert len(walks) == 2
+    ELBO().terms(vae, x, generator=rv.generator(3))
+    vae.log_joint(x, z)
+    assert len(walks) == 2 + 2 + 1
+    assert_close(z, rv.draw(vae.encode(x), generator=rv.generator(3)))
+    assert_close((q.mean, q.stddev), (vae.encode(x).at(z).mean, vae.encode(x).at(z).stddev))
+    assert_close((prior.mean, prior.stddev), (vae.prior().at(z).mean, vae.prior().at(z).stddev))
+    assert_close(likelihood.mean, vae.decode(z).mean)
+    apart = vae.decode(z).log_prob(x).flatten(1).sum(1) + vae.prior().log_prob(z).sum(1)
+    assert_close(vae.log_joint(x, z), apart)
 
 
 def test_groups_of_an_image_do_not_read_its_neighbours(vae: NVAE, x: Tensor) -> None:

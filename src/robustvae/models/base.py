@@ -64,6 +64,19 @@ class VAE(nn.Module, abc.ABC):
         zeros = torch.zeros(self.latent, dtype=self.dtype, device=self.device)
         return Gaussian(zeros, torch.ones_like(zeros))
 
+    def given(self, z: Tensor) -> tuple[Distribution, Distribution]:
+        """p(x | z) and p(z), the latter possibly as its layers' conditionals at this very `z`.
+
+        For models in which both come from one pass through the network.
+
+        Args:
+            z: Latents, (B, d).
+
+        Returns:
+            Distributions over images, (B, C, H, W), and latents, (d,) or (B, d).
+        """
+        return self.decode(z), self.prior()
+
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) + log p(z) in nats, (B,).
 
@@ -77,7 +90,8 @@ class VAE(nn.Module, abc.ABC):
         """
         self.check(x)
         self.check_latent(z, len(x))
-        return self.decode(z).log_prob(x).flatten(1).sum(1) + self.prior().log_prob(z).sum(1)
+        likelihood, prior = self.given(z)
+        return likelihood.log_prob(x).flatten(1).sum(1) + prior.log_prob(z).sum(1)
 
     def after_step(self) -> None:
         """Training calls this after every optimiser step; constrained models stay near theirs."""

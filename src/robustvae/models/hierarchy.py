@@ -17,6 +17,7 @@ from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
 from robustvae.models.vae import check_likelihood, likelihood_of
+from robustvae.seeding import draw
 
 Choose = Callable[[Gaussian], Tensor]
 """Gives a layer, (..., w), its value, of the same shape or with more leading axes."""
@@ -69,14 +70,21 @@ class LayeredGaussian:
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
         """Reparameterised draws, `shape` + the mean's shape, layer after layer."""
+        return self.draw_at(shape, generator=generator)[0]
+
+    def draw_at(
+        self, shape: tuple[int, ...] = (), *, generator: torch.Generator
+    ) -> tuple[Tensor, Gaussian]:
+        """Draws, and what `at` says of them, in one walk."""
         drawn: list[Tensor] = []
 
         def choose(layer: Gaussian) -> Tensor:
             drawn.append(layer.draw(() if drawn else shape, generator=generator))
             return drawn[-1]
 
-        self.walk(choose)
-        return self._flat(drawn)
+        layers = self.walk(choose)
+        z = self._flat(drawn)
+        return z, self._side_by_side(layers, z)
 
     def at(self, z: Tensor) -> Gaussian:
         """Every layer's Gaussian given the layers before it in `z`, side by side, (..., d)."""
@@ -135,6 +143,24 @@ def conditionals(distribution: Distribution, z: Tensor) -> Distribution:
         torch.Size([5, 6])
     """
     return distribution.at(z) if isinstance(distribution, LayeredGaussian) else distribution
+
+
+def draw_at(
+    distribution: Distribution, *, generator: torch.Generator
+) -> tuple[Tensor, Distribution]:
+    """A draw, (B, d), and its `conditionals`: of layers, in one walk.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.models.hierarchy import draw_at
+        >>> vae = rv.models.create("dlgm", widths=[4, 2], image_shape=(1, 8, 8), hidden=[16])
+        >>> z, q = draw_at(vae.encode(torch.rand(5, 1, 8, 8)), generator=rv.generator(0))
+        >>> z.shape, q.mean.shape
+        (torch.Size([5, 6]), torch.Size([5, 6]))
+    """
+    if isinstance(distribution, LayeredGaussian):
+        return distribution.draw_at(generator=generator)
+    return draw(distribution, generator=generator), distribution
 
 
 def check_gaussian(distribution: Distribution, what: str) -> None:

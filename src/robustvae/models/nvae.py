@@ -139,7 +139,7 @@ class NVAE(VAE):
     def encode(self, x: Tensor) -> LayeredGaussian:
         """q(z | x), group by group downwards, (B, d)."""
         self.check(x)
-        state = self.stem(x)
+        state = _channels_last(self.stem(x))
         features = []
         for group in reversed(self._top_down()):
             state = group.climb(state)
@@ -152,9 +152,19 @@ class NVAE(VAE):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
-        values = iter(z.split(self.widths, dim=-1)[::-1])
-        state = self._walk(lambda _: next(values))[1]
-        return likelihood_of(self.last(state), self.likelihood, self.scale)
+        return self.given(z)[0]
+
+    def given(self, z: Tensor) -> tuple[Distribution, Distribution]:
+        """p(x | z) and every group of p(z) given those of `z` before it, in one walk."""
+        states: list[Tensor] = []
+
+        def walk(choose: Choose) -> list[Gaussian]:
+            layers, state = self._walk(choose)
+            states.append(state)
+            return layers
+
+        prior = LayeredGaussian(walk, self.widths, upwards=False).at(z)
+        return likelihood_of(self.last(states[0]), self.likelihood, self.scale), prior
 
     def prior(self) -> LayeredGaussian:
         """p(z), group by group downwards from a standard normal, (d,)."""
@@ -245,7 +255,9 @@ class _Group(nn.Module):
             rows = max(len(state), len(features))
             below = features.repeat(rows // len(features), 1, 1, 1)
             above = state.expand(rows, *state.shape[1:])
-            shift, factor = _bounded(self.posterior_head(torch.cat([below, above], 1)))
+            shift, factor = _bounded(
+                self.posterior_head(_channels_last(torch.cat([below, above], 1)))
+            )
             mean, stddev = mean + shift, stddev * factor
         return Gaussian(mean.reshape(*lead, self.width), stddev.reshape(*lead, self.width))
 
@@ -253,7 +265,7 @@ class _Group(nn.Module):
         """The state that knows this group's value too."""
         value = z.reshape(-1, *self.shape)
         state = state.expand(len(value), *state.shape[1:])
-        merged: Tensor = self.merging(torch.cat([state, value], 1))
+        merged: Tensor = self.merging(_channels_last(torch.cat([state, value], 1)))
         return merged
 
 
@@ -304,6 +316,13 @@ def _decoder_cell(features: int, expansion: int = 3) -> nn.Module:
         nn.Conv2d(wide, features, 1),
         nn.BatchNorm2d(features),
     )
+
+
+def _channels_last(state: Tensor) -> Tensor:
+    """The same values, on a CPU laid out as its convolutions run fastest."""
+    if state.device.type != "cpu":
+        return state
+    return state.contiguous(memory_format=torch.channels_last)
 
 
 def _bounded(parameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustvae import metrics
 from robustvae.errors import check_count, check_number, check_type
 from robustvae.models import VAE, Distribution, Gaussian, conditionals
-from robustvae.seeding import draw
+from robustvae.models.hierarchy import draw_at
 
 
 @final
@@ -76,10 +76,10 @@ class ELBO:
         "kl_1" next to the data.
         """
         check_type(vae, "vae", VAE)
-        posterior = vae.encode(x)
-        z = draw(posterior, generator=generator)
-        distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
-        layers = layer_kls(vae, posterior, z)
+        z, q = draw_at(vae.encode(x), generator=generator)
+        likelihood, prior = vae.given(z)
+        distortion = -likelihood.log_prob(x).flatten(1).sum(1)
+        layers = layer_kls(vae, q, z, prior)
         weighed = sum((at_least(kl, self.free_bits) for kl in layers), torch.zeros_like(distortion))
         return {
             "loss": distortion + self.beta * weighed,
@@ -93,14 +93,16 @@ class ELBO:
         return replace(self, beta=self.beta * warmed(step, self.warmup), warmup=0)
 
 
-def layer_kls(vae: VAE, posterior: Distribution, z: Tensor) -> list[Tensor]:
+def layer_kls(
+    vae: VAE, posterior: Distribution, z: Tensor, prior: Distribution | None = None
+) -> list[Tensor]:
     """The KL of every layer at the draw `z` of the posterior, from the data upwards; (B,) each.
 
     Between Gaussians in closed form, given the layers of `z` it depends on; otherwise the whole
-    KL is estimated at the draw.
+    KL is estimated at the draw. `prior` is the model's own unless it is given.
     """
     widths = vae.widths or (vae.latent,)
-    prior = vae.prior()
+    prior = vae.prior() if prior is None else prior
     q, p = conditionals(posterior, z), conditionals(prior, z)
     if not (isinstance(q, Gaussian) and isinstance(p, Gaussian)):
         ratio = posterior.log_prob(z) - prior.log_prob(z)
