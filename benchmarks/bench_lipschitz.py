@@ -33,6 +33,7 @@ from torch.nn.utils import parametrize
 
 import robustvae as rv
 from robustvae.models.lipschitz import bjorck
+from robustvae.training import optimizer_of
 
 RESULTS = Path(__file__).parent / "results" / "lipschitz.json"
 BATCH, LR, EPOCHS, SEEDS = 128, 1e-3, 5, (0, 1, 2)
@@ -84,9 +85,9 @@ def batches(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
 def trainer(vae: rv.VAE, x: Tensor, seed: int = 0) -> Callable[[int], None]:
     """A function that makes so many more optimisation steps."""
     generator, objective = rv.generator(seed), rv.objectives.ELBO()
-    optimizer = torch.optim.Adam(vae.parameters(), lr=LR)
-    stream = batches(x, generator)
     keep = not any(parametrize.is_parametrized(part) for part in vae.modules())
+    optimizer = optimizer_of(vae, LR) if keep else torch.optim.Adam(vae.parameters(), lr=LR)
+    stream = batches(x, generator)
 
     def train(steps: int) -> None:
         for _ in range(steps):

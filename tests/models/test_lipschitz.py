@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from robustvae import errors
 from robustvae.models import ContinuousBernoulli, checkpoint, create
-from robustvae.models.lipschitz import GroupSort, MaxMin, _polar, bjorck
+from robustvae.models.lipschitz import GroupSort, MaxMin, _polar, _retract, bjorck
 from robustvae.norms import spectral_norm_bound
 from robustvae.objectives import ELBO
 
@@ -155,6 +155,18 @@ def test_singular_values_after_finalize(generator):
                 layer.weight.add_(size * noise.float())
         vae.finalize()
         assert distance_from_orthonormal(vae) < 1e-5
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_retraction_from_afar_comes_back(order, generator):
+    """Wide matrices far off in one direction: the norm of the defect says little of the others."""
+    weight = torch.linalg.qr(torch.randn(600, 512, generator=generator))[0]
+    left, _, right = torch.linalg.svd(weight, full_matrices=False)
+    moved = left @ torch.diag(torch.linspace(1.0, 1.1, 512)) @ right
+    moved += 0.9 * torch.outer(left[:, 0], right[0])
+    drift = _retract(moved, order, 0.05)
+    assert drift > 3
+    assert_close(moved, left @ right, atol=1e-3, rtol=0)
 
 
 def test_finalize_takes_the_polar_factor(generator):

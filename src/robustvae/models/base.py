@@ -93,6 +93,10 @@ class VAE(nn.Module, abc.ABC):
         likelihood, prior = self.given(z)
         return likelihood.log_prob(x).flatten(1).sum(1) + prior.log_prob(z).sum(1)
 
+    def on_manifold(self) -> list[Tensor]:
+        """Weights whose gradients are tangent to a manifold that they should stay on."""
+        return []
+
     def after_step(self) -> None:
         """Training calls this after every optimiser step; constrained models stay near theirs."""
 

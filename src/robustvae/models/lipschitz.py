@@ -100,11 +100,10 @@ class GroupSort(nn.Module):
         """Features (..., n) with n a multiple of the group, to features of the same shape."""
         if x.shape[-1] % self.group:
             raise ShapeError(f"{x.shape[-1]} features do not divide into groups of {self.group}")
-        grouped = x.unflatten(-1, (-1, self.group))
         if self.group == 2:
-            least, most, _ = _Sorted.apply(*grouped.unbind(-1))
-            return torch.stack([least, most], -1).flatten(-2)
-        return grouped.sort(-1).values.flatten(-2)
+            one, two = x[..., ::2], x[..., 1::2]
+            return _Exchange.apply(x, (one > two).to(x), 1)
+        return x.unflatten(-1, (-1, self.group)).sort(-1).values.flatten(-2)
 
 
 @final
@@ -122,52 +121,66 @@ class MaxMin(nn.Module):
         """Features (..., n), n even, to features of the same shape."""
         if x.shape[-1] % 2:
             raise ShapeError(f"MaxMin wants an even number of features, got {x.shape[-1]}")
-        least, most, _ = _Sorted.apply(*x.chunk(2, -1))
-        return torch.cat([most, least], -1)
+        one, two = x.chunk(2, -1)
+        return _Exchange.apply(x, (one < two).to(x), x.shape[-1] // 2)
 
 
-class _Sorted(torch.autograd.Function):
-    """The smaller and the larger of two, and whether they were exchanged.
+class _Exchange(torch.autograd.Function):
+    """Features i and i + apart exchanged where a mask is 1, not where it is 0: its own adjoint.
 
-    Each gradient goes where its value came from, ties too: a permutation, and half the time that
-    autograd takes with `minimum` and `maximum`.
+    The features come in runs of 2 x apart and are finite. `lerp` is exact at both ends and takes an
+    eighth of `where`.
     """
 
     @staticmethod
-    def forward(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.minimum(one, two), torch.maximum(one, two), one > two
+    def forward(x: Tensor, mask: Tensor, apart: int) -> Tensor:
+        one, two = _pairs(x, apart)
+        parts = [torch.lerp(a, b, mask).movedim(-1, 0) for a, b in ((one, two), (two, one))]
+        whole = torch.stack(parts, 1) if apart == 1 else torch.cat(parts)
+        return whole.reshape(-1, *parts[0].shape[1:]).movedim(0, -1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[2])
-        ctx.mark_non_differentiable(output[2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        _, mask, ctx.apart = inputs
+        ctx.save_for_backward(mask)
 
     @staticmethod
-    def backward(ctx: Any, least: Tensor, most: Tensor, _: Any) -> tuple[Tensor, Tensor]:
-        (exchanged,) = ctx.saved_tensors
-        return torch.where(exchanged, most, least), torch.where(exchanged, least, most)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Exchange.apply(grad, *ctx.saved_tensors, ctx.apart), None, None
+
+
+def _pairs(x: Tensor, apart: int) -> tuple[Tensor, Tensor]:
+    """Views of the features that are exchanged with each other: neighbours, or two halves."""
+    return (x[..., ::2], x[..., 1::2]) if apart == 1 else (x[..., :apart], x[..., apart:])
 
 
 class _Orthonormal(torch.autograd.Function):
-    """Y = X W^T with a gradient tangent to the orthonormal matrices: G - W G^T W, G = D^T X.
+    """Y = s (X W^T + b) with a gradient tangent to the orthonormal matrices: G - W G^T W.
 
-    D is the gradient of Y. As G is a sum over the batch, W G^T W = Y^T (D W): two factors that
-    are there already, and a product as cheap as G itself. Exact for orthonormal W.
+    With D the gradient of Y, G = s D^T X, and E = s D W the gradient of X. As G is a sum over the
+    batch, W G^T W = (X W^T)^T E: two factors that are there already, and a product as cheap as G
+    itself. Exact for orthonormal W.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
-        return x @ weight.mT
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: float) -> Tensor:
+        return torch.addmm(bias.unsqueeze(1), weight, x.mT, beta=scale, alpha=scale).mT
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor
+    ) -> None:
+        *tensors, ctx.scale = inputs
+        ctx.save_for_backward(*tensors, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight, y = ctx.saved_tensors
-        back = grad @ weight
-        return back, (grad.mT @ x).addmm_(y.mT, back, alpha=-1)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, bias, y = ctx.saved_tensors
+        scale = ctx.scale
+        back = torch.addmm(x.mT, weight.mT, grad.mT, beta=0, alpha=scale).mT
+        normal = torch.sub(y, bias, alpha=scale).mT @ back
+        tangent = normal.addmm_(grad.mT, x, beta=-1 / scale, alpha=scale)
+        return back, tangent, scale * grad.sum(0), None
 
 
 @final
@@ -363,6 +376,10 @@ class LipschitzVAE(VAE):
         """The constructor's arguments, complete."""
         return dict(self._config)
 
+    def on_manifold(self) -> list[Tensor]:
+        """The dense weights."""
+        return [layer.weight for layer in self._layers()]
+
     @torch.no_grad()
     def after_step(self) -> None:
         """Bring the dense weights back towards orthonormality when it is time."""
@@ -384,7 +401,8 @@ class LipschitzVAE(VAE):
         """Make every weight orthonormal to the last digit: the polar factor, in float64."""
         self._since, self._gap = 0, 1
         for layer in self._layers():
-            layer.weight.copy_(_polar(layer.weight.double()))
+            _retract(layer.weight, 1, NEAR)
+            layer.weight.copy_(_polar(layer.weight.double(), torch.finfo(layer.weight.dtype).eps))
         for convolution in [] if self._unmade else convolutions(self):
             raw = [tensor.double() for tensor in raw_of(convolution)]
             convolution.weight.copy_(kernel(convolution, raw))
@@ -397,9 +415,11 @@ class LipschitzVAE(VAE):
             )
         if not (self.training and torch.is_grad_enabled()):
             return cast(Tensor, network(x))
-        for layer in network:
+        layers = iter(network)
+        for layer in layers:
             if isinstance(layer, nn.Linear):
-                x = _Orthonormal.apply(x, layer.weight) + layer.bias
+                scale = cast(Scale, next(layers)).factor
+                x = _Orthonormal.apply(x, layer.weight, layer.bias, scale)
             elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 weight = kernel(layer, raw_of(layer))
                 layer.weight.data = weight.detach()  # what evaluation sees, also between epochs
@@ -444,11 +464,12 @@ def _retract(weight: Tensor, order: int, near: float) -> float:
     for turn in range(8):
         gram = weight.mT @ weight
         size = float((eye - gram).norm())
-        drift = size if turn == 0 else drift
-        if size > 1:  # the spectral norm is at most sqrt(1 + size): below sqrt(2) from here on
-            shrink = 2 / (1 + size)
-            weight.mul_(shrink**0.5)
-            gram.mul_(shrink)
+        if turn == 0:
+            drift = size
+            if size > 1:  # the spectral norm is at most sqrt(1 + size): from here on sqrt(2)
+                shrink = 2 / (1 + size)
+                weight.mul_(shrink**0.5)
+                gram.mul_(shrink)
         if order == 1:
             weight.copy_(torch.addmm(weight, weight, gram, beta=1.5, alpha=-0.5))
         else:
@@ -458,19 +479,20 @@ def _retract(weight: Tensor, order: int, near: float) -> float:
     return drift
 
 
-def _polar(weight: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, to the last digit."""
+def _polar(weight: Tensor, accuracy: float = 1e-16) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns, to better than `accuracy`."""
     if weight.shape[0] < weight.shape[1]:
-        return _polar(weight.mT).mT
+        return _polar(weight.mT, accuracy).mT
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     found = weight
     for _ in range(6):
         defect = eye - found.mT @ found
-        if not float(defect.norm()) < 1:
+        size = float(defect.norm())
+        if not size < 1:
             break
-        if float(defect.abs().max()) < 1e-14:
-            return found
         found = found @ _series(defect, 1)
+        if size**2 < 0.1 * accuracy:  # each step squares what is left
+            return found
     left, _, right = torch.linalg.svd(weight, full_matrices=False)
     return left @ right
 

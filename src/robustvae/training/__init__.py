@@ -1,7 +1,17 @@
 """Training: `fit`, its log, and recipes that say everything a training run needs."""
 
+from robustvae.training.adam import TangentAdam, optimizer_of
 from robustvae.training.log import JsonLines, Logger
 from robustvae.training.loop import fit
 from robustvae.training.recipe import Recipe, recipe_names, train_recipe
 
-__all__ = ["JsonLines", "Logger", "Recipe", "fit", "recipe_names", "train_recipe"]
+__all__ = [
+    "JsonLines",
+    "Logger",
+    "Recipe",
+    "TangentAdam",
+    "fit",
+    "optimizer_of",
+    "recipe_names",
+    "train_recipe",
+]

@@ -17,6 +17,7 @@ from robustvae.errors import CheckpointError, ConfigError
 from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import MODELS
 from robustvae.records import write_bytes
+from robustvae.training.adam import optimizer_of
 
 STATE = "state.safetensors"
 
@@ -82,7 +83,7 @@ class Run:
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the model has no weights to train")
-        self.optimizer = torch.optim.Adam(self.parameters)
+        self.optimizer = optimizer_of(vae)
 
     def keep_best(self) -> None:
         """Remember the weights as the best so far."""
