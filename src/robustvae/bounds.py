@@ -454,6 +454,16 @@ def first_order_margin(probability: Any, m: float, jacobian: Tensor, stddev: Ten
     return _normal_gap(probability, m) / torch.linalg.matrix_norm(scaled, ord=2)
 
 
+def spectral_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
+    """sigma_min (Phi^-1(p) - Phi^-1(m)) / ||J||_2, between the other two; same arguments.
+
+    References:
+        docs/theory.md, "First order".
+    """
+    least = _double(stddev).amin(1)
+    return least * _normal_gap(probability, m) / torch.linalg.matrix_norm(_double(jacobian), ord=2)
+
+
 def camuto_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
     """[Camuto21]'s first-order margin sigma_min (Phi^-1(p) - Phi^-1(m)) / ||J||_F; same arguments.
 

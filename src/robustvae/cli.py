@@ -217,6 +217,11 @@ def certify(
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")] = 1.0,
     m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
     version: Annotated[str, typer.Option(help="centred, paired or full.")] = "centred",
+    norm: Annotated[str, typer.Option(help="l2 or linf.")] = "l2",
+    route: Annotated[
+        list[str] | None,
+        typer.Option(help="A bound to take instead of the guaranteed ones; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the certificates as JSON.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -224,12 +229,15 @@ def certify(
 ) -> None:
     """Certify how far inputs may be pushed: radii that no attack can beat.
 
-    A certificate of radius R says: no perturbation of l2 norm below R brings the probability that
-    the output stays within r down to m or below. Radius 0 means that nothing could be proved.
+    A certificate of radius R says: no perturbation of norm below R brings the probability that the
+    output stays within r down to m or below. Radius 0 means that nothing could be proved. Models
+    that nothing constrains, and hierarchies, have certificates by the route neyman_pearson.
 
     Examples:
 
         robustvae certify
+
+        robustvae certify digits-vae --route neyman_pearson --inputs 10
 
         robustvae certify digits-lipschitz-vae --r 1.5 --m 0.9 --version paired --out radii.json
     """
@@ -245,7 +253,10 @@ def certify(
     chosen = images.choose(inputs, stratified=True, generator=rv.generator(seed))
     x = images.read(chosen).to(device=vae.device, dtype=vae.dtype)
     _fits(vae, images)
-    certificate = rv.certify(vae, x, r=r, m=m, version=version, generator=rv.generator(seed))
+    generator = rv.generator(seed)
+    certificate = rv.certify(
+        vae, x, r=r, m=m, version=version, norm=norm, routes=route or None, generator=generator
+    )
     radii = sorted(certificate.radius.tolist())
     if out is not None:
         content = {
@@ -266,8 +277,11 @@ def certify(
     console = Console()
     console.print(table)
     if not quiet:
-        kind = f"{certificate.kind}, {version}, l2, r = {r:g}, m = {m:g}"
+        kind = f"{certificate.kind}, {version}, {norm}, r = {r:g}, m = {m:g}"
         console.print(f"kind: {kind}", highlight=False, markup=False)
+        for name, found in certificate.by_route.items():
+            mean = _floored(float(found.mean()))
+            console.print(f"mean by {name}: {mean}", highlight=False, markup=False)
         for assumption in certificate.assumptions:
             console.print(f"rests on: {assumption}", highlight=False, markup=False)
     if out is not None:

@@ -9,7 +9,13 @@ from torch.testing import assert_close
 
 import robustvae as rv
 from robustvae import bounds, errors
-from robustvae.certificates import certificate, certify, lipschitz_bound, lipschitz_constants
+from robustvae.certificates import (
+    certificate,
+    certify,
+    lipschitz_bound,
+    lipschitz_constants,
+    movement,
+)
 from robustvae.metrics import clopper_pearson
 from robustvae.models import create
 
@@ -152,6 +158,7 @@ def test_best_route_is_taken_and_named(generator):
         alone = certify(vae, x, R, M, "centred", generator=generator, routes=[route])
         assert (best.radius >= alone.radius).all()
         assert all(name.endswith(("noncentral", "trace_markov")) for name in alone.route)
+    assert torch.equal(best.radius, torch.stack(list(best.by_route.values())).amax(0))
 
 
 def test_barrett_is_never_above_ours(generator):
@@ -211,6 +218,90 @@ def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
     assert (found.radius <= ceiling).all() and (found.radius > 0.8 * ceiling).all()
 
 
+def hierarchy(kind, between=(6,), lift=1.0):
+    """Two layers with small spreads; the upper one moves `lift` times as far."""
+    vae = create(kind, widths=[3, 2], image_shape=SHAPE, hidden=[8], between=between)
+    with torch.no_grad():
+        for head, level in ((vae.log_var_head, -4.0), (vae.up[0].log_var_head, -6.0)):
+            head.weight.mul_(0.2)
+            head.bias.fill_(level)
+        vae.up[0].mean_head.weight.mul_(lift)
+        vae.decoder[0].weight[:, 3:].mul_(4.0)
+    return vae
+
+
+@pytest.mark.parametrize("version", ["centred", "full", "paired"])
+@pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
+def test_neyman_pearson_serves_hierarchies(kind, version, generator):
+    vae, x = hierarchy(kind, lift=4.0), torch.rand(4, *SHAPE, generator=generator)
+    ask = {"generator": generator, "routes": ["neyman_pearson"], "draws": 4000}
+    with torch.no_grad():
+        r = 2 * float(apart(vae, x, x, version, 400, generator).quantile(0.5))
+    found = certify(vae, x, r, M, version, **ask)
+    assert found.status == ("ok",) * 4 and found.kind == "probabilistic"
+    assert not refuted(vae, x, found.radius, version, generator, r).any()
+
+
+def test_the_lowest_layer_alone_says_too_much_of_a_centred_seatbelt(generator, monkeypatch):
+    """Its upper layer keeps its spread about a mean that moves: left out, trials find it out."""
+    vae, x = (
+        hierarchy("seatbelt", between=(), lift=30.0),
+        torch.rand(4, *SHAPE, generator=generator),
+    )
+    with torch.no_grad():
+        r = 2 * float(apart(vae, x, x, "centred", 400, generator).quantile(0.5))
+    ask = {"generator": generator, "routes": ["neyman_pearson"], "draws": 4000}
+    right = certify(vae, x, r, M, "centred", **ask)
+    assert not refuted(vae, x, right.radius, "centred", generator, r).any()
+
+    def one_layer(vae, layers):
+        place = torch.nn.Linear(3, 5, bias=False, dtype=vae.dtype).requires_grad_(False)
+        place.weight.zero_().fill_diagonal_(1.0)
+        return nn.Sequential(vae.mean_head, place)
+
+    monkeypatch.setattr(movement, "mean_path", one_layer)
+    broken = certify(vae, x, r, M, "centred", **ask)
+    assert refuted(vae, x, broken.radius, "centred", generator, r).any()
+
+
+def test_the_joint_of_a_hierarchy_is_as_certain_as_its_lowest_layer(generator):
+    """Full and paired: what is drawn after the first layer does not see the image."""
+    deep = hierarchy("seatbelt")
+    flat = create("vae", architecture="mlp", image_shape=SHAPE, latent=3, hidden=[8])
+    weights = {k: v for k, v in deep.state_dict().items() if k.startswith(("trunk", "mean", "log"))}
+    flat.load_state_dict(weights, strict=False)
+    x = torch.rand(2, *SHAPE, generator=generator)
+    radius = torch.full((2,), 0.3)
+    found = [movement.Encoder(vae.double()).over(x.double(), radius) for vae in (deep, flat)]
+    for name in ("least", "most"):
+        assert_close(getattr(found[0], name), getattr(found[1], name))
+    assert_close(*(one.mean.length(torch.ones(2, 3)) for one in found))
+
+
+def apart(vae, x, x_adv, version, draws, generator):
+    """||Delta|| of a hierarchy, draws from the joint posterior, (draws, B)."""
+    q, q_adv = vae.encode(x), vae.encode(x_adv)
+    if version == "centred":
+        q_adv = rv.models.Gaussian(q_adv.mean, q.stddev)
+    clean = vae.decode(q.mean).mean
+    sizes = []
+    for _ in range(draws):
+        if version == "paired":
+            clean = vae.decode(rv.draw(q, generator=generator)).mean
+        moved = vae.decode(rv.draw(q_adv, generator=generator)).mean
+        sizes.append((moved - clean).flatten(1).norm(dim=1))
+    return torch.stack(sizes)
+
+
+def refuted(vae, x, radius, version, generator, r):
+    """Inputs at which an attack just within the radius breaks robustness, with confidence."""
+    x_adv = worst(vae, x, (1 - 1e-6) * radius, generator)
+    with torch.no_grad():
+        inside = (apart(vae, x, x_adv, version, 400, generator) <= r).sum(0)
+    _, high = clopper_pearson(inside, 400, 1 - 1e-8, sides=1)
+    return (radius > 0) & (torch.as_tensor(high) <= M)
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("version", ["full", "paired"])
 @pytest.mark.parametrize("name", ["plain", "plain, tanh", "lipschitz, learned sigma"])
@@ -238,6 +329,10 @@ def test_first_order_is_no_guarantee_and_serves_any_model(generator):
     )
     found = certify(wrapped, x, R, M, "centred", generator=generator, routes=["first_order"])
     assert found.kind == "first_order" and (found.radius > 0).all()
+    ours, spectral, theirs = found.by_route.values()
+    assert torch.equal(found.radius, ours)
+    assert (ours >= spectral * (1 - 1e-9)).all() and (spectral >= theirs * (1 - 1e-9)).all()
+    assert_close(ours, theirs * 2**0.5)  # two pixels, each the mean of a coordinate
 
 
 def wrapped(encode):

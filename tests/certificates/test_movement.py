@@ -1,13 +1,41 @@
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from robustvae import bounds, errors
 from robustvae.certificates import lipschitz_constants
 from robustvae.certificates.movement import Encoder, largest_radius
-from robustvae.models import create
+from robustvae.models import create, wrap
 
 SHAPE = (1, 4, 4)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(inplace=True))
+        self.mean, self.log_var = nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, x):
+        h = self.trunk(2 * x - 1)
+        return self.mean(h), self.log_var(h)
+
+
+def wrapped(encode):
+    return wrap(
+        encode=encode,
+        decode=nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, SHAPE)),
+        latent=3,
+        image_shape=SHAPE,
+        returns="mean_log_var",
+    )
+
+
+def hierarchy(kind, **options):
+    settings = {"widths": [3, 2, 2], "hidden": [8], "between": [6], **options}
+    return create(kind, image_shape=SHAPE, **settings)
+
 
 MODELS = {
     "plain": lambda: create("vae", architecture="mlp", image_shape=SHAPE, latent=3, hidden=[8]),
@@ -29,6 +57,9 @@ MODELS = {
     "lipschitz": lambda: create(
         "lipschitz-vae", image_shape=SHAPE, latent=3, hidden=[16], stddev=None
     ),
+    "dlgm": lambda: hierarchy("dlgm"),
+    "seatbelt": lambda: hierarchy("seatbelt", activation="tanh"),
+    "wrapped": lambda: wrapped(TwoHeads()),
 }
 
 
@@ -38,15 +69,16 @@ def test_every_posterior_of_the_ball_is_within(name, norm, generator):
     vae = MODELS[name]().double().eval().requires_grad_(False)
     x = torch.rand(4, *vae.image_shape, generator=generator)
     radius = torch.tensor([0.0, 0.01, 0.1, 0.5])
-    found = Encoder(vae).over(x, radius, norm=norm)
-    clean = vae.encode(x).mean
+    encoder = Encoder(vae)
+    found = encoder.over(x, radius, norm=norm)
+    clean = encoder.posterior(x).mean
     for _ in range(20):
         step = torch.randn(x.shape, generator=generator)
         step = step / step.flatten(1).norm(dim=1)[:, None, None, None]
         step = radius[:, None, None, None] * (step if norm == "l2" else step.sign())
         for _ in range(3):
             step = step.requires_grad_(True)
-            q = vae.encode(x + step)
+            q = encoder.posterior(x + step)
             assert ((q.mean - clean).norm(dim=1) <= found.length(torch.ones(4, 3))).all()
             assert (found.least <= q.stddev).all() and (q.stddev <= found.most).all()
             if not q.stddev.requires_grad:
@@ -58,9 +90,29 @@ def test_every_posterior_of_the_ball_is_within(name, norm, generator):
     assert_close(found.least[0], found.most[0], rtol=1e-6, atol=0)
 
 
-def test_another_model_is_refused_by_name():
-    with pytest.raises(errors.UnsupportedError, match="NVAE"):
+@pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
+def test_the_mean_path_of_what_the_likelihood_reads(kind, generator):
+    """All layers of a Seatbelt, the lowest of a DLGM; exact at a linear posterior."""
+    vae = hierarchy(kind, hidden=[], between=[]).double().requires_grad_(False)
+    x = torch.rand(2, *SHAPE, generator=generator)
+    encoder = Encoder(vae, spread=False)
+    assert encoder.width == (3 if kind == "dlgm" else 7)
+    found = encoder.over(x, torch.tensor([0.2, 3.0]))
+    clean = encoder.posterior(x)
+    assert_close(found.mean.value, clean.mean)
+    jacobian = torch.func.jacrev(lambda y: encoder.posterior(y[None]).mean[0])(x[0]).flatten(1)
+    for i, radius in enumerate((0.2, 3.0)):
+        exact = radius * torch.linalg.matrix_norm(jacobian / clean.stddev[i, :, None], 2)
+        assert_close(found.mean.length(1 / clean.stddev)[i], exact, rtol=1e-8, atol=0)
+
+
+def test_other_models_are_refused_by_name():
+    with pytest.raises(errors.UnsupportedError, match="NVAE's posterior reads the image"):
         Encoder(create("nvae", image_shape=(1, 8, 8)))
+    with pytest.raises(errors.UnsupportedError, match="no module"):
+        Encoder(wrapped(lambda x: (x[:, 0, 0, :3], x[:, 0, 1, :3])))
+    with pytest.raises(errors.UnsupportedError, match="GELU"):
+        Encoder(wrapped(nn.Sequential(nn.GELU(), TwoHeads())))
 
 
 def test_the_largest_radius_is_one_that_holds():

@@ -3,8 +3,9 @@
 from robustvae.certificates.certificate import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
+from robustvae.certificates.graphs import Add
 from robustvae.certificates.movement import Encoder, Movement
-from robustvae.certificates.relaxations import Add, Cause, LinearBounds, Relaxation
+from robustvae.certificates.relaxations import Cause, LinearBounds, Relaxation
 from robustvae.certificates.tangent import tangent_reach
 
 __all__ = [

@@ -17,7 +17,7 @@ from robustvae.certificates.constants import (
     fixed_stddev,
     lipschitz_constants,
 )
-from robustvae.certificates.movement import Encoder, Movement, largest_radius
+from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
 from robustvae.certificates.relaxations import METHODS, Method
 from robustvae.certificates.tangent import tangent_reach
 from robustvae.errors import (
@@ -72,6 +72,7 @@ class Certificate:
         assumptions: What the statement rests on, or what is not covered.
         version: "centred", "paired" or "full".
         norm: "l2" or "linf".
+        by_route: The radii of every route that was taken, each (B,); `radius` is their largest.
         boxed: False: it holds for free perturbations, hence for those kept in the pixel range.
 
     Examples:
@@ -81,6 +82,8 @@ class Certificate:
         >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centred", generator=rv.generator(0))
         >>> lower.radius.shape, lower.kind, lower.boxed
         (torch.Size([2]), 'deterministic', False)
+        >>> [name for name in lower.by_route if "envelope" not in name and "tangent" not in name]
+        ['noncentral', 'trace_markov']
     """
 
     radius: Tensor
@@ -91,6 +94,7 @@ class Certificate:
     assumptions: tuple[str, ...]
     version: str
     norm: str
+    by_route: dict[str, Tensor]
     boxed: bool = False
 
     def coverage(self, radii: Tensor) -> Tensor:
@@ -131,15 +135,17 @@ def certify(
     centred; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
     probabilistic: any decoder and any architecture, by linear bounds on how the posterior moves;
     the route's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
-    any Gaussian posterior).
+    any Gaussian posterior; in units of sigma, and `by_route` the weaker forms beside it: spectral,
+    and [Camuto21]'s with the Frobenius norm).
 
     Warning:
         Centred keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
         model draws with sigma(x + delta): that is `version="full"`.
 
     Args:
-        vae: A `vae` or `lipschitz-vae`, the former with dense layers for deterministic routes; any
-            other model abstains, by name, except from "first_order".
+        vae: A `vae` or `lipschitz-vae`; hierarchies that climb from the data, and wrapped modules
+            that can be traced, by "neyman_pearson"; any model by "first_order". What is not
+            covered abstains, by name.
         x: Images in [0, 1], (B, C, H, W).
         r: l2 distance between outputs, in pixel units, positive.
         m: Probability wanted, in (0, 1).
@@ -197,16 +203,18 @@ def certify(
             found, assumptions = _radii(vae, x, question, wanted, generator)
         except UnsupportedError as refusal:
             found, assumptions = {}, (f"not covered: {refusal}",)
+    # not a number is not a proof
+    by_route = {name: bound.nan_to_num(nan=0.0, posinf=torch.inf) for name, bound in found.items()}
+    if norm == "linf" and kind != "probabilistic":
+        per_pixel = x[0].numel() ** -0.5 * (1 - bounds.SLACK)
+        by_route = {name: radii * per_pixel for name, radii in by_route.items()}
+        assumptions = (*assumptions, "linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
     radius = torch.zeros(len(x), dtype=torch.float64)
     route = ["none"] * len(x)
-    for name, bound in found.items():
-        radii = bound.nan_to_num(nan=0.0, posinf=torch.inf)  # not a number is not a proof
+    for name, radii in by_route.items():
         for i in (radii > radius).nonzero()[:, 0].tolist():
             route[i] = name
         radius = torch.maximum(radius, radii)
-    if norm == "linf" and kind != "probabilistic":
-        radius = radius / x[0].numel() ** 0.5 * (1 - bounds.SLACK)
-        assumptions = (*assumptions, "linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
     return Certificate(
         radius=radius.to(x.device),
         kind=kind,
@@ -216,6 +224,7 @@ def certify(
         assumptions=assumptions,
         version=version,
         norm=norm,
+        by_route={name: radii.to(x.device) for name, radii in by_route.items()},
     )
 
 
@@ -304,9 +313,9 @@ def _neyman_pearson(
     if vae.dtype != torch.float64:
         for size in (0.0, 0.1, 1.0):
             probe = x + size * randn(*x.shape, like=x, generator=generator)
-            q, own = vae.encode(probe), exact.encode(probe.cpu().double())
+            q, own = first(vae, probe, encoder.width), encoder.posterior(probe.cpu().double())
             mean, spread = q.mean.cpu().double(), q.stddev.cpu().double()
-            stddev = exact.encode(images).stddev
+            stddev = encoder.posterior(images).stddev
             of_mean = ((mean - own.mean) / stddev).norm(dim=1)
             of_stddev = (spread / own.stddev - 1).abs().amax(1)
             error = torch.maximum(error, torch.stack([of_mean, of_stddev]))
@@ -341,7 +350,7 @@ def _smoothing_radius(
     `failure` bounds how rarely the event fails at the clean input, `error` what evaluation does to
     the mean, in standard deviations, and `spread_error` to these, relatively.
     """
-    stddev = encoder.vae.encode(x).stddev
+    stddev = encoder.posterior(x).stddev
     budget = bounds.neyman_pearson_shift(1 - failure, ask.m) - error
     possible = (failure < 1 - ask.m) & (budget > 0)
     budget = torch.where(possible, budget, 1.0)
@@ -469,14 +478,19 @@ def _first_order(
     stddev = posterior.stddev.cpu()
     usable = (stddev > 0).all(1) & slopes.isfinite().flatten(1).all(1)
     rows = usable.nonzero()[:, 0]
-    radius = torch.zeros_like(low)
-    if len(rows):
-        radius[rows] = bounds.first_order_margin(low[rows], ask.m, slopes[rows], stddev[rows])
+    formulas = {
+        "first_order": bounds.first_order_margin,
+        "first_order, spectral": bounds.spectral_margin,
+        "first_order, Frobenius": bounds.camuto_margin,
+    }
+    found = {name: torch.zeros_like(low) for name in formulas}
+    for name, formula in formulas.items() if len(rows) else ():
+        found[name][rows] = formula(low[rows], ask.m, slopes[rows], stddev[rows])
     assumptions: tuple[str, ...] = ("a linear extrapolation of the encoder's mean, no guarantee",)
     if len(rows) < len(x):
         count = len(x) - len(rows)
         assumptions += (f"not covered: {count} inputs without a positive spread or finite slopes",)
-    return {"first_order": radius}, assumptions
+    return found, assumptions
 
 
 def _rest_probability(vae: VAE, x: Tensor, ask: _Question, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from robustvae.certificates.graphs import Add, Affine, Graph, Part, Sum
 from robustvae.certificates.layers import batch_norm_factor, layers_of
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
@@ -108,19 +109,6 @@ def lipschitz_constants(vae: VAE) -> Constants:
     )
 
 
-def encoder_mean(vae: VAE) -> tuple[nn.Module, ...]:
-    """The networks that make the encoder's mean, in order.
-
-    Raises:
-        UnsupportedError: Another model than `vae` or `lipschitz-vae`, by name.
-    """
-    if isinstance(vae, GaussianVAE):
-        return vae.trunk, vae.mean_head
-    if isinstance(vae, LipschitzVAE):
-        return (vae.mean_net,)
-    raise UnsupportedError(f"the encoder of {type(vae).__name__} is not known layer by layer")
-
-
 def fixed_stddev(vae: VAE) -> bool:
     """Whether the encoder's standard deviation is known to be the same for every input."""
     if isinstance(vae, GaussianVAE):
@@ -131,11 +119,12 @@ def fixed_stddev(vae: VAE) -> bool:
 def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> float:
     """An upper bound on the Lipschitz constant (l2 to l2) of a feed-forward network.
 
-    The product over its layers; for a dense or convolutional layer of the verified spectral norm
-    of what is stored.
+    The product over its layers, the sum over the branches of an `Add`; for a dense or
+    convolutional layer of the verified spectral norm of what is stored.
 
     Args:
-        network: An `nn.Sequential`, nested or not, or one layer; taken in evaluation mode.
+        network: An `nn.Sequential`, nested or not, an `Add`, a `Graph` with one output, or one
+            layer; taken in evaluation mode.
         shape: Of one input's features; convolutions need it.
 
     Raises:
@@ -143,19 +132,44 @@ def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> f
 
     Examples:
         >>> from torch import nn
-        >>> from robustvae.certificates import lipschitz_bound
+        >>> from robustvae.certificates import Add, lipschitz_bound
         >>> lipschitz_bound(nn.Sequential(nn.ReLU(), nn.Sigmoid())) <= 0.25 * (1 + 1e-9)
         True
+        >>> round(lipschitz_bound(Add(nn.Identity(), nn.Sigmoid())), 6)
+        1.25
     """
-    bound = 1.0
     weights = next(network.parameters(), torch.zeros(()))
     x = None if shape is None else weights.new_zeros(1, *shape)
     with frozen(network), torch.no_grad():
-        for layer in layers_of(network):
+        return _network_bound(network, x)[0]
+
+
+_Reached = tuple[float, Tensor | None]
+"""A bound, and features of one input there, where their shape is known."""
+
+
+def _network_bound(network: nn.Module, x: Tensor | None) -> _Reached:
+    if type(network) is Graph:
+
+        def step(layer: nn.Module, given: tuple[_Reached, ...]) -> _Reached:
+            if type(layer) is Sum:
+                return _up(sum(bound for bound, _ in given)), given[0][1]
+            ((before, features),) = given
+            bound, made = _network_bound(layer, features)
+            return _up(before * bound), made
+
+        (end,) = network.walk((1.0, x), step)
+        return end
+    bound = 1.0
+    for layer in layers_of(network):
+        if type(layer) is Add:
+            branches = [_network_bound(branch, x) for branch in layer.branches]
+            own, y = _up(sum(branch for branch, _ in branches)), branches[0][1]
+        else:
             y = None if x is None else layer(x)
-            bound = _up(bound * _layer_bound(layer, x, y))
-            x = y
-    return bound
+            own = _layer_bound(layer, x, y)
+        bound, x = _up(bound * own), y
+    return bound, x
 
 
 def _layer_bound(layer: nn.Module, x: Tensor | None, y: Tensor | None) -> float:
@@ -169,7 +183,9 @@ def _layer_bound(layer: nn.Module, x: Tensor | None, y: Tensor | None) -> float:
         return conv_norm_bound(layer, (coarse.shape[-2], coarse.shape[-1]))
     if type(layer) is Scale:
         return abs(layer.factor)
-    if type(layer) in (GroupSort, MaxMin, MoveChannels):
+    if type(layer) is Affine:
+        return abs(layer.factor)
+    if type(layer) in (GroupSort, MaxMin, MoveChannels, Part):
         return 1.0
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         return _up(float(batch_norm_factor(layer).abs().max()))

@@ -10,9 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from robustvae.certificates.constants import lipschitz_bound
+from robustvae.certificates.graphs import Add, traced
 from robustvae.certificates.relaxations import LinearBounds, Method, Relaxation
 from robustvae.errors import UnsupportedError
-from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models import (
+    DLGM,
+    NVAE,
+    VAE,
+    Gaussian,
+    GaussianVAE,
+    HierarchicalVAE,
+    LipschitzVAE,
+)
+from robustvae.models.adapters import WrappedVAE
 from robustvae.models.networks import log_var_to_stddev
 
 _UP = 1 + 1e-12
@@ -56,7 +66,16 @@ class Movement:
 
 @final
 class Encoder:
-    """An encoder made ready for bounds over balls: `vae` and `lipschitz-vae`, any architecture.
+    """An encoder made ready for bounds over balls: of everything by which an image moves a draw.
+
+    - `vae` and `lipschitz-vae`, any architecture: the posterior.
+    - Hierarchies that climb from the data (`dlgm`, `seatbelt`): with `spread` the lowest layer's
+      posterior, the only one that sees the image; without it the mean path, of the layers that the
+      likelihood reads.
+    - `wrap`: a module, or a method of one, that returns (mean, log_var) and can be traced.
+
+    Attributes:
+        width: Of the flat latent, how many coordinates that is, from the first.
 
     Args:
         vae: The model in float64, on the CPU.
@@ -64,6 +83,9 @@ class Encoder:
 
     Raises:
         UnsupportedError: Another model, or a layer that is not covered, by name.
+
+    References:
+        docs/theory.md, "Neyman-Pearson", for the hierarchies.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -77,18 +99,40 @@ class Encoder:
 
     def __init__(self, vae: VAE, *, spread: bool = True) -> None:
         """Take the encoder apart."""
+        self.vae, self.spread, self.width = vae, spread, vae.latent
+        shape = vae.image_shape
+        if isinstance(vae, WrappedVAE):
+            if vae.returns != "mean_log_var":
+                raise UnsupportedError("a wrapped encoder that returns no (mean, log_var)")
+            graph = traced(vae.encoder, shape)
+            self.relaxation = Relaxation(graph if spread else graph.only(0), shape=shape)
+            self.slope = lipschitz_bound(graph.only(0), shape)
+            return
+        trunk: nn.Module
         if isinstance(vae, GaussianVAE):
             trunk, head, other = vae.trunk, vae.mean_head, vae.log_var_head
         elif isinstance(vae, LipschitzVAE):
             trunk, head, other = nn.Identity(), vae.mean_net, vae.stddev_net
+        elif isinstance(vae, HierarchicalVAE):
+            layers = 1 if spread or isinstance(vae, DLGM) else len(vae.widths)
+            self.width = sum(vae.widths[:layers])
+            trunk, head, other = vae.trunk, mean_path(vae, layers), vae.log_var_head
+        elif isinstance(vae, NVAE):
+            raise UnsupportedError(
+                "every group of an NVAE's posterior reads the image, so that no bound on how far "
+                "one of them moves speaks for the others"
+            )
         else:
             raise UnsupportedError(
                 f"the encoder of {type(vae).__name__} is not known layer by layer"
             )
-        self.vae, self.spread = vae, spread
         others = [other] if spread and other is not None else []
-        self.relaxation = Relaxation(trunk, head, *others, shape=vae.image_shape)
-        self.slope = lipschitz_bound(nn.Sequential(trunk, head), vae.image_shape)
+        self.relaxation = Relaxation(trunk, head, *others, shape=shape)
+        self.slope = lipschitz_bound(nn.Sequential(trunk, head), shape)
+
+    def posterior(self, x: Tensor) -> Gaussian:
+        """The mean and spread of what is bounded, at the images, (B, `width`)."""
+        return first(self.vae, x, self.width)
 
     def over(
         self, x: Tensor, radius: Tensor, *, norm: str = "l2", method: Method = "crown"
@@ -103,25 +147,53 @@ class Encoder:
         """
         mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method)
         reach = radius * (x[0].numel() ** 0.5 * _UP if norm == "linf" else 1.0)
-        zero = torch.zeros_like(mean.value)
-        low, high = zero, zero + torch.inf
-        if self.vae.stddev is not None:
-            low = high = zero + self.vae.stddev
+        low = torch.zeros_like(mean.value)
+        high = low + torch.inf
+        if isinstance(self.vae, GaussianVAE | LipschitzVAE) and self.vae.stddev is not None:
+            low = high = torch.full_like(low, self.vae.stddev)
         elif spread:
-            low, high = spread[0].value + spread[0].lower, spread[0].value + spread[0].upper
-            if isinstance(self.vae, GaussianVAE):
-                low, high = self._stddevs(low, high)
+            ends = spread[0].value + spread[0].lower, spread[0].value + spread[0].upper
+            low, high = (end.expand_as(low) for end in self._stddevs(*ends))
         return Movement(mean, low / _UP, high * _UP, self.slope, reach)
 
     def _stddevs(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval of the standard deviation from that of the log variance."""
-        assert isinstance(self.vae, GaussianVAE)
-        low, high = (log_var_to_stddev(end) + self.vae.stddev_offset for end in (low, high))
+        """The interval of the standard deviation from that of the head that makes it."""
+        if isinstance(self.vae, LipschitzVAE):
+            return low, high
+        low, high = log_var_to_stddev(low), log_var_to_stddev(high)
+        if not isinstance(self.vae, GaussianVAE):
+            return low, high
+        low, high = low + self.vae.stddev_offset, high + self.vae.stddev_offset
         most = self.vae.stddev_norm
         if most is None:
             return low, high
         short, long = (end.norm(dim=1, keepdim=True) for end in (low, high))
         return low * (most / long).clamp(max=1.0), high * (most / short).clamp(max=1.0)
+
+
+def first(vae: VAE, x: Tensor, width: int) -> Gaussian:
+    """The first `width` coordinates of the posteriors' mean path and its spread, (B, `width`)."""
+    q = vae.encode(x)
+    return Gaussian(q.mean[:, :width], q.stddev[:, :width])
+
+
+def mean_path(vae: HierarchicalVAE, layers: int) -> nn.Module:
+    """From the trunk's features to the means of so many layers, each at those before, (B, w)."""
+    widths = vae.widths[:layers]
+
+    def placed(layer: int) -> nn.Module:
+        """Puts a layer's values where they lie in the flat latent."""
+        place = nn.Linear(widths[layer], sum(widths), bias=False, dtype=vae.dtype)
+        with torch.no_grad():
+            place.weight.zero_()
+            place.weight[sum(widths[:layer]) : sum(widths[: layer + 1])].fill_diagonal_(1.0)
+        return place
+
+    path = placed(layers - 1)
+    for layer in range(layers - 2, -1, -1):
+        link = [vae.up[layer].get_submodule(part) for part in ("trunk", "mean_head")]
+        path = Add(placed(layer), nn.Sequential(*link, path))
+    return nn.Sequential(vae.mean_head, path)
 
 
 def largest_radius(

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustvae.certificates.graphs import Add, Affine, Graph, Part, Sum, out_of_place
 from robustvae.certificates.layers import ROUNDING, batch_norm_factor, slopes
-from robustvae.errors import ShapeError, UnsupportedError, check_choice, check_count
+from robustvae.errors import ShapeError, UnsupportedError, check_choice
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.orthogonal import MoveChannels
 from robustvae.norms import gamma, spectral_norm_bounds
 
 Method = Literal["ibp", "crown-ibp", "crown"]
@@ -118,42 +120,17 @@ class LinearBounds:
 
 
 @final
-class Add(nn.Module):
-    """The sum of what its branches make of the same features; `Add(nn.Identity(), f)` is x + f(x).
-
-    Args:
-        branches: Networks with outputs of one shape.
-
-    Examples:
-        >>> import torch
-        >>> from robustvae.certificates.relaxations import Add
-        >>> Add(torch.nn.Identity(), torch.nn.ReLU())(torch.tensor([-1.0, 2.0]))
-        tensor([-1.,  4.])
-    """
-
-    def __init__(self, *branches: nn.Module) -> None:
-        """Keep the branches."""
-        super().__init__()
-        check_count(len(branches), "the number of branches")
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features, of any shape that the branches read."""
-        first, *others = (branch(x) for branch in self.branches)
-        return sum(others, first)
-
-
-@final
 class Relaxation:
     """A feed-forward network, or several heads on one trunk, made ready for bounds over balls.
 
     Covered: `Linear`, `Conv2d`, `ConvTranspose2d`, `Flatten`, `Unflatten`, `ReLU`, `LeakyReLU`,
-    `Tanh`, `Sigmoid`, `Softplus`, `GroupSort(2)`, `MaxMin`, batch norm in evaluation mode, `Scale`,
-    `Identity`, `Dropout`, `Add`, and `Sequential` of them.
+    `Tanh`, `Sigmoid`, `Softplus`, `GroupSort` and `MaxMin` over the last axis, `MoveChannels`,
+    batch norm in evaluation mode, `Scale`, `Identity`, `Dropout`, `Add`, `Sequential` of them, and
+    a `Graph`, what a trace of other modules gives.
 
     Args:
         trunk: What all heads read.
-        heads: Networks on the trunk's output; without any the trunk's output is bounded.
+        heads: Networks on the trunk's output; without any the trunk's outputs are bounded.
         shape: Of one input, without the batch.
 
     Raises:
@@ -179,8 +156,8 @@ class Relaxation:
         self.shape = tuple(shape)
         self._steps: list[_Step] = []
         self._shapes: list[tuple[int, ...]] = [self.shape]
-        end = self._take(trunk, 0)
-        self._outputs = [self._take(head, end) for head in heads] or [end]
+        ends = self._take_graph(trunk, 0) if type(trunk) is Graph else (self._take(trunk, 0),)
+        self._outputs = [self._take(head, ends[0]) for head in heads] or list(ends)
 
     def over(
         self,
@@ -239,28 +216,52 @@ class Relaxation:
         if type(network) in (GroupSort, MaxMin):
             return self._take_sort(network, node)
         if type(network) in _CURVES:
-            return self._append(_Activation(node, network), self._shapes[node])
+            return self._append(_Activation(node, out_of_place(network)), self._shapes[node])
         linear = _linear(network, node, self._shapes[node])
         zero = torch.zeros(1, *self._shapes[node], dtype=torch.float64)
         return self._append(linear, tuple(linear.apply(zero, "plain").shape[1:]))
 
+    def _take_graph(self, graph: Graph, node: int) -> tuple[int, ...]:
+        """Append the steps of a graph that reads `node`; returns the nodes of its outputs."""
+
+        def step(layer: nn.Module, nodes: tuple[int, ...]) -> int:
+            if type(layer) is Sum:
+                return self._append(_Sum(nodes), self._shapes[nodes[0]])
+            (read,) = nodes
+            return self._take(layer, read)
+
+        return graph.walk(node, step)
+
     def _take_sort(self, layer: nn.Module, node: int) -> int:
-        """max(a, b) = a + relu(b - a) and min(a, b) = b - relu(b - a)."""
-        (size,) = self._shapes[node][-1:]
-        if len(self._shapes[node]) != 1 or (isinstance(layer, GroupSort) and layer.group != 2):
-            raise UnsupportedError(f"{type(layer).__name__} of more than pairs of flat features")
-        index, half = torch.arange(size), size // 2
-        first, second = index.chunk(2) if isinstance(layer, MaxMin) else (index[0::2], index[1::2])
-        most, least = (first, second) if isinstance(layer, MaxMin) else (second, first)
-        eye, bend = torch.eye(size, dtype=torch.float64), size + torch.arange(half)
+        """The last axis sorted, by exchanges of neighbours where a group has more than two."""
+        size = self._shapes[node][-1]
+        index = torch.arange(size)
+        if isinstance(layer, MaxMin):
+            most, least = index.chunk(2)
+            return self._take_exchange(node, most, least)
+        assert isinstance(layer, GroupSort)
+        place = index % layer.group
+        for turn in range(1 if layer.group == 2 else layer.group):
+            least = index[(place % 2 == turn % 2) & (place < layer.group - 1)]
+            if len(least):
+                node = self._take_exchange(node, least + 1, least)
+        return node
+
+    def _take_exchange(self, node: int, most: Tensor, least: Tensor) -> int:
+        """Pairs in order: max(a, b) = a + relu(b - a) and min(a, b) = b - relu(b - a)."""
+        *lead, size = self._shapes[node]
+        first, second = torch.minimum(most, least), torch.maximum(most, least)
+        pairs = len(most)
+        eye, bend = torch.eye(size, dtype=torch.float64), size + torch.arange(pairs)
         apart = torch.cat([eye, eye[second] - eye[first]])
-        join = torch.zeros(size, size + half, dtype=torch.float64)
+        join = torch.cat([eye, torch.zeros(size, pairs, dtype=torch.float64)], 1)
+        join[most] = join[least] = 0
         join[most, first] = join[least, second] = join[most, bend] = 1
         join[least, bend] = -1
-        wide = self._append(_dense(apart, None, node), (size + half,))
-        bent = self._append(_Activation(wide, nn.ReLU(), after=size), (size + half,))
+        wide = self._append(_dense(apart, None, node), (*lead, size + pairs))
+        bent = self._append(_Activation(wide, nn.ReLU(), after=size), (*lead, size + pairs))
         sorted_ = _dense(join, None, bent)
-        return self._append(replace(sorted_, pairs=(node, most, least)), (size,))
+        return self._append(replace(sorted_, pairs=(node, most, least)), (*lead, size))
 
     def _append(self, step: _Step, shape: tuple[int, ...]) -> int:
         self._steps.append(step)
@@ -278,7 +279,7 @@ class _Linear:
     bias: Tensor | None
     terms: int
     moves: bool = False
-    """Whether it only rearranges features."""
+    """Whether it only rearranges features, or leaves some out."""
     window: tuple[Callable[[Tensor], Tensor], tuple[int, ...], tuple[int, ...]] | None = None
     """How it takes back rows that see a window: by what, the stride and the padding."""
     pairs: tuple[int, Tensor, Tensor] | None = None
@@ -287,7 +288,7 @@ class _Linear:
 
 @dataclass(frozen=True)
 class _Activation:
-    """An elementwise step on the features from `after` on; those before it pass."""
+    """An elementwise step on the last axis from `after` on; what is before it passes."""
 
     parent: int
     layer: nn.Module
@@ -379,9 +380,9 @@ class _Sweep:
             origin, most, least = step.pairs
             pair = self.states[origin]
             for end, moved in ((pair.value + pair.low, low), (pair.value + pair.high, high)):
-                one, two = end[:, most], end[:, least]
-                moved[:, most] = torch.maximum(one, two) - value[:, most]
-                moved[:, least] = torch.minimum(one, two) - value[:, least]
+                one, two = end[..., most], end[..., least]
+                moved[..., most] = torch.maximum(one, two) - value[..., most]
+                moved[..., least] = torch.minimum(one, two) - value[..., least]
         depth = 0 if step.moves and before.depth == 0 else before.depth + 1
         state = _State(value, low, high, size, before.terms + 4 * step.terms + 32, depth)
         return replace(state, low=low - state.slack, high=high + state.slack)
@@ -389,7 +390,7 @@ class _Sweep:
     def _bent(self, node: int, step: _Activation) -> _State:
         before = self.states[step.parent]
         layer, after = step.layer, step.after
-        value, low, high = (p[:, after:] for p in (before.value, before.low, before.high))
+        value, low, high = (p[..., after:] for p in (before.value, before.low, before.high))
         off = ROUNDING * (value.abs() + high - low)
         low, high = value + low - off, value + high + off
         slope = _chord(layer, value, low, high)
@@ -397,12 +398,12 @@ class _Sweep:
         moved = _rest(layer, torch.zeros_like(slope), value, low, high)
         ratio, doubt = _ratio(layer, slope, value, low, high)
         bent = layer(value)
-        size = slope.abs() * before.size[:, after:] + bent.abs() + least.abs() + most.abs()
+        size = slope.abs() * before.size[..., after:] + bent.abs() + least.abs() + most.abs()
 
         def whole(passed: Tensor | float, part: Tensor) -> Tensor:
             if isinstance(passed, float):
                 passed = torch.full_like(before.value, passed)
-            return torch.cat([passed[:, :after], part], 1) if after else part
+            return torch.cat([passed[..., :after], part], -1) if after else part
 
         line = _Line(
             slope=whole(1.0, slope),
@@ -465,7 +466,7 @@ class _Sweep:
         needed = before.high > before.low
         if _is_kinked(step.layer):
             needed = (before.value + before.low < 0) & (before.value + before.high > 0)
-        needed[:, : step.after] &= step.after == 0
+        needed[..., : step.after] &= step.after == 0
         if self._bytes(int(needed.sum()), step.parent) > self.work:
             return False
         low, high = before.low.flatten(1).clone(), before.high.flatten(1).clone()
@@ -822,6 +823,16 @@ def _linear(layer: nn.Module, parent: int, shape: tuple[int, ...]) -> _Linear:
         return _Linear(
             parent, lambda x, _: layer(x), lambda y: y.reshape(-1, *shape), None, 0, moves=True
         )
+    if type(layer) is MoveChannels:
+        back = MoveChannels(last=not layer.last)
+        return _Linear(parent, lambda x, _: layer(x), back, None, 0, moves=True)
+    if type(layer) is Part:
+        sides = (layer.start, shape[0] - layer.stop)
+
+        def padded(y: Tensor) -> Tensor:
+            return functional.pad(y, (0, 0) * (y.ndim - 2) + sides)
+
+        return _Linear(parent, lambda x, _: layer(x), padded, None, 0, moves=True)
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         factor, mean = batch_norm_factor(layer), torch.as_tensor(layer.running_mean).double()
         bias = -mean * factor
@@ -831,6 +842,9 @@ def _linear(layer: nn.Module, parent: int, shape: tuple[int, ...]) -> _Linear:
         return _scaling(factor.view(-1, *ones), bias.view(-1, *ones), parent)
     if type(layer) is Scale:
         return _scaling(torch.tensor(layer.factor, dtype=torch.float64), None, parent)
+    if type(layer) is Affine:
+        factor, shift = (torch.tensor(n, dtype=torch.float64) for n in (layer.factor, layer.shift))
+        return _scaling(factor, shift, parent)
     raise UnsupportedError(f"no linear bounds are known for {type(layer).__name__}")
 
 

@@ -101,6 +101,16 @@ class WrappedVAE(VAE):
         owners = [getattr(f, "__self__", None) for f in (encode, decode)]
         self._owners = nn.ModuleList(o for o in owners if isinstance(o, nn.Module))
 
+    @property
+    def encoder(self) -> Callable[[Tensor], Any]:
+        """What was given to `wrap` for `encode`."""
+        return self._encode
+
+    @property
+    def returns(self) -> Returns:
+        """What it returns."""
+        return self._returns
+
     def _check_dtype(self, value: Tensor, name: str) -> None:
         # functions without parameters have no type of their own to hold a tensor to
         if next(self.parameters(), None) is not None:

@@ -27,7 +27,7 @@ from robustvae.certificates import certify
 from robustvae.certificates.certificate import VERSIONS
 from robustvae.defences import Victim
 from robustvae.metrics import clopper_pearson
-from robustvae.models import VAE, Gaussian
+from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.perturb import Ball
 from robustvae.records import write_text
 from robustvae.robustness import Version
@@ -219,14 +219,18 @@ def judge(
     centre = vae.decode(q.mean).mean.flatten(1)
     if version == "centred":
         q_adv = Gaussian(q_adv.mean, q.stddev)
-    ends = (q.mean, q.stddev, q_adv.mean, q_adv.stddev, centre)
     inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
     violated = spent = before = 0
     for look in LOOKS:
-        part = tuple(end[open_] for end in ends)
-        inside[open_] += _within(vae, part, r, version, look - before, generator)
-        spent += len(open_) * (look - before)
+        draws = look - before
+        for rows in open_.split(max(1, _ROWS // draws)):
+            end = _outputs(vae, x_adv, q_adv, rows, draws, generator)
+            start = centre[rows]
+            if version == "paired":
+                start = _outputs(vae, x, q, rows, draws, generator)
+            inside[rows] += ((end - start).norm(dim=2) <= r).sum(0)
+        spent += len(open_) * draws
         before = look
         count = inside[open_].cpu().numpy()
         _, high = clopper_pearson(count, look, 1 - VIOLATED, sides=1)
@@ -239,26 +243,18 @@ def judge(
     return violated, len(open_), spent
 
 
-def _within(
+def _outputs(
     vae: VAE,
-    ends: tuple[Tensor, ...],
-    r: float,
-    version: Version,
+    x: Tensor,
+    q: Distribution,
+    rows: Tensor,
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """How many of the draws keep ||Delta|| <= r, (n,)."""
-    counts = []
-    for part in zip(*(end.split(max(1, _ROWS // draws)) for end in ends), strict=True):
-        mean, stddev, mean_adv, stddev_adv, centre = part
-        z = draw(Gaussian(mean_adv, stddev_adv), (draws,), generator=generator)
-        end = vae.decode(z.flatten(0, 1)).mean.view(draws, len(mean), -1)
-        start = centre
-        if version == "paired":
-            z = draw(Gaussian(mean, stddev), (draws,), generator=generator)
-            start = vae.decode(z.flatten(0, 1)).mean.view(draws, len(mean), -1)
-        counts.append(((end - start).norm(dim=2) <= r).sum(0))
-    return torch.cat(counts)
+    """Outputs of draws from the posteriors of some rows, (draws, n, D)."""
+    q = Gaussian(q.mean[rows], q.stddev[rows]) if isinstance(q, Gaussian) else vae.encode(x[rows])
+    z = draw(q, (draws,), generator=generator)
+    return vae.decode(z.flatten(0, 1)).mean.view(draws, len(rows), -1)
 
 
 def main() -> None:

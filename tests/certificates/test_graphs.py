@@ -1,0 +1,132 @@
+"""Traces of users' modules: the graph is the module, and what is not known is refused by name."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as f
+from torch.testing import assert_close
+
+from robustvae import errors
+from robustvae.certificates import Add, Relaxation, lipschitz_bound
+from robustvae.certificates.graphs import Affine, Graph, Part, Sum, traced
+
+SHAPE = (2, 4, 4)
+
+
+class Module(nn.Module):
+    """Two convolutions and a dense layer, put together by a function."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+        self.one = nn.Conv2d(2, 4, 3, padding=1)
+        self.two = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Softplus())
+        self.relu = nn.ReLU(inplace=True)
+        self.act = nn.GELU()
+        self.head = nn.Linear(64, 6)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def residual(net, x):
+    h = net.relu(net.one((x - 0.5) / 0.25))
+    h = h + 0.5 * net.two(h)
+    return net.head(torch.flatten(h, 1)).chunk(2, dim=1)
+
+
+def slices(net, x):
+    h = net.head(f.leaky_relu(net.one(2 * x - 1), 0.2).view(x.size(0), -1))
+    return h[:, :4], h[:, 4:]
+
+
+def differences(net, x):
+    h = f.softplus(net.one(x), beta=2.0)
+    h -= 1 - torch.tanh(net.two(h))
+    h = h.reshape(x.shape[0], 4, 4, 4).contiguous().sigmoid()
+    return net.head(h.flatten(start_dim=1)).split([2, 4], dim=-1)
+
+
+@pytest.mark.parametrize("run", [residual, slices, differences])
+def test_the_graph_is_the_module_and_is_bounded(run, generator):
+    net = Module(run).requires_grad_(False)
+    graph = traced(net, SHAPE)
+    x = torch.rand(3, *SHAPE, generator=generator)
+    clean = net(x)
+    for made, right in zip(graph(x), clean, strict=True):
+        assert_close(made, right)
+    radius = torch.tensor([0.0, 0.1, 1.0])
+    found = Relaxation(graph, shape=SHAPE).over(x, radius)
+    slopes = [lipschitz_bound(graph.only(end), SHAPE) for end in (0, 1)]
+    for _ in range(60):
+        step = torch.randn(x.shape, generator=generator)
+        step = step * (radius / step.flatten(1).norm(dim=1))[:, None, None, None]
+        for bound, slope, right, moved in zip(found, slopes, clean, net(x + step), strict=True):
+            change = moved - right
+            assert (bound.lower <= change).all() and (change <= bound.upper).all()
+            assert (change.norm(dim=1) <= slope * radius * (1 + 1e-12)).all()
+
+
+def test_a_method_of_a_module():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(2, 3)
+
+        def encode(self, x):
+            return self.net(x).relu()
+
+    model = Model()
+    x = torch.randn(5, 2)
+    assert_close(traced(model.encode, (2,))(x)[0], model.encode(x))
+
+
+def branching(net, x):
+    return net.one(x) if x.sum() > 0 else net.one(-x)
+
+
+def in_place(net, x):
+    h = net.one(x)
+    return net.relu(h) + h
+
+
+REFUSED = {
+    "GELU": lambda net, x: net.act(x),
+    "softmax": lambda net, x: torch.softmax(x, 1),
+    "scale": lambda net, x: x * net.scale,
+    "mul": lambda net, x: x * net.one(x)[:, :2],
+    "control flow": branching,
+    "does not compute": in_place,
+    "other|else": lambda net, x: (net.one(x), None),
+    "several shapes": lambda net, x: x + net.one(x)[:, :1],
+    "several|getitem": lambda net, x: x[:, :, 1:],
+    "randn_like": lambda net, x: x + torch.randn_like(x),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_known_is_refused_by_name(name):
+    with pytest.raises(errors.UnsupportedError, match=name):
+        Relaxation(traced(Module(REFUSED[name]), SHAPE), shape=SHAPE)
+
+
+def test_no_module_and_hooks_are_refused():
+    with pytest.raises(errors.UnsupportedError, match="no module"):
+        traced(lambda x: x, SHAPE)
+    net = Module(residual)
+    net.register_forward_hook(lambda *_: None)
+    with pytest.raises(errors.UnsupportedError, match="hook"):
+        traced(net, SHAPE)
+    net = Module(residual)
+    net.one.register_forward_hook(lambda *_: None)
+    with pytest.raises(errors.UnsupportedError, match="hook"):
+        Relaxation(traced(net, SHAPE), shape=SHAPE)
+
+
+def test_constants_of_sums_add_up():
+    three = Affine(3.0, 1.0)
+    assert lipschitz_bound(Add(nn.Identity(), three)) == pytest.approx(4.0, rel=1e-9)
+    assert lipschitz_bound(nn.Sequential(three, Add(three, three))) == pytest.approx(18.0, rel=1e-9)
+    graph = Graph([three, Sum(), Part(0, 1)], [(0,), (0, 1), (2,)], (3,))
+    assert lipschitz_bound(graph) == pytest.approx(4.0, rel=1e-9)
