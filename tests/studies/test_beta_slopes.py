@@ -9,7 +9,14 @@ from torch import nn
 import robustvae as rv
 from robustvae import errors
 from robustvae.models import Gaussian
-from robustvae.studies.beta_slopes import CLAIMS, beta_slopes
+from robustvae.studies.beta_slopes import (
+    CLAIMS,
+    SIZES,
+    RunSlopes,
+    beta_slopes,
+    run_slopes,
+    runs_page,
+)
 
 
 class Encoder(nn.Module):
@@ -63,3 +70,51 @@ def test_known_encoders_have_the_trends_they_were_given():
 def test_a_trend_wants_three_models():
     with pytest.raises(errors.CheckpointError, match="at least 3 models, got 2"):
         beta_slopes({1.0: model(1.0), 2.0: model(2.0)}, rv.data.load("digits"))
+
+
+def test_changes_over_runs_are_taken_seed_by_seed():
+    rising, noisy = [[1.0, 2.0, 4.0], [1.1, 2.2, 4.4]], [[1.0, 2.0, 4.0], [1.5, 1.0, 4.4]]
+    found = RunSlopes(
+        "elbo",
+        (1.0, 10.0),
+        {
+            "encoder_std": rising,
+            "encoder_slope": rising,
+            "encoder_weights": noisy,
+            "decoder_weights": rising[::-1],
+            "decoder_slope": rising,
+        },
+    )
+    assert found.change("encoder_std") == (pytest.approx(10), pytest.approx(0, abs=1e-6))
+    assert found.change("encoder_weights")[1] == pytest.approx(
+        4.3026527 / 3**0.5 * torch.tensor([50.0, -50.0, 10.0]).std().item()
+    )
+    assert {key: found.verdict(key) for key in CLAIMS} == {
+        "encoder_std": "agrees",
+        "encoder_slope": "the opposite here",
+        "encoder_weights": "absent here",
+        "decoder_weights": "agrees",
+        "decoder_slope": "",
+    }
+
+
+@pytest.mark.parametrize("objective", ["elbo", "total-correlation"])
+def test_the_smallest_size_trains_once_and_measures_every_run(objective, tmp_path):
+    train, test = rv.data.load("digits"), rv.data.load("digits", split="test")
+    torch.set_default_dtype(torch.float32)
+    found = run_slopes(train, test, objective, runs=tmp_path, size="smoke", seeds=2)
+    assert found.betas == (1.0, 10.0)
+    assert all(len(runs) == 2 for values in found.measured.values() for runs in values)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("log.jsonl")}
+    assert run_slopes(train, test, objective, runs=tmp_path, size="smoke", seeds=2) == found
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("log.jsonl")}
+    page = runs_page([found], vars(SIZES["smoke"]) | {"data": "digits", "seeds": 2}, "make it")
+    assert f"## {objective}" in page and "2 seeds" in page
+
+
+def test_runs_are_at_least_two_of_a_known_objective(tmp_path):
+    few = rv.data.load("digits")
+    with pytest.raises(errors.RangeError, match="seeds"):
+        run_slopes(few, few, "elbo", runs=tmp_path, seeds=1)
+    with pytest.raises(errors.UnknownNameError):
+        run_slopes(few, few, "mixup", runs=tmp_path)

@@ -7,8 +7,9 @@ Each figure is a small PNG; matplotlib comes with the extra `plots`.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,38 @@ def draw(
     Raises:
         MissingExtraError: No matplotlib.
     """
+    shown = [model for model in found if model.name in SHOWN]
+    images = x[:COLUMNS]
+    with new_figures() as new:
+        figures = {
+            "scores": _scores(new(9, 5.2), found),
+            "histograms": _histograms(new(9, 2.8), shown),
+            "steps": _steps(new(11, 4.8), shown),
+            "displacement": _displacement(new(4.6, 3.2), shown),
+            "gallery": _gallery(new(7, 7.8), vaes[PLAIN], images),
+            "eigen-images": _eigen_images(new(7, 5.6), vaes, images),
+            "map": _map(new(5.6, 4.6), vaes[PLANE], test),
+        }
+        for kind, figure in figures.items():
+            mode = "L" if kind == "gallery" else "RGB"
+            save(figure, folder / f"{name}-{kind}.png", mode)
+
+
+def save(figure: Figure, path: Path, mode: str = "RGB") -> None:
+    """Write a figure as a small PNG; "L" is without colours."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    Image.open(drawn).convert(mode).save(small, "png", optimize=True)
+    write_bytes(path, small.getvalue())
+
+
+@contextlib.contextmanager
+def new_figures() -> Iterator[Callable[[float, float], Figure]]:
+    """Makes figures of so many inches; within, the studies' style holds.
+
+    Raises:
+        MissingExtraError: No matplotlib.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -73,25 +106,8 @@ def draw(
         raise MissingExtraError(
             "pictures need matplotlib: pip install 'robustvae[plots]'"
         ) from None
-    shown = [model for model in found if model.name in SHOWN]
-    images = x[:COLUMNS]
     with matplotlib.rc_context(STYLE):
-        figures = {
-            "scores": _scores(Figure((9, 5.2), layout="constrained"), found),
-            "histograms": _histograms(Figure((9, 2.8), layout="constrained"), shown),
-            "steps": _steps(Figure((11, 4.8), layout="constrained"), shown),
-            "displacement": _displacement(Figure((4.6, 3.2), layout="constrained"), shown),
-            "gallery": _gallery(Figure((7, 7.8), layout="constrained"), vaes[PLAIN], images),
-            "eigen-images": _eigen_images(Figure((7, 5.6), layout="constrained"), vaes, images),
-            "map": _map(Figure((5.6, 4.6), layout="constrained"), vaes[PLANE], test),
-        }
-        for kind, figure in figures.items():
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format="png")
-            small = io.BytesIO()
-            mode = "L" if kind == "gallery" else "RGB"
-            Image.open(drawn).convert(mode).save(small, "png", optimize=True)
-            write_bytes(folder / f"{name}-{kind}.png", small.getvalue())
+        yield lambda width, height: Figure((width, height), layout="constrained")
 
 
 def _scores(figure: Figure, found: Sequence[Measured]) -> Figure:

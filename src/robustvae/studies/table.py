@@ -129,10 +129,17 @@ def facts_of(vae: VAE, images: Images, size: str, seed: int, began: float) -> di
         "data": f"{images.name}, {images.split}",
         "size": size,
         "seed": seed,
+        **surroundings(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """Version of torch, machine and date."""
+    return {
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.perf_counter() - began, 1),
     }
 
 
