@@ -353,7 +353,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
     ),
     "objectives.SelfConsistency": (
         used("objectives.SelfConsistency"),
-        lambda: {"rho": 0.9, "weight": 1.0, "base": rv.objectives.ELBO()},
+        lambda: {"rho": 0.9, "weight": 1.0, "base": rv.objectives.ELBO(), "coupled": True},
     ),
     "objectives.SpectralRegularisation": (
         used("objectives.SpectralRegularisation"),

@@ -147,7 +147,7 @@ def test_self_consistency_matches_its_formula(vae: rv.VAE, x: Tensor) -> None:
     rho = 0.9
     base, terms = (
         objective.terms(vae, x, generator=rv.generator(2))
-        for objective in (ELBO(), SelfConsistency(rho, weight=2.0))
+        for objective in (ELBO(), SelfConsistency(rho, weight=2.0, coupled=True))
     )
     generator = rv.generator(2)
     rv.draw(vae.encode(x), generator=generator)  # the base's
@@ -157,6 +157,20 @@ def test_self_consistency_matches_its_formula(vae: rv.VAE, x: Tensor) -> None:
     kl = kl_divergence(Normal(again.mean, again.stddev), target).sum(1)
     assert_close(terms["self_consistency"], kl)
     assert_close(terms["loss"], base["loss"] + 2.0 * kl)
+
+
+def test_self_consistency_averages_over_draws_apart_from_the_decoded_one(
+    vae: rv.VAE, x: Tensor
+) -> None:
+    rho, n = 0.9, 20_000
+    kl = SelfConsistency(rho).terms(vae, x, generator=rv.generator(2))["self_consistency"]
+    generator = rv.generator(2)
+    rv.draw(vae.encode(x), generator=generator)  # the base's
+    again = vae.encode(vae.decode(rv.draw(vae.encode(x), generator=generator)).mean)
+    z = rv.draw(vae.encode(x), (n,), generator=rv.generator(5))
+    target = Normal(rho * z, math.sqrt(1 - rho**2))
+    each = kl_divergence(Normal(again.mean, again.stddev), target).sum(2)
+    assert ((kl - each.mean(0)).abs() < 5 * each.std(0) / math.sqrt(n)).all()
 
 
 def test_self_consistency_is_zero_where_the_encoder_is_consistent(
@@ -173,7 +187,7 @@ def test_self_consistency_is_zero_where_the_encoder_is_consistent(
         image_shape=(1, 2, 3),
     )
     x = torch.rand(4, 1, 2, 3, generator=generator)
-    for objective in (SelfSupervision(rho), SelfConsistency(rho)):
+    for objective in (SelfSupervision(rho), SelfConsistency(rho, coupled=True)):
         terms = objective.terms(vae, x, generator=generator)
         kl = terms["loss"] if isinstance(objective, SelfSupervision) else terms["self_consistency"]
         assert_close(kl, torch.zeros(4))
