@@ -30,8 +30,8 @@ from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.perturb import Ball
 from robustvae.records import write_text
-from robustvae.robustness import Version
-from robustvae.seeding import draw, randn, shard_generator
+from robustvae.robustness import Version, rest_quantile
+from robustvae.seeding import draw, generator, randn, shard_generator
 from robustvae.zoo import load
 
 SHARES = (0.25, 0.7, 0.95, 0.999, 1 - 1e-6)
@@ -124,8 +124,8 @@ def trials(
             break
         inside = x[held]
         radius = found.radius[held].to(x.dtype)
-        adversarial = _attacked(vae, inside, radius, suite, generator)
-        for direction, attacked in _directions(inside, adversarial, generator):
+        perturbed = _attacked(vae, inside, radius, suite, generator)
+        for direction, attacked in _directions(inside, perturbed, generator):
             total.add(_round(vae, inside, direction, radius, r, m, version, generator, attacked))
             if total.done >= count:
                 break
@@ -134,30 +134,32 @@ def trials(
 
 def _attacked(
     vae: VAE, x: Tensor, radius: Tensor, suite: str, generator: torch.Generator
-) -> list[Tensor]:
-    """The perturbations of every attack of the suite at each input's own radius."""
+) -> list[tuple[Tensor, bool]]:
+    """The perturbations of the suite at each input's own radius, and whether by an attack."""
     made = []
     for box in ((0.0, 1.0), (None, None)):
         ball = Ball("l2", radius, *box)
         found = AttackSuite(suite, balls=(ball,))(Victim(vae), x, generator=generator)
-        made += [row.x_adv - x for row in found.rows]
+        made += [(row.x_adv - x, row.attack) for row in found.rows]
     return made
 
 
 def _directions(
-    x: Tensor, adversarial: list[Tensor], generator: torch.Generator
+    x: Tensor, suite: list[tuple[Tensor, bool]], generator: torch.Generator
 ) -> Iterator[tuple[Tensor, bool]]:
     """Directions of length 1, in random order, and whether an attack gave them."""
 
     def noise() -> Tensor:
         return randn(*x.shape, like=x, generator=generator)
 
-    kinds: list[tuple[Tensor | None, float]] = [(a, b) for a in adversarial for b in _BLENDS]
-    kinds += [(None, few) for few in (0, 1, 3)] * len(adversarial)
+    kinds: list[tuple[Tensor | None, bool, float]] = []
+    for change, attack in suite:
+        kinds += [(change, attack, blend) for blend in (_BLENDS if attack else _BLENDS[:1])]
+        kinds += [(None, False, few) for few in (0, 1, 3)] * attack
     for i in torch.randperm(len(kinds), generator=generator).tolist():
-        found, how = kinds[i]
+        found, attack, how = kinds[i]
         if found is not None:
-            yield _unit(_unit(found) + how * _unit(noise())), True
+            yield _unit(_unit(found) + how * _unit(noise())), attack
             continue
         direction = noise()
         if how:  # on a few pixels only
@@ -263,6 +265,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--r", type=float, default=1.0)
+    parser.add_argument(
+        "--rest",
+        type=float,
+        help="instead of --r: so many times the median, over 20 images, of the m-quantile at rest",
+    )
     parser.add_argument("--m", type=float, default=0.5)
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
     parser.add_argument("--routes", nargs="+")
@@ -281,7 +288,13 @@ def main() -> None:
     for dtype in given.dtypes:
         vae = load(given.model).to(getattr(torch, dtype))
         for version in given.versions:
-            case = f"{Path(given.model).name}, {version}, {dtype}, r = {given.r:g}, m = {given.m:g}"
+            r = given.r
+            if given.rest is not None:
+                x, _ = images.sample(20, stratified=True, generator=generator(given.seed))
+                ask = {"generator": generator(given.seed), "draws": 1000}
+                rest = rest_quantile(Victim(vae), x.to(vae.dtype), given.m, version, **ask)
+                r = float(f"{given.rest * float(rest.value.median()):.4g}")
+            case = f"{Path(given.model).name}, {version}, {dtype}, r = {r:g}, m = {given.m:g}"
             case += f", {'+'.join(given.routes)}" if given.routes else ""
             entry = kept.setdefault(case, {"shards": 0, "trials": asdict(Trials())})
             total = Trials(**entry["trials"])
@@ -293,7 +306,7 @@ def main() -> None:
                 found = trials(
                     vae,
                     x.to(vae.dtype),
-                    given.r,
+                    r,
                     given.m,
                     version,
                     count=given.count - total.done,
