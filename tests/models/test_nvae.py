@@ -38,6 +38,16 @@ def test_tiny_has_two_scales_and_six_groups() -> None:
     assert colour.widths == (2 * 16 * 16,) * 3 + (2 * 8 * 8,) * 3
 
 
+def test_the_preset_near_the_papers_runs() -> None:
+    torch.set_default_dtype(torch.float32)
+    vae = rv.models.create("nvae", preset="paper").eval()
+    assert vae.widths == (20 * 14 * 14,) * 10 + (20 * 7 * 7,) * 5
+    x = torch.rand(1, 1, 28, 28)
+    with torch.no_grad():
+        terms = ELBO().terms(vae, x, generator=rv.generator(0))
+    assert terms["loss"].isfinite().all() and "kl_15" in terms
+
+
 @pytest.mark.parametrize("which", ["posterior", "prior"])
 def test_a_group_depends_on_the_coarser_ones_alone(vae: NVAE, x: Tensor, which: str) -> None:
     """The Jacobian of the conditionals' means is block triangular, the top group last."""
