@@ -208,6 +208,20 @@ def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
     assert not violations(vae, x, found.radius, "centred", generator, r=r).any()
 
 
+def test_a_boxed_certificate_says_so_and_is_larger(generator):
+    vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:4].float()
+    ask = {"r": 1.0, "m": M, "version": "centred"}
+    free, boxed = (
+        certify(vae, x, **ask, generator=rv.generator(0), routes=["neyman_pearson"], boxed=box)
+        for box in (False, True)
+    )
+    assert boxed.boxed and not free.boxed and (boxed.radius > free.radius).all()
+    deterministic = certify(
+        lipschitz(), x[:, :, :4, :4].double(), **ask, generator=generator, boxed=True
+    )
+    assert not deterministic.boxed
+
+
 def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
     """Fixed sigma, linear encoder: sigma (Phi^-1(p) - Phi^-1(m)) / K."""
     vae = linear(generator)

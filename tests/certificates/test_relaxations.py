@@ -104,6 +104,23 @@ def network(request, generator):
     return made(request.param, generator)
 
 
+def boxed(network, x, radius, norm, generator, steps):
+    """Fails unless every point of the ball within [0, 1] is within the bounds for that box."""
+    net = Relaxation(network, shape=SHAPE)
+    radii = torch.full((len(x),), radius)
+    (free,) = net.over(x, radii, norm=norm)
+    (found,) = net.over(x, radii, norm=norm, box=(0.0, 1.0))
+    clean = network(x)
+    weights = 0.5 + torch.rand(clean.shape, generator=generator)
+    length = found.length(weights)
+    for step in steps:
+        moved = network((x + step).clamp(0, 1)) - clean
+        assert (found.lower <= moved).all()
+        assert (moved <= found.upper).all()
+        assert ((weights * moved).norm(dim=1) <= length).all()
+    return free, found
+
+
 def project(step, radius, norm):
     if norm == "linf":
         return step.clamp(-radius, radius)
@@ -157,6 +174,53 @@ def test_nothing_in_the_ball_leaves_the_bounds(network, radius, norm, method, ge
     x = torch.rand(4, *SHAPE, generator=generator)
     found = check_sound(network, x, radius, norm, method, generator)
     assert found.method == method
+
+
+def black_and_white(generator, count):
+    x = 3 * torch.rand(count, *SHAPE, generator=generator) - 1
+    return x.clamp(0, 1)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("name", ["relu", "tanh", "convolutions", "sorts of channels"])
+def test_nothing_in_the_box_leaves_the_boxed_bounds(name, norm, generator):
+    network, x = made(name, generator), black_and_white(generator, 4)
+    for radius in (0.05, 0.5):
+        steps = list(steps_of(network, x, radius, norm, generator))
+        free, found = boxed(network, x, radius, norm, generator, steps)
+        assert (found.upper - found.lower).mean() < (free.upper - free.lower).mean()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_most_of_a_linear_map_in_the_box(norm, generator):
+    """A row over a ball and a box: a bisection on the multiplier of the ball."""
+    network, x = made("linear", generator), black_and_white(generator, 6)
+    radius = torch.tensor([0.05, 0.3, 1.0, 1.5, 2.0, 5.0])
+    (found,) = Relaxation(network, shape=SHAPE).over(x, radius, norm=norm, box=(0.0, 1.0))
+    rows = network[3].weight @ network[1].weight * -1.5
+    low, high = -x.flatten(1), 1 - x.flatten(1)
+    for sign, ends in ((1.0, found.upper), (-1.0, -found.lower)):
+        for b, (size, down, up) in enumerate(zip(radius, low, high, strict=True)):
+            for k, row in enumerate(sign * rows):
+                if norm == "linf":
+                    step = torch.where(row > 0, up.clamp(max=size), down.clamp(min=-size))
+                else:
+                    least, most = 0.0, 1e9
+                    for _ in range(200):
+                        price = (least + most) / 2
+                        step = (row / max(price, 1e-30)).clamp(down, up)
+                        least, most = (price, most) if step.norm() > size else (least, price)
+                assert (row @ step) * (1 - 1e-9) <= ends[b, k] <= (row @ step) * 1.01
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_box_turned_round_is_caught(norm, generator, monkeypatch):
+    network, x = made("linear", generator), black_and_white(generator, 4)
+    steps = list(steps_of(network, x, 0.5, norm, generator))
+    right = relaxations._Sweep._across
+    monkeypatch.setattr(relaxations._Sweep, "_across", lambda own, slope, b: right(own, -slope, b))
+    with pytest.raises(AssertionError):
+        boxed(network, x, 0.5, norm, generator, steps)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -334,6 +398,8 @@ def test_bad_input_is_refused():
         net.over(torch.zeros(2, *SHAPE), torch.ones(2), norm="l1")
     with pytest.raises(errors.UnknownNameError):
         net.over(torch.zeros(2, *SHAPE), torch.ones(2), method="zonotope")
+    with pytest.raises(errors.RangeError, match="box"):
+        net.over(torch.full((2, *SHAPE), 1.5), torch.ones(2), box=(0.0, 1.0))
 
 
 @pytest.mark.parametrize("shape", [(3, 500), (400, 350), (350, 900)])

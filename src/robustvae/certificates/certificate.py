@@ -73,7 +73,8 @@ class Certificate:
         version: "centred", "paired" or "full".
         norm: "l2" or "linf".
         by_route: The radii of every route that was taken, each (B,); `radius` is their largest.
-        boxed: False: it holds for free perturbations, hence for those kept in the pixel range.
+        boxed: Whether it holds only for perturbations that keep the pixels in [0, 1]; False: for
+            all, hence for these too.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -115,6 +116,7 @@ def certify(
     routes: Sequence[str] | None = None,
     confidence: float = 0.999,
     draws: int = 1000,
+    boxed: bool = False,
 ) -> Certificate:
     """Certify P(||Delta|| <= r) > m for every perturbation shorter than the radius returned.
 
@@ -157,6 +159,8 @@ def certify(
         routes: Names of routes to take instead of the guaranteed ones; all of one kind.
         confidence: Of the probabilistic route, per input, in (0, 1).
         draws: Of the sampled routes, per input.
+        boxed: Speak only of perturbations that keep the pixels in [0, 1], which "neyman_pearson"
+            makes use of; the other routes' certificates are as without.
 
     Returns:
         A `Certificate`; radius 0 and status "abstain" where nothing can be proved.
@@ -197,7 +201,8 @@ def certify(
     if len(kinds) > 1:
         raise ConfigError(f"routes of several kinds at once: {', '.join(sorted(kinds))}")
     kind = kinds.pop()
-    question = _Question(r, m, version, norm, confidence, draws)
+    boxed = boxed and kind == "probabilistic"
+    question = _Question(r, m, version, norm, confidence, draws, boxed)
     with frozen(vae), torch.no_grad():
         try:
             found, assumptions = _radii(vae, x, question, wanted, generator)
@@ -225,6 +230,7 @@ def certify(
         version=version,
         norm=norm,
         by_route={name: radii.to(x.device) for name, radii in by_route.items()},
+        boxed=boxed,
     )
 
 
@@ -236,6 +242,7 @@ class _Question:
     norm: str
     confidence: float
     draws: int
+    boxed: bool
 
 
 def _radii(
@@ -359,7 +366,7 @@ def _smoothing_radius(
     used: list[Method] = []
 
     def moved(radius: Tensor) -> tuple[Movement, Tensor]:
-        found = encoder.over(x, radius, norm=ask.norm)
+        found = encoder.over(x, radius, norm=ask.norm, boxed=ask.boxed)
         used.append(found.method)
         return found, found.length((1 + bounds.SLACK) / stddev)
 

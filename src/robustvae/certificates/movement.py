@@ -135,7 +135,13 @@ class Encoder:
         return first(self.vae, x, self.width)
 
     def over(
-        self, x: Tensor, radius: Tensor, *, norm: str = "l2", method: Method = "crown"
+        self,
+        x: Tensor,
+        radius: Tensor,
+        *,
+        norm: str = "l2",
+        method: Method = "crown",
+        boxed: bool = False,
     ) -> Movement:
         """Bounds over the ball of each radius around each image.
 
@@ -144,8 +150,10 @@ class Encoder:
             radius: Of each ball, in pixel units, (B,).
             norm: "l2" or "linf".
             method: As of `Relaxation.over`.
+            boxed: Whether only images in [0, 1] count.
         """
-        mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method)
+        box = (0.0, 1.0) if boxed else None
+        mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method, box=box)
         reach = radius * (x[0].numel() ** 0.5 * _UP if norm == "linf" else 1.0)
         low = torch.zeros_like(mean.value)
         high = low + torch.inf

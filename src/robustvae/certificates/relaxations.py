@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from robustvae.certificates.graphs import Add, Affine, Graph, Part, Sum, out_of_place
 from robustvae.certificates.layers import ROUNDING, batch_norm_factor, slopes
-from robustvae.errors import ShapeError, UnsupportedError, check_choice
+from robustvae.errors import RangeError, ShapeError, UnsupportedError, check_choice
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 from robustvae.models.orthogonal import MoveChannels
 from robustvae.norms import gamma, spectral_norm_bounds
@@ -34,6 +34,7 @@ METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 
 MEMORY = 2**27
 WORK = 2**36
+_PRICES = 4
 _UP = 1 + 1e-11  # over the rounding of a few operations and of sums of up to 40,000 positive terms
 
 
@@ -166,6 +167,7 @@ class Relaxation:
         *,
         norm: str = "l2",
         method: Method = "crown",
+        box: tuple[float, float] | None = None,
         memory: int = MEMORY,
         work: int = WORK,
     ) -> tuple[LinearBounds, ...]:
@@ -181,6 +183,7 @@ class Relaxation:
             radius: Of each ball, (B,).
             norm: "l2" or "linf".
             method: The tightest to use; a cheaper one is taken where this one is too dear.
+            box: Least and largest value of every pixel, if only points within these count.
             memory: Bytes that one chunk of backward rows may take.
             work: Bytes that all backward rows to one layer may take together: beyond it that
                 layer's interval stays as it is, and the result's `method` says so.
@@ -192,7 +195,11 @@ class Relaxation:
         check_choice("method", method, METHODS)
         if tuple(x.shape[1:]) != self.shape:
             raise ShapeError(f"x must be (B, {self.shape}), got {tuple(x.shape)}")
-        sweep = _Sweep(self._steps, x.double(), radius.double(), norm, method, memory, work)
+        low, high = (-math.inf, math.inf) if box is None else box
+        if not bool(((x >= low) & (x <= high)).all()):
+            raise RangeError(f"x must lie in the box, [{low:g}, {high:g}]")
+        ends = (low, high)
+        sweep = _Sweep(self._steps, x.double(), radius.double(), norm, ends, method, memory, work)
         used: Method = method
         for node, step in enumerate(self._steps, start=1):
             if isinstance(step, _Activation) and method == "crown":
@@ -333,14 +340,18 @@ class _Sweep:
         x: Tensor,
         radius: Tensor,
         norm: str,
+        box: tuple[float, float],
         method: Method,
         memory: int,
         work: int,
     ) -> None:
         self.steps, self.radius, self.norm = steps, radius, norm
         self.memory, self.work, self.backwards = memory, work, method == "crown"
+        self.boxed = math.isfinite(box[0]) or math.isfinite(box[1])
         ball = _like(radius, x).expand_as(x)
-        self.states = [_State(x, -ball, ball, x.abs() + ball, 4, 0)]
+        low, high = ((end - x) * _UP for end in box)
+        low, high = torch.maximum(-ball, low), torch.minimum(ball, high)
+        self.states = [_State(x, low, high, x.abs() + ball, 4, 0)]
         self.lines: dict[int, _Line] = {}
         self.rows: dict[int, _Rows] = {}
 
@@ -372,10 +383,11 @@ class _Sweep:
         size = step.apply(before.size, "sizes") + bias.abs()
         middle = step.apply((before.low + before.high) / 2, "plain")
         half = step.apply((before.high - before.low) / 2, "sizes")
+        low, high = middle - half, middle + half
         if before.depth == 0 and self.norm == "l2":
             rows = step.apply(torch.ones_like(before.value), "squares").sqrt()
-            half = torch.minimum(half, rows * _like(self.radius, rows))
-        low, high = middle - half, middle + half
+            reach = rows * _like(self.radius, rows)
+            low, high = torch.maximum(low, -reach), torch.minimum(high, reach)
         if step.pairs is not None:
             origin, most, least = step.pairs
             pair = self.states[origin]
@@ -461,7 +473,7 @@ class _Sweep:
     def tighten(self, step: _Activation) -> bool:
         """Narrow the interval before an activation by backward rows; False if that is too dear."""
         before = self.states[step.parent]
-        if before.depth <= 1:
+        if before.depth <= (0 if self.boxed and self.norm == "l2" else 1):
             return True
         needed = before.high > before.low
         if _is_kinked(step.layer):
@@ -473,10 +485,10 @@ class _Sweep:
         for b, mask in enumerate(needed.flatten(1)):
             features = mask.nonzero()[:, 0]
             rows = self.rows[b] = self._backward(step.parent, b, features)
-            across = self._across(rows.slope, b)
+            down, up = self._across(-rows.slope, b), self._across(rows.slope, b)
             slack = before.slack[b].flatten()[features]
-            low[b, features] = torch.maximum(low[b, features], rows.low - across - slack)
-            high[b, features] = torch.minimum(high[b, features], rows.high + across + slack)
+            low[b, features] = torch.maximum(low[b, features], rows.low - down - slack)
+            high[b, features] = torch.minimum(high[b, features], rows.high + up + slack)
         shape = before.value.shape
         self.states[step.parent] = replace(before, low=low.view(shape), high=high.view(shape))
         return True
@@ -494,9 +506,10 @@ class _Sweep:
             slope = torch.stack([rows.slope for rows in every])
             low = torch.stack([rows.low for rows in every]) - slack
             high = torch.stack([rows.high for rows in every]) + slack
-            across = torch.stack([self._across(rows.slope, b) for b, rows in enumerate(every)])
-            lower = torch.maximum(lower, low - across)
-            upper = torch.minimum(upper, high + across)
+            down = torch.stack([self._across(-rows.slope, b) for b, rows in enumerate(every)])
+            up = torch.stack([self._across(rows.slope, b) for b, rows in enumerate(every)])
+            lower = torch.maximum(lower, low - down)
+            upper = torch.minimum(upper, high + up)
             for b, rows in enumerate(every):
                 own = Cause(torch.eye(width, dtype=torch.float64), slack[b], math.inf)
                 least = torch.maximum(rows.high, -rows.low)
@@ -521,9 +534,29 @@ class _Sweep:
         return 8 * rows * sum(state.value[0].numel() for state in self.states[: node + 1])
 
     def _across(self, slope: Tensor, b: int) -> Tensor:
-        """The most that slope (p - x) can be, for each row."""
-        size = slope.norm(dim=1) if self.norm == "l2" else slope.abs().sum(1)
-        return size * self.radius[b] * _UP
+        """The most that slope (p - x) can be, for each row.
+
+        In a box and an l2 ball by the dual: v radius^2 / 2 + sum_i max_d [slope_i d - v d^2 / 2]
+        for any v >= 0, d within pixel i's ends; the least over a few v, the last nearly optimal.
+        """
+        radius, ends = self.radius[b], self.states[0]
+        if not self.boxed or float(radius) == 0:
+            size = slope.norm(dim=1) if self.norm == "l2" else slope.abs().sum(1)
+            return size * radius * _UP
+        low, high = ends.low[b].flatten(), ends.high[b].flatten()
+        most = torch.maximum(slope * low, slope * high).sum(1)
+        if self.norm == "linf":
+            return most * _UP
+        open_ = slope * torch.where(slope > 0, high > 0, low < 0)
+        price = open_.norm(dim=1) / radius
+        for _ in range(_PRICES):
+            step = (slope / price.clamp_min(1e-300)[:, None]).clamp(low, high)
+            gain = (step * (slope - price[:, None] * step / 2)).sum(1)
+            most = torch.minimum(most, price * radius.square() / 2 + gain)
+            stopped = (step == low) | (step == high)
+            left = (radius.square() - (step * stopped).square().sum(1)).clamp_min(1e-300)
+            price = (slope * ~stopped).norm(dim=1) / left.sqrt()
+        return most * _UP
 
     def _backward(self, node: int, b: int, features: Tensor) -> _Rows:
         """The rows of some features of a node, for one input: f = v + slope (p - x) + rest."""
