@@ -130,6 +130,19 @@ def test_negligible_penalties_share_one_search(x):
     torch.testing.assert_close(found.x_adv[:, 1], found.x_adv[:, 0])
 
 
+def test_warm_starts_cost_fewer_evaluations_and_end_no_higher(x):
+    """A convex objective: one minimum from any start."""
+    goal, weights = LatentTarget(x.flip(0)), penalties(24, -10.0, 2.0)
+    warm, cold = (
+        PenaltySweep(goal, weights=weights, warm=way)(linear_victim(), x, generator=generator(0))
+        for way in (True, False)
+    )
+    rest = cold.objective.amax(1, keepdim=True)
+    assert (warm.objective <= cold.objective + 1e-6 * rest).all()
+    assert warm.evaluations.sum() < 0.9 * cold.evaluations.sum()
+    assert warm.evaluations.max() <= 200
+
+
 def test_a_weak_model_has_a_small_area(x):
     """All-powerful attacks leave no area, powerless ones leave all of it."""
     target, x_hat, target_hat = x.flip(0), x, x.flip(0)

@@ -84,6 +84,35 @@ def test_rows_do_not_see_each_other():
         assert alone.evaluations[0] == whole.evaluations[i]
 
 
+def test_seats_change_nothing_and_a_row_starts_where_another_ended():
+    hessian, lowest, low, high = problems(7)
+    most, first = 0, {}
+
+    def objective(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal most
+        most = max(most, len(rows))
+        for row, point in zip(rows.tolist(), y, strict=True):
+            first.setdefault(row, point.clone())
+        gap = y - lowest[rows]
+        gradient = torch.einsum("nij,nj->ni", hessian[rows], gap)
+        return 0.5 * (gap * gradient).sum(1), gradient
+
+    start = torch.zeros(7, SIZE)
+    whole = minimise(objective, start, low, high)
+    assert most == 7
+    most = 0
+    few = minimise(objective, start, low, high, together=3)
+    assert most == 3
+    torch.testing.assert_close(few.y, whole.y)
+    assert (few.evaluations == whole.evaluations).all()
+    first.clear()
+    after = torch.tensor([4, -1, 0, -1, -1, 1, -1])
+    chained = minimise(objective, start, low, high, together=3, after=after)
+    for row, parent in enumerate(after.tolist()):
+        torch.testing.assert_close(first[row], start[row] if parent < 0 else chained.y[parent])
+    assert chained.converged.all()
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_the_search_finds_the_maximum_of_a_known_score(norm):
     x = 0.3 + 0.4 * rand(4, 1, 4, 4, like=like, generator=generator(1))

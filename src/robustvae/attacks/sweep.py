@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -12,12 +13,15 @@ from robustvae.attacks.attack import ready
 from robustvae.attacks.goals import LatentTarget, OutputTarget
 from robustvae.defences import Victim
 from robustvae.errors import RangeError, ShapeError, check_count
-from robustvae.perturb import Ball, Minimum, Score, minimise
+from robustvae.perturb import Ball, Score, minimise
 from robustvae.perturb.ascent import evaluate
+from robustvae.perturb.lbfgs import Objective
 from robustvae.seeding import split
 
-GAIN = 5e-8  # of |score(x)|: what three evaluations in a row must not fall short of
+GAIN = 1e-7  # of the objective: what three evaluations in a row must not fall short of
 _NEGLIGIBLE = 1e-5  # of |score(x)|: what a penalty must be able to cost to be looked at
+_NEAR = 1e-2  # of |score(x)|: where a penalty cannot cost more, the objective may end near 0
+_FIRST = 0.6  # of the evaluations are for the first pass
 
 
 def penalties(count: int = 50, least: float = -20.0, most: float = 20.0) -> tuple[float, ...]:
@@ -68,16 +72,20 @@ class SweepResult:
 class PenaltySweep:
     """Minimise penalty x ||d||_2 - score(x + d) by L-BFGS over the pixel range, for every penalty.
 
-    All start from x and run together. A pair at one penalty is done when three evaluations in a
-    row gained less than 5e-8 |score(x)|; penalties too small to cost 1e-5 |score(x)| anywhere in
-    the pixel range share the least one's search. In the end each penalty takes the best of all
-    points found for its pair.
+    All pairs and penalties run together. Every second penalty starts from x, the others from
+    where the next smaller one ended; then each takes the best of all points found for its pair,
+    and those that gained by it go on from there. A pair at one penalty is done when three
+    evaluations in a row gained less than 1e-7 of its objective, at least 1e-9 |score(x)|, or 1e-6
+    |score(x)| for penalties that cost less than a hundredth of |score(x)| anywhere in the pixel
+    range. Those that cost less than 1e-5 |score(x)| share the least one's search.
 
     Args:
         goal: `LatentTarget` or `OutputTarget`.
         weights: Penalties, at least two, none negative; by default the 51 of the papers.
         steps: Most evaluations of each pair at each penalty.
-        chunk: Rows (pairs x penalties) minimised together.
+        chunk: Rows (pairs x penalties) in one evaluation.
+        warm: Whether penalties use each other's points as starts; otherwise all start from x, and
+            only the best of all points is taken in the end.
 
     Raises:
         RangeError: Fewer than two penalties, or a negative one.
@@ -98,7 +106,8 @@ class PenaltySweep:
     goal: LatentTarget | OutputTarget
     weights: tuple[float, ...] = penalties()
     steps: int = 200
-    chunk: int = 510
+    chunk: int = 250
+    warm: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what is no sweep."""
@@ -121,26 +130,42 @@ class PenaltySweep:
             score = self.goal.bind(victim, clean, generator=for_search)
             weights = torch.tensor(self.weights, dtype=clean.dtype, device=clean.device)
             rest, _ = evaluate(score, clean, torch.arange(len(x)), gradient=False)
-            asked = weights > _NEGLIGIBLE * rest.abs().unsqueeze(1) / _reach(clean).unsqueeze(1)
+            cost = weights * _reach(clean).unsqueeze(1)
+            asked = cost > _NEGLIGIBLE * rest.abs().unsqueeze(1)
             asked[:, weights.argmin()] = True
-            pairs, which = asked.nonzero(as_tuple=True)
-            ends = [
-                self._minimise(score, clean, pairs[part], weights[which[part]], rest)
-                for part in torch.arange(len(pairs), device=clean.device).split(self.chunk)
-            ]
+            scale = gain_scale(cost, rest.unsqueeze(1))
+            box = torch.zeros_like(clean[:1].flatten(1)), torch.ones_like(clean[:1].flatten(1))
             y = clean.unsqueeze(1).repeat(1, count, 1, 1, 1)
-            value = -rest.unsqueeze(1).repeat(1, count)
+            reached = rest.unsqueeze(1).repeat(1, count)
             evaluations = torch.zeros_like(asked, dtype=torch.long)
-            y[asked] = torch.cat([end.y for end in ends]).view(-1, *x.shape[1:])
-            value[asked] = torch.cat([end.value for end in ends])
-            evaluations[asked] = torch.cat([end.evaluations for end in ends])
-            size = torch.linalg.vector_norm((y - clean.unsqueeze(1)).flatten(2), dim=2)
-            reached = weights * size - value
-            # every penalty may use what the search found for another one
-            best = (weights.view(1, -1, 1) * size.unsqueeze(1) - reached.unsqueeze(1)).argmin(2)
             rows = torch.arange(len(x), device=clean.device).unsqueeze(1)
-            y, size, reached = y[rows, best], size[rows, best], reached[rows, best]
-            value = weights * size - reached
+            first = math.ceil(_FIRST * self.steps) if self.warm else self.steps
+            after, todo = _after(asked, weights) if self.warm else None, asked
+            for steps in (first, self.steps - first):
+                if not steps or not bool(todo.any()):
+                    break
+                pairs, which = todo.nonzero(as_tuple=True)
+                end = minimise(
+                    _objective(score, clean, pairs, weights[which]),
+                    y[todo].flatten(1),
+                    *(bound.expand(len(pairs), -1) for bound in box),
+                    steps=steps,
+                    value_tolerance=GAIN,
+                    scale=scale[todo],
+                    together=self.chunk,
+                    after=after,
+                )
+                y[todo] = end.y.view(-1, *x.shape[1:])
+                evaluations[todo] += end.evaluations
+                size = torch.linalg.vector_norm((y - clean.unsqueeze(1)).flatten(2), dim=2)
+                reached[todo] = weights[which] * size[todo] - end.value
+                value = weights * size - reached
+                # every penalty may use what the search found for another one
+                best = (weights.view(1, -1, 1) * size.unsqueeze(1) - reached.unsqueeze(1)).argmin(2)
+                y, size, reached = y[rows, best], size[rows, best], reached[rows, best]
+                gained = value - (weights * size - reached)
+                value = value - gained
+                after, todo = None, asked & (gained > GAIN * torch.maximum(value.abs(), scale))
             target = self.goal.target.to(clean).expand_as(clean)
 
             def read(image: Tensor) -> Tensor:
@@ -160,33 +185,44 @@ class PenaltySweep:
             evaluations,
         )
 
-    def _minimise(
-        self, score: Score, x: Tensor, pairs: Tensor, weight: Tensor, rest: Tensor
-    ) -> Minimum:
-        centre = x[pairs].flatten(1)
 
-        def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-            def penalised(y: Tensor, rows: Tensor) -> Tensor:
-                size = torch.linalg.vector_norm(y - centre[k], dim=1)
-                return score(y.view(-1, *x.shape[1:]), rows) - weight[k] * size
+def gain_scale(cost: Tensor, rest: Tensor) -> Tensor:
+    """The least that a gain is held against, of penalties by the most that they can cost.
 
-            value, slope = evaluate(penalised, flat, pairs[k])
-            slope = torch.zeros_like(flat) if slope is None else -slope
-            still = (flat == centre[k]).all(1)
-            if bool(still.any()):
-                slope[still] = _least(slope[still], flat[still], weight[k[still]])
-            return -value, slope
+    Args:
+        cost: Penalty times the longest step within the pixel range.
+        rest: score(x).
+    """
+    return torch.where(cost < _NEAR * rest.abs(), 10.0, _NEAR) * rest.abs()
 
-        low, high = torch.zeros_like(centre), torch.ones_like(centre)
-        return minimise(
-            objective,
-            centre,
-            low,
-            high,
-            steps=self.steps,
-            value_tolerance=GAIN,
-            scale=rest[pairs].abs(),
-        )
+
+def _after(asked: Tensor, weights: Tensor) -> Tensor:
+    """For every second penalty the place of the next smaller one among those asked; -1 for none."""
+    place = torch.full_like(asked, -1, dtype=torch.long)
+    place[asked] = torch.arange(int(asked.sum()), device=asked.device)
+    smaller, larger = weights.argsort()[: len(weights) // 2 * 2].view(-1, 2).mT
+    after = torch.full_like(place, -1)
+    after[:, larger] = place[:, smaller]
+    return after[asked]
+
+
+def _objective(score: Score, x: Tensor, pairs: Tensor, weights: Tensor) -> Objective:
+    images = x.flatten(1)
+
+    def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        here, weight = pairs[k], weights[k]
+        value, slope = evaluate(score, flat.view(-1, *x.shape[1:]), here)
+        moved = flat - images.index_select(0, here)
+        size = torch.linalg.vector_norm(moved, dim=1)
+        pull = weight / size.where(size > 0, torch.inf)
+        slope = torch.zeros_like(flat) if slope is None else slope.flatten(1).neg()
+        slope.addcmul_(pull.unsqueeze(1), moved)
+        still = (size == 0).nonzero().squeeze(1)
+        if len(still):
+            slope[still] = _least(slope[still], flat[still], weight[still])
+        return weight * size - value, slope
+
+    return objective
 
 
 def _reach(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """L-BFGS with box constraints, every row of the batch by itself: a step is one evaluation for all.
 
 A row that refuses its trial point shortens it at the next evaluation while its neighbours go on,
-so no row waits for another's line search, and rows that are done leave the batch.
+so no row waits for another's line search, and a row that is done gives its seat to a waiting one.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def minimise(
     gradient_tolerance: float = 1e-5,
     value_tolerance: float = 1e-9,
     scale: Tensor | None = None,
+    together: int | None = None,
+    after: Tensor | None = None,
 ) -> Minimum:
     r"""Minimise over a box by projected L-BFGS, each row its own problem.
 
@@ -72,6 +74,9 @@ def minimise(
         gradient_tolerance: Greatest entry of the projected gradient at which a row is done.
         value_tolerance: Relative gain at which a row is done, if three in a row are no larger.
         scale: Least size of a value, (n,), that its gain is held against; 0 where it is None.
+        together: Most rows in one evaluation; None for all.
+        after: The row at whose end each row starts, once that is done, (n,) int; -1 for its own
+            start, which all have where this is None. No row may wait for itself.
 
     References:
         Nocedal & Wright, 2006, Algorithm 7.4; Bertsekas, 1982 (two-metric projection);
@@ -85,101 +90,162 @@ def minimise(
         >>> minimise(bowl, torch.zeros(1, 3), *box).y
         tensor([[1., 1., 1.]])
     """
-    n, pixels = start.shape
+    n, device = len(start), start.device
     scale = start.new_full((n,), 1e-30) if scale is None else scale
-    y = torch.minimum(torch.maximum(start, low), high)
-    alive = torch.arange(n, device=start.device)
-    value, gradient = objective(y, alive)
-    norm = torch.linalg.vector_norm(gradient, dim=1)
-    evaluations = torch.ones(n, dtype=torch.long, device=start.device)
-    converged = torch.zeros(n, dtype=torch.bool, device=start.device)
-    pairs = start.new_zeros(n, 2 * memory, pixels)  # a ring of steps, and one of slopes' changes
-    newest = torch.full_like(evaluations, -1)
-    direction = torch.zeros_like(y)
-    length = start.new_ones(n)
-    steepest = torch.zeros_like(converged)
-    stalled = torch.zeros_like(evaluations)
-    fresh = alive  # rows that need a direction
+    after = torch.full((n,), -1, device=device) if after is None else after
+    waiting = torch.ones(n, dtype=torch.bool, device=device)
+    over = ~waiting
+    ended = Minimum(
+        torch.minimum(torch.maximum(start, low), high),
+        start.new_full((n,), torch.inf),
+        start.new_zeros(n),
+        torch.zeros(n, dtype=torch.long, device=device),
+        torch.zeros_like(over),
+    )
+    seats, taken = _Seats.empty(min(n, together or n), start, memory), 0
+    while True:
+        now = seats.first(taken)
+        # 0 where a bound is met and the slope points out of the box, 1 elsewhere
+        free = torch.sub(now.y, now.gradient).clamp_(now.low, now.high).sub_(now.y).ne_(0)
+        downhill = (now.gradient * free).neg_()
+        flat = downhill.abs().amax(1) <= gradient_tolerance
+        now.converged.logical_or_(flat & (now.evaluations > 0))
+        left = now.converged | (now.evaluations >= steps)
+        if not taken or bool(left.any()):
+            done = now.row[left]
+            ended.y[done], ended.value[done] = now.y[left], now.value[left]
+            ended.gradient_norm[done] = now.gradient_norm[left]
+            ended.evaluations[done] = now.evaluations[left]
+            ended.converged[done] = now.converged[left]
+            over[done] = True
+            rows = (waiting & ((after < 0) | over[after])).nonzero().squeeze(1)
+            rows = rows[: len(seats.row) - taken + len(done)]
+            waiting[rows] = False
+            begin = torch.where(after[rows] < 0, rows, after[rows])
+            taken = seats.hand_over(left, rows, ended.y[begin], low[rows], high[rows])
+            if not taken:
+                return ended
+            continue
 
-    for _ in range(steps - 1):
-        free = _free(y[fresh], gradient[fresh], low[fresh], high[fresh])
-        downhill = torch.where(free, -gradient[fresh], 0)
-        done = downhill.abs().amax(1) <= gradient_tolerance
-        converged[fresh[done]] = True
-        fresh, free, downhill = fresh[~done], free[~done], downhill[~done]
-        if len(fresh):
-            step = _two_loop(downhill, free, pairs, newest, fresh)
-            slope = (step * downhill).sum(1)
-            poor = (slope <= 1e-10 * downhill.square().sum(1)) | steepest[fresh]
-            step = torch.where(poor.unsqueeze(1), downhill, step)
-            direction[fresh] = step
-            naive = (newest[fresh] < 0) | poor
-            careful = 1 / downhill.abs().sum(1).clamp_min(1e-30)
-            length[fresh] = torch.where(naive, careful.clamp_max(1), torch.ones_like(careful))
-        alive = alive[~converged[alive]]
-        if not len(alive):
-            break
+        direction = _two_loop(downhill, free, now.pairs, now.newest)
+        slope = (direction * downhill).sum(1)
+        poor = slope <= 1e-10 * downhill.square().sum(1)
+        direction[poor] = downhill[poor]
+        careful = (1 / downhill.abs().sum(1).clamp_min(1e-30)).clamp_max(1)
+        first = torch.where((now.newest < 0) | poor, careful, 1.0)
+        now.length.copy_(torch.where(now.length > 0, now.length, first))
 
-        trial = y[alive] + length[alive].unsqueeze(1) * direction[alive]
-        trial = torch.minimum(torch.maximum(trial, low[alive]), high[alive])
-        new_value, new_gradient = objective(trial, alive)
-        evaluations[alive] += 1
-        norm[alive] = torch.maximum(norm[alive], torch.linalg.vector_norm(new_gradient, dim=1))
-        step = trial - y[alive]
-        promised = (gradient[alive] * step).sum(1)
-        good = (new_value <= value[alive] + _ARMIJO * promised) & (promised < 0)
+        trial = torch.addcmul(now.y, now.length.unsqueeze(1), direction)
+        trial = trial.clamp_(now.low, now.high)
+        value, gradient = objective(trial, now.row)
+        norm = torch.linalg.vector_norm(gradient, dim=1)
+        now.gradient_norm.copy_(torch.maximum(now.gradient_norm, norm))
+        step, change = trial - now.y, gradient - now.gradient
+        promised = (now.gradient * step).sum(1)
+        good = (value <= now.value + _ARMIJO * promised) & (promised < 0)
+        good |= now.evaluations == 0
+        now.evaluations.add_(1)
 
-        rows, s = alive[good], step[good]
-        t = new_gradient[good] - gradient[rows]
-        curved = (s * t).sum(1) > 1e-10 * t.square().sum(1)
-        kept = rows[curved]
-        newest[kept] += 1
-        slot = newest[kept] % memory
-        pairs[kept, slot] = s[curved]
-        pairs[kept, memory + slot] = t[curved]
-        gain = value[rows] - new_value[good]
-        against = torch.maximum(value[rows].abs(), new_value[good].abs())
-        against = torch.maximum(against, scale[rows])
-        stalled[rows] = torch.where(gain <= value_tolerance * against, stalled[rows] + 1, 0)
-        converged[rows] |= stalled[rows] >= 3
-        y[rows], value[rows], gradient[rows] = trial[good], new_value[good], new_gradient[good]
-        steepest[rows] = False
+        curved = (step * change).sum(1) > 1e-10 * change.square().sum(1)
+        kept = (good & curved).nonzero().squeeze(1)
+        now.newest[kept] += 1
+        slot = 2 * memory * kept + now.newest[kept] % memory
+        ring = now.pairs.flatten(0, 1)
+        ring.index_copy_(0, slot, step.index_select(0, kept))
+        ring.index_copy_(0, slot + memory, change.index_select(0, kept))
+        against = torch.maximum(torch.maximum(now.value.abs(), value.abs()), scale[now.row])
+        small = good & (now.value - value <= value_tolerance * against)
+        now.stalled.copy_(torch.where(good & ~small, 0, now.stalled + small))
+        now.converged.logical_or_(now.stalled >= 3)
 
-        bad = alive[~good]
-        excess = (new_value[~good] - value[bad] - promised[~good]).nan_to_num(torch.inf)
-        share = (-promised[~good] / (2 * excess.clamp_min(1e-30))).clamp(0.1, 0.5)
-        length[bad] *= share.nan_to_num(0.1)
-        spent = step[~good].abs().amax(1) <= _SHORTEST * (1 + y[bad].abs().amax(1))
-        spent |= length[bad] <= _SHORTEST
-        hopeless = bad[spent & steepest[bad]]
-        converged[hopeless] = True
-        again = bad[spent & ~steepest[bad]]
-        steepest[again] = True
-        pairs[again] = 0
-        newest[again] = -1
-        fresh = torch.cat([rows[~converged[rows]], again])
-    return Minimum(y, value, norm, evaluations, converged)
+        bad = (~good).nonzero().squeeze(1)
+        excess = (value - now.value - promised)[bad].nan_to_num(torch.inf).clamp_min(1e-30)
+        share = (-promised[bad] / (2 * excess)).clamp(0.1, 0.5).nan_to_num(0.1)
+        shorter = now.length[bad] * share
+        spent = step[bad].abs().amax(1) <= _SHORTEST * (1 + now.y[bad].abs().amax(1))
+        spent |= shorter <= _SHORTEST
+        now.length.zero_()
+        now.length[bad] = shorter.masked_fill(spent, 0)
+        again = bad[spent]
+        now.converged[again] = now.newest[again] < 0  # nothing is left to forget
+        now.pairs[again] = 0
+        now.newest[again] = -1
+        for here, found in ((now.y, trial), (now.value, value), (now.gradient, gradient)):
+            before = here[bad]
+            here.copy_(found)
+            here[bad] = before
 
 
-def _free(y: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return ~(((y <= low) & (gradient > 0)) | ((y >= high) & (gradient < 0)))
+@dataclass(eq=False)
+class _Seats:
+    """The rows at work, the taken seats first."""
+
+    row: Tensor
+    y: Tensor
+    low: Tensor
+    high: Tensor
+    value: Tensor
+    gradient: Tensor
+    gradient_norm: Tensor
+    pairs: Tensor  # a ring of steps, and one of slopes' changes
+    newest: Tensor
+    length: Tensor  # of the next step; 0 where it is yet to be set
+    evaluations: Tensor
+    stalled: Tensor
+    converged: Tensor
+
+    @classmethod
+    def empty(cls, seats: int, like: Tensor, memory: int) -> _Seats:
+        """Room for so many rows of the width of `like`."""
+        pixels = like.shape[1]
+        y, low, high, gradient = (like.new_zeros(seats, pixels) for _ in range(4))
+        value, norm, length = (like.new_zeros(seats) for _ in range(3))
+        row, newest, evaluations, stalled = (value.long() for _ in range(4))
+        pairs = like.new_zeros(seats, 2 * memory, pixels)
+        return cls(
+            row, y, low, high, value, gradient, norm, pairs, newest, length, evaluations, stalled,
+            value.bool(),
+        )  # fmt: skip
+
+    def first(self, taken: int) -> _Seats:
+        """Views of the first seats."""
+        return _Seats(*(field[:taken] for field in vars(self).values()))
+
+    def hand_over(self, left: Tensor, row: Tensor, y: Tensor, low: Tensor, high: Tensor) -> int:
+        """Give the seats of who left to new rows, close the gaps; the seats then taken."""
+        before, empty = len(left), left.nonzero().squeeze(1)
+        taken = before - len(empty) + len(row)
+        added = torch.arange(before, max(before, taken), device=left.device)
+        new = torch.cat([empty[: len(row)], added])
+        gaps = empty[len(row) :]
+        gaps = gaps[gaps < taken]
+        last = torch.arange(min(before, taken), before, device=left.device)
+        last = last[~left[last]]
+        for field in vars(self).values():
+            field[gaps] = field[last]
+            field[new] = 0
+        self.row[new], self.y[new], self.low[new], self.high[new] = row, y, low, high
+        self.value[new], self.newest[new] = torch.inf, -1
+        return taken
 
 
-def _two_loop(
-    downhill: Tensor, free: Tensor, pairs: Tensor, newest: Tensor, rows: Tensor
-) -> Tensor:
-    """The L-BFGS inverse Hessian of some rows times `downhill`, within the free coordinates.
+def _two_loop(downhill: Tensor, free: Tensor, pairs: Tensor, newest: Tensor) -> Tensor:
+    """The L-BFGS inverse Hessian of each row times `downhill`, within the free coordinates.
 
     The recursion runs over coefficients: the pairs are read three times, whatever their number.
     """
     memory = pairs.shape[1] // 2
-    age = torch.arange(memory - 1, -1, -1, device=rows.device)
-    order = (newest[rows].unsqueeze(1) - age) % memory  # the newest last
-    held = pairs[rows.unsqueeze(1), torch.cat([order, order + memory], 1)]
-    t = held[:, memory:].mul_(free.unsqueeze(1))  # products need the mask on one side alone
-    products = held @ t.mT  # of all with the changes t
-    along = (held @ downhill.unsqueeze(2)).squeeze(2)
-    st, tt = products[:, :memory], products[:, memory:]
+    beside = torch.empty_like(pairs[:, : memory + 1])
+    torch.mul(pairs[:, memory:], free.unsqueeze(1), out=beside[:, :memory])
+    beside[:, memory] = downhill
+    products = pairs @ beside.mT  # need the mask on one side alone
+    age = torch.arange(memory - 1, -1, -1, device=newest.device)
+    order = (newest.unsqueeze(1) - age) % memory  # the newest last
+    both = torch.cat([order, order + memory], 1)
+    columns = torch.cat([order, torch.full_like(order[:, :1], memory)], 1)
+    products = products.take_along_dim(both.unsqueeze(2), 1)
+    products = products.take_along_dim(columns.unsqueeze(1), 2)
+    st, tt, along = products[:, :memory, :-1], products[:, memory:, :-1], products[:, :, -1]
     own, length = st.diagonal(dim1=1, dim2=2), tt.diagonal(dim1=1, dim2=2)
     usable = own > 1e-10 * length.clamp_min(1e-30)
     rho = torch.where(usable, 1 / own.where(usable, 1.0), 0)
@@ -194,8 +260,9 @@ def _two_loop(
     for j in range(memory):
         beta = rho[:, j] * (inner[:, j] + (st[:, :, j] * steps).sum(1))
         steps[:, j] = alpha[:, j] - beta
-    made = torch.cat([steps, changes], 1).unsqueeze(1) @ held
-    return scale.unsqueeze(1) * downhill + made.squeeze(1) * free
+    weights = torch.empty_like(along).scatter_(1, both, torch.cat([steps, changes], 1))
+    made = (weights.unsqueeze(1) @ pairs).squeeze(1)
+    return torch.addcmul(scale.unsqueeze(1) * downhill, made, free)
 
 
 @final
