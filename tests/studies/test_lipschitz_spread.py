@@ -16,8 +16,8 @@ from robustvae.studies.lipschitz_spread import (
 )
 
 
-def spread(constant, beta, *radius):
-    return Spread(constant, beta, radius, (0.1,) * len(radius), (3.0,) * len(radius))
+def spread(constant, beta, *width):
+    return Spread(constant, beta, width, (2.0,) * 3, (0.1,) * 3, (3.0,) * 3)
 
 
 def test_the_edge_holds_99_percent_of_the_prior():
@@ -47,7 +47,8 @@ def test_the_smallest_size_measures_what_it_draws(tmp_path):
     found, draws = lipschitz_spread(train, test, runs=tmp_path / "runs", size="smoke", seeds=2)
     assert [s.constant for s in found.spreads] == [None, 5.0, 5.0] and len(draws) == 3
     for one, z in zip(found.spreads, draws, strict=True):
-        assert float(z.square().mean().sqrt()) == pytest.approx(one.radius[0], rel=0.1)
+        assert float(z.var(0, correction=0).mean().sqrt()) == pytest.approx(one.width[0], rel=0.1)
+        assert float(z.mean(0).norm()) == pytest.approx(one.shift[0], abs=0.3)
         assert float((z.square().sum(1) > EDGE).double().mean()) == pytest.approx(one.outside[0])
     page = found.to_markdown("make it", "picture.png")
     assert "K = 5, beta = 10" in page and "picture.png" in page

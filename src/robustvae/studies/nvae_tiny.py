@@ -57,7 +57,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(64, 2, 20, 32, 2),
-    "laptop": Size(3_000, 5, 1_000, 640, 5),
+    "laptop": Size(2_560, 5, 1_000, 640, 5),
 }
 
 
