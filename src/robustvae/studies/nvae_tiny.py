@@ -31,7 +31,7 @@ from robustvae.studies.runs import across_runs, balanced, losses, trained
 from robustvae.studies.table import surroundings
 
 TINY, CONV = "NVAE tiny", "conv28"
-LR, BATCH, CLIP, ROWS = 1e-3, 128, 100.0, 250
+LR, BATCH, CLIP, ROWS = 1e-3, 64, 100.0, 250
 PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
@@ -57,7 +57,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(64, 2, 20, 32, 2),
-    "laptop": Size(2_560, 5, 1_000, 640, 5),
+    "laptop": Size(1_920, 5, 1_000, 384, 5),
 }
 
 
