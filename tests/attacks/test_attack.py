@@ -105,6 +105,15 @@ def test_a_linear_vae_is_attacked_along_its_top_singular_direction(goal, radius)
     assert found.status == ("ok",) * 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Liar:
+    """Planted faults: a projection that grows the noise, and a score that is made up."""
+
+    def __call__(self, score, x, ball, *, generator):
+        much = torch.full((len(x),), 1e9, dtype=x.dtype)
+        return SearchResult(x + 28.0, much, much, 0 * much, much.long())
+
+
 SEARCHES = {
     "ascent": ProjectedAscent(steps=3, restarts=2),
     "Adam, plateau": ProjectedAscent(
@@ -114,6 +123,7 @@ SEARCHES = {
     "one shot": OneShot(count=2, steps=3),
     "random": RandomSearch(steps=4),
     "square": SquareSearch(steps=4, restarts=2),
+    "one that leaves the ball": Liar(),
 }
 DRAWN = ("samples", "elbo", "std", "both")
 
@@ -152,15 +162,7 @@ def test_what_comes_back_is_in_the_ball_and_has_the_score_it_says(
 
 
 def test_what_a_search_claims_is_not_believed():
-    """Planted faults: a projection that grows the noise, and a score that is made up."""
     x, vae = images(), small_vae()
-
-    @dataclasses.dataclass(frozen=True)
-    class Liar:
-        def __call__(self, score, x, ball, *, generator):
-            much = torch.full((len(x),), 1e9)
-            return SearchResult(x + 28.0, much, much, 0 * much, much.long())
-
     ball = Ball("l2", 0.3)
     attack = Attack(MaximumDamage(), Liar(), ball)
     found = attack(Victim(vae), x, generator=generator(0))

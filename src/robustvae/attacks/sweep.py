@@ -192,6 +192,12 @@ def gain_scale(cost: Tensor, rest: Tensor) -> Tensor:
     Args:
         cost: Penalty times the longest step within the pixel range.
         rest: score(x).
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.attacks.sweep import gain_scale
+        >>> gain_scale(torch.tensor([1e-3, 1.0]), torch.tensor(2.0))
+        tensor([2.0000e+01, 2.0000e-02])
     """
     return torch.where(cost < _NEAR * rest.abs(), 10.0, _NEAR) * rest.abs()
 
