@@ -10,6 +10,7 @@ from robustvae import bounds
 from robustvae.certificates import certificate, lipschitz_constants, tangent
 from robustvae.metrics import clopper_pearson
 from robustvae.models import create
+from robustvae.robustness import rest_quantile
 from robustvae.studies import soundness
 from robustvae.studies.soundness import judge, trials
 
@@ -80,6 +81,22 @@ def test_no_violation_of_neyman_pearson(name, generator):
         routes=["neyman_pearson"],
     )
     assert found.done >= 20_000 and found.violations == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["centred", "paired", "full"])
+@pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
+def test_no_violation_of_hierarchies(kind, version, generator):
+    vae = create(kind, widths=[3, 2], image_shape=SHAPE, hidden=[8], between=[6])
+    with torch.no_grad():
+        vae.log_var_head.bias.fill_(-4.0)
+        vae.up[0].log_var_head.bias.fill_(-4.0)
+    x = torch.rand(4, *SHAPE, generator=generator)
+    rest = rest_quantile(rv.Victim(vae), x, 0.5, version, generator=generator, draws=400)
+    r = 2 * float(rest.value.median())
+    ask = {"count": 600, "generator": generator, "routes": ["neyman_pearson"]}
+    found = trials(vae, x, r, 0.5, version, **ask)
+    assert found.done >= 600 and found.violations == 0 and found.inputs >= 4
 
 
 def constants(monkeypatch, **factors):
