@@ -291,8 +291,14 @@ def main() -> None:
             r = given.r
             if given.rest is not None:
                 x, _ = images.sample(20, stratified=True, generator=generator(given.seed))
-                ask = {"generator": generator(given.seed), "draws": 1000}
-                rest = rest_quantile(Victim(vae), x.to(vae.dtype), given.m, version, **ask)
+                rest = rest_quantile(
+                    Victim(vae),
+                    x.to(vae.dtype),
+                    given.m,
+                    version,
+                    generator=generator(given.seed),
+                    draws=1000,
+                )
                 r = float(f"{given.rest * float(rest.value.median()):.4g}")
             case = f"{Path(given.model).name}, {version}, {dtype}, r = {r:g}, m = {given.m:g}"
             case += f", {'+'.join(given.routes)}" if given.routes else ""
