@@ -238,7 +238,7 @@ def _two_loop(downhill: Tensor, free: Tensor, pairs: Tensor, newest: Tensor) -> 
     beside = torch.empty_like(pairs[:, : memory + 1])
     torch.mul(pairs[:, memory:], free.unsqueeze(1), out=beside[:, :memory])
     beside[:, memory] = downhill
-    products = pairs @ beside.mT  # need the mask on one side alone
+    products = (beside @ pairs.mT).mT  # need the mask on one side alone; faster this way round
     age = torch.arange(memory - 1, -1, -1, device=newest.device)
     order = (newest.unsqueeze(1) - age) % memory  # the newest last
     both = torch.cat([order, order + memory], 1)
@@ -248,21 +248,22 @@ def _two_loop(downhill: Tensor, free: Tensor, pairs: Tensor, newest: Tensor) -> 
     st, tt, along = products[:, :memory, :-1], products[:, memory:, :-1], products[:, :, -1]
     own, length = st.diagonal(dim1=1, dim2=2), tt.diagonal(dim1=1, dim2=2)
     usable = own > 1e-10 * length.clamp_min(1e-30)
-    rho = torch.where(usable, 1 / own.where(usable, 1.0), 0)
-    steps, changes = torch.zeros_like(rho), torch.zeros_like(rho)  # coefficients of s and t
-    for j in reversed(range(memory)):
-        changes[:, j] = -rho[:, j] * (along[:, j] + (st[:, j] * changes).sum(1))
-    scale = torch.ones_like(rho[:, 0])
-    for j in range(memory):  # the newest usable pair sets the scale
-        scale = torch.where(usable[:, j], own[:, j] / length[:, j].clamp_min(1e-30), scale)
-    alpha, changes = -changes, changes * scale.unsqueeze(1)
-    inner = scale.unsqueeze(1) * along[:, memory:] + (tt @ changes.unsqueeze(2)).squeeze(2)
-    for j in range(memory):
-        beta = rho[:, j] * (inner[:, j] + (st[:, :, j] * steps).sum(1))
-        steps[:, j] = alpha[:, j] - beta
+    # the recursions over the pairs are triangular systems
+    system = st.triu() * (usable.unsqueeze(1) & usable.unsqueeze(2))
+    system.diagonal(dim1=1, dim2=2).add_(~usable)
+    alpha = _solved(system, along[:, :memory] * usable, upper=True)
+    last = (usable * torch.arange(1, memory + 1, device=newest.device)).argmax(1, keepdim=True)
+    scale = (own / length.clamp_min(1e-30)).where(usable, 1.0).gather(1, last)
+    changes = -alpha * scale
+    inner = scale * along[:, memory:] + (tt @ changes.unsqueeze(2)).squeeze(2)
+    steps = _solved(system.mT, (own * alpha - inner) * usable, upper=False)
     weights = torch.empty_like(along).scatter_(1, both, torch.cat([steps, changes], 1))
     made = (weights.unsqueeze(1) @ pairs).squeeze(1)
-    return torch.addcmul(scale.unsqueeze(1) * downhill, made, free)
+    return torch.addcmul(scale * downhill, made, free)
+
+
+def _solved(system: Tensor, right: Tensor, *, upper: bool) -> Tensor:
+    return torch.linalg.solve_triangular(system, right.unsqueeze(2), upper=upper).squeeze(2)
 
 
 @final
