@@ -32,9 +32,8 @@ def measured(given: argparse.Namespace, version: str, x: torch.Tensor) -> dict[s
     row: dict[str, object] = {"r": r}
     for norm in given.norms:
         start = time.process_time()
-        lower = rv.certify(
-            vae, x, r, M, version, norm=norm, generator=g, draws=given.draws, **ROUTE
-        )
+        ask = {"norm": norm, "draws": given.draws, **ROUTE}
+        lower = rv.certify(vae, x, r, M, version, generator=rv.generator(1), **ask)
         row |= {
             f"{norm}_seconds_an_input": (time.process_time() - start) / len(x),
             f"{norm}_certified": lower.radius.tolist(),
@@ -42,9 +41,7 @@ def measured(given: argparse.Namespace, version: str, x: torch.Tensor) -> dict[s
             f"{norm}_share_certified": float((lower.radius > 0).double().mean()),
             f"{norm}_routes": sorted(set(lower.route)),
         }
-        within = rv.certify(
-            vae, x, r, M, version, norm=norm, generator=g, draws=given.draws, boxed=True, **ROUTE
-        )
+        within = rv.certify(vae, x, r, M, version, generator=rv.generator(1), boxed=True, **ask)
         row |= {
             f"{norm}_certified_boxed": within.radius.tolist(),
             f"{norm}_median_certified_boxed": float(within.radius.median()),
