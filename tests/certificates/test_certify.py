@@ -56,6 +56,9 @@ MODELS = {
     "lipschitz, learned sigma": lambda: lipschitz(
         stddev=None, encoder_lipschitz=0.2, decoder_lipschitz=1.0
     ),
+    "lipschitz, clipped sigma": lambda: lipschitz(
+        stddev=None, stddev_norm=0.8, encoder_lipschitz=0.2, decoder_lipschitz=1.0
+    ),
     "lipschitz, exact mean": lambda: lipschitz(likelihood="continuous_bernoulli_exact"),
     "lipschitz, maxmin, Bernoulli": lambda: lipschitz(activation="maxmin", likelihood="bernoulli"),
     "lipschitz, identity": lambda: lipschitz(likelihood="gaussian", decoder_lipschitz=1.0),
@@ -318,7 +321,9 @@ def refuted(vae, x, radius, version, generator, r):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("version", ["full", "paired"])
-@pytest.mark.parametrize("name", ["plain", "plain, tanh", "lipschitz, learned sigma"])
+@pytest.mark.parametrize(
+    "name", ["plain", "plain, tanh", "lipschitz, learned sigma", "lipschitz, clipped sigma"]
+)
 def test_neyman_pearson_serves_a_spread_that_moves(name, version, norm, generator):
     vae, x = MODELS[name](), torch.rand(3, *SHAPE, generator=generator)
     with torch.no_grad():

@@ -44,6 +44,9 @@ def linear():
 KINDS = {
     "fixed sigma": small,
     "learned sigma": lambda: small(stddev=None, encoder_lipschitz=0.2, decoder_lipschitz=1.0),
+    "clipped sigma": lambda: small(
+        stddev=None, stddev_norm=0.8, encoder_lipschitz=0.2, decoder_lipschitz=1.0
+    ),
     "exact mean": lambda: small(likelihood="continuous_bernoulli_exact"),
     "maxmin": lambda: small(activation="maxmin", hidden=[16, 8]),
     "linear": linear,

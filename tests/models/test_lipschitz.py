@@ -98,6 +98,16 @@ def test_fixed_and_learned_spread(generator):
     assert (small(stddev=0.2).encode(x).stddev == 0.2).all()
     learned = small(stddev=None).encode(x).stddev
     assert ((learned > 0) & (learned < 1)).all() and learned.std() > 0
+    most = float(learned.detach().norm(dim=1).median())
+    torch.random.default_generator.set_state(generator.get_state())
+    vae = small(stddev=None, stddev_norm=most)
+    free, clipped = vae.stddev_net(x), vae.encode(x).stddev
+    assert (clipped.norm(dim=1) <= most + 1e-6).all()
+    assert_close(
+        clipped / free, (most / free.norm(dim=1, keepdim=True)).clamp(max=1.0).expand_as(free)
+    )
+    with pytest.raises(errors.ConfigError):
+        small(stddev=0.1, stddev_norm=1.0)
 
 
 def test_the_papers_mean_is_the_default(generator):

@@ -94,7 +94,7 @@ def lipschitz_constants(vae: VAE) -> Constants:
     elif isinstance(vae, LipschitzVAE):
         b = lipschitz_bound(vae.mean_net, vae.image_shape)
         c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net, vae.image_shape)
-        log_c = 0.0 if vae.stddev_net is None else math.inf
+        log_c = 0.0 if vae.stddev_net is None else math.inf  # a greatest norm projects: c stands
     else:
         raise UnsupportedError(f"no Lipschitz constants are known for {type(vae).__name__}")
     logits = lipschitz_bound(vae.decoder, (vae.latent,))

@@ -166,12 +166,12 @@ class Encoder:
 
     def _stddevs(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The interval of the standard deviation from that of the head that makes it."""
-        if isinstance(self.vae, LipschitzVAE):
+        if not isinstance(self.vae, LipschitzVAE):
+            low, high = log_var_to_stddev(low), log_var_to_stddev(high)
+        if isinstance(self.vae, GaussianVAE):
+            low, high = low + self.vae.stddev_offset, high + self.vae.stddev_offset
+        elif not isinstance(self.vae, LipschitzVAE):
             return low, high
-        low, high = log_var_to_stddev(low), log_var_to_stddev(high)
-        if not isinstance(self.vae, GaussianVAE):
-            return low, high
-        low, high = low + self.vae.stddev_offset, high + self.vae.stddev_offset
         most = self.vae.stddev_norm
         if most is None:
             return low, high

@@ -28,7 +28,7 @@ from robustvae.errors import (
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.orthogonal import RAW, MoveChannels, convolutions, equip, kernel, raw_of
-from robustvae.models.vae import LIKELIHOODS, likelihood_of
+from robustvae.models.vae import LIKELIHOODS, likelihood_of, shortened
 
 
 def bjorck(weight: Tensor, steps: int = 1, order: int = 1) -> Tensor:
@@ -240,6 +240,7 @@ class LipschitzVAE(VAE):
         encoder_lipschitz: K of the encoder's mean, and of the std head before its sigmoid.
         decoder_lipschitz: K of the decoder's logits.
         stddev: The constant sigma of every coordinate, or None for a learned one.
+        stddev_norm: Greatest norm |sigma(x)| of a learned one; None for any.
         likelihood: As of `vae`.
         scale: Standard deviation of the Gaussian likelihood, in pixel units.
         activation: "groupsort" or "maxmin".
@@ -284,6 +285,7 @@ class LipschitzVAE(VAE):
         retract_every: int = 32,
         architecture: str = "mlp",
         channels: Sequence[int] | None = None,
+        stddev_norm: float | None = None,
     ) -> None:
         """Build orthonormal networks; torch's global generator makes the first weights."""
         super().__init__()
@@ -297,9 +299,12 @@ class LipschitzVAE(VAE):
             (encoder_lipschitz, "encoder_lipschitz"),
             (decoder_lipschitz, "decoder_lipschitz"),
             (0.1 if stddev is None else stddev, "stddev"),
+            (1.0 if stddev_norm is None else stddev_norm, "stddev_norm"),
             (scale, "scale"),
         ):
             check_positive(value, name)
+        if stddev is not None and stddev_norm is not None:
+            raise ConfigError("stddev_norm shapes a learned standard deviation, not a constant one")
         check_sizes(image_shape, "image_shape", axes=3)
         if hidden is None:
             hidden = (512, 512) if architecture == "mlp" else (256,)
@@ -312,6 +317,7 @@ class LipschitzVAE(VAE):
         self.likelihood = likelihood
         self.scale = float(scale)
         self.stddev = None if stddev is None else float(stddev)
+        self.stddev_norm = None if stddev_norm is None else float(stddev_norm)
         self.order = order
         self.retract_every = retract_every
         self._config = {
@@ -328,6 +334,7 @@ class LipschitzVAE(VAE):
             "retract_every": retract_every,
             "architecture": architecture,
             "channels": list(channels) if channels else None,
+            "stddev_norm": self.stddev_norm,
         }
         sort = SORTS[activation]
         shapes = [self.image_shape]
@@ -365,7 +372,10 @@ class LipschitzVAE(VAE):
         if self.stddev is not None:
             return Gaussian(mean, torch.full_like(mean, self.stddev))
         assert self.stddev_net is not None
-        return Gaussian(mean, self._run(self.stddev_net, x))
+        stddev = self._run(self.stddev_net, x)
+        return Gaussian(
+            mean, stddev if self.stddev_norm is None else shortened(stddev, self.stddev_norm)
+        )
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""

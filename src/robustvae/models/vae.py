@@ -131,8 +131,7 @@ class GaussianVAE(VAE):
         assert self.log_var_head is not None
         stddev = log_var_to_stddev(self.log_var_head(features).to(x.dtype)) + self.stddev_offset
         if self.stddev_norm is not None:
-            norm = torch.linalg.vector_norm(stddev, dim=1, keepdim=True)
-            stddev = stddev * (self.stddev_norm / norm).clamp(max=1.0)
+            stddev = shortened(stddev, self.stddev_norm)
         return Gaussian(mean, stddev)
 
     def decode(self, z: Tensor) -> Distribution:
@@ -149,6 +148,12 @@ def check_likelihood(likelihood: str, scale: float) -> None:
     """Raise unless `likelihood_of` knows this likelihood and scale."""
     check_choice("likelihood", likelihood, LIKELIHOODS)
     check_positive(scale, "scale")
+
+
+def shortened(stddev: Tensor, most: float) -> Tensor:
+    """Standard deviations, (B, d), scaled down to a norm of at most `most`: a projection."""
+    norm = torch.linalg.vector_norm(stddev, dim=1, keepdim=True)
+    return stddev * (most / norm).clamp(max=1.0)
 
 
 def likelihood_of(parameters: Tensor, likelihood: str, scale: float = 1.0) -> Distribution:

@@ -120,9 +120,10 @@ def _head(models: _Models) -> list[str]:
         "robustvae zoo table --out docs/results/zoo.md",
         "```",
         "",
-        f"{len(models.records)} of {len(recipe_names())} recipes are trained and stored in "
-        "`zoo/`; `robustvae zoo list` names all. Every number was measured on what is stored "
-        "(float16, the Lipschitz models float32), on test images balanced over the classes; "
+        f"{len(models.records)} of {len(recipe_names())} recipes are trained and measured; "
+        "`robustvae zoo list` names all, and `zoo/` holds the weights as far as 25 MB go. Every "
+        "number was measured on the weights as they are stored (float16, the Lipschitz models "
+        "float32), on test images balanced over the classes; "
         "± is one standard error over images, intervals are 95 %. One training run (seed 0) "
         "each: nothing here says how much another seed would change.",
     ]

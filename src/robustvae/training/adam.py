@@ -65,9 +65,7 @@ class TangentAdam(torch.optim.Optimizer):
         tensor(True)
     """
 
-    def __init__(
-        self, tangent: list[Tensor], others: list[Tensor], lr: float = 1e-3
-    ) -> None:
+    def __init__(self, tangent: list[Tensor], others: list[Tensor], lr: float = 1e-3) -> None:
         """Take the weights in two groups."""
         groups = [
             {"params": tangent, "whole": True, "share": SHARE},
