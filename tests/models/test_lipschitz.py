@@ -60,6 +60,8 @@ def test_sorts_of_two_are_differentiable_twice_and_in_batches(sort, generator):
     (batched,) = torch.autograd.grad(sort(x), x, eye, is_grads_batched=True)
     one_by_one = [torch.autograd.grad(sort(x), x, row)[0] for row in eye]
     assert_close(batched, torch.stack(one_by_one))
+    functional = torch.func.jacrev(sort)(x.detach())
+    assert_close(functional.reshape(-1, *x.shape), batched)
 
 
 def test_group_sort_of_two_is_a_sort_of_pairs(generator):

@@ -132,6 +132,8 @@ class _Exchange(torch.autograd.Function):
     eighth of `where`.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, mask: Tensor, apart: int) -> Tensor:
         one, two = _pairs(x, apart)
