@@ -407,6 +407,7 @@ def zoo_list() -> None:
     for name, card in cards.items():
         if name not in waiting:
             place = "the package" if name in zoo.bundled() else str(zoo.folder())
+            place = "no weights kept" if card["status"] == zoo.NOT_KEPT else place
             likelihood = _short(card["metrics"].get("nll", ""))
             table.add_row(name, card["data"], str(card["epochs"]), place, likelihood)
     console = Console()

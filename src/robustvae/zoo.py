@@ -34,7 +34,9 @@ _SOURCE = Path(__file__).parents[2]
 ENVIRONMENT = "ROBUSTVAE_ZOO"
 EVALUATION = "evaluation.json"
 CARD = "README.md"
+RECORD = "card.json"  # the card of a model that was measured and whose weights are not kept
 NOT_TRAINED = "not yet trained"
+NOT_KEPT = "measured, its weights are not kept here"
 
 
 def folder() -> Path | None:
@@ -91,6 +93,7 @@ def card(name: str) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: No model and no recipe of that name.
+        CheckpointError: The card is damaged.
 
     Examples:
         >>> from robustvae import zoo
@@ -99,6 +102,9 @@ def card(name: str) -> dict[str, Any]:
     """
     if name in _stored():
         return {"status": "trained", **checkpoint.read_config(_stored()[name])["card"]}
+    if name in measured():
+        told: dict[str, Any] = _read(measured()[name] / RECORD)
+        return {"status": NOT_KEPT, **told}
     if name not in recipe_names():
         raise unknown("model", name, names())
     recipe = Recipe.read(name)
@@ -113,24 +119,54 @@ def card(name: str) -> dict[str, Any]:
     }
 
 
+def measured() -> dict[str, Path]:
+    """Folders of the models in `folder()` with a record of what was measured, kept or not.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> set(zoo.measured()) >= set()
+        True
+    """
+    place = folder()
+    if place is None or not place.is_dir():
+        return {}
+    return {
+        part.name: part
+        for part in sorted(place.iterdir())
+        if all((part / one).is_file() for one in (EVALUATION, CARD))
+        and any((part / one).is_file() for one in (checkpoint.CONFIG, RECORD))
+    }
+
+
 def evaluation(name: str) -> Evaluation | None:
-    """What was measured on a stored model; None where nothing was.
+    """What was measured on a model; None where nothing was.
 
     Raises:
         UnknownNameError: No model of that name.
         CheckpointError: The record beside the model is damaged.
     """
-    if name not in _stored():
-        raise unknown("model", name, _stored())
-    path = _stored()[name] / EVALUATION
+    places = measured() | _stored()
+    if name not in places:
+        raise unknown("model", name, places)
+    path = places[name] / EVALUATION
     if not path.is_file():
         return None
+    content = _read(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         measures = tuple(Measure(**measure) for measure in content.pop("measures"))
         return Evaluation(measures, **content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} cannot be read: it holds no object")
+    return content
 
 
 def train(
@@ -252,7 +288,7 @@ def load(model: str | Path) -> VAE:
     if isinstance(model, Path) or "/" in text or "\\" in text:
         return checkpoint.load(text)
     if text in recipe_names():
-        raise UnknownNameError(f"{text} is {NOT_TRAINED}: robustvae zoo train {text}")
+        raise UnknownNameError(f"{text} is {card(text)['status']}: robustvae zoo train {text}")
     raise unknown("model", text, _stored())
 
 

@@ -1,11 +1,13 @@
 """The optimiser that keeps steps tangent."""
 
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 import robustvae as rv
-from robustvae.training import TangentAdam, optimizer_of
+from robustvae import errors
+from robustvae.training import TangentAdam, optimizer_of, run
 
 
 def spirals(generator: torch.Generator, steps: int = 30) -> list[torch.Tensor]:
@@ -67,3 +69,40 @@ def test_the_choice_of_the_optimizer():
     for layer in vae._layers():
         layer.weight.requires_grad_(False)
     assert type(optimizer_of(vae)) is torch.optim.Adam
+
+
+def test_mixed_precision_leaves_the_manifold_its_digits():
+    pytest.importorskip("lightning_fabric")
+    vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8)).float()
+    few = rv.data.load("digits")[:64]
+    options = {"epochs": 1, "precision": "bf16-mixed", "validation": None}
+    rv.fit(vae, rv.objectives.ELBO(), few, generator=rv.generator(0), **options)
+    values = torch.linalg.svdvals(vae.on_manifold()[0].detach().double())
+    assert_close(values, torch.ones_like(values), atol=1e-5, rtol=0)
+
+
+def test_a_state_of_another_optimiser_is_refused(tmp_path, monkeypatch):
+    vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8))
+    few = rv.data.load("digits")[:64]
+    options = {"generator": rv.generator(0), "validation": None, "out": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "optimizer_of", lambda vae: torch.optim.Adam(vae.parameters()))
+        rv.fit(vae, rv.objectives.ELBO(), few, epochs=1, **options)
+    options["generator"] = rv.generator(0)
+    with pytest.raises(errors.CheckpointError, match="another optimiser"):
+        rv.fit(vae, rv.objectives.ELBO(), few, epochs=2, **options)
+
+
+def test_refusals_and_the_closure():
+    weight = nn.Parameter(torch.eye(2))
+    with pytest.raises(errors.RangeError):
+        TangentAdam([weight], [], lr=-1.0)
+    with pytest.raises(errors.ConfigError):
+        TangentAdam([], [])
+    weight.grad = torch.zeros(2, 2)
+    assert TangentAdam([weight], []).step(lambda: 3.0) == 3.0
+    vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8))
+    with torch.no_grad():
+        vae.on_manifold()[0].fill_(torch.nan)
+    with pytest.raises(errors.NonFiniteError):
+        vae.finalize()

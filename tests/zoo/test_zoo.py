@@ -164,6 +164,8 @@ def test_the_zoo_beside_the_source_is_small_whole_and_measured():
     assert sum(path.stat().st_size for path in files) <= MOST
     for place in sorted(path for path in ZOO.iterdir() if path.is_dir()):
         assert place.name in recipe_names()
+        if (place / zoo.RECORD).is_file():
+            continue
         config = checkpoint.read_config(place)
         wanted = "float32" if config["model"] == "lipschitz-vae" else "float16"
         assert config["dtype"] == wanted
@@ -172,3 +174,24 @@ def test_the_zoo_beside_the_source_is_small_whole_and_measured():
         assert record["facts"]["sha256"] == config["sha256"] == weights_sha256(vae)
         assert config["card"]["epochs"] >= 20
         assert config["sha256"] in (place / zoo.CARD).read_text()
+
+
+def test_a_model_whose_weights_are_not_kept_has_its_record():
+    name = "mnist-mlp-10"
+    assert zoo.card(name)["status"] == zoo.NOT_KEPT
+    found, text = zoo.evaluation(name), (ZOO / name / zoo.CARD).read_text()
+    assert found.facts["sha256"] in text and f"{found['nll'].value:.5g}" in text
+    assert name not in zoo.trained()
+    with pytest.raises(errors.UnknownNameError, match="zoo train mnist-mlp-10"):
+        rv.load(name)
+
+
+def test_a_damaged_record_is_one_sentence(tmp_path, monkeypatch):
+    place = tmp_path / "mnist-mlp-10"
+    place.mkdir()
+    for one in (zoo.EVALUATION, zoo.CARD, zoo.RECORD):
+        (place / one).write_text("[1]")
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path))
+    for read in (zoo.card, zoo.evaluation):
+        with pytest.raises(errors.CheckpointError, match="cannot be read"):
+            read("mnist-mlp-10")

@@ -19,6 +19,7 @@ from torch.nn.functional import conv2d, conv_transpose2d
 from robustvae.errors import (
     ConfigError,
     MissingExtraError,
+    NonFiniteError,
     ShapeError,
     check_choice,
     check_count,
@@ -128,8 +129,8 @@ class MaxMin(nn.Module):
 class _Exchange(torch.autograd.Function):
     """Features i and i + apart exchanged where a mask is 1, not where it is 0: its own adjoint.
 
-    The features come in runs of 2 x apart and are finite. `lerp` is exact at both ends and takes an
-    eighth of `where`.
+    The features come in runs of 2 x apart; their differences are finite. `lerp` is exact at both
+    ends and takes an eighth of `where`.
     """
 
     generate_vmap_rule = True
@@ -410,8 +411,14 @@ class LipschitzVAE(VAE):
 
     @torch.no_grad()
     def finalize(self) -> None:
-        """Make every weight orthonormal to the last digit: the polar factor, in float64."""
+        """Make every weight orthonormal to the last digit: the polar factor, in float64.
+
+        Raises:
+            NonFiniteError: A NaN or an infinity in the dense weights, or entries near either.
+        """
         self._since, self._gap = 0, 1
+        if not all(bool(layer.weight.double().square().sum() < 1e30) for layer in self._layers()):
+            raise NonFiniteError("the weights of a Lipschitz-VAE must be finite before `finalize`")
         for layer in self._layers():
             _retract(layer.weight, 1, NEAR)
             layer.weight.copy_(_polar(layer.weight.double(), torch.finfo(layer.weight.dtype).eps))
@@ -427,6 +434,10 @@ class LipschitzVAE(VAE):
             )
         if not (self.training and torch.is_grad_enabled()):
             return cast(Tensor, network(x))
+        with torch.autocast(x.device.type, enabled=False):  # the manifold wants all its digits
+            return self._trained(network, x.to(self.dtype))
+
+    def _trained(self, network: nn.Sequential, x: Tensor) -> Tensor:
         layers = iter(network)
         for layer in layers:
             if isinstance(layer, nn.Linear):

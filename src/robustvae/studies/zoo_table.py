@@ -65,7 +65,7 @@ class _Models:
     """The stored models with their records."""
 
     def __init__(self) -> None:
-        found = {name: zoo.evaluation(name) for name in zoo.trained()}
+        found = {name: zoo.evaluation(name) for name in zoo.measured()}
         self.records = {name: record for name, record in found.items() if record is not None}
 
     def get(self, name: str, key: str) -> Measure | None:

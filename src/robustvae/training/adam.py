@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from collections.abc import Callable
+from typing import final
 
 import torch
 from torch import Tensor
 
+from robustvae.errors import ConfigError, check_positive
 from robustvae.models import VAE
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -51,6 +53,10 @@ class TangentAdam(torch.optim.Optimizer):
         others: Weights for Adam as it is.
         lr: Learning rate.
 
+    Raises:
+        RangeError: A rate that is not positive.
+        ConfigError: No weights.
+
     References:
         Kingma & Ba, 2015, Algorithm 1; Becigneul & Ganea, 2019 (one moment for each manifold).
 
@@ -67,6 +73,9 @@ class TangentAdam(torch.optim.Optimizer):
 
     def __init__(self, tangent: list[Tensor], others: list[Tensor], lr: float = 1e-3) -> None:
         """Take the weights in two groups."""
+        check_positive(lr, "lr")
+        if not tangent and not others:
+            raise ConfigError("TangentAdam wants weights to train, got none")
         groups = [
             {"params": tangent, "whole": True, "share": SHARE},
             {"params": others, "whole": False, "share": 1.0},
@@ -74,13 +83,18 @@ class TangentAdam(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every weight that has a gradient, those of `closure` where it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             rate = group["lr"] * group["share"]
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._move(weight, weight.grad, rate, group["whole"])
+        return loss
 
     def _move(self, weight: Tensor, gradient: Tensor, rate: float, whole: bool) -> None:
         held = self.state[weight]

@@ -144,6 +144,8 @@ class Run:
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path} is of another model: {_line(error)}") from None
+        if any(moment["exp_avg"].shape != p.shape for p, moment in self.optimizer.state.items()):
+            raise CheckpointError(f"{path} is of another optimiser: start anew in another folder")
         self.generator.set_state(tensors["generator"])
         self.best = _below("best/", tensors)
         self.progress = progress
