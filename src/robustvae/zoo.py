@@ -133,7 +133,7 @@ def measured() -> dict[str, Path]:
     return {
         part.name: part
         for part in sorted(place.iterdir())
-        if all((part / one).is_file() for one in (EVALUATION, CARD))
+        if (part / EVALUATION).is_file()
         and any((part / one).is_file() for one in (checkpoint.CONFIG, RECORD))
     }
 
