@@ -151,10 +151,19 @@ def slope_bound(module: nn.Module) -> float:
     """
     if type(module) is nn.LeakyReLU:
         return max(1.0, abs(module.negative_slope))
+    if isinstance(module, nn.Softplus) and not _seamless(module):
+        raise UnsupportedError(
+            f"Softplus(beta={module.beta:g}, threshold={module.threshold:g}) jumps at its threshold"
+        )
     slope = SLOPES.get(type(module))
     if slope is None:
         raise UnsupportedError(f"no Lipschitz constant is known for {type(module).__name__}")
     return slope
+
+
+def _seamless(layer: nn.Softplus) -> bool:
+    """Whether torch's step to the line beyond the threshold is lost in rounding."""
+    return layer.beta > 0 and math.log1p(math.exp(-layer.threshold)) / layer.beta <= 1e-8
 
 
 def _top_eigenvalue_bound(gram: Tensor) -> Tensor:

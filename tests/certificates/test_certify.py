@@ -278,6 +278,9 @@ def test_the_lowest_layer_alone_says_too_much_of_a_centred_seatbelt(generator, m
 
     monkeypatch.setattr(movement, "mean_path", one_layer)
     broken = certify(vae, x, r, M, "centred", **ask)
+    assert broken.status == ("abstain",) * 4 and (broken.radius == 0).all()
+    monkeypatch.setattr(movement.Encoder, "_check", lambda *_: None)
+    broken = certify(vae, x, r, M, "centred", **ask)
     assert refuted(vae, x, broken.radius, "centred", generator, r).any()
 
 

@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as f
 from torch.testing import assert_close
 
+import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import Add, Relaxation, lipschitz_bound
 from robustvae.certificates.graphs import Affine, Graph, Part, Sum, traced
+from robustvae.certificates.movement import Encoder
 
 SHAPE = (2, 4, 4)
 
@@ -97,7 +99,7 @@ REFUSED = {
     "scale": lambda net, x: x * net.scale,
     "mul": lambda net, x: x * net.one(x)[:, :2],
     "control flow": branching,
-    "does not compute": in_place,
+    "read elsewhere": in_place,
     "other|else": lambda net, x: (net.one(x), None),
     "several shapes": lambda net, x: x + net.one(x)[:, :1],
     "several|getitem": lambda net, x: x[:, :, 1:],
@@ -130,3 +132,84 @@ def test_constants_of_sums_add_up():
     assert lipschitz_bound(nn.Sequential(three, Add(three, three))) == pytest.approx(18.0, rel=1e-9)
     graph = Graph([three, Sum(), Part(0, 1)], [(0,), (0, 1), (2,)], (3,))
     assert lipschitz_bound(graph) == pytest.approx(4.0, rel=1e-9)
+
+
+class Net(nn.Module):
+    """A linear layer, then what a test makes of it."""
+
+    def __init__(self, then, *layers):
+        super().__init__()
+        self.then, self.l, self.layers = then, nn.Linear(3, 3), nn.ModuleList(layers)
+
+    def forward(self, x):
+        return self.then(self, x)
+
+
+def aliased(net, x):
+    h = net.l(x)
+    y = net.layers[0](h)
+    return h + y
+
+
+def viewed(net, x):
+    h = net.l(x)
+    return net.layers[0](h.view(-1, 3)) + net.l(x)
+
+
+def iadd(net, x):
+    k = h = net.l(x)
+    h += torch.relu(x)
+    return k + h
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda: Net(aliased, nn.ReLU(inplace=True)),
+        lambda: Net(viewed, nn.LeakyReLU(inplace=True)),
+        lambda: Net(iadd),
+        lambda: Net(lambda net, x: f.relu(net.l(x), inplace=True)),
+        lambda: Net(lambda net, x: f.relu(net.l(x), True)),
+        lambda: Net(lambda net, x: net.l(x) * x.size(0)),
+    ],
+)
+def test_what_may_overwrite_features_is_refused(net):
+    """Even where the probe does not tell: its features are positive."""
+    net = net().double()
+    with torch.no_grad():
+        net.l.weight.fill_(0.1)
+        net.l.bias.fill_(1.0)
+    with pytest.raises(errors.UnsupportedError):
+        traced(net, (3,))
+
+
+def test_a_forward_of_its_own_is_refused():
+    net = nn.Sequential(nn.Linear(3, 3)).double()
+    net[0].forward = lambda x: 100 * x.relu()
+    with pytest.raises(errors.UnsupportedError, match="of its own"):
+        traced(net, (3,))
+    with pytest.raises(errors.UnsupportedError, match="of its own"):
+        Relaxation(net, shape=(3,))
+    with pytest.raises(errors.UnsupportedError, match="of its own"):
+        lipschitz_bound(net, (3,))
+
+
+def test_the_branches_of_a_sum_do_not_disturb_each_other():
+    x = torch.tensor([-1.0, 2.0])
+    total = Add(nn.Identity(), nn.ReLU(inplace=True))(x)
+    assert total.tolist() == [-1.0, 4.0] and x.tolist() == [-1.0, 2.0]
+
+
+def test_a_softplus_that_jumps_has_no_constant():
+    assert lipschitz_bound(nn.Sequential(nn.Softplus())) <= 1 + 1e-9
+    with pytest.raises(errors.UnsupportedError, match="jumps"):
+        lipschitz_bound(nn.Sequential(nn.Softplus(1.0, 0.0)))
+
+
+def test_an_encoder_that_does_something_else_than_its_layers_is_refused(generator):
+    vae = rv.models.create("vae", latent=2, hidden=[4], image_shape=(1, 2, 2)).double()
+    encode = vae.encode
+    vae.encode = lambda x: type(encode(x))(encode(x).mean + 1.0, encode(x).stddev)
+    x = torch.rand(2, 1, 2, 2, generator=generator)
+    with pytest.raises(errors.UnsupportedError, match="taken alone"):
+        Encoder(vae).over(x, torch.full((2,), 0.1))

@@ -41,7 +41,8 @@ class Add(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features, of any shape that the branches read."""
-        first, *others = (branch(x) for branch in self.branches)
+        # a copy for each: what one does in place is no business of the others
+        first, *others = (branch(x.clone()) for branch in self.branches)
         return sum(others, first)
 
 
@@ -187,20 +188,26 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     probe = torch.linspace(0, 1, size, dtype=torch.float64).view(2, *shape)
     try:
         found = _Translation(owner, probe).graph(tracer.trace(owner))
-        with torch.no_grad():
-            made, again = function(probe), found(probe)
+        probes = (probe, probe[:1], 1 - probe.flip(0))
+        agrees = all(_agree(function, found, part) for part in probes)
     except UnsupportedError:
         raise
     except Exception as error:  # whatever a user's code does with a placeholder
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedError(f"{what} cannot be traced: {reason}") from None
-    made = tuple(made) if isinstance(made, tuple | list) else (made,)
-    if not all(
-        one.shape == other.shape and torch.allclose(one, other, rtol=1e-9, atol=1e-12)
-        for one, other in zip(made, again, strict=True)
-    ):
+    if not agrees:
         raise UnsupportedError(f"{what} does not compute what its trace shows")
     return found
+
+
+@torch.no_grad()
+def _agree(function: Callable[[Tensor], Any], found: Graph, x: Tensor) -> bool:
+    made, again = function(x.clone()), found(x)
+    made = tuple(made) if isinstance(made, tuple | list) else (made,)
+    return all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+        for one, other in zip(made, again, strict=True)
+    )
 
 
 class _Tracer(fx.Tracer):
@@ -217,10 +224,6 @@ _BY_NUMBER: dict[Any, Callable[[float, bool], tuple[float, float]]] = {
     operator.sub: lambda number, first: (-1.0, number) if first else (1.0, -number),
 }
 _SAME: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    operator.isub: operator.sub,
-    operator.itruediv: operator.truediv,
     torch.add: operator.add,
     torch.mul: operator.mul,
     torch.sub: operator.sub,
@@ -250,6 +253,14 @@ _CURVES: dict[Any, type[nn.Module]] = {
     functional.sigmoid: nn.Sigmoid,
     functional.softplus: nn.Softplus,
 }
+
+
+_FRESH = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.modules.batchnorm._BatchNorm,
+)
 
 
 class _Translation:
@@ -290,12 +301,19 @@ class _Translation:
             layer = self.owner.get_submodule(str(node.target))
             if len(node.args) != 1 or node.kwargs:
                 raise UnsupportedError(f"a {type(layer).__name__} of more than one input")
+            if "forward" in vars(layer):
+                raise UnsupportedError(f"a {type(layer).__name__} with a forward of its own")
+            if getattr(layer, "inplace", False) and not self._fresh(node.args[0]):
+                raise UnsupportedError(
+                    f"an in-place {type(layer).__name__} of features that may be read elsewhere too"
+                )
             return self._append(out_of_place(layer), self._value(node.args[0], node))
         if node.op == "get_attr":
             raise UnsupportedError(f"arithmetic with the tensor {node.target!r}")
         first, *others = [self._given(part) for part in node.args]
         options = {key: self._given(part) for key, part in node.kwargs.items()}
-        options.pop("inplace", None)
+        if options.pop("inplace", False):
+            raise UnsupportedError(f"{_named(node)} in place")
         if node.op == "call_method":
             if node.target == "contiguous":
                 return self._value(node.args[0], node)
@@ -312,7 +330,10 @@ class _Translation:
             return self._arithmetic(node, call, first, others[0])
         read = self._value(node.args[0], node)
         if call in _CURVES:
-            return self._append(_CURVES[call](*others, **options), read)
+            layer = _CURVES[call](*others, **options)
+            if getattr(layer, "inplace", False):
+                raise UnsupportedError(f"{_named(node)} in place")
+            return self._append(layer, read)
         if call is torch.flatten and (*others, *options.values()) in ((1,), (1, -1)):
             return self._append(nn.Flatten(), read)
         if call is torch.reshape and not options:
@@ -321,6 +342,11 @@ class _Translation:
         if call in (torch.chunk, torch.split):
             return self._pieces(call(self.seen[read], *others, **options), read)
         raise _unknown(node)
+
+    def _fresh(self, node: Any) -> bool:
+        """Whether nothing else reads a value, nor shares its memory."""
+        made = node.op == "call_module" and self.owner.get_submodule(str(node.target))
+        return len(node.users) == 1 and isinstance(made, _FRESH)
 
     def _append(self, layer: nn.Module, *reads: int) -> int:
         with torch.no_grad():
@@ -405,5 +431,8 @@ class _Plain:
 
 
 def _unknown(node: fx.Node) -> UnsupportedError:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return UnsupportedError(f"no bounds are known for the operation {name!r}")
+    return UnsupportedError(f"no bounds are known for the operation {_named(node)!r}")
+
+
+def _named(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

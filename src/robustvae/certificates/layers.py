@@ -19,6 +19,8 @@ def layers_of(*networks: nn.Module) -> list[nn.Module]:
     """
     found: list[nn.Module] = []
     for network in networks:
+        if "forward" in vars(network):
+            raise UnsupportedError(f"a {type(network).__name__} with a forward of its own")
         if network._forward_hooks or network._forward_pre_hooks:
             raise UnsupportedError(f"a {type(network).__name__} with a forward hook is not covered")
         if type(network) is nn.Sequential:

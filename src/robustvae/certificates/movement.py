@@ -154,6 +154,7 @@ class Encoder:
         """
         box = (0.0, 1.0) if boxed else None
         mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method, box=box)
+        self._check(x, mean.value)
         reach = radius * (x[0].numel() ** 0.5 * _UP if norm == "linf" else 1.0)
         low = torch.zeros_like(mean.value)
         high = low + torch.inf
@@ -164,6 +165,13 @@ class Encoder:
             low, high = (end.expand_as(low) for end in self._stddevs(*ends))
         return Movement(mean, low / _UP, high * _UP, self.slope, reach)
 
+    @torch.no_grad()
+    def _check(self, x: Tensor, value: Tensor) -> None:
+        """Refuse bounds that stand around something else than what the encoder computes."""
+        own = self.posterior(x.to(self.vae.dtype)).mean.to(value)
+        if not bool(((own - value).abs() <= 1e-3 * (1 + own.abs())).all()):
+            raise UnsupportedError("the encoder does not compute what its layers, taken alone, do")
+
     def _stddevs(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The interval of the standard deviation from that of the head that makes it."""
         if not isinstance(self.vae, LipschitzVAE):
@@ -172,6 +180,7 @@ class Encoder:
             low, high = low + self.vae.stddev_offset, high + self.vae.stddev_offset
         elif not isinstance(self.vae, LipschitzVAE):
             return low, high
+        low = low.clamp_min(0)
         most = self.vae.stddev_norm
         if most is None:
             return low, high

@@ -211,6 +211,8 @@ class Relaxation:
         """Append the steps of a network that reads `node`; returns the node of its output."""
         if network._forward_hooks or network._forward_pre_hooks:
             raise UnsupportedError(f"a {type(network).__name__} with a forward hook is not covered")
+        if "forward" in vars(network):
+            raise UnsupportedError(f"a {type(network).__name__} with a forward of its own")
         if type(network) is nn.Sequential:
             for layer in network:
                 node = self._take(layer, node)
