@@ -206,10 +206,12 @@ def test_a_softplus_that_jumps_has_no_constant():
         lipschitz_bound(nn.Sequential(nn.Softplus(1.0, 0.0)))
 
 
-def test_an_encoder_that_does_something_else_than_its_layers_is_refused(generator):
+@pytest.mark.parametrize(("shift", "factor"), [(1.0, 1.0), (0.0, 2.0)])
+def test_an_encoder_that_does_something_else_than_its_layers_is_refused(shift, factor, generator):
     vae = rv.models.create("vae", latent=2, hidden=[4], image_shape=(1, 2, 2)).double()
+    x, radius = torch.rand(2, 1, 2, 2, generator=generator), torch.full((2,), 0.01)
+    Encoder(vae).over(x, radius)
     encode = vae.encode
-    vae.encode = lambda x: type(encode(x))(encode(x).mean + 1.0, encode(x).stddev)
-    x = torch.rand(2, 1, 2, 2, generator=generator)
+    vae.encode = lambda x: type(encode(x))(encode(x).mean + shift, encode(x).stddev * factor)
     with pytest.raises(errors.UnsupportedError, match="taken alone"):
-        Encoder(vae).over(x, torch.full((2,), 0.1))
+        Encoder(vae).over(x, radius)
