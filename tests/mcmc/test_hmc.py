@@ -83,46 +83,6 @@ def test_a_force_that_is_wrong_leaves_the_target_right(generator):
         assert within_four_errors(values, wanted, 4000)
 
 
-class Asks(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts what makes a device wait for the host: values read, shapes that depend on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.met = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (
-            torch.ops.aten._local_scalar_dense,
-            torch.ops.aten.equal,
-            torch.ops.aten.is_nonzero,
-            torch.ops.aten.masked_select,
-            torch.ops.aten.nonzero,
-        ):
-            self.met.append(func)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("adapt", ["chain", "dual", "paper", None])
-def test_the_loop_reads_no_value_back_from_the_device(generator, adapt):
-    """Nothing in the loop waits: a GPU's queue is never drained."""
-    chain = hmc(lambda z: -0.5 * z.square().sum(1), torch.zeros(3, 2), steps=1, generator=generator)
-    with Asks() as asks:
-        bool(chain.z[0, 0] > 0)
-    assert asks.met
-    with Asks() as asks:
-        hmc(
-            lambda z: -0.5 * z.square().sum(1),
-            torch.zeros(3, 2),
-            steps=6,
-            step_size=0.2,
-            adapt=adapt,
-            jitter=0.1,
-            keep=True,
-            generator=generator,
-        )
-    assert not asks.met
-
-
 def test_the_trace_is_the_log_density_after_each_transition(generator):
     chain = hmc(
         gaussian, torch.zeros(3, 2), steps=9, warmup=0, adapt=None, keep=True, generator=generator

@@ -149,6 +149,9 @@ def hmc(
 ) -> Chain:
     """Run `steps` transitions of every chain from `z`: 1 + steps x n_leapfrog gradients.
 
+    No value is read back from the device on the way: with a generator that lives there too,
+    nothing in the loop waits for it.
+
     Args:
         log_density: Positions (B, d) to log densities (B,).
         z: Starts, (B, d).

@@ -59,6 +59,9 @@ def hmc_to_plateau(
         A chain that is stuck looks like one that has arrived: see `divergences`. And a chain that
         is stopped by what it has seen is not a draw of a fixed length.
 
+    Who stays is read back from the device after every block, which waits for it; within a block
+    nothing is.
+
     Args:
         target: The log density of the batch, which can be cut down to some rows.
         z: Starts, (B, d).
