@@ -6,7 +6,7 @@ import torch
 import robustvae as rv
 from robustvae.data import load
 from robustvae.errors import DataError, UnknownNameError
-from robustvae.studies.defence_adaptive import DISTANCE, SIMILAR, WORST, defence_adaptive
+from robustvae.studies.defence_adaptive import PICK, WORST, defence_adaptive
 from robustvae.studies.defence_chains import defence_chains
 from robustvae.studies.defence_cost import PAIRED, PAPERS, RECOVERY, defence_cost, samplers
 from robustvae.studies.defence_ratio import BEFORE, defence_ratio
@@ -80,11 +80,18 @@ def test_a_part_is_computed_once(tmp_path):
 
 def test_the_worst_attack_is_no_weaker_than_any(vae, images):
     rows = defence_adaptive(vae, images, size="smoke", seed=3).rows
-    for name in {row.what.split(":")[0] for row in rows}:
-        own = [row for row in rows if row.what.startswith(f"{name}:")]
-        for setting, sign in ((DISTANCE, 1), (SIMILAR, -1)):
-            found = {row.what: sign * row.measured for row in own if row.setting == setting}
-            assert found[f"{name}: {WORST}"] >= max(found.values()) - 1e-9
+    for name in ("undefended", "robust mode", "HMC"):
+        for measure, pick in PICK.items():
+            for radius in (0.1, 0.2):
+                setting = f"{measure}, linf {radius}"
+                own = {
+                    row.what.removeprefix(f"{name}: "): row.measured
+                    for row in rows
+                    if row.what.startswith(name) and row.setting == setting
+                }
+                worst = own.pop(WORST)
+                assert len(own) == 7
+                assert pick(worst, *own.values()) == pytest.approx(worst)
 
 
 def test_the_ratio_of_a_sample_to_itself_is_no_evidence(vae, images):

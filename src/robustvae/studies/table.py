@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -177,7 +178,7 @@ def from_command_line(study: Study, name: str, about: str | None) -> None:
     if given.kept is not None:
         facts.pop("seconds")  # those of the last of several runs would mislead
     table = replace(table, facts=facts)
-    table.write(given.out, f"{name.replace('_', '-')}-{given.data}")
+    table.write(given.out, re.sub(r"[^a-z0-9]+", "-", f"{name}-{given.data}"))
     print(table.to_markdown())
 
 
