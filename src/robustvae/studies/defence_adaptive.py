@@ -23,11 +23,11 @@ from robustvae.attacks import Attack, ClassifierFlip, Goal, LatentShift, Maximum
 from robustvae.data import Images
 from robustvae.defences import HMC, Defence, PosteriorMean, RobustPosterior, Victim
 from robustvae.errors import check_choice
-from robustvae.metrics import mean_stderr, ms_ssim
+from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE
 from robustvae.perturb import ProjectedAscent
 from robustvae.seeding import shard_generator
-from robustvae.studies.defence_strength import enlarged, linear_classifier
+from robustvae.studies.defence_strength import linear_classifier, similarities
 from robustvae.studies.defence_table import BALLS, squared
 from robustvae.studies.kept import Keep, Values
 from robustvae.studies.table import Row, Table, facts_of, from_command_line
@@ -205,13 +205,10 @@ def _part(
     for name, victim in victims.items():
         x_hat = victim.reconstruct(x_adv, generator=shard_generator(seed, shard, "defence"))
         said = victim.classify(x_adv, generator=shard_generator(seed, shard, "defence")).argmax(1)
-        large = enlarged(x_hat), enlarged(clean)
         values |= {
             f"{name}: {DISTANCE}": squared(x_hat, clean),
-            f"{name}: {SIMILAR}": ms_ssim(x_hat, clean, variant="kuzina2022").tolist(),
-            f"{name}: {ENLARGED}": ms_ssim(*large, variant="wang2003").tolist(),
             f"{name}: {HOLDS}": (said == y).double().tolist(),
-        }
+        } | {f"{name}: {how}": found.tolist() for how, found in similarities(x_hat, clean).items()}
     return values
 
 

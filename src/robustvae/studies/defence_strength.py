@@ -138,14 +138,8 @@ def defence_strength(
                 d: Defence = defence, x_adv: Tensor = shifted, key: str = name
             ) -> Values:
                 x_hat = Victim(vae, d).reconstruct(x_adv, generator=shard_generator(seed, 0, key))
-                wanted = clean.repeat(plan.restarts, 1, 1, 1)
-                return {
-                    f"MS-SSIM{textbook}": _by_image(ms_ssim(*pair, variant=variant), plan)
-                    for textbook, variant, pair in (
-                        ("", "kuzina2022", (x_hat, wanted)),
-                        (", wang2003 enlarged", "wang2003", (enlarged(x_hat), enlarged(wanted))),
-                    )
-                }
+                found = similarities(x_hat, clean.repeat(plan.restarts, 1, 1, 1))
+                return {name: _by_image(values, plan) for name, values in found.items()}
 
             for what, values in known(f"{where}, {name}, similarity", similarity).items():
                 add(name, f"{what}, {where}", values)
@@ -188,9 +182,9 @@ def defence_strength(
             f"each, of {plan.steps} steps from another start, all counted; the standard error is "
             "that of the images' means.",
             "MS-SSIM between the defended reconstruction of the attacked image and the undefended "
-            "one of the clean image, as in the paper's code (variant kuzina2022). The textbook's "
-            "variant wants 176 pixels a side: beside it, that of both images enlarged to "
-            f"{ENLARGED}, each pixel a square, which compares with nobody's number.",
+            "one of the clean image, both clipped to the pixel range, as in the paper's code "
+            "(variant kuzina2022). The textbook's variant wants 176 pixels a side: beside it, "
+            f"that of both images enlarged to {ENLARGED}, each pixel a square, which compares with nobody's number.",
             "Accuracy: the class that a linear classifier, learnt on the posterior means of "
             f"{learnt:,} training images, finds in the defended code is the label.",
             f"Squared error to the image itself and accuracy on {len(more)} other clean images.",
@@ -231,9 +225,17 @@ def kind_of(images: Images) -> str | None:
     return next((k for k, labels in images.labels.items() if torch.equal(labels, images.y)), None)
 
 
-def enlarged(x: Tensor) -> Tensor:
-    """Images of `ENLARGED` pixels a side, every pixel a block, (B, C, H, W)."""
-    return functional.interpolate(x, size=(ENLARGED, ENLARGED), mode="nearest")
+def similarities(x_hat: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """MS-SSIM of each pair of images (B, C, H, W), clipped to the pixel range, in both variants.
+
+    The textbook's wants 176 pixels a side and gets `ENLARGED`, every pixel a block.
+    """
+    one, two = x_hat.clamp(0, 1), wanted.clamp(0, 1)
+    large = [functional.interpolate(x, size=(ENLARGED, ENLARGED)) for x in (one, two)]
+    return {
+        "MS-SSIM": ms_ssim(one, two, variant="kuzina2022"),
+        "MS-SSIM, wang2003 enlarged": ms_ssim(*large, variant="wang2003"),
+    }
 
 
 def _search(plan: Size) -> ProjectedAscent:
