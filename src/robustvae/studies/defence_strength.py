@@ -184,7 +184,8 @@ def defence_strength(
             "MS-SSIM between the defended reconstruction of the attacked image and the undefended "
             "one of the clean image, both clipped to the pixel range, as in the paper's code "
             "(variant kuzina2022). The textbook's variant wants 176 pixels a side: beside it, "
-            f"that of both images enlarged to {ENLARGED}, each pixel a square, which compares with nobody's number.",
+            f"that of both images enlarged to {ENLARGED}, each pixel a square, which compares with "
+            "nobody's number.",
             "Accuracy: the class that a linear classifier, learnt on the posterior means of "
             f"{learnt:,} training images, finds in the defended code is the label.",
             f"Squared error to the image itself and accuracy on {len(more)} other clean images.",
