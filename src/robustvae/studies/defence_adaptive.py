@@ -67,6 +67,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(4, 2, 0.1, (5, 2), (2, 1), (2, 2), (2, 1), (1, 1)),
+    "short": Size(20, 10, 1.0, (50, 10), (10, 10), (8, 10), (8, 10), (6, 1)),
     "laptop": Size(50, 10, 1.0, (50, 10), (15, 10), (10, 10), (10, 10), (8, 1)),
     "full": Size(50, 10, 1.0, (50, 10), (50, 10), (50, 10), (50, 10), (50, 10)),
 }
@@ -87,7 +88,7 @@ def defence_adaptive(
         vae: The model.
         images: Where the inputs are sampled, class by class; the classifier learns from the
             training images of the same name.
-        size: "smoke", "laptop" or "full".
+        size: "smoke", "short", "laptop" or "full".
         seed: Of everything random.
         kept: Where finished parts are kept; None keeps nothing.
         progress: Told what has been done, a line at a time.
