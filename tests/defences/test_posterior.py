@@ -1,8 +1,10 @@
 import pytest
 import torch
+from scipy.optimize import minimize
 
 import robustvae as rv
-from robustvae.defences import HMC, PosteriorMode, posterior
+from robustvae.data import load
+from robustvae.defences import HMC, PosteriorMode, RobustPosterior, RobustTarget, posterior
 from robustvae.defences.targets import fisher_scale
 from robustvae.errors import UnsupportedError
 from robustvae.mcmc import hmc
@@ -83,7 +85,16 @@ def test_a_force_in_bfloat16_wants_weights(linear, generator):
         HMC(force="bfloat16")(linear.vae, torch.rand(2, 1, 2, 3), generator=generator)
 
 
-def test_the_mode_of_a_linear_vae_is_its_posterior_mean(linear, generator):
+@pytest.mark.parametrize(
+    ("search", "tolerance"),
+    [
+        (PosteriorMode(steps=300), 1e-3),
+        (PosteriorMode(steps=15, method="lbfgs"), 1e-6),
+        (PosteriorMode(steps=2, method="gauss-newton"), 1e-12),
+    ],
+    ids=lambda value: getattr(value, "method", None),
+)
+def test_the_mode_of_a_linear_vae_is_its_posterior_mean(search, tolerance, linear, generator):
     x = torch.rand(4, 1, 2, 3, generator=generator)
     start = rv.wrap(
         encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 1.0),
@@ -91,8 +102,38 @@ def test_the_mode_of_a_linear_vae_is_its_posterior_mean(linear, generator):
         latent=2,
         image_shape=(1, 2, 3),
     )
-    z = PosteriorMode(steps=300)(start, x, generator=generator)
-    torch.testing.assert_close(z, linear.posterior_mean(x), atol=1e-3, rtol=0)
+    z = search(start, x, generator=generator)
+    torch.testing.assert_close(z, linear.posterior_mean(x), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "share"), [("lbfgs", 150, 0.999), ("gauss-newton", 60, 0.9)]
+)
+@pytest.mark.parametrize("radius", [None, 0.2])
+def test_a_search_climbs_as_high_as_scipys(method, steps, share, radius, generator):
+    """On a trained model, whose ReLUs make the top an edge that Gauss-Newton is slow along."""
+    vae = rv.load("digits-vae").double()
+    x, _ = load("digits", split="test").sample(6, stratified=True, generator=generator)
+    x = (x.double() + 0.2 * randn(*x.shape, like=x.double(), generator=generator)).clamp(0, 1)
+    if radius is None:
+        defence = PosteriorMode(steps=steps, method=method)
+        target, starts = posterior(vae, x), vae.encode(x).mean.detach()
+    else:
+        defence = RobustPosterior(radius=radius, steps=steps, method=method)
+        target, starts = RobustTarget(vae, x, "linf", radius), torch.zeros(6, vae.latent)
+    with torch.no_grad():
+        reached = target(defence(vae, x, generator=generator))
+    for i, start in enumerate(starts):
+        row = target.rows(torch.tensor([i]))
+
+        def loss(z, row=row):
+            leaf = torch.tensor(z)[None].requires_grad_()
+            value = -row(leaf).sum()
+            return value.item(), torch.autograd.grad(value, leaf)[0].numpy()[0]
+
+        oracle = minimize(loss, start.numpy(), jac=True, method="L-BFGS-B", tol=1e-12)
+        begun = target(starts)[i].detach()
+        assert reached[i] - begun > share * (-oracle.fun - begun) > 0
 
 
 def test_the_fisher_metric_whitens_the_posterior_of_a_linear_vae(linear, generator):

@@ -5,8 +5,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import robustvae as rv
-from robustvae.defences import RobustTarget, posterior
-from robustvae.mcmc import evaluate, hmc, hmc_step, implicit, langevin, leapfrog, mode_search
+from robustvae.defences import RobustTarget, fisher, posterior
+from robustvae.mcmc import (
+    evaluate,
+    gauss_newton,
+    hmc,
+    hmc_step,
+    implicit,
+    langevin,
+    lbfgs,
+    leapfrog,
+    mode_search,
+)
 from robustvae.seeding import generator as seeded
 
 VALUES_READ = {
@@ -88,6 +98,9 @@ KERNELS = {
     "langevin": lambda t, z: langevin(t, z, steps=3, generator=seeded(0)),
     "adam": lambda t, z: mode_search(t, z, steps=3),
     "adam, unrolled": lambda t, z: mode_search(t, z, steps=3, graph=True),
+    "lbfgs": lambda t, z: lbfgs(t, z, steps=4),
+    "lbfgs, unrolled": lambda t, z: lbfgs(t, z, steps=4, graph=True),
+    "gauss-newton": lambda t, z: gauss_newton(t, lambda z: fisher(t.vae, z), z, steps=3),
     "implicit": lambda t, z: implicit(t, z, products=3).sum().backward(),
 }
 

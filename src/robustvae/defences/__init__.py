@@ -18,7 +18,7 @@ from robustvae.defences.refine import (
     Threshold,
 )
 from robustvae.defences.robust import RadiusEstimate, RobustPosterior, estimate_radius
-from robustvae.defences.targets import RobustTarget, posterior
+from robustvae.defences.targets import RobustTarget, fisher, posterior
 from robustvae.defences.victim import Victim
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "Threshold",
     "Victim",
     "estimate_radius",
+    "fisher",
     "posterior",
 ]

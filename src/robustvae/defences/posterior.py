@@ -9,6 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from robustvae.defences.climb import Gradient, Method, check_climb, climb
 from robustvae.defences.defence import Defence, in_chunks
 from robustvae.defences.targets import (
     check_ball,
@@ -18,7 +19,14 @@ from robustvae.defences.targets import (
     posterior,
     target_of,
 )
-from robustvae.errors import ConfigError, check_choice, check_count, check_positive, check_type
+from robustvae.errors import (
+    ConfigError,
+    check_choice,
+    check_count,
+    check_positive,
+    check_probability,
+    check_type,
+)
 from robustvae.mcmc import (
     Chain,
     Diagnosis,
@@ -26,9 +34,7 @@ from robustvae.mcmc import (
     diagnose,
     hmc,
     hmc_to_plateau,
-    implicit,
     langevin,
-    mode_search,
 )
 from robustvae.mcmc.hmc import Adapt
 from robustvae.models.base import VAE, frozen
@@ -111,9 +117,11 @@ class HMC:
             each accepted or refused by the energies of the model itself, so that the target stays
             the same. Attacks that differentiate the chain see the exact force.
         chunk: Images run at once.
+        acceptance: Mean acceptance probability that `adapt` steers towards, in (0, 1). The less,
+            the longer the steps: a short chain from a start far off gets further at 0.5.
 
     Raises:
-        RangeError: A count or step size that is not positive.
+        RangeError: A count or step size that is not positive, or such an `acceptance`.
         UnknownNameError: An unknown `adapt`, `mass` or `force`.
         ConfigError: Options that contradict `plateau`.
         UnsupportedError: When called, where the model has no weights that bfloat16 could hold.
@@ -139,6 +147,7 @@ class HMC:
     plateau: int | None = None
     force: Literal["exact", "bfloat16"] = "exact"
     chunk: int = 100
+    acceptance: float = 0.9
 
     def __post_init__(self) -> None:
         """Refuse settings that make no chain."""
@@ -146,6 +155,7 @@ class HMC:
         check_count(self.n_leapfrog, "n_leapfrog")
         check_count(self.chunk, "chunk")
         check_positive(self.step_size, "step_size")
+        check_probability(self.acceptance, "acceptance")
         check_ball(self.ball)
         check_choice("mass matrix", self.mass, ("identity", "encoder", "fisher"))
         if self.adapt is not None:
@@ -153,8 +163,11 @@ class HMC:
         check_choice("force", self.force, ("exact", "bfloat16"))
         if self.plateau is not None:
             check_count(self.plateau, "plateau")
-            if (self.adapt, self.average, self.force) != ("chain", False, "exact"):
-                raise ConfigError("plateau wants adapt='chain', no average and the exact force")
+            told = (self.adapt, self.average, self.force, self.acceptance)
+            if told != ("chain", False, "exact", 0.9):
+                raise ConfigError(
+                    "plateau wants adapt='chain', acceptance 0.9, no average and the exact force"
+                )
 
     @property
     def gradients(self) -> int:
@@ -252,6 +265,7 @@ class HMC:
             step_size=self.step_size,
             n_leapfrog=self.n_leapfrog,
             adapt=self.adapt,
+            acceptance=self.acceptance,
             scale=_scale(vae, x, self.mass),
             force=None if low is None or graph else driven_by(low, x, self.ball),
             keep=keep,
@@ -327,7 +341,7 @@ class Langevin:
 @final
 @dataclass(frozen=True)
 class PosteriorMode:
-    """The mode of each image's posterior, by Adam from the encoder's mean.
+    """The mode of each image's posterior, climbed to from the encoder's mean.
 
     Args:
         steps: Gradient evaluations an image.
@@ -335,10 +349,14 @@ class PosteriorMode:
         gradient: How an attack sees through it: "unrolled" differentiates the search itself,
             "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
+        method: "adam"; "lbfgs"; or "gauss-newton", damped, whose steps each cost a Fisher matrix
+            (d forward products of the decoder) besides the gradient, and which attacks can only
+            see through by gradient="implicit". All move every layer of a hierarchy at once.
 
     Raises:
         RangeError: A setting that is not positive.
-        UnknownNameError: An unknown `gradient`.
+        UnknownNameError: An unknown `gradient` or `method`.
+        UnsupportedError: When called for a gradient, "unrolled" with "gauss-newton".
 
     References:
         [Kuzina22] appendix B.3.
@@ -352,30 +370,34 @@ class PosteriorMode:
 
     steps: int = 100
     rate: float = 0.1
-    gradient: Literal["unrolled", "implicit"] = "unrolled"
+    gradient: Gradient = "unrolled"
     chunk: int = 100
+    method: Method = "adam"
 
     def __post_init__(self) -> None:
-        """Refuse settings that are not positive."""
+        """Refuse settings that make no search."""
         check_count(self.steps, "steps")
-        check_count(self.chunk, "chunk")
-        check_positive(self.rate, "rate")
-        check_choice("gradient", self.gradient, ("unrolled", "implicit"))
+        check_climb(self.method, self.rate, self.gradient, self.chunk)
 
     @property
     def gradients(self) -> int:
-        """Gradient evaluations spent on each image."""
+        """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
         return self.steps
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            start = vae.encode(part).mean
-            target = posterior(vae, part)
-            unrolled = graph and self.gradient == "unrolled"
-            z = mode_search(target, start, steps=self.steps, rate=self.rate, graph=unrolled).z
-            return implicit(target, z) if graph and not unrolled else z
+            return climb(
+                vae,
+                posterior(vae, part),
+                [vae.encode(part).mean],
+                steps=self.steps,
+                method=self.method,
+                rate=self.rate,
+                gradient=self.gradient,
+                graph=graph,
+            )
 
         return in_chunks(read, vae, x, self.chunk)
 

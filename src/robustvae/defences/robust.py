@@ -10,10 +10,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from robustvae.defences.climb import Gradient, Method, check_climb, climb
 from robustvae.defences.defence import in_chunks
 from robustvae.defences.targets import RobustTarget
 from robustvae.errors import RangeError, ShapeError, check_choice, check_count, check_positive
-from robustvae.mcmc import implicit, mode_search
 from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE, frozen
 
@@ -39,10 +39,13 @@ class RobustPosterior:
         gradient: How an attack sees through it: "unrolled" differentiates the search itself,
             "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
+        method: "adam", "lbfgs" or "gauss-newton": see `PosteriorMode`. Gauss-Newton's matrix is
+            that of a fixed image in the ball, which bends at least as much as the robust posterior.
 
     Raises:
         RangeError: A setting that is not positive.
-        UnknownNameError: An unknown `norm`, `start` or `gradient`.
+        UnknownNameError: An unknown `norm`, `start`, `gradient` or `method`.
+        UnsupportedError: When called for a gradient, "unrolled" with "gauss-newton".
 
     Examples:
         >>> import robustvae as rv, torch
@@ -57,43 +60,41 @@ class RobustPosterior:
     steps: int = 50
     start: Literal["mean", "zero", "both"] = "zero"
     rate: float = 0.2
-    gradient: Literal["unrolled", "implicit"] = "unrolled"
+    gradient: Gradient = "unrolled"
     chunk: int = 100
+    method: Method = "adam"
 
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
         check_choice("norm", self.norm, ("linf", "l2"))
         check_choice("start", self.start, ("mean", "zero", "both"))
-        check_choice("gradient", self.gradient, ("unrolled", "implicit"))
         check_positive(self.radius, "radius")
-        check_positive(self.rate, "rate")
         check_count(self.steps, "steps", least=2 if self.start == "both" else 1)
-        check_count(self.chunk, "chunk")
+        check_climb(self.method, self.rate, self.gradient, self.chunk)
 
     @property
     def gradients(self) -> int:
-        """Gradient evaluations spent on each image."""
+        """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
         return self.steps
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            target = RobustTarget(vae, part, self.norm, self.radius)
             mean = vae.encode(part).mean
             starts = [mean] if self.start == "mean" else [vae.prior().mean.expand_as(mean)]
             if self.start == "both":
                 starts.append(mean)
-            steps = self.steps // len(starts)
-            unrolled = graph and self.gradient == "unrolled"
-            first, *others = [
-                mode_search(target, z, steps=steps, rate=self.rate, graph=unrolled) for z in starts
-            ]
-            best = first.z
-            for other in others:
-                higher = other.log_density > first.log_density
-                best = torch.where(higher.unsqueeze(1), other.z, best)
-            return implicit(target, best) if graph and not unrolled else best
+            return climb(
+                vae,
+                RobustTarget(vae, part, self.norm, self.radius),
+                starts,
+                steps=self.steps,
+                method=self.method,
+                rate=self.rate,
+                gradient=self.gradient,
+                graph=graph,
+            )
 
         return in_chunks(read, vae, x, self.chunk)
 

@@ -89,21 +89,29 @@ def check_ball(ball: Ball | None) -> None:
         raise RangeError("the robust posterior's ball is boxed by [0, 1]")
 
 
-def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
-    """A with A A' = (prior precision + J' W J)^-1, W the likelihood's Fisher information.
+def fisher(vae: VAE, z: Tensor) -> Tensor:
+    """The posterior's precision by the decoder's linearisation: prior precision + J' W J.
 
-    J is the Jacobian of the likelihood's parameters (logits or means), and W their inverse
-    variance for a Gaussian, the pixel variance otherwise. The prior's precision is R' R, R the
-    Jacobian of every layer's (z - mean) / stddev given the layers above, the spreads held fixed.
-    Where the decoder is linear, and so are the means of a hierarchy's layers, this whitens the
-    posterior.
+    J is the Jacobian of the likelihood's parameters (logits or means), and W the likelihood's
+    Fisher information: the inverse variance for a Gaussian, the pixel variance otherwise. The
+    prior's precision is R' R, R the Jacobian of every layer's (z - mean) / stddev given the layers
+    above, the spreads held fixed. It does not depend on the image.
+
+    The cost is one forward product of the decoder a latent dimension.
 
     Args:
         vae: The model.
         z: Latents, (B, d).
 
     Returns:
-        Upper triangular square roots, (B, d, d), without a graph.
+        Positive definite matrices, (B, d, d), without a graph.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.defences import fisher
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> torch.linalg.eigvalsh(fisher(vae, torch.zeros(1, 2))).min() >= 1
+        tensor(True)
     """
     p = vae.decode(z.detach())
     gaussian = isinstance(p, Gaussian)
@@ -118,7 +126,22 @@ def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
 
     rows = weight.detach().flatten(1).unsqueeze(2) * jacobian(parameters, z, mode="forward")
     above = jacobian(standardised, z, mode="forward")
-    precision = rows.mT @ rows + above.mT @ above
+    return rows.mT @ rows + above.mT @ above
+
+
+def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
+    """A with A A' = `fisher`^-1: it whitens the posterior where the decoder is linear.
+
+    So must be the means of a hierarchy's layers.
+
+    Args:
+        vae: The model.
+        z: Latents, (B, d).
+
+    Returns:
+        Upper triangular square roots, (B, d, d), without a graph.
+    """
+    precision = fisher(vae, z)
     inverse_root = torch.linalg.cholesky(precision)
     identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(precision)
     return torch.linalg.solve_triangular(inverse_root.mT, identity, upper=True)
