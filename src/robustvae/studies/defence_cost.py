@@ -184,8 +184,8 @@ def defence_cost(
             "40 other images.",
             "A Fisher mass matrix, and each of Gauss-Newton's steps, costs one forward product of "
             "the decoder a latent dimension, which the count of gradients leaves out and the time "
-            "does not. Where chains leave, the column has the mean count and the name the most that "
-            "one can spend.",
+            "does not. Where chains leave, the column has the mean count and the name the most "
+            "that one can spend.",
             "Time: processor time of one thread (waiting for other work on the machine is not "
             "counted), reading the latent and decoding it once. In the ratios the papers' whole "
             "schedule is counted at the time of a gradient in the last row, whose batch is that of "
