@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustvae import errors
 from robustvae.perturb import LBFGS, Ball, minimise
+from robustvae.perturb.lbfgs import _Seats, _two_loop
 from robustvae.seeding import generator, rand, randn
 
 like = torch.zeros(0, dtype=torch.float64)
@@ -111,6 +112,52 @@ def test_seats_change_nothing_and_a_row_starts_where_another_ended():
     for row, parent in enumerate(after.tolist()):
         torch.testing.assert_close(first[row], start[row] if parent < 0 else chained.y[parent])
     assert chained.converged.all()
+
+
+def test_the_direction_is_the_textbook_s_recursion():
+    """Nocedal & Wright, Algorithm 7.4, one row and one pair after the other."""
+    rows, memory, g = 4, 3, generator(6)
+    seats = _Seats.empty(rows, torch.zeros(rows, SIZE, dtype=like.dtype), memory)
+    seats.newest.fill_(-1)
+    history: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(rows)]
+    for turn in range(8):
+        step = randn(rows, SIZE, like=like, generator=g)
+        change = step * (0.1 + rand(rows, SIZE, like=like, generator=g))
+        if turn == 5:
+            change[2].neg_()  # curves downwards, so it is not kept
+        which = torch.arange(rows) != turn % 5  # nor is a pair of a row that is left out
+        for i in range(rows):
+            if which[i] and step[i] @ change[i] > 0:
+                history[i].append((step[i], change[i]))
+        seats.free.copy_(rand(rows, SIZE, like=like, generator=g) > 0.3)
+        seats.downhill.copy_(seats.free * randn(rows, SIZE, like=like, generator=g))
+        seats.remember(which, step, change)
+        found = _two_loop(seats)
+        for i in range(rows):
+            want, alphas = seats.downhill[i].clone(), []
+            for s, y in reversed(history[i][-memory:]):
+                alphas.append((s @ want) / (s @ y))
+                want -= alphas[-1] * y
+            if history[i]:
+                s, y = history[i][-1]
+                want *= (s @ y) / (y @ y)
+            for s, y in history[i][-memory:]:
+                want += (alphas.pop() - (y @ want) / (s @ y)) * s
+            torch.testing.assert_close(found[i], want * seats.free[i])
+        if turn == 3:
+            seats.forget(torch.tensor([1]))
+            history[1].clear()
+
+
+def test_a_refused_step_teaches_the_curvature():
+    """From 0 the first step goes to 1, twenty times too far; the second is Newton's."""
+
+    def bowl(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return 500 * (y - 0.05).square().sum(1), 1000 * (y - 0.05)
+
+    found = minimise(bowl, torch.zeros(1, 1), -torch.ones(1, 1), torch.ones(1, 1))
+    assert found.evaluations[0] == 3 and found.converged[0]
+    torch.testing.assert_close(found.y[0], torch.tensor([0.05]))
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

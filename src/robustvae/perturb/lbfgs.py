@@ -60,9 +60,10 @@ def minimise(
     r"""Minimise over a box by projected L-BFGS, each row its own problem.
 
     Coordinates at a bound whose slope points outward are held; the others move by the two-loop
-    recursion over their own part of the history, along the projection of y + t d, with t found by
-    backtracking (Armijo). A row is done when its projected gradient or its gain is small, or when
-    neither its quasi-Newton direction nor the steepest one can be followed.
+    recursion over what the coordinates that were free then met, along the projection of y + t d.
+    Where that step is refused (Armijo) the direction takes in what it met, then t is shortened.
+    A row is done when its projected gradient or its gain is small, or when neither its
+    quasi-Newton direction nor the steepest one can be followed.
 
     Args:
         objective: Points (k, D) and their rows (k,) to values (k,) and gradients (k, D).
@@ -105,10 +106,8 @@ def minimise(
     seats, taken = _Seats.empty(min(n, together or n), start, memory), 0
     while True:
         now = seats.first(taken)
-        # 0 where a bound is met and the slope points out of the box, 1 elsewhere
-        free = torch.sub(now.y, now.gradient).clamp_(now.low, now.high).sub_(now.y).ne_(0)
-        downhill = (now.gradient * free).neg_()
-        flat = downhill.abs().amax(1) <= gradient_tolerance
+        steep = now.downhill.abs()
+        flat = steep.amax(1) <= gradient_tolerance
         now.converged.logical_or_(flat & (now.evaluations > 0))
         left = now.converged | (now.evaluations >= steps)
         if not taken or bool(left.any()):
@@ -127,11 +126,11 @@ def minimise(
                 return ended
             continue
 
-        direction = _two_loop(downhill, free, now.pairs, now.newest)
-        slope = (direction * downhill).sum(1)
-        poor = slope <= 1e-10 * downhill.square().sum(1)
-        direction[poor] = downhill[poor]
-        careful = (1 / downhill.abs().sum(1).clamp_min(1e-30)).clamp_max(1)
+        direction = _two_loop(now)
+        slope = torch.linalg.vecdot(direction, now.downhill)
+        poor = slope <= 1e-10 * torch.linalg.vecdot(now.downhill, now.downhill)
+        direction[poor] = now.downhill[poor]
+        careful = (1 / steep.sum(1).clamp_min(1e-30)).clamp_max(1)
         first = torch.where((now.newest < 0) | poor, careful, 1.0)
         now.length.copy_(torch.where(now.length > 0, now.length, first))
 
@@ -141,18 +140,10 @@ def minimise(
         norm = torch.linalg.vector_norm(gradient, dim=1)
         now.gradient_norm.copy_(torch.maximum(now.gradient_norm, norm))
         step, change = trial - now.y, gradient - now.gradient
-        promised = (now.gradient * step).sum(1)
+        promised = torch.linalg.vecdot(now.gradient, step)
         good = (value <= now.value + _ARMIJO * promised) & (promised < 0)
         good |= now.evaluations == 0
         now.evaluations.add_(1)
-
-        curved = (step * change).sum(1) > 1e-10 * change.square().sum(1)
-        kept = (good & curved).nonzero().squeeze(1)
-        now.newest[kept] += 1
-        slot = 2 * memory * kept + now.newest[kept] % memory
-        ring = now.pairs.flatten(0, 1)
-        ring.index_copy_(0, slot, step.index_select(0, kept))
-        ring.index_copy_(0, slot + memory, change.index_select(0, kept))
         against = torch.maximum(torch.maximum(now.value.abs(), value.abs()), scale[now.row])
         small = good & (now.value - value <= value_tolerance * against)
         now.stalled.copy_(torch.where(good & ~small, 0, now.stalled + small))
@@ -165,15 +156,22 @@ def minimise(
         spent = step[bad].abs().amax(1) <= _SHORTEST * (1 + now.y[bad].abs().amax(1))
         spent |= shorter <= _SHORTEST
         now.length.zero_()
-        now.length[bad] = shorter.masked_fill(spent, 0)
+        # what a refused step tells of the curvature turns the direction; a second is shortened
+        now.length[bad] = shorter.where(now.refused[bad] & ~spent, 0)
+        learnt = good | ~now.refused
+        now.refused.copy_(~good)
         again = bad[spent]
+        learnt[again] = False
         now.converged[again] = now.newest[again] < 0  # nothing is left to forget
-        now.pairs[again] = 0
-        now.newest[again] = -1
+        now.forget(again)
         for here, found in ((now.y, trial), (now.value, value), (now.gradient, gradient)):
             before = here[bad]
             here.copy_(found)
             here[bad] = before
+        torch.sub(now.y, now.gradient, out=now.free).clamp_(now.low, now.high)
+        now.free.sub_(now.y).ne_(0)
+        torch.mul(now.gradient, now.free, out=now.downhill).neg_()
+        now.remember(learnt, step.mul_(now.free), change.mul_(now.free))
 
 
 @dataclass(eq=False)
@@ -187,25 +185,54 @@ class _Seats:
     value: Tensor
     gradient: Tensor
     gradient_norm: Tensor
-    pairs: Tensor  # a ring of steps, and one of slopes' changes
+    free: Tensor  # 0 where a bound is met and the slope points out of the box, 1 elsewhere
+    beside: Tensor  # the newest change of slope, and minus the slope, both where free
+    pairs: Tensor  # a ring of steps, and one of changes of slope
+    products: Tensor  # of the pairs with the changes
     newest: Tensor
     length: Tensor  # of the next step; 0 where it is yet to be set
     evaluations: Tensor
     stalled: Tensor
+    refused: Tensor  # whether the last trial point was
     converged: Tensor
 
     @classmethod
     def empty(cls, seats: int, like: Tensor, memory: int) -> _Seats:
         """Room for so many rows of the width of `like`."""
         pixels = like.shape[1]
-        y, low, high, gradient = (like.new_zeros(seats, pixels) for _ in range(4))
+        y, low, high, gradient, free = (like.new_zeros(seats, pixels) for _ in range(5))
         value, norm, length = (like.new_zeros(seats) for _ in range(3))
         row, newest, evaluations, stalled = (value.long() for _ in range(4))
-        pairs = like.new_zeros(seats, 2 * memory, pixels)
+        beside, pairs = (like.new_zeros(seats, k, pixels) for k in (2, 2 * memory))
+        products = like.new_zeros(seats, 2 * memory, memory)
         return cls(
-            row, y, low, high, value, gradient, norm, pairs, newest, length, evaluations, stalled,
-            value.bool(),
+            row, y, low, high, value, gradient, norm, free, beside, pairs, products, newest,
+            length, evaluations, stalled, value.bool(), value.bool(),
         )  # fmt: skip
+
+    @property
+    def downhill(self) -> Tensor:
+        """Minus the slope where free."""
+        return self.beside[:, 1]
+
+    def forget(self, which: Tensor) -> None:
+        """No pairs for these."""
+        self.pairs[which] = 0
+        self.products[which] = 0
+        self.beside[which, 0] = 0
+        self.newest[which] = -1
+
+    def remember(self, which: Tensor, step: Tensor, change: Tensor) -> None:
+        """A pair for those of these that curve upwards."""
+        curve, length = torch.linalg.vecdot(step, change), torch.linalg.vecdot(change, change)
+        kept = (which & (curve > 1e-10 * length)).nonzero().squeeze(1)
+        self.newest[kept] += 1
+        memory = self.pairs.shape[1] // 2
+        slot = 2 * memory * kept + self.newest[kept] % memory
+        ring, change = self.pairs.flatten(0, 1), change.index_select(0, kept)
+        ring.index_copy_(0, slot, step.index_select(0, kept))
+        ring.index_copy_(0, slot + memory, change)
+        self.beside.flatten(0, 1).index_copy_(0, 2 * kept, change)
 
     def first(self, taken: int) -> _Seats:
         """Views of the first seats."""
@@ -229,37 +256,39 @@ class _Seats:
         return taken
 
 
-def _two_loop(downhill: Tensor, free: Tensor, pairs: Tensor, newest: Tensor) -> Tensor:
+def _two_loop(now: _Seats) -> Tensor:
     """The L-BFGS inverse Hessian of each row times `downhill`, within the free coordinates.
 
-    The recursion runs over coefficients: the pairs are read three times, whatever their number.
+    The recursion runs over coefficients: the pairs are read twice, whatever their number.
     """
-    memory = pairs.shape[1] // 2
-    beside = torch.empty_like(pairs[:, : memory + 1])
-    torch.mul(pairs[:, memory:], free.unsqueeze(1), out=beside[:, :memory])
-    beside[:, memory] = downhill
-    products = (beside @ pairs.mT).mT  # need the mask on one side alone; faster this way round
-    age = torch.arange(memory - 1, -1, -1, device=newest.device)
-    order = (newest.unsqueeze(1) - age) % memory  # the newest last
+    memory = now.pairs.shape[1] // 2
+    changed, along = (now.beside @ now.pairs.mT).unbind(1)
+    at = now.newest % memory
+    columns = at.view(-1, 1, 1).expand(-1, 2 * memory, 1)
+    now.products.scatter_(2, columns, changed.unsqueeze(2))
+    rows = (memory + at).view(-1, 1, 1).expand(-1, 1, memory)
+    now.products.scatter_(1, rows, changed[:, memory:].unsqueeze(1))
+
+    slots = torch.arange(memory, device=at.device)
+    order = (at.unsqueeze(1) + 1 + slots) % memory  # the newest last
     both = torch.cat([order, order + memory], 1)
-    columns = torch.cat([order, torch.full_like(order[:, :1], memory)], 1)
-    products = products.take_along_dim(both.unsqueeze(2), 1)
-    products = products.take_along_dim(columns.unsqueeze(1), 2)
-    st, tt, along = products[:, :memory, :-1], products[:, memory:, :-1], products[:, :, -1]
+    pick = both.unsqueeze(2) * memory + order.unsqueeze(1)
+    products = now.products.flatten(1).gather(1, pick.flatten(1)).view_as(now.products)
+    st, tt = products[:, :memory], products[:, memory:]
+    along = along.gather(1, both)
     own, length = st.diagonal(dim1=1, dim2=2), tt.diagonal(dim1=1, dim2=2)
-    usable = own > 1e-10 * length.clamp_min(1e-30)
+    empty = own <= 0
     # the recursions over the pairs are triangular systems
-    system = st.triu() * (usable.unsqueeze(1) & usable.unsqueeze(2))
-    system.diagonal(dim1=1, dim2=2).add_(~usable)
-    alpha = _solved(system, along[:, :memory] * usable, upper=True)
-    last = (usable * torch.arange(1, memory + 1, device=newest.device)).argmax(1, keepdim=True)
-    scale = (own / length.clamp_min(1e-30)).where(usable, 1.0).gather(1, last)
+    system = st.triu()
+    system.diagonal(dim1=1, dim2=2).add_(empty)
+    alpha = _solved(system, along[:, :memory], upper=True)
+    scale = (own[:, -1:] / length[:, -1:]).where(~empty[:, -1:], 1.0)
     changes = -alpha * scale
     inner = scale * along[:, memory:] + (tt @ changes.unsqueeze(2)).squeeze(2)
-    steps = _solved(system.mT, (own * alpha - inner) * usable, upper=False)
+    steps = _solved(system.mT, own * alpha - inner, upper=False)
     weights = torch.empty_like(along).scatter_(1, both, torch.cat([steps, changes], 1))
-    made = (weights.unsqueeze(1) @ pairs).squeeze(1)
-    return torch.addcmul(scale * downhill, made, free)
+    made = (weights.unsqueeze(1) @ now.pairs).squeeze(1)
+    return made.addcmul_(scale, now.downhill).mul_(now.free)
 
 
 def _solved(system: Tensor, right: Tensor, *, upper: bool) -> Tensor:
