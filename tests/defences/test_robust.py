@@ -9,6 +9,7 @@ from robustvae.defences import (
     RobustPosterior,
     RobustTarget,
     estimate_radius,
+    fisher,
     posterior,
 )
 from robustvae.defences.targets import nearest
@@ -57,6 +58,26 @@ def images(n, generator):
 
 def energy(vae, x, z, norm, radius):
     return -RobustTarget(vae, x, norm, radius)(z)
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_fisher_is_the_prior_and_the_curvature_of_the_divergence(kind, generator):
+    vae, z = model(kind, generator), randn(3, like=torch.zeros(()), generator=generator)
+
+    def pixels(z):
+        p = vae.decode(z[None])
+        if kind == "bernoulli":
+            return torch.distributions.Bernoulli(logits=p.logits)
+        if kind == "continuous_bernoulli":
+            return torch.distributions.ContinuousBernoulli(logits=p.logits)
+        return torch.distributions.Normal(p.mean, p.stddev)
+
+    def away(other):
+        return torch.distributions.kl_divergence(pixels(z), pixels(other)).sum()
+
+    curvature = torch.autograd.functional.hessian(away, z)
+    wanted = torch.eye(3) + curvature
+    torch.testing.assert_close(fisher(vae, z[None])[0], wanted, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -99,7 +99,6 @@ KERNELS = {
     "adam": lambda t, z: mode_search(t, z, steps=3),
     "adam, unrolled": lambda t, z: mode_search(t, z, steps=3, graph=True),
     "lbfgs": lambda t, z: lbfgs(t, z, steps=4),
-    "lbfgs, unrolled": lambda t, z: lbfgs(t, z, steps=4, graph=True),
     "gauss-newton": lambda t, z: gauss_newton(t, lambda z: fisher(t.vae, z), z, steps=3),
     "implicit": lambda t, z: implicit(t, z, products=3).sum().backward(),
 }

@@ -51,12 +51,12 @@ def climb(
         Latents, (B, d).
 
     Raises:
-        UnsupportedError: A graph through the Gauss-Newton search itself.
+        UnsupportedError: A graph through the steps of L-BFGS or Gauss-Newton.
     """
     unrolled = graph and gradient == "unrolled"
-    if unrolled and method == "gauss-newton":
+    if unrolled and method != "adam":
         raise UnsupportedError(
-            "no gradient flows through Gauss-Newton's own steps: give gradient='implicit'"
+            f"no gradient flows through the steps of {method!r}: give gradient='implicit'"
         )
     steps = steps // len(starts)
     found = []
@@ -64,7 +64,7 @@ def climb(
         if method == "adam":
             found.append(mode_search(target, z, steps=steps, rate=rate, graph=unrolled))
         elif method == "lbfgs":
-            found.append(lbfgs(target, z, steps=steps, graph=unrolled))
+            found.append(lbfgs(target, z, steps=steps))
         else:
             found.append(gauss_newton(target, lambda z: fisher(vae, z), z, steps=steps))
     best, highest = found[0].z, found[0].log_density

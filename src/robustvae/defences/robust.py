@@ -40,12 +40,12 @@ class RobustPosterior:
             "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
         method: "adam", "lbfgs" or "gauss-newton": see `PosteriorMode`. Gauss-Newton's matrix is
-            that of a fixed image in the ball, which bends at least as much as the robust posterior.
+            that of the posterior of a fixed image.
 
     Raises:
         RangeError: A setting that is not positive.
         UnknownNameError: An unknown `norm`, `start`, `gradient` or `method`.
-        UnsupportedError: When called for a gradient, "unrolled" with "gauss-newton".
+        UnsupportedError: When called for a gradient, "unrolled" with another method than "adam".
 
     Examples:
         >>> import robustvae as rv, torch
@@ -75,7 +75,7 @@ class RobustPosterior:
     @property
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return self.steps
+        return self.steps - self.steps % 2 if self.start == "both" else self.steps
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""

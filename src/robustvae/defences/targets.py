@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import final
@@ -92,10 +93,11 @@ def check_ball(ball: Ball | None) -> None:
 def fisher(vae: VAE, z: Tensor) -> Tensor:
     """The posterior's precision by the decoder's linearisation: prior precision + J' W J.
 
-    J is the Jacobian of the likelihood's parameters (logits or means), and W the likelihood's
-    Fisher information: the inverse variance for a Gaussian, the pixel variance otherwise. The
-    prior's precision is R' R, R the Jacobian of every layer's (z - mean) / stddev given the layers
-    above, the spreads held fixed. It does not depend on the image.
+    J is the Jacobian of the likelihood's parameters (logits; means and log spreads), and W the
+    likelihood's Fisher information: the pixel variance; for a Gaussian the inverse variance, and
+    2 for the log spread. The prior's precision is R' R, R the Jacobian of every layer's
+    (z - mean) / stddev given the layers above, the spreads held fixed. It does not depend on the
+    image.
 
     The cost is one forward product of the decoder a latent dimension.
 
@@ -118,13 +120,18 @@ def fisher(vae: VAE, z: Tensor) -> Tensor:
     weight = p.stddev.reciprocal() if gaussian else p.stddev
 
     def parameters(z: Tensor) -> Tensor:
-        return _parameters(vae.decode(z))[0]
+        p = vae.decode(z)
+        scaled = weight.detach() * _parameters(p)[0]
+        if not gaussian:
+            return scaled.flatten(1)
+        spread = math.sqrt(2) * p.stddev.log()
+        return torch.cat([scaled.flatten(1), spread.flatten(1)], dim=1)
 
     def standardised(z: Tensor) -> Tensor:
         layers = conditionals(vae.prior(), z)
         return (z - layers.mean) / layers.stddev.detach()
 
-    rows = weight.detach().flatten(1).unsqueeze(2) * jacobian(parameters, z, mode="forward")
+    rows = jacobian(parameters, z, mode="forward")
     above = jacobian(standardised, z, mode="forward")
     return rows.mT @ rows + above.mT @ above
 

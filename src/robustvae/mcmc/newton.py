@@ -16,17 +16,17 @@ from robustvae.mcmc.mode_search import Mode
 _ARMIJO = 1e-4
 
 
-def lbfgs(
-    log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10, graph: bool = False
-) -> Mode:
+def lbfgs(log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10) -> Mode:
     """Climb by L-BFGS with backtracking (Armijo); it never goes down.
+
+    It keeps no graph: near the mode the pairs are differences of rounding errors, and the
+    derivative of such a search is noise that grows with every step. See `implicit`.
 
     Args:
         log_density: Positions (B, d) to log densities (B,).
         z: Starts, (B, d).
         steps: Gradient evaluations, the one at the start and refused ones included.
         memory: Pairs of steps and changes of the gradient that a row remembers.
-        graph: Keep the graph through the search; which trials are refused is a constant then.
 
     Raises:
         RangeError: `steps` or `memory` is not positive.
@@ -43,13 +43,13 @@ def lbfgs(
     """
     check_count(steps, "steps")
     check_count(memory, "memory")
-    state = evaluate(log_density, z, graph=graph)
+    state = evaluate(log_density, z)
     moves = turns = torch.zeros_like(state.z).expand(memory, -1, -1)
     length = _careful(state.gradient)
     for _ in range(1, steps):
         way = length.unsqueeze(1) * _two_loop(state.gradient, moves, turns)
         promised = (state.gradient * way).sum(1)
-        trial = evaluate(log_density, state.z + way, graph=graph)
+        trial = evaluate(log_density, state.z + way)
         gain = trial.log_density - state.log_density
         higher = gain >= _ARMIJO * promised
         move, turn = trial.z - state.z, state.gradient - trial.gradient
@@ -64,7 +64,7 @@ def lbfgs(
         known = (moves[-1] != 0).any(1)
         fresh = torch.where(known, torch.ones_like(length), _careful(state.gradient))
         length = torch.where(higher, fresh, share * length)
-    return Mode(state.z, state.log_density.detach(), steps)
+    return Mode(state.z, state.log_density, steps)
 
 
 def gauss_newton(log_density: LogDensity, precision: LogDensity, z: Tensor, *, steps: int) -> Mode:

@@ -104,7 +104,7 @@ def defence_adaptive(
     plan, began = SIZES[size], time.perf_counter()
     x, y = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
-    known = (kept or Keep())("defence_adaptive", vae, images, size, seed)
+    known = (kept or Keep())("defence_adaptive", vae, images, size, plan, seed)
     classify = linear_classifier(vae, images, LEARNT, shard_generator(seed, 0, "train"))
     search = {
         name: ProjectedAscent(steps=steps, restarts=restarts, chunk=100)

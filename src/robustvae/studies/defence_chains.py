@@ -87,7 +87,7 @@ def defence_chains(
     """
     check_choice("size", size, SIZES)
     plan, began, ball = SIZES[size], time.perf_counter(), BALLS[1]
-    known = (kept or Keep())("defence_chains", vae, images, size, seed)
+    known = (kept or Keep())("defence_chains", vae, images, size, plan, seed)
     x, _ = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
     effort = defence_table.SIZES[size]
     x_adv = kept_images(known, "attacked", x, lambda: attacked(vae, x, ball, effort, seed))

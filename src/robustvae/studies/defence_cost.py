@@ -133,7 +133,7 @@ def defence_cost(
     plan, began, ball = SIZES[size], time.perf_counter(), BALLS[1]
     x, _ = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
-    known = (kept or Keep())("defence_cost", vae, images, size, seed)
+    known = (kept or Keep())("defence_cost", vae, images, size, plan, seed)
     x_adv = kept_images(known, "attacked", x, lambda: attacked(vae, x, ball, plan, seed))
     found: dict[str, Values] = {}
     most: dict[str, int] = {}
@@ -276,7 +276,7 @@ def _in_segments(
 def _measures(x_hat: Tensor, clean: Tensor, seconds: float) -> Values:
     return {
         RECOVERY: squared(x_hat, clean),
-        SIMILAR: ms_ssim(x_hat, clean, variant="kuzina2022").tolist(),
+        SIMILAR: ms_ssim(x_hat.clamp(0, 1), clean.clamp(0, 1), variant="kuzina2022").tolist(),
         SPENT: [1000 * seconds / len(x_hat)],
     }
 

@@ -65,7 +65,7 @@ def defence_ratio(
     check_choice("size", size, SIZES)
     plan, began, ball = SIZES[size], time.perf_counter(), BALLS[0]
     x, _ = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
-    known = (kept or Keep())("defence_ratio", vae, images, size, seed)
+    known = (kept or Keep())("defence_ratio", vae, images, size, plan, seed)
     x_adv = attacked(vae, x, ball, plan, seed)
 
     def n(count: int) -> int:

@@ -112,12 +112,11 @@ def defence_strength(
     check_choice("size", size, SIZES)
     plan, began = SIZES[size], time.perf_counter()
     x, y = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
-    known = (kept or Keep())("defence_strength", vae, images, size, seed)
+    known = (kept or Keep())("defence_strength", vae, images, size, plan, seed)
     learnt = LEARNT * plan.images
     classifier = linear_classifier(vae, images, learnt, shard_generator(seed, 0, "train"))
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
-    kind = kind_of(images)
-    asked = images.name if kind in (None, "digit") else f"{images.name}, {kind}"
+    asked = reported_as(images)
     rows: list[Row] = []
 
     def add(name: str, setting: str, values: list[float]) -> None:
@@ -219,6 +218,12 @@ def linear_classifier(
     fitted = LogisticRegression(max_iter=2000).fit(mean.double().numpy(), y.numpy())
     weight, bias = (torch.from_numpy(a).to(vae.dtype) for a in (fitted.coef_, fitted.intercept_))
     return lambda z: z @ weight.mT + bias
+
+
+def reported_as(images: Images) -> str:
+    """The name under which `REPORTED` has this data set with the labels it carries."""
+    name = images.name.partition("+")[0]
+    return f"{name}, colour" if kind_of(images) == "colour" else name
 
 
 def kind_of(images: Images) -> str | None:

@@ -117,7 +117,7 @@ def defence_table(
     plan, began = SIZES[size], time.perf_counter()
     x, _ = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
-    known = (kept or Keep())("defence_table", vae, images, size, seed)
+    known = (kept or Keep())("defence_table", vae, images, size, plan, seed)
     rows = []
     for setting, ball in {"clean": None, **{f"{b.norm} {b.radius:g}": b for b in BALLS}}.items():
         x_adv = x if ball is None else attacked(vae, x, ball, plan, seed)

@@ -97,7 +97,10 @@ class Keep:
     path: Path | None = None
     minutes: float = math.inf
 
-    def __call__(self, study: str, vae: VAE, images: Images, size: str, seed: int) -> Kept:
-        """The finished parts of this very study, model, data, size and seed."""
+    def __call__(
+        self, study: str, vae: VAE, images: Images, size: str, plan: object, seed: int
+    ) -> Kept:
+        """The finished parts of this very study, model, data, size, what it means, and seed."""
         facts = {"study": study, "weights": weights_sha256(vae), "data": images.name}
-        return Kept(self.path, facts | {"size": size, "seed": seed}, self.minutes)
+        facts |= {"size": size, "plan": str(plan)}
+        return Kept(self.path, facts | {"seed": seed}, self.minutes)
