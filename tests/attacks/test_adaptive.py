@@ -92,6 +92,77 @@ def test_the_implicit_gradient_is_that_of_the_mode(vae, x, mode):
     torch.testing.assert_close(Implicit(mode)(vae, x, generator=generator(0)), plain)
 
 
+CHAINS = {
+    "plain": {},
+    "ball": {"ball": Ball("linf", 0.1)},
+    "encoder": {"mass": "encoder"},
+    "fisher": {"mass": "fisher"},
+    "start": {"start": PosteriorMode(steps=5)},
+    "all": {"ball": Ball("l2", 0.3), "mass": "encoder", "jitter": 0.3, "acceptance": 0.5},
+    "chunks": {"chunk": 1},
+}
+
+
+@pytest.mark.parametrize("wrap", [Checkpointed, Truncated])
+@pytest.mark.parametrize("options", CHAINS.values(), ids=CHAINS)
+def test_the_chain_attacked_is_the_one_given(vae, x, wrap, options):
+    own = HMC(steps=5, n_leapfrog=2, step_size=0.2, adapt=None, **options)
+    cuts = {Checkpointed: {"segment": 2}, Truncated: {"last": 2}}
+    at = x.clone().requires_grad_()
+    z, wanted = (d(vae, at, generator=generator(7)) for d in (wrap(own, **cuts[wrap]), own))
+    torch.testing.assert_close(z, wanted)
+    if wrap is Checkpointed:
+        slope, true = (torch.autograd.grad(end.square().sum(), at)[0] for end in (z, wanted))
+        torch.testing.assert_close(slope, true)
+        assert (true.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("adapt", ["chain", "paper"])
+def test_truncating_nothing_is_the_sampler(vae, x, adapt):
+    own = HMC(steps=6, n_leapfrog=2, adapt=adapt, acceptance=0.6)
+    z, wanted = (d(vae, x, generator=generator(7)) for d in (Truncated(own, last=6), own))
+    torch.testing.assert_close(z, wanted)
+
+
+def test_the_acceptance_wanted_is_the_samplers(vae, x):
+    """[Kuzina22]'s rule runs on through segments: those of the checkpoints are HMC's own."""
+    own = HMC(steps=30, n_leapfrog=2, step_size=0.4, adapt="paper", acceptance=0.3)
+    z, wanted = (d(vae, x, generator=generator(7)) for d in (Checkpointed(own, segment=7), own))
+    torch.testing.assert_close(z, wanted)
+
+
+@pytest.mark.parametrize("wrap", [Checkpointed, lambda own: Truncated(own, last=2)])
+@pytest.mark.parametrize("options", [{"average": True}, {"plateau": 2}, {"force": "bfloat16"}])
+def test_chains_that_cannot_be_cut_are_refused(wrap, options):
+    with pytest.raises(errors.UnsupportedError, match="no average, no plateau and the exact force"):
+        wrap(HMC(steps=6, **options))
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        Truncated(HMC(steps=3), last=2),
+        Checkpointed(HMC(steps=3, adapt=None), segment=2),
+        StraightThrough(PosteriorMode(steps=2)),
+        Implicit(PosteriorMode(steps=50)),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+def test_a_model_in_training_is_left_as_it_was(defence, x):
+    """Its running statistics too; and what is differentiated is the model at rest."""
+    shape = {"architecture": "mlp", "latent": 3, "image_shape": (1, 4, 4), "hidden": (12,)}
+    vae = create("vae", **shape, activation="tanh", batch_norm=True, seed=5).double()
+    at, slopes = x.clone().requires_grad_(), []
+    for training in (False, True):
+        vae.train(training)
+        before = {name: value.clone() for name, value in vae.state_dict().items()}
+        z = defence(vae, at, generator=generator(0))
+        slopes.append(torch.autograd.grad(z.square().sum(), at)[0])
+        assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+        assert vae.training == training and all(p.requires_grad for p in vae.parameters())
+    torch.testing.assert_close(*slopes)
+
+
 @pytest.mark.parametrize("adapt", [None, "chain", "paper"])
 def test_checkpoints_save_the_graph_and_change_no_code(vae, x, adapt):
     own = HMC(steps=7, n_leapfrog=2, adapt=adapt)

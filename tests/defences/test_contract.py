@@ -10,6 +10,7 @@ from robustvae import defences
 from robustvae.errors import (
     ConfigError,
     DtypeError,
+    NonFiniteError,
     RangeError,
     ShapeError,
     UnknownNameError,
@@ -26,6 +27,7 @@ ROWS = [
     defences.HMC(steps=3, n_leapfrog=2, ball=Ball("linf", 0.1), average=True),
     defences.HMC(steps=3, n_leapfrog=2, mass="encoder", start=defences.PosteriorMode(steps=3)),
     defences.HMC(steps=12, n_leapfrog=2, step_size=0.3, plateau=2),
+    defences.HMC(steps=3, n_leapfrog=2, mass="fisher", adapt=None, jitter=0.5),
     defences.Langevin(steps=6),
     defences.Langevin(steps=3, step_size=0.05, adjust=False, ball=Ball("l2", 0.3)),
     defences.PosteriorMode(steps=5),
@@ -62,6 +64,12 @@ def vae():
     return made
 
 
+@pytest.fixture(scope="module")
+def normed():
+    shape = {"architecture": "mlp", "latent": 4, "image_shape": (1, 8, 8), "hidden": (12,)}
+    return rv.models.create("vae", **shape, batch_norm=True, seed=3).train()
+
+
 @pytest.fixture
 def x(generator):
     return torch.rand(5, 1, 8, 8, generator=generator)
@@ -85,14 +93,38 @@ def test_the_seed_decides(defence, vae, x):
     assert torch.equal(first, again)
 
 
-@every
-def test_the_model_is_left_as_it_was(defence, vae, x):
+def changes_nothing(vae, run):
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    defence(vae, x, generator=seeded(1))
-    defences.Victim(vae, defence).reconstruct(x, generator=seeded(1))
+    run()
     assert vae.training and all(p.requires_grad for p in vae.parameters())
     assert all(p.grad is None for p in vae.parameters())
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+@every
+@pytest.mark.parametrize("model", ["vae", "normed"])
+def test_the_model_is_left_as_it_was(defence, model, x, request):
+    vae = request.getfixturevalue(model)
+    changes_nothing(vae, lambda: defence(vae, x, generator=seeded(1)))
+    victim = defences.Victim(vae, defence)
+    changes_nothing(vae, lambda: victim.reconstruct(x, generator=seeded(1)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda vae, x: defences.HMC(steps=2).run(vae, x, generator=seeded(1)),
+        lambda vae, x: defences.HMC(steps=2, plateau=1).settle(vae, x, generator=seeded(1)),
+        lambda vae, x: defences.HMC(steps=8).diagnose(vae, x, generator=seeded(1)),
+        lambda vae, x: defences.HMC(mass="encoder").scale(vae, x),
+        lambda vae, x: defences.HMC().begin(vae, x, generator=seeded(1)),
+        lambda vae, x: defences.Redraw()(vae, x, generator=seeded(1)),
+        lambda vae, x: defences.fisher(vae, x.new_zeros(5, 4)),
+    ],
+    ids=["run", "settle", "diagnose", "scale", "begin", "Redraw", "fisher"],
+)
+def test_the_parts_of_defences_leave_it_so_too(run, normed, x):
+    changes_nothing(normed, lambda: run(normed, x))
 
 
 @every
@@ -176,6 +208,11 @@ def test_classify(vae, x):
         (lambda: defences.HMC(force="half"), UnknownNameError),
         (lambda: defences.HMC(plateau=0), RangeError),
         (lambda: defences.HMC(acceptance=1.5), RangeError),
+        (lambda: defences.HMC(jitter=1.0), RangeError),
+        (lambda: defences.HMC(jitter=-0.1), RangeError),
+        (lambda: defences.HMC(jitter="some"), DtypeError),
+        (lambda: defences.HMC(plateau=5, jitter=0.1), ConfigError),
+        (lambda: defences.HMC().diagnose(None, None, chains=2.5, generator=seeded(1)), DtypeError),
         (lambda: defences.HMC(plateau=5, adapt="paper"), ConfigError),
         (lambda: defences.HMC(plateau=5, acceptance=0.5), ConfigError),
         (lambda: defences.HMC(plateau=5, force="bfloat16"), ConfigError),
@@ -205,3 +242,23 @@ def test_searches_by_curvature_are_not_differentiated_step_by_step(defence, meth
 def test_wrong_images_are_refused(vae):
     with pytest.raises(ShapeError):
         defences.Victim(vae).latent(torch.rand(2, 3, 8, 8), generator=seeded(1))
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        *(d for d in ROWS if hasattr(d, "chunk")),
+        defences.Refined(defences.Threshold(0.5), defences.PosteriorMode(steps=3)),
+        lambda vae, x, generator: defences.HMC(steps=2).run(vae, x, generator=generator),
+        lambda vae, x, generator: defences.HMC(steps=2).settle(vae, x, generator=generator),
+        lambda vae, x, generator: defences.HMC(steps=8).diagnose(vae, x, generator=generator),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+@pytest.mark.parametrize("graph", [False, True])
+def test_costly_defences_refuse_broken_images_themselves(defence, graph, vae, x):
+    broken = x.clone()
+    broken[3, 0, 2, 2] = torch.nan
+    for images, error in ((broken, NonFiniteError), (x[0], ShapeError), (x[:0], ShapeError)):
+        with pytest.raises(error, match="x must be"):
+            defence(vae, images.clone().requires_grad_(graph), generator=seeded(1))

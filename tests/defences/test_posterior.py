@@ -153,3 +153,17 @@ def test_every_mass_matrix_samples_the_posterior(mass, linear, generator):
         (offset.square(), linear.covariance.diagonal()),
     ):
         assert ((values.mean(0) - wanted).abs() < 4 * values.std(0) / count**0.5).all()
+
+
+def test_jitter_is_that_of_the_sampler(linear, generator):
+    x = torch.rand(4, 1, 2, 3, generator=generator)
+    options = {"steps": 6, "step_size": 0.1, "n_leapfrog": 3, "adapt": None}
+    jittered, plain = (
+        HMC(**options, jitter=jitter)(linear.vae, x, generator=rv.generator(1))
+        for jitter in (0.5, 0.0)
+    )
+    g = rv.generator(1)
+    start = rv.PosteriorSample()(linear.vae, x, generator=g)
+    own = hmc(posterior(linear.vae, x), start, **options, jitter=0.5, generator=g)
+    torch.testing.assert_close(jittered, own.z)
+    assert (jittered - plain).abs().min() > 1e-6

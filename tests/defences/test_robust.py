@@ -252,3 +252,12 @@ def test_no_radius_may_be_enough(linear, generator):
         estimate_radius(vae, x, x, radii=(), generator=generator)
     with pytest.raises(ShapeError):
         estimate_radius(vae, x[:1], x, generator=generator)
+
+
+def test_it_counts_the_gradients_that_it_spends(linear, generator):
+    """Two starts share five steps as two each; the fifth is not spent."""
+    x = torch.rand(3, 1, 2, 3, generator=generator)
+    odd, even = (RobustPosterior(radius=0.1, steps=steps, start="both") for steps in (5, 4))
+    assert odd.gradients == even.gradients == 4
+    assert torch.equal(*(d(linear.vae, x, generator=generator) for d in (odd, even)))
+    assert RobustPosterior(steps=5).gradients == 5

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from robustvae.errors import RangeError, UnknownNameError
+from robustvae.errors import DtypeError, RangeError, UnknownNameError
 from robustvae.mcmc import ess, evaluate, hmc, hmc_step, langevin
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
@@ -188,3 +188,20 @@ def test_refusals(generator):
         hmc(gaussian, torch.zeros(1, 2), steps=1, step_size=-0.1, generator=generator)
     with pytest.raises(UnknownNameError, match="chain"):
         hmc(gaussian, torch.zeros(1, 2), steps=1, adapt="chian", generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"jitter": 2}, RangeError),
+        ({"jitter": 1.0}, RangeError),
+        ({"jitter": -0.1}, RangeError),
+        ({"jitter": "0.1"}, DtypeError),
+        ({"warmup": -1}, RangeError),
+        ({"warmup": 6}, RangeError),
+        ({"warmup": 2.5}, DtypeError),
+    ],
+)
+def test_step_sizes_and_warm_ups_that_make_no_chain_are_refused(options, error, generator):
+    with pytest.raises(error, match=next(iter(options))):
+        hmc(gaussian, torch.zeros(3, 2), steps=5, generator=generator, **options)

@@ -1,5 +1,7 @@
 """Ways to differentiate through a defence: each is a defence with the same latents.
 
+Where HMC adapts its step size, `Truncated` and `Checkpointed` have other draws of the same law.
+
 Unrolling needs none of these: `HMC`, `PosteriorMode` and `RobustPosterior` are differentiable as
 they are. These are for where a graph through every step is too large, too noisy or not there.
 """
@@ -14,10 +16,12 @@ import torch
 from torch import Tensor
 
 from robustvae.defences import HMC, Defence, PosteriorMode, RobustPosterior, RobustTarget, posterior
-from robustvae.errors import RangeError, check_count, check_positive
-from robustvae.mcmc import hmc
-from robustvae.models.base import VAE
-from robustvae.seeding import draw
+from robustvae.defences.defence import in_chunks, ready
+from robustvae.defences.targets import target_of
+from robustvae.errors import RangeError, UnsupportedError, check_count, check_positive, check_type
+from robustvae.mcmc import Chain, hmc
+from robustvae.mcmc.hmc import Adapt
+from robustvae.models.base import VAE, frozen
 
 
 @final
@@ -48,8 +52,10 @@ class StraightThrough:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
-        z = self.defence(vae, x.detach(), generator=generator).detach()
-        return _carried(z, vae.encode(x).mean)
+        check_type(vae, "vae", VAE)
+        with frozen(vae):
+            z = self.defence(vae, x.detach(), generator=generator).detach()
+            return _carried(z, vae.encode(x).mean)
 
 
 @final
@@ -88,6 +94,11 @@ class Implicit:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
+        check_type(vae, "vae", VAE)
+        with frozen(vae):
+            return self._read(vae, x, generator)
+
+    def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
         z = self.defence(vae, x.detach(), generator=generator).detach()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return z
@@ -119,8 +130,9 @@ class Truncated:
     """HMC whose last transitions alone are differentiated; the state before them is carried over
     from the encoder's mean straight through.
 
-    The chain is another draw than `HMC` gives with the same generator, from the same law up to
-    the adaptation, which ends with the undifferentiated part.
+    Target, start and mass matrix are the sampler's own. With `adapt=None` the latents are those of
+    `HMC` itself. Otherwise the chain is another draw from the same law, up to the adaptation,
+    which ends with the undifferentiated part.
 
     Args:
         defence: The sampler.
@@ -128,6 +140,7 @@ class Truncated:
 
     Raises:
         RangeError: `last` below 1 or above the sampler's steps.
+        UnsupportedError: A sampler with `average`, `plateau` or a force in bfloat16.
 
     Examples:
         >>> from robustvae.attacks import Truncated
@@ -143,39 +156,47 @@ class Truncated:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be cut."""
+        _check_cut(self.defence)
         check_count(self.last, "last")
         if self.last > self.defence.steps:
             raise RangeError(f"last must be at most {self.defence.steps} steps, got {self.last}")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
-        graph = torch.is_grad_enabled() and x.requires_grad
-        own = self.defence
-        q = vae.encode(x)
-        z = draw(q, generator=generator)
-        size: float | Tensor = own.step_size
-        if own.steps > self.last:
-            with torch.no_grad():
-                first = hmc(
-                    posterior(vae, x.detach()),
-                    z.detach(),
-                    steps=own.steps - self.last,
-                    step_size=own.step_size,
-                    n_leapfrog=own.n_leapfrog,
-                    adapt=own.adapt,
-                    generator=generator,
-                )
-            z, size = _carried(first.z, q.mean) if graph else first.z, first.step_size
-        return hmc(
-            posterior(vae, x),
-            z,
-            steps=self.last,
-            step_size=size,
-            n_leapfrog=own.n_leapfrog,
-            adapt=None,
-            graph=graph,
-            generator=generator,
-        ).z
+        own, cut = self.defence, self.defence.steps - self.last
+
+        def read(part: Tensor, graph: bool) -> Tensor:
+            z = own.begin(vae, part, generator=generator)
+            scale, size = own.scale(vae, part), torch.as_tensor(own.step_size).to(part)
+            if cut:
+                with torch.no_grad():
+                    first = _transitions(
+                        own,
+                        vae,
+                        part,
+                        z,
+                        scale,
+                        steps=cut,
+                        size=size,
+                        adapt=own.adapt,
+                        generator=generator,
+                    )
+                z, size = first.z, first.step_size
+                z = _carried(z, vae.encode(part).mean) if graph else z
+            return _transitions(
+                own,
+                vae,
+                part,
+                z,
+                scale,
+                steps=self.last,
+                size=size,
+                adapt=None if cut else own.adapt,
+                graph=graph,
+                generator=generator,
+            ).z
+
+        return in_chunks(read, vae, x, own.chunk)
 
 
 @final
@@ -183,8 +204,9 @@ class Truncated:
 class Checkpointed:
     """HMC unrolled whole, in the memory of one segment: the backward pass runs segments again.
 
-    With `adapt=None` the gradient is that of `HMC` itself. An adapted step size is a constant
-    here, and each segment starts with the gradient that the one before it ended with.
+    Target, start and mass matrix are the sampler's own. With `adapt=None` latents and gradients
+    are those of `HMC` itself. An adapted step size is a constant here, and "chain" and "dual" begin
+    anew in each segment of the first half, so that the chain is another draw.
 
     Args:
         defence: The sampler.
@@ -192,6 +214,7 @@ class Checkpointed:
 
     Raises:
         RangeError: `segment` below 1.
+        UnsupportedError: A sampler with `average`, `plateau` or a force in bfloat16.
 
     Examples:
         >>> from robustvae.attacks import Checkpointed
@@ -206,14 +229,22 @@ class Checkpointed:
     segment: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse empty segments."""
+        """Refuse empty segments, and what cannot be cut."""
+        _check_cut(self.defence)
         check_count(self.segment, "segment")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
+
+        def read(part: Tensor, graph: bool) -> Tensor:
+            return self._read(vae, part, generator)
+
+        return in_chunks(read, vae, x, self.defence.chunk)
+
+    def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
         own = self.defence
-        z = draw(vae.encode(x), generator=generator)
-        size: float | Tensor = own.step_size
+        z = own.begin(vae, x, generator=generator)
+        scale, size = own.scale(vae, x), torch.as_tensor(own.step_size).to(x)
         adapting = own.steps // 2 if own.adapt in ("chain", "dual") else 0
         done = 0
         while done < own.steps:
@@ -223,25 +254,29 @@ class Checkpointed:
             def run(
                 x: Tensor,
                 z: Tensor,
+                scale: Tensor | None,
                 graph: bool,
                 steps: int = steps,
-                size: float | Tensor = size,
-                warm: Any = warm,
+                size: Tensor = size,
+                warm: Adapt | None = warm,
             ) -> tuple[Tensor, Tensor]:
-                chain = hmc(
-                    posterior(vae, x),
-                    z,
-                    steps=steps,
-                    step_size=size,
-                    n_leapfrog=own.n_leapfrog,
-                    adapt=warm,
-                    warmup=steps if warm else 0,
-                    graph=graph,
-                    generator=generator,
-                )
+                with ready(vae, x):  # the backward pass comes when the model is its owner's again
+                    chain = _transitions(
+                        own,
+                        vae,
+                        x,
+                        z,
+                        scale,
+                        steps=steps,
+                        size=size,
+                        adapt=warm,
+                        warmup=steps if warm else 0,
+                        graph=graph,
+                        generator=generator,
+                    )
                 return chain.z, chain.step_size
 
-            z, size = _Segment.apply(run, generator, x, z)
+            z, size = _Segment.apply(run, generator, x, z, scale)
             done += steps
         return z
 
@@ -252,28 +287,69 @@ class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        run: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]],
+        run: Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor]],
         generator: torch.Generator,
         x: Tensor,
         z: Tensor,
+        scale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.run, ctx.generator, ctx.state = run, generator, generator.get_state()
-        ctx.save_for_backward(x, z)
-        end, size = run(x.detach(), z.detach(), False)
+        ctx.save_for_backward(x, z, scale)
+        end, size = run(x.detach(), z.detach(), None if scale is None else scale.detach(), False)
         ctx.mark_non_differentiable(size)
         return end, size
 
     @staticmethod
-    def backward(ctx: Any, *pulled: Tensor) -> tuple[None, None, Tensor, Tensor]:
+    def backward(ctx: Any, *pulled: Tensor) -> tuple[Tensor | None, ...]:
         after = ctx.generator.get_state()
         ctx.generator.set_state(ctx.state)
         with torch.enable_grad():
-            x, z = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
-            end, _ = ctx.run(x, z, True)
-            by_x, by_z = torch.autograd.grad(end, (x, z), pulled[0], allow_unused=True)
+            given = [v if v is None else v.detach().requires_grad_() for v in ctx.saved_tensors]
+            end, _ = ctx.run(*given, True)
+            leaves = [v for v in given if v is not None]
+            slopes = torch.autograd.grad(end, leaves, pulled[0], materialize_grads=True)
         ctx.generator.set_state(after)
-        zero_x = torch.zeros_like(x) if by_x is None else by_x
-        return None, None, zero_x, torch.zeros_like(z) if by_z is None else by_z
+        return None, None, *slopes, *[None] * (3 - len(slopes))
+
+
+def _transitions(
+    own: HMC,
+    vae: VAE,
+    x: Tensor,
+    z: Tensor,
+    scale: Tensor | None,
+    *,
+    steps: int,
+    size: Tensor,
+    adapt: Adapt | None,
+    warmup: int | None = None,
+    graph: bool = False,
+    generator: torch.Generator,
+) -> Chain:
+    """Some of the sampler's transitions on one chunk of images, from `z` and this step size."""
+    return hmc(
+        target_of(vae, x, own.ball),
+        z,
+        steps=steps,
+        step_size=size,
+        n_leapfrog=own.n_leapfrog,
+        adapt=adapt,
+        acceptance=own.acceptance,
+        warmup=warmup,
+        jitter=own.jitter,
+        scale=scale,
+        graph=graph,
+        generator=generator,
+    )
+
+
+def _check_cut(defence: HMC) -> None:
+    """Raise unless this sampler's run can be cut into parts that are the same chain."""
+    check_type(defence, "defence", HMC)
+    if defence.average or defence.plateau is not None or defence.force != "exact":
+        raise UnsupportedError(
+            "a chain can be cut where HMC has no average, no plateau and the exact force"
+        )
 
 
 def _carried(z: Tensor, mean: Tensor) -> Tensor:

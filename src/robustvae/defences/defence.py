@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from robustvae.errors import check_type
+from robustvae.errors import check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
 from robustvae.models.layout import channels_last
 
@@ -31,6 +32,25 @@ class Defence(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def ready(vae: VAE, x: Tensor) -> Iterator[None]:
+    """Within: weights frozen, and evaluation mode; afterwards all as it was.
+
+    The range of the pixels is not looked at: an attack without a box may leave it.
+
+    Raises:
+        DtypeError: No model, or images not of its floating type.
+        ShapeError: Not (B, *image_shape) with B at least 1.
+        NonFiniteError: A NaN or an infinity in the images or the weights.
+    """
+    check_type(vae, "vae", VAE)
+    vae.check(x)
+    check_images(x, vae.image_shape, low=None, high=None)
+    check_weights(vae)
+    with frozen(vae), channels_last(vae):
+        yield
+
+
 def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk: int) -> Tensor:
     """Read latents off `x` by `read(images, graph)`, `chunk` rows at a time, weights frozen.
 
@@ -38,10 +58,11 @@ def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk
 
     Returns:
         Latents, (B, d).
+
+    Raises:
+        RobustVAEError: What `ready` refuses.
     """
-    check_type(vae, "vae", VAE)
-    vae.check(x)
-    check_weights(vae)
-    graph = torch.is_grad_enabled() and x.requires_grad
-    with frozen(vae), channels_last(vae), torch.set_grad_enabled(graph):
-        return torch.cat([read(part, graph) for part in x.split(chunk)])
+    with ready(vae, x):
+        graph = torch.is_grad_enabled() and x.requires_grad
+        with torch.set_grad_enabled(graph):
+            return torch.cat([read(part, graph) for part in x.split(chunk)])

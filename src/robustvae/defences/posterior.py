@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.defences.climb import Gradient, Method, check_climb, climb
-from robustvae.defences.defence import Defence, in_chunks
+from robustvae.defences.defence import Defence, in_chunks, ready
 from robustvae.defences.targets import (
     check_ball,
     driven_by,
@@ -36,9 +36,8 @@ from robustvae.mcmc import (
     hmc_to_plateau,
     langevin,
 )
-from robustvae.mcmc.hmc import Adapt
+from robustvae.mcmc.hmc import Adapt, check_jitter
 from robustvae.models.base import VAE, frozen
-from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball
 from robustvae.seeding import draw
 
@@ -58,7 +57,8 @@ class PosteriorMean:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
-        return vae.encode(x).mean
+        with frozen(vae):
+            return vae.encode(x).mean
 
 
 @final
@@ -88,7 +88,8 @@ class PosteriorSample:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
-        return draw(vae.encode(x), (self.draws,), generator=generator).mean(0)
+        with frozen(vae):
+            return draw(vae.encode(x), (self.draws,), generator=generator).mean(0)
 
 
 @final
@@ -118,10 +119,13 @@ class HMC:
             the same. Attacks that differentiate the chain see the exact force.
         chunk: Images run at once.
         acceptance: Mean acceptance probability that `adapt` steers towards, in (0, 1). The less,
-            the longer the steps: a short chain from a start far off gets further at 0.5.
+            the longer the steps: a short chain from a start far off gets further at 0.5. Without
+            adaptation it is not looked at.
+        jitter: In [0, 1): each transition's step sizes are multiplied by a number drawn uniformly
+            from [1 - jitter, 1 + jitter], against trajectories that close on themselves.
 
     Raises:
-        RangeError: A count or step size that is not positive, or such an `acceptance`.
+        RangeError: A count or step size that is not positive, or such an `acceptance` or `jitter`.
         UnknownNameError: An unknown `adapt`, `mass` or `force`.
         ConfigError: Options that contradict `plateau`.
         UnsupportedError: When called, where the model has no weights that bfloat16 could hold.
@@ -148,6 +152,7 @@ class HMC:
     force: Literal["exact", "bfloat16"] = "exact"
     chunk: int = 100
     acceptance: float = 0.9
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse settings that make no chain."""
@@ -156,6 +161,7 @@ class HMC:
         check_count(self.chunk, "chunk")
         check_positive(self.step_size, "step_size")
         check_probability(self.acceptance, "acceptance")
+        check_jitter(self.jitter)
         check_ball(self.ball)
         check_choice("mass matrix", self.mass, ("identity", "encoder", "fisher"))
         if self.adapt is not None:
@@ -163,10 +169,11 @@ class HMC:
         check_choice("force", self.force, ("exact", "bfloat16"))
         if self.plateau is not None:
             check_count(self.plateau, "plateau")
-            told = (self.adapt, self.average, self.force, self.acceptance)
-            if told != ("chain", False, "exact", 0.9):
+            told = (self.adapt, self.average, self.force, self.acceptance, self.jitter)
+            if told != ("chain", False, "exact", 0.9, 0):
                 raise ConfigError(
-                    "plateau wants adapt='chain', acceptance 0.9, no average and the exact force"
+                    "plateau wants adapt='chain', acceptance 0.9, no average, no jitter and the "
+                    "exact force"
                 )
 
     @property
@@ -194,7 +201,7 @@ class HMC:
         `plateau` is not looked at. `keep` keeps the positions after the warm-up; where it is None
         they are kept if `average` wants them.
         """
-        with self._driver(vae) as low:
+        with self._driver(vae) as low, ready(vae, x):
             return self._run(vae, x, low, self.average if keep is None else keep, graph, generator)
 
     def diagnose(
@@ -204,6 +211,7 @@ class HMC:
 
         Raises:
             ShapeError: Fewer than 4 transitions after the warm-up.
+            RangeError: `chains` is not positive.
 
         Examples:
             >>> import robustvae as rv, torch
@@ -214,7 +222,8 @@ class HMC:
             >>> told.divergences
             tensor([0, 0, 0])
         """
-        with torch.no_grad(), self._driver(vae) as low, frozen(vae), channels_last(vae):
+        check_count(chains, "chains")
+        with torch.no_grad(), self._driver(vae) as low, ready(vae, x):
             many = x.repeat(chains, 1, 1, 1)
             return diagnose(self._run(vae, many, low, True, False, generator), chains)
 
@@ -222,15 +231,18 @@ class HMC:
         self, vae: VAE, x: Tensor, *, graph: bool = False, generator: torch.Generator
     ) -> Settled:
         """The run on one chunk of images, (B, C, H, W), that chains leave at their plateau."""
-        start = PosteriorSample() if self.start is None else self.start
+        with ready(vae, x):
+            return self._settle(vae, x, graph, generator)
+
+    def _settle(self, vae: VAE, x: Tensor, graph: bool, generator: torch.Generator) -> Settled:
         return hmc_to_plateau(
             target_of(vae, x, self.ball),
-            start(vae, x, generator=generator),
+            self.begin(vae, x, generator=generator),
             steps=self.steps,
             block=self.plateau or 5,
             step_size=self.step_size,
             n_leapfrog=self.n_leapfrog,
-            scale=_scale(vae, x, self.mass),
+            scale=self.scale(vae, x),
             graph=graph,
             generator=generator,
         )
@@ -242,7 +254,7 @@ class HMC:
 
             def read(part: Tensor, graph: bool) -> Tensor:
                 if self.plateau is not None:
-                    return self.settle(vae, part, graph=graph, generator=generator).z
+                    return self._settle(vae, part, graph, generator).z
                 chain = self._run(vae, part, low, self.average, graph, generator)
                 return chain.z if chain.draws is None else chain.draws.mean(0)
 
@@ -257,21 +269,34 @@ class HMC:
         graph: bool,
         generator: torch.Generator,
     ) -> Chain:
-        start = PosteriorSample() if self.start is None else self.start
         return hmc(
             target_of(vae, x, self.ball),
-            start(vae, x, generator=generator),
+            self.begin(vae, x, generator=generator),
             steps=self.steps,
             step_size=self.step_size,
             n_leapfrog=self.n_leapfrog,
             adapt=self.adapt,
             acceptance=self.acceptance,
-            scale=_scale(vae, x, self.mass),
+            jitter=self.jitter,
+            scale=self.scale(vae, x),
             force=None if low is None or graph else driven_by(low, x, self.ball),
             keep=keep,
             graph=graph,
             generator=generator,
         )
+
+    def begin(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Where the chains start: latents, (B, d), of one chunk of images, (B, C, H, W)."""
+        start = PosteriorSample() if self.start is None else self.start
+        return start(vae, x, generator=generator)
+
+    def scale(self, vae: VAE, x: Tensor) -> Tensor | None:
+        """The square root of each image's inverse mass matrix, (B, d) or (B, d, d), or None."""
+        if self.mass == "identity":
+            return None
+        with frozen(vae):
+            q = vae.encode(x)
+        return q.stddev if self.mass == "encoder" else fisher_scale(vae, q.mean)
 
     def _driver(self, vae: VAE) -> contextlib.AbstractContextManager[VAE | None]:
         return in_bfloat16(vae) if self.force == "bfloat16" else contextlib.nullcontext()
@@ -350,13 +375,13 @@ class PosteriorMode:
             "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
         method: "adam"; "lbfgs"; or "gauss-newton", damped, whose steps each cost a Fisher matrix
-            (d forward products of the decoder) besides the gradient, and which attacks can only
-            see through by gradient="implicit". All move every layer of a hierarchy at once.
+            (d forward products of the decoder) besides the gradient. Attacks see through the last
+            two by gradient="implicit" only. All move every layer of a hierarchy at once.
 
     Raises:
         RangeError: A setting that is not positive.
         UnknownNameError: An unknown `gradient` or `method`.
-        UnsupportedError: When called for a gradient, "unrolled" with "gauss-newton".
+        UnsupportedError: When called for a gradient, "unrolled" with another method than "adam".
 
     References:
         [Kuzina22] appendix B.3.
@@ -400,10 +425,3 @@ class PosteriorMode:
             )
 
         return in_chunks(read, vae, x, self.chunk)
-
-
-def _scale(vae: VAE, x: Tensor, mass: str) -> Tensor | None:
-    if mass == "identity":
-        return None
-    q = vae.encode(x)
-    return q.stddev if mass == "encoder" else fisher_scale(vae, q.mean)

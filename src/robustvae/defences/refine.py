@@ -12,8 +12,8 @@ from torch.nn import functional
 from robustvae.data.changes import check_quality, jpeg
 from robustvae.defences.defence import Defence
 from robustvae.defences.posterior import PosteriorMean
-from robustvae.errors import RangeError, check_count, check_probability
-from robustvae.models.base import VAE
+from robustvae.errors import RangeError, check_count, check_images, check_probability, check_type
+from robustvae.models.base import VAE, frozen
 
 
 class Refinement(Protocol):
@@ -57,7 +57,10 @@ class Refined:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
-        return self.defence(vae, self.refine(vae, x, generator=generator), generator=generator)
+        check_type(vae, "vae", VAE)
+        check_images(x, vae.image_shape, low=None, high=None)
+        with frozen(vae):
+            return self.defence(vae, self.refine(vae, x, generator=generator), generator=generator)
 
 
 @final
@@ -164,7 +167,9 @@ class Redraw:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Reconstructions, (B, C, H, W)."""
-        return vae.decode(self.defence(vae, x, generator=generator)).mean
+        check_type(vae, "vae", VAE)
+        with frozen(vae):
+            return vae.decode(self.defence(vae, x, generator=generator)).mean
 
 
 def _straight_through(x: Tensor, refined: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -90,6 +91,18 @@ def check_ball(ball: Ball | None) -> None:
         raise RangeError("the robust posterior's ball is boxed by [0, 1]")
 
 
+def _at_rest(read: Callable[[VAE, Tensor], Tensor]) -> Callable[[VAE, Tensor], Tensor]:
+    """The function, within which its model is frozen."""
+
+    @functools.wraps(read)
+    def resting(vae: VAE, z: Tensor) -> Tensor:
+        with frozen(vae):
+            return read(vae, z)
+
+    return resting
+
+
+@_at_rest
 def fisher(vae: VAE, z: Tensor) -> Tensor:
     """The posterior's precision by the decoder's linearisation: prior precision + J' W J.
 

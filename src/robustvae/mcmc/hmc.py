@@ -8,7 +8,14 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.errors import check_choice, check_count, check_positive, check_probability
+from robustvae.errors import (
+    RangeError,
+    check_choice,
+    check_count,
+    check_number,
+    check_positive,
+    check_probability,
+)
 from robustvae.mcmc.leapfrog import LogDensity, State, evaluate, leapfrog
 from robustvae.seeding import rand, randn
 
@@ -163,9 +170,10 @@ def hmc(
             "paper" is [Kuzina22]'s rule, one step size for the whole batch, which never
             stops and so leaves the target slightly off; None keeps the step size.
         acceptance: Mean acceptance probability wanted, in (0, 1).
-        warmup: Transitions that "chain" and "dual" adapt in, by default half of `steps`.
-        jitter: Each transition's step sizes are multiplied by a number drawn uniformly from
-            [1 - jitter, 1 + jitter], against trajectories that close on themselves.
+        warmup: Transitions that "chain" and "dual" adapt in, at most `steps`; by default half of
+            them.
+        jitter: In [0, 1): each transition's step sizes are multiplied by a number drawn uniformly
+            from [1 - jitter, 1 + jitter], against trajectories that close on themselves.
         scale: Square root of the inverse mass matrix: see `leapfrog`.
         adjust: Accept or stay; without it the chain is biased by its step size.
         force: A cheaper stand-in whose gradient drives the trajectories: see `hmc_step`.
@@ -174,7 +182,7 @@ def hmc(
         generator: Spent on momenta and decisions.
 
     Raises:
-        RangeError: A count or step size that is not positive.
+        RangeError: A count or step size that is not positive; a `warmup` or `jitter` out of range.
         UnknownNameError: An unknown `adapt`.
 
     References:
@@ -192,9 +200,13 @@ def hmc(
     check_count(n_leapfrog, "n_leapfrog")
     check_positive(step_size, "step_size", each=True)
     check_probability(acceptance, "acceptance")
+    check_jitter(jitter)
     if adapt is not None:
         check_choice("adaptation", adapt, ("chain", "dual", "paper"))
     warmup = (steps // 2 if adapt in ("chain", "dual") else 0) if warmup is None else warmup
+    check_count(warmup, "warmup", least=0)
+    if warmup > steps:
+        raise RangeError(f"warmup must be at most {steps} steps, got {warmup}")
     state = evaluate(log_density if force is None else force, z, graph=graph)
     if force is not None:
         state = _judged(log_density, state, graph)
@@ -247,6 +259,13 @@ def hmc(
         torch.stack(trace),
         torch.stack(draws) if draws else None,
     )
+
+
+def check_jitter(jitter: float) -> None:
+    """Raise unless step sizes stay positive under this jitter: a number in [0, 1)."""
+    check_number(jitter, "jitter", least=0)
+    if jitter >= 1:
+        raise RangeError(f"jitter must be less than 1, got {jitter:g}")
 
 
 def _judged(log_density: LogDensity, state: State, graph: bool) -> State:
