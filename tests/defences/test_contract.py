@@ -262,3 +262,13 @@ def test_costly_defences_refuse_broken_images_themselves(defence, graph, vae, x)
     for images, error in ((broken, NonFiniteError), (x[0], ShapeError), (x[:0], ShapeError)):
         with pytest.raises(error, match="x must be"):
             defence(vae, images.clone().requires_grad_(graph), generator=seeded(1))
+
+
+@pytest.mark.parametrize("defence", [defences.PosteriorMean(), defences.Refined(defences.Median())])
+def test_what_only_encodes_is_seen_through_by_torch_func(defence, normed, x):
+    def read(image):
+        return defence(normed, image, generator=seeded(1))
+
+    z, pull = torch.func.vjp(read, x)
+    difference = (read(x + 1e-6) - read(x - 1e-6)).sum() / 2e-6
+    torch.testing.assert_close(pull(torch.ones_like(z))[0].sum(), difference, rtol=1e-4, atol=1e-6)

@@ -37,7 +37,7 @@ from robustvae.mcmc import (
     langevin,
 )
 from robustvae.mcmc.hmc import Adapt, check_jitter
-from robustvae.models.base import VAE, frozen
+from robustvae.models.base import VAE, evaluating
 from robustvae.perturb import Ball
 from robustvae.seeding import draw
 
@@ -57,7 +57,7 @@ class PosteriorMean:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
-        with frozen(vae):
+        with evaluating(vae):
             return vae.encode(x).mean
 
 
@@ -88,7 +88,7 @@ class PosteriorSample:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
-        with frozen(vae):
+        with evaluating(vae):
             return draw(vae.encode(x), (self.draws,), generator=generator).mean(0)
 
 
@@ -294,7 +294,7 @@ class HMC:
         """The square root of each image's inverse mass matrix, (B, d) or (B, d, d), or None."""
         if self.mass == "identity":
             return None
-        with frozen(vae):
+        with evaluating(vae):
             q = vae.encode(x)
         return q.stddev if self.mass == "encoder" else fisher_scale(vae, q.mean)
 

@@ -13,7 +13,7 @@ from robustvae.data.changes import check_quality, jpeg
 from robustvae.defences.defence import Defence
 from robustvae.defences.posterior import PosteriorMean
 from robustvae.errors import RangeError, check_count, check_images, check_probability, check_type
-from robustvae.models.base import VAE, frozen
+from robustvae.models.base import VAE, evaluating
 
 
 class Refinement(Protocol):
@@ -59,7 +59,7 @@ class Refined:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
         check_images(x, vae.image_shape, low=None, high=None)
-        with frozen(vae):
+        with evaluating(vae):
             return self.defence(vae, self.refine(vae, x, generator=generator), generator=generator)
 
 
@@ -168,7 +168,7 @@ class Redraw:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Reconstructions, (B, C, H, W)."""
         check_type(vae, "vae", VAE)
-        with frozen(vae):
+        with evaluating(vae):
             return vae.decode(self.defence(vae, x, generator=generator)).mean
 
 

@@ -156,6 +156,29 @@ class VAE(nn.Module, abc.ABC):
 
 
 @contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within: evaluation mode; afterwards all as it was. `torch.func` sees through it.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.models.base import evaluating
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> with evaluating(layer):
+        ...     layer.training
+        False
+        >>> layer.training
+        True
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within: evaluation mode and no gradients for the weights; afterwards all as it was.
 
@@ -169,18 +192,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
         >>> layer.weight.requires_grad, layer.training
         (True, True)
     """
-    modes = [(part, part.training) for part in module.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    module.eval()
-    for parameter, _ in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, required in wanted:
-            parameter.requires_grad_(required)
-        for part, training in modes:
-            part.training = training
+    with evaluating(module):
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, required in wanted:
+                parameter.requires_grad_(required)
 
 
 def _check_floating(value: Tensor, name: str) -> None:
