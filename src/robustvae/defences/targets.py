@@ -128,15 +128,12 @@ def fisher(vae: VAE, z: Tensor) -> Tensor:
         >>> torch.linalg.eigvalsh(fisher(vae, torch.zeros(1, 2))).min() >= 1
         tensor(True)
     """
-    p = vae.decode(z.detach())
-    gaussian = isinstance(p, Gaussian)
-    weight = p.stddev.reciprocal() if gaussian else p.stddev
 
     def parameters(z: Tensor) -> Tensor:
         p = vae.decode(z)
-        scaled = weight.detach() * _parameters(p)[0]
-        if not gaussian:
-            return scaled.flatten(1)
+        if not isinstance(p, Gaussian):
+            return (p.stddev.detach() * _parameters(p)[0]).flatten(1)
+        scaled = _parameters(p)[0] / p.stddev.detach()
         spread = math.sqrt(2) * p.stddev.log()
         return torch.cat([scaled.flatten(1), spread.flatten(1)], dim=1)
 
