@@ -217,3 +217,26 @@ def test_nonsense_is_refused():
         Checkpointed(HMC(), segment=0)
     with pytest.raises(errors.RangeError):
         Implicit(PosteriorMode(), damping=0.0)
+
+
+def test_a_second_derivative_through_checkpoints_is_refused():
+    vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+    x = torch.full((1, 1, 4, 4), 0.5).requires_grad_()
+    chain = Checkpointed(HMC(steps=2, adapt=None), segment=1)
+    z = chain(vae, x, generator=generator(0))
+    with pytest.raises(errors.UnsupportedError, match="first derivatives"):
+        torch.autograd.grad(z.square().sum(), x, create_graph=True)
+
+
+def test_a_double_model_walks_its_own_chain_whatever_the_default_type():
+    with torch.random.fork_rng():
+        vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4)).double()
+    x = torch.full((2, 1, 4, 4), 0.3, dtype=torch.float64)
+    own = HMC(steps=3, adapt=None)
+    torch.set_default_dtype(torch.float32)
+    try:
+        wanted = own(vae, x, generator=generator(0))
+        for same in (Checkpointed(own, segment=2), Truncated(own, last=1)):
+            assert torch.equal(same(vae, x, generator=generator(0)), wanted)
+    finally:
+        torch.set_default_dtype(torch.float64)

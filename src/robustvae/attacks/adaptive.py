@@ -167,7 +167,8 @@ class Truncated:
 
         def read(part: Tensor, graph: bool) -> Tensor:
             z = own.begin(vae, part, generator=generator)
-            scale, size = own.scale(vae, part), torch.as_tensor(own.step_size).to(part)
+            scale = own.scale(vae, part)
+            size = torch.as_tensor(own.step_size, dtype=part.dtype, device=part.device)
             if cut:
                 with torch.no_grad():
                     first = _transitions(
@@ -214,6 +215,7 @@ class Checkpointed:
 
     Raises:
         RangeError: `segment` below 1.
+        UnsupportedError: When a graph of its gradient is asked for.
         UnsupportedError: A sampler with `average`, `plateau` or a force in bfloat16.
 
     Examples:
@@ -244,7 +246,8 @@ class Checkpointed:
     def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
         own = self.defence
         z = own.begin(vae, x, generator=generator)
-        scale, size = own.scale(vae, x), torch.as_tensor(own.step_size).to(x)
+        scale = own.scale(vae, x)
+        size = torch.as_tensor(own.step_size, dtype=x.dtype, device=x.device)
         adapting = own.steps // 2 if own.adapt in ("chain", "dual") else 0
         done = 0
         while done < own.steps:
@@ -301,6 +304,8 @@ class _Segment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *pulled: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise UnsupportedError("Checkpointed has first derivatives only: ask no graph of them")
         after = ctx.generator.get_state()
         ctx.generator.set_state(ctx.state)
         with torch.enable_grad():
