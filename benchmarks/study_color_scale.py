@@ -3,8 +3,9 @@
     python benchmarks/study_color_scale.py runs/color-scale runs/color-mnist-conv28
 
 The given model of that recipe, then short runs (60,000 images, two epochs) of its architecture
-with narrower Gaussians than its 1; 50 test images under one latent-shift attack each. [Kuzina22] Table 3 reports MS-SSIM
-0.36 and 0.19 undefended, 0.96 and 0.90 behind HMC, at l-infinity 0.1 and 0.2.
+with narrower Gaussians than its 1; 50 test images under one latent-shift attack each.
+[Kuzina22] Table 3 reports MS-SSIM 0.36 and 0.19 undefended, 0.96 and 0.90 behind HMC, at 0.1 and
+0.2.
 """
 
 from __future__ import annotations
