@@ -75,9 +75,10 @@ class PenaltySweep:
     All pairs and penalties run together. Every second penalty starts from x, the others from
     where the next smaller one ended; then each takes the best of all points found for its pair,
     and those that gained by it go on from there. A pair at one penalty is done when three
-    evaluations in a row gained less than 1e-7 of its objective, at least 1e-9 |score(x)|, or 1e-6
-    |score(x)| for penalties that cost less than a hundredth of |score(x)| anywhere in the pixel
-    range. Those that cost less than 1e-5 |score(x)| share the least one's search.
+    evaluations in a row, the start counted as one, gained less than 1e-7 of its objective, at
+    least 1e-9 |score(x)|, or 1e-6 |score(x)| for penalties that cost less than a hundredth of
+    |score(x)| anywhere in the pixel range. Those that cost less than 1e-5 |score(x)| share the
+    least one's search.
 
     Args:
         goal: `LatentTarget` or `OutputTarget`.

@@ -33,7 +33,8 @@ class Minimum:
         value: Objective there, (n,).
         gradient_norm: Greatest 2-norm of a gradient met, (n,).
         evaluations: Objective and gradient evaluations, (n,) int.
-        converged: Whether a tolerance was met before `steps` ran out, (n,) bool.
+        converged: Whether a tolerance was met, or no direction could be followed any more, before
+            `steps` ran out, (n,) bool.
     """
 
     y: Tensor
@@ -73,7 +74,8 @@ def minimise(
         steps: Most evaluations of a row.
         memory: Pairs kept.
         gradient_tolerance: Greatest entry of the projected gradient at which a row is done.
-        value_tolerance: Relative gain at which a row is done, if three in a row are no larger.
+        value_tolerance: Relative gain at which a row is done, if three in a row are no larger; the
+            start, which gained nothing yet, counts as one.
         scale: Least size of a value, (n,), that its gain is held against; 0 where it is None.
         together: Most rows in one evaluation; None for all.
         after: The row at whose end each row starts, once that is done, (n,) int; -1 for its own
