@@ -59,6 +59,7 @@ def slope_and_difference(vae, defence, x, read=None) -> tuple[Tensor, Tensor]:
         Checkpointed(HMC(steps=6, n_leapfrog=3, adapt=None), segment=2),
         Checkpointed(HMC(steps=6, n_leapfrog=3, adapt=None), segment=4),
         PosteriorMode(steps=20),
+        PosteriorMode(steps=16, start="prior", starts=3),
         RobustPosterior(radius=0.05, steps=20),
     ],
 )

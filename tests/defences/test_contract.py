@@ -33,8 +33,10 @@ ROWS = [
     defences.PosteriorMode(steps=5),
     defences.PosteriorMode(steps=40, method="lbfgs", gradient="implicit"),
     defences.PosteriorMode(steps=25, method="gauss-newton", gradient="implicit"),
+    defences.PosteriorMode(steps=9, start="prior", starts=2),
     defences.RobustPosterior("linf", 0.1, steps=6, start="mean"),
     defences.RobustPosterior("l2", 0.3, steps=6, start="mean", rate=0.05),
+    defences.RobustPosterior("linf", 0.1, steps=9, start="prior", starts=2),
     defences.RobustPosterior("linf", 0.1, steps=40, method="lbfgs", gradient="implicit"),
     defences.RobustPosterior("l2", 0.3, steps=30, method="gauss-newton", gradient="implicit"),
     defences.Refined(defences.Median(3)),
@@ -176,7 +178,8 @@ def test_chunks_change_nothing_but_the_noise(defence, vae, x):
         **{f.name: getattr(defence, f.name) for f in fields(defence)} | {"chunk": 2}
     )
     whole, parts = (d(vae, x, generator=seeded(1)) for d in (defence, chunked))
-    if isinstance(defence, defences.HMC | defences.Langevin):
+    drawn = isinstance(defence, defences.HMC | defences.Langevin)
+    if drawn or getattr(defence, "start", None) == "prior":
         assert parts.shape == whole.shape
     else:
         torch.testing.assert_close(whole, parts)
@@ -200,6 +203,9 @@ def test_classify(vae, x):
         (lambda: defences.HMC(adapt="batch"), UnknownNameError),
         (lambda: defences.PosteriorMode(rate=-1), RangeError),
         (lambda: defences.PosteriorMode(method="newton"), UnknownNameError),
+        (lambda: defences.PosteriorMode(start="zero"), UnknownNameError),
+        (lambda: defences.PosteriorMode(start="prior", starts=0), RangeError),
+        (lambda: defences.RobustPosterior(steps=12, start="prior", starts=10), RangeError),
         (lambda: defences.RobustPosterior("l1"), UnknownNameError),
         (lambda: defences.RobustPosterior(method="l-bfgs"), UnknownNameError),
         (lambda: defences.RobustPosterior(radius=-0.2), RangeError),

@@ -195,10 +195,10 @@ def test_it_recovers_what_an_attack_moved(linear, generator):
     assert (robust_energy <= energy(vae, x, z, "linf", 1e-12) + 1e-3).all()
 
 
-@pytest.mark.parametrize("start", ["mean", "zero", "both"])
+@pytest.mark.parametrize("start", ["mean", "zero", "both", "prior"])
 def test_starts(start, linear, generator):
     x = torch.rand(3, 1, 2, 3, generator=generator)
-    z = RobustPosterior(radius=0.1, steps=60, start=start)(linear.vae, x, generator=generator)
+    z = RobustPosterior(radius=0.1, steps=120, start=start)(linear.vae, x, generator=generator)
     reached = energy(linear.vae, x, z, "linf", 0.1)
     assert (reached <= energy(linear.vae, x, torch.zeros(3, 2), "linf", 0.1) + 1e-3).all()
 
@@ -261,3 +261,65 @@ def test_it_counts_the_gradients_that_it_spends(linear, generator):
     assert odd.gradients == even.gradients == 4
     assert torch.equal(*(d(linear.vae, x, generator=generator) for d in (odd, even)))
     assert RobustPosterior(steps=5).gradients == 5
+
+
+@pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 10])
+def test_draws_of_the_prior_share_three_quarters_of_the_steps(starts, linear, generator):
+    """The fewest steps that will do leave each search one; they are counted as spent."""
+    asked = []
+
+    def decode(z):
+        asked.append(torch.is_grad_enabled())
+        return linear.vae.decode(z)
+
+    vae = rv.wrap(encode=linear.vae.encode, decode=decode, latent=2, image_shape=(1, 2, 3))
+    x = torch.rand(3, 1, 2, 3, generator=generator)
+    least = next(n for n in range(99) if n - n // 4 >= starts)
+    for steps in (least, 40):
+        defence = PosteriorMode(steps=steps, start="prior", starts=starts)
+        asked.clear()
+        defence(vae, x, generator=generator)
+        assert sum(asked) == defence.gradients <= steps
+    with pytest.raises(RangeError, match=f"at least {least}"):
+        RobustPosterior(steps=least - 1, start="prior", starts=starts)
+
+
+def two_valleys(mean):
+    """p(x | z) looks at z^2 and, a little, at z: each image has a good code and a worse one."""
+    return rv.wrap(
+        encode=lambda x: torch.distributions.Normal(
+            mean.expand(len(x), 1) + 0 * x[:, 0, :, 0], 0.1
+        ),
+        decode=lambda z: torch.distributions.Normal(
+            torch.cat([z.square() / 9, 0.5 + 0.04 * z], 1).view(-1, 1, 1, 2), 0.05
+        ),
+        latent=1,
+        image_shape=(1, 1, 2),
+    )
+
+
+@pytest.mark.parametrize(
+    "defence", [PosteriorMode(), PosteriorMode(start="prior", rate=0.4)], ids=["mean", "prior"]
+)
+def test_draws_of_the_prior_find_the_valley_that_the_encoder_misses(defence, generator):
+    """The encoder, as one attacked, points to the worse code; the oracle is a grid."""
+    vae, z = two_valleys(torch.tensor([[-2.0]])), torch.linspace(1.5, 2.5, 8).view(-1, 1)
+    x = vae.decode(z).mean
+    found = defence(vae, x, generator=generator)
+    grid = torch.linspace(-4, 4, 8001).view(-1, 1)
+    heights = [vae.log_joint(row.expand(len(grid), *row.shape), grid) for row in x]
+    best = torch.stack([grid[h.argmax()] for h in heights])
+    assert (best > 0).all()
+    if defence.start == "mean":
+        assert (found < 0).all()
+    else:
+        torch.testing.assert_close(found, best, atol=1e-2, rtol=0)
+
+
+def test_no_encoder_moves_a_start_from_the_prior():
+    x = torch.rand(3, 1, 1, 2, generator=rv.generator(1))
+    ends = [
+        PosteriorMode(start="prior")(two_valleys(mean), x, generator=rv.generator(0))
+        for mean in (torch.tensor([[-2.0]]), torch.tensor([[3.0]]))
+    ]
+    assert torch.equal(*ends)

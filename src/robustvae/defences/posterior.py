@@ -9,7 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defences.climb import Gradient, Method, check_climb, climb
+from robustvae.defences.climb import Gradient, Method, check_climb, climb, spent
 from robustvae.defences.defence import Defence, in_chunks, ready
 from robustvae.defences.targets import (
     check_ball,
@@ -366,10 +366,14 @@ class Langevin:
 @final
 @dataclass(frozen=True)
 class PosteriorMode:
-    """The mode of each image's posterior, climbed to from the encoder's mean.
+    """The mode of each image's posterior, as far as a search gets.
+
+    An attack chooses where the encoder's mean is, and with it the mode that a search from there
+    ends in. Draws of the prior are out of its reach: where the posterior has several modes, a few
+    short searches from them find the clean one more often, for the same gradients.
 
     Args:
-        steps: Gradient evaluations an image.
+        steps: Gradient evaluations an image, shared by the starts.
         rate: First step length of Adam, in latent units.
         gradient: How an attack sees through it: "unrolled" differentiates the search itself,
             "implicit" the mode (see `robustvae.mcmc.implicit`).
@@ -398,16 +402,26 @@ class PosteriorMode:
     gradient: Gradient = "unrolled"
     chunk: int = 100
     method: Method = "adam"
+    start: Literal["mean", "prior"] = "mean"
+    starts: int = 10
 
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
-        check_count(self.steps, "steps")
-        check_climb(self.method, self.rate, self.gradient, self.chunk)
+        check_choice("start", self.start, ("mean", "prior"))
+        check_climb(
+            self.method,
+            self.rate,
+            self.gradient,
+            self.chunk,
+            self.start,
+            self.starts,
+            self.steps,
+        )
 
     @property
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return self.steps
+        return spent(self.start, self.starts, self.steps)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
@@ -416,12 +430,15 @@ class PosteriorMode:
             return climb(
                 vae,
                 posterior(vae, part),
-                [vae.encode(part).mean],
+                vae.encode(part).mean,
+                start=self.start,
+                starts=self.starts,
                 steps=self.steps,
                 method=self.method,
                 rate=self.rate,
                 gradient=self.gradient,
                 graph=graph,
+                generator=generator,
             )
 
         return in_chunks(read, vae, x, self.chunk)

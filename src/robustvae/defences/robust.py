@@ -10,10 +10,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defences.climb import Gradient, Method, check_climb, climb
+from robustvae.defences.climb import Gradient, Method, Start, check_climb, climb, spent
 from robustvae.defences.defence import in_chunks
 from robustvae.defences.targets import RobustTarget
-from robustvae.errors import RangeError, ShapeError, check_choice, check_count, check_positive
+from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
 from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE, frozen
 
@@ -31,19 +31,22 @@ class RobustPosterior:
     Args:
         norm: "linf" or "l2".
         radius: Radius of the ball, in pixel units.
-        steps: Gradient evaluations an image, shared by the starts.
+        steps: Gradient evaluations an image, shared by the starts. Fifty are enough against
+            attacks that do not see the search; through a search that has not arrived, as after
+            fifty steps of Adam, an attack moves its end: take a hundred or more.
         start: "zero" climbs from the prior's mean, which no attack can move (the origin; in a
             hierarchy the mean path from it), "mean" from the encoder's mean, "both" from each with
-            half the steps and keeps the better end.
+            half the steps and keeps the better end, "prior" as in `PosteriorMode`.
         rate: First step length of Adam, in latent units.
         gradient: How an attack sees through it: "unrolled" differentiates the search itself,
             "implicit" the mode (see `robustvae.mcmc.implicit`).
         chunk: Images run at once.
         method: "adam", "lbfgs" or "gauss-newton": see `PosteriorMode`. Gauss-Newton's matrix is
             that of the posterior of a fixed image.
+        starts: How many draws of the prior, where `start` is that.
 
     Raises:
-        RangeError: A setting that is not positive.
+        RangeError: A setting that is not positive, or fewer steps than the starts need.
         UnknownNameError: An unknown `norm`, `start`, `gradient` or `method`.
         UnsupportedError: When called for a gradient, "unrolled" with another method than "adam".
 
@@ -58,42 +61,49 @@ class RobustPosterior:
     norm: Literal["linf", "l2"] = "linf"
     radius: float = 0.2
     steps: int = 50
-    start: Literal["mean", "zero", "both"] = "zero"
+    start: Start = "zero"
     rate: float = 0.2
     gradient: Gradient = "unrolled"
     chunk: int = 100
     method: Method = "adam"
+    starts: int = 10
 
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
         check_choice("norm", self.norm, ("linf", "l2"))
-        check_choice("start", self.start, ("mean", "zero", "both"))
+        check_choice("start", self.start, ("mean", "zero", "both", "prior"))
         check_positive(self.radius, "radius")
-        check_count(self.steps, "steps", least=2 if self.start == "both" else 1)
-        check_climb(self.method, self.rate, self.gradient, self.chunk)
+        check_climb(
+            self.method,
+            self.rate,
+            self.gradient,
+            self.chunk,
+            self.start,
+            self.starts,
+            self.steps,
+        )
 
     @property
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return self.steps - self.steps % 2 if self.start == "both" else self.steps
+        return spent(self.start, self.starts, self.steps)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            mean = vae.encode(part).mean
-            starts = [mean] if self.start == "mean" else [vae.prior().mean.expand_as(mean)]
-            if self.start == "both":
-                starts.append(mean)
             return climb(
                 vae,
                 RobustTarget(vae, part, self.norm, self.radius),
-                starts,
+                vae.encode(part).mean,
+                start=self.start,
+                starts=self.starts,
                 steps=self.steps,
                 method=self.method,
                 rate=self.rate,
                 gradient=self.gradient,
                 graph=graph,
+                generator=generator,
             )
 
         return in_chunks(read, vae, x, self.chunk)

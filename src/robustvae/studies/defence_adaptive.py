@@ -52,7 +52,8 @@ class Size:
         unrolled: Steps and restarts of the attack that unrolls the solver.
         implicit: Steps and restarts of the attack that has the solver's implicit gradient.
         flip: Steps and restarts of the attack on the classifier behind the unrolled solver.
-        chain: Steps and restarts of the attack through HMC's chain.
+        chain: Steps and restarts of the attacks through HMC's chain.
+        restarted: The robust mode is searched from draws of the prior.
     """
 
     images: int
@@ -63,12 +64,14 @@ class Size:
     implicit: tuple[int, int]
     flip: tuple[int, int]
     chain: tuple[int, int]
+    restarted: bool = False
 
 
 SIZES = {
     "smoke": Size(4, 2, 0.1, (5, 2), (2, 1), (2, 2), (2, 1), (1, 1)),
-    "short": Size(20, 10, 1.0, (50, 10), (10, 10), (6, 10), (6, 10), (6, 1)),
-    "laptop": Size(50, 10, 1.0, (50, 10), (15, 10), (6, 10), (6, 10), (6, 1)),
+    "short": Size(20, 10, 1.0, (50, 10), (10, 10), (6, 10), (6, 10), (10, 1)),
+    "restarted": Size(20, 10, 1.0, (50, 10), (10, 10), (6, 10), (6, 10), (10, 1), True),
+    "laptop": Size(50, 10, 1.0, (50, 10), (15, 10), (6, 10), (6, 10), (10, 1)),
     "full": Size(50, 10, 1.0, (50, 10), (50, 10), (50, 10), (50, 10), (50, 10)),
 }
 
@@ -88,7 +91,7 @@ def defence_adaptive(
         vae: The model.
         images: Where the inputs are sampled, class by class; the classifier learns from the
             training images of the same name.
-        size: "smoke", "short", "laptop" or "full".
+        size: "smoke", "short", "restarted", "laptop" or "full".
         seed: Of everything random.
         kept: Where finished parts are kept; None keeps nothing.
         progress: Told what has been done, a line at a time.
@@ -116,19 +119,24 @@ def defence_adaptive(
             ("through the chain", plan.chain),
         )
     }
-    solver = RobustPosterior("linf", float(BALLS[1].radius), max(2, round(50 * plan.effort)))
+    radius = float(BALLS[1].radius)
+    solver = RobustPosterior("linf", radius, max(2, round(100 * plan.effort)))
+    if plan.restarted:
+        solver = RobustPosterior("linf", radius, 200, start="prior", rate=0.4)
     hmc = HMC(max(2, round(26 * plan.effort)), step_size=0.5, mass="encoder")
-    bare, seen = Victim(vae, classifier=classify), Victim(vae, solver, classify)
+    bare, seen, chain = (Victim(vae, d, classify) for d in (PosteriorMean(), solver, hmc))
     implicit = Victim(vae, replace(solver, gradient="implicit"))
     damage, flip = MaximumDamage(), ClassifierFlip()
+    hurt, turn = (replace(g, draws=1) if plan.restarted else g for g in (damage, flip))
     attacks: dict[str, tuple[str, Goal, Victim]] = {
         "latent shift": ("oblivious", LatentShift("symmetric_kl"), bare),
         "damage": ("oblivious", damage, bare),
         "label": ("oblivious", flip, bare),
-        "damage through the robust mode, unrolled": ("unrolled", damage, seen),
-        "damage through the robust mode, implicit": ("implicit", damage, implicit),
-        "label through the robust mode, unrolled": ("label, unrolled", flip, seen),
-        "damage through HMC": ("through the chain", replace(damage, draws=2), Victim(vae, hmc)),
+        "damage through the robust mode, unrolled": ("unrolled", hurt, seen),
+        "damage through the robust mode, implicit": ("implicit", hurt, implicit),
+        "label through the robust mode, unrolled": ("label, unrolled", turn, seen),
+        "damage through HMC": ("through the chain", replace(damage, draws=2), chain),
+        "label through HMC": ("through the chain", replace(flip, draws=2), chain),
     }
     rows: list[Row] = []
     defences: dict[str, Defence] = {
@@ -182,7 +190,13 @@ def defence_adaptive(
             "go through the robust mode itself, from its true start, or through "
             f"HMC's chain (the mean of two fixed noises). {runs}. A search keeps the best of its "
             "restarts by its own score.",
-            "The robust mode assumes l-infinity 0.2 at both radii; it is never told more.",
+            f"The robust mode, {solver.gradients} gradients from "
+            + (
+                "ten draws of the prior, which the attacks fix and the defence draws anew"
+                if plan.restarted
+                else "the prior's mean"
+            )
+            + ", assumes l-infinity 0.2 at both radii; it is never told more.",
             "What an attacker can do is at least this: longer attacks can only find less.",
         ),
         facts_of(vae, images, size, seed, began),
@@ -200,7 +214,7 @@ def _part(
     shard: int,
 ) -> Values:
     if isinstance(attack.goal, ClassifierFlip):
-        attack = replace(attack, goal=ClassifierFlip(label=y))
+        attack = replace(attack, goal=replace(attack.goal, label=y))
     x_adv = attack(target, x, generator=shard_generator(seed, shard, "attack")).x_adv
     values: Values = {}
     for name, victim in victims.items():
