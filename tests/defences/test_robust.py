@@ -12,6 +12,7 @@ from robustvae.defences import (
     fisher,
     posterior,
 )
+from robustvae.defences.climb import climb
 from robustvae.defences.targets import nearest
 from robustvae.errors import RangeError, ShapeError, UnsupportedError
 from robustvae.models import Bernoulli, ContinuousBernoulli, Gaussian
@@ -299,21 +300,85 @@ def two_valleys(mean):
 
 
 @pytest.mark.parametrize(
-    "defence", [PosteriorMode(), PosteriorMode(start="prior", rate=0.4)], ids=["mean", "prior"]
+    ("defence", "least", "most"),
+    [
+        (PosteriorMode(200), 0.0, 0.0),
+        (PosteriorMode(200, start="prior", rate=0.4), 0.9, 1.0),
+        (RobustPosterior(radius=1e-3, steps=200, start="prior", rate=0.4), 0.9, 1.0),
+    ],
+    ids=lambda value: getattr(value, "start", None),
 )
-def test_draws_of_the_prior_find_the_valley_that_the_encoder_misses(defence, generator):
-    """The encoder, as one attacked, points to the worse code; the oracle is a grid."""
-    vae, z = two_valleys(torch.tensor([[-2.0]])), torch.linspace(1.5, 2.5, 8).view(-1, 1)
+def test_draws_of_the_prior_find_the_valley_that_the_encoder_misses(
+    defence, least, most, generator
+):
+    """The encoder, as one attacked, points to the worse code; the oracle is a grid.
+
+    Ten draws all begin in the wrong valley for one image in a thousand.
+    """
+    vae, z = two_valleys(torch.tensor([[-2.0]])), torch.linspace(1.5, 2.5, 40).view(-1, 1)
     x = vae.decode(z).mean
     found = defence(vae, x, generator=generator)
-    grid = torch.linspace(-4, 4, 8001).view(-1, 1)
+    grid = torch.linspace(-4, 4, 4001).view(-1, 1)
     heights = [vae.log_joint(row.expand(len(grid), *row.shape), grid) for row in x]
     best = torch.stack([grid[h.argmax()] for h in heights])
     assert (best > 0).all()
-    if defence.start == "mean":
-        assert (found < 0).all()
-    else:
-        torch.testing.assert_close(found, best, atol=1e-2, rtol=0)
+    assert least <= ((found - best).abs() < 0.1).double().mean() <= most
+
+
+def test_both_keeps_the_better_of_its_two_ends(generator):
+    """Two steps do not get far; one of the starts is there already."""
+    vae = two_valleys(torch.tensor([[2.0]]))
+    x = vae.decode(torch.full((3, 1), 2.0)).mean
+    for start, near in (("both", True), ("mean", True), ("zero", False)):
+        z = RobustPosterior(radius=1e-3, steps=4, start=start)(vae, x, generator=generator)
+        assert bool(((z - 2).abs() < 0.5).all()) is near
+
+
+def test_the_draws_are_the_generators_and_each_images_own(linear):
+    x = torch.rand(1, 1, 2, 3, generator=rv.generator(1)).expand(3, -1, -1, -1)
+    defence = PosteriorMode(steps=2, start="prior", starts=1)
+    one, two = (defence(linear.vae, x, generator=rv.generator(seed)) for seed in (0, 1))
+    assert (one - two).abs().min() > 0 and (one[0] - one[1]).abs().min() > 0
+
+
+def test_a_search_that_meets_a_nan_loses_to_the_others(linear):
+    def decode(z):
+        mean = linear.vae.decode(z).mean
+        mean = torch.where((z.sum(1) < 0).view(-1, 1, 1, 1), torch.nan, mean)
+        return torch.distributions.Normal(mean, 0.2, validate_args=False)
+
+    vae = rv.wrap(encode=linear.vae.encode, decode=decode, latent=2, image_shape=(1, 2, 3))
+    x = linear.vae.decode(torch.full((40, 2), 1.0)).mean
+    z = PosteriorMode(20, start="prior")(vae, x, generator=rv.generator(0))
+    assert (z.sum(1) >= 0).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("start", ["prior", "zero", "both"])
+def test_a_prior_of_another_type_is_read_in_the_images(start, linear, generator):
+    vae = rv.wrap(
+        encode=linear.vae.encode,
+        decode=lambda z: torch.distributions.Normal(
+            linear.vae.decode(z.float()).mean.double(), 0.2
+        ),
+        prior=torch.distributions.Normal(torch.zeros(2), torch.ones(2)),
+        latent=2,
+        image_shape=(1, 2, 3),
+    )
+    mean = torch.zeros(3, 2, dtype=torch.float64)
+    z = climb(
+        vae,
+        lambda z: -z.square().sum(1),
+        mean,
+        start=start,
+        starts=2,
+        steps=8,
+        method="adam",
+        rate=0.1,
+        gradient="unrolled",
+        graph=False,
+        generator=generator,
+    )
+    assert z.dtype == torch.float64
 
 
 def test_no_encoder_moves_a_start_from_the_prior():

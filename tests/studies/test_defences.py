@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 import robustvae as rv
 from robustvae.data import Images, load
 from robustvae.errors import DataError, UnknownNameError
-from robustvae.studies.defence_adaptive import PICK, WORST, defence_adaptive
+from robustvae.studies.defence_adaptive import PICK, SIZES, WORST, defence_adaptive
 from robustvae.studies.defence_chains import defence_chains
 from robustvae.studies.defence_cost import PAIRED, PAPERS, RECOVERY, defence_cost, samplers
 from robustvae.studies.defence_ratio import BEFORE, defence_ratio
@@ -78,7 +79,9 @@ def test_a_part_is_computed_once(tmp_path):
     assert len(calls) == 1
 
 
-def test_the_worst_attack_is_no_weaker_than_any(vae, images):
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_worst_attack_is_no_weaker_than_any(restarted, vae, images, monkeypatch):
+    monkeypatch.setitem(SIZES, "smoke", replace(SIZES["smoke"], restarted=restarted))
     rows = defence_adaptive(vae, images, size="smoke", seed=3).rows
     for name in ("undefended", "robust mode", "HMC"):
         for measure, pick in PICK.items():

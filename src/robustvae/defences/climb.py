@@ -30,6 +30,7 @@ def check_climb(
 ) -> None:
     """Raise unless these are settings of `climb` and of its starts, and `chunk` is a count."""
     check_count(starts, "starts")
+    # From the prior: the least n with n - n // 4 >= starts, so that `shares` gives each search one.
     least = {"both": 2, "prior": (4 * starts - 1) // 3}.get(start, 1)
     check_count(steps, "steps", least=least)
     check_choice("mode search", method, ("adam", "lbfgs", "gauss-newton"))
@@ -106,19 +107,19 @@ def climb(
 
     prior = vae.prior()
     if start == "prior":
-        begin = [draw(prior, (len(mean),), generator=generator) for _ in range(count)]
+        begin = [draw(prior, (len(mean),), generator=generator).to(mean) for _ in range(count)]
     else:
-        begin = [mean] if start == "mean" else [prior.mean.expand_as(mean)]
+        begin = [mean] if start == "mean" else [prior.mean.to(mean).expand_as(mean)]
         begin += [mean] if start == "both" else []
     best = functools.reduce(_better, (search(z, each) for z in begin))
     if last:
-        best = _better(best, search(best.z, last))
+        best = search(best.z, last)
     return implicit(target, best.z) if graph and not unrolled else best.z
 
 
 def _better(one: Mode, other: Mode) -> Mode:
-    """Of each row the higher."""
-    higher = other.log_density > one.log_density
+    """Of each row the higher; a NaN is lower than anything."""
+    higher = (other.log_density > one.log_density) | one.log_density.isnan()
     return Mode(
         torch.where(higher.unsqueeze(1), other.z, one.z),
         torch.where(higher, other.log_density, one.log_density),

@@ -381,10 +381,15 @@ class PosteriorMode:
         method: "adam"; "lbfgs"; or "gauss-newton", damped, whose steps each cost a Fisher matrix
             (d forward products of the decoder) besides the gradient. Attacks see through the last
             two by gradient="implicit" only. All move every layer of a hierarchy at once.
+        start: "mean" climbs from the encoder's mean; "prior" from `starts` draws of the prior,
+            three quarters of the steps shared equally among them, then from the best end with the
+            last quarter (what does not divide is not spent). Such short searches want a longer
+            `rate`, about 0.4.
+        starts: How many draws of the prior.
 
     Raises:
-        RangeError: A setting that is not positive.
-        UnknownNameError: An unknown `gradient` or `method`.
+        RangeError: A setting that is not positive, or fewer steps than the starts need.
+        UnknownNameError: An unknown `gradient`, `method` or `start`.
         UnsupportedError: When called for a gradient, "unrolled" with another method than "adam".
 
     References:

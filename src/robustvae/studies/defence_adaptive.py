@@ -107,7 +107,6 @@ def defence_adaptive(
     plan, began = SIZES[size], time.perf_counter()
     x, y = images.sample(plan.images, stratified=True, generator=shard_generator(seed, 0, "data"))
     clean = Victim(vae).reconstruct(x, generator=shard_generator(seed, 0, "clean"))
-    known = (kept or Keep())("defence_adaptive", vae, images, size, plan, seed)
     classify = linear_classifier(vae, images, LEARNT, shard_generator(seed, 0, "train"))
     search = {
         name: ProjectedAscent(steps=steps, restarts=restarts, chunk=100)
@@ -122,7 +121,8 @@ def defence_adaptive(
     radius = float(BALLS[1].radius)
     solver = RobustPosterior("linf", radius, max(2, round(100 * plan.effort)))
     if plan.restarted:
-        solver = RobustPosterior("linf", radius, 200, start="prior", rate=0.4)
+        many = max(20, round(200 * plan.effort))
+        solver = RobustPosterior("linf", radius, many, start="prior", rate=0.4)
     hmc = HMC(max(2, round(26 * plan.effort)), step_size=0.5, mass="encoder")
     bare, seen, chain = (Victim(vae, d, classify) for d in (PosteriorMean(), solver, hmc))
     implicit = Victim(vae, replace(solver, gradient="implicit"))
@@ -144,6 +144,7 @@ def defence_adaptive(
         "robust mode": solver,
         "HMC": hmc,
     }
+    known = (kept or Keep())("defence_adaptive", vae, images, size, (plan, defences), seed)
     victims = {name: Victim(vae, defence, classify) for name, defence in defences.items()}
     for ball in reversed(BALLS[:2]):
         found: dict[str, dict[str, list[float]]] = {}
@@ -174,6 +175,9 @@ def defence_adaptive(
                             getattr(defence, "gradients", 0),
                         )
                     )
+    start = "its true start"
+    if plan.restarted:
+        start = "ten draws of the prior, fixed for the attack and drawn anew by the defence"
     runs = "; ".join(f"{k}: {s.steps} steps, restarts {s.restarts}" for k, s in search.items())
     return Table(
         "Defences under attacks that see them",
@@ -187,16 +191,11 @@ def defence_adaptive(
             f"posterior means of {LEARNT:,} training images, still gives the label.",
             "Worst per image: of all attacks in the table, each measure by itself.",
             "Latent shift (symmetric KL), damage and label attack the undefended model; the others "
-            "go through the robust mode itself, from its true start, or through "
+            f"go through the robust mode itself, from {start}, or through "
             f"HMC's chain (the mean of two fixed noises). {runs}. A search keeps the best of its "
             "restarts by its own score.",
-            f"The robust mode, {solver.gradients} gradients from "
-            + (
-                "ten draws of the prior, which the attacks fix and the defence draws anew"
-                if plan.restarted
-                else "the prior's mean"
-            )
-            + ", assumes l-infinity 0.2 at both radii; it is never told more.",
+            f"The robust mode spends {solver.gradients} gradients and assumes l-infinity 0.2 at "
+            "both radii; it is never told more.",
             "What an attacker can do is at least this: longer attacks can only find less.",
         ),
         facts_of(vae, images, size, seed, began),

@@ -93,7 +93,9 @@ def defence_chains(
     x_adv = kept_images(known, "attacked", x, lambda: attacked(vae, x, ball, effort, seed))
     rows: list[Row] = []
     for name, defence in samplers(plan.gradients).items():
-        values = known(name, functools.partial(_part, vae, x_adv, defence, seed, name))
+        values = known(
+            f"{name}: {defence}", functools.partial(_part, vae, x_adv, defence, seed, name)
+        )
         for setting, numbers in values.items():
             mean, stderr = mean_stderr(numbers)
             rows.append(Row(name, setting, mean, stderr, len(numbers), defence.gradients))

@@ -143,7 +143,9 @@ def defence_cost(
         most[name] = bound
         victim, noise = Victim(vae, defence), shard_generator(seed, 0, name)
         if found:
-            found[name] = known(name, functools.partial(_part, victim, x_adv, clean, noise))
+            found[name] = known(
+                f"{name}: {defence}", functools.partial(_part, victim, x_adv, clean, noise)
+            )
         else:
             found[name] = _in_batches(victim, x_adv, clean, known, name, seed)
         if progress is not None:

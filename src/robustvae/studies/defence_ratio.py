@@ -89,7 +89,7 @@ def defence_ratio(
                 height = posterior(vae, x)
                 return {"ratio": (height(own) - height(z)).double().tolist()}
 
-        values = known(name, ratio)["ratio"]
+        values = known(f"{name}: {defence}", ratio)["ratio"]
         before = before or values
         test = ks_2samp(values, before)
         mean, stderr = mean_stderr(values)

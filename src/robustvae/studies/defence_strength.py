@@ -76,14 +76,15 @@ def defences_of(effort: float) -> dict[str, Defence]:
     def n(count: int) -> int:
         return max(2, round(count * effort))
 
+    many = max(20, n(200))
     return {
         "undefended": PosteriorMean(),
         "HMC": HMC(n(26), step_size=0.5, mass="encoder"),
         "HMC, restarted": HMC(
-            n(20), acceptance=0.5, start=PosteriorMode(n(200), rate=0.4, start="prior")
+            n(20), acceptance=0.5, start=PosteriorMode(many, rate=0.4, start="prior")
         ),
         "robust mode": RobustPosterior("linf", 0.2, n(100)),
-        "robust mode, restarted": RobustPosterior("linf", 0.2, n(200), start="prior", rate=0.4),
+        "robust mode, restarted": RobustPosterior("linf", 0.2, many, start="prior", rate=0.4),
     }
 
 
@@ -145,7 +146,9 @@ def defence_strength(
                 found = similarities(x_hat, clean.repeat(plan.restarts, 1, 1, 1))
                 return {name: _by_image(values, plan) for name, values in found.items()}
 
-            for what, values in known(f"{where}, {name}, similarity", similarity).items():
+            for what, values in known(
+                f"{where}, {name}: {defence}, similarity", similarity
+            ).items():
                 add(name, f"{what}, {where}", values)
     for where, harm in {"clean": None, **{f"linf {b.radius:g}": b for b in BALLS[:2]}}.items():
         moved, repeats = x, 1
@@ -161,7 +164,8 @@ def defence_strength(
                 said = victim.classify(x_adv, generator=shard_generator(seed, 1, key)).argmax(1)
                 return {"": (said == y.repeat(n)).double().view(n, -1).mean(0).tolist()}
 
-            add(name, f"accuracy, {where}", known(f"{where}, {name}, accuracy", accuracy)[""])
+            key = f"{where}, {name}: {defence}, accuracy"
+            add(name, f"accuracy, {where}", known(key, accuracy)[""])
     more, labels = images.sample(
         min(CLEAN, len(images) // 2), generator=shard_generator(seed, 0, "more")
     )
@@ -175,7 +179,7 @@ def defence_strength(
             right = classifier(z).argmax(1) == labels
             return {"squared error, clean": error, "probe accuracy, clean": right.double().tolist()}
 
-        for what, values in known(f"{name}, clean", cleanly).items():
+        for what, values in known(f"{name}: {defence}, clean", cleanly).items():
             add(name, what, values)
     return Table(
         "Strength of the defences under the paper's attacks",

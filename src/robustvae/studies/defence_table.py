@@ -138,7 +138,7 @@ def defence_table(
                 x_hat = Victim(vae, defence).reconstruct(y, generator=noise)
                 return {name: squared(x_hat, clean)}
 
-            mean, stderr = mean_stderr(known(f"{setting}, {name}", distance)[name])
+            mean, stderr = mean_stderr(known(f"{setting}, {name}: {defence}", distance)[name])
             rows.append(Row(name, setting, mean, stderr, len(x), getattr(defence, "gradients", 0)))
             if progress is not None:
                 progress(f"{setting}: {name}: {mean:.3g} ± {stderr:.2g}")
