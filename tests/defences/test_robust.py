@@ -360,7 +360,7 @@ def test_a_prior_of_another_type_is_read_in_the_images(start, linear, generator)
         decode=lambda z: torch.distributions.Normal(
             linear.vae.decode(z.float()).mean.double(), 0.2
         ),
-        prior=torch.distributions.Normal(torch.zeros(2), torch.ones(2)),
+        prior=torch.distributions.Normal(*torch.tensor([[0.0] * 2, [1.0] * 2]).float()),
         latent=2,
         image_shape=(1, 2, 3),
     )
