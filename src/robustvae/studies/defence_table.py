@@ -77,6 +77,9 @@ def rows_of(radius: float, effort: float) -> dict[str, Defence]:
     def n(count: int) -> int:
         return max(2, round(count * effort))
 
+    def restarted(radius: float) -> RobustPosterior:
+        return RobustPosterior("linf", radius, max(20, n(200)), start="prior", rate=0.4)
+
     half, double = radius / 2, 2 * radius
     return {
         "undefended (posterior mean)": PosteriorMean(),
@@ -87,6 +90,9 @@ def rows_of(radius: float, effort: float) -> dict[str, Defence]:
         "robust mode, radius right": RobustPosterior("linf", radius, steps=n(50)),
         "robust mode, half the radius": RobustPosterior("linf", half, steps=n(50)),
         "robust mode, twice the radius": RobustPosterior("linf", double, steps=n(50)),
+        "robust mode, restarted, radius right": restarted(radius),
+        "robust mode, restarted, half the radius": restarted(half),
+        "robust mode, restarted, twice the radius": restarted(double),
         "robust HMC, radius right": HMC(steps=n(26), ball=Ball("linf", radius)),
         "robust mode, l2 2": RobustPosterior("l2", 2.0, steps=n(50)),
     }
