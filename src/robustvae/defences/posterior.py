@@ -9,7 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defences.climb import Gradient, Method, check_climb, climb, spent
+from robustvae.defences.climb import Gradient, Method, check_search, climb, spent
 from robustvae.defences.defence import Defence, in_chunks, ready
 from robustvae.defences.targets import (
     check_ball,
@@ -413,37 +413,19 @@ class PosteriorMode:
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
         check_choice("start", self.start, ("mean", "prior"))
-        check_climb(
-            self.method,
-            self.rate,
-            self.gradient,
-            self.chunk,
-            self.start,
-            self.starts,
-            self.steps,
-        )
+        check_search(self)
 
     @property
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return spent(self.start, self.starts, self.steps)
+        return spent(self)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            return climb(
-                vae,
-                posterior(vae, part),
-                vae.encode(part).mean,
-                start=self.start,
-                starts=self.starts,
-                steps=self.steps,
-                method=self.method,
-                rate=self.rate,
-                gradient=self.gradient,
-                graph=graph,
-                generator=generator,
-            )
+            mean = vae.encode(part).mean
+            target = posterior(vae, part)
+            return climb(self, vae, target, mean, graph=graph, generator=generator)
 
         return in_chunks(read, vae, x, self.chunk)

@@ -10,7 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defences.climb import Gradient, Method, Start, check_climb, climb, spent
+from robustvae.defences.climb import Gradient, Method, Start, check_search, climb, spent
 from robustvae.defences.defence import in_chunks
 from robustvae.defences.targets import RobustTarget
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
@@ -73,38 +73,20 @@ class RobustPosterior:
         check_choice("norm", self.norm, ("linf", "l2"))
         check_choice("start", self.start, ("mean", "zero", "both", "prior"))
         check_positive(self.radius, "radius")
-        check_climb(
-            self.method,
-            self.rate,
-            self.gradient,
-            self.chunk,
-            self.start,
-            self.starts,
-            self.steps,
-        )
+        check_search(self)
 
     @property
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return spent(self.start, self.starts, self.steps)
+        return spent(self)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            return climb(
-                vae,
-                RobustTarget(vae, part, self.norm, self.radius),
-                vae.encode(part).mean,
-                start=self.start,
-                starts=self.starts,
-                steps=self.steps,
-                method=self.method,
-                rate=self.rate,
-                gradient=self.gradient,
-                graph=graph,
-                generator=generator,
-            )
+            mean = vae.encode(part).mean
+            target = RobustTarget(vae, part, self.norm, self.radius)
+            return climb(self, vae, target, mean, graph=graph, generator=generator)
 
         return in_chunks(read, vae, x, self.chunk)
 
