@@ -21,7 +21,7 @@ import torch
 import robustvae as rv
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import load
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.metrics import symmetric_kl
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last

@@ -4,7 +4,7 @@
 
 Certificates: 10,000 noncentral margins after the encodings, both envelopes for each input. Margins:
 `find_margin` (5 restarts) against one scipy L-BFGS-B problem for every radius and restart, 20 radii
-x 5 restarts with 40 draws each, on the same images, centred and free. Times are of the processor,
+x 5 restarts with 40 draws each, on the same images, centered and free. Times are of the processor,
 on one thread.
 """
 
@@ -52,7 +52,7 @@ def certificates(vae: LipschitzVAE, x: Tensor, rounds: int) -> dict[str, Any]:
     many = 10_000
     stddev = 0.05 + 0.1 * torch.rand(many, vae.latent, generator=rv.generator(0)).double()
     reach = 2 + 3 * torch.rand(many, generator=rv.generator(1)).double()
-    moved = certificate._moved_stddev(stddev, constants, "centred")
+    moved = certificate._moved_stddev(stddev, constants, "centered")
 
     def noncentral() -> Tensor:
         return certificate._margin("noncentral", reach, moved, constants.b, M, vae.latent)
@@ -90,7 +90,7 @@ def ours(vae: rv.VAE, x: Tensor) -> Tensor:
     search = rv.ProjectedAscent(steps=30, restarts=RESTARTS, chunk=1000)
     how = Bisection(search=search, largest=2.0)
     found = find_margin(
-        rv.Victim(vae), x, R, M, "centred", boxed=False, bisection=how, generator=rv.generator(2)
+        rv.Victim(vae), x, R, M, "centered", boxed=False, bisection=how, generator=rv.generator(2)
     )
     return torch.as_tensor(found.estimate.value)
 
@@ -119,7 +119,7 @@ def plain(vae: rv.VAE, x: Tensor, restarts: int) -> float:
             found = minimize(loss, start, (radius,), jac=True, method="L-BFGS-B")
             change = torch.tensor(found.x, dtype=x.dtype).view(shape)
             change = change * min(1.0, radius / float(change.norm()))
-            moved = displacements(victim, x, x + change, "centred", generator=g, draws=DRAWS)
+            moved = displacements(victim, x, x + change, "centered", generator=g, draws=DRAWS)
             broken |= bool((moved <= R).double().mean() <= M)
         if broken:
             margin = float(radius)

@@ -42,7 +42,7 @@ NETWORKS = {
     "mlp 512-512 relu": {"architecture": "mlp", "hidden": [512, 512]},
     "conv28": {"architecture": "conv28"},
 }
-IMAGES = {"CIFAR-10": (3, 32, 32), "64 x 64 colour": (3, 64, 64)}
+IMAGES = {"CIFAR-10": (3, 32, 32), "64 x 64 color": (3, 64, 64)}
 
 
 def seconds(f: Callable[[], object]) -> float:

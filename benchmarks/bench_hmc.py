@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import robustvae as rv
-from robustvae.defences import RobustTarget, posterior
+from robustvae.defenses import RobustTarget, posterior
 from robustvae.mcmc import State, evaluate, hmc_step
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last

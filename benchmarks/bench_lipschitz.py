@@ -42,7 +42,7 @@ WANTED = 1.5
 
 
 class Bjorck(nn.Module):
-    """The published parametrisation."""
+    """The published parametrization."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return bjorck(weight, steps=3)
@@ -83,7 +83,7 @@ def batches(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def trainer(vae: rv.VAE, x: Tensor, seed: int = 0) -> Callable[[int], None]:
-    """A function that makes so many more optimisation steps."""
+    """A function that makes so many more optimization steps."""
     generator, objective = rv.generator(seed), rv.objectives.ELBO()
     keep = not any(parametrize.is_parametrized(part) for part in vae.modules())
     optimizer = optimizer_of(vae, LR) if keep else torch.optim.Adam(vae.parameters(), lr=LR)

@@ -6,7 +6,7 @@ scipy is timed on all 510 problems, or every `--every`-th, spread over all pairs
 scaled, with its own tolerances; on a fifth of them also on the objective divided by what the sweep
 holds its gains against, with `ftol` at its tolerance, which stops both alike. The sweep is timed in
 every round, in the first also from cold starts, and the problems are dealt out to the rounds, so
-that both sides meet the machine's better and worse minutes. Both minimise the same objective from
+that both sides meet the machine's better and worse minutes. Both minimize the same objective from
 the same start with the same bounds, one thread. Times are CPU seconds of the process, so that other
 work on the machine counts for less. "mnist-mlp" is a 784-400-20 VAE trained here for one epoch.
 """

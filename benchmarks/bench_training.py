@@ -4,7 +4,7 @@
 
 The bare side calls the networks directly: draw, binary cross-entropy with logits, closed-form KL,
 Adam, nothing else. `fit` adds the objective's terms, the guard on every gradient, the log's sums
-and its own start. Each side makes `steps` optimisation steps from the same weights, and the two
+and its own start. Each side makes `steps` optimization steps from the same weights, and the two
 take turns, one first in even rounds and the other in odd ones. Medians and the median of the ratios
 are written to benchmarks/results/training.json. `kept` is the time that an epoch's checkpoint,
 state and log take. Without MNIST the images are noise, which costs the same. `--run` adds what the

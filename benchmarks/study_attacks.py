@@ -1,4 +1,4 @@
-"""[Kuzina22] sections 4.2 and 4.4 on a trained model, with attacks that see through the defence.
+"""[Kuzina22] sections 4.2 and 4.4 on a trained model, with attacks that see through the defense.
 
     python benchmarks/study_attacks.py MODEL undefended
     python benchmarks/study_attacks.py MODEL short --shard 0     # ... 9
@@ -43,7 +43,7 @@ PAPER = {  # MNIST VAE, standard error in brackets where it is printed
     "hmc ms-ssim 0.1": "0.88 (0.01)",
 }
 RADII = (0.1, 0.2)
-SEEN = 0.1  # the radius of the defence-aware part
+SEEN = 0.1  # the radius of the defense-aware part
 SHARDS = {"short": 10, "long": 4}
 CHAINS = {
     "short": rv.HMC(steps=26, n_leapfrog=5, step_size=0.1, adapt="chain"),
@@ -129,7 +129,7 @@ class Study:
     def climb(
         self, victim: rv.Victim, x: Tensor, start: Tensor, clean: Tensor, steps: int, name: str
     ) -> tuple[Tensor, Tensor]:
-        """Raise the distance from `clean` by sign steps, fresh randomness of the defence in each;
+        """Raise the distance from `clean` by sign steps, fresh randomness of the defense in each;
         where it ends, and the least norm of a gradient met."""
         ball, y, least = rv.Ball("linf", SEEN), start, torch.full((len(x),), torch.inf)
         for count in range(steps):
@@ -251,7 +251,7 @@ def report(study: Study) -> None:
     given, flat, lines = study.given, study.joined("undefended"), []
     record: dict[str, object] = {"paper": PAPER}
     lines += [
-        "# Attacks on a convolutional VAE and on its HMC defence: [Kuzina22] 4.2 and 4.4",
+        "# Attacks on a convolutional VAE and on its HMC defense: [Kuzina22] 4.2 and 4.4",
         "",
         "## Undefended (section 4.2)",
         "",
@@ -419,7 +419,7 @@ def report(study: Study) -> None:
 
 
 def share(bare: Tensor, unseen: Tensor, seen: Tensor) -> tuple[float, float, float, float]:
-    """Share of the damage that the defence takes off, unseen and seen; the second over the first,
+    """Share of the damage that the defense takes off, unseen and seen; the second over the first,
     and its standard error by 2,000 bootstrap samples of the references."""
 
     def ratio(rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     python benchmarks/study_digits_models.py
 
-r = 1, m = 0.5, centred, free and boxed perturbations, l2; the attack is `rv.estimate_margin` with
+r = 1, m = 0.5, centered, free and boxed perturbations, l2; the attack is `rv.estimate_margin` with
 20 restarts of 100 steps.
 """
 
@@ -20,7 +20,7 @@ from robustvae.metrics import mean_stderr
 from robustvae.robustness import Bisection, find_margins
 
 RESULTS = Path(__file__).parent / "results" / "digits-models.json"
-QUESTION = {"r": 1.0, "m": 0.5, "version": "centred"}
+QUESTION = {"r": 1.0, "m": 0.5, "version": "centered"}
 
 
 def measured(name: str, inputs: int, restarts: int, steps: int) -> dict[str, object]:
@@ -64,7 +64,7 @@ def main() -> None:
     given = parser.parse_args()
     record: dict[str, object] = {
         "what": "bundled models, all 355 test digits for the errors, "
-        f"{given.inputs} of them (seed 0, balanced) for the margins; r = 1, m = 0.5, centred, l2; "
+        f"{given.inputs} of them (seed 0, balanced) for the margins; r = 1, m = 0.5, centered, l2; "
         f"attack: {given.restarts} restarts x {given.steps} steps",
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,

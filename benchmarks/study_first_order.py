@@ -3,7 +3,7 @@
     python benchmarks/study_first_order.py [MODEL] [--data digits] [--inputs 100]
 
 Camuto's bound with the Jacobian's Frobenius norm, ours with its spectral norm in units of sigma,
-and `find_margin`'s upper bound (20 restarts x 100 steps, free, centred), with their correlations
+and `find_margin`'s upper bound (20 restarts x 100 steps, free, centered), with their correlations
 over the inputs. r is twice the median over the inputs of the m-quantile at rest, m = 1/2.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     vae, images = rv.load(given.model), rv.data.load(given.data, split="test")
     victim = rv.Victim(vae)
     x, _ = images.sample(given.inputs, stratified=True, generator=rv.generator(0))
-    ask = {"version": "centred", "generator": rv.generator(1)}
+    ask = {"version": "centered", "generator": rv.generator(1)}
     r = 2 * float(torch.as_tensor(rest_quantile(victim, x, M, **ask).value).median())
     chance = rv.robustness_probability(victim, x, x, r, draws=DRAWS, confidence=0.999, **ask).low
     with torch.no_grad():

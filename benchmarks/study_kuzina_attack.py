@@ -3,8 +3,8 @@
     python benchmarks/study_kuzina_attack.py mnist-conv28 [--data mnist] [--long] [--whole]
 
 One row for each protocol, every one with the change of those before it: first that of
-`robustvae.studies.defence_strength`; then codes drawn from the posterior, in reading, in learning
-the classifier and as the reference; then, on MNIST, images binarised by chance; then the authors'
+`robustvae.studies.defense_strength`; then codes drawn from the posterior, in reading, in learning
+the classifier and as the reference; then, on MNIST, images binarized by chance; then the authors'
 attack (start N(0, 0.2 I), plain gradient steps of length 1 whose entries are cut at the radius,
 the last point). The authors' code says all but the variance of the start, which stands in Table 8.
 `--long` adds, to the last protocol, at radius 0.2, HMC by their rule with 1,001 gradients;
@@ -24,13 +24,13 @@ from torch import Tensor
 import robustvae as rv
 from robustvae import data
 from robustvae.attacks import Attack, ClassifierFlip, LatentShift
-from robustvae.defences import HMC, Defence, PosteriorMean, PosteriorSample, Victim
+from robustvae.defenses import HMC, Defense, PosteriorMean, PosteriorSample, Victim
 from robustvae.metrics import mean_stderr, ms_ssim
 from robustvae.models.base import VAE, frozen
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import rand, randn, shard_generator
 
-STEPS, STARTS, IMAGES, LEARNT = 50, 2, 50, 5000
+STEPS, STARTS, IMAGES, LEARNED = 50, 2, 50, 5000
 LONG, WHOLE = "HMC, their rule, 1,001", "HMC, their schedule"
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,7 +46,7 @@ def their_search(score: Score, x: Tensor, radius: float, generator: torch.Genera
     return (x + away.clamp(-radius, radius)).clamp(0, 1)
 
 
-def classifier_of(vae: VAE, read: Defence, images: Tensor, y: Tensor) -> torch.nn.Linear:
+def classifier_of(vae: VAE, read: Defense, images: Tensor, y: Tensor) -> torch.nn.Linear:
     """Logistic regression on the codes that `read` gives."""
     with torch.no_grad():
         z = read(vae, images, generator=shard_generator(0, 0, "learn"))
@@ -58,7 +58,7 @@ def classifier_of(vae: VAE, read: Defence, images: Tensor, y: Tensor) -> torch.n
 
 
 def main() -> None:
-    """Print a row for each protocol and defence."""
+    """Print a row for each protocol and defense."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", default="mnist")
@@ -69,11 +69,11 @@ def main() -> None:
     vae = rv.load(args.model)
     sets = [data.load(args.data, split=split) for split in ("test", "train")]
     tests = sets[0].sample(IMAGES, stratified=True, generator=shard_generator(0, 0, "data"))
-    learn = sets[1].sample(LEARNT, generator=shard_generator(0, 0, "train"))
+    learn = sets[1].sample(LEARNED, generator=shard_generator(0, 0, "train"))
     on_mnist = args.data == "mnist"
-    protocols = ["ours", "+ drawn codes", "+ binarised images", "+ their ascent"]
+    protocols = ["ours", "+ drawn codes", "+ binarized images", "+ their ascent"]
     if not on_mnist:
-        protocols.remove("+ binarised images")
+        protocols.remove("+ binarized images")
     short = HMC(26, step_size=0.5, mass="encoder")
     long = HMC(100, acceptance=0.5)
     by_their_rule = HMC(50, n_leapfrog=20, adapt="paper")
@@ -81,7 +81,7 @@ def main() -> None:
     whole = HMC(*schedule, n_leapfrog=20, adapt="paper")
     for number, name in enumerate(protocols):
         last = number == len(protocols) - 1
-        read: Defence = PosteriorSample() if number >= 1 else PosteriorMean()
+        read: Defense = PosteriorSample() if number >= 1 else PosteriorMean()
         x, train = (
             (rand(*p.shape, like=p, generator=shard_generator(0, 0, "chance")) < p).to(p)
             if on_mnist and number >= 2
@@ -91,12 +91,12 @@ def main() -> None:
         classifier = classifier_of(vae, read, train, learn[1])
         many, label = x.repeat(STARTS, 1, 1, 1), tests[1].repeat(STARTS)
         clean = Victim(vae, read).reconstruct(many, generator=shard_generator(0, 1, "clean"))
-        defences: dict[str, Defence] = {"undefended": read, "HMC, 131": short, "HMC, 501": long}
+        defenses: dict[str, Defense] = {"undefended": read, "HMC, 131": short, "HMC, 501": long}
         if args.long and last:
-            defences[LONG] = by_their_rule
+            defenses[LONG] = by_their_rule
         if args.whole and last:
-            defences[WHOLE] = whole
-        told: dict[str, list[str]] = {key: [] for key in defences}
+            defenses[WHOLE] = whole
+        told: dict[str, list[str]] = {key: [] for key in defenses}
         for goal in (LatentShift("symmetric_kl"), ClassifierFlip(label=label)):
             flips = isinstance(goal, ClassifierFlip)
             for radius in (0.0, 0.1, 0.2)[0 if flips else 1 :]:
@@ -112,12 +112,12 @@ def main() -> None:
                     with frozen(vae):
                         score = goal.bind(victim, many, generator=noise)
                         moved = their_search(score, many, radius, noise)
-                for key, defence in defences.items():
+                for key, defense in defenses.items():
                     if key in (LONG, WHOLE) and radius != 0.2:
                         continue
                     n = IMAGES if key == WHOLE else len(many)
                     noise = shard_generator(0, 2, key)
-                    z = Victim(vae, defence).latent(moved[:n], generator=noise)
+                    z = Victim(vae, defense).latent(moved[:n], generator=noise)
                     with torch.no_grad():
                         if flips:
                             values = (classifier(z).argmax(1) == label[:n]).double()

@@ -2,7 +2,7 @@
 
     python benchmarks/study_robust_steps.py mnist-conv28 [--data mnist]
 
-Attacks maximise the damage at l-infinity 0.2 through one search (its unrolled gradient, L-BFGS by
+Attacks maximize the damage at l-infinity 0.2 through one search (its unrolled gradient, L-BFGS by
 the implicit one), ten steps from each of five starts; every search is then held against what was
 found. 20 test images; MS-SSIM and squared distance to the undefended clean reconstruction.
 """
@@ -16,12 +16,12 @@ import torch
 
 import robustvae as rv
 from robustvae import data
-from robustvae.defences import RobustPosterior, Victim
+from robustvae.defenses import RobustPosterior, Victim
 from robustvae.metrics import mean_stderr
 from robustvae.perturb import Ball
 from robustvae.seeding import shard_generator
-from robustvae.studies.defence_strength import similarities
-from robustvae.studies.defence_table import squared
+from robustvae.studies.defense_strength import similarities
+from robustvae.studies.defense_table import squared
 
 IMAGES, SHARD, STEPS, STARTS = 20, 10, 10, 5
 BALL = Ball("linf", 0.2)
@@ -61,8 +61,8 @@ def main() -> None:
                     for i, at in enumerate(torch.arange(len(x)).split(SHARD))
                 ]
             )
-        for name, defence in SEARCHES.items():
-            x_hat = Victim(vae, defence).reconstruct(x_adv, generator=rv.generator(3))
+        for name, defense in SEARCHES.items():
+            x_hat = Victim(vae, defense).reconstruct(x_adv, generator=rv.generator(3))
             mean, stderr = mean_stderr(similarities(x_hat, clean)["MS-SSIM"].tolist())
             far, spread = mean_stderr(squared(x_hat, clean))
             print(

@@ -2,9 +2,9 @@
 
     python benchmarks/study_tightness.py runs/mnist-lipschitz-10 [--inputs 40] [--minutes 8]
 
-r = 8, m = 1/2, l2. Every input's certified margin, centred and paired, beside [Barrett22] Theorem 3
-(a = b = K, paired in their code's form; centred the same two tail bounds) and beside the margin
-that attacks reach, free and boxed, centred: the standard suite in one free and one boxed ball,
+r = 8, m = 1/2, l2. Every input's certified margin, centered and paired, beside [Barrett22] Theorem 3
+(a = b = K, paired in their code's form; centered the same two tail bounds) and beside the margin
+that attacks reach, free and boxed, centered: the standard suite in one free and one boxed ball,
 and projected ascent of 20 restarts x 200 steps in a bisection over the radius. Finished inputs are
 kept in the result, so that the same command goes on where it stopped.
 """
@@ -36,13 +36,13 @@ QUESTION: dict[str, Any] = {"r": R, "m": M}
 
 
 def attacked(vae: rv.VAE, x: Tensor, restarts: int, steps: int, seed: int) -> dict[str, Tensor]:
-    """Upper bounds on the centred margin, free and boxed, by everything at hand."""
+    """Upper bounds on the centered margin, free and boxed, by everything at hand."""
     victim = rv.Victim(vae)
     found: dict[str, Tensor] = {}
     known: list[Tensor] = []
     for name, boxed in (("boxed", True), ("free", False)):
         g = shard_generator(seed, 0, f"attacks {name}")
-        ask = {"version": "centred", "boxed": boxed, "generator": g, "confidence": 0.975}
+        ask = {"version": "centered", "boxed": boxed, "generator": g, "confidence": 0.975}
         quick = Bisection(search=rv.ProjectedAscent(steps=30, restarts=3), rounds=3, largest=6.0)
         first = find_margin(victim, x, **QUESTION, **ask, bisection=quick)
         ends = torch.as_tensor(first.estimate.value)
@@ -67,9 +67,9 @@ def rows(vae: rv.VAE, x: Tensor, labels: Tensor, given: argparse.Namespace, shar
     g = shard_generator(given.seed, shard, "certify")
     ask = {**QUESTION, "generator": g}
     certified = {
-        "centred": rv.certify(vae, x, version="centred", **ask).radius,
-        "centred, envelope": rv.certify(
-            vae, x, version="centred", routes=["envelope"], **ask
+        "centered": rv.certify(vae, x, version="centered", **ask).radius,
+        "centered, envelope": rv.certify(
+            vae, x, version="centered", routes=["envelope"], **ask
         ).radius,
         "paired": rv.certify(vae, x, version="paired", **ask).radius,
     }
@@ -108,7 +108,7 @@ def summary(vae: LipschitzVAE, found: list[dict[str, Any]]) -> dict[str, Any]:
     column = {name: [row[name] for row in found] for name in found[0]}
     assert vae.stddev is not None
     told: dict[str, Any] = {name: mean_stderr(v) for name, v in list(column.items())[2:]}
-    for version in ("centred", "paired"):
+    for version in ("centered", "paired"):
         common = {"r": R, "m": M, "b": k, "latent": vae.latent, "version": version}
         theirs = bounds.barrett_global_margin(vae.stddev, a=k, **common)
         told[f"barrett, {version}"] = theirs
@@ -119,7 +119,7 @@ def summary(vae: LipschitzVAE, found: list[dict[str, Any]]) -> dict[str, Any]:
         told[f"times barrett, {version}"] = mean_stderr([c / theirs for c in column[version]])
         told[f"below barrett, {version}"] = sum(c < theirs for c in column[version])
     for box in ("free", "boxed"):
-        pairs = list(zip(column["centred"], column[f"attacked, {box}"], strict=True))
+        pairs = list(zip(column["centered"], column[f"attacked, {box}"], strict=True))
         told[f"certified / attacked, {box}"] = mean_stderr([low / high for low, high in pairs])
         told[f"violations, {box}"] = sum(low > high for low, high in pairs)
     return told

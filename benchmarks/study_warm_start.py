@@ -17,7 +17,7 @@ from robustvae import data
 from robustvae.attacks import LatentShift
 from robustvae.metrics import mean_stderr
 from robustvae.seeding import shard_generator
-from robustvae.studies.defence_table import squared
+from robustvae.studies.defense_table import squared
 
 ROWS = {
     "encoder's mass": rv.HMC(26, step_size=0.5, mass="encoder"),

@@ -13,9 +13,9 @@ found = attack(victim, x, generator=g)
 print("l2 size spent", found.size, "status", found.status)
 
 fixed = rv.Victim(vae, rv.HMC(steps=20)).reconstruct(found.x_adv, generator=g)
-print("reconstructions behind the defence", tuple(fixed.shape))
+print("reconstructions behind the defense", tuple(fixed.shape))
 
-question = {"r": 1.0, "m": 0.5, "version": "centred"}
+question = {"r": 1.0, "m": 0.5, "version": "centered"}
 lower = rv.certify(vae, x, **question, generator=g)
 upper = rv.estimate_margin(victim, x, **question, boxed=False, generator=g)
 for proved, attacked in zip(lower.radius, upper.high, strict=True):

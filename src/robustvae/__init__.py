@@ -13,7 +13,7 @@ from robustvae.attacks import (
 )
 from robustvae.auditing import audit
 from robustvae.certificates import Certificate, certify
-from robustvae.defences import (
+from robustvae.defenses import (
     HMC,
     PosteriorMean,
     PosteriorMode,

@@ -32,7 +32,7 @@ from robustvae.attacks import Attack, LatentShift, MaximumDamage, evidence_check
 from robustvae.attacks.attack import AttackResult
 from robustvae.certificates import certify
 from robustvae.data import Images
-from robustvae.defences import PosteriorMean, RobustPosterior, Victim
+from robustvae.defenses import PosteriorMean, RobustPosterior, Victim
 from robustvae.errors import (
     ConfigError,
     RangeError,
@@ -117,9 +117,9 @@ class Plan(BaseModel):
         "m-quantile of the distance at rest",
     )
     m: float = Field(default=0.5, gt=0, lt=1, description="probability asked for")
-    version: Literal["centred", "paired"] = "centred"
+    version: Literal["centered", "paired"] = "centered"
     attacks: tuple[AttackPlan, ...] = Field(min_length=1)
-    defence_steps: int = Field(default=50, ge=1, description="gradients of the robust posterior")
+    defense_steps: int = Field(default=50, ge=1, description="gradients of the robust posterior")
     draws: int = Field(default=1000, ge=10, description="posterior draws to a probability")
     confidence: float = Field(default=0.95, gt=0, lt=1)
     margin_steps: int = Field(default=50, ge=1)
@@ -296,13 +296,13 @@ def audit(
         "seed": seed,
         "versions": _versions(),
     }
-    defence = repr(victim.defence)
+    defense = repr(victim.defense)
     if resume and model["sha256"] is None:
         raise ConfigError(
             "cannot resume: the model's weights are out of sight, so it cannot be told from another"
         )
     shards = [chosen[i : i + plan.shard] for i in range(0, plan.inputs, plan.shard)]
-    store = _Store(keep, {**header, "defence": defence}, resume)
+    store = _Store(keep, {**header, "defense": defense}, resume)
     report = progress or (lambda done, total, what: None)
     rows: list[dict[str, Any]] = []
     gallery: list[dict[str, Any]] = []
@@ -325,7 +325,7 @@ def audit(
     checks = _checks(rows) + _evidence(victim, picked, plan, seed)
     return Record(
         title=f"{model['name']} on {images.name} ({images.split})",
-        defence=defence,
+        defense=defense,
         rows=rows,
         summary=_summary(rows, plan),
         checks=checks,
@@ -438,10 +438,10 @@ class _Bench:
             "attacked reconstruction": x_hat_adv,
         }
         if not _is_defended(self.victim):
-            norm, steps = attack.norm, self.plan.defence_steps
-            defence = RobustPosterior(norm=norm, radius=attack.radius, steps=steps)
-            x_hat_defended = Victim(self.victim.vae, defence).reconstruct(
-                found.x_adv, generator=self.generator(f"defence {name}")
+            norm, steps = attack.norm, self.plan.defense_steps
+            defense = RobustPosterior(norm=norm, radius=attack.radius, steps=steps)
+            x_hat_defended = Victim(self.victim.vae, defense).reconstruct(
+                found.x_adv, generator=self.generator(f"defense {name}")
             )
             columns["damage_defended"] = _distance(x_hat_defended, x_hat).tolist()
             columns["ms_ssim_defended"] = _similarity(x_hat, x_hat_defended)
@@ -577,7 +577,7 @@ def _tolerance(victim: Victim, picked: Images, plan: Plan, seed: int) -> float:
 
 
 def _is_defended(victim: Victim) -> bool:
-    return not isinstance(victim.defence, PosteriorMean)
+    return not isinstance(victim.defense, PosteriorMean)
 
 
 def _asks_neyman_pearson(victim: Victim, plan: Plan) -> bool:
@@ -720,10 +720,10 @@ ATTACK_KEYS = {
     "size": ("size of the perturbation", "pixel units"),
     "damage": ("distance between the reconstructions, clean and attacked", "pixel units, l2"),
     "damage_noise": ("the same under random noise of equal size", "pixel units, l2"),
-    "damage_defended": ("the same with the defence", "pixel units, l2"),
+    "damage_defended": ("the same with the defense", "pixel units, l2"),
     "ms_ssim_attacked": ("MS-SSIM of the reconstructions, clean and attacked", ""),
     "ms_ssim_noise": ("the same under random noise of equal size", ""),
-    "ms_ssim_defended": ("the same with the defence", ""),
+    "ms_ssim_defended": ("the same with the defense", ""),
     "probability": ("P(distance <= r) under attack, {version}", ""),
 }
 """What the summary says of each attack: key, label and unit."""
@@ -848,7 +848,7 @@ def _evidence(victim: Victim, picked: Images, plan: Plan, seed: int) -> list[dic
 
 def _protocol(victim: Victim, plan: Plan, r: float) -> list[str]:
     delta = {
-        "centred": "the distance between a reconstruction drawn at the perturbed input, with the "
+        "centered": "the distance between a reconstruction drawn at the perturbed input, with the "
         "clean input's posterior spread, and the reconstruction of the clean posterior mean",
         "paired": "the distance between reconstructions drawn independently at the perturbed and "
         "at the clean input",
@@ -883,7 +883,7 @@ def _protocol(victim: Victim, plan: Plan, r: float) -> list[str]:
         )
     if not _is_defended(victim):
         words.append(
-            f"Defence shown beside the attack: mode of the robust posterior, {plan.defence_steps} "
+            f"Defense shown beside the attack: mode of the robust posterior, {plan.defense_steps} "
             "gradients, told the attack's norm and radius; the attack did not know it."
         )
     return words
@@ -947,15 +947,15 @@ def _not_tried(victim: Victim, plan: Plan) -> list[str]:
     if _is_defended(victim):
         words.append("Certificates: none speaks of a defended victim.")
     else:
-        words.append("Attacks that know the defence shown beside them.")
+        words.append("Attacks that know the defense shown beside them.")
         if not _asks_neyman_pearson(victim, plan):
             words.append(
                 "The probabilistic certificate (Neyman-Pearson), which takes seconds for each "
                 "input of a convolutional model; `neyman_pearson: always` in the plan asks for it."
             )
-    if plan.version == "centred":
+    if plan.version == "centered":
         words.append(
-            "The spread of the posterior at the perturbed input: the centred version keeps the "
+            "The spread of the posterior at the perturbed input: the centered version keeps the "
             "clean input's."
         )
     return words

@@ -206,7 +206,7 @@ def barrett_global_margin(
     """[Barrett22]'s margin for every input at once, one sigma for all coordinates.
 
     The form of their code: u = (r/a - b q)^2 / (2 sigma^2), which is exact for the paired
-    difference. "centred" is the same two tail bounds for N(shift, sigma^2 I).
+    difference. "centered" is the same two tail bounds for N(shift, sigma^2 I).
 
     Args:
         stddev: The fixed sigma of every coordinate.
@@ -215,7 +215,7 @@ def barrett_global_margin(
         a: Lipschitz constant of the decoder's mean.
         b: Lipschitz constant of the encoder's mean.
         latent: Dimension d.
-        version: "paired" or "centred".
+        version: "paired" or "centered".
 
     References:
         [Barrett22] Theorem 3.
@@ -225,7 +225,7 @@ def barrett_global_margin(
         >>> round(barrett_global_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10), 3)
         0.032
     """
-    check_choice("version", version, ("centred", "paired"))
+    check_choice("version", version, ("centered", "paired"))
     paired = version == "paired"
     total = torch.tensor([(4 if paired else 1) * latent * stddev**2], dtype=torch.float64)
     spread = stddev * math.sqrt(2 if paired else 1)
@@ -327,8 +327,8 @@ def isotropic_guess(
         h = 1 - 2 / 3 * mean * (latent + 3 * lam) / second.square()
         p = second / mean.square()
         q = (h - 1) * (1 - 3 * h)
-        centre = 1 + h * p * (h - 1 - 0.5 * (2 - h) * q * p)
-        return ((x / mean) ** h - centre) / (h * (2 * p).sqrt() * (1 + 0.5 * q * p)) > quantile
+        center = 1 + h * p * (h - 1 - 0.5 * (2 - h) * q * p)
+        return ((x / mean) ** h - center) / (h * (2 * p).sqrt() * (1 + 0.5 * q * p)) > quantile
 
     return largest(holds, reach / shift(torch.ones_like(reach))[0], steps=24)
 
@@ -361,7 +361,7 @@ def trace_markov_probability(reach: Any, shift: Any, total: Any) -> Tensor:
     return 1 - markov_failure(reach, shift, total)
 
 
-def generalised_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tensor:
+def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tensor:
     """P(sum_j (s_j n_j + D_j)^2 <= t^2), by Ruben's series, rounded down.
 
     Warning:
@@ -385,10 +385,10 @@ def generalised_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
 
     Examples:
         >>> import torch
-        >>> from robustvae.bounds import generalised_probability
+        >>> from robustvae.bounds import generalized_probability
         >>> s = torch.tensor([[1.0, 0.314], [1.0, 0.314]])
         >>> shifts = torch.tensor([[1.069, 0.0], [0.0, 1.069]])
-        >>> [round(p, 3) for p in generalised_probability(1.378, shifts, s).tolist()]
+        >>> [round(p, 3) for p in generalized_probability(1.378, shifts, s).tolist()]
         [0.599, 0.514]
     """
     shifts, stddevs = _double(shifts), _double(stddevs)
@@ -558,8 +558,8 @@ def envelope_reach(logits: Tensor, r: float) -> Tensor:
     Examples:
         >>> import torch
         >>> from robustvae.bounds import envelope_reach
-        >>> grey, black = torch.zeros(1, 4), torch.full((1, 4), -6.0)
-        >>> bool(envelope_reach(black, 0.4) > 1.5 * envelope_reach(grey, 0.4))
+        >>> gray, black = torch.zeros(1, 4), torch.full((1, 4), -6.0)
+        >>> bool(envelope_reach(black, 0.4) > 1.5 * envelope_reach(gray, 0.4))
         True
     """
     check_positive(r, "r")

@@ -146,7 +146,7 @@ def audit(
     if workers != 1:
         raise ConfigError(f"--workers takes 1 only until campaigns exist, got {workers}")
     from robustvae import auditing, report
-    from robustvae.defences import Victim
+    from robustvae.defenses import Victim
     from robustvae.records import check_folder
     from robustvae.report.terminal import table
 
@@ -216,7 +216,7 @@ def certify(
     inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 100,
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")] = 1.0,
     m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
-    version: Annotated[str, typer.Option(help="centred, paired or full.")] = "centred",
+    version: Annotated[str, typer.Option(help="centered, paired or full.")] = "centered",
     norm: Annotated[str, typer.Option(help="l2 or linf.")] = "l2",
     route: Annotated[
         list[str] | None,
@@ -293,7 +293,7 @@ def design(
     margin: Annotated[float, typer.Option(help="Certified margin wanted, l2 in pixel units.")],
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")],
     m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
-    version: Annotated[str, typer.Option(help="centred, paired or full.")] = "centred",
+    version: Annotated[str, typer.Option(help="centered, paired or full.")] = "centered",
     latent: Annotated[int, typer.Option(min=1, help="Dimension of the latent.")] = 10,
     stddev: Annotated[float, typer.Option(help="The fixed sigma of the encoder.")] = 0.1,
     ratio: Annotated[float, typer.Option(help="Encoder's constant over the decoder's.")] = 1.0,

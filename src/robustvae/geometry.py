@@ -173,9 +173,9 @@ def pullback(
         part: "mean", "std" or "both".
         std_term: "expected" or "paper", of the Riemannian std part.
         count: How many directions to keep, None for all.
-        batched: Vectorise the products with J; None for yes unless the model has convolutions.
+        batched: Vectorize the products with J; None for yes unless the model has convolutions.
         chunk: Inputs at a time; None for as many as keep J within 2^24 numbers, or
-            in the cache where its products are vectorised.
+            in the cache where its products are vectorized.
 
     Returns:
         `Geometry`, without a graph.
@@ -281,7 +281,7 @@ def decoder_metric(vae: VAE, z: Tensor, *, batched: bool | None = None, chunk: i
     Args:
         vae: Its decoder is read in evaluation mode.
         z: Latents, (B, d).
-        batched: Vectorise the products; None for yes unless the model has convolutions.
+        batched: Vectorize the products; None for yes unless the model has convolutions.
         chunk: Latents at a time.
 
     Returns:
@@ -491,7 +491,7 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _laid_out(vae: VAE, batched: bool) -> contextlib.AbstractContextManager[None]:
-    """Convolutions in their fast layout, which no vectorised product can go through."""
+    """Convolutions in their fast layout, which no vectorized product can go through."""
     return contextlib.nullcontext() if batched else channels_last(vae)
 
 

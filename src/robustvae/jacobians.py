@@ -36,7 +36,7 @@ def jacobian(
         f: Map from (B, ...) to (B, ...) that treats each row alone.
         x: Points, (B, ...), of floating type.
         mode: "reverse" makes one row of J at a time, "forward" one column; "auto" takes the fewer.
-        batched: Make all rows (or columns) by one vectorised product: faster for linear layers,
+        batched: Make all rows (or columns) by one vectorized product: faster for linear layers,
             slower for convolutions, and k (or D) times the memory.
         chunk: Most rows of `x` at a time.
 
@@ -135,7 +135,7 @@ def lanczos(
     steps: int | None = None,
     generator: torch.Generator,
 ) -> Eigenpairs:
-    """Largest eigenpairs of symmetric operators by Lanczos with full reorthogonalisation.
+    """Largest eigenpairs of symmetric operators by Lanczos with full reorthogonalization.
 
     All rows advance together, each in its own Krylov space. A space that closes early is
     continued with a fresh random direction, so multiple eigenvalues are found too.

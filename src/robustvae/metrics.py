@@ -103,7 +103,7 @@ def _ssim(x: Tensor, y: Tensor, variant: str) -> tuple[Tensor, Tensor]:
         x, y = (F.pad(image, [border] * 4, mode="reflect") for image in (x, y))
     else:
         size, border = min(_KUZINA_WINDOW, *x.shape[-2:]), 0
-    # The published code centres even windows on pixel size // 2, half a pixel off the middle.
+    # The published code centers even windows on pixel size // 2, half a pixel off the middle.
     offset = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
     window = torch.exp(-(offset**2) / (2 * _SIGMA**2))
     window = window / window.sum()

@@ -65,7 +65,7 @@ class Record:
         title: What was audited, in a few words.
         model: name, kind, architecture, latent, image_shape, likelihood, parameters, sha256.
         data: name, split, inputs, available, and the sha256 of the images audited.
-        defence: The victim's defence, as text.
+        defense: The victim's defense, as text.
         plan: The complete plan.
         seed: The seed of every generator.
         versions: Of the library, Python, torch and numpy.
@@ -94,7 +94,7 @@ class Record:
     title: str
     model: dict[str, Any]
     data: dict[str, Any]
-    defence: str
+    defense: str
     plan: dict[str, Any]
     seed: int
     versions: dict[str, str]

@@ -1,14 +1,14 @@
 """r-robustness: how likely an output stays near its clean one, and the size at which it does not.
 
 The displacement of the output, Delta, comes in three versions, never mixed up. For a victim with
-the `PosteriorMean` defence, the undefended VAE that samples its own posterior N(mu, sigma^2):
+the `PosteriorMean` defense, the undefended VAE that samples its own posterior N(mu, sigma^2):
 
-- "centred" [Camuto21 Eqs. 1-3]: g(mu(x_adv) + eta sigma(x)) - g(mu(x)), eta standard normal. It
+- "centered" [Camuto21 Eqs. 1-3]: g(mu(x_adv) + eta sigma(x)) - g(mu(x)), eta standard normal. It
   keeps the spread of the clean input, and is defined for Gaussian posteriors only.
 - "paired" [Barrett22]: g(z_adv) - g(z), independent draws z_adv ~ q(.|x_adv), z ~ q(.|x).
 - "full": g(z_adv) - g(mu(x)), z_adv ~ q(.|x_adv): what the deployed model does.
 
-With any other defence T, random or not: centred is g(T(x_adv)) - g(mu(x)), paired is
+With any other defense T, random or not: centered is g(T(x_adv)) - g(mu(x)), paired is
 g(T(x_adv)) - g(T(x)), and "full" is not defined. g is the decoder's mean.
 """
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Goal, MaximumDamage, Search
-from robustvae.defences import PosteriorMean, Victim
+from robustvae.defenses import PosteriorMean, Victim
 from robustvae.errors import (
     NonFiniteError,
     RangeError,
@@ -48,8 +48,8 @@ from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.records import Estimate
 from robustvae.seeding import draw, split
 
-Version = Literal["centred", "paired", "full"]
-VERSIONS = ("centred", "full", "paired")
+Version = Literal["centered", "paired", "full"]
+VERSIONS = ("centered", "full", "paired")
 
 OK = "ok"
 AT_REST = "not robust at rest"
@@ -86,7 +86,7 @@ def robustness_probability(
         x: Clean images in [0, 1], (B, C, H, W).
         x_adv: Perturbed images, (B, C, H, W); may leave [0, 1].
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
-        version: "centred", "paired" or "full"; see this module's head.
+        version: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws, which are fresh.
         draws: Number of draws of Delta for each input.
         confidence: Of each input's interval, in (0, 1).
@@ -99,7 +99,7 @@ def robustness_probability(
         ShapeError: `x_adv` has another shape than `x`.
         RangeError: `r`, `draws` or `confidence` out of range, or a pixel of `x` outside [0, 1].
         NonFiniteError: A weight or a clean reconstruction that is not finite.
-        UnsupportedError: "full" with a defence, or "centred" of a posterior that is not Gaussian.
+        UnsupportedError: "full" with a defense, or "centered" of a posterior that is not Gaussian.
 
     References:
         [Camuto21] Eqs. 1-3; [Barrett22] section 3; Clopper & Pearson, 1934.
@@ -136,7 +136,7 @@ def displacements(
         victim: What is judged.
         x: Clean images in [0, 1], (B, C, H, W).
         x_adv: Perturbed images, (B, C, H, W); may leave [0, 1].
-        version: "centred", "paired" or "full"; see this module's head.
+        version: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: How many for each input.
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
@@ -148,14 +148,14 @@ def displacements(
     Raises:
         ShapeError: `x_adv` has another shape than `x`.
         NonFiniteError: A weight or a clean reconstruction that is not finite.
-        UnsupportedError: "full" with a defence, or "centred" of a posterior that is not Gaussian.
+        UnsupportedError: "full" with a defense, or "centered" of a posterior that is not Gaussian.
 
     Examples:
         >>> import robustvae as rv, torch
         >>> from robustvae.robustness import displacements
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> displacements(rv.Victim(vae), x, x, "centred", generator=g, draws=7).shape
+        >>> displacements(rv.Victim(vae), x, x, "centered", generator=g, draws=7).shape
         torch.Size([7, 3])
     """
     _check(victim, x, version)
@@ -168,21 +168,21 @@ def displacements(
     vae, at_once = victim.vae, max(1, rows // len(x))
     found = []
     with frozen(vae), torch.no_grad():
-        centre = vae.decode(vae.encode(x).mean).mean.flatten(1)
-        if not bool(centre.isfinite().all()):
+        center = vae.decode(vae.encode(x).mean).mean.flatten(1)
+        if not bool(center.isfinite().all()):
             raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
         clean = _latents(victim, x, x, "full") if version == "paired" else None
         moved = _latents(victim, x, x_adv, version)
 
         def decode(latents: Callable[..., Tensor], n: int) -> Tensor:
             z = latents(n, generator)
-            return vae.decode(z.flatten(0, 1)).mean.view(n, *centre.shape)
+            return vae.decode(z.flatten(0, 1)).mean.view(n, *center.shape)
 
         for begin in range(0, draws, at_once):
             n = min(at_once, draws - begin)
             end = decode(moved, n)
             found.append(
-                torch.linalg.vector_norm(end - (decode(clean, n) if clean else centre), dim=2)
+                torch.linalg.vector_norm(end - (decode(clean, n) if clean else center), dim=2)
             )
     return torch.cat(found).nan_to_num(nan=math.inf, posinf=math.inf)
 
@@ -211,7 +211,7 @@ def robustness_curve(
         direction: Directions, (B, C, H, W), of any length but 0.
         sizes: 2-norms of the perturbation in pixel units, K of them, at least 0.
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
-        version: "centred", "paired" or "full"; see this module's head.
+        version: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: Number of draws of Delta for each input and size.
         confidence: Of each interval, in (0, 1).
@@ -235,7 +235,7 @@ def robustness_curve(
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
         >>> up = torch.ones_like(x)
-        >>> curve = robustness_curve(rv.Victim(vae), x, up, [0, 1], 0.5, "centred", generator=g)
+        >>> curve = robustness_curve(rv.Victim(vae), x, up, [0, 1], 0.5, "centered", generator=g)
         >>> curve.value.shape
         torch.Size([3, 2])
     """
@@ -290,7 +290,7 @@ def rest_quantile(
         victim: What is judged.
         x: Clean images in [0, 1], (B, C, H, W).
         m: Probability in (0, 1).
-        version: "centred", "paired" or "full"; see this module's head.
+        version: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: Number of draws of Delta for each input.
         confidence: Of each input's interval, in (0, 1).
@@ -307,7 +307,7 @@ def rest_quantile(
         >>> from robustvae.robustness import rest_quantile
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> r = rest_quantile(rv.Victim(vae), x, 0.5, "centred", generator=g)
+        >>> r = rest_quantile(rv.Victim(vae), x, 0.5, "centered", generator=g)
         >>> bool(((r.low <= r.value) & (r.value <= r.high)).all())
         True
     """
@@ -428,11 +428,11 @@ def estimate_margin(
         margin of a free perturbation is no bound for boxed ones.
 
     Args:
-        victim: What is judged, through its defence.
+        victim: What is judged, through its defense.
         x: Clean images in [0, 1], (B, C, H, W).
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
         m: Probability in (0, 1) with which the output must stay within r.
-        version: "centred", "paired" or "full"; see this module's head.
+        version: "centered", "paired" or "full"; see this module's head.
         norm: "l2" or "linf", of the perturbation.
         boxed: Whether the perturbed image must stay in [0, 1].
         generator: Spent by search and draws.
@@ -451,7 +451,7 @@ def estimate_margin(
         ShapeError: Images of another shape.
         DtypeError: `bisection` or `candidates` of another type.
         NonFiniteError: A weight or a clean reconstruction that is not finite.
-        UnsupportedError: "full" with a defence, or "centred" of a posterior that is not Gaussian.
+        UnsupportedError: "full" with a defense, or "centered" of a posterior that is not Gaussian.
 
     References:
         [Barrett22] section 5 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5.
@@ -460,7 +460,7 @@ def estimate_margin(
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> rv.estimate_margin(rv.Victim(vae), x, 100.0, 0.5, "centred", generator=g).value
+        >>> rv.estimate_margin(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).value
         tensor([inf, inf, inf], dtype=torch.float64)
     """
     return find_margin(
@@ -504,7 +504,7 @@ def find_margin(
         >>> from robustvae.robustness import find_margin
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> find_margin(rv.Victim(vae), x, 100.0, 0.5, "centred", generator=g).x_adv.shape
+        >>> find_margin(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).x_adv.shape
         torch.Size([3, 1, 4, 4])
     """
     _check(victim, x, version)
@@ -600,7 +600,7 @@ def find_margins(
         x: Clean images in [0, 1], (B, C, H, W).
         r: Allowed displacement of the output, in pixel units.
         m: Probability in (0, 1) with which the output must stay within r.
-        version: "centred", "paired" or "full"; see this module's head.
+        version: "centered", "paired" or "full"; see this module's head.
         norm: "l2" or "linf", of the perturbation.
         generator: Spent by search and draws.
         draws: Fresh draws in each deciding test.
@@ -613,7 +613,7 @@ def find_margins(
         >>> from robustvae.robustness import find_margins
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> find_margins(rv.Victim(vae), x, 100.0, 0.5, "centred", generator=g).free.estimate.boxed
+        >>> find_margins(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).free.estimate.boxed
         False
     """
     check_probability(confidence, "confidence")
@@ -762,7 +762,7 @@ def _search(
 ) -> None:
     """One search on all of a few radii at once, then bisection."""
     x, ball, batch = trail.x, trail.ball, len(trail.x)
-    spread_moves = version != "centred" and isinstance(victim.defence, PosteriorMean)
+    spread_moves = version != "centered" and isinstance(victim.defense, PosteriorMean)
     goal = how.goal or MaximumDamage(through="both" if spread_moves else "mean")
     score = goal.bind(victim, x, generator=generator)
 
@@ -796,10 +796,10 @@ def _failing_count(m: float, draws: int, search_draws: int, confidence: float) -
 
 def _latents(victim: Victim, x: Tensor, x_adv: Tensor, version: Version) -> Callable[..., Tensor]:
     """A function (n, generator) -> latents (n, B, d) that the victim reads off `x_adv`."""
-    if isinstance(victim.defence, PosteriorMean):
+    if isinstance(victim.defense, PosteriorMean):
         posterior = victim.vae.encode(x_adv)
-        if version == "centred":
-            check_gaussian(posterior, "version 'centred'")
+        if version == "centered":
+            check_gaussian(posterior, "version 'centered'")
             posterior = Gaussian(posterior.mean, victim.vae.encode(x).stddev)
         return lambda n, generator: draw(posterior, (n,), generator=generator)
 
@@ -835,10 +835,10 @@ def _check_candidates(candidates: Tensor, x: Tensor, ball: Ball) -> None:
 def _check(victim: Victim, x: Tensor, version: str) -> None:
     check_type(victim, "victim", Victim)
     check_choice("version", version, VERSIONS)
-    if version == "full" and not isinstance(victim.defence, PosteriorMean):
+    if version == "full" and not isinstance(victim.defense, PosteriorMean):
         raise UnsupportedError(
-            "version 'full' is about the encoder's own posterior: with a defence, "
-            "'centred' already samples what the victim does"
+            "version 'full' is about the encoder's own posterior: with a defense, "
+            "'centered' already samples what the victim does"
         )
     check_images(x, victim.vae.image_shape)
     check_weights(victim.vae)

@@ -90,7 +90,7 @@ def rand(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
-    """Draw from a distribution, reparameterised where it has a mean and a spread.
+    """Draw from a distribution, reparameterized where it has a mean and a spread.
 
     Args:
         distribution: One of the library's (it has `.draw(shape, generator=...)`), or any of
@@ -124,8 +124,8 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
     if isinstance(distribution, torch.distributions.Distribution):
         # torch's own samplers read the global generator: lend them ours and put theirs back.
         with seeded(split(generator, 1)[0].initial_seed()):
-            reparameterised = distribution.has_rsample
-            sample = distribution.rsample if reparameterised else distribution.sample
+            reparameterized = distribution.has_rsample
+            sample = distribution.rsample if reparameterized else distribution.sample
             return sample(torch.Size(shape))
     raise UnsupportedError(
         f"cannot draw from {type(distribution).__name__}: "

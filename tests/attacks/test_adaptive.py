@@ -1,4 +1,4 @@
-"""Gradients through defences, against finite differences; the published attack's gradient is 0."""
+"""Gradients through defenses, against finite differences; the published attack's gradient is 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustvae.attacks import (
     StraightThrough,
     Truncated,
 )
-from robustvae.defences import HMC, PosteriorMode, RobustPosterior, Victim
+from robustvae.defenses import HMC, PosteriorMode, RobustPosterior, Victim
 from robustvae.models import create
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import generator, rand, randn
@@ -37,23 +37,23 @@ def x() -> Tensor:
     return 0.3 + 0.4 * rand(2, 1, 4, 4, like=like, generator=generator(1))
 
 
-def slope_and_difference(vae, defence, x, read=None) -> tuple[Tensor, Tensor]:
+def slope_and_difference(vae, defense, x, read=None) -> tuple[Tensor, Tensor]:
     """d/dt of a weighted sum of latents along a direction: autograd, and central differences."""
     g = generator(3)
     weight, v = randn(2, 3, like=like, generator=g), randn(*x.shape, like=like, generator=g)
 
-    def value(at: Tensor, by=defence) -> Tensor:
+    def value(at: Tensor, by=defense) -> Tensor:
         return (by(vae, at, generator=generator(7)) * weight).sum()
 
     at = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(value(at), at)
-    h, by = 1e-5, read or defence
+    h, by = 1e-5, read or defense
     difference = (value(x + h * v, by) - value(x - h * v, by)) / (2 * h)
     return (slope * v).sum(), difference.detach()
 
 
 @pytest.mark.parametrize(
-    "defence",
+    "defense",
     [
         HMC(steps=6, n_leapfrog=3, adapt=None),
         Checkpointed(HMC(steps=6, n_leapfrog=3, adapt=None), segment=2),
@@ -63,8 +63,8 @@ def slope_and_difference(vae, defence, x, read=None) -> tuple[Tensor, Tensor]:
         RobustPosterior(radius=0.05, steps=20),
     ],
 )
-def test_gradients_through_defences_are_true(vae, x, defence):
-    slope, difference = slope_and_difference(vae, defence, x)
+def test_gradients_through_defenses_are_true(vae, x, defense):
+    slope, difference = slope_and_difference(vae, defense, x)
     assert abs(difference) > 1e-4
     torch.testing.assert_close(slope, difference, rtol=2e-4, atol=1e-7)
 
@@ -140,7 +140,7 @@ def test_chains_that_cannot_be_cut_are_refused(wrap, options):
 
 
 @pytest.mark.parametrize(
-    "defence",
+    "defense",
     [
         Truncated(HMC(steps=3), last=2),
         Checkpointed(HMC(steps=3, adapt=None), segment=2),
@@ -149,7 +149,7 @@ def test_chains_that_cannot_be_cut_are_refused(wrap, options):
     ],
     ids=lambda d: type(d).__name__,
 )
-def test_a_model_in_training_is_left_as_it_was(defence, x):
+def test_a_model_in_training_is_left_as_it_was(defense, x):
     """Its running statistics too; and what is differentiated is the model at rest."""
     shape = {"architecture": "mlp", "latent": 3, "image_shape": (1, 4, 4), "hidden": (12,)}
     vae = create("vae", **shape, activation="tanh", batch_norm=True, seed=5).double()
@@ -157,7 +157,7 @@ def test_a_model_in_training_is_left_as_it_was(defence, x):
     for training in (False, True):
         vae.train(training)
         before = {name: value.clone() for name, value in vae.state_dict().items()}
-        z = defence(vae, at, generator=generator(0))
+        z = defense(vae, at, generator=generator(0))
         slopes.append(torch.autograd.grad(z.square().sum(), at)[0])
         assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
         assert vae.training == training and all(p.requires_grad for p in vae.parameters())
@@ -187,7 +187,7 @@ def test_truncated_gradients_are_those_of_the_last_transitions(vae, x, last):
     assert (slope.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_straight_through_has_the_codes_of_the_defence_and_the_slope_of_the_encoder(vae, x):
+def test_straight_through_has_the_codes_of_the_defense_and_the_slope_of_the_encoder(vae, x):
     own = PosteriorMode(steps=10)
     at = x.clone().requires_grad_()
     z = StraightThrough(own)(vae, at, generator=generator(0))
@@ -204,10 +204,10 @@ def test_every_way_through_is_attacked(vae, x):
         StraightThrough(HMC(steps=3)),
         Implicit(PosteriorMode(steps=20)),
     )
-    for defence in ways:
+    for defense in ways:
         goal = LatentShift("latent", draws=2)
         attack = Attack(goal, ProjectedAscent(steps=3, restarts=2), Ball("linf", 0.2))
-        found = attack(Victim(vae, defence), x, generator=generator(0))
+        found = attack(Victim(vae, defense), x, generator=generator(0))
         assert found.status == ("ok", "ok")
 
 

@@ -22,7 +22,7 @@ from robustvae.attacks import (
     OutputTarget,
     WeightedSum,
 )
-from robustvae.defences import HMC, PosteriorMode, PosteriorSample, Victim
+from robustvae.defenses import HMC, PosteriorMode, PosteriorSample, Victim
 from robustvae.models import create, wrap
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
@@ -173,7 +173,7 @@ def test_what_a_search_claims_is_not_believed():
     assert (found.score < 1e3).all()
 
 
-def test_a_detached_defence_is_inconclusive():
+def test_a_detached_defense_is_inconclusive():
     """Planted fault: the published sampler, which hands the attacker gradient 0."""
     x, vae = images(), small_vae()
 
@@ -190,9 +190,9 @@ def test_a_detached_defence_is_inconclusive():
     assert (seeing.score > blind.score).all()
 
 
-@pytest.mark.parametrize("defence", [PosteriorSample(), HMC(steps=2, n_leapfrog=2)])
-def test_random_defences_are_averaged_and_attacked_by_their_gradient(defence):
-    x, victim = images(2), Victim(small_vae(), defence)
+@pytest.mark.parametrize("defense", [PosteriorSample(), HMC(steps=2, n_leapfrog=2)])
+def test_random_defenses_are_averaged_and_attacked_by_their_gradient(defense):
+    x, victim = images(2), Victim(small_vae(), defense)
     for goal in (MaximumDamage(draws=2), LatentShift("latent", draws=2)):
         attack = Attack(goal, ProjectedAscent(steps=3, restarts=1), Ball("linf", 0.3))
         found = attack(victim, x, generator=generator(0))
@@ -307,9 +307,9 @@ def test_weights_that_are_not_finite_are_refused():
     vae, x = small_vae(), images()
     with torch.no_grad():
         next(vae.parameters())[0, 0] = torch.nan
-    for defence in (PosteriorSample(), HMC(steps=1)):
+    for defense in (PosteriorSample(), HMC(steps=1)):
         with pytest.raises(errors.NonFiniteError, match="weights"):
-            Victim(vae, defence).reconstruct(x, generator=generator(0))
+            Victim(vae, defense).reconstruct(x, generator=generator(0))
     with pytest.raises(errors.NonFiniteError, match="weights"):
         HMC(steps=1)(vae, x, generator=generator(0))
     attack = Attack(LatentShift(), ProjectedAscent(steps=1), Ball("l2", 1.0))

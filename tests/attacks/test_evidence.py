@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import LatentShift, MaximumDamage, evidence_checks
-from robustvae.defences import HMC, PosteriorMean, PosteriorMode, Victim
+from robustvae.defenses import HMC, PosteriorMean, PosteriorMode, Victim
 from robustvae.models import create
 from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.seeding import generator, rand
@@ -33,9 +33,9 @@ def x() -> Tensor:
     return rand(4, 1, 6, 6, like=like, generator=generator(1))
 
 
-def checks(vae, x, *, search=SEARCH, defence=None, goal=None, ball=None) -> dict[str, object]:
+def checks(vae, x, *, search=SEARCH, defense=None, goal=None, ball=None) -> dict[str, object]:
     found = evidence_checks(
-        Victim(vae, defence or PosteriorMean()),
+        Victim(vae, defense or PosteriorMean()),
         x,
         goal=goal or MaximumDamage(),
         ball=ball or Ball("linf", 0.1),
@@ -55,11 +55,11 @@ def test_an_honest_attack_passes(vae, x, ball, goal):
     assert all(found.values()), found
 
 
-def test_an_honest_attack_on_a_defence_passes(vae, x):
-    found = checks(vae, x, defence=PosteriorMode(steps=15), ball=Ball("linf", 0.2))
+def test_an_honest_attack_on_a_defense_passes(vae, x):
+    found = checks(vae, x, defense=PosteriorMode(steps=15), ball=Ball("linf", 0.2))
     assert found["seeing beats transfer"] and found["gradients"] and found["honest score"]
     random = checks(
-        vae, x, defence=HMC(steps=2, n_leapfrog=1), search=ProjectedAscent(steps=3, restarts=1)
+        vae, x, defense=HMC(steps=2, n_leapfrog=1), search=ProjectedAscent(steps=3, restarts=1)
     )
     assert random["honest score"] is None
 
@@ -68,7 +68,7 @@ def test_a_detached_sampler_fails(vae, x):
     def detached(vae, x, *, generator):
         return PosteriorMode(steps=15)(vae, x.detach(), generator=generator)
 
-    found = checks(vae, x, defence=detached, ball=Ball("linf", 0.2))
+    found = checks(vae, x, defense=detached, ball=Ball("linf", 0.2))
     assert found["gradients"] is False
     assert found["seeing beats transfer"] is False
 

@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from robustvae import errors
 from robustvae.attacks import Attack, LatentShift, LatentTarget
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.models import create
 from robustvae.models.base import VAE
 from robustvae.perturb import Ball, ProjectedAscent

@@ -25,7 +25,7 @@ from robustvae.attacks import (
 )
 from robustvae.attacks.suite import SUITES, WORST, stretched
 from robustvae.data.changes import blur, jpeg
-from robustvae.defences import PosteriorMode, PosteriorSample, Victim
+from robustvae.defenses import PosteriorMode, PosteriorSample, Victim
 from robustvae.models import create
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import generator, rand
@@ -67,7 +67,7 @@ def test_the_suite_is_led_by_the_pointwise_worst_case(x):
         found.worst(Ball("l2", 9.0))
 
 
-def test_the_suite_can_be_pointed_at_a_defence_and_at_other_balls(x):
+def test_the_suite_can_be_pointed_at_a_defense_and_at_other_balls(x):
     suite = AttackSuite("smoke", balls=(Ball("linf", 0.1),))
     victim = Victim(make_vae(), PosteriorMode(steps=3))
     assert suite(victim, x[:2], generator=generator(0)).suite == "smoke-1, custom balls"

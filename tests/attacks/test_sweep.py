@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from robustvae import errors
 from robustvae.attacks import LatentTarget, OutputTarget, PenaltySweep, auddc, penalties
 from robustvae.attacks import select_penalty as select
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.models import create, wrap
 from robustvae.seeding import generator, rand, randn
 
@@ -166,7 +166,7 @@ def test_selection_breaks_ties_by_the_largest_penalty():
         select(objective, weights[:3])
 
 
-def test_a_sweep_on_a_network_lowers_what_it_minimises(x):
+def test_a_sweep_on_a_network_lowers_what_it_minimizes(x):
     torch.random.default_generator.set_state(generator(5).get_state())
     vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4), hidden=(8,)).double()
     goal = LatentTarget(x[:1])

@@ -11,7 +11,7 @@ PLAN = {
     "margin_steps": 10,
     "margin_restarts": 1,
     "gallery": 2,
-    "defence_steps": 3,
+    "defense_steps": 3,
     "evidence": 2,
     "attacks": [
         {"radius": 0.5, "steps": 10, "restarts": 2},
@@ -128,13 +128,13 @@ def test_assumptions_keep_the_greatest_of_their_numbers():
     assert merged == ["a", "at most 9.7e-05 here"]
 
 
-def test_a_defended_victim_is_attacked_through_its_defence(images):
+def test_a_defended_victim_is_attacked_through_its_defense(images):
     victim = rv.Victim(rv.load("digits-vae"), rv.RobustPosterior(norm="linf", radius=0.1, steps=2))
     plan = PLAN | {"inputs": 2, "draws": 20, "attacks": PLAN["attacks"][:1]}
     record = rv.audit(victim, images, plan=plan, seed=0)
     assert record.rows[0]["damage"] > 0
     assert record.rows[0]["certified"] is None
-    assert "RobustPosterior" in record.defence
+    assert "RobustPosterior" in record.defense
 
 
 def test_images_of_another_shape_are_refused(images):

@@ -74,22 +74,22 @@ def test_noncentral_is_below_the_true_mass_in_every_direction(spreads, size, rea
     direction = torch.randn(len(s), generator=g)
     shift = size * direction / direction.norm()
     bound = bounds.noncentral_probability(reach, size, s.max(), len(s))
-    exact = bounds.generalised_probability(reach, shift.abs()[None], s[None])[0]
+    exact = bounds.generalized_probability(reach, shift.abs()[None], s[None])[0]
     assert bound <= exact + 1e-8
 
 
 def test_no_single_direction_is_the_worst():
-    """docs/theory.md, "Generalised chi-square": a length alone does not say along which axis."""
+    """docs/theory.md, "Generalized chi-square": a length alone does not say along which axis."""
     s = torch.tensor([[1.0, 0.314], [1.0, 0.314]])
-    along = bounds.generalised_probability(1.378, 1.069 * torch.eye(2), s)
+    along = bounds.generalized_probability(1.378, 1.069 * torch.eye(2), s)
     assert_close(along, torch.tensor([0.599, 0.514]), atol=5e-4, rtol=0)
     assert bounds.noncentral_probability(1.378, 1.069, 1.0, 2) <= along.min()
 
 
-def test_generalised_against_monte_carlo_and_against_the_noncentral(generator):
+def test_generalized_against_monte_carlo_and_against_the_noncentral(generator):
     s = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.4]])
     shifts = torch.tensor([[0.1, 0.4, 0.3], [0.5, 0.0, 0.0]])
-    got = bounds.generalised_probability(0.9, shifts, s)
+    got = bounds.generalized_probability(0.9, shifts, s)
     for row in range(2):
         draws = shifts[row] + s[row] * torch.randn(200_000, 3, generator=generator)
         share = (draws.norm(dim=1) <= 0.9).double().mean()
@@ -97,12 +97,12 @@ def test_generalised_against_monte_carlo_and_against_the_noncentral(generator):
     assert_close(got[1], bounds.noncentral_probability(0.9, 0.5, 0.4, 3), atol=1e-8, rtol=0)
 
 
-def test_generalised_against_imhof():
+def test_generalized_against_imhof():
     """Ruben's series against Imhof's inversion integral, an independent method."""
     s = torch.tensor([[0.2, 0.9, 0.35, 0.5]])
     shifts = torch.tensor([[0.6, 0.1, 0.0, 0.3]])
     for reach in (0.5, 1.0, 2.0):
-        got = bounds.generalised_probability(reach, shifts, s)[0]
+        got = bounds.generalized_probability(reach, shifts, s)[0]
         assert abs(float(got) - imhof(reach**2, shifts[0], s[0])) < 1e-7
 
 
@@ -178,8 +178,8 @@ def test_barrett_global_margins_of_one_example():
     """K = 10 everywhere, sigma = 0.1, r = 8, m = 1/2, d = 10."""
     arguments = {"r": 8, "m": 0.5, "a": 10, "b": 10, "latent": 10}
     assert bounds.barrett_global_margin(0.1, **arguments) == pytest.approx(0.032, abs=5e-4)
-    centred = bounds.barrett_global_margin(0.1, **arguments, version="centred")
-    assert centred == pytest.approx(0.047, abs=5e-4)
+    centered = bounds.barrett_global_margin(0.1, **arguments, version="centered")
+    assert centered == pytest.approx(0.047, abs=5e-4)
 
 
 def test_barrett_bounds_the_true_probability(generator):
@@ -232,11 +232,11 @@ def test_envelope_is_nearly_exact_for_one_pixel():
 
 
 def test_a_slope_of_one_fifth_is_caught():
-    """The sigmoid's slope is 1/4: a reach of 5 r is reached from grey pixels."""
-    grey = torch.zeros(1, 4)
-    moved = torch.sigmoid(grey + 5 * 0.1 / 2) - 0.5
+    """The sigmoid's slope is 1/4: a reach of 5 r is reached from gray pixels."""
+    gray = torch.zeros(1, 4)
+    moved = torch.sigmoid(gray + 5 * 0.1 / 2) - 0.5
     assert moved.norm() > 0.1
-    assert bounds.envelope_reach(grey, 0.1) < 5 * 0.1 * 0.82
+    assert bounds.envelope_reach(gray, 0.1) < 5 * 0.1 * 0.82
 
 
 def test_first_order_spectral_is_never_below_camuto(generator):
@@ -270,7 +270,7 @@ def test_largest_never_exceeds_the_edge():
 
 def test_bad_input_is_refused():
     with pytest.raises(errors.ShapeError):
-        bounds.generalised_probability(1.0, torch.zeros(2, 3), torch.ones(2, 2))
+        bounds.generalized_probability(1.0, torch.zeros(2, 3), torch.ones(2, 2))
     with pytest.raises(errors.ShapeError):
         bounds.envelope_reach(torch.zeros(3), 1.0)
     with pytest.raises(errors.RangeError):

@@ -7,15 +7,15 @@ from robustvae.training import train_recipe
 
 
 def test_certificate_is_positive_and_a_fair_share_of_the_attacked_bound(generator):
-    """r = 1, m = 1/2, centred, free: positive on 90 %, on average 0.3 of what attacks reach."""
+    """r = 1, m = 1/2, centered, free: positive on 90 %, on average 0.3 of what attacks reach."""
     vae = rv.load("digits-lipschitz-vae")
     images = rv.data.load("digits", split="test")
-    lower = rv.certify(vae, images.x, 1.0, 0.5, "centred", generator=generator)
+    lower = rv.certify(vae, images.x, 1.0, 0.5, "centered", generator=generator)
     assert (lower.radius > 0).double().mean() >= 0.9
     x, _ = images.sample(20, stratified=True, generator=generator)
-    lower = rv.certify(vae, x, 1.0, 0.5, "centred", generator=generator)
+    lower = rv.certify(vae, x, 1.0, 0.5, "centered", generator=generator)
     upper = rv.estimate_margin(
-        rv.Victim(vae), x, r=1.0, m=0.5, version="centred", boxed=False, generator=generator
+        rv.Victim(vae), x, r=1.0, m=0.5, version="centered", boxed=False, generator=generator
     )
     high = torch.as_tensor(upper.value).double()
     assert (lower.radius <= high).all()

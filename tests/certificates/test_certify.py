@@ -73,7 +73,7 @@ def delta(vae, x, x_adv, version, draws, generator):
     clean = vae.decode(q.mean).mean
     sizes = []
     for _ in range(draws):
-        stddev = q.stddev if version == "centred" else q_adv.stddev
+        stddev = q.stddev if version == "centered" else q_adv.stddev
         noise = torch.randn(q.mean.shape, generator=generator).to(q.mean)
         moved = vae.decode(q_adv.mean + stddev * noise).mean
         if version == "paired":
@@ -115,7 +115,7 @@ def violations(vae, x, radius, version, generator, *, r=R, m=M):
     return failed
 
 
-@pytest.mark.parametrize("version", ["centred", "paired", "full"])
+@pytest.mark.parametrize("version", ["centered", "paired", "full"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_certified_is_never_above_attacked(name, version, dtype, generator):
@@ -127,7 +127,7 @@ def test_certified_is_never_above_attacked(name, version, dtype, generator):
     assert not violations(vae, x, found.radius, version, generator).any()
 
 
-@pytest.mark.parametrize("version", ["centred", "paired"])
+@pytest.mark.parametrize("version", ["centered", "paired"])
 def test_lipschitz_models_get_a_positive_radius(version, generator):
     x = torch.rand(4, *SHAPE, generator=generator)
     assert (certify(lipschitz(), x, R, M, version, generator=generator).radius > 0.2).all()
@@ -137,7 +137,7 @@ def test_linear_model_has_its_exact_margin(generator):
     """Orthogonal maps, identity output: ||Delta|| = 2 ||N(shift, s^2 I)||, shift = 1.5 rho."""
     vae = linear(generator)
     x = torch.rand(3, *SHAPE, generator=generator)
-    for version, spread in (("centred", 0.1), ("paired", 0.1 * math.sqrt(2))):
+    for version, spread in (("centered", 0.1), ("paired", 0.1 * math.sqrt(2))):
         found = certify(vae, x, 1.0, 0.7, version, generator=generator)
         exact = bounds.largest(
             lambda rho, s=spread: bounds.noncentral_probability(0.5, 1.5 * rho, s, 4) > 0.7,
@@ -156,9 +156,9 @@ def test_linear_model_has_its_exact_margin(generator):
 
 def test_best_route_is_taken_and_named(generator):
     vae, x = lipschitz(), torch.rand(6, *SHAPE, generator=generator)
-    best = certify(vae, x, R, M, "centred", generator=generator)
+    best = certify(vae, x, R, M, "centered", generator=generator)
     for route in certificate.GUARANTEED:
-        alone = certify(vae, x, R, M, "centred", generator=generator, routes=[route])
+        alone = certify(vae, x, R, M, "centered", generator=generator, routes=[route])
         assert (best.radius >= alone.radius).all()
         assert all(name.endswith(("noncentral", "trace_markov")) for name in alone.route)
     assert torch.equal(best.radius, torch.stack(list(best.by_route.values())).amax(0))
@@ -175,24 +175,24 @@ def test_barrett_is_never_above_ours(generator):
 
 def test_monotone_in_r_and_m(generator):
     vae, x = lipschitz(), torch.rand(5, *SHAPE, generator=generator)
-    radii = [certify(vae, x, r, M, "centred", generator=generator).radius for r in (0.4, 0.6, 0.9)]
+    radii = [certify(vae, x, r, M, "centered", generator=generator).radius for r in (0.4, 0.6, 0.9)]
     assert (radii[0] <= radii[1]).all() and (radii[1] <= radii[2]).all()
     radii = [certify(vae, x, R, m, "paired", generator=generator).radius for m in (0.3, 0.6, 0.9)]
     assert (radii[0] >= radii[1]).all() and (radii[1] >= radii[2]).all()
 
 
-def test_full_is_never_above_centred(generator):
+def test_full_is_never_above_centered(generator):
     vae, x = MODELS["lipschitz, learned sigma"](), torch.rand(5, *SHAPE, generator=generator)
-    centred = certify(vae, x, 1.0, M, "centred", generator=generator)
+    centered = certify(vae, x, 1.0, M, "centered", generator=generator)
     full = certify(vae, x, 1.0, M, "full", generator=generator)
-    assert (full.radius <= centred.radius).all()
-    assert any("silent about sigma" in line for line in centred.assumptions)
+    assert (full.radius <= centered.radius).all()
+    assert any("silent about sigma" in line for line in centered.assumptions)
     assert not any("silent about sigma" in line for line in full.assumptions)
 
 
 def test_neyman_pearson_is_probabilistic_and_sound(generator):
     vae, x = lipschitz(), torch.rand(6, *SHAPE, generator=generator)
-    for version in ("centred", "paired"):
+    for version in ("centered", "paired"):
         found = certify(vae, x, R, M, version, generator=generator, routes=["neyman_pearson"])
         assert found.kind == "probabilistic" and found.confidence == 0.999
         assert not violations(vae, x, found.radius, version, generator).any()
@@ -205,15 +205,15 @@ def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
         vae.log_var_head.bias.fill_(-4.0)
     x = torch.rand(3, 1, 8, 8, generator=generator)
     with torch.no_grad():
-        r = 1.5 * float(delta(vae, x, x, "centred", 200, generator).quantile(0.9))
-    found = certify(vae, x, r, M, "centred", generator=generator, routes=["neyman_pearson"])
+        r = 1.5 * float(delta(vae, x, x, "centered", 200, generator).quantile(0.9))
+    found = certify(vae, x, r, M, "centered", generator=generator, routes=["neyman_pearson"])
     assert found.status == ("ok",) * 3
-    assert not violations(vae, x, found.radius, "centred", generator, r=r).any()
+    assert not violations(vae, x, found.radius, "centered", generator, r=r).any()
 
 
 def test_a_boxed_certificate_says_so_and_is_larger(generator):
     vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:4].float()
-    ask = {"r": 1.0, "m": M, "version": "centred"}
+    ask = {"r": 1.0, "m": M, "version": "centered"}
     free, boxed = (
         certify(vae, x, **ask, generator=rv.generator(0), routes=["neyman_pearson"], boxed=box)
         for box in (False, True)
@@ -229,7 +229,7 @@ def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
     """Fixed sigma, linear encoder: sigma (Phi^-1(p) - Phi^-1(m)) / K."""
     vae = linear(generator)
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(vae, x, 0.6, 0.5, "centred", generator=generator, routes=["neyman_pearson"])
+    found = certify(vae, x, 0.6, 0.5, "centered", generator=generator, routes=["neyman_pearson"])
     true = bounds.noncentral_probability(0.3, 0.0, 0.1, 4)
     ceiling = 0.1 * torch.special.ndtri(true) / 1.5
     assert (found.radius <= ceiling).all() and (found.radius > 0.8 * ceiling).all()
@@ -247,7 +247,7 @@ def hierarchy(kind, between=(6,), lift=1.0):
     return vae
 
 
-@pytest.mark.parametrize("version", ["centred", "full", "paired"])
+@pytest.mark.parametrize("version", ["centered", "full", "paired"])
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
 def test_neyman_pearson_serves_hierarchies(kind, version, generator):
     vae, x = hierarchy(kind, lift=4.0), torch.rand(4, *SHAPE, generator=generator)
@@ -259,17 +259,17 @@ def test_neyman_pearson_serves_hierarchies(kind, version, generator):
     assert not refuted(vae, x, found.radius, version, generator, r).any()
 
 
-def test_the_lowest_layer_alone_says_too_much_of_a_centred_seatbelt(generator, monkeypatch):
+def test_the_lowest_layer_alone_says_too_much_of_a_centered_seatbelt(generator, monkeypatch):
     """Its upper layer keeps its spread about a mean that moves: left out, trials find it out."""
     vae, x = (
         hierarchy("seatbelt", between=(), lift=30.0),
         torch.rand(4, *SHAPE, generator=generator),
     )
     with torch.no_grad():
-        r = 2 * float(apart(vae, x, x, "centred", 400, generator).quantile(0.5))
+        r = 2 * float(apart(vae, x, x, "centered", 400, generator).quantile(0.5))
     ask = {"generator": generator, "routes": ["neyman_pearson"], "draws": 4000}
-    right = certify(vae, x, r, M, "centred", **ask)
-    assert not refuted(vae, x, right.radius, "centred", generator, r).any()
+    right = certify(vae, x, r, M, "centered", **ask)
+    assert not refuted(vae, x, right.radius, "centered", generator, r).any()
 
     def one_layer(vae, layers):
         place = torch.nn.Linear(3, 5, bias=False, dtype=vae.dtype).requires_grad_(False)
@@ -277,11 +277,11 @@ def test_the_lowest_layer_alone_says_too_much_of_a_centred_seatbelt(generator, m
         return nn.Sequential(vae.mean_head, place)
 
     monkeypatch.setattr(movement, "mean_path", one_layer)
-    broken = certify(vae, x, r, M, "centred", **ask)
+    broken = certify(vae, x, r, M, "centered", **ask)
     assert broken.status == ("abstain",) * 4 and (broken.radius == 0).all()
     monkeypatch.setattr(movement.Encoder, "_check", lambda *_: None)
-    broken = certify(vae, x, r, M, "centred", **ask)
-    assert refuted(vae, x, broken.radius, "centred", generator, r).any()
+    broken = certify(vae, x, r, M, "centered", **ask)
+    assert refuted(vae, x, broken.radius, "centered", generator, r).any()
 
 
 def test_the_joint_of_a_hierarchy_is_as_certain_as_its_lowest_layer(generator):
@@ -301,7 +301,7 @@ def test_the_joint_of_a_hierarchy_is_as_certain_as_its_lowest_layer(generator):
 def apart(vae, x, x_adv, version, draws, generator):
     """||Delta|| of a hierarchy, draws from the joint posterior, (draws, B)."""
     q, q_adv = vae.encode(x), vae.encode(x_adv)
-    if version == "centred":
+    if version == "centered":
         q_adv = rv.models.Gaussian(q_adv.mean, q.stddev)
     clean = vae.decode(q.mean).mean
     sizes = []
@@ -336,9 +336,9 @@ def test_neyman_pearson_serves_a_spread_that_moves(name, version, norm, generato
     assert found.status == ("ok",) * 3 and set(found.route) == {"neyman_pearson, crown"}
     # the l2 ball of the same radius lies within the linf ball
     assert not violations(vae, x, found.radius, version, generator, r=r).any()
-    centred = certify(vae, x, r, M, "centred", generator=generator, **ask)
+    centered = certify(vae, x, r, M, "centered", generator=generator, **ask)
     if version == "full":
-        assert (found.radius < centred.radius).all()
+        assert (found.radius < centered.radius).all()
 
 
 def test_first_order_is_no_guarantee_and_serves_any_model(generator):
@@ -349,7 +349,7 @@ def test_first_order_is_no_guarantee_and_serves_any_model(generator):
         latent=2,
         image_shape=SHAPE,
     )
-    found = certify(wrapped, x, R, M, "centred", generator=generator, routes=["first_order"])
+    found = certify(wrapped, x, R, M, "centered", generator=generator, routes=["first_order"])
     assert found.kind == "first_order" and (found.radius > 0).all()
     ours, spectral, theirs = found.by_route.values()
     assert torch.equal(found.radius, ours)
@@ -374,7 +374,7 @@ def test_first_order_needs_a_positive_spread(generator, capfd):
         mean = images.flatten(1)[:, :2]
         return rv.models.Gaussian(mean, torch.where(images[:, 0, 0, :1] == x[0, 0, 0, 0], 0, 0.1))
 
-    ask = {"r": R, "m": M, "version": "centred", "routes": ["first_order"]}
+    ask = {"r": R, "m": M, "version": "centered", "routes": ["first_order"]}
     found = certify(wrapped(encode), x, **ask, generator=generator)
     assert found.status == ("abstain", "ok")
     assert found.radius[0] == 0 and 0 < found.radius[1] < math.inf
@@ -382,7 +382,7 @@ def test_first_order_needs_a_positive_spread(generator, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("version", ["centred", "full", "paired"])
+@pytest.mark.parametrize("version", ["centered", "full", "paired"])
 def test_first_order_needs_a_gaussian_posterior(version, generator):
     vae = wrapped(lambda x: torch.distributions.Laplace(x.flatten(1)[:, :2], 0.1))
     x = torch.rand(2, *SHAPE, generator=generator)
@@ -396,7 +396,7 @@ def test_what_is_no_number_is_refused(generator):
         vae.log_var_head.bias[0] = torch.nan
     for routes in (None, ["first_order"], ["neyman_pearson"]):
         with pytest.raises(errors.NonFiniteError, match=r"log_var_head\.bias"):
-            certify(vae, x, R, M, "centred", generator=generator, routes=routes)
+            certify(vae, x, R, M, "centered", generator=generator, routes=routes)
     out_of_sight = rv.wrap(
         encode=lambda x: rv.models.Gaussian(x.flatten(1)[:, :2] * torch.nan, x.new_ones(1)),
         decode=lambda z: rv.models.Bernoulli(z.repeat(1, 8).view(-1, *SHAPE)),
@@ -421,7 +421,7 @@ def test_what_is_not_covered_abstains_by_name(generator):
         latent=2,
         image_shape=(1, 8, 8),
     )
-    found = certify(wrapped, x, R, M, "centred", generator=generator)
+    found = certify(wrapped, x, R, M, "centered", generator=generator)
     assert found.status == ("abstain", "abstain") and found.route == ("none", "none")
     assert (found.radius == 0).all()
     assert "WrappedVAE" in found.assumptions[0]
@@ -429,21 +429,21 @@ def test_what_is_not_covered_abstains_by_name(generator):
 
 def test_not_robust_at_rest_abstains(generator):
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(lipschitz(stddev=5.0), x, 0.1, 0.9, "centred", generator=generator)
+    found = certify(lipschitz(stddev=5.0), x, 0.1, 0.9, "centered", generator=generator)
     assert found.status == ("abstain", "abstain") and (found.radius == 0).all()
 
 
 def test_linf_is_the_l2_radius_over_the_root_of_the_pixels(generator):
     vae, x = lipschitz().double(), torch.rand(3, *SHAPE, generator=generator)
-    l2 = certify(vae, x, R, M, "centred", generator=generator)
-    linf = certify(vae, x, R, M, "centred", generator=generator, norm="linf")
+    l2 = certify(vae, x, R, M, "centered", generator=generator)
+    linf = certify(vae, x, R, M, "centered", generator=generator, norm="linf")
     assert_close(linf.radius, l2.radius / 4, rtol=1e-9, atol=0)
     assert (linf.radius <= l2.radius / 4).all()
 
 
 def test_coverage_is_a_falling_share(generator):
     x = torch.rand(8, *SHAPE, generator=generator)
-    found = certify(lipschitz(), x, R, M, "centred", generator=generator)
+    found = certify(lipschitz(), x, R, M, "centered", generator=generator)
     radii = torch.linspace(0, 1, 50)
     shares = found.coverage(radii)
     assert (shares.diff() <= 0).all() and shares[-1] == 0
@@ -453,7 +453,7 @@ def test_coverage_is_a_falling_share(generator):
 def test_state_of_the_model_is_left_alone(generator):
     vae, x = lipschitz().train(), torch.rand(2, *SHAPE, generator=generator)
     before = {k: v.clone() for k, v in vae.state_dict().items()}
-    certify(vae, x, R, M, "centred", generator=generator)
+    certify(vae, x, R, M, "centered", generator=generator)
     assert vae.training and all(p.requires_grad for p in vae.parameters())
     assert_close(vae.state_dict(), before, rtol=0, atol=0)
 
@@ -519,7 +519,7 @@ def test_batch_norm_in_evaluation_mode(generator):
     ],
 )
 def test_bad_arguments_are_refused(change, generator):
-    arguments = {"x": torch.rand(2, *SHAPE), "r": R, "m": M, "version": "centred", **change}
+    arguments = {"x": torch.rand(2, *SHAPE), "r": R, "m": M, "version": "centered", **change}
     with pytest.raises(errors.RobustVAEError):
         certify(lipschitz(), generator=generator, **arguments)
 
@@ -537,8 +537,8 @@ def test_speed_of_many_inputs(generator):
     assert time.perf_counter() - started < 5.0
 
 
-@pytest.mark.parametrize("version", ["centred", "paired"])
-def test_generalised_chi_square_is_the_closed_form_of_a_diagonal_encoder(version, generator):
+@pytest.mark.parametrize("version", ["centered", "paired"])
+def test_generalized_chi_square_is_the_closed_form_of_a_diagonal_encoder(version, generator):
     """mu_j = w_j x_j over the whole ball: every coordinate can move by w_j rho."""
     vae = linear(generator)
     gains = torch.tensor([1.5, 0.2, 0.1, 0.05])
@@ -547,21 +547,21 @@ def test_generalised_chi_square_is_the_closed_form_of_a_diagonal_encoder(version
         weight[:, :4] = torch.diag(gains)
         vae.mean_net[1].weight.copy_(weight / vae.mean_net[2].factor)
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(vae, x, 1.0, 0.7, version, generator=generator, routes=["generalised"])
+    found = certify(vae, x, 1.0, 0.7, version, generator=generator, routes=["generalized"])
     spread = 0.1 * (2**0.5 if version == "paired" else 1.0)
     exact = bounds.largest(
         lambda rho: (
-            bounds.generalised_probability(0.5, rho[:, None] * gains, torch.full((2, 4), spread))
+            bounds.generalized_probability(0.5, rho[:, None] * gains, torch.full((2, 4), spread))
             > 0.7
         ),
         torch.ones(2),
     )
-    assert found.route == ("generalised",) * 2 and found.kind == "deterministic"
+    assert found.route == ("generalized",) * 2 and found.kind == "deterministic"
     assert (found.radius <= exact).all() and (found.radius >= 0.99 * exact).all()
     assert not violations(vae, x, found.radius, version, generator, r=1.0, m=0.7).any()
 
 
-def test_generalised_chi_square_needs_exact_spreads(generator):
+def test_generalized_chi_square_needs_exact_spreads(generator):
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(plain(), x, R, M, "full", generator=generator, routes=["generalised"])
+    found = certify(plain(), x, R, M, "full", generator=generator, routes=["generalized"])
     assert found.status == ("abstain",) * 2 and "spread that moves" in found.assumptions[0]

@@ -9,7 +9,7 @@ from robustvae.certificates.globally import design
 from robustvae.models import create
 
 
-@pytest.mark.parametrize("version", ["centred", "paired"])
+@pytest.mark.parametrize("version", ["centered", "paired"])
 @pytest.mark.parametrize("likelihood", ["continuous_bernoulli", "gaussian"])
 def test_a_designed_model_is_certified_for_what_was_wanted(version, likelihood, generator):
     """Every input of an untrained model with these options has at least the margin wanted."""
@@ -33,8 +33,8 @@ def test_a_designed_model_is_certified_for_what_was_wanted(version, likelihood, 
 
 def test_isotropic_margins_of_one_example():
     """K = 10, sigma = 0.1, r = 8, m = 1/2, d = 10; a = 10, and a = 10/4 by the slope."""
-    wanted = {("paired", 10.0): 0.068, ("centred", 10.0): 0.074}
-    wanted |= {("paired", 2.5): 0.317, ("centred", 2.5): 0.319}
+    wanted = {("paired", 10.0): 0.068, ("centered", 10.0): 0.074}
+    wanted |= {("paired", 2.5): 0.317, ("centered", 2.5): 0.319}
     for (version, a), value in wanted.items():
         got = isotropic_margin(0.1, r=8.0, m=0.5, a=a, b=10.0, latent=10, version=version)
         assert got == pytest.approx(value, abs=6e-4)
@@ -47,7 +47,7 @@ def test_isotropic_margins_of_one_example():
     st.floats(0.05, 0.95),
     st.floats(0.2, 10),
     st.integers(2, 40),
-    st.sampled_from(["centred", "paired"]),
+    st.sampled_from(["centered", "paired"]),
 )
 def test_never_below_barretts_global_margin(stddev, r, m, k, latent, version):
     arguments = {"r": r, "m": m, "a": k, "b": k, "latent": latent, "version": version}
@@ -60,4 +60,4 @@ def test_what_cannot_be_had_is_refused():
         design(1e7, r=1.0)
     with pytest.raises(errors.UnsupportedError):
         vae = create("lipschitz-vae", image_shape=(1, 4, 4), hidden=[8], latent=3, stddev=None)
-        global_margin(vae, r=1.0, m=0.5, version="centred")
+        global_margin(vae, r=1.0, m=0.5, version="centered")

@@ -27,7 +27,7 @@ def small(**options):
 
 
 def near_linear():
-    """About grey all constants are nearly reached, the sigmoid's slope among them."""
+    """About gray all constants are nearly reached, the sigmoid's slope among them."""
     vae = small(hidden=[], latent=4, stddev=0.01, encoder_lipschitz=0.3, decoder_lipschitz=4.0)
     with torch.no_grad():
         vae.mean_net[1].bias.zero_()
@@ -54,7 +54,7 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["centred", "paired", "full"])
+@pytest.mark.parametrize("version", ["centered", "paired", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_violation_on_models_of_every_kind(kind, version, generator):
     x = torch.rand(4, *SHAPE, generator=generator).double()
@@ -63,7 +63,7 @@ def test_no_violation_on_models_of_every_kind(kind, version, generator):
     assert 0.3 * found.done < found.adversarial < found.done and 0 < found.boxed < found.done
 
 
-@pytest.mark.parametrize("version", ["centred", "paired"])
+@pytest.mark.parametrize("version", ["centered", "paired"])
 def test_no_violation_of_the_bundled_model(version, generator):
     vae, x = rv.load("digits-lipschitz-vae"), digits(20)
     found = trials(vae, x, 1.0, 0.5, version, count=2_000, generator=generator)
@@ -78,7 +78,7 @@ def test_no_violation_of_neyman_pearson(name, generator):
         digits(50),
         1.0,
         0.5,
-        "centred",
+        "centered",
         count=20_000,
         generator=generator,
         routes=["neyman_pearson"],
@@ -87,7 +87,7 @@ def test_no_violation_of_neyman_pearson(name, generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["centred", "paired", "full"])
+@pytest.mark.parametrize("version", ["centered", "paired", "full"])
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
 def test_no_violation_of_hierarchies(kind, version, generator):
     vae = create(kind, widths=[3, 2], image_shape=SHAPE, hidden=[8], between=[6])
@@ -113,7 +113,7 @@ def constants(monkeypatch, **factors):
 def one_variance(monkeypatch):
     right = certificate._moved_stddev
     monkeypatch.setattr(
-        certificate, "_moved_stddev", lambda stddev, c, version: right(stddev, c, "centred")
+        certificate, "_moved_stddev", lambda stddev, c, version: right(stddev, c, "centered")
     )
 
 
@@ -141,7 +141,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_bounds_are_caught_by_the_same_trials(name, generator, monkeypatch):
     make, routes, r, m, break_, how = BROKEN[name]
-    version = "paired" if "paired" in name else "centred"
+    version = "paired" if "paired" in name else "centered"
     vae = make()
     x = torch.full((3, *SHAPE), 1e-3).double()
     ask = {"count": 900, "generator": generator, "routes": routes}
@@ -158,7 +158,7 @@ def test_a_trial_is_decided_by_its_true_probability(generator):
     size = 2.0 * 0.02 * torch.randn(200_000, 4, generator=generator).norm(dim=1)
     for share, robust in ((0.4, False), (0.6, True)):
         r = float(size.quantile(share))
-        violated, undecided, draws = judge(vae, x, x, r, 0.5, "centred", generator=generator)
+        violated, undecided, draws = judge(vae, x, x, r, 0.5, "centered", generator=generator)
         assert (violated, undecided) == ((0, 0) if robust else (40, 0))
         assert 40 * soundness.LOOKS[0] <= draws <= 40 * soundness.LOOKS[-1]
 

@@ -14,7 +14,7 @@ TINY = {
     "margin_steps": 5,
     "margin_restarts": 1,
     "gallery": 1,
-    "defence_steps": 3,
+    "defense_steps": 3,
     "evidence": 2,
     "attacks": [{"radius": 0.5, "steps": 5, "restarts": 2}],
 }
@@ -124,7 +124,7 @@ def test_what_cannot_end_well_is_refused_before_the_run(plan, tmp_path, capsys, 
         (["certify", "--m", "1.5"], "m must"),
         (["certify", "--r", "nan"], "r must"),
         (["certify", "--inputs", "0"], "--inputs"),
-        (["certify", "--version", "centered"], "did you mean 'centred'"),
+        (["certify", "--version", "centered"], "did you mean 'centered'"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

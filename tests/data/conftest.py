@@ -49,7 +49,7 @@ def write_faces(folder: Path, count: int = 12) -> Path:
 
 
 def write_photos(folder: Path, count: int = 20) -> Path:
-    """Two classes of colour photographs of several sizes."""
+    """Two classes of color photographs of several sizes."""
     for kind in ("cats", "dogs"):
         (folder / kind).mkdir(parents=True)
         for i in range(count):

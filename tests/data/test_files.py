@@ -149,15 +149,15 @@ def test_files_train_and_test(tmp_path: Path) -> None:
     refused(lambda: read_folder(tmp_path, "test", channels=3), "1 channels, wanted 3")
 
 
-def test_colour_and_grey(tmp_path: Path) -> None:
-    grey, colour = pixels(1, 8, 8)[0], pixels(1, 8, 8, 3)[0]
+def test_color_and_gray(tmp_path: Path) -> None:
+    gray, color = pixels(1, 8, 8)[0], pixels(1, 8, 8, 3)[0]
     for i in range(4):
-        Image.fromarray(grey if i % 2 else colour).save(tmp_path / f"{i}.png")
+        Image.fromarray(gray if i % 2 else color).save(tmp_path / f"{i}.png")
     assert read_folder(tmp_path).image_shape == (3, 8, 8)
     x = read_folder(tmp_path).x
-    assert torch.equal(x[1], (torch.tensor(grey) / 255).float().expand(3, 8, 8))
+    assert torch.equal(x[1], (torch.tensor(gray) / 255).float().expand(3, 8, 8))
     one = read_folder(tmp_path, channels=1).x
-    luma = torch.tensor(colour).double() @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    luma = torch.tensor(color).double() @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
     assert (one[0, 0] * 255 - luma).abs().max() <= 1
 
 

@@ -11,7 +11,7 @@ from robustvae import errors, seeding
 from robustvae.data import Images
 
 
-def labelled(*counts: int) -> Images:
+def labeled(*counts: int) -> Images:
     """`counts[k]` images of class k; pixel 0 of image i is i / 1000."""
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     x = torch.zeros(len(y), 1, 2, 2)
@@ -37,7 +37,7 @@ def test_refuses_what_is_no_set(x: torch.Tensor, y: object, error: type[Exceptio
 
 
 def test_an_index_gives_a_set_again() -> None:
-    images = labelled(3, 2)
+    images = labeled(3, 2)
     assert images[1].x.shape == (1, 1, 2, 2)
     assert images[-1].y.tolist() == [1]
     assert images[1:4].y.tolist() == [0, 0, 1]
@@ -48,7 +48,7 @@ def test_an_index_gives_a_set_again() -> None:
 @settings(max_examples=60, deadline=None)
 @given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), data=st.data())
 def test_sample_takes_different_images_and_balances(counts: list[int], data: st.DataObject) -> None:
-    images = labelled(*counts)
+    images = labeled(*counts)
     n = data.draw(st.integers(1, len(images)))
     g = seeding.generator(data.draw(st.integers(0, 1000)))
     for stratified in (False, True):
@@ -62,7 +62,7 @@ def test_sample_takes_different_images_and_balances(counts: list[int], data: st.
 
 
 def test_every_image_is_equally_likely(generator: torch.Generator) -> None:
-    images = labelled(12, 4)
+    images = labeled(12, 4)
     draws, hits = 3000, torch.zeros(16)
     for _ in range(draws):
         hits[images.choose(4, stratified=True, generator=generator)] += 1
@@ -72,7 +72,7 @@ def test_every_image_is_equally_likely(generator: torch.Generator) -> None:
 
 
 def test_sample_is_decided_by_the_generator() -> None:
-    images = labelled(20, 20)
+    images = labeled(20, 20)
     one, two, other = (images.sample(8, generator=seeding.generator(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
@@ -81,7 +81,7 @@ def test_sample_is_decided_by_the_generator() -> None:
 @pytest.mark.parametrize("n", [0, 6])
 def test_sample_refuses_a_number_it_has_not(n: int, generator: torch.Generator) -> None:
     with pytest.raises(errors.RangeError):
-        labelled(3, 2).sample(n, generator=generator)
+        labeled(3, 2).sample(n, generator=generator)
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,7 +91,7 @@ def test_sample_refuses_a_number_it_has_not(n: int, generator: torch.Generator) 
     seed=st.integers(0, 1000),
 )
 def test_divide_keeps_the_mixture(counts: list[int], fraction: float, seed: int) -> None:
-    images = labelled(*counts)
+    images = labeled(*counts)
     kept, held_out = images.divide(fraction, generator=seeding.generator(seed))
     together = torch.cat([kept.x, held_out.x])[:, 0, 0, 0]
     assert torch.equal(together.sort().values, images.x[:, 0, 0, 0])
@@ -102,4 +102,4 @@ def test_divide_keeps_the_mixture(counts: list[int], fraction: float, seed: int)
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 0.01, 0.99])
 def test_divide_leaves_no_part_empty(fraction: float, generator: torch.Generator) -> None:
     with pytest.raises(errors.RangeError):
-        labelled(5, 5).divide(fraction, generator=generator)
+        labeled(5, 5).divide(fraction, generator=generator)

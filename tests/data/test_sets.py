@@ -161,26 +161,26 @@ def test_download_checks_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         data.load("mnist", "train", tmp_path / "new", download=True)
 
 
-def test_color_mnist_is_every_digit_in_seven_colours(data_root: Path) -> None:
-    grey = data.load("mnist", "test", data_root)
+def test_color_mnist_is_every_digit_in_seven_colors(data_root: Path) -> None:
+    gray = data.load("mnist", "test", data_root)
     images = data.load("color_mnist", "test", data_root)
     assert images.shape == (70_000, 3, 28, 28) and not images.in_memory
-    digit, colour = images.labels["digit"], images.labels["colour"]
-    assert torch.equal(images.y, digit) and digit[::7].equal(grey.y)
-    assert colour[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
-    pairs = (digit * 7 + colour).bincount()
-    assert pairs.tolist() == grey.y.bincount().repeat_interleave(7).tolist()
+    digit, color = images.labels["digit"], images.labels["color"]
+    assert torch.equal(images.y, digit) and digit[::7].equal(gray.y)
+    assert color[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    pairs = (digit * 7 + color).bincount()
+    assert pairs.tolist() == gray.y.bincount().repeat_interleave(7).tolist()
     corners = set()
     for i in range(7):
         x = images.read(torch.tensor([7 * 12 + i]))[0]
         lit = x.flatten(1).max(1).values > 0
         corners.add(tuple(lit.tolist()))
         for channel, shown in zip(x, lit, strict=True):
-            assert torch.equal(channel, grey.x[12, 0] if shown else torch.zeros(28, 28).float())
+            assert torch.equal(channel, gray.x[12, 0] if shown else torch.zeros(28, 28).float())
     assert len(corners) == 7 and (False, False, False) not in corners
-    by_colour = data.load("color_mnist+label:colour", "test", data_root)
-    assert torch.equal(by_colour.y, colour) and by_colour.name == "color_mnist+label:colour"
-    x, y = by_colour.sample(14, stratified=True, generator=seeding.generator(0))
+    by_color = data.load("color_mnist+label:color", "test", data_root)
+    assert torch.equal(by_color.y, color) and by_color.name == "color_mnist+label:color"
+    x, y = by_color.sample(14, stratified=True, generator=seeding.generator(0))
     assert y.bincount().tolist() == [2] * 7
     assert sorted(map(tuple, (x.amax((2, 3)) > 0).tolist())) == sorted([*corners, *corners])
 
@@ -189,7 +189,7 @@ def test_color_mnist_is_every_digit_in_seven_colours(data_root: Path) -> None:
 def test_the_training_part_of_color_mnist(data_root: Path) -> None:
     images = data.load("color_mnist", root=data_root)
     assert images.shape == (420_000, 3, 28, 28)
-    assert images.labels["colour"].bincount().tolist() == [60_000] * 7
+    assert images.labels["color"].bincount().tolist() == [60_000] * 7
 
 
 def sprite(**factors: int) -> int:
@@ -216,7 +216,7 @@ def test_dsprites_has_the_published_factors() -> None:
         share = test.labels[name].bincount() / len(test) * size
         assert (share - 1).abs().max() < 0.01, "the test part is spread evenly"
     picked = torch.tensor([3, 70_000])
-    assert torch.equal(test.labels["scale"][picked], test[picked].labelled_by("scale").y)
+    assert torch.equal(test.labels["scale"][picked], test[picked].labeled_by("scale").y)
     number = sprite(**{name: int(label[70_000]) for name, label in test.labels.items()})
     assert torch.equal(test[70_000].x, dsprites.Sprites().read(torch.tensor([number]), 0))
 

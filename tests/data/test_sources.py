@@ -15,7 +15,7 @@ from torch import Tensor
 
 import robustvae as rv
 from robustvae import data, errors
-from robustvae.data import Binarised, Blurred, Compressed, Images, Noisy, cifar10, folder
+from robustvae.data import Binarized, Blurred, Compressed, Images, Noisy, cifar10, folder
 from robustvae.data.arrays import pixels_of
 from robustvae.data.changes import blur, jpeg
 from robustvae.models.checkpoint import weights_sha256
@@ -105,10 +105,10 @@ def test_the_contract_of_a_set(images: Images) -> None:
     assert any(torch.equal(images.y, label) for label in images.labels.values())
     for name, label in images.labels.items():
         assert label.dtype == torch.int64 and label.shape == (len(images),)
-        assert torch.equal(images.labelled_by(name)[rows].y, label[rows])
+        assert torch.equal(images.labeled_by(name)[rows].y, label[rows])
         assert torch.equal(images[rows].labels[name], label[rows])
     with pytest.raises(errors.UnknownNameError, match="label"):
-        images.labelled_by("no such label")
+        images.labeled_by("no such label")
     with pytest.raises(errors.ShapeError):
         images[torch.zeros(len(images), dtype=torch.bool)]
 
@@ -220,17 +220,17 @@ def test_dynamic_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert trained(tmp_path / "stopped", 2) == trained(tmp_path / "whole", 2)
 
 
-def test_binarised_pixels_are_ones_as_often_as_they_are_bright() -> None:
+def test_binarized_pixels_are_ones_as_often_as_they_are_bright() -> None:
     x = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(2000, -1, -1, -1)
-    images = Images(x, torch.zeros(2000, dtype=torch.int64)).changed(Binarised(seed=3))
+    images = Images(x, torch.zeros(2000, dtype=torch.int64)).changed(Binarized(seed=3))
     found, p = images.x.mean(0), x[0]
     assert ((found - p).abs() <= 4 * (p * (1 - p) / 2000).sqrt() + 1e-12).all()
-    fresh = Images(x, images.y).changed(Binarised(dynamic=True, seed=3))
+    fresh = Images(x, images.y).changed(Binarized(dynamic=True, seed=3))
     assert torch.equal(fresh[:50].x, images[:50].x), "epoch 0 is the static draw"
     agree = (fresh.at(1)[:2000].x == images.x).double().mean(0)
     expected = p**2 + (1 - p) ** 2
     assert ((agree - expected).abs() <= 4 * (expected * (1 - expected) / 2000).sqrt() + 1e-12).all()
-    other = Images(x, images.y).changed(Binarised(seed=4))
+    other = Images(x, images.y).changed(Binarized(seed=4))
     assert not torch.equal(other[:50].x, images[:50].x)
 
 
@@ -270,8 +270,8 @@ def test_jpeg_loses_more_at_lower_quality() -> None:
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        (lambda: Binarised(dynamic=1), errors.DtypeError),  # type: ignore[arg-type]
-        (lambda: Binarised(seed=-1), errors.RangeError),
+        (lambda: Binarized(dynamic=1), errors.DtypeError),  # type: ignore[arg-type]
+        (lambda: Binarized(seed=-1), errors.RangeError),
         (lambda: Noisy(0.0), errors.RangeError),
         (lambda: Noisy("much"), errors.DtypeError),  # type: ignore[arg-type]
         (lambda: Blurred(-1.0), errors.RangeError),
@@ -283,7 +283,7 @@ def test_jpeg_loses_more_at_lower_quality() -> None:
         (lambda: data.load("digits+jpeg:1.5"), errors.DtypeError),
         (lambda: data.load("digits+static:3"), errors.DtypeError),
         (lambda: data.load("digits+size:3"), errors.UnknownNameError),
-        (lambda: data.load("digits+label:colour"), errors.UnknownNameError),
+        (lambda: data.load("digits+label:color"), errors.UnknownNameError),
         (lambda: data.load("digits+blur:nan"), errors.NonFiniteError),
         (lambda: data.load("digits").at(-1), errors.RangeError),
     ],
@@ -295,38 +295,38 @@ def test_changes_refuse_nonsense(make: Callable[[], object], error: type[Excepti
 
 
 def test_arrays_in_every_layout() -> None:
-    grey = pixels(3, 5, 4)
-    colour = pixels(3, 5, 4, 3)
+    gray = pixels(3, 5, 4)
+    color = pixels(3, 5, 4, 3)
     everything = torch.arange(3)
-    wanted = torch.tensor(colour).movedim(3, 1) / 255
-    for array in (colour, np.moveaxis(colour, 3, 1), np.moveaxis(colour, 3, 1) / 255):
+    wanted = torch.tensor(color).movedim(3, 1) / 255
+    for array in (color, np.moveaxis(color, 3, 1), np.moveaxis(color, 3, 1) / 255):
         torch.testing.assert_close(
             pixels_of(array, "x").read(everything, 0), wanted, check_dtype=False
         )
-    for array in (grey, grey[..., None], grey[:, None]):
+    for array in (gray, gray[..., None], gray[:, None]):
         found = pixels_of(array, "x")
         assert tuple(found.shape) == (3, 1, 5, 4)
         torch.testing.assert_close(
-            found.read(everything, 0)[:, 0], torch.tensor(grey) / 255, check_dtype=False
+            found.read(everything, 0)[:, 0], torch.tensor(gray) / 255, check_dtype=False
         )
-    for wrong in (grey[0], colour.astype(np.int32), grey[:0], pixels(3, 5, 4, 2)):
+    for wrong in (gray[0], color.astype(np.int32), gray[:0], pixels(3, 5, 4, 2)):
         with pytest.raises(errors.DataError, match="x holds"):
             pixels_of(wrong, "x")
 
 
 def test_datasets_of_tensors_arrays_and_pictures() -> None:
-    colour = pixels(4, 3, 5, 3)  # as many rows as channels: tensors have these first
-    wanted = torch.tensor(colour).movedim(3, 1) / 255
+    color = pixels(4, 3, 5, 3)  # as many rows as channels: tensors have these first
+    wanted = torch.tensor(color).movedim(3, 1) / 255
     tensors = [(x, 0) for x in wanted.float()]
-    arrays = [(x, 0) for x in colour]
-    pictures = [(Image.fromarray(x), 0) for x in colour]
+    arrays = [(x, 0) for x in color]
+    pictures = [(Image.fromarray(x), 0) for x in color]
     for pairs in (tensors, arrays, pictures):
         assert torch.equal(data.from_dataset(pairs).x, wanted.float())
 
-    class Labelled(list):  # type: ignore[type-arg]
+    class Labeled(list):  # type: ignore[type-arg]
         targets = torch.tensor([3, 1, 2, 0])
 
-    assert data.from_dataset(Labelled(tensors)).y.tolist() == [3, 1, 2, 0]
+    assert data.from_dataset(Labeled(tensors)).y.tolist() == [3, 1, 2, 0]
     for wrong, message in (
         ([], "empty"),
         ([1], "no pair"),

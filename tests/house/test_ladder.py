@@ -24,7 +24,7 @@ LADDER = [
     {"records", "jacobians"},
     {"metrics", "bounds", "norms", "data", "perturb", "mcmc"},
     {"models"},
-    {"objectives", "geometry", "defences", "certificates"},
+    {"objectives", "geometry", "defenses", "certificates"},
     {"attacks", "training", "evaluation"},
     {"robustness", "zoo"},
     {"auditing"},

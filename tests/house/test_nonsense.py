@@ -126,12 +126,12 @@ def changed(make: str) -> Callable[..., Any]:
 PLAN = {
     "inputs": 1,
     "draws": 10,
-    "defence_steps": 1,
+    "defense_steps": 1,
     "margin_steps": 1,
     "margin_restarts": 1,
     "attacks": [{"radius": 1.0, "steps": 1, "restarts": 1}],
 }
-QUESTION = {"r": 1.0, "m": 0.5, "version": "centred"}
+QUESTION = {"r": 1.0, "m": 0.5, "version": "centered"}
 
 # name: (what to call, arguments that work). A name of rv unless a dot follows a lower-case word.
 ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] = {
@@ -190,11 +190,11 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         lambda change: base().images.changed(change).read(torch.arange(2)),
         lambda: {"change": rv.data.Blurred(1.0)},
     ),
-    "data.Images.labelled_by": (
-        lambda **a: base().images.labelled_by(**a),
+    "data.Images.labeled_by": (
+        lambda **a: base().images.labeled_by(**a),
         lambda: {"name": "label"},
     ),
-    "data.Binarised": (changed("Binarised"), lambda: {"dynamic": True, "seed": 0}),
+    "data.Binarized": (changed("Binarized"), lambda: {"dynamic": True, "seed": 0}),
     "data.Blurred": (changed("Blurred"), lambda: {"sigma": 1.0}),
     "data.Compressed": (changed("Compressed"), lambda: {"quality": 50}),
     "data.Noisy": (changed("Noisy"), lambda: {"stddev": 0.1, "seed": 0}),
@@ -209,7 +209,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
     "Ball": (used("Ball"), lambda: {"norm": "l2", "radius": 0.5, "low": 0.0, "high": 1.0}),
     "Victim": (
         used("Victim"),
-        lambda: {"vae": base().vae, "defence": rv.PosteriorMean(), "classifier": None},
+        lambda: {"vae": base().vae, "defense": rv.PosteriorMean(), "classifier": None},
     ),
     "Victim.reconstruct": (
         lambda **a: base().victim.reconstruct(**a),
@@ -275,7 +275,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "x": base().x,
             "x_adv": base().x_adv,
             "r": 1.0,
-            "version": "centred",
+            "version": "centered",
             "draws": 20,
             "confidence": 0.95,
             "generator": g(),
@@ -355,8 +355,8 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         used("objectives.SelfConsistency"),
         lambda: {"rho": 0.9, "weight": 1.0, "base": rv.objectives.ELBO(), "coupled": True},
     ),
-    "objectives.SpectralRegularisation": (
-        used("objectives.SpectralRegularisation"),
+    "objectives.SpectralRegularization": (
+        used("objectives.SpectralRegularization"),
         lambda: {"weight": 0.1, "steps": 1, "base": rv.objectives.ELBO()},
     ),
     "objectives.SelfSupervision": (used("objectives.SelfSupervision"), lambda: {"rho": 0.9}),
@@ -390,7 +390,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
 
 # What a caller's own code raises is the caller's, and passes through: where a function is wanted,
 # a function that does something else is no nonsense.
-OWN_CODE = {"change", "classifier", "decode", "defence", "encode", "objective", "search"}
+OWN_CODE = {"change", "classifier", "decode", "defense", "encode", "objective", "search"}
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -122,12 +122,12 @@ def test_the_papers_rule_moves_one_step_size_for_the_batch(generator):
 
 
 def test_chains_do_not_touch_each_other():
-    def log_p(centre):
-        return lambda z: -0.5 * (z - centre).square().sum(1)
+    def log_p(center):
+        return lambda z: -0.5 * (z - center).square().sum(1)
 
-    centre, other = torch.zeros(3, 2), torch.tensor([[900.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    center, other = torch.zeros(3, 2), torch.tensor([[900.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     runs = [
-        hmc(log_p(c), torch.zeros(3, 2), steps=30, generator=seeded(5)).z for c in (centre, other)
+        hmc(log_p(c), torch.zeros(3, 2), steps=30, generator=seeded(5)).z for c in (center, other)
     ]
     assert torch.equal(runs[0][1:], runs[1][1:])
     assert not torch.equal(runs[0][0], runs[1][0])

@@ -75,10 +75,10 @@ def test_the_gradient_at_the_end_is_fresh(start):
 
 
 def test_no_graph_is_kept_unless_asked(start):
-    centre = torch.ones(3, requires_grad=True)
+    center = torch.ones(3, requires_grad=True)
     end, thrown = leapfrog(
-        lambda z: quartic(z - centre),
-        evaluate(lambda z: quartic(z - centre), start[0]),
+        lambda z: quartic(z - center),
+        evaluate(lambda z: quartic(z - center), start[0]),
         start[1],
         step=0.1,
         n_steps=2,

@@ -7,9 +7,9 @@ from robustvae.seeding import randn
 
 
 def test_it_finds_the_mode_of_every_row(generator):
-    centre = randn(5, 3, like=torch.zeros(()), generator=generator)
-    mode = mode_search(lambda z: -(z - centre).square().sum(1), torch.zeros(5, 3), steps=200)
-    torch.testing.assert_close(mode.z, centre, atol=1e-3, rtol=0)
+    center = randn(5, 3, like=torch.zeros(()), generator=generator)
+    mode = mode_search(lambda z: -(z - center).square().sum(1), torch.zeros(5, 3), steps=200)
+    torch.testing.assert_close(mode.z, center, atol=1e-3, rtol=0)
     assert mode.gradients == 200
 
 

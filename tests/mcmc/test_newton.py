@@ -92,14 +92,14 @@ def test_lbfgs_agrees_with_scipys(generator):
 def test_gauss_newton_reaches_a_quadratics_mode_in_one_step(generator):
     z = starts(generator)
     factor = randn(6, 4, 4, like=z, generator=generator)
-    matrix, centre = factor @ factor.mT + torch.eye(4), starts(generator)
+    matrix, center = factor @ factor.mT + torch.eye(4), starts(generator)
 
     def log_p(z):
-        gap = (z - centre).unsqueeze(2)
+        gap = (z - center).unsqueeze(2)
         return -0.5 * (gap.mT @ matrix @ gap).flatten()
 
     found = gauss_newton(log_p, lambda z: matrix, z, steps=2)
-    torch.testing.assert_close(found.z, centre)
+    torch.testing.assert_close(found.z, center)
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -12,28 +12,28 @@ from robustvae.seeding import randn
 
 @dataclass(frozen=True)
 class Normals:
-    """One normal a row, of its own centre; counts the rows it was asked about."""
+    """One normal a row, of its own center; counts the rows it was asked about."""
 
-    centre: Tensor
+    center: Tensor
     asked: list
 
     def __call__(self, z):
         self.asked.append(len(z))
-        return -0.5 * (z - self.centre).square().sum(1)
+        return -0.5 * (z - self.center).square().sum(1)
 
     def rows(self, index):
-        return Normals(self.centre[index], self.asked)
+        return Normals(self.center[index], self.asked)
 
 
 def far_and_near(count=100):
-    centre = torch.zeros(2 * count, 8)
-    centre[count:] = 12.0
-    return Normals(centre, [])
+    center = torch.zeros(2 * count, 8)
+    center[count:] = 12.0
+    return Normals(center, [])
 
 
 def test_chains_that_have_arrived_leave_and_the_others_go_on(generator):
     target = far_and_near()
-    start = target.centre.clone()
+    start = target.center.clone()
     start[100:] = 0
     found = hmc_to_plateau(
         target, start, steps=200, step_size=0.15, n_leapfrog=2, generator=generator
@@ -51,7 +51,7 @@ def test_those_that_left_are_near_the_target(generator):
     found = hmc_to_plateau(
         target, torch.zeros(200, 8), steps=400, step_size=0.3, generator=generator
     )
-    square = (found.z - target.centre).square().sum(1)
+    square = (found.z - target.center).square().sum(1)
     assert abs(square.mean() - 8) < 4 * square.std() / 200**0.5 + 0.4
 
 
@@ -69,30 +69,30 @@ def test_without_an_arrival_all_steps_are_run(generator):
 
 
 def test_rows_come_back_in_their_order(generator):
-    centre = 50 * torch.arange(40.0).view(-1, 1).expand(-1, 3)
+    center = 50 * torch.arange(40.0).view(-1, 1).expand(-1, 3)
     found = hmc_to_plateau(
-        Normals(centre, []), centre, steps=60, step_size=0.4, generator=generator
+        Normals(center, []), center, steps=60, step_size=0.4, generator=generator
     )
     assert len(found.gradients.unique()) > 1
-    assert ((found.z - centre).abs() < 10).all()
+    assert ((found.z - center).abs() < 10).all()
 
 
 def test_the_end_differentiates_by_what_the_target_depends_on():
     direction = randn(6, 3, like=torch.zeros(()), generator=seeded(4))
 
-    def last(centre):
-        start = 0.2 * centre
+    def last(center):
+        start = 0.2 * center
         run = hmc_to_plateau(
-            Normals(centre, []), start, steps=40, step_size=0.3, graph=True, generator=seeded(5)
+            Normals(center, []), start, steps=40, step_size=0.3, graph=True, generator=seeded(5)
         )
         return run.z.square().sum(), run.gradients
 
-    centre = torch.linspace(0, 4, 18).view(6, 3)
-    leaf = centre.clone().requires_grad_()
+    center = torch.linspace(0, 4, 18).view(6, 3)
+    leaf = center.clone().requires_grad_()
     value, counts = last(leaf)
     assert len(counts.unique()) > 1
     (gradient,) = torch.autograd.grad(value, leaf)
-    numerical = (last(centre + 1e-6 * direction)[0] - last(centre - 1e-6 * direction)[0]) / 2e-6
+    numerical = (last(center + 1e-6 * direction)[0] - last(center - 1e-6 * direction)[0]) / 2e-6
     torch.testing.assert_close(
         (gradient * direction).sum(), numerical.detach(), rtol=1e-5, atol=1e-6
     )

@@ -62,7 +62,7 @@ def test_continuous_bernoulli_gradients_are_finite_and_right(rule):
         assert_close(gradient[i], difference, rtol=1e-5, atol=1e-6)
 
 
-def test_bernoulli_scores_grey_pixels_by_cross_entropy():
+def test_bernoulli_scores_gray_pixels_by_cross_entropy():
     logits, x = torch.randn(4, 5), torch.rand(4, 5)
     wanted = -torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
     assert_close(Bernoulli(logits).log_prob(x), wanted)

@@ -119,7 +119,7 @@ def test_the_papers_mean_is_the_default(generator):
 
 
 class Bjorck(nn.Module):
-    """The published way: orthonormalise in every forward pass, with gradients through it."""
+    """The published way: orthonormalize in every forward pass, with gradients through it."""
 
     def forward(self, weight):
         return bjorck(weight, steps=6)
@@ -127,12 +127,12 @@ class Bjorck(nn.Module):
 
 def train(vae, x, generator, steps=200):
     """The mean loss of the last 50 steps."""
-    optimiser, losses = torch.optim.Adam(vae.parameters(), lr=3e-3), []
+    optimizer, losses = torch.optim.Adam(vae.parameters(), lr=3e-3), []
     for _ in range(steps):
         loss = ELBO()(vae, x, generator=generator).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
         if any(parametrize.is_parametrized(module) for module in vae.modules()):
             continue

@@ -127,7 +127,7 @@ def test_the_same_seed_makes_the_same_kernels(vae):
 
 def test_a_certificate_of_a_convolutional_model(vae, generator):
     x = torch.rand(2, 1, 8, 8, generator=generator)
-    found = rv.certify(vae.to(x.dtype), x, 2.0, 0.5, "centred", generator=generator)
+    found = rv.certify(vae.to(x.dtype), x, 2.0, 0.5, "centered", generator=generator)
     assert found.kind == "deterministic" and (found.radius > 0.1).all()
 
 

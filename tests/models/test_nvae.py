@@ -34,8 +34,8 @@ def x(generator: torch.Generator) -> Tensor:
 def test_tiny_has_two_scales_and_six_groups() -> None:
     vae = rv.models.create("nvae")
     assert vae.widths == (2 * 14 * 14,) * 3 + (2 * 7 * 7,) * 3
-    colour = rv.models.create("nvae", image_shape=(3, 32, 32), likelihood="gaussian")
-    assert colour.widths == (2 * 16 * 16,) * 3 + (2 * 8 * 8,) * 3
+    color = rv.models.create("nvae", image_shape=(3, 32, 32), likelihood="gaussian")
+    assert color.widths == (2 * 16 * 16,) * 3 + (2 * 8 * 8,) * 3
 
 
 def test_the_preset_near_the_papers_runs() -> None:
@@ -111,7 +111,7 @@ def test_one_walk_gives_likelihood_and_prior_and_one_draw_and_posterior(
     assert_close(vae.log_joint(x, z), apart)
 
 
-def test_groups_of_an_image_do_not_read_its_neighbours(vae: NVAE, x: Tensor) -> None:
+def test_groups_of_an_image_do_not_read_its_neighbors(vae: NVAE, x: Tensor) -> None:
     z = torch.randn(3, vae.latent, generator=rv.generator(1))
     assert_close(vae.encode(x).at(z).mean[1:2], vae.encode(x[1:2]).at(z[1:2]).mean)
     assert_close(vae.decode(z).mean[1:2], vae.decode(z[1:2]).mean)
@@ -128,7 +128,7 @@ def test_trains_and_keeps_its_checkpoint(tmp_path: Path) -> None:
             return float(ELBO()(vae.eval(), images.x, generator=rv.generator(1)).mean())
 
     before = loss()
-    objective = rv.objectives.SpectralRegularisation(0.01, base=ELBO(warmup=4, free_bits=0.1))
+    objective = rv.objectives.SpectralRegularization(0.01, base=ELBO(warmup=4, free_bits=0.1))
     rv.fit(
         vae,
         objective,

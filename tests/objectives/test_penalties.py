@@ -20,7 +20,7 @@ from robustvae.objectives import (
     SelfConsistency,
     SelfSupervision,
     SmoothEncoder,
-    SpectralRegularisation,
+    SpectralRegularization,
     TotalCorrelation,
 )
 
@@ -237,14 +237,14 @@ def test_batch_norm_sees_no_adversary_and_no_reconstruction_of_the_decoder() -> 
     assert int(encoder.num_batches_tracked) == 5
 
 
-def test_spectral_regularisation_is_the_sum_of_the_greatest_singular_values() -> None:
+def test_spectral_regularization_is_the_sum_of_the_greatest_singular_values() -> None:
     vae = rv.models.create("vae", architecture="conv8", latent=2)
     x = torch.rand(3, 1, 8, 8)
     exact = sum(
         torch.linalg.matrix_norm(p.flatten(1), ord=2) for p in vae.parameters() if p.ndim > 1
     )
     few, many = (
-        SpectralRegularisation(2.0, steps).terms(vae, x, generator=rv.generator(0))
+        SpectralRegularization(2.0, steps).terms(vae, x, generator=rv.generator(0))
         for steps in (1, 300)
     )
     assert_close(many["spectral"], exact.expand(3))
@@ -276,7 +276,7 @@ OBJECTIVES: dict[str, list[Objective]] = {
     "smooth-encoder": [SmoothEncoder(radius=0.1, steps=2)],
     "self-consistency": [SelfConsistency(), SelfConsistency(base=SmoothEncoder(steps=2))],
     "self-supervision": [SelfSupervision()],
-    "spectral-regularisation": [SpectralRegularisation(0.5)],
+    "spectral-regularization": [SpectralRegularization(0.5)],
 }
 
 
@@ -331,9 +331,9 @@ def test_every_objective_falls_in_training(name: str, model: str) -> None:
         (SelfConsistency, {"weight": "1"}, errors.DtypeError),
         (SelfConsistency, {"base": {"name": "elbo"}}, errors.DtypeError),
         (SelfSupervision, {"rho": 0.0}, errors.RangeError),
-        (SpectralRegularisation, {"weight": -1.0}, errors.RangeError),
-        (SpectralRegularisation, {"steps": 0}, errors.RangeError),
-        (SpectralRegularisation, {"base": 1}, errors.DtypeError),
+        (SpectralRegularization, {"weight": -1.0}, errors.RangeError),
+        (SpectralRegularization, {"steps": 0}, errors.RangeError),
+        (SpectralRegularization, {"base": 1}, errors.DtypeError),
     ],
 )
 def test_refuses_nonsense(

@@ -11,7 +11,7 @@ from robustvae.perturb import Ball, ProjectedAscent, Score
 from robustvae.seeding import generator, rand, randn, split
 
 like = torch.zeros(0, dtype=torch.float64)
-RULES = ("sign", "normalised", "adam")
+RULES = ("sign", "normalized", "adam")
 SCHEDULES = ("constant", "linear", "plateau")
 
 

@@ -9,7 +9,7 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from robustvae import errors
-from robustvae.perturb import LBFGS, Ball, minimise
+from robustvae.perturb import LBFGS, Ball, minimize
 from robustvae.perturb.lbfgs import _Seats, _two_loop
 from robustvae.seeding import generator, rand, randn
 
@@ -45,7 +45,7 @@ def test_it_matches_scipy_on_20_problems():
         (gradient,) = torch.autograd.grad(value.sum(), y)
         return value.detach(), gradient
 
-    found = minimise(objective, start, low, high, steps=500, gradient_tolerance=1e-8)
+    found = minimize(objective, start, low, high, steps=500, gradient_tolerance=1e-8)
     assert found.converged.all()
     assert ((found.y >= low) & (found.y <= high)).all()
     assert sum(calls) == found.evaluations.sum()
@@ -75,10 +75,10 @@ def test_rows_do_not_see_each_other():
         return 0.5 * (gap * gradient).sum(1), gradient
 
     start = torch.zeros(6, SIZE)
-    whole = minimise(objective, start, low, high)
+    whole = minimize(objective, start, low, high)
     for i in range(6):
         rows = torch.tensor([i])
-        alone = minimise(
+        alone = minimize(
             lambda y, _, rows=rows: objective(y, rows), start[rows], low[rows], high[rows]
         )
         torch.testing.assert_close(alone.y[0], whole.y[i])
@@ -99,16 +99,16 @@ def test_seats_change_nothing_and_a_row_starts_where_another_ended():
         return 0.5 * (gap * gradient).sum(1), gradient
 
     start = torch.zeros(7, SIZE)
-    whole = minimise(objective, start, low, high)
+    whole = minimize(objective, start, low, high)
     assert most == 7
     most = 0
-    few = minimise(objective, start, low, high, together=3)
+    few = minimize(objective, start, low, high, together=3)
     assert most == 3
     torch.testing.assert_close(few.y, whole.y)
     assert (few.evaluations == whole.evaluations).all()
     first.clear()
     after = torch.tensor([4, -1, 0, -1, -1, 1, -1])
-    chained = minimise(objective, start, low, high, together=3, after=after)
+    chained = minimize(objective, start, low, high, together=3, after=after)
     for row, parent in enumerate(after.tolist()):
         torch.testing.assert_close(first[row], start[row] if parent < 0 else chained.y[parent])
     assert chained.converged.all()
@@ -155,7 +155,7 @@ def test_a_refused_step_teaches_the_curvature():
     def bowl(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return 500 * (y - 0.05).square().sum(1), 1000 * (y - 0.05)
 
-    found = minimise(bowl, torch.zeros(1, 1), -torch.ones(1, 1), torch.ones(1, 1))
+    found = minimize(bowl, torch.zeros(1, 1), -torch.ones(1, 1), torch.ones(1, 1))
     assert found.evaluations[0] == 3 and found.converged[0]
     torch.testing.assert_close(found.y[0], torch.tensor([0.05]))
 

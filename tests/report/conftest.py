@@ -82,7 +82,7 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
                     **bracket,
                     "r": 1.2,
                     "m": 0.5,
-                    "version": "centred",
+                    "version": "centered",
                 }
             )
     return made
@@ -128,7 +128,7 @@ def record(
             "sha256": "0f" * 32,
         },
         "data": {"name": "digits", "split": "test", "inputs": n, "available": 360},
-        "defence": "PosteriorMean()",
+        "defense": "PosteriorMean()",
         "plan": {"name": "quick", "inputs": n, "r": 1.2, "m": 0.5, "attacks": [{"norm": "l2"}]},
         "seed": 0,
         "versions": {"robustvae": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},

@@ -78,13 +78,13 @@ def test_coverage_is_the_share_beyond_each_radius(make_record):
         assert (bottom - down) / full == pytest.approx((len(positive) - i - 1) / 40, abs=0.01)
 
 
-def test_centred_and_paired_have_panels_of_their_own(make_record):
+def test_centered_and_paired_have_panels_of_their_own(make_record):
     record = make_record(8)
     for i, row in enumerate(record.rows):
-        row["version"] = ("centred", "paired")[i % 2]
+        row["version"] = ("centered", "paired")[i % 2]
         row["input"] = i
     svg = figures.coverage(record)
-    assert "centred, " in svg and "paired, " in svg and svg.count("shares proved") == 2
+    assert "centered, " in svg and "paired, " in svg and svg.count("shares proved") == 2
     for row in record.rows:
         row["certified"] = 0.0
     assert figures.coverage(record) == ""

@@ -84,7 +84,7 @@ def test_structure_for_keyboard_and_reader(html):
 def poisoned(value):
     """Every piece of text within `value` made hostile, whatever it was."""
     if isinstance(value, str):
-        return value if value in ("inf", "ok", "l2", "linf", "centred") else HOSTILE
+        return value if value in ("inf", "ok", "l2", "linf", "centered") else HOSTILE
     if isinstance(value, list):
         return [poisoned(part) for part in value]
     if isinstance(value, dict):
@@ -217,11 +217,11 @@ assert "torch" not in sys.modules
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_colours_are_legible():
+def test_colors_are_legible():
     """Contrast of text and marks on their ground, in light and in dark [WCAG 2.2: 4.5 and 3]."""
 
-    def luminance(colour):
-        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    def luminance(color):
+        digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
         parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -229,12 +229,12 @@ def test_colours_are_legible():
     schemes = re.findall(r":root\{([^}]*)\}", figures.PALETTE)
     assert len(schemes) == 3
     for scheme in schemes:
-        colours = dict(re.findall(r"--(\w+):(#\w+)", scheme))
+        colors = dict(re.findall(r"--(\w+):(#\w+)", scheme))
         for ground in ("page", "card"):
-            behind = luminance(colours[ground])
+            behind = luminance(colors[ground])
             for name, least in (
                 *((text, 4.5) for text in ("ink", "soft", "proved", "bad", "defended")),
                 *((mark, 3.0) for mark in ("free", "boxed", "guess", "noise")),
             ):
-                light, dark = sorted((luminance(colours[name]), behind), reverse=True)
-                assert (light + 0.05) / (dark + 0.05) >= least, (name, ground, colours[name])
+                light, dark = sorted((luminance(colors[name]), behind), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= least, (name, ground, colors[name])

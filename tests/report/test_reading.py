@@ -18,7 +18,7 @@ def row(i=0, **changes):
         "status": "ok",
         "r": 1.0,
         "m": 0.5,
-        "version": "centred",
+        "version": "centered",
         **changes,
     }
 
@@ -97,8 +97,8 @@ def test_zero_gradient_is_inconclusive(make_record):
 
 
 def test_words_for_the_event(make_record):
-    centred = reading.margin_in_words(make_record(2))
-    assert "more than r = 1.2 away from the clean one at least half of the time" in centred
+    centered = reading.margin_in_words(make_record(2))
+    assert "more than r = 1.2 away from the clean one at least half of the time" in centered
     paired = reading.margin_in_words(make_record(2, rows=[row(version="paired", m=0.9)]))
     assert "more than r = 1 apart with probability 0.100 or more" in paired
     assert reading.margin_in_words(make_record(2, rows=[])) == ""

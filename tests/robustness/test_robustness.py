@@ -39,7 +39,7 @@ from robustvae.seeding import generator, rand, randn
 
 GAIN, SPREAD, LATENT, SHAPE = 2.0, 0.1, 3, (1, 2, 4)
 PIXELS = math.prod(SHAPE)
-NOISES = {"centred": 1.0, "full": 1.0, "paired": math.sqrt(2.0)}
+NOISES = {"centered": 1.0, "full": 1.0, "paired": math.sqrt(2.0)}
 LIKE = torch.zeros(0, dtype=torch.float64)
 
 
@@ -89,14 +89,14 @@ def shift_of(encoder, x, x_adv):
     return ((x_adv - x).flatten(1) @ encoder.mT).norm(dim=1)
 
 
-@pytest.mark.parametrize("version", ["centred", "full", "paired"])
+@pytest.mark.parametrize("version", ["centered", "full", "paired"])
 def test_each_version_is_its_own_noncentral_chi_square(version, generator):
     encoder = some_encoder()
     vae, x = linear_vae(encoder, slope=1.5), images(40)
     x_adv = moved(x + 0.4, 0.5)
     shift = shift_of(encoder, x, x_adv)
     rest, attacked = (vae.encode(y).stddev[:, 0] for y in (x, x_adv))
-    spread = {"centred": rest, "full": attacked, "paired": (rest**2 + attacked**2).sqrt()}
+    spread = {"centered": rest, "full": attacked, "paired": (rest**2 + attacked**2).sqrt()}
     exact = {name: torch.as_tensor(within(1.2, shift, spread[name])) for name in NOISES}
     found = rv.robustness_probability(
         rv.Victim(vae), x, x_adv, 1.2, version, generator=generator, confidence=1 - 1e-5
@@ -116,7 +116,7 @@ def test_the_clopper_pearson_interval_covers(generator):
         x,
         x_adv,
         1.0,
-        "centred",
+        "centered",
         generator=generator,
         draws=50,
         confidence=0.8,
@@ -126,8 +126,8 @@ def test_the_clopper_pearson_interval_covers(generator):
     assert covered >= 0.8 - 4 * math.sqrt(0.8 * 0.2 / 600)
 
 
-@pytest.mark.parametrize("version", ["centred", "paired"])
-def test_a_defence_is_sampled_through(version, generator):
+@pytest.mark.parametrize("version", ["centered", "paired"])
+def test_a_defense_is_sampled_through(version, generator):
     encoder = some_encoder()
     vae, x = linear_vae(encoder), images(10)
     x_adv = moved(x, 0.6)
@@ -139,7 +139,7 @@ def test_a_defence_is_sampled_through(version, generator):
     assert ((found.low <= exact) & (exact <= found.high)).all()
 
 
-def test_a_defence_has_no_version_full(generator):
+def test_a_defense_has_no_version_full(generator):
     victim = rv.Victim(linear_vae(some_encoder()), rv.PosteriorSample())
     with pytest.raises(UnsupportedError, match="full"):
         rv.robustness_probability(victim, images(1), images(1), 1.0, "full", generator=generator)
@@ -155,7 +155,7 @@ def test_the_curve_is_the_closed_form_and_monotone(generator):
         direction,
         sizes,
         1.0,
-        "centred",
+        "centered",
         generator=generator,
         confidence=1 - 1e-5,
     )
@@ -198,11 +198,11 @@ def test_the_rest_quantile_covers(generator):
 
 def test_the_rest_quantile_of_few_draws_is_open_above(generator):
     victim = rv.Victim(linear_vae(some_encoder()))
-    found = rest_quantile(victim, images(2), 0.99, "centred", generator=generator, draws=20)
+    found = rest_quantile(victim, images(2), 0.99, "centered", generator=generator, draws=20)
     assert found.high.isinf().all() and (found.low > 0).all()
 
 
-@pytest.mark.parametrize("version", ["centred", "full", "paired"])
+@pytest.mark.parametrize("version", ["centered", "full", "paired"])
 def test_the_free_margin_of_a_linear_vae(version, generator):
     encoder, x = some_encoder(), images(12)
     exact = exact_shift(1.0, 0.5, version) / float(torch.linalg.matrix_norm(encoder, 2))
@@ -226,9 +226,9 @@ def test_the_free_margin_of_a_linear_vae(version, generator):
 
 def test_a_boxed_margin_stays_in_the_box_and_is_the_larger(generator):
     encoder, x = some_encoder(), images(12).round()
-    exact = exact_shift(1.0, 0.5, "centred") / float(torch.linalg.matrix_norm(encoder, 2))
+    exact = exact_shift(1.0, 0.5, "centered") / float(torch.linalg.matrix_norm(encoder, 2))
     victim = rv.Victim(linear_vae(encoder))
-    found = find_margins(victim, x, 1.0, 0.5, "centred", generator=generator)
+    found = find_margins(victim, x, 1.0, 0.5, "centered", generator=generator)
     boxed, free = found.boxed, found.free
     assert boxed.x_adv.min() >= 0 and boxed.x_adv.max() <= 1
     assert (boxed.estimate.value >= exact).all() and boxed.estimate.boxed
@@ -255,13 +255,13 @@ def test_the_margin_in_the_maximum_norm(generator):
     encoder, x = some_encoder(), images(6)
     corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=PIXELS)))
     reach = float((corners @ encoder.mT).norm(dim=1).max())
-    exact = exact_shift(1.0, 0.5, "centred") / reach
+    exact = exact_shift(1.0, 0.5, "centered") / reach
     found = rv.estimate_margin(
         rv.Victim(linear_vae(encoder)),
         x,
         1.0,
         0.5,
-        "centred",
+        "centered",
         norm="linf",
         boxed=False,
         generator=generator,
@@ -288,7 +288,7 @@ def share_of_sound_margins(batch, seed):
         x,
         r,
         0.5,
-        "centred",
+        "centered",
         boxed=False,
         generator=generator(seed + 1),
         confidence=confidence,
@@ -298,7 +298,7 @@ def share_of_sound_margins(batch, seed):
         ),
         candidates=candidates,
     )
-    exact = exact_shift(r, 0.5, "centred", spread, latent)
+    exact = exact_shift(r, 0.5, "centered", spread, latent)
     return float((found.value >= exact).double().mean()), confidence, found.value / exact
 
 
@@ -336,7 +336,7 @@ def test_a_fault_reusing_the_choosing_draws_is_caught(monkeypatch):
 def test_not_robust_at_rest(generator):
     victim = rv.Victim(linear_vae(some_encoder()))
     rest = GAIN * SPREAD * math.sqrt(chi2.ppf(0.5, LATENT))
-    found = find_margin(victim, images(4), 0.8 * rest, 0.5, "centred", generator=generator)
+    found = find_margin(victim, images(4), 0.8 * rest, 0.5, "centered", generator=generator)
     assert not found.estimate.value.any()
     assert found.estimate.status == ("not robust at rest",) * 4
     assert (found.x_adv == images(4)).all()
@@ -353,13 +353,13 @@ def test_no_failure_found_is_infinite(generator):
 
 def test_no_gradient_is_inconclusive(generator):
     victim = rv.Victim(linear_vae(some_encoder(), detach=True))
-    found = rv.estimate_margin(victim, images(2), 1e6, 0.5, "centred", generator=generator)
+    found = rv.estimate_margin(victim, images(2), 1e6, 0.5, "centered", generator=generator)
     assert found.value.isinf().all()
     assert all(word.startswith("inconclusive") for word in found.status)
 
 
-@pytest.mark.parametrize("version", ["centred", "paired"])
-def test_the_margin_of_a_random_defence(version, generator):
+@pytest.mark.parametrize("version", ["centered", "paired"])
+def test_the_margin_of_a_random_defense(version, generator):
     encoder, x = some_encoder(), images(4)
     exact = exact_shift(1.0, 0.5, version) / float(torch.linalg.matrix_norm(encoder, 2))
     found = rv.estimate_margin(
@@ -377,7 +377,7 @@ def test_the_margin_of_a_random_defence(version, generator):
 
 def test_a_good_candidate_helps_a_poor_search(generator):
     encoder, x = some_encoder(), images(4)
-    exact = exact_shift(1.0, 0.5, "centred") / float(torch.linalg.matrix_norm(encoder, 2))
+    exact = exact_shift(1.0, 0.5, "centered") / float(torch.linalg.matrix_norm(encoder, 2))
     top = torch.linalg.svd(encoder).Vh[0].view(1, *SHAPE)
     poor = Bisection(rv.ProjectedAscent(steps=1, restarts=1, step=1e-9), rounds=0)
     victim = rv.Victim(linear_vae(encoder))
@@ -388,7 +388,7 @@ def test_a_good_candidate_helps_a_poor_search(generator):
             x,
             1.0,
             0.5,
-            "centred",
+            "centered",
             boxed=False,
             generator=generator,
             bisection=poor,
@@ -453,7 +453,7 @@ def test_an_infinite_margin_makes_the_mean_infinite():
 
 def test_bad_arguments_are_refused(generator):
     victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
-    with pytest.raises(RobustVAEError, match="centred"):
+    with pytest.raises(RobustVAEError, match="centered"):
         rv.robustness_probability(victim, x, x, 1.0, "centered", generator=generator)
     with pytest.raises(ShapeError, match="x_adv"):
         rv.robustness_probability(victim, x, x[:1], 1.0, "paired", generator=generator)
@@ -574,21 +574,21 @@ def test_each_posterior_is_drawn_from_as_it_is(generator):
     laplace = drawn(lambda mean: torch.distributions.Laplace(mean, 1.0), "full").square()
     assert laplace.var() == pytest.approx(2 * (24 - 4), rel=0.3)  # 8 for a Gaussian of variance 2
     with pytest.raises(UnsupportedError, match="Gaussian posterior, got MultivariateNormal"):
-        drawn(lambda mean: normal(mean, covariance), "centred")
+        drawn(lambda mean: normal(mean, covariance), "centered")
 
 
 @pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
-def test_layers_of_gaussians_have_a_centred_version(name, generator):
+def test_layers_of_gaussians_have_a_centered_version(name, generator):
     vae = rv.models.create(name, widths=[3, 2], image_shape=(1, 8, 8), hidden=[8]).double()
     x = rand(2, 1, 8, 8, like=LIKE, generator=generator)
-    p = rv.robustness_probability(rv.Victim(vae), x, x, 100.0, "centred", generator=generator)
+    p = rv.robustness_probability(rv.Victim(vae), x, x, 100.0, "centered", generator=generator)
     assert (p.value == 1).all()
 
 
 def test_more_deciding_draws_choose_better(generator):
     """What the search chooses follows the draws that decide, not a fixed number of its own."""
     encoder, x = some_encoder(), images(6)
-    exact = exact_shift(1.0, 0.5, "centred") / float(torch.linalg.matrix_norm(encoder, 2))
+    exact = exact_shift(1.0, 0.5, "centered") / float(torch.linalg.matrix_norm(encoder, 2))
 
     def slack(choosing):
         search = rv.ProjectedAscent(steps=10, restarts=1)
@@ -597,7 +597,7 @@ def test_more_deciding_draws_choose_better(generator):
             x,
             1.0,
             0.5,
-            "centred",
+            "centered",
             boxed=False,
             draws=10_000,
             bisection=Bisection(search, rounds=2, draws=choosing),

@@ -31,9 +31,9 @@ def test_the_difference_is_taken_seed_by_seed(shift, said):
         dataclasses.replace(other, model=TINY, elbos=tuple(e + by for e in other.elbos))
         for other, by in zip(conv, moved, strict=True)
     ]
-    colour = Run(TINY, 0, 10, (-900.0, -950.0), (3000.0, 1000.0), 1.0)
-    facts = {"data": "mnist", "colour": "cifar10", "train": 60, "epochs": 2, "test": 2}
-    found = NVAETiny((*tiny, *conv), colour, facts | {"colour_train": 30, "colour_epochs": 2})
+    color = Run(TINY, 0, 10, (-900.0, -950.0), (3000.0, 1000.0), 1.0)
+    facts = {"data": "mnist", "color": "cifar10", "train": 60, "epochs": 2, "test": 2}
+    found = NVAETiny((*tiny, *conv), color, facts | {"color_train": 30, "color_epochs": 2})
     mean, half = found.difference()
     assert mean == pytest.approx(shift)
     assert half == pytest.approx(4.3026527 / 3**0.5)  # t(2) at 0.975, standard deviation 1
@@ -44,15 +44,15 @@ def test_the_difference_is_taken_seed_by_seed(shift, said):
 @pytest.mark.slow
 def test_the_smallest_size_runs_and_a_second_time_trains_nothing(tmp_path):
     torch.set_default_dtype(torch.float32)
-    sets = [images((1, 28, 28), 80, "grey"), images((1, 28, 28), 40, "grey")]
-    sets += [images((3, 32, 32), 40, "colour"), images((3, 32, 32), 40, "colour")]
+    sets = [images((1, 28, 28), 80, "gray"), images((1, 28, 28), 40, "gray")]
+    sets += [images((3, 32, 32), 40, "color"), images((3, 32, 32), 40, "color")]
     found = nvae_tiny(*sets, runs=tmp_path, size="smoke", seeds=2)
-    assert [r.model for r in found.runs] == [TINY, CONV] * 2 and len(found.colour.losses) == 2
-    assert found.colour.losses[1] < found.colour.losses[0]
+    assert [r.model for r in found.runs] == [TINY, CONV] * 2 and len(found.color.losses) == 2
+    assert found.color.losses[1] < found.color.losses[0]
     assert nvae_tiny(*sets, runs=tmp_path, size="smoke", seeds=2) == found
 
 
 def test_one_seed_has_no_interval(tmp_path):
-    few = images((1, 28, 28), 20, "grey")
+    few = images((1, 28, 28), 20, "gray")
     with pytest.raises(RangeError, match="seeds"):
         nvae_tiny(few, few, few, few, runs=tmp_path, seeds=1)

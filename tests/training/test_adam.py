@@ -1,4 +1,4 @@
-"""The optimiser that keeps steps tangent."""
+"""The optimizer that keeps steps tangent."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_mixed_precision_leaves_the_manifold_its_digits():
     assert_close(values, torch.ones_like(values), atol=1e-5, rtol=0)
 
 
-def test_a_state_of_another_optimiser_is_refused(tmp_path, monkeypatch):
+def test_a_state_of_another_optimizer_is_refused(tmp_path, monkeypatch):
     vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8))
     few = rv.data.load("digits")[:64]
     options = {"generator": rv.generator(0), "validation": None, "out": tmp_path}
@@ -89,7 +89,7 @@ def test_a_state_of_another_optimiser_is_refused(tmp_path, monkeypatch):
         patch.setattr(run, "optimizer_of", lambda vae: torch.optim.Adam(vae.parameters()))
         rv.fit(vae, rv.objectives.ELBO(), few, epochs=1, **options)
     options["generator"] = rv.generator(0)
-    with pytest.raises(errors.CheckpointError, match="another optimiser"):
+    with pytest.raises(errors.CheckpointError, match="another optimizer"):
         rv.fit(vae, rv.objectives.ELBO(), few, epochs=2, **options)
 
 

@@ -481,7 +481,7 @@ def test_mixed_precision_says_what_to_install(few: Images, monkeypatch: pytest.M
         fitted(few, 1, precision="bf16-mixed")
 
 
-def test_a_lone_image_is_refused_where_batches_are_normalised(few: Images) -> None:
+def test_a_lone_image_is_refused_where_batches_are_normalized(few: Images) -> None:
     options = {"architecture": "mlp", "latent": 2, "image_shape": (1, 8, 8), "hidden": [16]}
     vae = rv.models.create("vae", batch_norm=True, **options)
     with pytest.raises(errors.ConfigError, match="one image of 200"):

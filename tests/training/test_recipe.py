@@ -105,7 +105,7 @@ def test_a_few_epochs_of_the_bundled_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10-conv32", "color-mnist-conv28"])
-def test_a_recipe_in_colour_trains(
+def test_a_recipe_in_color_trains(
     name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One epoch of a few images that are read, not held; the loss falls below the first."""

@@ -1,4 +1,4 @@
-"""Ways to differentiate through a defence: each is a defence with the same latents.
+"""Ways to differentiate through a defense: each is a defense with the same latents.
 
 Where HMC adapts its step size, `Truncated` and `Checkpointed` have other draws of the same law.
 
@@ -15,9 +15,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from robustvae.defences import HMC, Defence, PosteriorMode, RobustPosterior, RobustTarget, posterior
-from robustvae.defences.defence import in_chunks, ready
-from robustvae.defences.targets import target_of
+from robustvae.defenses import HMC, Defense, PosteriorMode, RobustPosterior, RobustTarget, posterior
+from robustvae.defenses.defense import in_chunks, ready
+from robustvae.defenses.targets import target_of
 from robustvae.errors import RangeError, UnsupportedError, check_count, check_positive, check_type
 from robustvae.mcmc import Chain, hmc
 from robustvae.mcmc.hmc import Adapt
@@ -27,13 +27,13 @@ from robustvae.models.base import VAE, frozen
 @final
 @dataclass(frozen=True)
 class StraightThrough:
-    """Any defence, with the encoder mean's gradient in place of its own.
+    """Any defense, with the encoder mean's gradient in place of its own.
 
-    For defences that cannot be differentiated at all. The gradient is only a guess: that the
+    For defenses that cannot be differentiated at all. The gradient is only a guess: that the
     defended code moves as the encoder's does.
 
     Args:
-        defence: Any defence.
+        defense: Any defense.
 
     References:
         Athalye et al., 2018 (BPDA).
@@ -48,13 +48,13 @@ class StraightThrough:
         True
     """
 
-    defence: Defence
+    defense: Defense
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
         with frozen(vae):
-            z = self.defence(vae, x.detach(), generator=generator).detach()
+            z = self.defense(vae, x.detach(), generator=generator).detach()
             return _carried(z, vae.encode(x).mean)
 
 
@@ -67,7 +67,7 @@ class Implicit:
     Hessian in z. Exact once the search has converged, at one d x d system for each image.
 
     Args:
-        defence: `PosteriorMode` or `RobustPosterior`.
+        defense: `PosteriorMode` or `RobustPosterior`.
         damping: Added to -H, as a share of its mean diagonal, where H is nearly singular.
 
     Raises:
@@ -85,7 +85,7 @@ class Implicit:
         True
     """
 
-    defence: PosteriorMode | RobustPosterior
+    defense: PosteriorMode | RobustPosterior
     damping: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -99,12 +99,12 @@ class Implicit:
             return self._read(vae, x, generator)
 
     def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
-        z = self.defence(vae, x.detach(), generator=generator).detach()
+        z = self.defense(vae, x.detach(), generator=generator).detach()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return z
         at = z.clone().requires_grad_()
-        if isinstance(self.defence, RobustPosterior):
-            target = RobustTarget(vae, x, self.defence.norm, self.defence.radius)
+        if isinstance(self.defense, RobustPosterior):
+            target = RobustTarget(vae, x, self.defense.norm, self.defense.radius)
             _, slope = target.with_gradient(at)
         else:
             value = posterior(vae, x)(at)
@@ -135,7 +135,7 @@ class Truncated:
     which ends with the undifferentiated part.
 
     Args:
-        defence: The sampler.
+        defense: The sampler.
         last: Transitions at the end that are differentiated.
 
     Raises:
@@ -151,19 +151,19 @@ class Truncated:
         True
     """
 
-    defence: HMC
+    defense: HMC
     last: int = 5
 
     def __post_init__(self) -> None:
         """Refuse what cannot be cut."""
-        _check_cut(self.defence)
+        _check_cut(self.defense)
         check_count(self.last, "last")
-        if self.last > self.defence.steps:
-            raise RangeError(f"last must be at most {self.defence.steps} steps, got {self.last}")
+        if self.last > self.defense.steps:
+            raise RangeError(f"last must be at most {self.defense.steps} steps, got {self.last}")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
-        own, cut = self.defence, self.defence.steps - self.last
+        own, cut = self.defense, self.defense.steps - self.last
 
         def read(part: Tensor, graph: bool) -> Tensor:
             z = own.begin(vae, part, generator=generator)
@@ -210,7 +210,7 @@ class Checkpointed:
     anew in each segment of the first half, so that the chain is another draw.
 
     Args:
-        defence: The sampler.
+        defense: The sampler.
         segment: Transitions of a segment; the square root of the steps needs the least memory.
 
     Raises:
@@ -227,12 +227,12 @@ class Checkpointed:
         torch.Size([1, 2])
     """
 
-    defence: HMC
+    defense: HMC
     segment: int = 10
 
     def __post_init__(self) -> None:
         """Refuse empty segments, and what cannot be cut."""
-        _check_cut(self.defence)
+        _check_cut(self.defense)
         check_count(self.segment, "segment")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -241,10 +241,10 @@ class Checkpointed:
         def read(part: Tensor, graph: bool) -> Tensor:
             return self._read(vae, part, generator)
 
-        return in_chunks(read, vae, x, self.defence.chunk)
+        return in_chunks(read, vae, x, self.defense.chunk)
 
     def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
-        own = self.defence
+        own = self.defense
         z = own.begin(vae, x, generator=generator)
         scale = own.scale(vae, x)
         size = torch.as_tensor(own.step_size, dtype=x.dtype, device=x.device)
@@ -348,10 +348,10 @@ def _transitions(
     )
 
 
-def _check_cut(defence: HMC) -> None:
+def _check_cut(defense: HMC) -> None:
     """Raise unless this sampler's run can be cut into parts that are the same chain."""
-    check_type(defence, "defence", HMC)
-    if defence.average or defence.plateau is not None or defence.force != "exact":
+    check_type(defense, "defense", HMC)
+    if defense.average or defense.plateau is not None or defense.force != "exact":
         raise UnsupportedError(
             "a chain can be cut where HMC has no average, no plateau and the exact force"
         )

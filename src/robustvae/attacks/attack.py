@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae.attacks.goals import Goal
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.errors import check_images, check_type
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
@@ -42,7 +42,7 @@ class AttackResult:
         size: ||x_adv - x|| in the ball's norm, in pixel units, (B,).
         score: The goal's score of `x_adv`, (B,).
         status: "ok", or "inconclusive" where the search met no gradient but 0, or no score that
-            is a number: then nothing was learnt about that input, least of all robustness.
+            is a number: then nothing was learned about that input, least of all robustness.
         queries: Scores that the search computed, (B,) int.
         gradient_norm: Greatest gradient norm met, (B,); NaN for searches without gradients.
         zero_gradients: Share of gradients that were exactly 0, (B,).
@@ -104,9 +104,9 @@ class Attack:
         """Attack each of `x`.
 
         Args:
-            victim: What is attacked; point at a defended one for a defence-aware attack.
+            victim: What is attacked; point at a defended one for a defense-aware attack.
             x: Images in the ball's box, (B, C, H, W).
-            generator: Spent by starts, noises and the defence.
+            generator: Spent by starts, noises and the defense.
 
         Raises:
             ShapeError: Images the model cannot read, or radii for another number of them.
@@ -140,7 +140,7 @@ class Attack:
             victim: What is attacked.
             x: Clean images, (B, C, H, W).
             x_adv: Attacked images, (B, C, H, W).
-            generator: Spent by the goal and the defence.
+            generator: Spent by the goal and the defense.
         """
         with ready(victim, x, self.ball) as clean:
             check_images(x_adv, victim.vae.image_shape, name="x_adv", low=None, high=None)

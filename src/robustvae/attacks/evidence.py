@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustvae.attacks.attack import Attack, Search, ready
 from robustvae.attacks.goals import Goal
-from robustvae.defences import PosteriorMean, Victim
+from robustvae.defenses import PosteriorMean, Victim
 from robustvae.errors import check_positive
 from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SearchResult, SquareSearch
 from robustvae.seeding import split
@@ -158,13 +158,13 @@ def evidence_checks(
         )
     )
     meaning = (
-        "The attack that sees the defence beats the one made for the undefended model. If not, "
-        "it was blind: its gradients through the defence are masked or too noisy."
+        "The attack that sees the defense beats the one made for the undefended model. If not, "
+        "it was blind: its gradients through the defense are masked or too noisy."
     )
-    if isinstance(victim.defence, PosteriorMean):
-        checks.append(Check("seeing beats transfer", None, "no defence", meaning))
+    if isinstance(victim.defense, PosteriorMean):
+        checks.append(Check("seeing beats transfer", None, "no defense", meaning))
     else:
-        plain = dataclasses.replace(victim, defence=PosteriorMean())
+        plain = dataclasses.replace(victim, defense=PosteriorMean())
         moved = float(run(search, at=plain).mean())
         checks.append(
             Check(
@@ -197,7 +197,7 @@ def _honest(claimed: Tensor, again: Tensor, turned: Tensor) -> Check:
         "honest score",
         None if random else gap(claimed, again) <= _SLACK,
         f"greatest relative difference {gap(claimed, again):.2g}"
-        + (", the defence is random" if random else ""),
+        + (", the defense is random" if random else ""),
         "The score that the search saw is the one of what it returned. If not, it kept another "
         "point than its best, or its score changes from call to call.",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustvae import metrics
-from robustvae.defences import PosteriorMean, PosteriorSample, Victim
+from robustvae.defenses import PosteriorMean, PosteriorSample, Victim
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -76,11 +76,11 @@ DIVERGENCES = (*_DIVERGENCES, "latent", "samples")
 @final
 @dataclass(frozen=True)
 class LatentShift:
-    """Move the latent code away from where it was: maximise D(q(.|x+d), q(.|x)).
+    """Move the latent code away from where it was: maximize D(q(.|x+d), q(.|x)).
 
     Pointed at a victim that reads its latent off the encoder (`PosteriorMean`,
-    `PosteriorSample`) the divergence is between the encoder's posteriors. Any other defence has
-    no such density: the score is then "latent", with gradients through the defence.
+    `PosteriorSample`) the divergence is between the encoder's posteriors. Any other defense has
+    no such density: the score is then "latent", with gradients through the defense.
 
     Warning:
         All of these have gradient 0 at d = 0; searches must start elsewhere, as ours do.
@@ -90,10 +90,10 @@ class LatentShift:
             "symmetric_kl" the mean of both, in nats; "wasserstein2" the squared 2-Wasserstein
             distance and "means" ||mu(x+d) - mu(x)||^2; "samples" the mean squared distance of
             draws from both posteriors, by `draws` fixed noises; "latent" ||T(x+d) - T(x)||^2 of
-            the codes that the victim's own defence T reads.
+            the codes that the victim's own defense T reads.
         layers: Which layers of a hierarchy count, by their place in `vae.widths`: (0,) is the one
             next to the data; None for all.
-        draws: Noises averaged by "samples", and by "latent" where the defence is random.
+        draws: Noises averaged by "samples", and by "latent" where the defense is random.
 
     Raises:
         UnknownNameError: Any other divergence.
@@ -131,7 +131,7 @@ class LatentShift:
 @final
 @dataclass(frozen=True, eq=False)
 class LatentTarget:
-    """Move the latent code towards that of a target image: maximise -D(q(.|x+d), q(.|target)).
+    """Move the latent code towards that of a target image: maximize -D(q(.|x+d), q(.|target)).
 
     Args:
         target: Target images, (B, C, H, W), one per input, or (1, C, H, W) for all.
@@ -177,11 +177,11 @@ class LatentTarget:
 @final
 @dataclass(frozen=True)
 class MaximumDamage:
-    """Move the reconstruction as far as possible: maximise ||g(T(x+d)) - g(mu(x))||_2.
+    """Move the reconstruction as far as possible: maximize ||g(T(x+d)) - g(mu(x))||_2.
 
     Through the encoder's mean (`PosteriorMean`), with fixed standard normal noises e:
     "mean" ||g(mu(x+d)) - g(mu(x))||, "both" E||g(mu(x+d) + e sigma(x+d)) - g(mu(x))||,
-    "std" E||g(mu(x) + e sigma(x+d)) - g(mu(x))||. Any other defence T is differentiated through:
+    "std" E||g(mu(x) + e sigma(x+d)) - g(mu(x))||. Any other defense T is differentiated through:
     E||g(T(x+d)) - E g(T(x))||, averaged over `draws` of its randomness where it has any.
 
     Args:
@@ -192,7 +192,7 @@ class MaximumDamage:
     Raises:
         UnknownNameError: Any other `through`.
         RangeError: `draws` below 1.
-        ConfigError: "std" or "both" where the victim's defence is not `PosteriorMean` (when bound).
+        ConfigError: "std" or "both" where the victim's defense is not `PosteriorMean` (when bound).
 
     References:
         [Camuto21] Eq. 5.
@@ -216,11 +216,11 @@ class MaximumDamage:
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
         """The distance from the clean reconstruction, in pixel units; see `Goal.bind`."""
         vae = victim.vae
-        if not isinstance(victim.defence, PosteriorMean):
+        if not isinstance(victim.defense, PosteriorMean):
             if self.through != "mean":
                 raise ConfigError(
                     f"through={self.through!r} speaks of the encoder's spread: "
-                    f"{type(victim.defence).__name__} has none, use through='mean'"
+                    f"{type(victim.defense).__name__} has none, use through='mean'"
                 )
             read = _expected(victim.reconstruct, x, self.draws, generator)
             with torch.no_grad():
@@ -249,8 +249,8 @@ class OutputTarget:
 
     Args:
         target: Target images in [0, 1], (B, C, H, W), one per input, or (1, C, H, W) for all.
-        form: "squared" maximises -||g(T(x+d)) - target||^2 through the victim's defence T;
-            "elbo" maximises E log p(target | z) - KL(q(z|x+d) || p(z)) over `draws` fixed noises.
+        form: "squared" maximizes -||g(T(x+d)) - target||^2 through the victim's defense T;
+            "elbo" maximizes E log p(target | z) - KL(q(z|x+d) || p(z)) over `draws` fixed noises.
         draws: Noises averaged.
 
     Raises:
@@ -288,7 +288,7 @@ class OutputTarget:
             read = _expected(victim.reconstruct, x, self.draws, generator)
             return lambda y, rows: -_distance(read(y), target[rows]).square().mean(0)
         if not _reads_encoder(victim):
-            raise ConfigError("form='elbo' reads the encoder: use form='squared' with a defence")
+            raise ConfigError("form='elbo' reads the encoder: use form='squared' with a defense")
         with torch.no_grad():
             check_gaussian(vae.encode(x), "form='elbo'")
         noise = randn(self.draws, 1, vae.latent, like=x, generator=generator)
@@ -309,14 +309,14 @@ class OutputTarget:
 @final
 @dataclass(frozen=True, eq=False)
 class ClassifierFlip:
-    """Change what the victim's classifier says: maximise its loss at the latent it is given.
+    """Change what the victim's classifier says: maximize its loss at the latent it is given.
 
     Args:
         label: Classes to move away from, (B,) int, or None for what is predicted at the clean
             input.
         loss: "cross_entropy" in nats, or "margin", the best other logit minus the label's, which
             keeps its gradient where the classifier is certain and is positive once it is wrong.
-        draws: Draws of the defence's randomness that are averaged, where it has any.
+        draws: Draws of the defense's randomness that are averaged, where it has any.
 
     Raises:
         UnknownNameError: Any other loss.
@@ -418,7 +418,7 @@ class WeightedSum:
 
 
 def _reads_encoder(victim: Victim) -> bool:
-    return isinstance(victim.defence, PosteriorMean | PosteriorSample)
+    return isinstance(victim.defense, PosteriorMean | PosteriorSample)
 
 
 def _apart(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
 from robustvae.models.base import VAE, frozen
 from robustvae.seeding import randn
@@ -32,7 +32,7 @@ def adversarial_accuracy(
         against: "prediction": the class predicted at `x` stays, the words of [Kuzina22];
             "label": the class predicted at `x_adv` is the label, what their code measured, so
             that it is below 1 without an attack.
-        generator: Spent by the defence.
+        generator: Spent by the defense.
 
     Returns:
         1 where the class holds, else 0, (B,).
@@ -152,7 +152,7 @@ def distances(
         victim: What was attacked.
         x: Clean images, (B, C, H, W).
         x_adv: Attacked images, (B, C, H, W).
-        generator: Spent by the defence, with the same noise for both.
+        generator: Spent by the defense, with the same noise for both.
 
     Returns:
         2-norms under "input", "latent" and "output", and "input_linf".

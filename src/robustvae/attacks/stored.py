@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustvae import metrics
 from robustvae.attacks.attack import AttackResult
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.errors import CheckpointError, DataError, ShapeError
 from robustvae.models.base import VAE
 from robustvae.models.checkpoint import load, save, weights_sha256
@@ -111,11 +111,11 @@ def store(
     np.savez_compressed(buffer, **numbers)
     if with_model:
         save(vae, folder / "model")
-    defence = victim.defence
+    defense = victim.defense
     manifest = {
         "format": FORMAT,
         "attack": attack,
-        "defence": repr(defence) if dataclasses.is_dataclass(defence) else type(defence).__name__,
+        "defense": repr(defense) if dataclasses.is_dataclass(defense) else type(defense).__name__,
         "ball": {"norm": ball.norm, "low": ball.low, "high": ball.high},
         "inputs": len(x),
         "status": list(found.status),

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustvae.attacks.attack import Attack, Search
 from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage
 from robustvae.data.changes import blur, jpeg
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
 from robustvae.metrics import mean_stderr
 from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, SquareSearch, outward

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from robustvae.attacks.attack import ready
 from robustvae.attacks.goals import LatentTarget, OutputTarget
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.errors import RangeError, ShapeError, check_count
-from robustvae.perturb import Ball, Score, minimise
+from robustvae.perturb import Ball, Score, minimize
 from robustvae.perturb.ascent import evaluate
 from robustvae.perturb.lbfgs import Objective
 from robustvae.seeding import split
@@ -49,7 +49,7 @@ class SweepResult:
         x_adv: Attacked images in [0, 1], (B, P, C, H, W).
         size: ||x_adv - x||_2 in pixel units, (B, P).
         score: The goal's score, (B, P).
-        objective: What was minimised, penalty x size - score, (B, P).
+        objective: What was minimized, penalty x size - score, (B, P).
         penalties: (P,).
         chosen: The penalty whose attack is shown, by `select_penalty`, (B,) int.
         auddc: Area under the distortion-distortion curve, (B,); see `auddc`.
@@ -70,7 +70,7 @@ class SweepResult:
 @final
 @dataclass(frozen=True)
 class PenaltySweep:
-    """Minimise penalty x ||d||_2 - score(x + d) by L-BFGS over the pixel range, for every penalty.
+    """Minimize penalty x ||d||_2 - score(x + d) by L-BFGS over the pixel range, for every penalty.
 
     All pairs and penalties run together. Every second penalty starts from x, the others from
     where the next smaller one ended; then each takes the best of all points found for its pair,
@@ -123,7 +123,7 @@ class PenaltySweep:
         Args:
             victim: What is attacked.
             x: Images in [0, 1], (B, C, H, W).
-            generator: Spent by the goal's noises and the defence.
+            generator: Spent by the goal's noises and the defense.
         """
         for_search, for_images = split(generator, 2)
         count = len(self.weights)
@@ -146,7 +146,7 @@ class PenaltySweep:
                 if not steps or not bool(todo.any()):
                     break
                 pairs, which = todo.nonzero(as_tuple=True)
-                end = minimise(
+                end = minimize(
                     _objective(score, clean, pairs, weights[which]),
                     y[todo].flatten(1),
                     *(bound.expand(len(pairs), -1) for bound in box),
@@ -250,7 +250,7 @@ def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:
     the mean over the positive penalties.
 
     Args:
-        objective: What was minimised, (B, P).
+        objective: What was minimized, (B, P).
         weights: Penalties, (P,), the first of them possibly 0.
 
     Returns:
@@ -300,7 +300,7 @@ def auddc(
         Areas in [0, 1], (B,).
 
     References:
-        Gondim-Ribeiro et al., 2018, section 3; the normalisation is ours.
+        Gondim-Ribeiro et al., 2018, section 3; the normalization is ours.
     """
 
     def far(a: Tensor, b: Tensor) -> Tensor:

@@ -39,12 +39,12 @@ from robustvae.models.hierarchy import check_gaussian
 from robustvae.models.layout import channels_last
 from robustvae.seeding import draw, randn
 
-VERSIONS = ("centred", "full", "paired")
+VERSIONS = ("centered", "full", "paired")
 KINDS = {
     "barrett": "deterministic",
     "envelope": "deterministic",
     "first_order": "first_order",
-    "generalised": "deterministic",
+    "generalized": "deterministic",
     "neyman_pearson": "probabilistic",
     "noncentral": "deterministic",
     "tangent": "deterministic",
@@ -70,7 +70,7 @@ class Certificate:
         route: The bound that gave each radius, B names; "none" where nothing is proved.
         status: "ok" or "abstain", B of them.
         assumptions: What the statement rests on, or what is not covered.
-        version: "centred", "paired" or "full".
+        version: "centered", "paired" or "full".
         norm: "l2" or "linf".
         by_route: The radii of every route that was taken, each (B,); `radius` is their largest.
         boxed: Whether it holds only for perturbations that keep the pixels in [0, 1]; False: for
@@ -80,7 +80,7 @@ class Certificate:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("lipschitz-vae", latent=2, image_shape=(1, 4, 4), hidden=[16])
         >>> x = torch.rand(2, 1, 4, 4)
-        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centred", generator=rv.generator(0))
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centered", generator=rv.generator(0))
         >>> lower.radius.shape, lower.kind, lower.boxed
         (torch.Size([2]), 'deterministic', False)
         >>> [name for name in lower.by_route if "envelope" not in name and "tangent" not in name]
@@ -128,20 +128,20 @@ def certify(
     - "noncentral": the noncentral chi-square, t = r / a (ours); only where F >= 1/2;
     - "trace_markov": Markov's bound with the exact trace, t = r / a (ours);
     - "envelope": the better of the two, with t from the saturation of the decoder's last sigmoid at
-      this input (ours; centred and full);
+      this input (ours; centered and full);
     - "tangent": the same with a larger t, from how the logits of a decoder with sorts of pairs can
-      move together (ours; centred and full). It takes the longest: tens of milliseconds an input.
+      move together (ours; centered and full). It takes the longest: tens of milliseconds an input.
 
-    On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "generalised" (the
-    generalised chi-square, from bounds on the mean's movement in every coordinate, sigma fixed or
-    centred; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
+    On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "generalized" (the
+    generalized chi-square, from bounds on the mean's movement in every coordinate, sigma fixed or
+    centered; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
     probabilistic: any decoder and any architecture, by linear bounds on how the posterior moves;
     the route's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
     any Gaussian posterior; in units of sigma, and `by_route` the weaker forms beside it: spectral,
     and [Camuto21]'s with the Frobenius norm).
 
     Warning:
-        Centred keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
+        Centered keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
         model draws with sigma(x + delta): that is `version="full"`.
 
     Args:
@@ -151,7 +151,7 @@ def certify(
         x: Images in [0, 1], (B, C, H, W).
         r: l2 distance between outputs, in pixel units, positive.
         m: Probability wanted, in (0, 1).
-        version: "centred": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two independent
+        version: "centered": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two independent
             draws; "full": Delta = g(mu(x+d) + eta sigma(x+d)) - g(mu(x)).
         generator: Spent by the evaluation error's probes and by the sampled routes.
         norm: "l2", or "linf": for Neyman-Pearson by bounds over that ball, else the l2 radius over
@@ -178,7 +178,7 @@ def certify(
         >>> import robustvae as rv
         >>> vae = rv.load("digits-lipschitz-vae")
         >>> x = rv.data.load("digits", split="test").x[:4]
-        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centred", generator=rv.generator(0))
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centered", generator=rv.generator(0))
         >>> lower.kind, lower.status
         ('deterministic', ('ok', 'ok', 'ok', 'ok'))
     """
@@ -266,7 +266,7 @@ def _radii(
         f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves an output by at most "
         f"{error:.1e} ({EVALUATION_FACTOR:g} times the largest seen); twice that is taken from r",
     ]
-    if ask.version == "centred" and not constants.fixed_stddev:
+    if ask.version == "centered" and not constants.fixed_stddev:
         assumptions += _SILENT
     if r <= 0:
         return {}, (*assumptions, "not covered: the evaluation error is larger than r")
@@ -289,10 +289,10 @@ def _radii(
             found[name] = _margin(name, reach, moved, constants.b, ask.m, vae.latent)
         for kind, wide in list(reaches.items())[1:]:
             found[f"{kind}{name}"] = _margin(name, wide, moved, constants.b, ask.m, vae.latent)
-    if "generalised" in routes:
+    if "generalized" in routes:
         widest = torch.stack(list(reaches.values())).amax(0)
         encoder, images = Encoder(exact, spread=False), x.to("cpu", torch.float64)
-        found["generalised"] = _coordinatewise(encoder, images, widest, posterior.stddev, ask)
+        found["generalized"] = _coordinatewise(encoder, images, widest, posterior.stddev, ask)
     if "barrett" in routes:
         if ask.version != "paired":
             raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired version only")
@@ -313,7 +313,7 @@ def _neyman_pearson(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Any decoder: what happens at the clean input goes on while the posterior moves little."""
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
-    still = ask.version == "centred" or fixed_stddev(vae)
+    still = ask.version == "centered" or fixed_stddev(vae)
     encoder = Encoder(exact, spread=not still)
     images = x.to("cpu", torch.float64)
     error = torch.zeros(2, len(x), dtype=torch.float64)
@@ -340,7 +340,7 @@ def _neyman_pearson(
         f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves a latent by at most "
         f"{float(error[0].max()) / 2:.1e} standard deviations ({EVALUATION_FACTOR:g} times the "
         "largest seen); twice that is taken off",
-        *_SILENT[: ask.version == "centred" and not fixed_stddev(vae)],
+        *_SILENT[: ask.version == "centered" and not fixed_stddev(vae)],
     )
 
 
@@ -399,7 +399,7 @@ def _moved_stddev(
     most, total = stddev.square().amax(1).sqrt(), stddev.square().sum(1)
 
     def bound(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if version == "centred":
+        if version == "centered":
             return most[rows], total[rows]
         own = stddev[rows].square()
         after = (stddev[rows] + constants.c * rho[:, None]).square()
@@ -452,12 +452,12 @@ def _margin(
 def _coordinatewise(
     encoder: Encoder, x: Tensor, reach: Tensor, stddev: Tensor, ask: _Question
 ) -> Tensor:
-    """The generalised chi-square's radius: a bound on the mean's movement in every coordinate.
+    """The generalized chi-square's radius: a bound on the mean's movement in every coordinate.
 
     Only for exact standard deviations; a bound on the movement's length would not do.
     """
-    if ask.version != "centred" and not fixed_stddev(encoder.vae):
-        raise UnsupportedError("the generalised chi-square with a spread that moves")
+    if ask.version != "centered" and not fixed_stddev(encoder.vae):
+        raise UnsupportedError("the generalized chi-square with a spread that moves")
     if ask.version == "paired":
         stddev = stddev * 2**0.5
 
@@ -466,7 +466,7 @@ def _coordinatewise(
         return torch.maximum(mean.upper, -mean.lower).clamp_min(0)
 
     def holds(radius: Tensor) -> Tensor:
-        return bounds.generalised_probability(reach, shifts(radius), stddev) > ask.m
+        return bounds.generalized_probability(reach, shifts(radius), stddev) > ask.m
 
     small = torch.full_like(reach, 1e-6)
     steepest = (shifts(small) / small[:, None]).amax(1)
@@ -507,8 +507,8 @@ def _rest_probability(vae: VAE, x: Tensor, ask: _Question, generator: torch.Gene
     clean = vae.decode(mean).mean.flatten(1)
     if not bool(clean.isfinite().all()):
         raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
-    if ask.version == "centred":
-        check_gaussian(posterior, "version 'centred'")
+    if ask.version == "centered":
+        check_gaussian(posterior, "version 'centered'")
         posterior = Gaussian(mean, posterior.stddev)
     inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)
 

@@ -61,7 +61,7 @@ def isotropic_margin(
         a: Lipschitz constant of the decoder's mean.
         b: Lipschitz constant of the encoder's mean.
         latent: Dimension d.
-        version: "centred" (or "full", the same here) or "paired".
+        version: "centered" (or "full", the same here) or "paired".
 
     Returns:
         l2 radius in pixel units; 0 where nothing can be proved.
@@ -73,10 +73,10 @@ def isotropic_margin(
         >>> from robustvae.certificates import isotropic_margin
         >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, version="paired"), 3)
         0.068
-        >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, version="centred"), 3)
+        >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, version="centered"), 3)
         0.074
     """
-    check_choice("version", version, ("centred", "full", "paired"))
+    check_choice("version", version, ("centered", "full", "paired"))
     for value, name in ((stddev, "stddev"), (r, "r"), (a, "a"), (b, "b")):
         check_positive(value, name)
     check_probability(m, "m")
@@ -104,7 +104,7 @@ def global_margin(vae: VAE, *, r: float, m: float, version: str) -> float:
         vae: A model with a fixed standard deviation.
         r: l2 distance between outputs.
         m: Probability wanted, in (0, 1).
-        version: "centred", "full" or "paired".
+        version: "centered", "full" or "paired".
 
     Raises:
         UnsupportedError: No Lipschitz constants are known, or sigma is learned.
@@ -112,7 +112,7 @@ def global_margin(vae: VAE, *, r: float, m: float, version: str) -> float:
     Examples:
         >>> import robustvae as rv
         >>> vae = rv.load("digits-lipschitz-vae")
-        >>> rv.certificates.global_margin(vae, r=1.0, m=0.5, version="centred") > 0.4
+        >>> rv.certificates.global_margin(vae, r=1.0, m=0.5, version="centered") > 0.4
         True
     """
     constants = lipschitz_constants(vae)
@@ -130,7 +130,7 @@ def design(
     *,
     r: float,
     m: float = 0.5,
-    version: str = "centred",
+    version: str = "centered",
     latent: int = 10,
     stddev: float = 0.1,
     ratio: float = 1.0,
@@ -142,7 +142,7 @@ def design(
         margin: Wanted, l2 in pixel units, positive.
         r: l2 distance between outputs.
         m: Probability wanted, in (0, 1).
-        version: "centred", "full" or "paired".
+        version: "centered", "full" or "paired".
         latent: Dimension d.
         stddev: The fixed sigma.
         ratio: Of the encoder's constant to the decoder's.
@@ -173,7 +173,7 @@ def design(
         spared = r * (1 - SPARE)
         if rule == "ours":
             return isotropic_margin(stddev, r=spared, m=m, a=a, b=b, latent=latent, version=version)
-        form = "paired" if version == "paired" else "centred"
+        form = "paired" if version == "paired" else "centered"
         return bounds.barrett_global_margin(
             stddev, r=spared, m=m, a=a, b=b, latent=latent, version=form
         )

@@ -179,7 +179,7 @@ class Relaxation:
         interval is never wider than that of "ibp".
 
         Args:
-            x: Centres, (B, *shape).
+            x: Centers, (B, *shape).
             radius: Of each ball, (B,).
             norm: "l2" or "linf".
             method: The tightest to use; a cheaper one is taken where this one is too dear.
@@ -242,7 +242,7 @@ class Relaxation:
         return graph.walk(node, step)
 
     def _take_sort(self, layer: nn.Module, node: int) -> int:
-        """The last axis sorted, by exchanges of neighbours where a group has more than two."""
+        """The last axis sorted, by exchanges of neighbors where a group has more than two."""
         size = self._shapes[node][-1]
         index = torch.arange(size)
         if isinstance(layer, MaxMin):

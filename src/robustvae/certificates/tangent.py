@@ -40,7 +40,7 @@ def tangent_reach(decoder: nn.Module, z: Tensor, r: float, steps: int = STEPS) -
 
     Args:
         decoder: Dense layers with sorts of pairs between, to the logits.
-        z: Latents at the centre, (B, d).
+        z: Latents at the center, (B, d).
         r: l2 distance between outputs, positive.
         steps: Gradient steps on the multipliers.
 
@@ -84,7 +84,7 @@ class _Stage:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Where the pairs of one sort stand at the centre.
+    """Where the pairs of one sort stand at the center.
 
     Attributes:
         apart: |u - v| / sqrt(2), rounded down, (B, k).
@@ -143,7 +143,7 @@ def _joined(one: Tensor, two: Tensor, sort: str) -> Tensor:
     return torch.cat([one, two], -1)
 
 
-def _centre(stages: list[_Stage], z: Tensor) -> tuple[list[_Pairs], Tensor]:
+def _center(stages: list[_Stage], z: Tensor) -> tuple[list[_Pairs], Tensor]:
     """The pairs of every sort, and the logits, at the latents."""
     pairs, features, norm = [], z, 1.0
     for stage in stages:
@@ -165,7 +165,7 @@ def _followed(
 ) -> Tensor:
     """Bound on max_{||dz|| <= reach} [price ||e||^2 + tilt . e] over the logits' movement e, (B,).
 
-    A sort keeps the sums of its pairs. Of the differences, with D at the centre >= 0 and q after
+    A sort keeps the sums of its pairs. Of the differences, with D at the center >= 0 and q after
     the move, it gives |q|: price ((|q| - D)^2 - (q - D)^2) + m (|q| - D) - w (q - D) is at most 0
     for w = m as long as m <= 2 price D, else at most (move - D) (m - 2 price D) for the w below.
     """
@@ -190,7 +190,7 @@ def _followed(
 
 def _reach(stages: list[_Stage], z: Tensor, r: float, steps: int) -> Tensor:
     norm = math.prod(stage.norm for stage in stages)
-    pairs, logits = _centre(stages, z.cpu())
+    pairs, logits = _center(stages, z.cpu())
     free = bounds.envelope_reach(logits, r) / norm * (1 - bounds.SLACK)
     tilt, price, guess = _multipliers(stages, pairs, logits, free, r, steps)
     cell = min(_CELL, r / (2 * logits.shape[1] ** 0.5))
@@ -251,13 +251,13 @@ def _multipliers(
     tilt.requires_grad_(True)
     log_price.requires_grad_(True)
     with torch.enable_grad():
-        optimiser = torch.optim.Adam([tilt, log_price], lr=_RATE)
+        optimizer = torch.optim.Adam([tilt, log_price], lr=_RATE)
         for step in range(steps):
-            optimiser.param_groups[0]["lr"] = _RATE * (1 - 0.95 * step / steps)
+            optimizer.param_groups[0]["lr"] = _RATE * (1 - 0.95 * step / steps)
             scaled, price = tilt * unit / _RATE, log_price.exp()
             total = excess(scaled, price) + _followed(stages, pairs, scaled, price, reach)
             slope = (2 * price * norm**2 * reach).detach()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (total / slope).sum().backward()
             with torch.no_grad():
                 better = (total <= r**2) & (reach >= best)
@@ -265,7 +265,7 @@ def _multipliers(
                 best_tilt = torch.where(better[:, None], scaled, best_tilt)
                 best_price = torch.where(better, price, best_price)
                 reach = (reach + (r**2 - total) / slope).clamp(0.8 * reach, 1.2 * reach).detach()
-            optimiser.step()
+            optimizer.step()
     return best_tilt.detach().double(), best_price.detach().double(), best.double()
 
 
@@ -292,12 +292,12 @@ def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float = _CELL) ->
         total = float((n[flat].square() / (4 * cost) + math.exp(-2 * _FLAT)).sum())
         y, n = y[~flat], n[~flat]
         width = cell * _FINER
-        centres = torch.arange(math.ceil(2 * end / width) + 1, dtype=torch.float64) * width
-        centres = (centres - centres[-1] / 2).expand(len(y), -1)
-        value, upper = _cells(y[:, None], n[:, None], cost, centres, width / 2)
+        centers = torch.arange(math.ceil(2 * end / width) + 1, dtype=torch.float64) * width
+        centers = (centers - centers[-1] / 2).expand(len(y), -1)
+        value, upper = _cells(y[:, None], n[:, None], cost, centers, width / 2)
         row, column = (upper >= value.amax(1, keepdim=True).clamp_min(0)).nonzero(as_tuple=True)
         finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * cell - width / 2
-        within = centres[row, column][:, None] + finer
+        within = centers[row, column][:, None] + finer
         _, upper = _cells(y[row, None], n[row, None], cost, within, cell / 2)
         most = torch.zeros_like(y).scatter_reduce(0, row, upper.amax(1), "amax")
         found.append(total + float(most.sum()))
@@ -305,17 +305,17 @@ def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float = _CELL) ->
 
 
 def _cells(
-    y: Tensor, n: Tensor, cost: float, centres: Tensor, half: float
+    y: Tensor, n: Tensor, cost: float, centers: Tensor, half: float
 ) -> tuple[Tensor, Tensor]:
-    """phi at the centres of cells, and upper bounds on it in each: max_{|d| <= h} by Taylor.
+    """phi at the centers of cells, and upper bounds on it in each: max_{|d| <= h} by Taylor.
 
     phi'' <= min(0.32, 2 s' (1 + s')) - 2 cost, with s' the sigmoid's largest slope in the cell.
     """
-    at = y + centres
+    at = y + centers
     moved = torch.sigmoid(at)
     change = moved - torch.sigmoid(y)
-    value = change.square() - (cost * centres + n) * centres
-    slope = (2 * change * moved * (1 - moved) - 2 * cost * centres - n).abs()
+    value = change.square() - (cost * centers + n) * centers
+    slope = (2 * change * moved * (1 - moved) - 2 * cost * centers - n).abs()
     nearest = torch.sigmoid((half - at.abs()).clamp_max(0))
     steep = nearest * (1 - nearest)
     curve = (2 * steep * (1 + steep)).clamp_max(0.32) - 2 * cost

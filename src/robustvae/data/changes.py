@@ -1,4 +1,4 @@
-"""What is done to images when they are read: binarising, noise, blur, JPEG."""
+"""What is done to images when they are read: binarizing, noise, blur, JPEG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BEST_QUALITY = 95
 
 @final
 @dataclass(frozen=True)
-class Binarised:
+class Binarized:
     """Pixels drawn as 1 with the probability that is their value, else 0.
 
     What is drawn for an image follows from the seed and its place in the set alone, so it does
@@ -46,7 +46,7 @@ class Binarised:
 
     Examples:
         >>> import robustvae as rv
-        >>> digits = rv.data.load("digits").changed(rv.data.Binarised(dynamic=True))
+        >>> digits = rv.data.load("digits").changed(rv.data.Binarized(dynamic=True))
         >>> bool((digits[:9].x == digits.at(1)[:9].x).all())
         False
     """
@@ -64,7 +64,7 @@ class Binarised:
     def __call__(self, x: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """Zeros and ones, (n, C, H, W)."""
         when = epoch if self.dynamic else 0
-        return (_by_image(rand, x, rows, self.seed, f"binarised, epoch {when}") < x).to(x.dtype)
+        return (_by_image(rand, x, rows, self.seed, f"binarized, epoch {when}") < x).to(x.dtype)
 
 
 @final

@@ -1,4 +1,4 @@
-"""CIFAR-10: 32x32 colour photographs of ten kinds [Krizhevsky, 2009]."""
+"""CIFAR-10: 32x32 color photographs of ten kinds [Krizhevsky, 2009]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ColorMNIST: every digit of MNIST in seven colours [Kuzina22]."""
+"""ColorMNIST: every digit of MNIST in seven colors [Kuzina22]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from robustvae.data.images import Images
 from robustvae.data.mnist import MNIST
 
-COLOURS = {
+COLORS = {
     "blue": (0, 0, 1),
     "green": (0, 1, 0),
     "cyan": (0, 1, 1),
@@ -26,33 +26,33 @@ COLOURS = {
 
 @final
 @dataclass(frozen=True, eq=False)
-class Coloured:
-    """Every grey image in every colour: the first in all colours, then the second, and so on.
+class Colored:
+    """Every gray image in every color: the first in all colors, then the second, and so on.
 
     Args:
-        grey: Bytes, (n, H, W).
-        colours: Corners of the RGB cube, (k, 3).
+        gray: Bytes, (n, H, W).
+        colors: Corners of the RGB cube, (k, 3).
     """
 
-    grey: Tensor
-    colours: Tensor
+    gray: Tensor
+    colors: Tensor
 
     @property
     def shape(self) -> Sequence[int]:
         """(n k, 3, H, W)."""
-        return len(self.grey) * len(self.colours), 3, *self.grey.shape[1:]
+        return len(self.gray) * len(self.colors), 3, *self.gray.shape[1:]
 
     def read(self, rows: Tensor, epoch: int) -> Tensor:
         """Images in [0, 1], (n, 3, H, W)."""
-        count = len(self.colours)
-        grey = self.grey[rows // count].to(torch.float32).div_(255)
-        return grey.unsqueeze(1) * self.colours[rows % count].view(-1, 3, 1, 1)
+        count = len(self.colors)
+        gray = self.gray[rows // count].to(torch.float32).div_(255)
+        return gray.unsqueeze(1) * self.colors[rows % count].view(-1, 3, 1, 1)
 
 
 def load(split: str, root: Path, download: bool) -> Images:
     """MNIST in the corners of the RGB cube but black: 420,000 training and 70,000 test images.
 
-    Image 7 i + k is digit i in colour k of `COLOURS`. The labels are "digit" and "colour".
+    Image 7 i + k is digit i in color k of `COLORS`. The labels are "digit" and "color".
 
     Args:
         split: "train" or "test".
@@ -67,10 +67,8 @@ def load(split: str, root: Path, download: bool) -> Images:
         smooth encoders"), whose construction it is.
     """
     pixels, labels = MNIST.read(split, root, download)
-    source = Coloured(
-        torch.tensor(pixels), torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    )
-    digit = torch.tensor(labels, dtype=torch.int64).repeat_interleave(len(COLOURS))
-    colour = torch.arange(len(COLOURS)).repeat(len(labels))
-    kinds = {"digit": digit, "colour": colour}
+    source = Colored(torch.tensor(pixels), torch.tensor(list(COLORS.values()), dtype=torch.float32))
+    digit = torch.tensor(labels, dtype=torch.int64).repeat_interleave(len(COLORS))
+    color = torch.arange(len(COLORS)).repeat(len(labels))
+    kinds = {"digit": digit, "color": color}
     return Images(source, digit, name="color_mnist", split=split, labels=kinds)

@@ -19,7 +19,7 @@ TEST_SHARE = 0.1
 GOLDEN = (math.sqrt(5) - 1) / 2
 # At scale 1, in pixels; at any angle a sprite stays inside the picture.
 HALF_SIDE, HALF_AXES, HEART = 10.4, (12.6, 7.6), 10.4
-FIRST_CENTRE = 16.5
+FIRST_CENTER = 16.5
 
 
 def square(u: Tensor, v: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class Sprites:
         scale = 0.5 + 0.1 * factors["scale"].double()
         angle = 2 * math.pi / 39 * factors["orientation"].double()
         at = torch.arange(SIDE, dtype=torch.float64) + 0.5
-        across = at.view(1, 1, -1) - (FIRST_CENTRE + factors["x"])
-        down = at.view(1, -1, 1) - (FIRST_CENTRE + factors["y"])
+        across = at.view(1, 1, -1) - (FIRST_CENTER + factors["x"])
+        down = at.view(1, -1, 1) - (FIRST_CENTER + factors["y"])
         u = (angle.cos() * across + angle.sin() * down) / scale
         v = (angle.cos() * down - angle.sin() * across) / scale
         drawn = torch.empty_like(u)
@@ -83,7 +83,7 @@ def load(split: str) -> Images:
     The factors, their values and the order of all images are those of the published set: scales
     0.5, 0.6 ... 1; orientations 0 to 2 pi, both ends among them and so the same picture twice;
     places a pixel apart. The outlines are ours, so pixels differ from the published file's, and
-    some neighbouring orientations of small squares and ellipses come out alike.
+    some neighboring orientations of small squares and ellipses come out alike.
 
     The published set has no split. Here image i is for testing (73,728 of them) where the
     fractional part of i times the golden ratio is below 0.1, which spreads them evenly.

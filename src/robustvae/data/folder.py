@@ -21,7 +21,7 @@ SPLITS = ("train", "test")
 TEST_EVERY = 10
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-GREY = {"1", "L", "LA"}
+GRAY = {"1", "L", "LA"}
 PARTITION, ATTRIBUTES, FACES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 PARTS = {"train": "0", "test": "2"}
 
@@ -306,7 +306,7 @@ def _decoded(path: Path, channels: int | None) -> Tensor:
     try:
         with Image.open(path, formats=FORMATS) as image:
             if channels is None:
-                channels = 1 if image.mode in GREY else 3
+                channels = 1 if image.mode in GRAY else 3
             pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         line = " ".join(str(error).split())[:160]

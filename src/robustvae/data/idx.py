@@ -28,7 +28,7 @@ FILES = {
 @final
 @dataclass(frozen=True)
 class IdxSet:
-    """Where a set of 28x28 grey images is kept, and what must be found there.
+    """Where a set of 28x28 gray images is kept, and what must be found there.
 
     Attributes:
         name: What `load` calls it.

@@ -1,4 +1,4 @@
-"""A set of labelled images in [0, 1], in memory or read when they are asked for."""
+"""A set of labeled images in [0, 1], in memory or read when they are asked for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 class Change(Protocol):
-    """What makes other images of the same shape, such as `Noisy` or `Binarised`."""
+    """What makes other images of the same shape, such as `Noisy` or `Binarized`."""
 
     def __call__(self, x: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """Changed images in [0, 1], (n, C, H, W); the arguments are those of `Source.read`."""
@@ -51,7 +51,7 @@ class Change(Protocol):
 
 @final
 class Images:
-    """Labelled images, in memory or read from a `Source` a few at a time.
+    """Labeled images, in memory or read from a `Source` a few at a time.
 
     `x` of a set that is read has all images made at once: take `images[rows].x`, `read(rows)` or
     `sample`, as training, attacks and audits do. The labels are always in memory.
@@ -61,7 +61,7 @@ class Images:
         y: Labels, whole numbers, (N,).
         name: Name of the set.
         split: "train", "test", or a word of your own.
-        labels: All labels by name, each like `y`, where images have several; see `labelled_by`.
+        labels: All labels by name, each like `y`, where images have several; see `labeled_by`.
 
     Raises:
         ShapeError: `x` is not (N, C, H, W), or labels are not (N,).
@@ -179,11 +179,11 @@ class Images:
         """The same set with every image changed when it is read.
 
         Args:
-            change: `Binarised`, `Blurred`, `Compressed`, `Noisy`, or a callable of your own.
+            change: `Binarized`, `Blurred`, `Compressed`, `Noisy`, or a callable of your own.
 
         Examples:
             >>> import robustvae as rv
-            >>> digits = rv.data.load("digits").changed(rv.data.Binarised())
+            >>> digits = rv.data.load("digits").changed(rv.data.Binarized())
             >>> digits.name, digits[:3].x.unique().tolist()
             ('digits+static', [0.0, 1.0])
         """
@@ -197,18 +197,18 @@ class Images:
         check_type(name, "name", str)
         return self._with(name=name)
 
-    def labelled_by(self, name: str) -> Images:
+    def labeled_by(self, name: str) -> Images:
         """The same set with another of its labels as `y`.
 
         Args:
-            name: One of `labels`, such as "colour" of color_mnist.
+            name: One of `labels`, such as "color" of color_mnist.
 
         Raises:
             UnknownNameError: There is no such label.
 
         Examples:
             >>> import robustvae as rv
-            >>> images = rv.data.load("dsprites", split="test").labelled_by("scale")
+            >>> images = rv.data.load("dsprites", split="test").labeled_by("scale")
             >>> images.y.unique().tolist()
             [0, 1, 2, 3, 4, 5]
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae.data import celeba, cifar10, color_mnist, digits, dsprites
-from robustvae.data.changes import Binarised, Blurred, Compressed, Noisy
+from robustvae.data.changes import Binarized, Blurred, Compressed, Noisy
 from robustvae.data.fashion_mnist import FASHION_MNIST
 from robustvae.data.folder import read_folder
 from robustvae.data.idx import IdxSet
@@ -30,10 +30,10 @@ LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
 FOLDER = "folder"
 CHANGES: dict[str, tuple[type | None, Callable[..., Change]]] = {
     "blur": (float, Blurred),
-    "dynamic": (None, lambda: Binarised(dynamic=True)),
+    "dynamic": (None, lambda: Binarized(dynamic=True)),
     "jpeg": (int, Compressed),
     "noise": (float, Noisy),
-    "static": (None, Binarised),
+    "static": (None, Binarized),
 }
 FITS = ("channels", "crop", "size")
 LABEL = "label"
@@ -64,9 +64,9 @@ def load(
 
     "folder:PATH" reads images of your own as `read_folder` does, and "folder" those in `root`.
 
-    A name may go on with changes, made from left to right: "+static" and "+dynamic" (binarised),
+    A name may go on with changes, made from left to right: "+static" and "+dynamic" (binarized),
     "+noise:0.1", "+blur:1", "+jpeg:25"; for folders "+crop:148", "+size:64", "+channels:1". With
-    "+label:colour" the labels of color_mnist are its colours; see `Images.labelled_by`.
+    "+label:color" the labels of color_mnist are its colors; see `Images.labeled_by`.
 
     Args:
         name: One of `names()`, or a folder, and changes.
@@ -102,7 +102,7 @@ def load(
         images = LOADERS[base](split, data_root(root), download)
     for word, value in changes:
         if word == LABEL:
-            images = images.labelled_by(value).named(f"{images.name}+{LABEL}:{value}")
+            images = images.labeled_by(value).named(f"{images.name}+{LABEL}:{value}")
             continue
         check_choice(f"change of {base!r}", word, (*CHANGES, LABEL))
         kind, change = CHANGES[word]

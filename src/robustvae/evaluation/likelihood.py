@@ -56,7 +56,7 @@ def negative_log_likelihood(
 
     Warning:
         The estimate is an upper bound in expectation, whatever the encoder; it falls towards
-        -log p(x) with k. A Bernoulli likelihood of grey pixels is the cross-entropy that everybody
+        -log p(x) with k. A Bernoulli likelihood of gray pixels is the cross-entropy that everybody
         reports, not a density.
 
     Args:

@@ -38,7 +38,7 @@ from robustvae.seeding import draw, shard_generator
 SLOPES = 200
 """Most images for the Jacobians."""
 
-LABELLED = 10_000
+LABELED = 10_000
 """Most training images for the probe."""
 
 SHARD = 100
@@ -317,7 +317,7 @@ class _Bench:
         label = f"coordinates with Var(E[z|x]) > 0.01, of {self.vae.latent}"
         self.add_one("active_units", label, float(active), "coordinates", n=len(mean))
         self.add("encoder_std", "mean over coordinates of sigma(x)", stddev.mean(1), "latent units")
-        x = self._placed(self.all[:LABELLED].x)
+        x = self._placed(self.all[:LABELED].x)
         draws = self.generator("aggregate")
         terms = aggregate_terms(self.vae, x, draws=min(1000, len(x)), generator=draws)
         for key, label in (
@@ -330,7 +330,7 @@ class _Bench:
             self.add_one(key, label, value, "nats", stderr, len(terms[key]))
 
     def probe(self) -> None:
-        train = self._labelled("probe")
+        train = self._labeled("probe")
         codes, _ = encoded(self.vae, self._placed(train.x))
         right = linear_probe(
             codes.cpu(), train.y.cpu(), encoded(self.vae, self.x)[0].cpu(), self.y.cpu()
@@ -339,7 +339,7 @@ class _Bench:
         self.add("probe_accuracy", label, right.double(), "share")
 
     def frechet(self) -> None:
-        train = self._labelled("frechet")
+        train = self._labeled("frechet")
         with torch.no_grad(), judged(self.vae):
             draws = self.generator("samples")
             z = draw(self.vae.prior(), (len(self.x),), generator=draws)
@@ -407,11 +407,11 @@ class _Bench:
     def _placed(self, x: Tensor) -> Tensor:
         return x.to(device=self.vae.device, dtype=self.vae.dtype)
 
-    def _labelled(self, part: str) -> Images:
+    def _labeled(self, part: str) -> Images:
         if self.train is None:
             raise UnsupportedError(f"{part} wants training images, got train=None")
-        count = min(LABELLED, len(self.train))
-        draws = self.generator("labelled")
+        count = min(LABELED, len(self.train))
+        draws = self.generator("labeled")
         return self.train[self.train.choose(count, stratified=True, generator=draws)]
 
 

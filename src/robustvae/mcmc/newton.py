@@ -1,6 +1,6 @@
 """Mode searches that know about curvature, every row of the batch by itself: no row waits.
 
-A row that refuses its trial point tries a shorter step at the next evaluation, while its neighbours
+A row that refuses its trial point tries a shorter step at the next evaluation, while its neighbors
 go on. No value is read back from the device.
 """
 
@@ -77,7 +77,7 @@ def gauss_newton(log_density: LogDensity, precision: LogDensity, z: Tensor, *, s
     Args:
         log_density: Positions (B, d) to log densities (B,).
         precision: Positions (B, d) to positive definite matrices (B, d, d) that stand for minus
-            the Hessian, such as `robustvae.defences.fisher`. Asked for once before every trial.
+            the Hessian, such as `robustvae.defenses.fisher`. Asked for once before every trial.
         z: Starts, (B, d).
         steps: Gradient evaluations, the one at the start and refused ones included. There are
             `steps` - 1 precisions besides, which `Mode.gradients` leaves out.

@@ -78,7 +78,7 @@ def hmc_to_plateau(
 
     Examples:
         >>> import robustvae as rv, torch
-        >>> from robustvae.defences import posterior
+        >>> from robustvae.defenses import posterior
         >>> from robustvae.mcmc import hmc_to_plateau
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> target = posterior(vae, torch.rand(3, 1, 4, 4))

@@ -173,7 +173,7 @@ class WrappedVAE(VAE):
 def as_distribution(made: Any, shape: tuple[int, ...], name: str) -> Distribution:
     """The library's form of a user's distribution, after a look at its shape.
 
-    Normal and Bernoulli of torch become the library's (which take grey pixels and a constant
+    Normal and Bernoulli of torch become the library's (which take gray pixels and a constant
     spread), wrapped or not in `Independent`; anything else with `.mean`, `.stddev` and an
     elementwise `.log_prob` stays as it is.
 

@@ -98,7 +98,7 @@ class VAE(nn.Module, abc.ABC):
         return []
 
     def after_step(self) -> None:
-        """Training calls this after every optimiser step; constrained models stay near theirs."""
+        """Training calls this after every optimizer step; constrained models stay near theirs."""
 
     def finalize(self) -> None:
         """Training calls this after every epoch; constrained models meet theirs exactly."""

@@ -69,7 +69,7 @@ class LayeredGaussian:
         return self.at(value).log_prob(value)
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
-        """Reparameterised draws, `shape` + the mean's shape, layer after layer."""
+        """Reparameterized draws, `shape` + the mean's shape, layer after layer."""
         return self.draw_at(shape, generator=generator)[0]
 
     def draw_at(

@@ -61,7 +61,7 @@ class Gaussian:
         return -0.5 * standard.square() - self.stddev.log() - 0.5 * math.log(2 * math.pi)
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
-        """Reparameterised draws, `shape` + the mean's shape."""
+        """Reparameterized draws, `shape` + the mean's shape."""
         noise = randn(*shape, *self.mean.shape, like=self.mean, generator=generator)
         return self.mean + self.stddev * noise
 
@@ -69,7 +69,7 @@ class Gaussian:
 @final
 @dataclass(frozen=True, eq=False)
 class Bernoulli:
-    """Independent binary elements; grey values in [0, 1] are scored by the same cross-entropy.
+    """Independent binary elements; gray values in [0, 1] are scored by the same cross-entropy.
 
     Args:
         logits: Log odds, any shape.
@@ -109,7 +109,7 @@ class Bernoulli:
 class ContinuousBernoulli:
     r"""Independent elements on [0, 1] with density C(l) exp(l x) in the logit l.
 
-    log C = log(l / tanh(l/2)) - softplus(l), the Bernoulli cross-entropy plus its normaliser;
+    log C = log(l / tanh(l/2)) - softplus(l), the Bernoulli cross-entropy plus its normalizer;
     near l = 0 by its series.
 
     Warning:
@@ -158,9 +158,9 @@ class ContinuousBernoulli:
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element, in nats."""
         cross_entropy = value * self.logits - functional.softplus(self.logits)
-        return cross_entropy + self.log_normaliser()
+        return cross_entropy + self.log_normalizer()
 
-    def log_normaliser(self) -> Tensor:
+    def log_normalizer(self) -> Tensor:
         """log C(lambda) of each element: log(l / tanh(l/2)), log 2 at l = 0."""
         small, safe = self._near_zero()
         exact = (safe / torch.tanh(safe / 2)).log()
@@ -169,7 +169,7 @@ class ContinuousBernoulli:
         return torch.where(small, series, exact)
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
-        """Reparameterised draws in [0, 1] by the inverse of the distribution function."""
+        """Reparameterized draws in [0, 1] by the inverse of the distribution function."""
         uniform = rand(*shape, *self.logits.shape, like=self.logits, generator=generator)
         small, safe = self._near_zero()
         # log(1 + u (e^l - 1)) / l, written so that neither sign of l overflows

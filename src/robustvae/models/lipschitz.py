@@ -1,7 +1,7 @@
 """Lipschitz-VAEs: orthonormal dense layers, gradient-preserving activations, chosen constants.
 
 In training the gradients are tangent to the orthonormal matrices, and the weights are brought back
-every few optimiser steps, outside autograd: no Björck iterations in the forward pass. The kernels
+every few optimizer steps, outside autograd: no Björck iterations in the forward pass. The kernels
 of convolutions are functions of unconstrained tensors. What is stored are plain layers.
 """
 
@@ -76,7 +76,7 @@ def bjorck(weight: Tensor, steps: int = 1, order: int = 1) -> Tensor:
 
 @final
 class GroupSort(nn.Module):
-    """Sort neighbouring features in groups, ascending; 1-Lipschitz and gradient-preserving.
+    """Sort neighboring features in groups, ascending; 1-Lipschitz and gradient-preserving.
 
     Args:
         group: Features in a group.
@@ -153,7 +153,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _pairs(x: Tensor, apart: int) -> tuple[Tensor, Tensor]:
-    """Views of the features that are exchanged with each other: neighbours, or two halves."""
+    """Views of the features that are exchanged with each other: neighbors, or two halves."""
     return (x[..., ::2], x[..., 1::2]) if apart == 1 else (x[..., :apart], x[..., apart:])
 
 
@@ -248,7 +248,7 @@ class LipschitzVAE(VAE):
         scale: Standard deviation of the Gaussian likelihood, in pixel units.
         activation: "groupsort" or "maxmin".
         order: Order of the Björck iteration in `after_step`.
-        retract_every: Most optimiser steps between retractions; fewer while the weights move fast.
+        retract_every: Most optimizer steps between retractions; fewer while the weights move fast.
         architecture: "mlp" or "conv".
         channels: Even numbers of channels of the "conv", at least 16, from the pixels inwards;
             each convolution halves the image. By default (32, 64).

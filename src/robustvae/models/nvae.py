@@ -30,7 +30,7 @@ class NVAE(VAE):
     groups before it: p(z_l | z_<l) = N(m, s^2), and q(z_l | x, z_<l) = N(m + dm, (s ds)^2), the
     residual normal posterior. The image's size over 2^S is that of the coarsest of S scales, half
     of it that of the finest. Batch norm, swish, depthwise convolutions and squeeze-excitation as
-    in the paper; no normalising flows. `SpectralRegularisation` is the paper's for its weights.
+    in the paper; no normalizing flows. `SpectralRegularization` is the paper's for its weights.
 
     In the flat latent the group next to the data comes first, as in every hierarchy.
 
@@ -93,13 +93,13 @@ class NVAE(VAE):
         scales = len(size["groups"])
         if not scales:
             raise ShapeError("groups must name at least one scale, got none")
-        colours, height, width = image_shape
+        colors, height, width = image_shape
         if height % 2**scales or width % 2**scales:
             raise ShapeError(
                 f"{scales} scales want images of a multiple of {2**scales} pixels, "
                 f"got {height} x {width}"
             )
-        self.image_shape = (colours, height, width)
+        self.image_shape = (colors, height, width)
         self.likelihood = likelihood
         self.scale = float(scale)
         self._config = {
@@ -112,7 +112,7 @@ class NVAE(VAE):
         }
         features = [size["channels"] * 2 ** (scales - 1 - t) for t in range(scales)]
         maps = [(height >> (scales - t), width >> (scales - t)) for t in range(scales)]
-        self.stem = nn.Conv2d(colours, features[-1], 3, stride=2, padding=1)
+        self.stem = nn.Conv2d(colors, features[-1], 3, stride=2, padding=1)
         self.start = nn.Parameter(torch.randn(1, features[0], *maps[0]))
         self.groups = nn.ModuleList(
             _Group(
@@ -131,7 +131,7 @@ class NVAE(VAE):
             nn.Conv2d(features[-1], size["channels"], 3, padding=1),
             _decoder_cell(size["channels"]),
             nn.SiLU(),
-            nn.Conv2d(size["channels"], colours, 3, padding=1),
+            nn.Conv2d(size["channels"], colors, 3, padding=1),
         )
         self.widths = tuple(group.width for group in self._top_down())[::-1]
         self.latent = sum(self.widths)

@@ -157,7 +157,7 @@ def shortened(stddev: Tensor, most: float) -> Tensor:
 
 
 def likelihood_of(parameters: Tensor, likelihood: str, scale: float = 1.0) -> Distribution:
-    """The distribution over images that a decoder's last layer parameterises.
+    """The distribution over images that a decoder's last layer parameterizes.
 
     Args:
         parameters: Logits, or means for "gaussian", (B, C, H, W).

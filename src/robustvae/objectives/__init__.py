@@ -1,4 +1,4 @@
-"""What training minimises, as values: an objective gives every image its loss."""
+"""What training minimizes, as values: an objective gives every image its loss."""
 
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
@@ -6,7 +6,7 @@ from robustvae.objectives.mixup import Mixup
 from robustvae.objectives.registry import create, names
 from robustvae.objectives.self_consistency import SelfConsistency, SelfSupervision
 from robustvae.objectives.smooth_encoder import SmoothEncoder
-from robustvae.objectives.spectral import SpectralRegularisation
+from robustvae.objectives.spectral import SpectralRegularization
 from robustvae.objectives.total_correlation import TotalCorrelation
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "SelfConsistency",
     "SelfSupervision",
     "SmoothEncoder",
-    "SpectralRegularisation",
+    "SpectralRegularization",
     "TotalCorrelation",
 ]

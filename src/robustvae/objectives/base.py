@@ -12,7 +12,7 @@ from robustvae.models import VAE
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss per image, to be minimised."""
+    """A loss per image, to be minimized."""
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, (B,).
@@ -27,4 +27,4 @@ class Objective(Protocol):
         """The loss under "loss", and what it is made of, to be logged; each (B,)."""
 
     def at(self, step: int) -> Self:
-        """The objective to use at optimisation step `step`, counted from 0."""
+        """The objective to use at optimization step `step`, counted from 0."""

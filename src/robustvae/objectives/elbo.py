@@ -27,7 +27,7 @@ class ELBO:
 
     Args:
         beta: Weight of the KL, at least 0; 1 is the ELBO, anything else a beta-VAE.
-        warmup: Optimisation steps over which training raises the weight from 0 to `beta`,
+        warmup: Optimization steps over which training raises the weight from 0 to `beta`,
             linearly. Called directly, the objective uses `beta`.
         free_bits: Nats of KL that every layer may spend for free, on the batch's average: below
             them its KL stands in the loss as this constant. At least 0.
@@ -89,7 +89,7 @@ class ELBO:
         }
 
     def at(self, step: int) -> ELBO:
-        """The objective at optimisation step `step`, with the weight warmed up so far."""
+        """The objective at optimization step `step`, with the weight warmed up so far."""
         return replace(self, beta=self.beta * warmed(step, self.warmup), warmup=0)
 
 

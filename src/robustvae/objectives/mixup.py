@@ -96,11 +96,11 @@ class Mixup:
         return {**terms, **penalties, "loss": terms["loss"] + self.weight * penalty}
 
     def at(self, step: int) -> Mixup:
-        """The objective at optimisation step `step`, that is with the base's of that step."""
+        """The objective at optimization step `step`, that is with the base's of that step."""
         return replace(self, base=self.base.at(step))
 
 
 def _partners(n: int, generator: torch.Generator) -> Tensor:
-    """Another row for each of n rows, every row once: neighbours on a random circle."""
+    """Another row for each of n rows, every row once: neighbors on a random circle."""
     circle = torch.randperm(n, generator=generator, device=generator.device)
     return circle.roll(1)[circle.argsort()]

@@ -12,7 +12,7 @@ from robustvae.objectives.elbo import ELBO
 from robustvae.objectives.mixup import Mixup
 from robustvae.objectives.self_consistency import SelfConsistency, SelfSupervision
 from robustvae.objectives.smooth_encoder import SmoothEncoder
-from robustvae.objectives.spectral import SpectralRegularisation
+from robustvae.objectives.spectral import SpectralRegularization
 from robustvae.objectives.total_correlation import TotalCorrelation
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -21,7 +21,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "self-consistency": SelfConsistency,
     "self-supervision": SelfSupervision,
     "smooth-encoder": SmoothEncoder,
-    "spectral-regularisation": SpectralRegularisation,
+    "spectral-regularization": SpectralRegularization,
     "total-correlation": TotalCorrelation,
 }
 

@@ -95,7 +95,7 @@ class SelfConsistency:
         return {**terms, "self_consistency": kl, "loss": loss}
 
     def at(self, step: int) -> SelfConsistency:
-        """The objective at optimisation step `step`, that is with the base's of that step."""
+        """The objective at optimization step `step`, that is with the base's of that step."""
         return replace(self, base=self.base.at(step))
 
 
@@ -156,10 +156,10 @@ class SelfSupervision:
         return self
 
 
-def _reencoded(vae: VAE, z: Tensor, centre: Tensor, rho: float) -> Tensor:
-    """KL(q(.|g(z)) || N(rho centre, (1 - rho^2) I)) without a gradient through g, (B,)."""
+def _reencoded(vae: VAE, z: Tensor, center: Tensor, rho: float) -> Tensor:
+    """KL(q(.|g(z)) || N(rho center, (1 - rho^2) I)) without a gradient through g, (B,)."""
     with torch.no_grad(), frozen(vae):
         x_hat = vae.decode(z).mean
     q = vae.encode(x_hat)
     spread = torch.full_like(z, (1 - rho**2) ** 0.5)
-    return metrics.kl(q.mean, q.stddev, rho * centre, spread)
+    return metrics.kl(q.mean, q.stddev, rho * center, spread)

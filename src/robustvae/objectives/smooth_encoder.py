@@ -83,7 +83,7 @@ class SmoothEncoder:
         return {**terms, "smoothness": smoothness, "loss": loss}
 
     def at(self, step: int) -> SmoothEncoder:
-        """The objective at optimisation step `step`, that is with the base's of that step."""
+        """The objective at optimization step `step`, that is with the base's of that step."""
         return replace(self, base=self.base.at(step))
 
     def _adversary(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Spectral regularisation: large singular values of the weights cost something."""
+"""Spectral regularization: large singular values of the weights cost something."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustvae.seeding import randn
 
 @final
 @dataclass(frozen=True)
-class SpectralRegularisation:
+class SpectralRegularization:
     """Another objective plus the spectral norms of all dense and convolutional weights.
 
     loss(x) = base(x) + weight sum_i s_i,  s_i the greatest singular value of weight i
@@ -41,7 +41,7 @@ class SpectralRegularisation:
         >>> import robustvae as rv
         >>> vae = rv.models.create("nvae", image_shape=(1, 8, 8), channels=4)
         >>> x = rv.data.load("digits", split="test").x[:3]
-        >>> objective = rv.objectives.SpectralRegularisation(weight=0.1)
+        >>> objective = rv.objectives.SpectralRegularization(weight=0.1)
         >>> objective(vae, x, generator=rv.generator(0)).shape
         torch.Size([3])
     """
@@ -77,8 +77,8 @@ class SpectralRegularisation:
         spectral = sum(norms, x.new_zeros(())).expand(len(x))
         return {**terms, "spectral": spectral, "loss": terms["loss"] + self.weight * spectral}
 
-    def at(self, step: int) -> SpectralRegularisation:
-        """The objective at optimisation step `step`, that is with the base's of that step."""
+    def at(self, step: int) -> SpectralRegularization:
+        """The objective at optimization step `step`, that is with the base's of that step."""
         return replace(self, base=self.base.at(step))
 
 

@@ -55,7 +55,7 @@ class TotalCorrelation:
             the others: unbiased for q(z). (Chen et al. weigh one of the others differently;
             the mean over their order is this.)
         weight: w, of all terms but the likelihood's, those of lower layers included. At least 0.
-        warmup: Optimisation steps over which training raises w from 0 to `weight`, linearly.
+        warmup: Optimization steps over which training raises w from 0 to `weight`, linearly.
         free_bits: Nats that every layer may spend for free, on the batch's average: a layer whose
             KL is lower pays this constant. The top layer's KL is the sum of its three terms at
             weight 1, which no estimate of log q(z) biases. At least 0.
@@ -140,7 +140,7 @@ class TotalCorrelation:
         }
 
     def at(self, step: int) -> TotalCorrelation:
-        """The objective at optimisation step `step`, with w warmed up so far."""
+        """The objective at optimization step `step`, with w warmed up so far."""
         return replace(self, weight=self.weight * warmed(step, self.warmup), warmup=0)
 
 

@@ -1,9 +1,9 @@
-"""Maximise any score over a ball: pure searches that know no model."""
+"""Maximize any score over a ball: pure searches that know no model."""
 
 from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult, ascend
 from robustvae.perturb.ball import Ball
 from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
-from robustvae.perturb.lbfgs import LBFGS, Minimum, minimise
+from robustvae.perturb.lbfgs import LBFGS, Minimum, minimize
 from robustvae.perturb.one_shot import OneShot
 
 __all__ = [
@@ -17,6 +17,6 @@ __all__ = [
     "SearchResult",
     "SquareSearch",
     "ascend",
-    "minimise",
+    "minimize",
     "outward",
 ]

@@ -23,7 +23,7 @@ from robustvae.seeding import split
 Score = Callable[[Tensor, Tensor], Tensor]
 """`score(y, rows) -> (n,)`: higher is better; row i of `y` is a candidate for input `rows[i]`."""
 
-RULES = ("sign", "normalised", "adam")
+RULES = ("sign", "normalized", "adam")
 SCHEDULES = ("constant", "linear", "plateau")
 _FIRST_START = 0.01  # of the ball: near x, yet off the point where many gradients vanish
 _BETAS = (0.9, 0.999)
@@ -57,15 +57,15 @@ class ProjectedAscent:
     Steps are measured by the ball, whose 2-norm radius is R (radius x sqrt(D) for l-infinity):
     y <- project(y + step R u), u = sign(g)/sqrt(D), g/||g||_2, or Adam's direction/sqrt(D).
     Signs and Adam aim at the corners of a cube and come to rest up to a fifth short of the best
-    point of an l2 ball: there the second half of their steps are normalised ones.
+    point of an l2 ball: there the second half of their steps are normalized ones.
 
     Args:
         steps: Gradients for each restart.
         restarts: Starts for each input: random, their sizes in equal ratios from 1 % of the ball
             to all of it; a single one is close to x.
         step: Length of a step as a share of the radius.
-        rule: "sign", "normalised", "adam", or None for the one that suits the ball:
-            sign steps for l-infinity, normalised ones for l2.
+        rule: "sign", "normalized", "adam", or None for the one that suits the ball:
+            sign steps for l-infinity, normalized ones for l2.
         schedule: "constant"; "linear" (down to 0); "plateau": a row whose best score has not risen
             for `patience` steps goes back to its best point and halves its step.
         momentum: Share of the last direction kept, in [0, 1).
@@ -117,21 +117,21 @@ class ProjectedAscent:
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
-        """Maximise `score` around each of `x`; see `ascend`."""
+        """Maximize `score` around each of `x`; see `ascend`."""
         return ascend(score, x, ball, self, generator=generator)
 
 
 def ascend(
     score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, *, generator: torch.Generator
 ) -> SearchResult:
-    """Maximise `score` over the ball around each input by projected gradient ascent.
+    """Maximize `score` over the ball around each input by projected gradient ascent.
 
     The starts of an input depend on its own share of the generator alone, so neither `chunk` nor
     the other inputs change what is found.
 
     Args:
         score: Differentiable; called as `score(y, rows)`.
-        x: Centres, (B, C, H, W), in the box where the ball has one.
+        x: Centers, (B, C, H, W), in the box where the ball has one.
         ball: Where to look.
         search: How to look.
         generator: Spent by the random starts.
@@ -173,8 +173,8 @@ def _starts(
     share = torch.logspace(math.log10(_FIRST_START), 0, restarts).view(-1, 1, 1, 1).to(x)
     for i in inputs.tolist():
         index = torch.full((restarts,), i)
-        centre = x[i : i + 1].expand(restarts, *x.shape[1:])
-        starts = ball.rows(index).sample(centre, generator=seeds[i])
+        center = x[i : i + 1].expand(restarts, *x.shape[1:])
+        starts = ball.rows(index).sample(center, generator=seeds[i])
         yield x[i] + share * (starts - x[i])
 
 
@@ -211,7 +211,7 @@ def _climb(
     score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, rows: Tensor, start: Tensor
 ) -> SearchResult:
     """Climb from one start per row; rows that are done leave the batch."""
-    rule = search.rule or ("sign" if ball.norm == "linf" else "normalised")
+    rule = search.rule or ("sign" if ball.norm == "linf" else "normalized")
     n, shape = len(rows), (-1, 1, 1, 1)
     pixels, tiny = x[0].numel(), torch.finfo(x.dtype).tiny
     column = start.new_zeros(n)
@@ -233,7 +233,7 @@ def _climb(
     )
     gone: list[_Climb] = []
     here = ball.rows(rows)
-    reach = here.radii(now.centre).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
+    reach = here.radii(now.center).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
 
     for count in range(search.steps + 1):
         value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)
@@ -258,8 +258,8 @@ def _climb(
                     break
                 here = ball.rows(now.rows)
 
-        if ball.norm == "l2" and rule != "normalised" and 2 * count >= search.steps:
-            rule = "normalised"
+        if ball.norm == "l2" and rule != "normalized" and 2 * count >= search.steps:
+            rule = "normalized"
             now.kept, now.rate = torch.zeros_like(now.kept), torch.full_like(now.rate, search.step)
         unit = gradient
         if rule != "sign" or search.momentum:
@@ -286,7 +286,7 @@ def _climb(
             now.rate = torch.where(halve.view(shape), now.rate / 2, now.rate)
             now.y = torch.where(halve.view(shape), now.best, now.y)
             rate = now.rate
-        now.y = here.project(now.centre, torch.addcmul(now.y, rate * reach, unit))
+        now.y = here.project(now.center, torch.addcmul(now.y, rate * reach, unit))
 
     ended = _Climb(
         *(torch.cat(parts) for parts in zip(*(p.all() for p in [*gone, now]), strict=True))
@@ -302,7 +302,7 @@ class _Climb:
 
     place: Tensor
     rows: Tensor
-    centre: Tensor
+    center: Tensor
     y: Tensor
     best: Tensor
     best_score: Tensor

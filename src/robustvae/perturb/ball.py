@@ -136,7 +136,7 @@ class Ball:
         rises to the root from below: what it returns is inside, also when it is stopped early.
 
         Args:
-            x: Centres, in the box where there is one, (B, C, H, W).
+            x: Centers, in the box where there is one, (B, C, H, W).
             y: Points, any finite values, (B, C, H, W).
 
         Returns:
@@ -174,7 +174,7 @@ class Ball:
         """Points drawn uniformly from the free ball around each `x`, then projected.
 
         Args:
-            x: Centres, (B, C, H, W).
+            x: Centers, (B, C, H, W).
             generator: Spent by the draw.
 
         Returns:

@@ -48,12 +48,12 @@ class RandomSearch:
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
-        """Maximise `score` around each of `x`."""
+        """Maximize `score` around each of `x`."""
         parts = []
         for i, seed in enumerate(split(generator, len(x))):
             index = torch.full((self.steps,), i)
-            centre = x[i : i + 1].expand(self.steps, *x.shape[1:])
-            y = outward(centre, ball.rows(index), generator=seed)
+            center = x[i : i + 1].expand(self.steps, *x.shape[1:])
+            y = outward(center, ball.rows(index), generator=seed)
             rows = index.to(x.device)
             value = torch.cat(
                 [
@@ -107,7 +107,7 @@ class SquareSearch:
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
-        """Maximise `score` around each of `x`."""
+        """Maximize `score` around each of `x`."""
         size = max(1, self.chunk // self.restarts)
         seeds = split(generator, len(x))
         return join(
@@ -121,21 +121,21 @@ class SquareSearch:
         self, score: Score, x: Tensor, ball: Ball, inputs: Tensor, seeds: list[torch.Generator]
     ) -> SearchResult:
         rows = inputs.repeat_interleave(self.restarts).to(x.device)
-        centre, around = x[rows], ball.rows(rows)
+        center, around = x[rows], ball.rows(rows)
         groups = list(zip(torch.arange(len(rows)).split(self.restarts), seeds, strict=True))
         best = torch.cat(
-            [outward(centre[own], around.rows(own), generator=seed) for own, seed in groups]
+            [outward(center[own], around.rows(own), generator=seed) for own, seed in groups]
         )
         highest, _ = evaluate(score, best, rows, gradient=False)
-        radius = around.radii(centre)
+        radius = around.radii(center)
         for step in range(self.steps):
             step_in = torch.cat(
-                [self._square(centre[own], step, generator=seed) for own, seed in groups]
+                [self._square(center[own], step, generator=seed) for own, seed in groups]
             )
             reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
-            y = around.project(centre, best + reach * step_in)
+            y = around.project(center, best + reach * step_in)
             if ball.norm == "l2":
-                y = around.project(centre, centre + _stretched(y - centre, radius))
+                y = around.project(center, center + _stretched(y - center, radius))
             value, _ = evaluate(score, y, rows, gradient=False)
             better = value > highest
             best = torch.where(better.view(-1, 1, 1, 1), y, best)
@@ -164,7 +164,7 @@ def outward(x: Tensor, ball: Ball, *, generator: torch.Generator) -> Tensor:
     """Random points of full size: corners of the l-infinity ball, the sphere of the l2 ball.
 
     Args:
-        x: Centres, (B, C, H, W).
+        x: Centers, (B, C, H, W).
         ball: Ball; its box may take some of the size back.
         generator: Spent by the draw.
     """

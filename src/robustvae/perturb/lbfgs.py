@@ -1,6 +1,6 @@
 """L-BFGS with box constraints, every row of the batch by itself: a step is one evaluation for all.
 
-A row that refuses its trial point shortens it at the next evaluation while its neighbours go on,
+A row that refuses its trial point shortens it at the next evaluation while its neighbors go on,
 so no row waits for another's line search, and a row that is done gives its seat to a waiting one.
 """
 
@@ -26,7 +26,7 @@ _SHORTEST = 1e-12
 @final
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where a batched minimisation ended, one row per start.
+    """Where a batched minimization ended, one row per start.
 
     Attributes:
         y: Points, (n, D).
@@ -44,7 +44,7 @@ class Minimum:
     converged: Tensor
 
 
-def minimise(
+def minimize(
     objective: Objective,
     start: Tensor,
     low: Tensor,
@@ -58,7 +58,7 @@ def minimise(
     together: int | None = None,
     after: Tensor | None = None,
 ) -> Minimum:
-    r"""Minimise over a box by projected L-BFGS, each row its own problem.
+    r"""Minimize over a box by projected L-BFGS, each row its own problem.
 
     Coordinates at a bound whose slope points outward are held; the others move by the two-loop
     recursion over what the coordinates that were free then met, along the projection of y + t d.
@@ -87,10 +87,10 @@ def minimise(
 
     Examples:
         >>> import torch
-        >>> from robustvae.perturb.lbfgs import minimise
+        >>> from robustvae.perturb.lbfgs import minimize
         >>> def bowl(y, rows): return (y - 2).square().sum(1), 2 * (y - 2)
         >>> box = torch.zeros(1, 3), torch.ones(1, 3)
-        >>> minimise(bowl, torch.zeros(1, 3), *box).y
+        >>> minimize(bowl, torch.zeros(1, 3), *box).y
         tensor([[1., 1., 1.]])
     """
     n, device = len(start), start.device
@@ -160,10 +160,10 @@ def minimise(
         now.length.zero_()
         # what a refused step tells of the curvature turns the direction; a second is shortened
         now.length[bad] = shorter.where(now.refused[bad] & ~spent, 0)
-        learnt = good | ~now.refused
+        learned = good | ~now.refused
         now.refused.copy_(~good)
         again = bad[spent]
-        learnt[again] = False
+        learned[again] = False
         now.converged[again] = now.newest[again] < 0  # nothing is left to forget
         now.forget(again)
         for here, found in ((now.y, trial), (now.value, value), (now.gradient, gradient)):
@@ -173,7 +173,7 @@ def minimise(
         torch.sub(now.y, now.gradient, out=now.free).clamp_(now.low, now.high)
         now.free.sub_(now.y).ne_(0)
         torch.mul(now.gradient, now.free, out=now.downhill).neg_()
-        now.remember(learnt, step.mul_(now.free), change.mul_(now.free))
+        now.remember(learned, step.mul_(now.free), change.mul_(now.free))
 
 
 @dataclass(eq=False)
@@ -309,7 +309,7 @@ class LBFGS:
         steps: Most evaluations of a start.
         restarts: Starts for each input, uniform in the ball.
         memory: Pairs kept.
-        chunk: Rows (inputs x restarts) minimised together.
+        chunk: Rows (inputs x restarts) minimized together.
 
     Raises:
         RangeError: A count below 1.
@@ -337,7 +337,7 @@ class LBFGS:
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
-        """Maximise `score` around each of `x`."""
+        """Maximize `score` around each of `x`."""
         seeds = split(generator, len(x))
         size = max(1, self.chunk // self.restarts)
         return join(
@@ -348,7 +348,7 @@ class LBFGS:
         self, score: Score, x: Tensor, ball: Ball, inputs: Tensor, seeds: list[torch.Generator]
     ) -> SearchResult:
         rows = inputs.repeat_interleave(self.restarts).to(x.device)
-        centre, around = x[rows], ball.rows(rows)
+        center, around = x[rows], ball.rows(rows)
         start = torch.cat(
             [
                 ball.rows(torch.full((self.restarts,), i)).sample(
@@ -357,18 +357,18 @@ class LBFGS:
                 for i in inputs.tolist()
             ]
         )
-        low, high = bounds(centre, around)
+        low, high = bounds(center, around)
         curved = ball.norm == "l2"
 
         def project(flat: Tensor, k: Tensor) -> Tensor:
             y = flat.view(-1, *x.shape[1:])
-            return around.rows(k).project(centre[k], y) if curved else y
+            return around.rows(k).project(center[k], y) if curved else y
 
         def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = evaluate(lambda y, r: score(project(y, k), r), flat, rows[k])
             return -value, -slope if slope is not None else torch.zeros_like(flat)
 
-        found = minimise(
+        found = minimize(
             objective, start.flatten(1), low, high, steps=self.steps, memory=self.memory
         )
         y = project(found.y, torch.arange(len(rows), device=x.device))

@@ -59,7 +59,7 @@ class OneShot:
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
-        """Maximise `score` around each of `x` among 2 x `count` points."""
+        """Maximize `score` around each of `x` among 2 x `count` points."""
         rows = torch.arange(len(x), device=x.device)
         directions, products, norm = self.directions(score, x, generator=generator)
         shape = (-1,) + (1,) * (x.ndim - 1)

@@ -29,8 +29,8 @@ from robustvae.report.reading import (
     mean_stderr,
 )
 
-# Blue, vermillion, purple and green after Okabe and Ito: told apart with any colour vision, and
-# every one has a shape of its own beside its colour.
+# Blue, vermillion, purple and green after Okabe and Ito: told apart with any color vision, and
+# every one has a shape of its own beside its color.
 PALETTE = """
 :root{color-scheme:light dark;--ink:#1d2530;--soft:#55606e;--line:#d5dae1;--grid:#e9ecf0;
 --page:#fbfbfa;--card:#fff;--proved:#0b62a4;--free:#c8500a;--boxed:#8a3a86;--guess:#6b7480;
@@ -486,7 +486,7 @@ def _damage_title(row: dict[str, object]) -> str:
     if row.get("damage_noise") is not None:
         words.append(f"{near(row['damage_noise'])} by noise")
     if row.get("damage_defended") is not None:
-        words.append(f"{near(row['damage_defended'])} after the defence")
+        words.append(f"{near(row['damage_defended'])} after the defense")
     return ", ".join(words)
 
 

@@ -192,7 +192,7 @@ class RunSlopes:
     """The measures of several training runs at each beta, so that all have intervals over runs.
 
     Attributes:
-        objective: What was minimised.
+        objective: What was minimized.
         betas: In ascending order.
         measured: By measure, at each beta, one number a run: mean over the images, or weight norm.
     """

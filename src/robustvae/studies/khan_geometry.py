@@ -104,7 +104,7 @@ def trained(
 
     Args:
         name: Names the folder; `PLANE` has two latent coordinates.
-        objective: What is minimised.
+        objective: What is minimized.
         images: To train on.
         plan: Networks and epochs.
         seed: Of weights and everything random after, the same for every objective.
@@ -440,7 +440,7 @@ def protocol_of(plan: Size, train: Images) -> tuple[str, ...]:
     """What was done, in sentences."""
     return (
         f"Each model: {plan.epochs} epochs of {min(plan.train, len(train)):,} training images, "
-        f"Adam {LEARNING_RATE:g}, batches of {BATCH}, Bernoulli likelihood of grey pixels; one "
+        f"Adam {LEARNING_RATE:g}, batches of {BATCH}, Bernoulli likelihood of gray pixels; one "
         "seed, the same for all. The paper's code trains 100 epochs with a cosine schedule, at 50 "
         "betas; the paper does not name its likelihood.",
         f"{plan.images} test images, balanced over the classes; intervals are over these images "

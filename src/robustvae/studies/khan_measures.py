@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Attack, LatentShift, MaximumDamage
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.geometry import Geometry, pullback, step_curves
 from robustvae.metrics import kl_to_standard_normal, mean_stderr
 from robustvae.models import VAE, checkpoint

@@ -85,7 +85,7 @@ def draw(
 
 
 def save(figure: Figure, path: Path, mode: str = "RGB") -> None:
-    """Write a figure as a small PNG; "L" is without colours."""
+    """Write a figure as a small PNG; "L" is without colors."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     Image.open(drawn).convert(mode).save(small, "png", optimize=True)
@@ -174,7 +174,7 @@ def _steps(figure: Figure, shown: list[Measured]) -> Figure:
         for axes in row:
             axes.set_xlabel(r"$s$, step $s\,v$" if scale == "unit" else r"$s$, step $s\,\lambda v$")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    title = "solid: free, dotted: clipped to [0, 1], grey: no perturbation"
+    title = "solid: free, dotted: clipped to [0, 1], gray: no perturbation"
     figure.legend(handles, labels, loc="outside upper center", ncols=5, title=title)
     return figure
 
@@ -240,7 +240,7 @@ def _map(figure: Figure, vae: VAE, test: Images) -> Figure:
     axes = figure.subplots()
     extent = (-reach, reach, -reach, reach)
     shades = axes.imshow(
-        volume.view(SIDE, SIDE).T.numpy(), origin="lower", extent=extent, cmap="Greys", alpha=0.6
+        volume.view(SIDE, SIDE).T.numpy(), origin="lower", extent=extent, cmap="Grays", alpha=0.6
     )
     for label in range(10):
         first, second = codes[test.y[: len(codes)] == label].T.tolist()

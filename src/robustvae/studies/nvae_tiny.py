@@ -44,15 +44,15 @@ class Size:
         train: Training images of the first set.
         epochs: Passes over them.
         test: Test images.
-        colour_train: Training images of the coloured set.
-        colour_epochs: Passes over them.
+        color_train: Training images of the colored set.
+        color_epochs: Passes over them.
     """
 
     train: int
     epochs: int
     test: int
-    colour_train: int
-    colour_epochs: int
+    color_train: int
+    color_epochs: int
 
 
 SIZES = {
@@ -90,12 +90,12 @@ class NVAETiny:
 
     Attributes:
         runs: Of both models, seed by seed.
-        colour: The run on coloured images.
+        color: The run on colored images.
         facts: Data, size, seeds, versions, date.
     """
 
     runs: tuple[Run, ...]
-    colour: Run
+    color: Run
     facts: dict[str, Any]
 
     def of(self, model: str) -> list[Run]:
@@ -150,16 +150,16 @@ class NVAETiny:
             epochs = zip(*(run.losses for run in self.of(model)), strict=True)
             means = [f"{sum(each) / seeds:.1f}" for each in epochs]
             lines.append(f"| {model} | {' | '.join(means)} |")
-        end, stderr = mean_stderr(self.colour.elbos)
+        end, stderr = mean_stderr(self.color.elbos)
         lines += [
             "",
-            f"## {self.facts['colour']}",
+            f"## {self.facts['color']}",
             "",
             f"NVAE tiny with a Gaussian likelihood (standard deviation 0.1), seed 0, "
-            f"{self.facts['colour_train']:,} images, {self.facts['colour_epochs']} epochs. "
+            f"{self.facts['color_train']:,} images, {self.facts['color_epochs']} epochs. "
             "Training loss by epoch, nats an image: "
-            + ", ".join(f"{loss:.0f}" for loss in self.colour.losses)
-            + f". Negative ELBO of {len(self.colour.elbos):,} test images after it: {-end:.0f} ± "
+            + ", ".join(f"{loss:.0f}" for loss in self.color.losses)
+            + f". Negative ELBO of {len(self.color.elbos):,} test images after it: {-end:.0f} ± "
             f"{stderr:.0f}. It trains; nothing here says how well it would do at length.",
             "",
         ]
@@ -170,8 +170,8 @@ class NVAETiny:
 def nvae_tiny(
     train: Images,
     test: Images,
-    colour: Images,
-    colour_test: Images,
+    color: Images,
+    color_test: Images,
     *,
     runs: Path,
     size: str = "laptop",
@@ -183,8 +183,8 @@ def nvae_tiny(
     Args:
         train: To train both on, 28 x 28 pixels; a balanced part is taken.
         test: To compare them on.
-        colour: To train NVAE tiny on as well.
-        colour_test: To judge that on.
+        color: To train NVAE tiny on as well.
+        color_test: To judge that on.
         runs: Folder of the runs.
         size: "smoke" or "laptop".
         seeds: How many runs of each model, from seed 0.
@@ -229,17 +229,17 @@ def nvae_tiny(
         for seed in range(seeds)
         for model, options in kinds.items()
     ]
-    gaussian = {"image_shape": colour.image_shape, "likelihood": "gaussian", "scale": 0.1}
-    coloured = run(
+    gaussian = {"image_shape": color.image_shape, "likelihood": "gaussian", "scale": 0.1}
+    colored = run(
         TINY,
         kinds[TINY] | gaussian,
-        balanced(colour, plan.colour_train, "train"),
-        balanced(colour_test, min(plan.test, 500), "test"),
-        epochs=plan.colour_epochs,
+        balanced(color, plan.color_train, "train"),
+        balanced(color_test, min(plan.test, 500), "test"),
+        epochs=plan.color_epochs,
         seed=0,
     )
-    facts = {"data": train.name, "colour": colour.name, "size": size, **vars(plan), "seeds": seeds}
-    return NVAETiny(tuple(found), coloured, facts | surroundings())
+    facts = {"data": train.name, "color": color.name, "size": size, **vars(plan), "seeds": seeds}
+    return NVAETiny(tuple(found), colored, facts | surroundings())
 
 
 def _elbos(vae: VAE, images: Images) -> tuple[float, ...]:
@@ -253,13 +253,13 @@ def _elbos(vae: VAE, images: Images) -> tuple[float, ...]:
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--colour", default="cifar10")
+    parser.add_argument("--color", default="cifar10")
     parser.add_argument("--size", default="laptop")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/nvae-tiny"))
     parser.add_argument("--out", type=Path, default=Path("out"))
     given = parser.parse_args()
-    sets = [data.load(name, part) for name in (given.data, given.colour) for part in PARTS]
+    sets = [data.load(name, part) for name in (given.data, given.color) for part in PARTS]
     found = nvae_tiny(
         *sets,
         runs=given.runs,

@@ -32,7 +32,7 @@ def trained(
     Args:
         folder: Of the run.
         model: Arguments of `models.create`.
-        objective: What is minimised.
+        objective: What is minimized.
         images: To train on.
         epochs: Passes over them.
         seed: Of the first weights and of everything random after.

@@ -25,7 +25,7 @@ import robustvae.data
 from robustvae.attacks import AttackSuite
 from robustvae.certificates import certify
 from robustvae.certificates.certificate import VERSIONS
-from robustvae.defences import Victim
+from robustvae.defenses import Victim
 from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.perturb import Ball
@@ -99,7 +99,7 @@ def trials(
         x: Images in [0, 1], (B, C, H, W).
         r: l2 distance between outputs, in pixel units.
         m: Probability wanted.
-        version: "centred", "paired" or "full".
+        version: "centered", "paired" or "full".
         count: Trials at least; fewer only where every input abstains.
         generator: Spent by all of it.
         routes: As of `certify`.
@@ -110,7 +110,7 @@ def trials(
         >>> from robustvae.studies.soundness import trials
         >>> vae = rv.load("digits-lipschitz-vae")
         >>> x = rv.data.load("digits", split="test").x[:4]
-        >>> found = trials(vae, x, 1.0, 0.5, "centred", count=500, generator=rv.generator(0))
+        >>> found = trials(vae, x, 1.0, 0.5, "centered", count=500, generator=rv.generator(0))
         >>> found.done >= 500, found.violations
         (True, 0)
     """
@@ -218,8 +218,8 @@ def judge(
 ) -> tuple[int, int, int]:
     """Of perturbed images: how many refute robustness, how many are undecided, and draws spent."""
     q, q_adv = vae.encode(x), vae.encode(x_adv)
-    centre = vae.decode(q.mean).mean.flatten(1)
-    if version == "centred":
+    center = vae.decode(q.mean).mean.flatten(1)
+    if version == "centered":
         q_adv = Gaussian(q_adv.mean, q.stddev)
     inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
@@ -228,7 +228,7 @@ def judge(
         draws = look - before
         for rows in open_.split(max(1, _ROWS // draws)):
             end = _outputs(vae, x_adv, q_adv, rows, draws, generator)
-            start = centre[rows]
+            start = center[rows]
             if version == "paired":
                 start = _outputs(vae, x, q, rows, draws, generator)
             inside[rows] += ((end - start).norm(dim=2) <= r).sum(0)

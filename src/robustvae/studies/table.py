@@ -33,7 +33,7 @@ class Row:
     """One measured number.
 
     Attributes:
-        what: What was measured on, such as the defence.
+        what: What was measured on, such as the defense.
         setting: Under which setting, such as the radius of the attack.
         measured: The mean over the inputs.
         stderr: Its standard error.

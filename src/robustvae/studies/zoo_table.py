@@ -162,7 +162,7 @@ def _orders(models: _Models) -> list[str]:
     lines = [
         "## In the order of beta",
         "",
-        "The paper's -log p(x) and MSE rise with beta throughout. Differences of neighbours, on "
+        "The paper's -log p(x) and MSE rise with beta throughout. Differences of neighbors, on "
         "the same images:",
         "",
         "| | from | to | -log p(x) | paper | MSE, mean | paper |",

@@ -159,7 +159,7 @@ def fit(
     forward, backward = _engine(vae, generator, device, precision)
     batches = _Batches.of(vae, images)
     batches_held_out = None if held_out is None else _Batches.of(vae, held_out)
-    if len(images) % batch_size == 1 and _normalises_batches(vae):
+    if len(images) % batch_size == 1 and _normalizes_batches(vae):
         raise ConfigError(
             f"the last step of an epoch would see one image of {len(images)}, of which batch norm "
             f"can tell no spread: choose another batch_size than {batch_size}"
@@ -343,7 +343,7 @@ def _engine(
     return autocast_terms, fabric.backward
 
 
-def _normalises_batches(vae: VAE) -> bool:
+def _normalizes_batches(vae: VAE) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vae.modules())
 
 

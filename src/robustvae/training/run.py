@@ -29,7 +29,7 @@ class Progress:
 
     Attributes:
         epoch: Whole epochs done.
-        step: Optimisation steps done.
+        step: Optimization steps done.
         factor: Of the learning rate, halved on every plateau.
         best: Lowest loss at the end of an epoch.
         best_epoch: When it was reached.
@@ -61,7 +61,7 @@ class Progress:
 
 @final
 class Run:
-    """A model in training with its optimiser, and the folder both are kept in.
+    """A model in training with its optimizer, and the folder both are kept in.
 
     Args:
         vae: The model.
@@ -145,7 +145,7 @@ class Run:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path} is of another model: {_line(error)}") from None
         if any(moment["exp_avg"].shape != p.shape for p, moment in self.optimizer.state.items()):
-            raise CheckpointError(f"{path} is of another optimiser: start anew in another folder")
+            raise CheckpointError(f"{path} is of another optimizer: start anew in another folder")
         self.generator.set_state(tensors["generator"])
         self.best = _below("best/", tensors)
         self.progress = progress

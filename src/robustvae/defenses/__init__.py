@@ -1,0 +1,45 @@
+"""Defenses: ways to read a latent off an image."""
+
+from robustvae.defenses.defense import Defense
+from robustvae.defenses.posterior import (
+    HMC,
+    Langevin,
+    PosteriorMean,
+    PosteriorMode,
+    PosteriorSample,
+)
+from robustvae.defenses.refine import (
+    JPEG,
+    BitDepth,
+    Median,
+    Redraw,
+    Refined,
+    Refinement,
+    Threshold,
+)
+from robustvae.defenses.robust import RadiusEstimate, RobustPosterior, estimate_radius
+from robustvae.defenses.targets import RobustTarget, fisher, posterior
+from robustvae.defenses.victim import Victim
+
+__all__ = [
+    "BitDepth",
+    "Defense",
+    "HMC",
+    "JPEG",
+    "Langevin",
+    "Median",
+    "PosteriorMean",
+    "PosteriorMode",
+    "PosteriorSample",
+    "RadiusEstimate",
+    "Redraw",
+    "Refined",
+    "Refinement",
+    "RobustPosterior",
+    "RobustTarget",
+    "Threshold",
+    "Victim",
+    "estimate_radius",
+    "fisher",
+    "posterior",
+]

@@ -1,0 +1,129 @@
+"""How defenses look for a mode: one of several searches, and how attacks see through it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from robustvae.defenses.targets import fisher
+from robustvae.errors import UnsupportedError, check_choice, check_count, check_positive
+from robustvae.mcmc import LogDensity, Mode, gauss_newton, implicit, lbfgs, mode_search
+from robustvae.models.base import VAE
+from robustvae.seeding import draw
+
+Start = Literal["mean", "zero", "both", "prior"]
+Method = Literal["adam", "lbfgs", "gauss-newton"]
+Gradient = Literal["unrolled", "implicit"]
+
+
+class Search(Protocol):
+    """What a defense that looks for a mode says of its search; the fields of its own docstring."""
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def rate(self) -> float: ...  # noqa: D102
+    @property
+    def gradient(self) -> Gradient: ...  # noqa: D102
+    @property
+    def chunk(self) -> int: ...  # noqa: D102
+    @property
+    def method(self) -> Method: ...  # noqa: D102
+    @property
+    def start(self) -> Start: ...  # noqa: D102
+    @property
+    def starts(self) -> int: ...  # noqa: D102
+
+
+def check_search(own: Search) -> None:
+    """Raise unless these settings, whose `start` is a known one, make a search."""
+    check_count(own.starts, "starts")
+    # From the prior: the least n with n - n // 4 >= starts, so that `shares` gives each search one.
+    least = {"both": 2, "prior": (4 * own.starts - 1) // 3}.get(own.start, 1)
+    check_count(own.steps, "steps", least=least)
+    check_choice("mode search", own.method, ("adam", "lbfgs", "gauss-newton"))
+    check_choice("gradient", own.gradient, ("unrolled", "implicit"))
+    check_positive(own.rate, "rate")
+    check_count(own.chunk, "chunk")
+
+
+def shares(own: Search) -> tuple[int, int, int]:
+    """How many searches there are, the gradients of each, and of one more from the best end.
+
+    Draws of the prior are scouts: they get three quarters of the steps.
+    """
+    count = {"both": 2, "prior": own.starts}.get(own.start, 1)
+    last = own.steps // 4 if own.start == "prior" else 0
+    return count, (own.steps - last) // count, last
+
+
+def spent(own: Search) -> int:
+    """Gradients of all searches."""
+    count, each, last = shares(own)
+    return count * each + last
+
+
+def climb(
+    own: Search,
+    vae: VAE,
+    target: LogDensity,
+    mean: Tensor,
+    *,
+    graph: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """The highest point that searches from one or several starts meet.
+
+    Args:
+        own: The search. It begins by `start` "mean" at the encoder's means, "zero" at the prior's
+            mean, "both" at each, "prior" at draws of the prior, the best of whose ends is climbed
+            from once more; `shares` divides its `steps`.
+        vae: The model that the target judges by.
+        target: Latents (B, d) to log densities (B,).
+        mean: The encoder's means, (B, d).
+        graph: Keep a graph.
+        generator: Spent by draws of the prior.
+
+    Returns:
+        Latents, (B, d).
+
+    Raises:
+        UnsupportedError: A graph through the steps of L-BFGS or Gauss-Newton.
+    """
+    unrolled = graph and own.gradient == "unrolled"
+    if unrolled and own.method != "adam":
+        raise UnsupportedError(
+            f"no gradient flows through the steps of {own.method!r}: give gradient='implicit'"
+        )
+    count, each, last = shares(own)
+
+    def search(z: Tensor, steps: int) -> Mode:
+        if own.method == "adam":
+            return mode_search(target, z, steps=steps, rate=own.rate, graph=unrolled)
+        if own.method == "lbfgs":
+            return lbfgs(target, z, steps=steps)
+        return gauss_newton(target, lambda z: fisher(vae, z), z, steps=steps)
+
+    prior = vae.prior()
+    if own.start == "prior":
+        begin = [draw(prior, (len(mean),), generator=generator).to(mean) for _ in range(count)]
+    else:
+        begin = [mean] if own.start == "mean" else [prior.mean.to(mean).expand_as(mean)]
+        begin += [mean] if own.start == "both" else []
+    best = functools.reduce(_better, (search(z, each) for z in begin))
+    if last:
+        best = search(best.z, last)
+    return implicit(target, best.z) if graph and not unrolled else best.z
+
+
+def _better(one: Mode, other: Mode) -> Mode:
+    """Of each row the higher; a NaN is lower than anything."""
+    higher = (other.log_density > one.log_density) | one.log_density.isnan()
+    return Mode(
+        torch.where(higher.unsqueeze(1), other.z, one.z),
+        torch.where(higher, other.log_density, one.log_density),
+        one.gradients + other.gradients,
+    )

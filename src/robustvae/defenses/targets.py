@@ -1,0 +1,370 @@
+"""What samplers and mode searches climb: the posterior of an image, and the robust posterior."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.errors import RangeError, UnsupportedError, check_number
+from robustvae.jacobians import jacobian
+from robustvae.mcmc import LogDensity, Target
+from robustvae.models.base import VAE, frozen
+from robustvae.models.hierarchy import conditionals
+from robustvae.models.layout import channels_last
+from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+from robustvae.perturb import Ball
+
+
+def posterior(vae: VAE, x: Tensor) -> Target:
+    """log p(x | z) + log p(z): the posterior of each image, up to a constant, in nats.
+
+    In a hierarchy z is all its layers at once, and log p(z) the sum of every layer's log density
+    given those above it.
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1], (B, C, H, W).
+
+    Returns:
+        Latents (B, d) to log densities (B,).
+
+    References:
+        [Kuzina22] section 3, Eq. 9.
+    """
+    return _Posterior(vae, x)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Posterior:
+    vae: VAE
+    x: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.vae.log_joint(self.x, z)
+
+    def rows(self, index: Tensor) -> _Posterior:
+        return _Posterior(self.vae, self.x[index])
+
+
+def target_of(vae: VAE, x: Tensor, ball: Ball | None) -> Target:
+    """The posterior of each image where `ball` is None, else its robust posterior."""
+    if ball is None:
+        return posterior(vae, x)
+    return RobustTarget(vae, x, ball.norm, float(ball.radius))
+
+
+@contextlib.contextmanager
+def in_bfloat16(vae: VAE) -> Iterator[VAE]:
+    """Within: a copy of the model in bfloat16, fit to drive trajectories and to judge none.
+
+    Raises:
+        UnsupportedError: The model has no weights, as where `wrap` was given plain functions.
+    """
+    if next(vae.parameters(), None) is None:
+        raise UnsupportedError("a force in bfloat16 needs a model whose weights can be converted")
+    low = copy.deepcopy(vae).bfloat16()
+    with frozen(low), channels_last(low):
+        yield low
+
+
+def driven_by(low: VAE, x: Tensor, ball: Ball | None) -> LogDensity:
+    """`target_of` by a model in another floating type than `x`, for latents in that of `x`."""
+    target = target_of(low, x.to(low.dtype), ball)
+    return lambda z: target(z.to(low.dtype)).to(z.dtype)
+
+
+def check_ball(ball: Ball | None) -> None:
+    """Raise unless a defense can know this ball: one radius for all images, boxed by [0, 1]."""
+    if ball is None:
+        return
+    check_number(ball.radius, "the radius that a defense assumes")
+    if (ball.low, ball.high) != (0.0, 1.0):
+        raise RangeError("the robust posterior's ball is boxed by [0, 1]")
+
+
+def _at_rest(read: Callable[[VAE, Tensor], Tensor]) -> Callable[[VAE, Tensor], Tensor]:
+    """The function, within which its model is frozen."""
+
+    @functools.wraps(read)
+    def resting(vae: VAE, z: Tensor) -> Tensor:
+        with frozen(vae):
+            return read(vae, z)
+
+    return resting
+
+
+@_at_rest
+def fisher(vae: VAE, z: Tensor) -> Tensor:
+    """The posterior's precision by the decoder's linearization: prior precision + J' W J.
+
+    J is the Jacobian of the likelihood's parameters (logits; means and log spreads), and W the
+    likelihood's Fisher information: the pixel variance; for a Gaussian the inverse variance, and
+    2 for the log spread. The prior's precision is R' R, R the Jacobian of every layer's
+    (z - mean) / stddev given the layers above, the spreads held fixed. It does not depend on the
+    image.
+
+    The cost is one forward product of the decoder a latent dimension.
+
+    Args:
+        vae: The model.
+        z: Latents, (B, d).
+
+    Returns:
+        Positive definite matrices, (B, d, d), without a graph.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.defenses import fisher
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> torch.linalg.eigvalsh(fisher(vae, torch.zeros(1, 2))).min() >= 1
+        tensor(True)
+    """
+
+    def parameters(z: Tensor) -> Tensor:
+        p = vae.decode(z)
+        if not isinstance(p, Gaussian):
+            return (p.stddev.detach() * _parameters(p)[0]).flatten(1)
+        scaled = _parameters(p)[0] / p.stddev.detach()
+        spread = math.sqrt(2) * p.stddev.log()
+        return torch.cat([scaled.flatten(1), spread.flatten(1)], dim=1)
+
+    def standardized(z: Tensor) -> Tensor:
+        layers = conditionals(vae.prior(), z)
+        return (z - layers.mean) / layers.stddev.detach()
+
+    rows = jacobian(parameters, z, mode="forward")
+    above = jacobian(standardized, z, mode="forward")
+    return rows.mT @ rows + above.mT @ above
+
+
+def fisher_scale(vae: VAE, z: Tensor) -> Tensor:
+    """A with A A' = `fisher`^-1: it whitens the posterior where the decoder is linear.
+
+    So must be the means of a hierarchy's layers.
+
+    Args:
+        vae: The model.
+        z: Latents, (B, d).
+
+    Returns:
+        Upper triangular square roots, (B, d, d), without a graph.
+    """
+    precision = fisher(vae, z)
+    inverse_root = torch.linalg.cholesky(precision)
+    identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(precision)
+    return torch.linalg.solve_triangular(inverse_root.mT, identity, upper=True)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RobustTarget:
+    r"""The robust posterior: every latent is judged against the image in the ball that suits it.
+
+    -U_R(z; x) = -min over x' in the ball and in [0, 1] of {dev(x' | z)} - rest(z) + log p(z),
+    where dev is the likelihood's deviance: for Bernoulli sum KL(Ber(x'_i) | Ber(g_i)), for a
+    Gaussian sum (x'_i - g_i)^2 / 2 s_i^2, and rest is what remains of its log density. At
+    radius 0 it is the posterior up to a constant. If x = clean + e with e in the ball, then
+    U_R(z; x) <= U_0(z; clean) for every z.
+
+    The gradient is the likelihood's at the fixed x' (the envelope theorem).
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1], (B, C, H, W).
+        norm: "linf" or "l2".
+        radius: Radius of the ball, in pixel units.
+
+    Raises:
+        UnsupportedError: When called, where the decoder's likelihood is not Bernoulli,
+            continuous Bernoulli or Gaussian.
+    """
+
+    vae: VAE
+    x: Tensor
+    norm: str
+    radius: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """-U_R, in nats, (B,), at latents (B, d)."""
+        p = self.vae.decode(z)
+        with torch.no_grad():
+            best = nearest(p, self.x, self.norm, self.radius)
+            offset = _negative_entropy(p, best)
+        return (p.log_prob(best) - offset).flatten(1).sum(1) + self._prior(z)
+
+    def rows(self, index: Tensor) -> RobustTarget:
+        """The robust posterior of the images `index`, (b,) whole numbers, alone."""
+        return replace(self, x=self.x[index])
+
+    def with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """-U_R, (B,), and its gradient, (B, d), both differentiable in `x` and `z`."""
+        p = self.vae.decode(z)
+        best = nearest(p, self.x, self.norm, self.radius)
+        # x' must stay fixed in the first derivative and move in the second: differentiate
+        # by copies of the likelihood's parameters that x' does not depend on.
+        parameters = [q for q in _parameters(p) if q.requires_grad]
+        copies = {id(q): q.view_as(q) for q in parameters}
+        fit = _rebuilt(p, [copies.get(id(q), q) for q in _parameters(p)]).log_prob(best).flatten(1)
+        pull = torch.autograd.grad(fit.sum(), list(copies.values()), create_graph=True)
+        (gradient,) = torch.autograd.grad(parameters, z, pull, create_graph=True)
+        prior = self._prior(z)
+        (towards_prior,) = torch.autograd.grad(prior.sum(), z, create_graph=True)
+        offset = _negative_entropy(p, best).flatten(1)
+        return (fit - offset).sum(1) + prior, gradient + towards_prior
+
+    def _prior(self, z: Tensor) -> Tensor:
+        return self.vae.prior().log_prob(z).sum(1)
+
+
+def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
+    """The image in the ball around `x`, and in [0, 1], that the likelihood `p` finds easiest.
+
+    It minimizes the deviance, which is not the distance: for a Bernoulli likelihood and the
+    2-norm it is not the projection of the mean.
+
+    Args:
+        p: Likelihood over images, (B, C, H, W).
+        x: Center of the ball, in [0, 1], (B, C, H, W).
+        norm: "linf" or "l2".
+        radius: Radius of the ball, in pixel units.
+
+    Returns:
+        Images in [0, 1], (B, C, H, W), differentiable in `p` and `x`.
+
+    Raises:
+        UnsupportedError: A likelihood other than Bernoulli, continuous Bernoulli or Gaussian.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.defenses.targets import nearest
+        >>> from robustvae.models import Bernoulli
+        >>> x = torch.tensor([0.7, 0.0]).view(1, 1, 1, 2)
+        >>> nearest(Bernoulli(torch.tensor([9.0, 0.0]).view(1, 1, 1, 2)), x, "linf", 0.25)
+        tensor([[[[0.9500, 0.2500]]]])
+    """
+    center = _center(p)
+    if norm == "linf":
+        low, high = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
+        return torch.minimum(torch.maximum(center, low), high)
+    free = center.clamp(0, 1)
+    inside = ((free - x).flatten(1).norm(dim=1) <= radius).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        found, multiplier = _boundary(p, x, radius)
+    return torch.where(inside, free, _differentiable(p, x, found, multiplier, radius))
+
+
+def _boundary(p: Distribution, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Solve deviance'(x') + nu (x' - x) = 0 with ||x' - x|| = radius for x' and nu.
+
+    Newton's steps on 1/||x' - x|| = 1/radius, nearly linear in nu, within a bracket of log nu;
+    a step that leaves the bracket halves it instead.
+    """
+    low = torch.full_like(x[:, :1, :1, :1], -14.0)
+    high, power = torch.full_like(low, 14.0), torch.zeros_like(low)
+    tiny = torch.finfo(x.dtype).tiny
+    for _ in range(8 if x.dtype == torch.float32 else 16):
+        multiplier = power.exp()
+        moved = _pulled(p, x, multiplier)
+        slack = (moved - x).square() * _compliance(p, moved, multiplier)
+        size = (moved - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
+        far = size > radius
+        low, high = torch.where(far, power, low), torch.where(far, high, power)
+        slack = slack.sum((1, 2, 3), keepdim=True).clamp_min(tiny)
+        wanted = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
+        outside = (wanted < low) | (wanted > high)
+        power = torch.where(outside, 0.5 * (low + high), wanted)
+    multiplier = power.exp()
+    found = _pulled(p, x, multiplier)
+    size = (found - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
+    return x + (found - x) * (radius / size), multiplier
+
+
+def _compliance(p: Distribution, value: Tensor, multiplier: Tensor) -> Tensor:
+    """1 / (deviance'' + multiplier) at each pixel, 0 where the pixel range holds it."""
+    if isinstance(p, Gaussian):
+        stiffness = p.stddev.square().reciprocal().detach() + multiplier
+        edge = 8 * torch.finfo(value.dtype).eps
+        return ((value > edge) & (value < 1 - edge)).to(value.dtype) / stiffness
+    variance = value * (1 - value)
+    return variance / (1 + multiplier * variance)
+
+
+def _pulled(p: Distribution, x: Tensor, multiplier: Tensor) -> Tensor:
+    """The minimizer over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2."""
+    if isinstance(p, Gaussian):
+        precision = p.stddev.square().reciprocal()
+        pulled = (p.mean * precision + multiplier * x) / (precision + multiplier)
+        return pulled.clamp(0, 1)
+    # logit(x') + nu x' = c. From logit 0, the inflection point, Newton's steps are monotone.
+    wanted = _logits(p) + multiplier * x
+    logit = torch.zeros_like(wanted)
+    for _ in range(12):
+        mean = torch.sigmoid(logit)
+        slope = 1 + multiplier * mean * (1 - mean)
+        logit = logit - (logit + multiplier * mean - wanted) / slope
+    return torch.sigmoid(logit)
+
+
+def _differentiable(
+    p: Distribution, x: Tensor, found: Tensor, multiplier: Tensor, radius: float
+) -> Tensor:
+    """`found`, with the derivatives that the implicit function theorem gives it."""
+    if not (torch.is_grad_enabled() and (x.requires_grad or _center(p).requires_grad)):
+        return found
+    compliance = _compliance(p, found, multiplier)
+    if isinstance(p, Gaussian):
+        force = (found - p.mean) * p.stddev.square().reciprocal()
+    else:
+        force = torch.logit(found, 1e-7) - _logits(p)
+    force = force + multiplier * (found - x)
+    offset = (found - x).detach()
+    excess = 0.5 * ((found - x).flatten(1).square().sum(1) - radius**2).view(-1, 1, 1, 1)
+    along = (offset * force * compliance).sum((1, 2, 3), keepdim=True)
+    strength = (offset.square() * compliance).sum((1, 2, 3), keepdim=True)
+    change = (excess - along) / strength.clamp_min(torch.finfo(x.dtype).tiny)
+    moved = -compliance * (force + change * offset)
+    return found + (moved - moved.detach())
+
+
+def _center(p: Distribution) -> Tensor:
+    return p.mean if isinstance(p, Gaussian) else torch.sigmoid(_logits(p))
+
+
+def _negative_entropy(p: Distribution, value: Tensor) -> Tensor:
+    """What turns minus the log likelihood of a gray pixel into a deviance."""
+    if isinstance(p, Gaussian):
+        return torch.zeros_like(value)
+    ends = (value <= 0) | (value >= 1)
+    inner = torch.where(ends, torch.full_like(value, 0.5), value)
+    inner = inner * inner.log() + (1 - inner) * (-inner).log1p()
+    return torch.where(ends, torch.zeros_like(value), inner)
+
+
+def _logits(p: Distribution) -> Tensor:
+    if isinstance(p, Bernoulli | ContinuousBernoulli):
+        return p.logits
+    raise UnsupportedError(
+        "the robust posterior knows Bernoulli, continuous Bernoulli and Gaussian likelihoods, "
+        f"not {type(p).__name__}"
+    )
+
+
+def _parameters(p: Distribution) -> list[Tensor]:
+    return [p.mean, p.stddev] if isinstance(p, Gaussian) else [_logits(p)]
+
+
+def _rebuilt(p: Distribution, parameters: list[Tensor]) -> Distribution:
+    if isinstance(p, Gaussian):
+        return Gaussian(*parameters)
+    if isinstance(p, ContinuousBernoulli):
+        return ContinuousBernoulli(parameters[0], p.rule)
+    return Bernoulli(parameters[0])
