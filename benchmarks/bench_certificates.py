@@ -90,7 +90,7 @@ def ours(vae: rv.VAE, x: Tensor) -> Tensor:
     search = rv.ProjectedAscent(steps=30, restarts=RESTARTS, chunk=1000)
     how = Bisection(search=search, largest=2.0)
     found = find_margin(
-        rv.Victim(vae), x, R, M, "centered", boxed=False, bisection=how, generator=rv.generator(2)
+        rv.Victim(vae), x, R, M, "centered", box=False, bisection=how, generator=rv.generator(2)
     )
     return torch.as_tensor(found.estimate.value)
 

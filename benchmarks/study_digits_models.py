@@ -2,7 +2,7 @@
 
     python benchmarks/study_digits_models.py
 
-r = 1, m = 0.5, centered, free and boxed perturbations, l2; the attack is `rv.estimate_margin` with
+r = 1, m = 0.5, centered, free and box perturbations, l2; the attack is `rv.estimate_margin` with
 20 restarts of 100 steps.
 """
 
@@ -20,7 +20,7 @@ from robustvae.metrics import mean_stderr
 from robustvae.robustness import Bisection, find_margins
 
 RESULTS = Path(__file__).parent / "results" / "digits-models.json"
-QUESTION = {"r": 1.0, "m": 0.5, "version": "centered"}
+QUESTION = {"r": 1.0, "m": 0.5, "displacement": "centered"}
 
 
 def measured(name: str, inputs: int, restarts: int, steps: int) -> dict[str, object]:
@@ -34,12 +34,12 @@ def measured(name: str, inputs: int, restarts: int, steps: int) -> dict[str, obj
     x, _ = images.sample(inputs, stratified=True, generator=g)
     lower = rv.certify(vae, x, **QUESTION, generator=g)
     if not bool((lower.radius > 0).any()):
-        lower = rv.certify(vae, x, **QUESTION, generator=g, routes=["neyman_pearson"])
+        lower = rv.certify(vae, x, **QUESTION, generator=g, methods=["neyman_pearson"])
     search = rv.ProjectedAscent(steps=steps, restarts=restarts)
     upper = find_margins(
         rv.Victim(vae), x, **QUESTION, generator=g, bisection=Bisection(search=search)
     )
-    free, boxed = upper.free.estimate.value, upper.boxed.estimate.value
+    free, box = upper.free.estimate.value, upper.box.estimate.value
     return {
         "squared_error": mean_stderr(errors),
         "negative_elbo": mean_stderr(loss),
@@ -47,10 +47,10 @@ def measured(name: str, inputs: int, restarts: int, steps: int) -> dict[str, obj
         "certified": mean_stderr(lower.radius),
         "share_certified": float((lower.radius > 0).double().mean()),
         "attacked_free": mean_stderr(free),
-        "attacked_boxed": mean_stderr(boxed),
+        "attacked_box": mean_stderr(box),
         "certified_over_attacked_free": mean_stderr(lower.radius / free),
-        "certified_over_attacked_boxed": mean_stderr(lower.radius / boxed),
-        "violations": int((lower.radius > free).sum() + (lower.radius > boxed).sum()),
+        "certified_over_attacked_box": mean_stderr(lower.radius / box),
+        "violations": int((lower.radius > free).sum() + (lower.radius > box).sum()),
     }
 
 

@@ -42,14 +42,14 @@ def main() -> None:
     vae, images = rv.load(given.model), rv.data.load(given.data, split="test")
     victim = rv.Victim(vae)
     x, _ = images.sample(given.inputs, stratified=True, generator=rv.generator(0))
-    ask = {"version": "centered", "generator": rv.generator(1)}
+    ask = {"displacement": "centered", "generator": rv.generator(1)}
     r = 2 * float(torch.as_tensor(rest_quantile(victim, x, M, **ask).value).median())
     chance = rv.robustness_probability(victim, x, x, r, draws=DRAWS, confidence=0.999, **ask).low
     with torch.no_grad():
         stddev = vae.encode(x).stddev
     slopes = jacobian(lambda y: vae.encode(y).mean, x)
     how = Bisection(search=rv.ProjectedAscent(steps=given.steps, restarts=given.restarts))
-    found = find_margin(victim, x, r, M, boxed=False, bisection=how, **ask).estimate.value
+    found = find_margin(victim, x, r, M, box=False, bisection=how, **ask).estimate.value
     estimated = torch.as_tensor(found)
     usable = estimated.isfinite() & (estimated > 0)
     columns = {

@@ -23,50 +23,50 @@ RESULTS = Path(__file__).parent / "results" / "local-certificates"
 M = 0.5
 
 
-def measured(given: argparse.Namespace, version: str, x: torch.Tensor) -> dict[str, object]:
-    """One version's row."""
+def measured(given: argparse.Namespace, displacement: str, x: torch.Tensor) -> dict[str, object]:
+    """One displacement's row."""
     vae = rv.load(given.model)
     victim, g = rv.Victim(vae), rv.generator(0)
-    rest = rest_quantile(victim, x, M, version, generator=g, draws=1000)
+    rest = rest_quantile(victim, x, M, displacement, generator=g, draws=1000)
     r = 2 * float(rest.value.median())
     row: dict[str, object] = {"r": r}
     for norm in given.norms:
         start = time.process_time()
         ask = {"norm": norm, "draws": given.draws, **ROUTE}
-        lower = rv.certify(vae, x, r, M, version, generator=rv.generator(1), **ask)
+        lower = rv.certify(vae, x, r, M, displacement, generator=rv.generator(1), **ask)
         row |= {
             f"{norm}_seconds_an_input": (time.process_time() - start) / len(x),
             f"{norm}_certified": lower.radius.tolist(),
             f"{norm}_median_certified": float(lower.radius.median()),
             f"{norm}_share_certified": float((lower.radius > 0).double().mean()),
-            f"{norm}_routes": sorted(set(lower.route)),
+            f"{norm}_routes": sorted(set(lower.method)),
         }
-        within = rv.certify(vae, x, r, M, version, generator=rv.generator(1), boxed=True, **ask)
+        within = rv.certify(vae, x, r, M, displacement, generator=rv.generator(1), box=True, **ask)
         row |= {
-            f"{norm}_certified_boxed": within.radius.tolist(),
-            f"{norm}_median_certified_boxed": float(within.radius.median()),
+            f"{norm}_certified_box": within.radius.tolist(),
+            f"{norm}_median_certified_box": float(within.radius.median()),
             f"{norm}_boxed_over_free": float((within.radius / lower.radius).median()),
         }
-        if norm != "l2" or version not in given.attacked:
+        if norm != "l2" or displacement not in given.attacked:
             continue
         search = rv.ProjectedAscent(steps=given.steps, restarts=given.restarts)
         upper = find_margins(
-            victim, x, r, M, version, generator=g, bisection=Bisection(search=search)
+            victim, x, r, M, displacement, generator=g, bisection=Bisection(search=search)
         )
-        for box, found, proved in (("free", upper.free, lower), ("boxed", upper.boxed, within)):
+        for kind, found, proved in (("free", upper.free, lower), ("box", upper.box, within)):
             attacked = found.estimate.value
             ratio = proved.radius / attacked
             row |= {
-                f"attacked_{box}": attacked.tolist(),
-                f"median_attacked_{box}": float(attacked.median()),
-                f"median_certified_over_attacked_{box}": float(ratio.median()),
-                f"least_certified_over_attacked_{box}": float(ratio.min()),
-                f"violations_{box}": int((proved.radius > attacked).sum()),
+                f"attacked_{kind}": attacked.tolist(),
+                f"median_attacked_{kind}": float(attacked.median()),
+                f"median_certified_over_attacked_{kind}": float(ratio.median()),
+                f"least_certified_over_attacked_{kind}": float(ratio.min()),
+                f"violations_{kind}": int((proved.radius > attacked).sum()),
             }
     return row
 
 
-ROUTE = {"routes": ["neyman_pearson"], "confidence": 0.999}
+ROUTE = {"methods": ["neyman_pearson"], "confidence": 0.999}
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--restarts", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--versions", nargs="+", default=["centered", "full", "paired"])
+    parser.add_argument("--displacements", nargs="+", default=["centered", "full", "paired"])
     parser.add_argument("--norms", nargs="+", default=["l2", "linf"])
     parser.add_argument("--attacked", nargs="*", default=["centered"])
     parser.add_argument("--out", type=Path)
@@ -97,11 +97,11 @@ def main() -> None:
     name = Path(given.model).name
     out = given.out or RESULTS.with_name(f"{RESULTS.name}-{name}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    for version in given.versions:
-        record[version] = measured(given, version, x)
+    for displacement in given.displacements:
+        record[displacement] = measured(given, displacement, x)
         out.write_text(json.dumps(record, indent=2) + "\n")
-        shown = {k: v for k, v in record[version].items() if not isinstance(v, list)}  # type: ignore[attr-defined]
-        print(version, json.dumps(shown, indent=2), flush=True)
+        shown = {k: v for k, v in record[displacement].items() if not isinstance(v, list)}  # type: ignore[attr-defined]
+        print(displacement, json.dumps(shown, indent=2), flush=True)
 
 
 if __name__ == "__main__":

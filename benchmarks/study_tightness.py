@@ -2,9 +2,9 @@
 
     python benchmarks/study_tightness.py runs/mnist-lipschitz-10 [--inputs 40] [--minutes 8]
 
-r = 8, m = 1/2, l2. Every input's certified margin, centered and paired, beside [Barrett22] Theorem 3
-(a = b = K, paired in their code's form; centered the same two tail bounds) and beside the margin
-that attacks reach, free and boxed, centered: the standard suite in one free and one boxed ball,
+r = 8, m = 1/2, l2. Every input's certified margin, centered and paired, beside [Barrett22] Theorem
+3 (a = b = K, paired in their code's form; centered the same two tail bounds) and beside the margin
+that attacks reach, free and box, centered: the standard suite in one free and one box ball,
 and projected ascent of 20 restarts x 200 steps in a bisection over the radius. Finished inputs are
 kept in the result, so that the same command goes on where it stopped.
 """
@@ -36,21 +36,21 @@ QUESTION: dict[str, Any] = {"r": R, "m": M}
 
 
 def attacked(vae: rv.VAE, x: Tensor, restarts: int, steps: int, seed: int) -> dict[str, Tensor]:
-    """Upper bounds on the centered margin, free and boxed, by everything at hand."""
+    """Upper bounds on the centered margin, free and box, by everything at hand."""
     victim = rv.Victim(vae)
     found: dict[str, Tensor] = {}
     known: list[Tensor] = []
-    for name, boxed in (("boxed", True), ("free", False)):
+    for name, box in (("box", True), ("free", False)):
         g = shard_generator(seed, 0, f"attacks {name}")
-        ask = {"version": "centered", "boxed": boxed, "generator": g, "confidence": 0.975}
+        ask = {"displacement": "centered", "box": box, "generator": g, "confidence": 0.975}
         quick = Bisection(search=rv.ProjectedAscent(steps=30, restarts=3), rounds=3, largest=6.0)
         first = find_margin(victim, x, **QUESTION, **ask, bisection=quick)
         ends = torch.as_tensor(first.estimate.value)
         radius = 1.05 * float(ends[ends.isfinite()].max())
-        ball = rv.Ball("l2", radius) if boxed else rv.Ball("l2", radius, None, None)
+        ball = rv.Ball("l2", radius) if box else rv.Ball("l2", radius, None, None)
         suite = AttackSuite(balls=(ball,))(victim, x, generator=g)
         made = [first.x_adv, *(row.x_adv for row in suite.rows if row.attack)]
-        known += [y.clamp(0, 1) for y in made] if boxed else made
+        known += [y.clamp(0, 1) for y in made] if box else made
         search = rv.ProjectedAscent(steps=steps, restarts=restarts, chunk=1000, target=R + 0.5)
         full = Bisection(search=search, rungs=1, rounds=4)
         best = find_margin(
@@ -58,7 +58,7 @@ def attacked(vae: rv.VAE, x: Tensor, restarts: int, steps: int, seed: int) -> di
         )
         known.append(best.x_adv)
         found[name] = torch.as_tensor(best.estimate.value)
-    found["free"] = torch.minimum(found["free"], found["boxed"])
+    found["free"] = torch.minimum(found["free"], found["box"])
     return found
 
 
@@ -67,14 +67,14 @@ def rows(vae: rv.VAE, x: Tensor, labels: Tensor, given: argparse.Namespace, shar
     g = shard_generator(given.seed, shard, "certify")
     ask = {**QUESTION, "generator": g}
     certified = {
-        "centered": rv.certify(vae, x, version="centered", **ask).radius,
+        "centered": rv.certify(vae, x, displacement="centered", **ask).radius,
         "centered, envelope": rv.certify(
-            vae, x, version="centered", routes=["envelope"], **ask
+            vae, x, displacement="centered", methods=["envelope"], **ask
         ).radius,
-        "paired": rv.certify(vae, x, version="paired", **ask).radius,
+        "paired": rv.certify(vae, x, displacement="paired", **ask).radius,
     }
     ends = attacked(vae, x, given.restarts, given.steps, given.seed + shard)
-    columns = {**certified, "attacked, free": ends["free"], "attacked, boxed": ends["boxed"]}
+    columns = {**certified, "attacked, free": ends["free"], "attacked, box": ends["box"]}
     listed = {name: values.tolist() for name, values in columns.items()}
     return [
         {"input": shard * SHARD + i, "label": int(label)} | {k: v[i] for k, v in listed.items()}
@@ -108,20 +108,22 @@ def summary(vae: LipschitzVAE, found: list[dict[str, Any]]) -> dict[str, Any]:
     column = {name: [row[name] for row in found] for name in found[0]}
     assert vae.stddev is not None
     told: dict[str, Any] = {name: mean_stderr(v) for name, v in list(column.items())[2:]}
-    for version in ("centered", "paired"):
-        common = {"r": R, "m": M, "b": k, "latent": vae.latent, "version": version}
+    for displacement in ("centered", "paired"):
+        common = {"r": R, "m": M, "b": k, "latent": vae.latent, "displacement": displacement}
         theirs = bounds.barrett_global_margin(vae.stddev, a=k, **common)
-        told[f"barrett, {version}"] = theirs
-        told[f"barrett with the sigmoid's slope, {version}"] = bounds.barrett_global_margin(
+        told[f"barrett, {displacement}"] = theirs
+        told[f"barrett with the sigmoid's slope, {displacement}"] = bounds.barrett_global_margin(
             vae.stddev, a=k / 4, **common
         )
-        told[f"global, {version}"] = global_margin(vae, r=R, m=M, version=version)
-        told[f"times barrett, {version}"] = mean_stderr([c / theirs for c in column[version]])
-        told[f"below barrett, {version}"] = sum(c < theirs for c in column[version])
-    for box in ("free", "boxed"):
-        pairs = list(zip(column["centered"], column[f"attacked, {box}"], strict=True))
-        told[f"certified / attacked, {box}"] = mean_stderr([low / high for low, high in pairs])
-        told[f"violations, {box}"] = sum(low > high for low, high in pairs)
+        told[f"global, {displacement}"] = global_margin(vae, r=R, m=M, displacement=displacement)
+        told[f"times barrett, {displacement}"] = mean_stderr(
+            [c / theirs for c in column[displacement]]
+        )
+        told[f"below barrett, {displacement}"] = sum(c < theirs for c in column[displacement])
+    for kind in ("free", "box"):
+        pairs = list(zip(column["centered"], column[f"attacked, {kind}"], strict=True))
+        told[f"certified / attacked, {kind}"] = mean_stderr([low / high for low, high in pairs])
+        told[f"violations, {kind}"] = sum(low > high for low, high in pairs)
     return told
 
 

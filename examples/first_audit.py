@@ -15,8 +15,8 @@ print("l2 size spent", found.size, "status", found.status)
 fixed = rv.Victim(vae, rv.HMC(steps=20)).reconstruct(found.x_adv, generator=g)
 print("reconstructions behind the defense", tuple(fixed.shape))
 
-question = {"r": 1.0, "m": 0.5, "version": "centered"}
+question = {"r": 1.0, "m": 0.5, "displacement": "centered"}
 lower = rv.certify(vae, x, **question, generator=g)
-upper = rv.estimate_margin(victim, x, **question, boxed=False, generator=g)
+upper = rv.estimate_margin(victim, x, **question, box=False, generator=g)
 for proved, attacked in zip(lower.radius, upper.high, strict=True):
     print(f"margin of this digit: between {proved:.3f} (proved) and {attacked:.3f} (attacked)")

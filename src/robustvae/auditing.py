@@ -117,7 +117,7 @@ class Plan(BaseModel):
         "m-quantile of the distance at rest",
     )
     m: float = Field(default=0.5, gt=0, lt=1, description="probability asked for")
-    version: Literal["centered", "paired"] = "centered"
+    displacement: Literal["centered", "paired"] = "centered"
     attacks: tuple[AttackPlan, ...] = Field(min_length=1)
     defense_steps: int = Field(default=50, ge=1, description="gradients of the robust posterior")
     draws: int = Field(default=1000, ge=10, description="posterior draws to a probability")
@@ -377,7 +377,7 @@ class _Bench:
                 **{key: values[i] for key, values in {**columns, **margins, **certified}.items()},
                 "r": self.r,
                 "m": plan.m,
-                "version": plan.version,
+                "displacement": plan.displacement,
             }
             for i, number in enumerate(numbers)
             for columns, _ in attacked
@@ -404,7 +404,7 @@ class _Bench:
             x,
             found.x_adv,
             self.r,
-            self.plan.version,
+            self.plan.displacement,
             draws=self.plan.draws,
             confidence=self.plan.confidence,
             generator=self.generator(f"probability {name}"),
@@ -413,7 +413,7 @@ class _Bench:
             "attack": [name] * len(x),
             "norm": [attack.norm] * len(x),
             "radius": [attack.radius] * len(x),
-            "boxed": [True] * len(x),
+            "box": [True] * len(x),
             "size": found.size.tolist(),
             "score": found.score.tolist(),
             "status": list(found.status),
@@ -455,7 +455,7 @@ class _Bench:
         return Ball(attack.norm, found.size.clamp_min(1e-9)).project(x, x + far)
 
     def margins(self, x: Tensor, candidates: Tensor) -> dict[str, list[Any]]:
-        """The upper end of the bracket, for boxed and for free perturbations."""
+        """The upper end of the bracket, for box and for free perturbations."""
         plan = self.plan
         search = ProjectedAscent(steps=plan.margin_steps, restarts=plan.margin_restarts)
         found = find_margins(
@@ -463,7 +463,7 @@ class _Bench:
             x,
             self.r,
             plan.m,
-            plan.version,
+            plan.displacement,
             draws=plan.draws,
             confidence=plan.confidence,
             bisection=Bisection(search=search),
@@ -471,30 +471,35 @@ class _Bench:
             generator=self.generator("margins"),
         )
         return {
-            "margin_upper_boxed": plain(found.boxed.estimate.value),
-            "margin_upper_free": plain(found.free.estimate.value),
+            "margin_upper_box": plain(found.box.estimate.value),
+            "margin_upper_unconstrained": plain(found.free.estimate.value),
             "margin_upper_status": list(found.free.estimate.status),
         }
 
     def certificates(self, x: Tensor) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
         """The lower end of the bracket, the first-order estimate beside it, and what it rests on.
 
-        Where the deterministic routes prove nothing about any input, Neyman-Pearson is asked.
+        Where the deterministic methods prove nothing about any input, Neyman-Pearson is asked.
         """
         if _is_defended(self.victim):
             silent = [None] * len(x)
-            keys = ("certified", "certified_kind", "certified_route", "certified_status")
+            keys = ("certified", "certified_kind", "certified_method", "certified_status")
             scores = ("first_order", "spectral_radius", "effective_rank")
             return dict.fromkeys((*keys, *scores), silent), []
         ask = functools.partial(
-            certify, self.victim.vae, x, r=self.r, m=self.plan.m, version=self.plan.version
+            certify,
+            self.victim.vae,
+            x,
+            r=self.r,
+            m=self.plan.m,
+            displacement=self.plan.displacement,
         )
         lower = ask(generator=self.generator("certify"))
         if not bool((lower.radius > 0).any()) and _asks_neyman_pearson(self.victim, self.plan):
-            other = ask(routes=("neyman_pearson",), generator=self.generator("neyman-pearson"))
+            other = ask(methods=("neyman_pearson",), generator=self.generator("neyman-pearson"))
             lower = other if bool((other.radius > 0).any()) else lower
         try:
-            first = ask(routes=("first_order",), generator=self.generator("first order"))
+            first = ask(methods=("first_order",), generator=self.generator("first order"))
             first_order = plain(first.radius)
         except UnsupportedError:
             first_order = [None] * len(x)
@@ -504,7 +509,7 @@ class _Bench:
             "effective_rank": plain(geometry.effective_rank),
             "certified": plain(lower.radius),
             "certified_kind": [lower.kind] * len(x),
-            "certified_route": list(lower.route),
+            "certified_method": list(lower.method),
             "certified_status": list(lower.status),
             "first_order": first_order,
         }
@@ -563,7 +568,7 @@ def _tolerance(victim: Victim, picked: Images, plan: Plan, seed: int) -> float:
         victim,
         picked.x.to(device=vae.device, dtype=vae.dtype),
         plan.m,
-        plan.version,
+        plan.displacement,
         generator=shard_generator(seed, 0, "rest"),
     )
     median = float(torch.as_tensor(rest.value).median())
@@ -681,16 +686,18 @@ def _summary(rows: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
             clean = _numbers(members, "ms_ssim_clean")
             add("ms_ssim_clean", "MS-SSIM of input and reconstruction", clean, "")
         for key, (label, unit) in ATTACK_KEYS.items():
-            told = label.format(version=plan.version)
+            told = label.format(displacement=plan.displacement)
             add(key + suffix, f"{name}: {told}", _numbers(members, key), unit)
     first = next(_by_attack(rows))[1]
     l2 = "pixel units, l2"
-    upper = _numbers(first, "margin_upper_free")
-    add("margin_upper_free", "attacked upper bound on the margin, free", upper, l2)
-    boxed = _numbers(first, "margin_upper_boxed")
-    add("margin_upper_boxed", "attacked upper bound on the margin, boxed", boxed, l2)
+    upper = _numbers(first, "margin_upper_unconstrained")
+    add(
+        "margin_upper_unconstrained", "attacked upper bound on the margin, unconstrained", upper, l2
+    )
+    box = _numbers(first, "margin_upper_box")
+    add("margin_upper_box", "attacked upper bound on the margin, pixels kept in range", box, l2)
     lower = _numbers(first, "certified")
-    add("certified", "certified lower bound on the margin, free and boxed", lower, l2)
+    add("certified", "certified lower bound on the margin", lower, l2)
     add("certified_share", "share of inputs with a certificate", [float(c > 0) for c in lower], "")
     if lower and all(map(math.isfinite, upper)) and sum(upper) > 0:
         ratios = [low / high for low, high in zip(lower, upper, strict=True) if high > 0]
@@ -724,14 +731,14 @@ ATTACK_KEYS = {
     "ms_ssim_attacked": ("MS-SSIM of the reconstructions, clean and attacked", ""),
     "ms_ssim_noise": ("the same under random noise of equal size", ""),
     "ms_ssim_defended": ("the same with the defense", ""),
-    "probability": ("P(distance <= r) under attack, {version}", ""),
+    "probability": ("P(distance <= r) under attack, {displacement}", ""),
 }
 """What the summary says of each attack: key, label and unit."""
 
 INPUT_KEYS = (
     "ms_ssim_clean",
-    "margin_upper_free",
-    "margin_upper_boxed",
+    "margin_upper_unconstrained",
+    "margin_upper_box",
     "certified",
     "certified_share",
     "tightness",
@@ -811,7 +818,7 @@ def _checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
     )
     pairs = [
-        (row["certified"], float(row["margin_upper_free"]))
+        (row["certified"], float(row["margin_upper_unconstrained"]))
         for row in first
         if row["certified"] is not None
     ]
@@ -852,7 +859,7 @@ def _protocol(victim: Victim, plan: Plan, r: float) -> list[str]:
         "clean input's posterior spread, and the reconstruction of the clean posterior mean",
         "paired": "the distance between reconstructions drawn independently at the perturbed and "
         "at the clean input",
-    }[plan.version]
+    }[plan.displacement]
     rule = (
         "given"
         if plan.r != "auto"
@@ -860,18 +867,19 @@ def _protocol(victim: Victim, plan: Plan, r: float) -> list[str]:
     )
     words = [
         f"{plan.inputs} inputs, balanced over the classes, drawn with the seed; images in [0, 1].",
-        f"Robust at a perturbation means P(D <= r) > m with D {delta} (version {plan.version}), "
+        f"Robust at a perturbation means P(D <= r) > m with D {delta} "
+        f"(displacement {plan.displacement}), "
         f"r = {r:g} ({rule}), m = {plan.m:g}.",
         *(
             f"Attack {attack.name}: projected ascent, {attack.steps} steps, {attack.restarts} "
-            "restarts, boxed (perturbed pixels stay in [0, 1]); the best iterate of the worst "
+            "restarts, perturbed pixels kept in [0, 1]; the best iterate of the worst "
             "restart, projected and scored again."
             for attack in plan.attacks
         ),
         f"Probabilities: {plan.draws} draws, Clopper-Pearson interval at {plan.confidence:g}.",
         f"Attacked upper bounds on the margin: bisection with {plan.margin_restarts} restarts of "
         f"{plan.margin_steps} steps in the l2 norm; fresh draws decide, at confidence "
-        f"{plan.confidence:g} per input, split over the tests made for it, boxed and free.",
+        f"{plan.confidence:g} per input, split over the tests made for it, box and free.",
         f"Checks on the evidence: the first attack run again on {plan.evidence} inputs, with "
         "a larger ball, more steps, other searches and the whole pixel range.",
         "Noise of equal size: uniform direction (random signs for linf), projected like an attack.",
@@ -902,7 +910,7 @@ def _proved(
         words += [
             f"{len(radii)} of {len(first)} inputs have a {kind} certificate, with radii from "
             f"{least:.3f} to {most:.3f} (l2, pixel units): no perturbation of smaller norm, "
-            f"boxed or free, brings P(D <= {r:g}) down to {plan.m:g} or below.",
+            f"box or free, brings P(D <= {r:g}) down to {plan.m:g} or below.",
             *(f"It rests on: {assumption}." for assumption in rests_on),
         ]
     if not words:
@@ -953,9 +961,9 @@ def _not_tried(victim: Victim, plan: Plan) -> list[str]:
                 "The probabilistic certificate (Neyman-Pearson), which takes seconds for each "
                 "input of a convolutional model; `neyman_pearson: always` in the plan asks for it."
             )
-    if plan.version == "centered":
+    if plan.displacement == "centered":
         words.append(
-            "The spread of the posterior at the perturbed input: the centered version keeps the "
+            "The spread of the posterior at the perturbed input: 'centered' keeps the "
             "clean input's."
         )
     return words

@@ -201,7 +201,14 @@ def barrett_margin(
 
 
 def barrett_global_margin(
-    stddev: float, *, r: float, m: float, a: float, b: float, latent: int, version: str = "paired"
+    stddev: float,
+    *,
+    r: float,
+    m: float,
+    a: float,
+    b: float,
+    latent: int,
+    displacement: str = "paired",
 ) -> float:
     """[Barrett22]'s margin for every input at once, one sigma for all coordinates.
 
@@ -215,7 +222,7 @@ def barrett_global_margin(
         a: Lipschitz constant of the decoder's mean.
         b: Lipschitz constant of the encoder's mean.
         latent: Dimension d.
-        version: "paired" or "centered".
+        displacement: "paired" or "centered".
 
     References:
         [Barrett22] Theorem 3.
@@ -225,8 +232,8 @@ def barrett_global_margin(
         >>> round(barrett_global_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10), 3)
         0.032
     """
-    check_choice("version", version, ("centered", "paired"))
-    paired = version == "paired"
+    check_choice("displacement", displacement, ("centered", "paired"))
+    paired = displacement == "paired"
     total = torch.tensor([(4 if paired else 1) * latent * stddev**2], dtype=torch.float64)
     spread = stddev * math.sqrt(2 if paired else 1)
 

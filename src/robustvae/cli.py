@@ -216,9 +216,9 @@ def certify(
     inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 100,
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")] = 1.0,
     m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
-    version: Annotated[str, typer.Option(help="centered, paired or full.")] = "centered",
+    displacement: Annotated[str, typer.Option(help="centered, paired or full.")] = "centered",
     norm: Annotated[str, typer.Option(help="l2 or linf.")] = "l2",
-    route: Annotated[
+    method: Annotated[
         list[str] | None,
         typer.Option(help="A bound to take instead of the guaranteed ones; may be repeated."),
     ] = None,
@@ -231,15 +231,16 @@ def certify(
 
     A certificate of radius R says: no perturbation of norm below R brings the probability that the
     output stays within r down to m or below. Radius 0 means that nothing could be proved. Models
-    that nothing constrains, and hierarchies, have certificates by the route neyman_pearson.
+    that nothing constrains, and hierarchies, have certificates by the method neyman_pearson.
 
     Examples:
 
         robustvae certify
 
-        robustvae certify digits-vae --route neyman_pearson --inputs 10
+        robustvae certify digits-vae --method neyman_pearson --inputs 10
 
-        robustvae certify digits-lipschitz-vae --r 1.5 --m 0.9 --version paired --out radii.json
+        robustvae certify digits-lipschitz-vae --r 1.5 --m 0.9 --displacement paired --out
+        radii.json
     """
     import json
 
@@ -255,7 +256,14 @@ def certify(
     _fits(vae, images)
     generator = rv.generator(seed)
     certificate = rv.certify(
-        vae, x, r=r, m=m, version=version, norm=norm, routes=route or None, generator=generator
+        vae,
+        x,
+        r=r,
+        m=m,
+        displacement=displacement,
+        norm=norm,
+        methods=method or None,
+        generator=generator,
     )
     radii = sorted(certificate.radius.tolist())
     if out is not None:
@@ -277,9 +285,9 @@ def certify(
     console = Console()
     console.print(table)
     if not quiet:
-        kind = f"{certificate.kind}, {version}, {norm}, r = {r:g}, m = {m:g}"
+        kind = f"{certificate.kind}, {displacement}, {norm}, r = {r:g}, m = {m:g}"
         console.print(f"kind: {kind}", highlight=False, markup=False)
-        for name, found in certificate.by_route.items():
+        for name, found in certificate.by_method.items():
             mean = _floored(float(found.mean()))
             console.print(f"mean by {name}: {mean}", highlight=False, markup=False)
         for assumption in certificate.assumptions:
@@ -293,7 +301,7 @@ def design(
     margin: Annotated[float, typer.Option(help="Certified margin wanted, l2 in pixel units.")],
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")],
     m: Annotated[float, typer.Option(help="Probability asked for, in (0, 1).")] = 0.5,
-    version: Annotated[str, typer.Option(help="centered, paired or full.")] = "centered",
+    displacement: Annotated[str, typer.Option(help="centered, paired or full.")] = "centered",
     latent: Annotated[int, typer.Option(min=1, help="Dimension of the latent.")] = 10,
     stddev: Annotated[float, typer.Option(help="The fixed sigma of the encoder.")] = 0.1,
     ratio: Annotated[float, typer.Option(help="Encoder's constant over the decoder's.")] = 1.0,
@@ -320,13 +328,13 @@ def design(
         margin,
         r=r,
         m=m,
-        version=version,
+        displacement=displacement,
         latent=latent,
         stddev=stddev,
         ratio=ratio,
         likelihood=likelihood,
     )
-    table = Table(title=f"margin {margin:g} at r = {r:g}, m = {m:g}, {version}, l2")
+    table = Table(title=f"margin {margin:g} at r = {r:g}, m = {m:g}, {displacement}, l2")
     table.add_column("option of lipschitz-vae")
     table.add_column("at most", justify="right")
     table.add_row("encoder_lipschitz", _floored(found.encoder_lipschitz))
@@ -352,7 +360,7 @@ def design(
     }
     content = {
         "name": recipe.stem,
-        "about": f"Every input has a {version} margin of {margin:g} at r = {r:g}, m = {m:g}.",
+        "about": f"Every input has a {displacement} margin of {margin:g} at r = {r:g}, m = {m:g}.",
         "data": {"name": data},
         "model": {"name": "lipschitz-vae", **options},
         "training": {"epochs": epochs, "batch_size": 128, "lr": 1e-3},

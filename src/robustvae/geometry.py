@@ -320,14 +320,14 @@ class StepCurves:
         error: Mean squared error per pixel between the image and the reconstruction of the
             perturbed one, (B, count, K).
         displacement: ||mu(x + delta) - mu(x)||, (B, count, K).
-        boxed: Whether the perturbed images were clipped to [0, 1].
+        box: Whether the perturbed images were clipped to [0, 1].
     """
 
     steps: Tensor
     size: Tensor
     error: Tensor
     displacement: Tensor
-    boxed: bool
+    box: bool
 
 
 def step_curves(
@@ -337,7 +337,7 @@ def step_curves(
     *,
     steps: Sequence[float] = _STEPS,
     count: int = 5,
-    boxed: bool = False,
+    box: bool = False,
     scale: Literal["unit", "eigenvalue"] = "unit",
     chunk: int = 250,
 ) -> StepCurves:
@@ -351,7 +351,7 @@ def step_curves(
         geometry: Of the same images.
         steps: Step sizes s; by default the paper's 40, log-spaced in [0.01, 10].
         count: How many directions.
-        boxed: Clip the perturbed images to [0, 1].
+        box: Clip the perturbed images to [0, 1].
         scale: "unit", or "eigenvalue" for +-s l_i v_i as [Khan23] prints it.
         chunk: Images at a time.
 
@@ -397,7 +397,7 @@ def step_curves(
             image, rest = rows // (count * len(signed)), rows % (count * len(signed))
             delta = moves[image, rest // len(signed)] * signed[rest % len(signed), None, None, None]
             y = x[image] + delta
-            y = y.clamp(0, 1) if boxed else y
+            y = y.clamp(0, 1) if box else y
             z = vae.encode(y).mean
             sizes.append((y - x[image]).flatten(1).norm(dim=1))
             errors.append((vae.decode(z).mean - x[image]).flatten(1).square().mean(1))
@@ -405,7 +405,7 @@ def step_curves(
     size, error, shift = (
         torch.cat(part).view(*shape[:2], 2, len(steps)).amax(2) for part in (sizes, errors, shifts)
     )
-    return StepCurves(signed[: len(steps)], size, error, shift, boxed)
+    return StepCurves(signed[: len(steps)], size, error, shift, box)
 
 
 def _encoder(vae: VAE, part: str) -> Callable[[Tensor], Tensor]:

@@ -37,12 +37,12 @@ class Estimate:
         low: Lower end of the interval, (B,).
         high: Upper end of the interval, (B,).
         confidence: Of the interval, in (0, 1).
-        boxed: Whether perturbed images had to stay in the pixel range; None where it plays no part.
+        box: Whether perturbed images had to stay in the pixel range; None where it plays no part.
         status: A word per input, or empty where there is nothing to say.
 
     Examples:
         >>> import robustvae as rv
-        >>> rv.Estimate(value=0.5, low=0.4, high=0.6, confidence=0.95, boxed=None).high
+        >>> rv.Estimate(value=0.5, low=0.4, high=0.6, confidence=0.95, box=None).high
         0.6
     """
 
@@ -50,7 +50,7 @@ class Estimate:
     low: Any
     high: Any
     confidence: float
-    boxed: bool | None
+    box: bool | None
     status: tuple[str, ...] = ()
 
 

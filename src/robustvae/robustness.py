@@ -1,6 +1,6 @@
 """r-robustness: how likely an output stays near its clean one, and the size at which it does not.
 
-The displacement of the output, Delta, comes in three versions, never mixed up. For a victim with
+The displacement of the output, Delta, has three forms, never mixed up. For a victim with
 the `PosteriorMean` defense, the undefended VAE that samples its own posterior N(mu, sigma^2):
 
 - "centered" [Camuto21 Eqs. 1-3]: g(mu(x_adv) + eta sigma(x)) - g(mu(x)), eta standard normal. It
@@ -48,8 +48,8 @@ from robustvae.perturb import Ball, ProjectedAscent, SearchResult
 from robustvae.records import Estimate
 from robustvae.seeding import draw, split
 
-Version = Literal["centered", "paired", "full"]
-VERSIONS = ("centered", "full", "paired")
+Displacement = Literal["centered", "paired", "full"]
+DISPLACEMENTS = ("centered", "full", "paired")
 
 OK = "ok"
 AT_REST = "not robust at rest"
@@ -69,7 +69,7 @@ def robustness_probability(
     x: Tensor,
     x_adv: Tensor,
     r: float,
-    version: Version,
+    displacement: Displacement,
     *,
     generator: torch.Generator,
     draws: int = 1000,
@@ -86,14 +86,14 @@ def robustness_probability(
         x: Clean images in [0, 1], (B, C, H, W).
         x_adv: Perturbed images, (B, C, H, W); may leave [0, 1].
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
-        version: "centered", "paired" or "full"; see this module's head.
+        displacement: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws, which are fresh.
         draws: Number of draws of Delta for each input.
         confidence: Of each input's interval, in (0, 1).
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
-        `Estimate` with value, low and high in [0, 1], (B,), float64; boxed is None.
+        `Estimate` with value, low and high in [0, 1], (B,), float64; `box` is None.
 
     Raises:
         ShapeError: `x_adv` has another shape than `x`.
@@ -112,19 +112,19 @@ def robustness_probability(
         >>> p.value
         tensor([1., 1., 1.], dtype=torch.float64)
     """
-    _check(victim, x, version)
+    _check(victim, x, displacement)
     check_positive(r, "r")
     distances = displacements(
-        victim, x, x_adv, version, generator=generator, draws=draws, chunk=chunk
+        victim, x, x_adv, displacement, generator=generator, draws=draws, chunk=chunk
     )
-    return _proportion((distances <= r).sum(0), draws, confidence, boxed=None)
+    return _proportion((distances <= r).sum(0), draws, confidence, box=None)
 
 
 def displacements(
     victim: Victim,
     x: Tensor,
     x_adv: Tensor,
-    version: Version,
+    displacement: Displacement,
     *,
     generator: torch.Generator,
     draws: int = 1000,
@@ -136,7 +136,7 @@ def displacements(
         victim: What is judged.
         x: Clean images in [0, 1], (B, C, H, W).
         x_adv: Perturbed images, (B, C, H, W); may leave [0, 1].
-        version: "centered", "paired" or "full"; see this module's head.
+        displacement: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: How many for each input.
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
@@ -158,7 +158,7 @@ def displacements(
         >>> displacements(rv.Victim(vae), x, x, "centered", generator=g, draws=7).shape
         torch.Size([7, 3])
     """
-    _check(victim, x, version)
+    _check(victim, x, displacement)
     check_images(x_adv, victim.vae.image_shape, name="x_adv", low=None, high=None)
     if x_adv.shape != x.shape:
         raise ShapeError(f"x_adv must be {tuple(x.shape)} like x, got {tuple(x_adv.shape)}")
@@ -171,8 +171,8 @@ def displacements(
         center = vae.decode(vae.encode(x).mean).mean.flatten(1)
         if not bool(center.isfinite().all()):
             raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
-        clean = _latents(victim, x, x, "full") if version == "paired" else None
-        moved = _latents(victim, x, x_adv, version)
+        clean = _latents(victim, x, x, "full") if displacement == "paired" else None
+        moved = _latents(victim, x, x_adv, displacement)
 
         def decode(latents: Callable[..., Tensor], n: int) -> Tensor:
             z = latents(n, generator)
@@ -193,12 +193,12 @@ def robustness_curve(
     direction: Tensor,
     sizes: Sequence[float],
     r: float,
-    version: Version,
+    displacement: Displacement,
     *,
     generator: torch.Generator,
     draws: int = 1000,
     confidence: float = 0.95,
-    boxed: bool = False,
+    box: bool = False,
     chunk: int | None = None,
 ) -> Estimate:
     """P(||Delta|| <= r) along one direction, as a curve over the size of the perturbation.
@@ -211,11 +211,11 @@ def robustness_curve(
         direction: Directions, (B, C, H, W), of any length but 0.
         sizes: 2-norms of the perturbation in pixel units, K of them, at least 0.
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
-        version: "centered", "paired" or "full"; see this module's head.
+        displacement: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: Number of draws of Delta for each input and size.
         confidence: Of each interval, in (0, 1).
-        boxed: Clip the perturbed images to [0, 1], which makes perturbations shorter than `sizes`.
+        box: Clip the perturbed images to [0, 1], which makes perturbations shorter than `sizes`.
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
 
     Returns:
@@ -239,7 +239,7 @@ def robustness_curve(
         >>> curve.value.shape
         torch.Size([3, 2])
     """
-    _check(victim, x, version)
+    _check(victim, x, displacement)
     check_positive(r, "r")
     check_images(direction, victim.vae.image_shape, name="direction", low=None, high=None)
     if direction.shape != x.shape:
@@ -260,21 +260,21 @@ def robustness_curve(
         distances = displacements(
             victim,
             x,
-            y.clamp(0, 1) if boxed else y,
-            version,
+            y.clamp(0, 1) if box else y,
+            displacement,
             generator=common.clone_state(),
             draws=draws,
             chunk=chunk,
         )
         within.append((distances <= r).sum(0))
-    return _proportion(torch.stack(within, 1), draws, confidence, boxed=boxed)
+    return _proportion(torch.stack(within, 1), draws, confidence, box=box)
 
 
 def rest_quantile(
     victim: Victim,
     x: Tensor,
     m: float,
-    version: Version,
+    displacement: Displacement,
     *,
     generator: torch.Generator,
     draws: int = 1000,
@@ -290,7 +290,7 @@ def rest_quantile(
         victim: What is judged.
         x: Clean images in [0, 1], (B, C, H, W).
         m: Probability in (0, 1).
-        version: "centered", "paired" or "full"; see this module's head.
+        displacement: "centered", "paired" or "full"; see this module's head.
         generator: Spent by the draws.
         draws: Number of draws of Delta for each input.
         confidence: Of each input's interval, in (0, 1).
@@ -315,7 +315,9 @@ def rest_quantile(
 
     check_probability(m, "m")
     check_probability(confidence, "confidence")
-    distances = displacements(victim, x, x, version, generator=generator, draws=draws, chunk=chunk)
+    distances = displacements(
+        victim, x, x, displacement, generator=generator, draws=draws, chunk=chunk
+    )
     ordered = distances.double().sort(0).values
     below = bdtr(np.arange(draws), draws, m)  # P(at most k of the draws lie below the quantile)
     tail = (1 - confidence) / 2
@@ -327,7 +329,7 @@ def rest_quantile(
         low=ordered[least - 1] if least else torch.zeros_like(infinite),
         high=ordered[most] if most < draws else infinite,
         confidence=confidence,
-        boxed=None,
+        box=None,
     )
 
 
@@ -405,9 +407,9 @@ def estimate_margin(
     x: Tensor,
     r: float,
     m: float,
-    version: Version,
+    displacement: Displacement,
     norm: str = "l2",
-    boxed: bool = True,
+    box: bool = True,
     *,
     generator: torch.Generator,
     draws: int = 1000,
@@ -425,22 +427,22 @@ def estimate_margin(
 
     Warning:
         An upper bound only. Nothing here shows that smaller perturbations are harmless, and a
-        margin of a free perturbation is no bound for boxed ones.
+        margin of a free perturbation is no bound for perturbations kept in the pixel range.
 
     Args:
         victim: What is judged, through its defense.
         x: Clean images in [0, 1], (B, C, H, W).
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
         m: Probability in (0, 1) with which the output must stay within r.
-        version: "centered", "paired" or "full"; see this module's head.
+        displacement: "centered", "paired" or "full"; see this module's head.
         norm: "l2" or "linf", of the perturbation.
-        boxed: Whether the perturbed image must stay in [0, 1].
+        box: Whether the perturbed image must stay in [0, 1].
         generator: Spent by search and draws.
         draws: Fresh draws in each deciding test.
         confidence: With which each input's value is truly above its margin, in (0, 1).
         bisection: How perturbations are looked for.
         candidates: Perturbed images (K, B, C, H, W) to consider as well, such as those that other
-            attacks found. They must lie in the box where `boxed`.
+            attacks found. They must lie in the box where `box`.
 
     Returns:
         `Estimate` with value = high: the size in pixel units, (B,), float64; 0 with status
@@ -468,9 +470,9 @@ def estimate_margin(
         x,
         r,
         m,
-        version,
+        displacement,
         norm,
-        boxed,
+        box,
         generator=generator,
         draws=draws,
         confidence=confidence,
@@ -484,9 +486,9 @@ def find_margin(
     x: Tensor,
     r: float,
     m: float,
-    version: Version,
+    displacement: Displacement,
     norm: str = "l2",
-    boxed: bool = True,
+    box: bool = True,
     *,
     generator: torch.Generator,
     draws: int = 1000,
@@ -496,7 +498,7 @@ def find_margin(
 ) -> Margin:
     """As `estimate_margin`, with the perturbations that show the margins.
 
-    The failing images of a boxed margin are good `candidates` for the free one; `find_margins`
+    The failing images of a margin in the box are good `candidates` for the free one; `find_margins`
     finds both together.
 
     Examples:
@@ -507,16 +509,16 @@ def find_margin(
         >>> find_margin(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).x_adv.shape
         torch.Size([3, 1, 4, 4])
     """
-    _check(victim, x, version)
+    _check(victim, x, displacement)
     check_positive(r, "r")
     check_probability(m, "m")
     check_probability(confidence, "confidence")
     check_count(draws, "draws")
     how = Bisection() if bisection is None else bisection
     check_type(how, "bisection", Bisection)
-    check_type(boxed, "boxed", bool)
+    check_type(box, "box", bool)
     largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
-    ball = Ball(norm, largest) if boxed else Ball(norm, largest, None, None)
+    ball = Ball(norm, largest) if box else Ball(norm, largest, None, None)
     one_test = 1 - (1 - confidence) / (1 + len(_LADDER))
     choosing = how.draws or max(_CHOOSING, draws // 5)
     enough = _failing_count(m, draws, choosing, one_test)
@@ -526,7 +528,7 @@ def find_margin(
 
     def within(rows: Tensor, y: Tensor, n: int, source: torch.Generator) -> Tensor:
         distances = displacements(
-            victim, x[rows], y, version, generator=source, draws=n, chunk=how.chunk
+            victim, x[rows], y, displacement, generator=source, draws=n, chunk=how.chunk
         )
         return (distances <= r).sum(0)
 
@@ -538,7 +540,7 @@ def find_margin(
     for y in candidates if candidates is not None else ():
         trail.consider(y)
     with frozen(victim.vae), channels_last(victim.vae):
-        _search(trail, victim, version, how, generator=for_search)
+        _search(trail, victim, displacement, how, generator=for_search)
 
     value = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     x_adv, high, status = x.clone(), torch.full_like(value, math.nan), trail.status()
@@ -558,7 +560,7 @@ def find_margin(
     decide(everyone, x, AT_REST)
     for factor, rest in _LADDER:
         decide(trail.failed.nonzero()[:, 0], trail.point(factor, rest), OK)
-    estimate = Estimate(value, torch.zeros_like(value), value, confidence, boxed, tuple(status))
+    estimate = Estimate(value, torch.zeros_like(value), value, confidence, box, tuple(status))
     return Margin(estimate, x_adv, high, largest)
 
 
@@ -569,11 +571,11 @@ class Margins:
 
     Attributes:
         free: Where the perturbed image may leave [0, 1].
-        boxed: Where it may not.
+        box: Where it may not.
     """
 
     free: Margin
-    boxed: Margin
+    box: Margin
 
 
 def find_margins(
@@ -581,7 +583,7 @@ def find_margins(
     x: Tensor,
     r: float,
     m: float,
-    version: Version,
+    displacement: Displacement,
     norm: str = "l2",
     *,
     generator: torch.Generator,
@@ -590,9 +592,10 @@ def find_margins(
     bisection: Bisection | None = None,
     candidates: Tensor | None = None,
 ) -> Margins:
-    """Both margins, free and boxed, as `find_margin` finds each.
+    """Both margins, free and box, as `find_margin` finds each.
 
-    A boxed failure is a free one too: the free search starts from the boxed failures, and takes
+    A failure in the box is an unconstrained one too: the unconstrained search starts from those
+    failures, and takes
     one as it is where it found nothing smaller. The confidence is split over the two searches.
 
     Args:
@@ -600,7 +603,7 @@ def find_margins(
         x: Clean images in [0, 1], (B, C, H, W).
         r: Allowed displacement of the output, in pixel units.
         m: Probability in (0, 1) with which the output must stay within r.
-        version: "centered", "paired" or "full"; see this module's head.
+        displacement: "centered", "paired" or "full"; see this module's head.
         norm: "l2" or "linf", of the perturbation.
         generator: Spent by search and draws.
         draws: Fresh draws in each deciding test.
@@ -613,18 +616,20 @@ def find_margins(
         >>> from robustvae.robustness import find_margins
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> find_margins(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).free.estimate.boxed
+        >>> find_margins(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).free.estimate.box
         False
     """
     check_probability(confidence, "confidence")
     half = (1 + confidence) / 2
-    ask = partial(find_margin, victim, x, r, m, version, norm, generator=generator, draws=draws)
-    boxed = ask(confidence=half, bisection=bisection, candidates=candidates)
-    known = boxed.x_adv[None] if candidates is None else torch.cat([boxed.x_adv[None], candidates])
-    free = ask(boxed=False, confidence=half, bisection=bisection, candidates=known)
-    worse = boxed.estimate.value < free.estimate.value
-    value = torch.where(worse, boxed.estimate.value, free.estimate.value)
-    words = zip(worse.tolist(), free.estimate.status, boxed.estimate.status, strict=True)
+    ask = partial(
+        find_margin, victim, x, r, m, displacement, norm, generator=generator, draws=draws
+    )
+    box = ask(confidence=half, bisection=bisection, candidates=candidates)
+    known = box.x_adv[None] if candidates is None else torch.cat([box.x_adv[None], candidates])
+    free = ask(box=False, confidence=half, bisection=bisection, candidates=known)
+    worse = box.estimate.value < free.estimate.value
+    value = torch.where(worse, box.estimate.value, free.estimate.value)
+    words = zip(worse.tolist(), free.estimate.status, box.estimate.status, strict=True)
     free = replace(
         free,
         estimate=replace(
@@ -634,10 +639,10 @@ def find_margins(
             confidence=confidence,
             status=tuple(theirs if other else ours for other, ours, theirs in words),
         ),
-        x_adv=torch.where(worse.view(-1, 1, 1, 1), boxed.x_adv, free.x_adv),
-        probability_high=torch.where(worse, boxed.probability_high, free.probability_high),
+        x_adv=torch.where(worse.view(-1, 1, 1, 1), box.x_adv, free.x_adv),
+        probability_high=torch.where(worse, box.probability_high, free.probability_high),
     )
-    return Margins(free, replace(boxed, estimate=replace(boxed.estimate, confidence=confidence)))
+    return Margins(free, replace(box, estimate=replace(box.estimate, confidence=confidence)))
 
 
 def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
@@ -661,7 +666,7 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
         >>> import robustvae as rv, torch
         >>> from robustvae.robustness import overall_margin
         >>> margins = torch.tensor([1.0, 2.0, 3.0])
-        >>> each = rv.Estimate(margins, 0 * margins, margins, 0.95, boxed=True)
+        >>> each = rv.Estimate(margins, 0 * margins, margins, 0.95, box=True)
         >>> mean = overall_margin(each)
         >>> mean.value, round(mean.high, 2)
         (2.0, 4.48)
@@ -681,7 +686,7 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
     if infinite:
         mean = high = math.inf
     status = (f"{infinite} of {count} margins are infinite",) if infinite else ()
-    return Estimate(mean, low, high, confidence, estimate.boxed, status)
+    return Estimate(mean, low, high, confidence, estimate.box, status)
 
 
 class _Trail:
@@ -755,14 +760,14 @@ class _Trail:
 def _search(
     trail: _Trail,
     victim: Victim,
-    version: Version,
+    displacement: Displacement,
     how: Bisection,
     *,
     generator: torch.Generator,
 ) -> None:
     """One search on all of a few radii at once, then bisection."""
     x, ball, batch = trail.x, trail.ball, len(trail.x)
-    spread_moves = version != "centered" and isinstance(victim.defense, PosteriorMean)
+    spread_moves = displacement != "centered" and isinstance(victim.defense, PosteriorMean)
     goal = how.goal or MaximumDamage(through="both" if spread_moves else "mean")
     score = goal.bind(victim, x, generator=generator)
 
@@ -794,12 +799,14 @@ def _failing_count(m: float, draws: int, search_draws: int, confidence: float) -
     return max(0, int((high <= target).sum()) - 1)
 
 
-def _latents(victim: Victim, x: Tensor, x_adv: Tensor, version: Version) -> Callable[..., Tensor]:
+def _latents(
+    victim: Victim, x: Tensor, x_adv: Tensor, displacement: Displacement
+) -> Callable[..., Tensor]:
     """A function (n, generator) -> latents (n, B, d) that the victim reads off `x_adv`."""
     if isinstance(victim.defense, PosteriorMean):
         posterior = victim.vae.encode(x_adv)
-        if version == "centered":
-            check_gaussian(posterior, "version 'centered'")
+        if displacement == "centered":
+            check_gaussian(posterior, "displacement 'centered'")
             posterior = Gaussian(posterior.mean, victim.vae.encode(x).stddev)
         return lambda n, generator: draw(posterior, (n,), generator=generator)
 
@@ -810,7 +817,7 @@ def _latents(victim: Victim, x: Tensor, x_adv: Tensor, version: Version) -> Call
     return defended
 
 
-def _proportion(successes: Tensor, draws: int, confidence: float, boxed: bool | None) -> Estimate:
+def _proportion(successes: Tensor, draws: int, confidence: float, box: bool | None) -> Estimate:
     low, high = clopper_pearson(successes, draws, confidence)
     value = successes.double() / draws
     return Estimate(
@@ -818,7 +825,7 @@ def _proportion(successes: Tensor, draws: int, confidence: float, boxed: bool | 
         torch.as_tensor(low).to(value),
         torch.as_tensor(high).to(value),
         confidence,
-        boxed,
+        box,
     )
 
 
@@ -832,12 +839,12 @@ def _check_candidates(candidates: Tensor, x: Tensor, ball: Ball) -> None:
     check_images(candidates.flatten(0, 1), name="candidates", low=ball.low, high=ball.high)
 
 
-def _check(victim: Victim, x: Tensor, version: str) -> None:
+def _check(victim: Victim, x: Tensor, displacement: str) -> None:
     check_type(victim, "victim", Victim)
-    check_choice("version", version, VERSIONS)
-    if version == "full" and not isinstance(victim.defense, PosteriorMean):
+    check_choice("displacement", displacement, DISPLACEMENTS)
+    if displacement == "full" and not isinstance(victim.defense, PosteriorMean):
         raise UnsupportedError(
-            "version 'full' is about the encoder's own posterior: with a defense, "
+            "displacement 'full' is about the encoder's own posterior: with a defense, "
             "'centered' already samples what the victim does"
         )
     check_images(x, victim.vae.image_shape)

@@ -138,20 +138,20 @@ DRAWN = ("samples", "elbo", "std", "both")
 )
 @settings(max_examples=3, deadline=None)
 def test_what_comes_back_is_in_the_ball_and_has_the_score_it_says(
-    name, how, norm, radius, boxed, dtype
+    name, how, norm, radius, box, dtype
 ):
     vae, x = small_vae().to(dtype), images().to(dtype)
     x[0], x[1] = x[0].round(), 0.0  # corners of the box
     victim = Victim(vae, classifier=copy.deepcopy(CLASSIFIER).to(dtype))
     radii = torch.tensor(radius) if isinstance(radius, list) else radius
-    ball = Ball(norm, radii) if boxed else Ball(norm, radii, None, None)
+    ball = Ball(norm, radii) if box else Ball(norm, radii, None, None)
     attack = Attack(goals(x)[name], SEARCHES[how], ball)
     found = attack(victim, x, generator=generator(1))
     assert found.x_adv.dtype == dtype and found.x_adv.shape == x.shape
     gap = (found.x_adv.double() - x.double()).flatten(1)
     size = gap.norm(dim=1) if norm == "l2" else gap.abs().amax(1)
     assert (size <= ball.radii(x).double() + 1e-6).all()
-    assert not boxed or ((found.x_adv >= -1e-6) & (found.x_adv <= 1 + 1e-6)).all()
+    assert not box or ((found.x_adv >= -1e-6) & (found.x_adv <= 1 + 1e-6)).all()
     torch.testing.assert_close(found.size.double(), size, atol=1e-6, rtol=1e-5)
     *_, own = split(generator(1), 3)  # the noise that is put by for the verdict
     again = attack.score(victim, x, found.x_adv, generator=own)

@@ -124,8 +124,8 @@ def test_likelihoods_by_hand(x):
     torch.testing.assert_close(likelihood_degradation(vae, x, y), wanted.detach())
     curve = noise_robustness(vae, x, [0.0, 0.3, 3.0], generator=generator(0))
     torch.testing.assert_close(curve[:, 0], clean.detach())
-    boxed = noise_robustness(vae, x, [3.0], boxed=True, generator=generator(0))
-    assert not torch.allclose(curve[:, 2:], boxed)
+    box = noise_robustness(vae, x, [3.0], box=True, generator=generator(0))
+    assert not torch.allclose(curve[:, 2:], box)
     with pytest.raises(errors.RangeError):
         noise_robustness(vae, x, [-0.1], generator=generator(0))
 

@@ -44,7 +44,7 @@ def test_rows_are_one_for_each_input_and_attack(lipschitz):
 
 def test_the_bracket_holds_on_every_row(lipschitz):
     for row in lipschitz.rows:
-        assert 0 < row["certified"] <= row["margin_upper_free"] <= row["margin_upper_boxed"]
+        assert 0 < row["certified"] <= row["margin_upper_unconstrained"] <= row["margin_upper_box"]
         assert row["certified_kind"] == "deterministic"
     passed = {check["name"]: check["passed"] for check in lipschitz.checks}
     assert passed["sandwich"]
@@ -64,7 +64,7 @@ def test_a_plain_model_gets_a_certificate_that_says_it_is_probabilistic(images):
     kinds = {row["certified_kind"] for row in record.rows if row["certified"] > 0}
     assert kinds == {"probabilistic"}
     assert "probabilistic" in record.proved[0]
-    assert all(row["certified"] <= row["margin_upper_free"] for row in record.rows)
+    assert all(row["certified"] <= row["margin_upper_unconstrained"] for row in record.rows)
 
 
 def test_a_convolutional_model_is_not_kept_waiting_for_neyman_pearson(images):
@@ -120,7 +120,7 @@ def test_other_images_are_not_taken_for_the_same(images, tmp_path):
 def test_an_output_that_does_not_move_needs_its_own_r(images):
     victim = rv.Victim(rv.load("digits-vae"), rv.PosteriorMode(steps=2))
     with pytest.raises(errors.ConfigError, match="does not move at rest"):
-        rv.audit(victim, images, plan=PLAN | {"version": "paired"}, seed=0)
+        rv.audit(victim, images, plan=PLAN | {"displacement": "paired"}, seed=0)
 
 
 def test_assumptions_keep_the_greatest_of_their_numbers():

@@ -178,7 +178,7 @@ def test_barrett_global_margins_of_one_example():
     """K = 10 everywhere, sigma = 0.1, r = 8, m = 1/2, d = 10."""
     arguments = {"r": 8, "m": 0.5, "a": 10, "b": 10, "latent": 10}
     assert bounds.barrett_global_margin(0.1, **arguments) == pytest.approx(0.032, abs=5e-4)
-    centered = bounds.barrett_global_margin(0.1, **arguments, version="centered")
+    centered = bounds.barrett_global_margin(0.1, **arguments, displacement="centered")
     assert centered == pytest.approx(0.047, abs=5e-4)
 
 

@@ -15,7 +15,7 @@ def test_certificate_is_positive_and_a_fair_share_of_the_attacked_bound(generato
     x, _ = images.sample(20, stratified=True, generator=generator)
     lower = rv.certify(vae, x, 1.0, 0.5, "centered", generator=generator)
     upper = rv.estimate_margin(
-        rv.Victim(vae), x, r=1.0, m=0.5, version="centered", boxed=False, generator=generator
+        rv.Victim(vae), x, r=1.0, m=0.5, displacement="centered", box=False, generator=generator
     )
     high = torch.as_tensor(upper.value).double()
     assert (lower.radius <= high).all()

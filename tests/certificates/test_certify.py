@@ -67,16 +67,16 @@ MODELS = {
 }
 
 
-def delta(vae, x, x_adv, version, draws, generator):
+def delta(vae, x, x_adv, displacement, draws, generator):
     """||Delta||, (draws, B)."""
     q, q_adv = vae.encode(x), vae.encode(x_adv)
     clean = vae.decode(q.mean).mean
     sizes = []
     for _ in range(draws):
-        stddev = q.stddev if version == "centered" else q_adv.stddev
+        stddev = q.stddev if displacement == "centered" else q_adv.stddev
         noise = torch.randn(q.mean.shape, generator=generator).to(q.mean)
         moved = vae.decode(q_adv.mean + stddev * noise).mean
-        if version == "paired":
+        if displacement == "paired":
             noise = torch.randn(q.mean.shape, generator=generator).to(q.mean)
             clean = vae.decode(q.mean + q.stddev * noise).mean
         sizes.append((moved - clean).flatten(1).norm(dim=1))
@@ -99,7 +99,7 @@ def worst(vae, x, radius, generator, steps=40):
     return x + change.detach()
 
 
-def violations(vae, x, radius, version, generator, *, r=R, m=M):
+def violations(vae, x, radius, displacement, generator, *, r=R, m=M):
     """Inputs at which robustness provably fails within the radius (Clopper-Pearson, 1 - 1e-8)."""
     failed = torch.zeros(len(x), dtype=torch.bool)
     certified = radius > 0
@@ -109,36 +109,36 @@ def violations(vae, x, radius, version, generator, *, r=R, m=M):
             worst(vae, x, share * radius, generator, steps=0),
         ):
             with torch.no_grad():
-                inside = (delta(vae, x, x_adv, version, 400, generator) <= r).sum(0)
+                inside = (delta(vae, x, x_adv, displacement, 400, generator) <= r).sum(0)
             _, high = clopper_pearson(inside, 400, 1 - 1e-8, sides=1)
             failed |= certified & (torch.as_tensor(high) <= m)
     return failed
 
 
-@pytest.mark.parametrize("version", ["centered", "paired", "full"])
+@pytest.mark.parametrize("displacement", ["centered", "paired", "full"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_certified_is_never_above_attacked(name, version, dtype, generator):
+def test_certified_is_never_above_attacked(name, displacement, dtype, generator):
     vae = MODELS[name]().to(dtype)
     x = torch.rand(12, *SHAPE, generator=generator).to(dtype)
-    found = certify(vae, x, R, M, version, generator=generator)
-    assert found.kind == "deterministic" and found.confidence == 1.0 and not found.boxed
+    found = certify(vae, x, R, M, displacement, generator=generator)
+    assert found.kind == "deterministic" and found.confidence == 1.0 and not found.box
     assert [s == "ok" for s in found.status] == (found.radius > 0).tolist()
-    assert not violations(vae, x, found.radius, version, generator).any()
+    assert not violations(vae, x, found.radius, displacement, generator).any()
 
 
-@pytest.mark.parametrize("version", ["centered", "paired"])
-def test_lipschitz_models_get_a_positive_radius(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "paired"])
+def test_lipschitz_models_get_a_positive_radius(displacement, generator):
     x = torch.rand(4, *SHAPE, generator=generator)
-    assert (certify(lipschitz(), x, R, M, version, generator=generator).radius > 0.2).all()
+    assert (certify(lipschitz(), x, R, M, displacement, generator=generator).radius > 0.2).all()
 
 
 def test_linear_model_has_its_exact_margin(generator):
     """Orthogonal maps, identity output: ||Delta|| = 2 ||N(shift, s^2 I)||, shift = 1.5 rho."""
     vae = linear(generator)
     x = torch.rand(3, *SHAPE, generator=generator)
-    for version, spread in (("centered", 0.1), ("paired", 0.1 * math.sqrt(2))):
-        found = certify(vae, x, 1.0, 0.7, version, generator=generator)
+    for displacement, spread in (("centered", 0.1), ("paired", 0.1 * math.sqrt(2))):
+        found = certify(vae, x, 1.0, 0.7, displacement, generator=generator)
         exact = bounds.largest(
             lambda rho, s=spread: bounds.noncentral_probability(0.5, 1.5 * rho, s, 4) > 0.7,
             torch.ones(3),
@@ -150,18 +150,18 @@ def test_linear_model_has_its_exact_margin(generator):
         for share, robust in ((0.95, True), (1.05, False)):
             x_adv = x + share * found.radius[:, None, None, None] * direction
             with torch.no_grad():
-                held = delta(vae, x, x_adv, version, 3_000, generator) <= 1.0
+                held = delta(vae, x, x_adv, displacement, 3_000, generator) <= 1.0
             assert ((held.double().mean(0) > 0.7) == robust).all()
 
 
 def test_best_route_is_taken_and_named(generator):
     vae, x = lipschitz(), torch.rand(6, *SHAPE, generator=generator)
     best = certify(vae, x, R, M, "centered", generator=generator)
-    for route in certificate.GUARANTEED:
-        alone = certify(vae, x, R, M, "centered", generator=generator, routes=[route])
+    for method in certificate.GUARANTEED:
+        alone = certify(vae, x, R, M, "centered", generator=generator, methods=[method])
         assert (best.radius >= alone.radius).all()
-        assert all(name.endswith(("noncentral", "trace_markov")) for name in alone.route)
-    assert torch.equal(best.radius, torch.stack(list(best.by_route.values())).amax(0))
+        assert all(name.endswith(("noncentral", "trace_markov")) for name in alone.method)
+    assert torch.equal(best.radius, torch.stack(list(best.by_method.values())).amax(0))
 
 
 def test_barrett_is_never_above_ours(generator):
@@ -169,7 +169,7 @@ def test_barrett_is_never_above_ours(generator):
     for make in (lipschitz, MODELS["lipschitz, learned sigma"]):
         for m in (0.2, 0.5, 0.8):
             ours = certify(make(), x, 1.0, m, "paired", generator=generator)
-            theirs = certify(make(), x, 1.0, m, "paired", generator=generator, routes=["barrett"])
+            theirs = certify(make(), x, 1.0, m, "paired", generator=generator, methods=["barrett"])
             assert (ours.radius >= theirs.radius * (1 - 1e-6)).all()
 
 
@@ -192,10 +192,10 @@ def test_full_is_never_above_centered(generator):
 
 def test_neyman_pearson_is_probabilistic_and_sound(generator):
     vae, x = lipschitz(), torch.rand(6, *SHAPE, generator=generator)
-    for version in ("centered", "paired"):
-        found = certify(vae, x, R, M, version, generator=generator, routes=["neyman_pearson"])
+    for displacement in ("centered", "paired"):
+        found = certify(vae, x, R, M, displacement, generator=generator, methods=["neyman_pearson"])
         assert found.kind == "probabilistic" and found.confidence == 0.999
-        assert not violations(vae, x, found.radius, version, generator).any()
+        assert not violations(vae, x, found.radius, displacement, generator).any()
 
 
 def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
@@ -206,30 +206,30 @@ def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
     x = torch.rand(3, 1, 8, 8, generator=generator)
     with torch.no_grad():
         r = 1.5 * float(delta(vae, x, x, "centered", 200, generator).quantile(0.9))
-    found = certify(vae, x, r, M, "centered", generator=generator, routes=["neyman_pearson"])
+    found = certify(vae, x, r, M, "centered", generator=generator, methods=["neyman_pearson"])
     assert found.status == ("ok",) * 3
     assert not violations(vae, x, found.radius, "centered", generator, r=r).any()
 
 
 def test_a_boxed_certificate_says_so_and_is_larger(generator):
     vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:4].float()
-    ask = {"r": 1.0, "m": M, "version": "centered"}
-    free, boxed = (
-        certify(vae, x, **ask, generator=rv.generator(0), routes=["neyman_pearson"], boxed=box)
+    ask = {"r": 1.0, "m": M, "displacement": "centered"}
+    free, box = (
+        certify(vae, x, **ask, generator=rv.generator(0), methods=["neyman_pearson"], box=box)
         for box in (False, True)
     )
-    assert boxed.boxed and not free.boxed and (boxed.radius > free.radius).all()
+    assert box.box and not free.box and (box.radius > free.radius).all()
     deterministic = certify(
-        lipschitz(), x[:, :, :4, :4].double(), **ask, generator=generator, boxed=True
+        lipschitz(), x[:, :, :4, :4].double(), **ask, generator=generator, box=True
     )
-    assert not deterministic.boxed
+    assert not deterministic.box
 
 
 def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
     """Fixed sigma, linear encoder: sigma (Phi^-1(p) - Phi^-1(m)) / K."""
     vae = linear(generator)
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(vae, x, 0.6, 0.5, "centered", generator=generator, routes=["neyman_pearson"])
+    found = certify(vae, x, 0.6, 0.5, "centered", generator=generator, methods=["neyman_pearson"])
     true = bounds.noncentral_probability(0.3, 0.0, 0.1, 4)
     ceiling = 0.1 * torch.special.ndtri(true) / 1.5
     assert (found.radius <= ceiling).all() and (found.radius > 0.8 * ceiling).all()
@@ -247,16 +247,16 @@ def hierarchy(kind, between=(6,), lift=1.0):
     return vae
 
 
-@pytest.mark.parametrize("version", ["centered", "full", "paired"])
+@pytest.mark.parametrize("displacement", ["centered", "full", "paired"])
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
-def test_neyman_pearson_serves_hierarchies(kind, version, generator):
+def test_neyman_pearson_serves_hierarchies(kind, displacement, generator):
     vae, x = hierarchy(kind, lift=4.0), torch.rand(4, *SHAPE, generator=generator)
-    ask = {"generator": generator, "routes": ["neyman_pearson"], "draws": 4000}
+    ask = {"generator": generator, "methods": ["neyman_pearson"], "draws": 4000}
     with torch.no_grad():
-        r = 2 * float(apart(vae, x, x, version, 400, generator).quantile(0.5))
-    found = certify(vae, x, r, M, version, **ask)
+        r = 2 * float(apart(vae, x, x, displacement, 400, generator).quantile(0.5))
+    found = certify(vae, x, r, M, displacement, **ask)
     assert found.status == ("ok",) * 4 and found.kind == "probabilistic"
-    assert not refuted(vae, x, found.radius, version, generator, r).any()
+    assert not refuted(vae, x, found.radius, displacement, generator, r).any()
 
 
 def test_the_lowest_layer_alone_says_too_much_of_a_centered_seatbelt(generator, monkeypatch):
@@ -267,7 +267,7 @@ def test_the_lowest_layer_alone_says_too_much_of_a_centered_seatbelt(generator, 
     )
     with torch.no_grad():
         r = 2 * float(apart(vae, x, x, "centered", 400, generator).quantile(0.5))
-    ask = {"generator": generator, "routes": ["neyman_pearson"], "draws": 4000}
+    ask = {"generator": generator, "methods": ["neyman_pearson"], "draws": 4000}
     right = certify(vae, x, r, M, "centered", **ask)
     assert not refuted(vae, x, right.radius, "centered", generator, r).any()
 
@@ -298,46 +298,46 @@ def test_the_joint_of_a_hierarchy_is_as_certain_as_its_lowest_layer(generator):
     assert_close(*(one.mean.length(torch.ones(2, 3)) for one in found))
 
 
-def apart(vae, x, x_adv, version, draws, generator):
+def apart(vae, x, x_adv, displacement, draws, generator):
     """||Delta|| of a hierarchy, draws from the joint posterior, (draws, B)."""
     q, q_adv = vae.encode(x), vae.encode(x_adv)
-    if version == "centered":
+    if displacement == "centered":
         q_adv = rv.models.Gaussian(q_adv.mean, q.stddev)
     clean = vae.decode(q.mean).mean
     sizes = []
     for _ in range(draws):
-        if version == "paired":
+        if displacement == "paired":
             clean = vae.decode(rv.draw(q, generator=generator)).mean
         moved = vae.decode(rv.draw(q_adv, generator=generator)).mean
         sizes.append((moved - clean).flatten(1).norm(dim=1))
     return torch.stack(sizes)
 
 
-def refuted(vae, x, radius, version, generator, r):
+def refuted(vae, x, radius, displacement, generator, r):
     """Inputs at which an attack just within the radius breaks robustness, with confidence."""
     x_adv = worst(vae, x, (1 - 1e-6) * radius, generator)
     with torch.no_grad():
-        inside = (apart(vae, x, x_adv, version, 400, generator) <= r).sum(0)
+        inside = (apart(vae, x, x_adv, displacement, 400, generator) <= r).sum(0)
     _, high = clopper_pearson(inside, 400, 1 - 1e-8, sides=1)
     return (radius > 0) & (torch.as_tensor(high) <= M)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("version", ["full", "paired"])
+@pytest.mark.parametrize("displacement", ["full", "paired"])
 @pytest.mark.parametrize(
     "name", ["plain", "plain, tanh", "lipschitz, learned sigma", "lipschitz, clipped sigma"]
 )
-def test_neyman_pearson_serves_a_spread_that_moves(name, version, norm, generator):
+def test_neyman_pearson_serves_a_spread_that_moves(name, displacement, norm, generator):
     vae, x = MODELS[name](), torch.rand(3, *SHAPE, generator=generator)
     with torch.no_grad():
-        r = 2 * float(delta(vae, x, x, version, 200, generator).quantile(0.9))
-    ask = {"norm": norm, "routes": ["neyman_pearson"]}
-    found = certify(vae, x, r, M, version, generator=generator, **ask)
-    assert found.status == ("ok",) * 3 and set(found.route) == {"neyman_pearson, crown"}
+        r = 2 * float(delta(vae, x, x, displacement, 200, generator).quantile(0.9))
+    ask = {"norm": norm, "methods": ["neyman_pearson"]}
+    found = certify(vae, x, r, M, displacement, generator=generator, **ask)
+    assert found.status == ("ok",) * 3 and set(found.method) == {"neyman_pearson, crown"}
     # the l2 ball of the same radius lies within the linf ball
-    assert not violations(vae, x, found.radius, version, generator, r=r).any()
+    assert not violations(vae, x, found.radius, displacement, generator, r=r).any()
     centered = certify(vae, x, r, M, "centered", generator=generator, **ask)
-    if version == "full":
+    if displacement == "full":
         assert (found.radius < centered.radius).all()
 
 
@@ -349,9 +349,9 @@ def test_first_order_is_no_guarantee_and_serves_any_model(generator):
         latent=2,
         image_shape=SHAPE,
     )
-    found = certify(wrapped, x, R, M, "centered", generator=generator, routes=["first_order"])
+    found = certify(wrapped, x, R, M, "centered", generator=generator, methods=["first_order"])
     assert found.kind == "first_order" and (found.radius > 0).all()
-    ours, spectral, theirs = found.by_route.values()
+    ours, spectral, theirs = found.by_method.values()
     assert torch.equal(found.radius, ours)
     assert (ours >= spectral * (1 - 1e-9)).all() and (spectral >= theirs * (1 - 1e-9)).all()
     assert_close(ours, theirs * 2**0.5)  # two pixels, each the mean of a coordinate
@@ -374,7 +374,7 @@ def test_first_order_needs_a_positive_spread(generator, capfd):
         mean = images.flatten(1)[:, :2]
         return rv.models.Gaussian(mean, torch.where(images[:, 0, 0, :1] == x[0, 0, 0, 0], 0, 0.1))
 
-    ask = {"r": R, "m": M, "version": "centered", "routes": ["first_order"]}
+    ask = {"r": R, "m": M, "displacement": "centered", "methods": ["first_order"]}
     found = certify(wrapped(encode), x, **ask, generator=generator)
     assert found.status == ("abstain", "ok")
     assert found.radius[0] == 0 and 0 < found.radius[1] < math.inf
@@ -382,11 +382,11 @@ def test_first_order_needs_a_positive_spread(generator, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("version", ["centered", "full", "paired"])
-def test_first_order_needs_a_gaussian_posterior(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "full", "paired"])
+def test_first_order_needs_a_gaussian_posterior(displacement, generator):
     vae = wrapped(lambda x: torch.distributions.Laplace(x.flatten(1)[:, :2], 0.1))
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(vae, x, R, M, version, generator=generator, routes=["first_order"])
+    found = certify(vae, x, R, M, displacement, generator=generator, methods=["first_order"])
     assert found.status == ("abstain", "abstain") and "got Laplace" in found.assumptions[0]
 
 
@@ -394,9 +394,9 @@ def test_what_is_no_number_is_refused(generator):
     x, vae = torch.rand(2, *SHAPE, generator=generator), plain()
     with torch.no_grad():
         vae.log_var_head.bias[0] = torch.nan
-    for routes in (None, ["first_order"], ["neyman_pearson"]):
+    for methods in (None, ["first_order"], ["neyman_pearson"]):
         with pytest.raises(errors.NonFiniteError, match=r"log_var_head\.bias"):
-            certify(vae, x, R, M, "centered", generator=generator, routes=routes)
+            certify(vae, x, R, M, "centered", generator=generator, methods=methods)
     out_of_sight = rv.wrap(
         encode=lambda x: rv.models.Gaussian(x.flatten(1)[:, :2] * torch.nan, x.new_ones(1)),
         decode=lambda z: rv.models.Bernoulli(z.repeat(1, 8).view(-1, *SHAPE)),
@@ -404,7 +404,7 @@ def test_what_is_no_number_is_refused(generator):
         image_shape=SHAPE,
     )
     with pytest.raises(errors.NonFiniteError, match="clean reconstructions"):
-        certify(out_of_sight, x, R, M, "full", generator=generator, routes=["first_order"])
+        certify(out_of_sight, x, R, M, "full", generator=generator, methods=["first_order"])
 
 
 def test_what_is_not_covered_abstains_by_name(generator):
@@ -422,7 +422,7 @@ def test_what_is_not_covered_abstains_by_name(generator):
         image_shape=(1, 8, 8),
     )
     found = certify(wrapped, x, R, M, "centered", generator=generator)
-    assert found.status == ("abstain", "abstain") and found.route == ("none", "none")
+    assert found.status == ("abstain", "abstain") and found.method == ("none", "none")
     assert (found.radius == 0).all()
     assert "WrappedVAE" in found.assumptions[0]
 
@@ -505,12 +505,12 @@ def test_batch_norm_in_evaluation_mode(generator):
         {"r": math.nan},
         {"m": 0.0},
         {"m": 1.0},
-        {"version": "both"},
+        {"displacement": "both"},
         {"norm": "l1"},
-        {"routes": ["noncentral", "first_order"]},
-        {"routes": []},
-        {"routes": "noncentral"},
-        {"routes": ["chi"]},
+        {"methods": ["noncentral", "first_order"]},
+        {"methods": []},
+        {"methods": "noncentral"},
+        {"methods": ["chi"]},
         {"x": torch.ones(2, 1, 5, 5)},
         {"x": torch.full((2, *SHAPE), 2.0)},
         {"x": torch.full((2, *SHAPE), math.nan)},
@@ -519,7 +519,7 @@ def test_batch_norm_in_evaluation_mode(generator):
     ],
 )
 def test_bad_arguments_are_refused(change, generator):
-    arguments = {"x": torch.rand(2, *SHAPE), "r": R, "m": M, "version": "centered", **change}
+    arguments = {"x": torch.rand(2, *SHAPE), "r": R, "m": M, "displacement": "centered", **change}
     with pytest.raises(errors.RobustVAEError):
         certify(lipschitz(), generator=generator, **arguments)
 
@@ -537,8 +537,8 @@ def test_speed_of_many_inputs(generator):
     assert time.perf_counter() - started < 5.0
 
 
-@pytest.mark.parametrize("version", ["centered", "paired"])
-def test_generalized_chi_square_is_the_closed_form_of_a_diagonal_encoder(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "paired"])
+def test_generalized_chi_square_is_the_closed_form_of_a_diagonal_encoder(displacement, generator):
     """mu_j = w_j x_j over the whole ball: every coordinate can move by w_j rho."""
     vae = linear(generator)
     gains = torch.tensor([1.5, 0.2, 0.1, 0.05])
@@ -547,8 +547,8 @@ def test_generalized_chi_square_is_the_closed_form_of_a_diagonal_encoder(version
         weight[:, :4] = torch.diag(gains)
         vae.mean_net[1].weight.copy_(weight / vae.mean_net[2].factor)
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(vae, x, 1.0, 0.7, version, generator=generator, routes=["generalized"])
-    spread = 0.1 * (2**0.5 if version == "paired" else 1.0)
+    found = certify(vae, x, 1.0, 0.7, displacement, generator=generator, methods=["generalized"])
+    spread = 0.1 * (2**0.5 if displacement == "paired" else 1.0)
     exact = bounds.largest(
         lambda rho: (
             bounds.generalized_probability(0.5, rho[:, None] * gains, torch.full((2, 4), spread))
@@ -556,12 +556,12 @@ def test_generalized_chi_square_is_the_closed_form_of_a_diagonal_encoder(version
         ),
         torch.ones(2),
     )
-    assert found.route == ("generalized",) * 2 and found.kind == "deterministic"
+    assert found.method == ("generalized",) * 2 and found.kind == "deterministic"
     assert (found.radius <= exact).all() and (found.radius >= 0.99 * exact).all()
-    assert not violations(vae, x, found.radius, version, generator, r=1.0, m=0.7).any()
+    assert not violations(vae, x, found.radius, displacement, generator, r=1.0, m=0.7).any()
 
 
 def test_generalized_chi_square_needs_exact_spreads(generator):
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(plain(), x, R, M, "full", generator=generator, routes=["generalized"])
+    found = certify(plain(), x, R, M, "full", generator=generator, methods=["generalized"])
     assert found.status == ("abstain",) * 2 and "spread that moves" in found.assumptions[0]

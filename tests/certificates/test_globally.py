@@ -9,11 +9,13 @@ from robustvae.certificates.globally import design
 from robustvae.models import create
 
 
-@pytest.mark.parametrize("version", ["centered", "paired"])
+@pytest.mark.parametrize("displacement", ["centered", "paired"])
 @pytest.mark.parametrize("likelihood", ["continuous_bernoulli", "gaussian"])
-def test_a_designed_model_is_certified_for_what_was_wanted(version, likelihood, generator):
+def test_a_designed_model_is_certified_for_what_was_wanted(displacement, likelihood, generator):
     """Every input of an untrained model with these options has at least the margin wanted."""
-    found = design(0.3, r=2.0, m=0.7, version=version, latent=4, stddev=0.1, likelihood=likelihood)
+    found = design(
+        0.3, r=2.0, m=0.7, displacement=displacement, latent=4, stddev=0.1, likelihood=likelihood
+    )
     vae = create(
         "lipschitz-vae",
         image_shape=(1, 4, 4),
@@ -25,18 +27,18 @@ def test_a_designed_model_is_certified_for_what_was_wanted(version, likelihood, 
         decoder_lipschitz=found.decoder_lipschitz,
     ).float()
     x = torch.rand(10, 1, 4, 4, generator=generator).float()
-    certificate = certify(vae, x, 2.0, 0.7, version, generator=generator)
+    certificate = certify(vae, x, 2.0, 0.7, displacement, generator=generator)
     assert (certificate.radius >= 0.3).all()
     assert 0.3 <= found.margin < 0.301
-    assert global_margin(vae, r=2.0, m=0.7, version=version) >= found.margin
+    assert global_margin(vae, r=2.0, m=0.7, displacement=displacement) >= found.margin
 
 
 def test_isotropic_margins_of_one_example():
     """K = 10, sigma = 0.1, r = 8, m = 1/2, d = 10; a = 10, and a = 10/4 by the slope."""
     wanted = {("paired", 10.0): 0.068, ("centered", 10.0): 0.074}
     wanted |= {("paired", 2.5): 0.317, ("centered", 2.5): 0.319}
-    for (version, a), value in wanted.items():
-        got = isotropic_margin(0.1, r=8.0, m=0.5, a=a, b=10.0, latent=10, version=version)
+    for (displacement, a), value in wanted.items():
+        got = isotropic_margin(0.1, r=8.0, m=0.5, a=a, b=10.0, latent=10, displacement=displacement)
         assert got == pytest.approx(value, abs=6e-4)
 
 
@@ -49,8 +51,8 @@ def test_isotropic_margins_of_one_example():
     st.integers(2, 40),
     st.sampled_from(["centered", "paired"]),
 )
-def test_never_below_barretts_global_margin(stddev, r, m, k, latent, version):
-    arguments = {"r": r, "m": m, "a": k, "b": k, "latent": latent, "version": version}
+def test_never_below_barretts_global_margin(stddev, r, m, k, latent, displacement):
+    arguments = {"r": r, "m": m, "a": k, "b": k, "latent": latent, "displacement": displacement}
     theirs = bounds.barrett_global_margin(stddev, **arguments)
     assert isotropic_margin(stddev, **arguments) >= theirs * (1 - 1e-6) - 1e-9
 
@@ -60,4 +62,4 @@ def test_what_cannot_be_had_is_refused():
         design(1e7, r=1.0)
     with pytest.raises(errors.UnsupportedError):
         vae = create("lipschitz-vae", image_shape=(1, 4, 4), hidden=[8], latent=3, stddev=None)
-        global_margin(vae, r=1.0, m=0.5, version="centered")
+        global_margin(vae, r=1.0, m=0.5, displacement="centered")

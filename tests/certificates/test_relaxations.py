@@ -104,7 +104,7 @@ def network(request, generator):
     return made(request.param, generator)
 
 
-def boxed(network, x, radius, norm, generator, steps):
+def attacked_in_box(network, x, radius, norm, generator, steps):
     """Fails unless every point of the ball within [0, 1] is within the bounds for that box."""
     net = Relaxation(network, shape=SHAPE)
     radii = torch.full((len(x),), radius)
@@ -187,7 +187,7 @@ def test_nothing_in_the_box_leaves_the_boxed_bounds(name, norm, generator):
     network, x = made(name, generator), black_and_white(generator, 4)
     for radius in (0.05, 0.5):
         steps = list(steps_of(network, x, radius, norm, generator))
-        free, found = boxed(network, x, radius, norm, generator, steps)
+        free, found = attacked_in_box(network, x, radius, norm, generator, steps)
         assert (found.upper - found.lower).mean() < (free.upper - free.lower).mean()
 
 
@@ -220,7 +220,7 @@ def test_a_box_turned_round_is_caught(norm, generator, monkeypatch):
     right = relaxations._Sweep._across
     monkeypatch.setattr(relaxations._Sweep, "_across", lambda own, slope, b: right(own, -slope, b))
     with pytest.raises(AssertionError):
-        boxed(network, x, 0.5, norm, generator, steps)
+        attacked_in_box(network, x, 0.5, norm, generator, steps)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -54,19 +54,21 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["centered", "paired", "full"])
+@pytest.mark.parametrize("displacement", ["centered", "paired", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_violation_on_models_of_every_kind(kind, version, generator):
+def test_no_violation_on_models_of_every_kind(kind, displacement, generator):
     x = torch.rand(4, *SHAPE, generator=generator).double()
-    found = trials(KINDS[kind]().double(), x, 0.6, 0.5, version, count=600, generator=generator)
+    found = trials(
+        KINDS[kind]().double(), x, 0.6, 0.5, displacement, count=600, generator=generator
+    )
     assert found.done >= 600 and found.violations == 0
-    assert 0.3 * found.done < found.adversarial < found.done and 0 < found.boxed < found.done
+    assert 0.3 * found.done < found.adversarial < found.done and 0 < found.box < found.done
 
 
-@pytest.mark.parametrize("version", ["centered", "paired"])
-def test_no_violation_of_the_bundled_model(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "paired"])
+def test_no_violation_of_the_bundled_model(displacement, generator):
     vae, x = rv.load("digits-lipschitz-vae"), digits(20)
-    found = trials(vae, x, 1.0, 0.5, version, count=2_000, generator=generator)
+    found = trials(vae, x, 1.0, 0.5, displacement, count=2_000, generator=generator)
     assert found.done >= 2_000 and found.violations == 0 and found.abstained == 0
 
 
@@ -81,24 +83,24 @@ def test_no_violation_of_neyman_pearson(name, generator):
         "centered",
         count=20_000,
         generator=generator,
-        routes=["neyman_pearson"],
+        methods=["neyman_pearson"],
     )
     assert found.done >= 20_000 and found.violations == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["centered", "paired", "full"])
+@pytest.mark.parametrize("displacement", ["centered", "paired", "full"])
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
-def test_no_violation_of_hierarchies(kind, version, generator):
+def test_no_violation_of_hierarchies(kind, displacement, generator):
     vae = create(kind, widths=[3, 2], image_shape=SHAPE, hidden=[8], between=[6])
     with torch.no_grad():
         vae.log_var_head.bias.fill_(-4.0)
         vae.up[0].log_var_head.bias.fill_(-4.0)
     x = torch.rand(4, *SHAPE, generator=generator)
-    rest = rest_quantile(rv.Victim(vae), x, 0.5, version, generator=generator, draws=400)
+    rest = rest_quantile(rv.Victim(vae), x, 0.5, displacement, generator=generator, draws=400)
     r = 2 * float(rest.value.median())
-    ask = {"count": 600, "generator": generator, "routes": ["neyman_pearson"]}
-    found = trials(vae, x, r, 0.5, version, **ask)
+    ask = {"count": 600, "generator": generator, "methods": ["neyman_pearson"]}
+    found = trials(vae, x, r, 0.5, displacement, **ask)
     assert found.done >= 600 and found.violations == 0 and found.inputs >= 4
 
 
@@ -113,7 +115,7 @@ def constants(monkeypatch, **factors):
 def one_variance(monkeypatch):
     right = certificate._moved_stddev
     monkeypatch.setattr(
-        certificate, "_moved_stddev", lambda stddev, c, version: right(stddev, c, "centered")
+        certificate, "_moved_stddev", lambda stddev, c, displacement: right(stddev, c, "centered")
     )
 
 
@@ -140,15 +142,15 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_bounds_are_caught_by_the_same_trials(name, generator, monkeypatch):
-    make, routes, r, m, break_, how = BROKEN[name]
-    version = "paired" if "paired" in name else "centered"
+    make, methods, r, m, break_, how = BROKEN[name]
+    displacement = "paired" if "paired" in name else "centered"
     vae = make()
     x = torch.full((3, *SHAPE), 1e-3).double()
-    ask = {"count": 900, "generator": generator, "routes": routes}
-    right = trials(vae, x, r, m, version, **ask)
+    ask = {"count": 900, "generator": generator, "methods": methods}
+    right = trials(vae, x, r, m, displacement, **ask)
     assert right.done >= 900 and right.violations == 0
     break_(monkeypatch, **how)
-    broken = trials(vae, x, r, m, version, **ask)
+    broken = trials(vae, x, r, m, displacement, **ask)
     assert broken.inputs > 0 and broken.violations > 0
 
 

@@ -124,12 +124,12 @@ def test_certify_takes_it_where_it_applies(generator):
     vae = create("lipschitz-vae", encoder_lipschitz=2.0, decoder_lipschitz=12.0, **make)
     x = torch.rand(5, 1, 4, 4, generator=generator)
     ask = {"r": 1.0, "m": 0.5, "generator": generator}
-    free = certify(vae, x, version="centered", routes=["envelope"], **ask)
-    best = certify(vae, x, version="centered", **ask)
+    free = certify(vae, x, displacement="centered", methods=["envelope"], **ask)
+    best = certify(vae, x, displacement="centered", **ask)
     assert (best.radius >= free.radius).all() and (best.radius > free.radius).any()
-    assert any(route.startswith("tangent") for route in best.route)
-    paired = certify(vae, x, version="paired", **ask)
-    assert not any(route.startswith("tangent") for route in paired.route)
+    assert any(method.startswith("tangent") for method in best.method)
+    paired = certify(vae, x, displacement="paired", **ask)
+    assert not any(method.startswith("tangent") for method in paired.method)
 
 
 def test_other_layers_are_refused_by_name():

@@ -124,7 +124,7 @@ def test_what_cannot_end_well_is_refused_before_the_run(plan, tmp_path, capsys, 
         (["certify", "--m", "1.5"], "m must"),
         (["certify", "--r", "nan"], "r must"),
         (["certify", "--inputs", "0"], "--inputs"),
-        (["certify", "--version", "centered"], "did you mean 'centered'"),
+        (["certify", "--displacement", "centred"], "did you mean 'centered'"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

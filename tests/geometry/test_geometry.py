@@ -260,18 +260,18 @@ def test_alignment():
         first.alignment(at_random)
 
 
-@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("scale", ["unit", "eigenvalue"])
-def test_step_curves_by_their_definition(boxed, scale):
+def test_step_curves_by_their_definition(box, scale):
     vae, x = small_vae(), images()
     found = pullback(vae, x)
     steps = [0.01, 0.5, 3.0]
-    curves = step_curves(vae, x, found, steps=steps, count=2, boxed=boxed, scale=scale, chunk=7)
+    curves = step_curves(vae, x, found, steps=steps, count=2, box=box, scale=scale, chunk=7)
     for i in range(2):
         length = found.eigenvalues[:, i].view(-1, 1, 1, 1) if scale == "eigenvalue" else 1.0
         for k, step in enumerate(steps):
             ends = [x + sign * step * length * found.directions[:, i] for sign in (1, -1)]
-            ends = [y.clamp(0, 1) if boxed else y for y in ends]
+            ends = [y.clamp(0, 1) if box else y for y in ends]
             codes = [vae.encode(y).mean for y in ends]
             error = [(vae.decode(z).mean - x).square().mean((1, 2, 3)) for z in codes]
             shift = [(z - vae.encode(x).mean).norm(dim=1) for z in codes]
@@ -282,7 +282,7 @@ def test_step_curves_by_their_definition(boxed, scale):
                 (curves.size, size),
             ):
                 torch.testing.assert_close(curve[:, i, k], torch.maximum(*pair).detach())
-    assert curves.boxed is boxed and curves.steps.tolist() == steps
+    assert curves.box is box and curves.steps.tolist() == steps
 
 
 def test_small_steps_move_the_code_by_the_root_of_the_eigenvalue():

@@ -131,7 +131,7 @@ PLAN = {
     "margin_restarts": 1,
     "attacks": [{"radius": 1.0, "steps": 1, "restarts": 1}],
 }
-QUESTION = {"r": 1.0, "m": 0.5, "version": "centered"}
+QUESTION = {"r": 1.0, "m": 0.5, "displacement": "centered"}
 
 # name: (what to call, arguments that work). A name of rv unless a dot follows a lower-case word.
 ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] = {
@@ -275,7 +275,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "x": base().x,
             "x_adv": base().x_adv,
             "r": 1.0,
-            "version": "centered",
+            "displacement": "centered",
             "draws": 20,
             "confidence": 0.95,
             "generator": g(),
@@ -288,7 +288,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "x": base().x,
             **QUESTION,
             "norm": "l2",
-            "boxed": True,
+            "box": True,
             "draws": 50,
             "generator": g(),
         },

@@ -92,16 +92,16 @@ def test_every_ascent_finds_the_top_singular_direction_of_784_pixels(rule, sched
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("boxed", [True, False])
-def test_every_ascent_raises_a_linear_score_to_its_maximum(x, norm, rule, schedule, boxed):
+@pytest.mark.parametrize("box", [True, False])
+def test_every_ascent_raises_a_linear_score_to_its_maximum(x, norm, rule, schedule, box):
     """The maximum over ball and box is clip(x + t w), t as large as the ball allows."""
     w = torch.linspace(-1, 1, 16).view(1, 4, 4) + 0.01
-    ball = Ball(norm, 1.2) if boxed else Ball(norm, 1.2, None, None)
+    ball = Ball(norm, 1.2) if box else Ball(norm, 1.2, None, None)
     search = ProjectedAscent(rule=rule, schedule=schedule)
     found = search(lambda y, rows: (y * w).flatten(1).sum(1), x, ball, generator=generator(0))
     best = ball.project(x, x + 100 * (w if norm == "l2" else w.sign()).expand_as(x))
     assert ball.contains(x, found.y).all()
-    assert ((best == 0) | (best == 1)).any() == boxed
+    assert ((best == 0) | (best == 1)).any() == box
     gained = found.score - (x * w).flatten(1).sum(1)
     assert (gained >= 0.99 * ((best - x) * w).flatten(1).sum(1)).all()
 

@@ -29,8 +29,8 @@ def points(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
 
 @given(norms, radii, seeds, st.booleans(), st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=150, deadline=None)
-def test_the_projection_is_inside_and_stays_where_it_is(norm, radius, seed, boxed, dtype):
-    box = (0.0, 1.0) if boxed else (None, None)
+def test_the_projection_is_inside_and_stays_where_it_is(norm, radius, seed, box, dtype):
+    box = (0.0, 1.0) if box else (None, None)
     ball = Ball(norm, radius, *box)
     x, y = points(seed, dtype)
     inside = ball.project(x, y)
@@ -54,17 +54,17 @@ def by_bisection(ball: Ball, x: Tensor, y: Tensor) -> Tensor:
 
 @given(radii, seeds, st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_the_l2_projection_is_the_bisected_one(radius, seed, boxed):
-    ball = Ball("l2", radius) if boxed else Ball("l2", radius, None, None)
+def test_the_l2_projection_is_the_bisected_one(radius, seed, box):
+    ball = Ball("l2", radius) if box else Ball("l2", radius, None, None)
     x, y = points(seed)
     torch.testing.assert_close(ball.project(x, y), by_bisection(ball, x, y), atol=1e-7, rtol=1e-7)
 
 
 @given(norms, radii, seeds, st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_no_other_point_of_the_ball_is_nearer(norm, radius, seed, boxed):
+def test_no_other_point_of_the_ball_is_nearer(norm, radius, seed, box):
     """<y - p, q - p> <= 0 for every q of a convex set: the definition of the nearest point p."""
-    ball = Ball(norm, radius) if boxed else Ball(norm, radius, None, None)
+    ball = Ball(norm, radius) if box else Ball(norm, radius, None, None)
     x, y = points(seed)
     p = ball.project(x, y)
     g = generator(seed + 1)
@@ -94,10 +94,10 @@ def test_many_caps_of_very_different_size():
         torch.testing.assert_close(near, oracle, atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("boxed", [True, False])
+@pytest.mark.parametrize("box", [True, False])
 @pytest.mark.parametrize("far", [1e18, 1e25, 3e38])
-def test_far_points_are_projected_to_the_edge(far, boxed):
-    ball = Ball("l2", 0.5) if boxed else Ball("l2", 0.5, None, None)
+def test_far_points_are_projected_to_the_edge(far, box):
+    ball = Ball("l2", 0.5) if box else Ball("l2", 0.5, None, None)
     x, _ = points(0, torch.float32)
     y = x + far * randn(*x.shape, like=x, generator=generator(1)).sign()
     oracle = ball.project(x.double(), y.double())

@@ -42,14 +42,14 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
         free = float(rng.gamma(9, 0.085))
         lower = 0.0 if i % 11 == 5 else free * float(rng.uniform(0.25, 0.6))
         bracket = {
-            "margin_upper_free": free if margins else None,
-            "margin_upper_boxed": ("inf" if i % 13 == 7 else free * float(rng.uniform(1.1, 1.6)))
+            "margin_upper_unconstrained": free if margins else None,
+            "margin_upper_box": ("inf" if i % 13 == 7 else free * float(rng.uniform(1.1, 1.6)))
             if margins
             else None,
             "margin_upper_status": "ok" if margins else None,
             "certified": lower if certified else None,
             "certified_kind": "deterministic" if certified else None,
-            "certified_route": "noncentral chi-square" if certified else None,
+            "certified_method": "noncentral chi-square" if certified else None,
             "certified_status": ("ok" if lower else "abstain") if certified else None,
             "first_order": free * float(rng.uniform(0.7, 1.2)) if certified else None,
         }
@@ -63,7 +63,7 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
                     "attack": name,
                     "norm": norm,
                     "radius": radius,
-                    "boxed": True,
+                    "box": True,
                     "size": radius,
                     "score": damage**2,
                     "status": "inconclusive" if i == 3 else "ok",
@@ -82,7 +82,7 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
                     **bracket,
                     "r": 1.2,
                     "m": 0.5,
-                    "version": "centered",
+                    "displacement": "centered",
                 }
             )
     return made
@@ -103,8 +103,12 @@ def record(
         ("ms_ssim_clean", "MS-SSIM of input and reconstruction", ""),
         ("damage", "maximum damage, l2 1: distance between the reconstructions", "pixel units, l2"),
         ("damage_noise", "the same under random noise of equal size", "pixel units, l2"),
-        ("margin_upper_free", "attacked upper bound on the margin, free", "pixel units, l2"),
-        ("certified", "certified lower bound on the margin, free and boxed", "pixel units, l2"),
+        (
+            "margin_upper_unconstrained",
+            "attacked upper bound on the margin, unconstrained",
+            "pixel units, l2",
+        ),
+        ("certified", "certified lower bound on the margin", "pixel units, l2"),
         ("damage / latent shift, linf 0.1", "latent shift, linf 0.1: distance", "pixel units, l2"),
     ):
         column = [row[key.split(" / ")[0]] for row in made]

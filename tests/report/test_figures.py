@@ -44,12 +44,12 @@ def test_the_bracket_shows_every_end(make_record):
     svg = figures.bracket(record)
     inputs = {row["input"]: row for row in record.rows}.values()
     certified = [row["certified"] for row in inputs]
-    open_ends = sum(row["margin_upper_boxed"] == "inf" for row in inputs)
+    open_ends = sum(row["margin_upper_box"] == "inf" for row in inputs)
     assert len(drawn(svg, "proved")) == sum(c > 0 for c in certified)
     assert len(drawn(svg, "none")) == sum(c == 0 for c in certified) > 0
     assert len(drawn(svg, "free")) == len(drawn(svg, "guess")) == 40
-    assert len(drawn(svg, "openboxed")) == open_ends > 0
-    assert len(drawn(svg, "boxed")) == 40 - open_ends
+    assert len(drawn(svg, "openbox")) == open_ends > 0
+    assert len(drawn(svg, "box")) == 40 - open_ends
     assert (
         "certified (deterministic) from 0" in svg
         and "abstained" in svg
@@ -81,7 +81,7 @@ def test_coverage_is_the_share_beyond_each_radius(make_record):
 def test_centered_and_paired_have_panels_of_their_own(make_record):
     record = make_record(8)
     for i, row in enumerate(record.rows):
-        row["version"] = ("centered", "paired")[i % 2]
+        row["displacement"] = ("centered", "paired")[i % 2]
         row["input"] = i
     svg = figures.coverage(record)
     assert "centered, " in svg and "paired, " in svg and svg.count("shares proved") == 2
@@ -95,7 +95,9 @@ def test_the_bracket_is_to_scale_and_sorted(make_record):
     svg = figures.bracket(record)
     dots = [float(dot.get("cy", 0)) for dot in drawn(svg, "free")]
     assert dots == sorted(dots, reverse=True)
-    values = sorted({row["input"]: row["margin_upper_free"] for row in record.rows}.values())
+    values = sorted(
+        {row["input"]: row["margin_upper_unconstrained"] for row in record.rows}.values()
+    )
     slopes = [(dots[0] - y) / (v - values[0]) for y, v in zip(dots[1:], values[1:], strict=True)]
     assert slopes[-1] == pytest.approx(slopes[20], rel=0.01)
 
@@ -103,7 +105,9 @@ def test_the_bracket_is_to_scale_and_sorted(make_record):
 def test_a_wide_range_is_logarithmic_with_a_place_for_zero(make_record):
     record = make_record(4)
     for i, row in enumerate(record.rows):
-        row.update(certified=0.0, margin_upper_free=10.0 ** (i // 2 - 3), margin_upper_boxed=None)
+        row.update(
+            certified=0.0, margin_upper_unconstrained=10.0 ** (i // 2 - 3), margin_upper_box=None
+        )
         row.update(first_order=None)
     svg = figures.bracket(record)
     dots = [float(dot.get("cy", 0)) for dot in drawn(svg, "free")]
@@ -117,7 +121,7 @@ def test_a_wide_range_is_logarithmic_with_a_place_for_zero(make_record):
 def test_degenerate_margins(make_record, value, certified):
     record = make_record(3)
     for row in record.rows:
-        row.update(certified=certified, margin_upper_free=value, margin_upper_boxed=value)
+        row.update(certified=certified, margin_upper_unconstrained=value, margin_upper_box=value)
         row.update(first_order=None, damage=0.0, damage_noise=0.0, damage_defended=0.0)
     for figure in ALL:
         svg = figure(record)

@@ -14,11 +14,11 @@ def row(i=0, **changes):
         "attack": "maximum damage, l2 1",
         "norm": "l2",
         "radius": 1.0,
-        "boxed": True,
+        "box": True,
         "status": "ok",
         "r": 1.0,
         "m": 0.5,
-        "version": "centered",
+        "displacement": "centered",
         **changes,
     }
 
@@ -30,8 +30,8 @@ def verdict(make_record, *rows):
 @pytest.mark.parametrize("kind", ["deterministic", "probabilistic"])
 def test_certified_and_attacked(make_record, kind):
     rows = [
-        row(0, certified=0.3009, margin_upper_free=0.7001, margin_upper_boxed=1.2),
-        row(1, certified=0.1, margin_upper_free=0.9, margin_upper_boxed=1.4),
+        row(0, certified=0.3009, margin_upper_unconstrained=0.7001, margin_upper_box=1.2),
+        row(1, certified=0.1, margin_upper_unconstrained=0.9, margin_upper_box=1.4),
     ]
     for each in rows:
         each["certified_kind"] = kind
@@ -57,18 +57,22 @@ def test_headlines_name_the_kinds_that_hold(make_record):
 
 
 def test_each_input_counts_once_however_many_attacks(make_record):
-    bracket = {"certified": 0.25, "margin_upper_free": 0.5}
-    rows = [row(0, **bracket), row(0, attack="b", **bracket), row(1, margin_upper_free=1.0)]
+    bracket = {"certified": 0.25, "margin_upper_unconstrained": 0.5}
+    rows = [
+        row(0, **bracket),
+        row(0, attack="b", **bracket),
+        row(1, margin_upper_unconstrained=1.0),
+    ]
     assert "size 0.750" in verdict(make_record, *rows)
 
 
 def test_an_open_end_is_not_averaged_away(make_record):
-    rows = [row(0, margin_upper_free="inf"), row(1, margin_upper_free=0.5)]
+    rows = [row(0, margin_upper_unconstrained="inf"), row(1, margin_upper_unconstrained=0.5)]
     assert verdict(make_record, *rows) == (
         "Attacks broke 1 of 2 inputs, with a change of size 0.500 on average; certificates were "
         "not asked for, so smaller changes may do so too."
     )
-    none = verdict(make_record, row(0, margin_upper_free="inf", certified=0.0))
+    none = verdict(make_record, row(0, margin_upper_unconstrained="inf", certified=0.0))
     assert none.startswith("No attack tried broke any of the 1 inputs; nothing could be certified")
 
 
@@ -99,6 +103,6 @@ def test_zero_gradient_is_inconclusive(make_record):
 def test_words_for_the_event(make_record):
     centered = reading.margin_in_words(make_record(2))
     assert "more than r = 1.2 away from the clean one at least half of the time" in centered
-    paired = reading.margin_in_words(make_record(2, rows=[row(version="paired", m=0.9)]))
+    paired = reading.margin_in_words(make_record(2, rows=[row(displacement="paired", m=0.9)]))
     assert "more than r = 1 apart with probability 0.100 or more" in paired
     assert reading.margin_in_words(make_record(2, rows=[])) == ""

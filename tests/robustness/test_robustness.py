@@ -70,9 +70,9 @@ def within(r, shift, spread, latent=LATENT):
     return ncx2.cdf((r / (GAIN * spread)) ** 2, latent, (torch.as_tensor(shift) / spread) ** 2)
 
 
-def exact_shift(r, m, version, spread=SPREAD, latent=LATENT):
+def exact_shift(r, m, displacement, spread=SPREAD, latent=LATENT):
     """The latent shift at which P(||Delta|| <= r) = m."""
-    noise = spread * NOISES[version]
+    noise = spread * NOISES[displacement]
     return brentq(lambda shift: float(within(r, shift, noise, latent)) - m, 1e-6, 10.0)
 
 
@@ -89,8 +89,8 @@ def shift_of(encoder, x, x_adv):
     return ((x_adv - x).flatten(1) @ encoder.mT).norm(dim=1)
 
 
-@pytest.mark.parametrize("version", ["centered", "full", "paired"])
-def test_each_version_is_its_own_noncentral_chi_square(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "full", "paired"])
+def test_each_version_is_its_own_noncentral_chi_square(displacement, generator):
     encoder = some_encoder()
     vae, x = linear_vae(encoder, slope=1.5), images(40)
     x_adv = moved(x + 0.4, 0.5)
@@ -99,11 +99,11 @@ def test_each_version_is_its_own_noncentral_chi_square(version, generator):
     spread = {"centered": rest, "full": attacked, "paired": (rest**2 + attacked**2).sqrt()}
     exact = {name: torch.as_tensor(within(1.2, shift, spread[name])) for name in NOISES}
     found = rv.robustness_probability(
-        rv.Victim(vae), x, x_adv, 1.2, version, generator=generator, confidence=1 - 1e-5
+        rv.Victim(vae), x, x_adv, 1.2, displacement, generator=generator, confidence=1 - 1e-5
     )
     inside = {name: ((found.low <= p) & (p <= found.high)).all() for name, p in exact.items()}
-    assert inside == {name: name == version for name in NOISES}
-    assert found.boxed is None and found.value.shape == (40,)
+    assert inside == {name: name == displacement for name in NOISES}
+    assert found.box is None and found.value.shape == (40,)
 
 
 def test_the_clopper_pearson_interval_covers(generator):
@@ -126,16 +126,16 @@ def test_the_clopper_pearson_interval_covers(generator):
     assert covered >= 0.8 - 4 * math.sqrt(0.8 * 0.2 / 600)
 
 
-@pytest.mark.parametrize("version", ["centered", "paired"])
-def test_a_defense_is_sampled_through(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "paired"])
+def test_a_defense_is_sampled_through(displacement, generator):
     encoder = some_encoder()
     vae, x = linear_vae(encoder), images(10)
     x_adv = moved(x, 0.6)
     victim = rv.Victim(vae, rv.PosteriorSample())
     found = rv.robustness_probability(
-        victim, x, x_adv, 1.0, version, generator=generator, confidence=1 - 1e-5
+        victim, x, x_adv, 1.0, displacement, generator=generator, confidence=1 - 1e-5
     )
-    exact = torch.as_tensor(within(1.0, shift_of(encoder, x, x_adv), SPREAD * NOISES[version]))
+    exact = torch.as_tensor(within(1.0, shift_of(encoder, x, x_adv), SPREAD * NOISES[displacement]))
     assert ((found.low <= exact) & (exact <= found.high)).all()
 
 
@@ -164,7 +164,7 @@ def test_the_curve_is_the_closed_form_and_monotone(generator):
     exact = torch.as_tensor(within(1.0, slope[:, None] * torch.tensor(sizes), SPREAD))
     assert ((curve.low <= exact) & (exact <= curve.high)).all()
     assert (curve.value.diff(dim=1) <= 0).all()
-    assert curve.boxed is False
+    assert curve.box is False
 
 
 def test_a_boxed_curve_stays_in_the_box(generator):
@@ -178,7 +178,7 @@ def test_a_boxed_curve_stays_in_the_box(generator):
     )
     x = images(3)
     robustness_curve(
-        rv.Victim(watched), x, x - 0.5, [5.0], 1.0, "full", generator=generator, boxed=True
+        rv.Victim(watched), x, x - 0.5, [5.0], 1.0, "full", generator=generator, box=True
     )
     assert all(y.min() >= 0 and y.max() <= 1 for y in seen)
 
@@ -186,10 +186,10 @@ def test_a_boxed_curve_stays_in_the_box(generator):
 def test_the_rest_quantile_covers(generator):
     x = images(1).expand(500, *SHAPE)
     victim = rv.Victim(linear_vae(some_encoder()))
-    for version, noise in NOISES.items():
+    for displacement, noise in NOISES.items():
         exact = GAIN * SPREAD * noise * math.sqrt(chi2.ppf(0.7, LATENT))
         found = rest_quantile(
-            victim, x, 0.7, version, generator=generator, draws=60, confidence=0.8
+            victim, x, 0.7, displacement, generator=generator, draws=60, confidence=0.8
         )
         covered = ((found.low <= exact) & (exact <= found.high)).double().mean()
         assert 0.8 - 4 * math.sqrt(0.16 / 500) <= covered <= 0.95
@@ -202,17 +202,17 @@ def test_the_rest_quantile_of_few_draws_is_open_above(generator):
     assert found.high.isinf().all() and (found.low > 0).all()
 
 
-@pytest.mark.parametrize("version", ["centered", "full", "paired"])
-def test_the_free_margin_of_a_linear_vae(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "full", "paired"])
+def test_the_free_margin_of_a_linear_vae(displacement, generator):
     encoder, x = some_encoder(), images(12)
-    exact = exact_shift(1.0, 0.5, version) / float(torch.linalg.matrix_norm(encoder, 2))
+    exact = exact_shift(1.0, 0.5, displacement) / float(torch.linalg.matrix_norm(encoder, 2))
     found = find_margin(
         rv.Victim(linear_vae(encoder)),
         x,
         1.0,
         0.5,
-        version,
-        boxed=False,
+        displacement,
+        box=False,
         generator=generator,
         confidence=1 - 1e-5,
     )
@@ -229,26 +229,26 @@ def test_a_boxed_margin_stays_in_the_box_and_is_the_larger(generator):
     exact = exact_shift(1.0, 0.5, "centered") / float(torch.linalg.matrix_norm(encoder, 2))
     victim = rv.Victim(linear_vae(encoder))
     found = find_margins(victim, x, 1.0, 0.5, "centered", generator=generator)
-    boxed, free = found.boxed, found.free
-    assert boxed.x_adv.min() >= 0 and boxed.x_adv.max() <= 1
-    assert (boxed.estimate.value >= exact).all() and boxed.estimate.boxed
-    assert boxed.estimate.value.mean() > 1.1 * free.estimate.value.mean()
-    assert (free.estimate.value >= exact).all() and not free.estimate.boxed
-    assert boxed.estimate.confidence == free.estimate.confidence == 0.95
-    for margin in (boxed, free):
+    box, free = found.box, found.free
+    assert box.x_adv.min() >= 0 and box.x_adv.max() <= 1
+    assert (box.estimate.value >= exact).all() and box.estimate.box
+    assert box.estimate.value.mean() > 1.1 * free.estimate.value.mean()
+    assert (free.estimate.value >= exact).all() and not free.estimate.box
+    assert box.estimate.confidence == free.estimate.confidence == 0.95
+    for margin in (box, free):
         size = (margin.x_adv - x).flatten(1).norm(dim=1)
         torch.testing.assert_close(margin.estimate.value, size)
 
 
-def test_free_is_never_above_boxed(generator):
+def test_free_is_never_above_box(generator):
     """Also where the free search is so poor that it finds next to nothing of its own."""
     victim, x = rv.Victim(linear_vae(some_encoder())), images(30)
     poor = Bisection(rv.ProjectedAscent(steps=1, restarts=1), rounds=0)
     found = find_margins(
         victim, x, 1.0, 0.5, "paired", generator=generator, draws=200, bisection=poor
     )
-    assert (found.free.estimate.value <= found.boxed.estimate.value).all()
-    assert found.boxed.estimate.value.isfinite().any()
+    assert (found.free.estimate.value <= found.box.estimate.value).all()
+    assert found.box.estimate.value.isfinite().any()
 
 
 def test_the_margin_in_the_maximum_norm(generator):
@@ -263,7 +263,7 @@ def test_the_margin_in_the_maximum_norm(generator):
         0.5,
         "centered",
         norm="linf",
-        boxed=False,
+        box=False,
         generator=generator,
         confidence=1 - 1e-5,
     )
@@ -289,7 +289,7 @@ def share_of_sound_margins(batch, seed):
         r,
         0.5,
         "centered",
-        boxed=False,
+        box=False,
         generator=generator(seed + 1),
         confidence=confidence,
         draws=40,
@@ -358,17 +358,17 @@ def test_no_gradient_is_inconclusive(generator):
     assert all(word.startswith("inconclusive") for word in found.status)
 
 
-@pytest.mark.parametrize("version", ["centered", "paired"])
-def test_the_margin_of_a_random_defense(version, generator):
+@pytest.mark.parametrize("displacement", ["centered", "paired"])
+def test_the_margin_of_a_random_defense(displacement, generator):
     encoder, x = some_encoder(), images(4)
-    exact = exact_shift(1.0, 0.5, version) / float(torch.linalg.matrix_norm(encoder, 2))
+    exact = exact_shift(1.0, 0.5, displacement) / float(torch.linalg.matrix_norm(encoder, 2))
     found = rv.estimate_margin(
         rv.Victim(linear_vae(encoder), rv.PosteriorSample()),
         x,
         1.0,
         0.5,
-        version,
-        boxed=False,
+        displacement,
+        box=False,
         generator=generator,
         confidence=1 - 1e-5,
     )
@@ -389,7 +389,7 @@ def test_a_good_candidate_helps_a_poor_search(generator):
             1.0,
             0.5,
             "centered",
-            boxed=False,
+            box=False,
             generator=generator,
             bisection=poor,
             candidates=candidates,
@@ -428,7 +428,7 @@ def test_chunks_of_any_size(chunk, generator):
 
 def margins(values):
     values = torch.as_tensor(values)
-    return rv.Estimate(values, torch.zeros_like(values), values, 0.95, boxed=True)
+    return rv.Estimate(values, torch.zeros_like(values), values, 0.95, box=True)
 
 
 def test_the_overall_margin_covers():
@@ -454,7 +454,7 @@ def test_an_infinite_margin_makes_the_mean_infinite():
 def test_bad_arguments_are_refused(generator):
     victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
     with pytest.raises(RobustVAEError, match="centered"):
-        rv.robustness_probability(victim, x, x, 1.0, "centered", generator=generator)
+        rv.robustness_probability(victim, x, x, 1.0, "centred", generator=generator)
     with pytest.raises(ShapeError, match="x_adv"):
         rv.robustness_probability(victim, x, x[:1], 1.0, "paired", generator=generator)
     with pytest.raises(RangeError, match="r must be positive"):
@@ -563,9 +563,9 @@ def test_each_posterior_is_drawn_from_as_it_is(generator):
     x, count = images(1), 20_000
     half = math.sqrt(PIXELS / 2)
 
-    def drawn(posterior, version):
+    def drawn(posterior, displacement):
         victim = rv.Victim(wrapped(posterior))
-        return displacements(victim, x, x, version, generator=generator, draws=count) / half
+        return displacements(victim, x, x, displacement, generator=generator, draws=count) / half
 
     normal = torch.distributions.MultivariateNormal
     both = drawn(lambda mean: normal(mean, covariance), "full").square()
@@ -598,7 +598,7 @@ def test_more_deciding_draws_choose_better(generator):
             1.0,
             0.5,
             "centered",
-            boxed=False,
+            box=False,
             draws=10_000,
             bisection=Bisection(search, rounds=2, draws=choosing),
             generator=generator.clone_state(),

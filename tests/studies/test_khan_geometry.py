@@ -80,10 +80,10 @@ def test_curves_start_where_nothing_is_perturbed_and_clipping_never_lengthens_a_
         assert len(model.curves) == 2 * 2 * 5
         for curve in model.curves:
             assert len(curve.error) == len(STEPS[curve.scale]) == 40
-        first = model.curve("eigenvalue", boxed=False)
+        first = model.curve("eigenvalue", box=False)
         assert first.error[0] == pytest.approx(model.error, rel=0.01)
-        free, boxed = (model.curve("unit", boxed).displacement for boxed in (False, True))
-        assert sum(boxed) < sum(free)
+        free, box = (model.curve("unit", box).displacement for box in (False, True))
+        assert sum(box) < sum(free)
 
 
 def test_a_small_step_moves_the_code_by_what_the_metric_says(study):
@@ -92,7 +92,7 @@ def test_a_small_step_moves_the_code_by_what_the_metric_says(study):
         geometry = pullback(vaes[model.name], x)
         mean_part = pullback(vaes[model.name], x, part="mean").spectral_radius
         step = STEPS["unit"][0]
-        moved = model.curve("unit", boxed=False).displacement[0] / step
+        moved = model.curve("unit", box=False).displacement[0] / step
         assert moved <= 1.05 * float(mean_part.sqrt().mean())
         assert moved <= 1.05 * float(geometry.spectral_radius.sqrt().mean())
 

@@ -81,7 +81,7 @@ def test_certified_models_are_stored_as_they_are(built):
     assert weights_sha256(checkpoint.load(place)) == weights_sha256(checkpoint.load(top / "runs"))
     x = rv.data.load("digits", split="test").x[:3]
     found = rv.certify(
-        checkpoint.load(place), x, r=4.0, m=0.5, version="centered", generator=rv.generator(0)
+        checkpoint.load(place), x, r=4.0, m=0.5, displacement="centered", generator=rv.generator(0)
     )
     assert found.kind == "deterministic"
     assert "nll_continuous" in checkpoint.read_config(place)["card"]["metrics"]

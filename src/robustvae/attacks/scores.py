@@ -86,7 +86,7 @@ def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def noise_robustness(
-    vae: VAE, x: Tensor, scales: Sequence[float], *, boxed: bool = False, generator: torch.Generator
+    vae: VAE, x: Tensor, scales: Sequence[float], *, box: bool = False, generator: torch.Generator
 ) -> Tensor:
     """log p(x | mu(x + e)), e ~ N(0, s^2 I), for every noise size s: how well noise is shed.
 
@@ -94,7 +94,7 @@ def noise_robustness(
         vae: The model.
         x: Images in [0, 1], (B, C, H, W).
         scales: Standard deviations s of the noise, in pixel units, none negative.
-        boxed: Clip x + e to [0, 1].
+        box: Clip x + e to [0, 1].
         generator: Spent on one noise for each image, the same for all sizes.
 
     Returns:
@@ -118,7 +118,7 @@ def noise_robustness(
     noise = randn(*x.shape, like=x, generator=generator)
     with torch.no_grad(), frozen(vae):
         noisy = [x + scale * noise for scale in scales]
-        made = [_log_likelihood(vae, x, y.clamp(0, 1) if boxed else y) for y in noisy]
+        made = [_log_likelihood(vae, x, y.clamp(0, 1) if box else y) for y in noisy]
     return torch.stack(made, dim=1)
 
 

@@ -39,7 +39,7 @@ from robustvae.models.hierarchy import check_gaussian
 from robustvae.models.layout import channels_last
 from robustvae.seeding import draw, randn
 
-VERSIONS = ("centered", "full", "paired")
+DISPLACEMENTS = ("centered", "full", "paired")
 KINDS = {
     "barrett": "deterministic",
     "envelope": "deterministic",
@@ -50,7 +50,7 @@ KINDS = {
     "tangent": "deterministic",
     "trace_markov": "deterministic",
 }
-"""Routes by name, and the kind of certificate each gives."""
+"""Methods by name, and the kind of certificate each gives."""
 
 GUARANTEED = ("noncentral", "trace_markov", "envelope", "tangent")
 EVALUATION_FACTOR = 10.0
@@ -67,36 +67,36 @@ class Certificate:
         kind: "deterministic", "probabilistic" (each input's radius is false with probability at
             most 1 - `confidence`) or "first_order" (an extrapolation, no guarantee).
         confidence: 1 for a deterministic certificate.
-        route: The bound that gave each radius, B names; "none" where nothing is proved.
+        method: The bound that gave each radius, B names; "none" where nothing is proved.
         status: "ok" or "abstain", B of them.
         assumptions: What the statement rests on, or what is not covered.
-        version: "centered", "paired" or "full".
+        displacement: "centered", "paired" or "full".
         norm: "l2" or "linf".
-        by_route: The radii of every route that was taken, each (B,); `radius` is their largest.
-        boxed: Whether it holds only for perturbations that keep the pixels in [0, 1]; False: for
+        by_method: The radii of every method that was taken, each (B,); `radius` is their largest.
+        box: Whether it holds only for perturbations that keep the pixels in [0, 1]; False: for
             all, hence for these too.
 
     Examples:
         >>> import robustvae as rv, torch
         >>> vae = rv.models.create("lipschitz-vae", latent=2, image_shape=(1, 4, 4), hidden=[16])
         >>> x = torch.rand(2, 1, 4, 4)
-        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centered", generator=rv.generator(0))
-        >>> lower.radius.shape, lower.kind, lower.boxed
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
+        ...     generator=rv.generator(0)) >>> lower.radius.shape, lower.kind, lower.box
         (torch.Size([2]), 'deterministic', False)
-        >>> [name for name in lower.by_route if "envelope" not in name and "tangent" not in name]
+        >>> [name for name in lower.by_method if "envelope" not in name and "tangent" not in name]
         ['noncentral', 'trace_markov']
     """
 
     radius: Tensor
     kind: str
     confidence: float
-    route: tuple[str, ...]
+    method: tuple[str, ...]
     status: tuple[str, ...]
     assumptions: tuple[str, ...]
-    version: str
+    displacement: str
     norm: str
-    by_route: dict[str, Tensor]
-    boxed: bool = False
+    by_method: dict[str, Tensor]
+    box: bool = False
 
     def coverage(self, radii: Tensor) -> Tensor:
         """Share of the inputs certified beyond each radius, (K,) to (K,): a falling curve."""
@@ -109,21 +109,21 @@ def certify(
     x: Tensor,
     r: float,
     m: float,
-    version: str,
+    displacement: str,
     *,
     generator: torch.Generator,
     norm: str = "l2",
-    routes: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
     confidence: float = 0.999,
     draws: int = 1000,
-    boxed: bool = False,
+    box: bool = False,
 ) -> Certificate:
     """Certify P(||Delta|| <= r) > m for every perturbation shorter than the radius returned.
 
     radius = sup {rho : F(t, D(rho)) > m}
 
     D bounds how far the posterior's mean moves, t the latent distance the decoder forgives, F the
-    probability of staying within. By default the largest of the guaranteed routes, per input:
+    probability of staying within. By default the largest of the guaranteed methods, per input:
 
     - "noncentral": the noncentral chi-square, t = r / a (ours); only where F >= 1/2;
     - "trace_markov": Markov's bound with the exact trace, t = r / a (ours);
@@ -136,13 +136,13 @@ def certify(
     generalized chi-square, from bounds on the mean's movement in every coordinate, sigma fixed or
     centered; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
     probabilistic: any decoder and any architecture, by linear bounds on how the posterior moves;
-    the route's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
-    any Gaussian posterior; in units of sigma, and `by_route` the weaker forms beside it: spectral,
+    the method's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
+    any Gaussian posterior; in units of sigma, and `by_method` the weaker forms beside it: spectral,
     and [Camuto21]'s with the Frobenius norm).
 
     Warning:
         Centered keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
-        model draws with sigma(x + delta): that is `version="full"`.
+        model draws with sigma(x + delta): that is `displacement="full"`.
 
     Args:
         vae: A `vae` or `lipschitz-vae`; hierarchies that climb from the data, and wrapped modules
@@ -151,23 +151,24 @@ def certify(
         x: Images in [0, 1], (B, C, H, W).
         r: l2 distance between outputs, in pixel units, positive.
         m: Probability wanted, in (0, 1).
-        version: "centered": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two independent
+        displacement: "centered": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two
+        independent
             draws; "full": Delta = g(mu(x+d) + eta sigma(x+d)) - g(mu(x)).
-        generator: Spent by the evaluation error's probes and by the sampled routes.
+        generator: Spent by the evaluation error's probes and by the sampled methods.
         norm: "l2", or "linf": for Neyman-Pearson by bounds over that ball, else the l2 radius over
             sqrt(C H W).
-        routes: Names of routes to take instead of the guaranteed ones; all of one kind.
-        confidence: Of the probabilistic route, per input, in (0, 1).
-        draws: Of the sampled routes, per input.
-        boxed: Speak only of perturbations that keep the pixels in [0, 1], which "neyman_pearson"
-            makes use of; the other routes' certificates are as without.
+        methods: Names of methods to take instead of the guaranteed ones; all of one kind.
+        confidence: Of the probabilistic method, per input, in (0, 1).
+        draws: Of the sampled methods, per input.
+        box: Speak only of perturbations that keep the pixels in [0, 1], which "neyman_pearson"
+            makes use of; the other methods' certificates are as without.
 
     Returns:
         A `Certificate`; radius 0 and status "abstain" where nothing can be proved.
 
     Raises:
-        UnknownNameError: An unknown version, norm or route.
-        ConfigError: Routes of several kinds at once, or none.
+        UnknownNameError: An unknown displacement, norm or method.
+        ConfigError: Methods of several kinds at once, or none.
         RangeError: r, m, confidence or draws out of range, or a pixel outside [0, 1].
         NonFiniteError: A weight or a clean reconstruction that is not finite.
 
@@ -178,8 +179,8 @@ def certify(
         >>> import robustvae as rv
         >>> vae = rv.load("digits-lipschitz-vae")
         >>> x = rv.data.load("digits", split="test").x[:4]
-        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, version="centered", generator=rv.generator(0))
-        >>> lower.kind, lower.status
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
+        ...     generator=rv.generator(0)) >>> lower.kind, lower.status
         ('deterministic', ('ok', 'ok', 'ok', 'ok'))
     """
     check_type(vae, "vae", VAE)
@@ -188,49 +189,49 @@ def certify(
     check_weights(vae)
     check_positive(r, "r")
     check_probability(m, "m")
-    check_choice("version", version, VERSIONS)
+    check_choice("displacement", displacement, DISPLACEMENTS)
     check_choice("norm", norm, ("l2", "linf"))
     check_probability(confidence, "confidence")
     check_count(draws, "draws")
-    wanted = tuple(GUARANTEED if routes is None else routes)
-    if isinstance(routes, str) or not wanted:
-        raise ConfigError(f"routes must be a list of names, got {routes!r}")
+    wanted = tuple(GUARANTEED if methods is None else methods)
+    if isinstance(methods, str) or not wanted:
+        raise ConfigError(f"methods must be a list of names, got {methods!r}")
     for name in wanted:
-        check_choice("route", name, KINDS)
+        check_choice("method", name, KINDS)
     kinds = {KINDS[name] for name in wanted}
     if len(kinds) > 1:
-        raise ConfigError(f"routes of several kinds at once: {', '.join(sorted(kinds))}")
+        raise ConfigError(f"methods of several kinds at once: {', '.join(sorted(kinds))}")
     kind = kinds.pop()
-    boxed = boxed and kind == "probabilistic"
-    question = _Question(r, m, version, norm, confidence, draws, boxed)
+    box = box and kind == "probabilistic"
+    question = _Question(r, m, displacement, norm, confidence, draws, box)
     with frozen(vae), torch.no_grad():
         try:
             found, assumptions = _radii(vae, x, question, wanted, generator)
         except UnsupportedError as refusal:
             found, assumptions = {}, (f"not covered: {refusal}",)
     # not a number is not a proof
-    by_route = {name: bound.nan_to_num(nan=0.0, posinf=torch.inf) for name, bound in found.items()}
+    by_method = {name: bound.nan_to_num(nan=0.0, posinf=torch.inf) for name, bound in found.items()}
     if norm == "linf" and kind != "probabilistic":
         per_pixel = x[0].numel() ** -0.5 * (1 - bounds.SLACK)
-        by_route = {name: radii * per_pixel for name, radii in by_route.items()}
+        by_method = {name: radii * per_pixel for name, radii in by_method.items()}
         assumptions = (*assumptions, "linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
     radius = torch.zeros(len(x), dtype=torch.float64)
-    route = ["none"] * len(x)
-    for name, radii in by_route.items():
+    method = ["none"] * len(x)
+    for name, radii in by_method.items():
         for i in (radii > radius).nonzero()[:, 0].tolist():
-            route[i] = name
+            method[i] = name
         radius = torch.maximum(radius, radii)
     return Certificate(
         radius=radius.to(x.device),
         kind=kind,
         confidence=confidence if kind == "probabilistic" else 1.0,
-        route=tuple(route),
+        method=tuple(method),
         status=tuple("ok" if value > 0 else "abstain" for value in radius.tolist()),
         assumptions=assumptions,
-        version=version,
+        displacement=displacement,
         norm=norm,
-        by_route={name: radii.to(x.device) for name, radii in by_route.items()},
-        boxed=boxed,
+        by_method={name: radii.to(x.device) for name, radii in by_method.items()},
+        box=box,
     )
 
 
@@ -238,23 +239,23 @@ def certify(
 class _Question:
     r: float
     m: float
-    version: str
+    displacement: str
     norm: str
     confidence: float
     draws: int
-    boxed: bool
+    box: bool
 
 
 def _radii(
-    vae: VAE, x: Tensor, ask: _Question, routes: tuple[str, ...], generator: torch.Generator
+    vae: VAE, x: Tensor, ask: _Question, methods: tuple[str, ...], generator: torch.Generator
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The radius of each input by each route that applies, and the assumptions.
+    """The radius of each input by each method that applies, and the assumptions.
 
     In l2, but in the norm that was asked for by Neyman-Pearson.
     """
-    if routes == ("first_order",):
+    if methods == ("first_order",):
         return _first_order(vae, x, ask, generator)
-    if routes == ("neyman_pearson",):
+    if methods == ("neyman_pearson",):
         return _neyman_pearson(vae, x, ask, generator)
     constants = lipschitz_constants(vae)
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
@@ -266,36 +267,36 @@ def _radii(
         f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves an output by at most "
         f"{error:.1e} ({EVALUATION_FACTOR:g} times the largest seen); twice that is taken from r",
     ]
-    if ask.version == "centered" and not constants.fixed_stddev:
+    if ask.displacement == "centered" and not constants.fixed_stddev:
         assumptions += _SILENT
     if r <= 0:
         return {}, (*assumptions, "not covered: the evaluation error is larger than r")
     found: dict[str, Tensor] = {}
     stddev = posterior.stddev * (1 + 1e-9)
-    moved = _moved_stddev(stddev, constants, ask.version)
+    moved = _moved_stddev(stddev, constants, ask.displacement)
     reach = torch.full((len(x),), r / constants.a, dtype=torch.float64)
     reaches = {"": reach}
-    if "envelope" in routes and constants.sigmoid and ask.version != "paired":
+    if "envelope" in methods and constants.sigmoid and ask.displacement != "paired":
         logits = _logits(exact, posterior.mean)
         wide = bounds.envelope_reach(logits, r) / constants.a_logits * (1 - bounds.SLACK)
         reaches["envelope, "] = torch.maximum(reach, wide)
-    if "tangent" in routes and constants.sigmoid and ask.version != "paired":
+    if "tangent" in methods and constants.sigmoid and ask.displacement != "paired":
         assert isinstance(exact, GaussianVAE | LipschitzVAE)
         with contextlib.suppress(UnsupportedError):  # a decoder of other layers
             wide = tangent_reach(exact.decoder, posterior.mean, r) * (1 - bounds.SLACK)
             reaches["tangent, "] = torch.maximum(reach, wide)
     for name in ("noncentral", "trace_markov"):
-        if name in routes:
+        if name in methods:
             found[name] = _margin(name, reach, moved, constants.b, ask.m, vae.latent)
         for kind, wide in list(reaches.items())[1:]:
             found[f"{kind}{name}"] = _margin(name, wide, moved, constants.b, ask.m, vae.latent)
-    if "generalized" in routes:
+    if "generalized" in methods:
         widest = torch.stack(list(reaches.values())).amax(0)
         encoder, images = Encoder(exact, spread=False), x.to("cpu", torch.float64)
         found["generalized"] = _coordinatewise(encoder, images, widest, posterior.stddev, ask)
-    if "barrett" in routes:
-        if ask.version != "paired":
-            raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired version only")
+    if "barrett" in methods:
+        if ask.displacement != "paired":
+            raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired displacement only")
         found["barrett"] = bounds.barrett_margin(
             stddev.norm(dim=1),
             r=r,
@@ -313,7 +314,7 @@ def _neyman_pearson(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Any decoder: what happens at the clean input goes on while the posterior moves little."""
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
-    still = ask.version == "centered" or fixed_stddev(vae)
+    still = ask.displacement == "centered" or fixed_stddev(vae)
     encoder = Encoder(exact, spread=not still)
     images = x.to("cpu", torch.float64)
     error = torch.zeros(2, len(x), dtype=torch.float64)
@@ -340,7 +341,7 @@ def _neyman_pearson(
         f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves a latent by at most "
         f"{float(error[0].max()) / 2:.1e} standard deviations ({EVALUATION_FACTOR:g} times the "
         "largest seen); twice that is taken off",
-        *_SILENT[: ask.version == "centered" and not fixed_stddev(vae)],
+        *_SILENT[: ask.displacement == "centered" and not fixed_stddev(vae)],
     )
 
 
@@ -366,7 +367,7 @@ def _smoothing_radius(
     used: list[Method] = []
 
     def moved(radius: Tensor) -> tuple[Movement, Tensor]:
-        found = encoder.over(x, radius, norm=ask.norm, boxed=ask.boxed)
+        found = encoder.over(x, radius, norm=ask.norm, box=ask.box)
         used.append(found.method)
         return found, found.length((1 + bounds.SLACK) / stddev)
 
@@ -392,14 +393,14 @@ def _logits(vae: VAE, z: Tensor) -> Tensor:
 
 
 def _moved_stddev(
-    stddev: Tensor, constants: Constants, version: str
+    stddev: Tensor, constants: Constants, displacement: str
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """For radii of some rows: the largest standard deviation s and trace T of the difference."""
     norm = stddev.norm(dim=1)
     most, total = stddev.square().amax(1).sqrt(), stddev.square().sum(1)
 
     def bound(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if version == "centered":
+        if displacement == "centered":
             return most[rows], total[rows]
         own = stddev[rows].square()
         after = (stddev[rows] + constants.c * rho[:, None]).square()
@@ -407,7 +408,7 @@ def _moved_stddev(
             grown = stddev[rows] * (constants.log_c * rho[:, None]).clamp(max=300).exp()
             after = torch.minimum(after, grown.square())
         trace = torch.minimum(after.sum(1), (norm[rows] + constants.c * rho).square())
-        if version == "paired":
+        if displacement == "paired":
             after, trace = own + after, total[rows] + trace
         return after.amax(1).sqrt(), trace
 
@@ -426,7 +427,7 @@ def _margin(
     m: float,
     latent: int,
 ) -> Tensor:
-    """The largest rho at which the route's probability is above m, (B,)."""
+    """The largest rho at which the method's probability is above m, (B,)."""
 
     def ends(rho: Tensor) -> tuple[Tensor, Tensor]:
         return b * rho * (1 + bounds.SLACK), moved(rho, everyone)[0]
@@ -456,9 +457,9 @@ def _coordinatewise(
 
     Only for exact standard deviations; a bound on the movement's length would not do.
     """
-    if ask.version != "centered" and not fixed_stddev(encoder.vae):
+    if ask.displacement != "centered" and not fixed_stddev(encoder.vae):
         raise UnsupportedError("the generalized chi-square with a spread that moves")
-    if ask.version == "paired":
+    if ask.displacement == "paired":
         stddev = stddev * 2**0.5
 
     def shifts(radius: Tensor) -> Tensor:
@@ -507,8 +508,8 @@ def _rest_probability(vae: VAE, x: Tensor, ask: _Question, generator: torch.Gene
     clean = vae.decode(mean).mean.flatten(1)
     if not bool(clean.isfinite().all()):
         raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
-    if ask.version == "centered":
-        check_gaussian(posterior, "version 'centered'")
+    if ask.displacement == "centered":
+        check_gaussian(posterior, "displacement 'centered'")
         posterior = Gaussian(mean, posterior.stddev)
     inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
@@ -521,7 +522,7 @@ def _rest_probability(vae: VAE, x: Tensor, ask: _Question, generator: torch.Gene
         for start in range(0, ask.draws, together):
             draws = min(together, ask.draws - start)
             one = decoded(draws)
-            other = decoded(draws) if ask.version == "paired" else clean
+            other = decoded(draws) if ask.displacement == "paired" else clean
             inside += ((one - other).norm(dim=2) <= ask.r).sum(0)
     low, _ = clopper_pearson(inside.cpu(), ask.draws, ask.confidence, sides=1)
     return torch.as_tensor(low, dtype=torch.float64)

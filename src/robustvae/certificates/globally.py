@@ -48,7 +48,7 @@ class Design:
 
 
 def isotropic_margin(
-    stddev: float, *, r: float, m: float, a: float, b: float, latent: int, version: str
+    stddev: float, *, r: float, m: float, a: float, b: float, latent: int, displacement: str
 ) -> float:
     """The margin of every input at once, one fixed sigma for all coordinates (ours).
 
@@ -61,7 +61,7 @@ def isotropic_margin(
         a: Lipschitz constant of the decoder's mean.
         b: Lipschitz constant of the encoder's mean.
         latent: Dimension d.
-        version: "centered" (or "full", the same here) or "paired".
+        displacement: "centered" (or "full", the same here) or "paired".
 
     Returns:
         l2 radius in pixel units; 0 where nothing can be proved.
@@ -71,17 +71,17 @@ def isotropic_margin(
 
     Examples:
         >>> from robustvae.certificates import isotropic_margin
-        >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, version="paired"), 3)
-        0.068
-        >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, version="centered"), 3)
-        0.074
+        >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, displacement="paired"),
+        ...     3) 0.068
+        >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10,
+        ...     displacement="centered"), 3) 0.074
     """
-    check_choice("version", version, ("centered", "full", "paired"))
+    check_choice("displacement", displacement, ("centered", "full", "paired"))
     for value, name in ((stddev, "stddev"), (r, "r"), (a, "a"), (b, "b")):
         check_positive(value, name)
     check_probability(m, "m")
     check_count(latent, "latent")
-    spread = stddev * (2**0.5 if version == "paired" else 1.0) * (1 + bounds.SLACK)
+    spread = stddev * (2**0.5 if displacement == "paired" else 1.0) * (1 + bounds.SLACK)
     reach = torch.tensor([r / a * (1 - bounds.SLACK)], dtype=torch.float64)
 
     def holds(rho: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,7 @@ def isotropic_margin(
     return float(bounds.largest(holds, reach / b))
 
 
-def global_margin(vae: VAE, *, r: float, m: float, version: str) -> float:
+def global_margin(vae: VAE, *, r: float, m: float, displacement: str) -> float:
     """The margin of every input at once of a model with one fixed sigma, by its stored weights.
 
     In exact arithmetic: evaluation error is `certify`'s concern.
@@ -104,7 +104,7 @@ def global_margin(vae: VAE, *, r: float, m: float, version: str) -> float:
         vae: A model with a fixed standard deviation.
         r: l2 distance between outputs.
         m: Probability wanted, in (0, 1).
-        version: "centered", "full" or "paired".
+        displacement: "centered", "full" or "paired".
 
     Raises:
         UnsupportedError: No Lipschitz constants are known, or sigma is learned.
@@ -112,7 +112,7 @@ def global_margin(vae: VAE, *, r: float, m: float, version: str) -> float:
     Examples:
         >>> import robustvae as rv
         >>> vae = rv.load("digits-lipschitz-vae")
-        >>> rv.certificates.global_margin(vae, r=1.0, m=0.5, version="centered") > 0.4
+        >>> rv.certificates.global_margin(vae, r=1.0, m=0.5, displacement="centered") > 0.4
         True
     """
     constants = lipschitz_constants(vae)
@@ -121,7 +121,7 @@ def global_margin(vae: VAE, *, r: float, m: float, version: str) -> float:
     assert isinstance(vae, GaussianVAE | LipschitzVAE) and vae.stddev is not None
     stddev = vae.stddev * (1 + 1e-6)  # as rounded to the model's floating type
     return isotropic_margin(
-        stddev, r=r, m=m, a=constants.a, b=constants.b, latent=vae.latent, version=version
+        stddev, r=r, m=m, a=constants.a, b=constants.b, latent=vae.latent, displacement=displacement
     )
 
 
@@ -130,7 +130,7 @@ def design(
     *,
     r: float,
     m: float = 0.5,
-    version: str = "centered",
+    displacement: str = "centered",
     latent: int = 10,
     stddev: float = 0.1,
     ratio: float = 1.0,
@@ -142,7 +142,7 @@ def design(
         margin: Wanted, l2 in pixel units, positive.
         r: l2 distance between outputs.
         m: Probability wanted, in (0, 1).
-        version: "centered", "full" or "paired".
+        displacement: "centered", "full" or "paired".
         latent: Dimension d.
         stddev: The fixed sigma.
         ratio: Of the encoder's constant to the decoder's.
@@ -172,10 +172,12 @@ def design(
         a, b = slope * decoder * (1 + SPARE), ratio * decoder * (1 + SPARE)
         spared = r * (1 - SPARE)
         if rule == "ours":
-            return isotropic_margin(stddev, r=spared, m=m, a=a, b=b, latent=latent, version=version)
-        form = "paired" if version == "paired" else "centered"
+            return isotropic_margin(
+                stddev, r=spared, m=m, a=a, b=b, latent=latent, displacement=displacement
+            )
+        form = "paired" if displacement == "paired" else "centered"
         return bounds.barrett_global_margin(
-            stddev, r=spared, m=m, a=a, b=b, latent=latent, version=form
+            stddev, r=spared, m=m, a=a, b=b, latent=latent, displacement=form
         )
 
     low, high = 1e-3, 1e6

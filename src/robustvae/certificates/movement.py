@@ -142,7 +142,7 @@ class Encoder:
         *,
         norm: str = "l2",
         method: Method = "crown",
-        boxed: bool = False,
+        box: bool = False,
     ) -> Movement:
         """Bounds over the ball of each radius around each image.
 
@@ -151,10 +151,10 @@ class Encoder:
             radius: Of each ball, in pixel units, (B,).
             norm: "l2" or "linf".
             method: As of `Relaxation.over`.
-            boxed: Whether only images in [0, 1] count.
+            box: Whether only images in [0, 1] count.
         """
-        box = (0.0, 1.0) if boxed else None
-        mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method, box=box)
+        pixel_range = (0.0, 1.0) if box else None
+        mean, *spread = self.relaxation.over(x, radius, norm=norm, method=method, box=pixel_range)
         reach = radius * (x[0].numel() ** 0.5 * _UP if norm == "linf" else 1.0)
         low = torch.zeros_like(mean.value)
         high = low + torch.inf

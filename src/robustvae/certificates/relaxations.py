@@ -349,7 +349,7 @@ class _Sweep:
     ) -> None:
         self.steps, self.radius, self.norm = steps, radius, norm
         self.memory, self.work, self.backwards = memory, work, method == "crown"
-        self.boxed = math.isfinite(box[0]) or math.isfinite(box[1])
+        self.box = math.isfinite(box[0]) or math.isfinite(box[1])
         ball = _like(radius, x).expand_as(x)
         low, high = ((end - x) * _UP for end in box)
         low, high = torch.maximum(-ball, low), torch.minimum(ball, high)
@@ -475,7 +475,7 @@ class _Sweep:
     def tighten(self, step: _Activation) -> bool:
         """Narrow the interval before an activation by backward rows; False if that is too dear."""
         before = self.states[step.parent]
-        if before.depth <= (0 if self.boxed and self.norm == "l2" else 1):
+        if before.depth <= (0 if self.box and self.norm == "l2" else 1):
             return True
         needed = before.high > before.low
         if _is_kinked(step.layer):
@@ -542,7 +542,7 @@ class _Sweep:
         for any v >= 0, d within pixel i's ends; the least over a few v, the last nearly optimal.
         """
         radius, ends = self.radius[b], self.states[0]
-        if not self.boxed or float(radius) == 0:
+        if not self.box or float(radius) == 0:
             size = slope.norm(dim=1) if self.norm == "l2" else slope.abs().sum(1)
             return size * radius * _UP
         low, high = ends.low[b].flatten(), ends.high[b].flatten()

@@ -83,12 +83,12 @@ def driven_by(low: VAE, x: Tensor, ball: Ball | None) -> LogDensity:
 
 
 def check_ball(ball: Ball | None) -> None:
-    """Raise unless a defense can know this ball: one radius for all images, boxed by [0, 1]."""
+    """Raise unless a defense can know this ball: one radius, pixels kept in [0, 1]."""
     if ball is None:
         return
     check_number(ball.radius, "the radius that a defense assumes")
     if (ball.low, ball.high) != (0.0, 1.0):
-        raise RangeError("the robust posterior's ball is boxed by [0, 1]")
+        raise RangeError("the robust posterior's ball keeps pixels in [0, 1]")
 
 
 def _at_rest(read: Callable[[VAE, Tensor], Tensor]) -> Callable[[VAE, Tensor], Tensor]:

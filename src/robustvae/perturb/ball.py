@@ -25,7 +25,7 @@ _NEWTON_STEPS = 14
 @final
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """All y with ||y - x|| <= radius, and low <= y <= high where the ball is boxed.
+    """All y with ||y - x|| <= radius, and low <= y <= high where the ball has a box.
 
     Args:
         norm: "l2" or "linf", over all pixels of one image.
@@ -60,7 +60,7 @@ class Ball:
         if isinstance(self.radius, Tensor) and self.radius.ndim != 1:
             raise ShapeError(f"radius must be one number or (B,), got {tuple(self.radius.shape)}")
         if (self.low is None) != (self.high is None):
-            raise RangeError("low and high must both be numbers (boxed) or both be None (free)")
+            raise RangeError("low and high must both be numbers (box) or both be None (free)")
         if self.low is not None and self.high is not None:
             check_number(self.low, "low")
             check_number(self.high, "high")
@@ -82,7 +82,7 @@ class Ball:
         return self.norm, radii, self.low, self.high
 
     @property
-    def boxed(self) -> bool:
+    def box(self) -> bool:
         """Whether the pixels must stay within [low, high]."""
         return self.low is not None
 
@@ -113,7 +113,7 @@ class Ball:
 
     def clip(self, y: Tensor) -> Tensor:
         """`y` within the box, of the same shape; `y` itself for a free ball."""
-        return y.clamp(self.low, self.high) if self.boxed else y
+        return y.clamp(self.low, self.high) if self.box else y
 
     def size(self, x: Tensor, y: Tensor) -> Tensor:
         """||y - x|| of each image in the ball's norm, in pixel units, (B,)."""
@@ -153,7 +153,7 @@ class Ball:
         whole = _length(step, "linf").view(shape).clamp_min(1)
         step = step / whole
         length = _length(step, "l2").view(shape).clamp_min(torch.finfo(x.dtype).tiny)
-        if not self.boxed:
+        if not self.box:
             return x + step * torch.minimum(radius / length, whole)
         room = self.clip(y) - x
         inside = _length(room, "l2").view(shape) <= radius

@@ -33,13 +33,13 @@ from robustvae.report.reading import (
 # every one has a shape of its own beside its color.
 PALETTE = """
 :root{color-scheme:light dark;--ink:#1d2530;--soft:#55606e;--line:#d5dae1;--grid:#e9ecf0;
---page:#fbfbfa;--card:#fff;--proved:#0b62a4;--free:#c8500a;--boxed:#8a3a86;--guess:#6b7480;
+--page:#fbfbfa;--card:#fff;--proved:#0b62a4;--free:#c8500a;--box:#8a3a86;--guess:#6b7480;
 --noise:#79828d;--defended:#0a7d5a;--bad:#b3261e;--tint:#eef3f8}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3adb9;--line:#39424d;--grid:#29313a;
---page:#12161b;--card:#191f26;--proved:#5eb1ee;--free:#ff9152;--boxed:#d894d4;--guess:#a7b0bb;
+--page:#12161b;--card:#191f26;--proved:#5eb1ee;--free:#ff9152;--box:#d894d4;--guess:#a7b0bb;
 --noise:#96a0ab;--defended:#4cc79f;--bad:#ff8a80;--tint:#1d2733}}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--grid:#e4e4e4;--page:#fff;
---card:#fff;--proved:#0b62a4;--free:#c8500a;--boxed:#8a3a86;--guess:#6b7480;--noise:#79828d;
+--card:#fff;--proved:#0b62a4;--free:#c8500a;--box:#8a3a86;--guess:#6b7480;--noise:#79828d;
 --defended:#0a7d5a;--bad:#b3261e;--tint:#f3f3f3}}
 """.strip()
 
@@ -48,17 +48,17 @@ svg.chart{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans
 .chart text{fill:var(--soft)}.chart .strong{fill:var(--ink);font-weight:600}
 .chart .grid{stroke:var(--grid)}.chart .axis{stroke:var(--line)}
 .chart .proved{fill:var(--proved)}.chart .gap{fill:var(--free);opacity:.16}
-.chart .gap2{fill:var(--boxed);opacity:.13}
-.chart .free{fill:var(--free)}.chart .boxed{fill:var(--card);stroke:var(--boxed);stroke-width:1.6}
+.chart .gap2{fill:var(--box);opacity:.13}
+.chart .free{fill:var(--free)}.chart .box{fill:var(--card);stroke:var(--box);stroke-width:1.6}
 .chart .guess{fill:none;stroke:var(--guess);stroke-width:1.3}
 .chart .openfree{fill:none;stroke:var(--free);stroke-width:1.6}
-.chart .openboxed{fill:none;stroke:var(--boxed);stroke-width:1.6}
+.chart .openbox{fill:none;stroke:var(--box);stroke-width:1.6}
 .chart .none{stroke:var(--soft);stroke-width:1.4;fill:none}
 .chart .noise{fill:var(--card);stroke:var(--noise);stroke-width:1.4}
 .chart .defended{fill:var(--defended)}.chart .stem{stroke:var(--free);opacity:.3;stroke-width:1.4}
 .chart .limit{stroke:var(--soft);stroke-dasharray:4 4;fill:none}
 .chart .shares{fill:none;stroke-width:2}.chart .shares.proved{stroke:var(--proved)}
-.chart .shares.free{stroke:var(--free)}.chart .shares.boxed{stroke:var(--boxed);stroke-width:1.6}
+.chart .shares.free{stroke:var(--free)}.chart .shares.box{stroke:var(--box);stroke-width:1.6}
 .chart .clean{fill:var(--proved)}.chart .mean{stroke:var(--ink);stroke-width:2;fill:none}
 """.strip()
 
@@ -124,7 +124,7 @@ def bracket(record: Record, width: int = 760) -> str:
     """The bracket: for every input, what is certified, what attacks reach, and the gap between.
 
     Args:
-        record: Read: certified, margin_upper_free, margin_upper_boxed, first_order.
+        record: Read: certified, margin_upper_unconstrained, margin_upper_box, first_order.
         width: Of the drawing in pixels.
 
     Returns:
@@ -134,7 +134,7 @@ def bracket(record: Record, width: int = 760) -> str:
     if not found:
         return ""
     wide = width >= 560
-    ends = [v for b in found for v in (b.certified, b.free, b.boxed, b.first_order)]
+    ends = [v for b in found for v in (b.certified, b.free, b.box, b.first_order)]
     open_ended = any(v is not None and math.isinf(v) for v in ends)
     keys = _bracket_keys(found)
     key, top = _legend(keys, width, 60)
@@ -165,28 +165,28 @@ def coverage(record: Record, width: int = 760) -> str:
     """Share of inputs certified beyond each radius, and not yet broken by attacks at it.
 
     Args:
-        record: Read: certified, margin_upper_free, margin_upper_boxed, version.
+        record: Read: certified, margin_upper_unconstrained, margin_upper_box, displacement.
         width: Of the drawing in pixels.
 
     Returns:
-        SVG with a panel for each version, or "" where no input has a certificate.
+        SVG with a panel for each displacement, or "" where no input has a certificate.
     """
-    versions = dict.fromkeys(str(row.get("version")) for row in record.rows)
+    displacements = dict.fromkeys(str(row.get("displacement")) for row in record.rows)
     panels = {
-        name: brackets([row for row in record.rows if str(row.get("version")) == name])
-        for name in versions
+        name: brackets([row for row in record.rows if str(row.get("displacement")) == name])
+        for name in displacements
     }
     panels = {name: found for name, found in panels.items() if any(b.certified for b in found)}
     if not panels:
         return ""
-    ends = [v for found in panels.values() for b in found for v in (b.certified, b.free, b.boxed)]
+    ends = [v for found in panels.values() for b in found for v in (b.certified, b.free, b.box)]
     scale = _Axis(0.0, max(finite(ends)) * 1.06, 52.0, width - 14.0)
     keys: list[tuple[str, Mark]] = [
         (words, _bar(kind))
         for words, kind, known in (
             ("certified: nothing smaller breaks it", "proved", True),
             ("not broken by attacks (pixels free)", "free", any(v is not None for v in ends[1::3])),
-            ("the same, pixels in range", "boxed", any(v is not None for v in ends[2::3])),
+            ("the same, pixels in range", "box", any(v is not None for v in ends[2::3])),
         )
         if known
     ]
@@ -201,11 +201,11 @@ def coverage(record: Record, width: int = 760) -> str:
 
 
 def _coverage_panel(
-    version: str, found: Sequence[Bracket], scale: _Axis, y: float
+    displacement: str, found: Sequence[Bracket], scale: _Axis, y: float
 ) -> tuple[list[str], float, str]:
     top, bottom = y + 34, y + 194
     axis = _Axis(0.0, 1.0, bottom, top)
-    parts = [_text(8, y + 20, f"{version}, {len(found)} inputs", kind="strong")]
+    parts = [_text(8, y + 20, f"{displacement}, {len(found)} inputs", kind="strong")]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(f'<path class="grid" d="M{scale.start} {axis(share):.1f}H{scale.stop:.1f}"/>')
         parts.append(_text(scale.start - 8, axis(share) + 4, f"{share:g}", anchor="end"))
@@ -213,7 +213,7 @@ def _coverage_panel(
         parts.append(_text(scale(tick), bottom + 16, _trimmed(near(tick)), anchor="middle"))
     told = []
     for kind, values in (
-        ("boxed", [b.boxed for b in found]),
+        ("box", [b.box for b in found]),
         ("free", [b.free for b in found]),
         ("proved", [b.certified for b in found]),
     ):
@@ -228,12 +228,12 @@ def _coverage_panel(
         parts.append(f'<path class="shares {kind}" d="{path}H{scale.stop:.1f}"/>')
         middle = known[(len(known) - 1) // 2]
         shown = {"proved": floor(middle)}.get(kind, ceil(middle))
-        name = {"proved": "certified", "free": "attacked", "boxed": "attacked in range"}[kind]
+        name = {"proved": "certified", "free": "attacked", "box": "attacked in range"}[kind]
         told.append(f"{name} median {shown}")
     parts.append(f'<path class="axis" d="M{scale.start} {bottom:.1f}H{scale.stop:.1f}"/>')
     place = (scale.start + scale.stop) / 2
     parts.append(_text(place, bottom + 34, "size of change (ℓ₂)", anchor="middle"))
-    return parts, bottom + 46, f"{version}: {', '.join(told)}"
+    return parts, bottom + 46, f"{displacement}: {', '.join(told)}"
 
 
 def damage(record: Record, width: int = 760) -> str:
@@ -322,7 +322,7 @@ def similarity(record: Record, width: int = 760) -> str:
 
 
 def _order(b: Bracket) -> tuple[float, float]:
-    ends = (b.free, b.boxed, b.certified)
+    ends = (b.free, b.box, b.certified)
     known = [end for end in ends if end is not None]
     return (known[0] if known else math.inf, b.certified or 0.0)
 
@@ -333,14 +333,14 @@ def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
         keys.append((f"certified{kind_in_words(found)}: nothing smaller breaks it", _bar("proved")))
     if any(b.free is not None for b in found):
         keys.append(("attacked: this change breaks it (pixels free)", _dot("free", 4)))
-    if any(b.boxed is not None for b in found):
-        keys.append(("attacked, pixels kept in range", _dot("boxed", 3.6)))
+    if any(b.box is not None for b in found):
+        keys.append(("attacked, pixels kept in range", _dot("box", 3.6)))
     if any(b.certified is not None and b.upper is not None for b in found):
         keys.append(("not known", _bar("gap")))
     if any(b.first_order is not None for b in found):
         keys.append(("first-order estimate: no bound", _diamond("guess", 4)))
-    if any(math.inf in (b.free, b.boxed) for b in found):
-        kind = "openfree" if any(b.free == math.inf for b in found) else "openboxed"
+    if any(math.inf in (b.free, b.box) for b in found):
+        kind = "openfree" if any(b.free == math.inf for b in found) else "openbox"
         keys.append(("no attack broke it: open end", _arrow(kind, 5)))
     if any(b.abstained for b in found):
         keys.append(("abstained: nothing certified", _cross("none", 3.2)))
@@ -353,7 +353,7 @@ def _bracket_column(
     half = min(7.0, step * 0.36)
     parts = [f"<title>{_escaped(_bracket_title(b))}</title>"]
 
-    def box(kind: str, low: float, high: float) -> None:
+    def bar(kind: str, low: float, high: float) -> None:
         height = max(low - high, 0.0)
         parts.append(
             f'<rect class="{kind}" x="{x - half:.1f}" y="{high:.1f}" '
@@ -365,20 +365,20 @@ def _bracket_column(
 
     floor_at = bottom if not b.certified else axis(b.certified)
     if b.certified:
-        box("proved", bottom, floor_at)
+        bar("proved", bottom, floor_at)
     if b.certified is not None and b.upper is not None:
-        box("gap", floor_at, place(b.upper))
-    if b.free is not None and b.boxed is not None:
-        box("gap2", place(b.free), place(b.boxed))
+        bar("gap", floor_at, place(b.upper))
+    if b.free is not None and b.box is not None:
+        bar("gap2", place(b.free), place(b.box))
     if b.first_order is not None:
         parts.append(_diamond("guess", radius * 0.95)(x, place(b.first_order)))
-    for value, kind, raised in ((b.boxed, "boxed", 16.0), (b.free, "free", 4.0)):
+    for value, kind, raised in ((b.box, "box", 16.0), (b.free, "free", 4.0)):
         if value is None:
             continue
         if math.isinf(value):
             parts.append(_arrow(f"open{kind}", radius)(x, top - raised))
         else:
-            parts.append(_dot(kind, radius * (0.9 if kind == "boxed" else 1))(x, axis(value)))
+            parts.append(_dot(kind, radius * (0.9 if kind == "box" else 1))(x, axis(value)))
     if b.abstained:
         parts.append(_cross("none", min(3.2, radius))(x, bottom + 10))
     return f"<g>{''.join(parts)}</g>"
@@ -391,8 +391,8 @@ def _bracket_title(b: Bracket) -> str:
         parts.append("nothing certified," if b.abstained else f"certified {floor(b.certified)},")
     if b.free is not None:
         parts.append(f"attacked {ceil(b.free)} with pixels free,")
-    if b.boxed is not None:
-        parts.append(f"attacked {ceil(b.boxed)} with pixels in range,")
+    if b.box is not None:
+        parts.append(f"attacked {ceil(b.box)} with pixels in range,")
     if b.first_order is not None:
         parts.append(f"first-order estimate {near(b.first_order)},")
     return " ".join(parts).rstrip(",")
@@ -403,7 +403,7 @@ def _bracket_alt(found: Sequence[Bracket]) -> str:
     for name, values, shown in (
         (f"certified{kind_in_words(found)}", [b.certified for b in found], floor),
         ("attacked with pixels free", [b.free for b in found], ceil),
-        ("attacked with pixels in range", [b.boxed for b in found], ceil),
+        ("attacked with pixels in range", [b.box for b in found], ceil),
     ):
         numbers = finite(values)
         if numbers:
@@ -416,7 +416,7 @@ def _means(found: Sequence[Bracket], axis: _Axis, x: float) -> str:
     means = [
         ("proved", "certified", everywhere(b.certified for b in found), floor),
         ("free", "attacked", everywhere(b.free for b in found), ceil),
-        ("boxed", "in range", everywhere(b.boxed for b in found), ceil),
+        ("box", "in range", everywhere(b.box for b in found), ceil),
     ]
     shown = sorted(
         ((axis(value), kind, name, form(value)) for kind, name, value, form in means if value),

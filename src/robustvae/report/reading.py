@@ -14,8 +14,8 @@ Row = dict[str, Any]
 
 _HEADLINES = {
     "certified": "Certified radius{kind}",
-    "margin_upper_free": "Attacked: a change that breaks it, pixels free",
-    "margin_upper_boxed": "Attacked: a change that breaks it, pixels kept in range",
+    "margin_upper_unconstrained": "Attacked: a change that breaks it, pixels free",
+    "margin_upper_box": "Attacked: a change that breaks it, pixels kept in range",
     "tightness": "Certified{kind} as a share of attacked, pixels free",
     "certified_share": "Share of inputs with a certificate{kind}",
     "probability": "Probability of staying within r under attack",
@@ -25,13 +25,13 @@ _HEADLINES = {
 }
 _OF_ATTACK = ("probability", "damage", "damage_noise", "damage_defended")
 _COLUMNS = (
-    *("input", "label", "attack", "norm", "radius", "boxed", "size", "score", "status"),
+    *("input", "label", "attack", "norm", "radius", "box", "size", "score", "status"),
     *("queries", "gradient_norm", "damage", "damage_noise", "damage_defended"),
     *("ms_ssim_clean", "ms_ssim_attacked", "ms_ssim_noise", "ms_ssim_defended"),
     *("ms_ssim_variant", "probability", "probability_low", "probability_high"),
-    *("r", "m", "version"),
-    *("certified", "certified_kind", "certified_route", "certified_status"),
-    *("margin_upper_free", "margin_upper_boxed", "margin_upper_status", "first_order"),
+    *("r", "m", "displacement"),
+    *("certified", "certified_kind", "certified_method", "certified_status"),
+    *("margin_upper_unconstrained", "margin_upper_box", "margin_upper_status", "first_order"),
 )
 
 
@@ -46,18 +46,18 @@ class Bracket:
     kind: str | None
     abstained: bool
     free: float | None
-    boxed: float | None
+    box: float | None
     first_order: float | None
 
     @property
     def upper(self) -> float | None:
         """The attacked bound that the certificate is set against: free where there is one."""
-        return self.boxed if self.free is None else self.free
+        return self.box if self.free is None else self.free
 
     @property
     def measured(self) -> bool:
         """Whether there is anything to draw."""
-        parts = (self.certified, self.free, self.boxed, self.first_order)
+        parts = (self.certified, self.free, self.box, self.first_order)
         return any(part is not None for part in parts)
 
 
@@ -97,7 +97,7 @@ class AttackRows:
     def threat(self) -> str:
         """Norm, budget and box in words."""
         row = self.rows[0]
-        where = "pixels kept in range" if row.get("boxed") else "pixels free"
+        where = "pixels kept in range" if row.get("box") else "pixels free"
         return f"{norm(row.get('norm'))} at most {given(row.get('radius'))}, {where}"
 
 
@@ -118,8 +118,8 @@ def brackets(rows: Iterable[Row]) -> list[Bracket]:
             certified=number(first(own, "certified")),
             kind=first(own, "certified_kind"),
             abstained=first(own, "certified_status") == "abstain",
-            free=number(first(own, "margin_upper_free")),
-            boxed=number(first(own, "margin_upper_boxed")),
+            free=number(first(own, "margin_upper_unconstrained")),
+            box=number(first(own, "margin_upper_box")),
             first_order=number(first(own, "first_order")),
         )
         for name, own in inputs.items()
@@ -209,12 +209,12 @@ def verdict(record: Record) -> str:
     """The audit in one sentence."""
     found = brackets(record.rows)
     certified = mean(b.certified for b in found)
-    free, boxed = everywhere(b.free for b in found), everywhere(b.boxed for b in found)
-    upper = boxed if free is None else free
+    free, box = everywhere(b.free for b in found), everywhere(b.box for b in found)
+    upper = box if free is None else free
     if upper is not None:
         broken = f"on average an attack breaks this model with a change of size {ceil(upper)}"
-        if free is not None and boxed is not None:
-            broken += f" ({ceil(boxed)} where pixels must stay in range)"
+        if free is not None and box is not None:
+            broken += f" ({ceil(box)} where pixels must stay in range)"
     else:
         broken = _where_broken(found)
     if certified:
@@ -237,7 +237,7 @@ def margin_in_words(record: Record) -> str:
     often = "at least half of the time" if m == 0.5 else f"with probability {near(1 - m)} or more"
     between = (
         "two draws of the reconstruction, of the changed and of the clean input,"
-        if first(record.rows, "version") == "paired"
+        if first(record.rows, "displacement") == "paired"
         else "the reconstruction"
     )
     moved = (

@@ -264,7 +264,7 @@ def claims_of(found: Sequence[Measured]) -> tuple[Claim, ...]:
 
 def least_step(model: Measured, scale: Scale) -> float:
     """The least step along the top direction that raises the mean error by `RISE`, or infinity."""
-    errors = model.curve(scale, boxed=False).error
+    errors = model.curve(scale, box=False).error
     steps = zip(STEPS[scale], errors, strict=True)
     return next((step for step, error in steps if error > model.error + RISE), float("inf"))
 
@@ -338,10 +338,10 @@ class Result:
         marks = (0.1, *DISPLAYED, 1.0, 3.0, 10.0)
         rows = []
         for m in self.models:
-            pair = [m.curve("unit", boxed).error for boxed in (False, True)]
+            pair = [m.curve("unit", box).error for box in (False, True)]
             cells = [[_at(curve, STEPS["unit"], mark) for curve in pair] for mark in marks]
             last = [f"{least_step(m, scale):.3g}" for scale in STEPS]
-            rows.append([m.name, *(f"{free:.3g} ({boxed:.3g})" for free, boxed in cells), *last])
+            rows.append([m.name, *(f"{free:.3g} ({box:.3g})" for free, box in cells), *last])
         heads = [f"s = {mark:g}" for mark in marks]
         lines += _table(["", *heads, f"+{RISE:g} at s", f"+{RISE:g} at s, s l v"], rows)
         lines += ["", "## One shot against projected ascent at equal radius", ""]
@@ -360,7 +360,7 @@ class Result:
             [
                 [
                     m.name,
-                    f"{radius:g}" + ("" if boxed else ", free"),
+                    f"{radius:g}" + ("" if box else ", free"),
                     *(
                         str(share)
                         for attack in (ONE_SHOT, RANDOM)
@@ -370,7 +370,7 @@ class Result:
                     str(at[CLIMB_OUTPUT].output),
                 ]
                 for m in self.models
-                for (radius, boxed), at in m.by_ball().items()
+                for (radius, box), at in m.by_ball().items()
             ],
         )
         lines += ["", *(f"- {sentence}" for sentence in self.protocol), ""]

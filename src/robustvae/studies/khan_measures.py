@@ -74,7 +74,7 @@ class Curve:
 
     Attributes:
         scale: "unit" for x +- s v, "eigenvalue" for x +- s l v as printed.
-        boxed: Whether perturbed images were clipped to [0, 1].
+        box: Whether perturbed images were clipped to [0, 1].
         direction: 1 for the top one.
         error: Mean squared error a pixel, image to reconstruction of the perturbed image.
         stderr: Of `error`, over the images.
@@ -82,7 +82,7 @@ class Curve:
     """
 
     scale: Scale
-    boxed: bool
+    box: bool
     direction: int
     error: tuple[float, ...]
     stderr: tuple[float, ...]
@@ -96,7 +96,7 @@ class Damage:
 
     Attributes:
         radius: In pixel units.
-        boxed: Whether attacked images were kept in [0, 1].
+        box: Whether attacked images were kept in [0, 1].
         attack: Its name.
         queries: Passes through the encoder and back that it spent on an image.
         latent: 2-Wasserstein distance that the posterior moved.
@@ -106,7 +106,7 @@ class Damage:
     """
 
     radius: float
-    boxed: bool
+    box: bool
     attack: str
     queries: int
     latent: Spread
@@ -142,16 +142,16 @@ class Measured:
     curves: tuple[Curve, ...]
     damage: tuple[Damage, ...]
 
-    def curve(self, scale: Scale, boxed: bool, direction: int = 1) -> Curve:
+    def curve(self, scale: Scale, box: bool, direction: int = 1) -> Curve:
         """One of the curves."""
-        wanted = (scale, boxed, direction)
-        return next(c for c in self.curves if (c.scale, c.boxed, c.direction) == wanted)
+        wanted = (scale, box, direction)
+        return next(c for c in self.curves if (c.scale, c.box, c.direction) == wanted)
 
     def by_ball(self) -> dict[tuple[float, bool], dict[str, Damage]]:
         """`damage` by radius and box, then by attack."""
         found: dict[tuple[float, bool], dict[str, Damage]] = {}
         for damage in self.damage:
-            found.setdefault((damage.radius, damage.boxed), {})[damage.attack] = damage
+            found.setdefault((damage.radius, damage.box), {})[damage.attack] = damage
         return found
 
 
@@ -209,13 +209,13 @@ def scores_of(vae: VAE, x: Tensor, geometry: Geometry) -> dict[str, Tensor]:
 def curves_of(vae: VAE, x: Tensor, geometry: Geometry) -> Iterator[Curve]:
     """Steps along the top five directions, on both grids, with and without clipping."""
     for scale, steps in STEPS.items():
-        for boxed in (False, True):
-            found = step_curves(vae, x, geometry, steps=steps, boxed=boxed, scale=scale)
+        for box in (False, True):
+            found = step_curves(vae, x, geometry, steps=steps, box=box, scale=scale)
             for i in range(found.error.shape[1]):
                 error = found.error[:, i]
                 yield Curve(
                     scale,
-                    boxed,
+                    box,
                     i + 1,
                     short(error.mean(0), 4),
                     short(error.std(0) / len(x) ** 0.5, 2),
@@ -228,7 +228,7 @@ def damage_of(vae: VAE, x: Tensor, ascent: ProjectedAscent, seed: int) -> Iterat
     victim, moved = Victim(vae), LatentShift("wasserstein2")
     for radius in RADII:
         for ball in (Ball("l2", radius), Ball("l2", radius).free()):
-            noise = shard_generator(seed, 0, f"damage {radius:g} {ball.boxed}")
+            noise = shard_generator(seed, 0, f"damage {radius:g} {ball.box}")
             one_shot = Attack(moved, OneShot(), ball)
             shift = one_shot(victim, x, generator=noise)
             climb = Attack(moved, ascent, ball)(victim, x, generator=noise)
@@ -249,7 +249,7 @@ def damage_of(vae: VAE, x: Tensor, ascent: ProjectedAscent, seed: int) -> Iterat
             for key, (_, queries) in found.items():
                 yield Damage(
                     radius,
-                    ball.boxed,
+                    ball.box,
                     key,
                     queries,
                     Spread.of(latent[key]),

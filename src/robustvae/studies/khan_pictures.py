@@ -162,9 +162,9 @@ def _steps(figure: Figure, shown: list[Measured]) -> Figure:
     for row, scale in zip(grid, scales, strict=True):
         for axes, model in zip(row, shown, strict=True):
             for i in range(5):
-                for boxed, line in ((False, "-"), (True, ":")):
-                    curve = model.curve(scale, boxed, i + 1)
-                    label = None if boxed else f"$v_{i + 1}$"
+                for box, line in ((False, "-"), (True, ":")):
+                    curve = model.curve(scale, box, i + 1)
+                    label = None if box else f"$v_{i + 1}$"
                     axes.plot(STEPS[scale], curve.error, line, color=f"C{i}", lw=1.2, label=label)
             axes.axhline(model.error, color="0.6", lw=0.8)
             axes.set_xscale("log")
@@ -183,7 +183,7 @@ def _displacement(figure: Figure, shown: list[Measured]) -> Figure:
     """Fig. 3: how far the code moves along the top direction."""
     axes = figure.subplots()
     for i, model in enumerate(shown):
-        curve = model.curve("unit", boxed=False)
+        curve = model.curve("unit", box=False)
         axes.plot(STEPS["unit"], curve.displacement, color=f"C{i}", label=model.name)
     axes.set(xscale="log", yscale="log", xlabel=r"$s$, step $s\,v_1$", ylabel="latent displacement")
     axes.legend()

@@ -24,13 +24,13 @@ from torch import Tensor
 import robustvae.data
 from robustvae.attacks import AttackSuite
 from robustvae.certificates import certify
-from robustvae.certificates.certificate import VERSIONS
+from robustvae.certificates.certificate import DISPLACEMENTS
 from robustvae.defenses import Victim
 from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.perturb import Ball
 from robustvae.records import write_text
-from robustvae.robustness import Version, rest_quantile
+from robustvae.robustness import Displacement, rest_quantile
 from robustvae.seeding import draw, generator, randn, shard_generator
 from robustvae.zoo import load
 
@@ -55,7 +55,7 @@ class Trials:
         violations: Those that refute the certificate.
         undecided: Those too close to m for the draws allowed.
         adversarial: Those along the direction of an attack.
-        boxed: Those whose perturbed image lies in [0, 1].
+        box: Those whose perturbed image lies in [0, 1].
         draws: Draws of the output spent.
         inputs: Inputs with a radius above 0, summed over the rounds.
         abstained: Inputs without one.
@@ -65,7 +65,7 @@ class Trials:
     violations: int = 0
     undecided: int = 0
     adversarial: int = 0
-    boxed: int = 0
+    box: int = 0
     draws: int = 0
     inputs: int = 0
     abstained: int = 0
@@ -81,11 +81,11 @@ def trials(
     x: Tensor,
     r: float,
     m: float,
-    version: Version,
+    displacement: Displacement,
     *,
     count: int,
     generator: torch.Generator,
-    routes: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
     suite: str = "smoke",
 ) -> Trials:
     """Try to refute the certificates of some inputs.
@@ -99,10 +99,10 @@ def trials(
         x: Images in [0, 1], (B, C, H, W).
         r: l2 distance between outputs, in pixel units.
         m: Probability wanted.
-        version: "centered", "paired" or "full".
+        displacement: "centered", "paired" or "full".
         count: Trials at least; fewer only where every input abstains.
         generator: Spent by all of it.
-        routes: As of `certify`.
+        methods: As of `certify`.
         suite: Name of the attack suite.
 
     Examples:
@@ -116,7 +116,7 @@ def trials(
     """
     total = Trials()
     while total.done < count:
-        found = certify(vae, x, r, m, version, generator=generator, routes=routes)
+        found = certify(vae, x, r, m, displacement, generator=generator, methods=methods)
         held = found.radius > 0
         total.inputs += int(held.sum())
         total.abstained += int((~held).sum())
@@ -126,7 +126,9 @@ def trials(
         radius = found.radius[held].to(x.dtype)
         perturbed = _attacked(vae, inside, radius, suite, generator)
         for direction, attacked in _directions(inside, perturbed, generator):
-            total.add(_round(vae, inside, direction, radius, r, m, version, generator, attacked))
+            total.add(
+                _round(vae, inside, direction, radius, r, m, displacement, generator, attacked)
+            )
             if total.done >= count:
                 break
     return total
@@ -180,7 +182,7 @@ def _round(
     radius: Tensor,
     r: float,
     m: float,
-    version: Version,
+    displacement: Displacement,
     generator: torch.Generator,
     adversarial: bool,
 ) -> Trials:
@@ -195,13 +197,15 @@ def _round(
     size = (x_adv - clean).double().flatten(1).norm(dim=1)
     assert bool((size <= most.double() * (1 + 1e-6) + 1e-6).all())  # the image's own rounding
     with torch.no_grad():
-        violated, undecided, draws = judge(vae, clean, x_adv, r, m, version, generator=generator)
+        violated, undecided, draws = judge(
+            vae, clean, x_adv, r, m, displacement, generator=generator
+        )
     return Trials(
         done=len(x_adv),
         violations=violated,
         undecided=undecided,
         adversarial=len(x_adv) * adversarial,
-        boxed=int(((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1).sum()),
+        box=int(((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1).sum()),
         draws=draws,
     )
 
@@ -212,14 +216,14 @@ def judge(
     x_adv: Tensor,
     r: float,
     m: float,
-    version: Version,
+    displacement: Displacement,
     *,
     generator: torch.Generator,
 ) -> tuple[int, int, int]:
     """Of perturbed images: how many refute robustness, how many are undecided, and draws spent."""
     q, q_adv = vae.encode(x), vae.encode(x_adv)
     center = vae.decode(q.mean).mean.flatten(1)
-    if version == "centered":
+    if displacement == "centered":
         q_adv = Gaussian(q_adv.mean, q.stddev)
     inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
@@ -229,7 +233,7 @@ def judge(
         for rows in open_.split(max(1, _ROWS // draws)):
             end = _outputs(vae, x_adv, q_adv, rows, draws, generator)
             start = center[rows]
-            if version == "paired":
+            if displacement == "paired":
                 start = _outputs(vae, x, q, rows, draws, generator)
             inside[rows] += ((end - start).norm(dim=2) <= r).sum(0)
         spent += len(open_) * draws
@@ -271,11 +275,11 @@ def main() -> None:
         help="instead of --r: so many times the median, over 20 images, of the m-quantile at rest",
     )
     parser.add_argument("--m", type=float, default=0.5)
-    parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
-    parser.add_argument("--routes", nargs="+")
+    parser.add_argument("--displacements", nargs="+", default=list(DISPLACEMENTS))
+    parser.add_argument("--methods", nargs="+")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
     parser.add_argument("--inputs", type=int, default=100)
-    parser.add_argument("--count", type=int, default=10_000, help="of each version and type")
+    parser.add_argument("--count", type=int, default=10_000, help="of each displacement and type")
     parser.add_argument("--suite", default="smoke")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -287,7 +291,7 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for dtype in given.dtypes:
         vae = load(given.model).to(getattr(torch, dtype))
-        for version in given.versions:
+        for displacement in given.displacements:
             r = given.r
             if given.rest is not None:
                 x, _ = images.sample(20, stratified=True, generator=generator(given.seed))
@@ -295,13 +299,13 @@ def main() -> None:
                     Victim(vae),
                     x.to(vae.dtype),
                     given.m,
-                    version,
+                    displacement,
                     generator=generator(given.seed),
                     draws=1000,
                 )
                 r = float(f"{given.rest * float(rest.value.median()):.4g}")
-            case = f"{Path(given.model).name}, {version}, {dtype}, r = {r:g}, m = {given.m:g}"
-            case += f", {'+'.join(given.routes)}" if given.routes else ""
+            case = f"{Path(given.model).name}, {displacement}, {dtype}, r = {r:g}, m = {given.m:g}"
+            case += f", {'+'.join(given.methods)}" if given.methods else ""
             entry = kept.setdefault(case, {"shards": 0, "trials": asdict(Trials())})
             total = Trials(**entry["trials"])
             while total.done < given.count:
@@ -314,10 +318,10 @@ def main() -> None:
                     x.to(vae.dtype),
                     r,
                     given.m,
-                    version,
+                    displacement,
                     count=given.count - total.done,
                     generator=g,
-                    routes=given.routes,
+                    methods=given.methods,
                     suite=given.suite,
                 )
                 total.add(found)
