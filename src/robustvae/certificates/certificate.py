@@ -81,7 +81,8 @@ class Certificate:
         >>> vae = rv.models.create("lipschitz-vae", latent=2, image_shape=(1, 4, 4), hidden=[16])
         >>> x = torch.rand(2, 1, 4, 4)
         >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
-        ...     generator=rv.generator(0)) >>> lower.radius.shape, lower.kind, lower.box
+        ...     generator=rv.generator(0))
+        >>> lower.radius.shape, lower.kind, lower.box
         (torch.Size([2]), 'deterministic', False)
         >>> [name for name in lower.by_method if "envelope" not in name and "tangent" not in name]
         ['noncentral', 'trace_markov']
@@ -180,7 +181,8 @@ def certify(
         >>> vae = rv.load("digits-lipschitz-vae")
         >>> x = rv.data.load("digits", split="test").x[:4]
         >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
-        ...     generator=rv.generator(0)) >>> lower.kind, lower.status
+        ...     generator=rv.generator(0))
+        >>> lower.kind, lower.status
         ('deterministic', ('ok', 'ok', 'ok', 'ok'))
     """
     check_type(vae, "vae", VAE)

@@ -72,9 +72,11 @@ def isotropic_margin(
     Examples:
         >>> from robustvae.certificates import isotropic_margin
         >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10, displacement="paired"),
-        ...     3) 0.068
+        ...     3)
+        0.068
         >>> round(isotropic_margin(0.1, r=8, m=0.5, a=10, b=10, latent=10,
-        ...     displacement="centered"), 3) 0.074
+        ...     displacement="centered"), 3)
+        0.074
     """
     check_choice("displacement", displacement, ("centered", "full", "paired"))
     for value, name in ((stddev, "stddev"), (r, "r"), (a, "a"), (b, "b")):
