@@ -12,6 +12,7 @@ from robustvae import metrics
 from robustvae.errors import check_count, check_number, check_type
 from robustvae.models import VAE, Distribution, Gaussian, conditionals
 from robustvae.models.hierarchy import draw_at
+from robustvae.objectives.noise import InputNoise, add_noise, checked_noise, scaled_noise
 
 
 @final
@@ -21,9 +22,13 @@ class ELBO:
 
     loss(x) = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)),  z ~ q(z|x)
 
-    The expectation takes one draw of z. The KL is in closed form where posterior and prior are
-    Gaussian, and otherwise estimated at the same draw. In a hierarchy every layer has its own KL,
-    between its conditionals at the draw.
+    With `input_noise` the posterior in both terms is q(z|x + s n), n standard normal: the model
+    reads a noisy image and explains the clean one. Trained so, it can be smoothed by the same noise
+    at test time, which certifies it, and without any noise it resists attacks.
+
+    The expectation takes one draw of z and of n. The KL is in closed form where posterior and prior
+    are Gaussian, and otherwise estimated at the same draw. In a hierarchy every layer has its own
+    KL, between its conditionals at the draw.
 
     Args:
         beta: Weight of the KL, at least 0; 1 is the ELBO, anything else a beta-VAE.
@@ -31,13 +36,17 @@ class ELBO:
             linearly. Called directly, the objective uses `beta`.
         free_bits: Nats of KL that every layer may spend for free, on the batch's average: below
             them its KL stands in the loss as this constant. At least 0.
+        input_noise: Standard deviation s of the noise on the encoder's input, in pixel units; a
+            pair (low, high) draws s for every image, uniformly. 0 is none.
+        noise_warmup: Optimization steps over which training raises s from 0, linearly.
 
     Raises:
-        RangeError: `beta`, `warmup` or `free_bits` below 0.
+        DtypeError: `input_noise` is neither a number nor a pair of them.
+        RangeError: `beta`, `warmup`, `free_bits`, `input_noise` or `noise_warmup` below 0.
 
     References:
         Kingma & Welling, 2014, Eq. 10; Higgins et al., 2017, Eq. 4; [Willetts21] Eq. 4;
-        Kingma et al., 2016, Eq. 15 (free bits).
+        Kingma et al., 2016, Eq. 15 (free bits); Im et al., 2017, Eq. 6 (noise).
 
     Examples:
         >>> import robustvae as rv
@@ -47,17 +56,23 @@ class ELBO:
         torch.Size([3])
         >>> rv.objectives.ELBO(beta=2.0, warmup=100).at(25).beta
         0.5
+        >>> rv.objectives.ELBO(input_noise=0.25)(vae, x, generator=rv.generator(0)).shape
+        torch.Size([3])
     """
 
     beta: float = 1.0
     warmup: int = 0
     free_bits: float = 0.0
+    input_noise: InputNoise = 0.0
+    noise_warmup: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse weights that make no sense."""
+        """Validate the weights and the noise."""
         check_number(self.beta, "beta", least=0)
         check_count(self.warmup, "warmup", least=0)
         check_number(self.free_bits, "free_bits", least=0)
+        object.__setattr__(self, "input_noise", checked_noise(self.input_noise))
+        check_count(self.noise_warmup, "noise_warmup", least=0)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, in nats, (B,).
@@ -76,7 +91,8 @@ class ELBO:
         "kl_1" next to the data.
         """
         check_type(vae, "vae", VAE)
-        z, q = draw_at(vae.encode(x), generator=generator)
+        x_noisy = add_noise(x, self.input_noise, generator=generator)
+        z, q = draw_at(vae.encode(x_noisy), generator=generator)
         likelihood, prior = vae.given(z)
         distortion = -likelihood.log_prob(x).flatten(1).sum(1)
         layers = layer_kls(vae, q, z, prior)
@@ -89,8 +105,14 @@ class ELBO:
         }
 
     def at(self, step: int) -> ELBO:
-        """The objective at optimization step `step`, with the weight warmed up so far."""
-        return replace(self, beta=self.beta * warmed(step, self.warmup), warmup=0)
+        """The objective at optimization step `step`, weight and noise warmed up so far."""
+        return replace(
+            self,
+            beta=self.beta * warmed(step, self.warmup),
+            warmup=0,
+            input_noise=scaled_noise(self.input_noise, warmed(step, self.noise_warmup)),
+            noise_warmup=0,
+        )
 
 
 def layer_kls(

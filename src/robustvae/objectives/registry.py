@@ -53,7 +53,7 @@ def create(name: str, **options: Any) -> Objective:
     Examples:
         >>> import robustvae as rv
         >>> rv.objectives.create("elbo", beta=2.0)
-        ELBO(beta=2.0, warmup=0, free_bits=0.0)
+        ELBO(beta=2.0, warmup=0, free_bits=0.0, input_noise=0.0, noise_warmup=0)
         >>> rv.objectives.create("mixup", base={"name": "elbo", "beta": 2.0}).base.beta
         2.0
     """

@@ -20,6 +20,7 @@ from robustvae.errors import (
 )
 from robustvae.models import VAE, Distribution, Gaussian, conditionals
 from robustvae.objectives.elbo import at_least, by_layer, layer_kls, warmed
+from robustvae.objectives.noise import InputNoise, add_noise, checked_noise, scaled_noise
 from robustvae.seeding import draw
 
 SAMPLINGS = ("mws", "mss")
@@ -59,6 +60,9 @@ class TotalCorrelation:
         free_bits: Nats that every layer may spend for free, on the batch's average: a layer whose
             KL is lower pays this constant. The top layer's KL is the sum of its three terms at
             weight 1, which no estimate of log q(z) biases. At least 0.
+        input_noise: Standard deviation of noise on the encoder's input, or a pair (low, high), as
+            in `ELBO`; q(z) is then the aggregate over noisy images.
+        noise_warmup: Optimization steps over which training raises the noise from 0, linearly.
 
     Raises:
         UnknownNameError: Any other sampling.
@@ -86,15 +90,19 @@ class TotalCorrelation:
     weight: float = 1.0
     warmup: int = 0
     free_bits: float = 0.0
+    input_noise: InputNoise = 0.0
+    noise_warmup: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse weights that make no sense."""
+        """Validate the weights and the noise."""
         for name in ("alpha", "beta", "gamma", "weight", "free_bits"):
             check_number(getattr(self, name), name, least=0)
         if self.size is not None:
             check_count(self.size, "size")
         check_choice("sampling", self.sampling, SAMPLINGS)
         check_count(self.warmup, "warmup", least=0)
+        object.__setattr__(self, "input_noise", checked_noise(self.input_noise))
+        check_count(self.noise_warmup, "noise_warmup", least=0)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, in nats, (B,).
@@ -113,7 +121,7 @@ class TotalCorrelation:
         also the KLs of the lower ones, "kl_1" next to the data.
         """
         check_type(vae, "vae", VAE)
-        posterior = vae.encode(x)
+        posterior = vae.encode(add_noise(x, self.input_noise, generator=generator))
         z = draw(posterior, generator=generator)
         distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
         lower = layer_kls(vae, posterior, z)[:-1]
@@ -140,8 +148,14 @@ class TotalCorrelation:
         }
 
     def at(self, step: int) -> TotalCorrelation:
-        """The objective at optimization step `step`, with w warmed up so far."""
-        return replace(self, weight=self.weight * warmed(step, self.warmup), warmup=0)
+        """The objective at optimization step `step`, w and noise warmed up so far."""
+        return replace(
+            self,
+            weight=self.weight * warmed(step, self.warmup),
+            warmup=0,
+            input_noise=scaled_noise(self.input_noise, warmed(step, self.noise_warmup)),
+            noise_warmup=0,
+        )
 
 
 def log_aggregate(
