@@ -28,6 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from robustvae import registry
 from robustvae.attacks import Attack, LatentShift, MaximumDamage, evidence_checks
 from robustvae.attacks.attack import AttackResult
 from robustvae.certificates import certify
@@ -46,7 +47,6 @@ from robustvae.geometry import pullback
 from robustvae.metrics import mean_stderr, ms_ssim
 from robustvae.models import checkpoint
 from robustvae.models.base import check_weights
-from robustvae.models.registry import MODELS
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.records import Record, plain, write_text
 from robustvae.robustness import (
@@ -601,7 +601,7 @@ def _sha256(images: Images) -> str:
 
 def _model(victim: Victim, name: str | None) -> dict[str, Any]:
     vae = victim.vae
-    kind = next((key for key, kind in MODELS.items() if type(vae) is kind), type(vae).__name__)
+    kind = registry.name_of("model", vae) or type(vae).__name__
     return {
         "name": name or kind,
         "kind": kind,

@@ -20,7 +20,10 @@ PACKAGE = Path(robustvae.__file__).parent
 
 LADDER = [
     {"errors"},
-    {"seeding"},  # below the rest of its line in the layout: whatever is random draws through it
+    {
+        "registry",
+        "seeding",
+    },  # below the rest of its line in the layout: whatever is random draws through it
     {"records", "jacobians"},
     {"metrics", "bounds", "norms", "data", "perturb", "mcmc"},
     {"models"},

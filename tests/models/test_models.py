@@ -39,7 +39,7 @@ SMALL = {
     ],
     "lipschitz-vae": [{"latent": 3, "image_shape": (1, 8, 8), "hidden": [16, 16]}],
 }
-CASES = [(name, options) for name in registry.MODELS for options in SMALL[name]]
+CASES = [(name, options) for name in registry.names() for options in SMALL[name]]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda v: str(v))

@@ -344,7 +344,7 @@ def test_refuses_nonsense(
 
 
 def test_a_base_without_a_name_is_refused() -> None:
-    with pytest.raises(errors.ConfigError, match="wants a name"):
+    with pytest.raises(errors.ConfigError, match="needs a name"):
         rv.objectives.create("mixup", base={"beta": 2.0})
     with pytest.raises(errors.UnknownNameError, match="did you mean 'elbo'"):
         rv.objectives.create("mixup", base={"name": "elbow"})

@@ -16,11 +16,13 @@ from robustvae.errors import check_images, check_type
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
+from robustvae.registry import family_base
 from robustvae.seeding import split
 
 _CHUNK = 250
 
 
+@family_base("search")
 @runtime_checkable
 class Search(Protocol):
     """How an attacker looks: any way to raise a score within a ball."""

@@ -29,11 +29,13 @@ from robustvae.models.base import VAE
 from robustvae.models.hierarchy import check_gaussian
 from robustvae.models.likelihoods import Distribution
 from robustvae.perturb import Score
+from robustvae.registry import family_base, register
 from robustvae.seeding import randn, split
 
 Divergence = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+@family_base("goal")
 @runtime_checkable
 class Goal(Protocol):
     """What an attacker wants; `bind` looks at the clean inputs once and returns the score."""
@@ -73,6 +75,7 @@ DIVERGENCES = (*_DIVERGENCES, "latent", "samples")
 """How far two latent codes are apart; see `LatentShift`."""
 
 
+@register("goal", "latent-shift")
 @final
 @dataclass(frozen=True)
 class LatentShift:
@@ -128,6 +131,7 @@ class LatentShift:
         return _apart(victim, x, x, self.divergence, self.layers, self.draws, generator)
 
 
+@register("goal", "latent-target")
 @final
 @dataclass(frozen=True, eq=False)
 class LatentTarget:
@@ -174,6 +178,7 @@ class LatentTarget:
         return lambda y, rows: -apart(y, rows)
 
 
+@register("goal", "maximum-damage")
 @final
 @dataclass(frozen=True)
 class MaximumDamage:
@@ -242,6 +247,7 @@ class MaximumDamage:
         return score
 
 
+@register("goal", "output-target")
 @final
 @dataclass(frozen=True, eq=False)
 class OutputTarget:
@@ -306,6 +312,7 @@ class OutputTarget:
         return score
 
 
+@register("goal", "classifier-flip")
 @final
 @dataclass(frozen=True, eq=False)
 class ClassifierFlip:
@@ -376,6 +383,7 @@ class ClassifierFlip:
         return score
 
 
+@register("goal", "weighted-sum")
 @final
 @dataclass(frozen=True)
 class WeightedSum:

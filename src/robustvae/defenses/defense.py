@@ -12,8 +12,10 @@ from torch import Tensor
 from robustvae.errors import check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
 from robustvae.models.layout import channels_last
+from robustvae.registry import family_base
 
 
+@family_base("defense")
 @runtime_checkable
 class Defense(Protocol):
     """Any way to read a latent off an image: `(vae, x, *, generator) -> z`.

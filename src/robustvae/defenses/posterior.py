@@ -39,9 +39,11 @@ from robustvae.mcmc import (
 from robustvae.mcmc.hmc import Adapt, check_jitter
 from robustvae.models.base import VAE, evaluating
 from robustvae.perturb import Ball
+from robustvae.registry import register
 from robustvae.seeding import draw
 
 
+@register("defense", "posterior-mean")
 @final
 @dataclass(frozen=True)
 class PosteriorMean:
@@ -61,6 +63,7 @@ class PosteriorMean:
             return vae.encode(x).mean
 
 
+@register("defense", "posterior-sample")
 @final
 @dataclass(frozen=True)
 class PosteriorSample:
@@ -92,6 +95,7 @@ class PosteriorSample:
             return draw(vae.encode(x), (self.draws,), generator=generator).mean(0)
 
 
+@register("defense", "hmc")
 @final
 @dataclass(frozen=True)
 class HMC:
@@ -302,6 +306,7 @@ class HMC:
         return in_bfloat16(vae) if self.force == "bfloat16" else contextlib.nullcontext()
 
 
+@register("defense", "langevin")
 @final
 @dataclass(frozen=True)
 class Langevin:
@@ -363,6 +368,7 @@ class Langevin:
         return in_chunks(read, vae, x, self.chunk)
 
 
+@register("defense", "posterior-mode")
 @final
 @dataclass(frozen=True)
 class PosteriorMode:

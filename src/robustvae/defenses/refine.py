@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from robustvae.defenses.defense import Defense
 from robustvae.defenses.posterior import PosteriorMean
 from robustvae.errors import RangeError, check_count, check_images, check_probability, check_type
 from robustvae.models.base import VAE, evaluating
+from robustvae.registry import family_base, register
 
 
+@family_base("refinement")
+@runtime_checkable
 class Refinement(Protocol):
     """Any way to clean an image before it is read: images to images, (B, C, H, W)."""
 
@@ -24,6 +27,7 @@ class Refinement(Protocol):
         ...
 
 
+@register("defense", "refined")
 @final
 @dataclass(frozen=True)
 class Refined:
@@ -63,6 +67,7 @@ class Refined:
             return self.defense(vae, self.refine(vae, x, generator=generator), generator=generator)
 
 
+@register("refinement", "threshold")
 @final
 @dataclass(frozen=True)
 class Threshold:
@@ -83,6 +88,7 @@ class Threshold:
         return _straight_through(x, (x > self.level).to(x.dtype))
 
 
+@register("refinement", "bit-depth")
 @final
 @dataclass(frozen=True)
 class BitDepth:
@@ -104,6 +110,7 @@ class BitDepth:
         return _straight_through(x, (x * levels).round() / levels)
 
 
+@register("refinement", "median")
 @final
 @dataclass(frozen=True)
 class Median:
@@ -128,6 +135,7 @@ class Median:
         return windows.flatten(4).median(4).values
 
 
+@register("refinement", "jpeg")
 @final
 @dataclass(frozen=True)
 class JPEG:
@@ -149,6 +157,7 @@ class JPEG:
         return _straight_through(x, jpeg(planes, self.quality).view_as(x))
 
 
+@register("refinement", "redraw")
 @final
 @dataclass(frozen=True)
 class Redraw:

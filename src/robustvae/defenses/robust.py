@@ -16,8 +16,10 @@ from robustvae.defenses.targets import RobustTarget
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
 from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE, frozen
+from robustvae.registry import register
 
 
+@register("defense", "robust-posterior")
 @final
 @dataclass(frozen=True)
 class RobustPosterior:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from robustvae.errors import DtypeError, NonFiniteError, ShapeError, check_type
 from robustvae.models.likelihoods import Distribution, Gaussian
+from robustvae.registry import family_base
 
 
+@family_base("model")
 class VAE(nn.Module, abc.ABC):
     """A variational autoencoder with one flat latent.
 

@@ -14,7 +14,7 @@ from safetensors.torch import save as dump_tensors
 
 from robustvae.errors import CheckpointError, RobustVAEError, check_choice
 from robustvae.models.base import VAE, check_weights
-from robustvae.models.registry import MODELS, create, name_of
+from robustvae.models.registry import create, name_of, names
 from robustvae.records import write_files
 
 FORMAT = 1
@@ -138,7 +138,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has checkpoint format {config['format']}, this version reads {FORMAT}"
         )
-    if config["model"] not in MODELS or config["dtype"] not in DTYPES:
+    if not _is_model(config["model"]) or config["dtype"] not in DTYPES:
         raise CheckpointError(
             f"{folder} holds a {config['dtype']} model {config['model']!r}, which is unknown here"
         )
@@ -164,6 +164,11 @@ def _state_sha256(state: dict[str, torch.Tensor]) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_model(name: str) -> bool:
+    """Whether `create` knows the name; a path imports code, which loading a file must not do."""
+    return name in names()
 
 
 def _line(error: BaseException) -> str:

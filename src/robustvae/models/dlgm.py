@@ -7,8 +7,10 @@ from typing import final
 from torch import Tensor
 
 from robustvae.models.hierarchy import HierarchicalVAE
+from robustvae.registry import register
 
 
+@register("model", "dlgm")
 @final
 class DLGM(HierarchicalVAE):
     """A deep latent Gaussian model: p(x | z^1) p(z^1 | z^2) ... p(z^L), any number of layers.

@@ -30,6 +30,7 @@ from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.orthogonal import RAW, MoveChannels, convolutions, equip, kernel, raw_of
 from robustvae.models.vae import LIKELIHOODS, likelihood_of, shortened
+from robustvae.registry import register
 
 
 def bjorck(weight: Tensor, steps: int = 1, order: int = 1) -> Tensor:
@@ -219,6 +220,7 @@ ARCHITECTURES = ("conv", "mlp")
 SORTS: dict[str, type[nn.Module]] = {"groupsort": GroupSort, "maxmin": MaxMin}
 
 
+@register("model", "lipschitz-vae")
 @final
 class LipschitzVAE(VAE):
     """A VAE whose encoder and decoder have chosen Lipschitz constants.

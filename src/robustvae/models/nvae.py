@@ -13,6 +13,7 @@ from robustvae.models.base import VAE
 from robustvae.models.hierarchy import Choose, LayeredGaussian
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.vae import check_likelihood, likelihood_of
+from robustvae.registry import register
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"channels": 16, "groups": [3, 3], "latent_channels": 2, "cells": 1},
@@ -22,6 +23,7 @@ _SOFT_BOUND = 5.0
 _RESIDUAL = 0.1
 
 
+@register("model", "nvae")
 @final
 class NVAE(VAE):
     """A nouveau VAE: p(x | z) of groups z_1, ..., z_L, each given all before it, coarse to fine.

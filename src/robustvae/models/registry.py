@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from robustvae.errors import UnknownNameError, check_choice, unknown
+from robustvae import registry
+from robustvae.errors import UnknownNameError
 from robustvae.models.base import VAE
-from robustvae.models.dlgm import DLGM
-from robustvae.models.lipschitz import LipschitzVAE
-from robustvae.models.nvae import NVAE
-from robustvae.models.seatbelt import SeatbeltVAE
-from robustvae.models.vae import GaussianVAE
 from robustvae.seeding import seeded
-
-MODELS: dict[str, type[VAE]] = {
-    "dlgm": DLGM,
-    "lipschitz-vae": LipschitzVAE,
-    "nvae": NVAE,
-    "seatbelt": SeatbeltVAE,
-    "vae": GaussianVAE,
-}
 
 
 def names() -> list[str]:
@@ -31,14 +18,14 @@ def names() -> list[str]:
         >>> "vae" in rv.models.names()
         True
     """
-    return sorted(MODELS)
+    return registry.names("model")
 
 
 def create(name: str, *, seed: int = 0, **options: Any) -> VAE:
     """Make a new, untrained model.
 
     Args:
-        name: One of `names()`.
+        name: One of `names()`, or `package.module:Name` of a `VAE` class of your own.
         seed: Decides the first weights; torch's global generator is left as it was.
         options: The model's own arguments, such as `architecture` and `latent`.
 
@@ -52,13 +39,9 @@ def create(name: str, *, seed: int = 0, **options: Any) -> VAE:
         >>> vae.latent, vae.image_shape
         (8, (1, 8, 8))
     """
-    check_choice("model", name, MODELS)
-    accepted = list(inspect.signature(MODELS[name]).parameters)
-    for option in options:
-        if option not in accepted:
-            raise unknown(f"option of model {name!r}", option, accepted)
     with seeded(seed):
-        return MODELS[name](**options)
+        vae: VAE = registry.build("model", {"name": name, **options})
+    return vae
 
 
 def name_of(vae: VAE) -> str:
@@ -67,9 +50,10 @@ def name_of(vae: VAE) -> str:
     Raises:
         UnknownNameError: The class is not registered, as with wrapped models.
     """
-    for name, kind in MODELS.items():
-        if type(vae) is kind:
-            return name
-    raise UnknownNameError(
-        f"{type(vae).__name__} is not a registered model: only models of `create` can be saved"
-    )
+    name: str | None = registry.name_of("model", vae)
+    if name is None:
+        raise UnknownNameError(
+            f"{type(vae).__name__} is not a registered model, and only those can be saved: "
+            'put @register("model", "a-name") above its class'
+        )
+    return name

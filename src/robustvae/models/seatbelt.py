@@ -7,8 +7,10 @@ from typing import final
 from torch import Tensor
 
 from robustvae.models.hierarchy import HierarchicalVAE
+from robustvae.registry import register
 
 
+@register("model", "seatbelt")
 @final
 class SeatbeltVAE(HierarchicalVAE):
     """A Seatbelt-VAE: p(x | z^1, ..., z^L) p(z^1 | z^2) ... p(z^L), any number of layers.

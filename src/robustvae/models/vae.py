@@ -18,10 +18,12 @@ from robustvae.models.likelihoods import (
     MeanRule,
 )
 from robustvae.models.networks import build, log_var_to_stddev
+from robustvae.registry import register
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "continuous_bernoulli_exact", "gaussian")
 
 
+@register("model", "vae")
 @final
 class GaussianVAE(VAE):
     """A VAE with diagonal Gaussian posterior and standard normal prior.

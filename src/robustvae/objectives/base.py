@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from robustvae.models import VAE
+from robustvae.registry import family_base
 
 
+@family_base("objective")
 @runtime_checkable
 class Objective(Protocol):
     """A loss per image, to be minimized."""

@@ -13,8 +13,10 @@ from robustvae.errors import check_count, check_number, check_type
 from robustvae.models import VAE, Distribution, Gaussian, conditionals
 from robustvae.models.hierarchy import draw_at
 from robustvae.objectives.noise import InputNoise, add_noise, checked_noise, scaled_noise
+from robustvae.registry import register
 
 
+@register("objective", "elbo")
 @final
 @dataclass(frozen=True)
 class ELBO:

@@ -13,9 +13,11 @@ from robustvae.errors import check_number, check_positive, check_type
 from robustvae.models import VAE
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO, layer_kls
+from robustvae.registry import register
 from robustvae.seeding import draw
 
 
+@register("objective", "mixup")
 @final
 @dataclass(frozen=True)
 class Mixup:

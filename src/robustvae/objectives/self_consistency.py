@@ -15,9 +15,11 @@ from robustvae.models.base import frozen
 from robustvae.models.hierarchy import draw_at
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
+from robustvae.registry import register
 from robustvae.seeding import draw
 
 
+@register("objective", "self-consistency")
 @final
 @dataclass(frozen=True)
 class SelfConsistency:
@@ -99,6 +101,7 @@ class SelfConsistency:
         return replace(self, base=self.base.at(step))
 
 
+@register("objective", "self-supervision")
 @final
 @dataclass(frozen=True)
 class SelfSupervision:

@@ -15,8 +15,10 @@ from robustvae.models.base import frozen
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
 from robustvae.perturb import Ball, ProjectedAscent
+from robustvae.registry import register
 
 
+@register("objective", "smooth-encoder")
 @final
 @dataclass(frozen=True)
 class SmoothEncoder:

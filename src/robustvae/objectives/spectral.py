@@ -12,9 +12,11 @@ from robustvae.errors import check_count, check_number, check_type
 from robustvae.models import VAE
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
+from robustvae.registry import register
 from robustvae.seeding import randn
 
 
+@register("objective", "spectral-regularization")
 @final
 @dataclass(frozen=True)
 class SpectralRegularization:

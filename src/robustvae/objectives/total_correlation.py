@@ -21,11 +21,13 @@ from robustvae.errors import (
 from robustvae.models import VAE, Distribution, Gaussian, conditionals
 from robustvae.objectives.elbo import at_least, by_layer, layer_kls, warmed
 from robustvae.objectives.noise import InputNoise, add_noise, checked_noise, scaled_noise
+from robustvae.registry import register
 from robustvae.seeding import draw
 
 SAMPLINGS = ("mws", "mss")
 
 
+@register("objective", "total-correlation")
 @final
 @dataclass(frozen=True)
 class TotalCorrelation:

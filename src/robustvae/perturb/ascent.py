@@ -18,6 +18,7 @@ from robustvae.errors import (
     check_positive,
 )
 from robustvae.perturb.ball import Ball
+from robustvae.registry import register
 from robustvae.seeding import split
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -49,6 +50,7 @@ class SearchResult:
     queries: Tensor
 
 
+@register("search", "projected-ascent")
 @final
 @dataclass(frozen=True)
 class ProjectedAscent:

@@ -12,9 +12,11 @@ from torch import Tensor
 from robustvae.errors import check_count, check_probability
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
 from robustvae.perturb.ball import Ball
+from robustvae.registry import register
 from robustvae.seeding import rand, split
 
 
+@register("search", "random-search")
 @final
 @dataclass(frozen=True)
 class RandomSearch:
@@ -66,6 +68,7 @@ class RandomSearch:
         return join(parts)
 
 
+@register("search", "square-search")
 @final
 @dataclass(frozen=True)
 class SquareSearch:

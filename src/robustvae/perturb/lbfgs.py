@@ -16,6 +16,7 @@ from torch import Tensor
 from robustvae.errors import check_count
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
 from robustvae.perturb.ball import Ball
+from robustvae.registry import register
 from robustvae.seeding import split
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -297,6 +298,7 @@ def _solved(system: Tensor, right: Tensor, *, upper: bool) -> Tensor:
     return torch.linalg.solve_triangular(system, right.unsqueeze(2), upper=upper).squeeze(2)
 
 
+@register("search", "lbfgs")
 @final
 @dataclass(frozen=True)
 class LBFGS:

@@ -12,8 +12,10 @@ from robustvae.errors import check_count
 from robustvae.jacobians import lanczos
 from robustvae.perturb.ascent import Score, SearchResult, evaluate
 from robustvae.perturb.ball import Ball
+from robustvae.registry import register
 
 
+@register("search", "one-shot")
 @final
 @dataclass(frozen=True)
 class OneShot:
