@@ -362,12 +362,19 @@ def _complete(recipe: Recipe, run: Path) -> bool:
     )
 
 
+def _start_line(card: dict[str, Any]) -> list[str]:
+    if "start" not in card:
+        return []
+    return [f"- trained on from `{card['start']}`, sha256 of its weights {card['start_sha256']}"]
+
+
 def _card_text(recipe: Recipe, told: dict[str, Any], found: Evaluation, dtype: str) -> str:
     facts = found.facts
     lines = [f"# {recipe.name}", "", recipe.about, ""]
     lines += [
         f"- trained on {told['data']} (training images), {told['epochs']} epochs, seed "
         f"{told['seed']}, {told['seconds']:.0f} s of training, stored {told['date']}",
+        *_start_line(told),
         f"- objective: {told['objective']}; recipe: `robustvae zoo train {recipe.name}`",
         f"- stored as {dtype}; sha256 of the weights as they load: {facts['sha256']}",
         f"- measured on what is stored: {facts['inputs']:,} of {facts['available']:,} "
