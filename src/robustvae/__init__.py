@@ -1,37 +1,88 @@
-"""Robust variational autoencoders: train, attack, defend, certify, audit."""
+"""Robust variational autoencoders: train, attack, defend, certify, audit.
 
-from robustvae import data, errors, models, objectives, report
-from robustvae.attacks import (
-    Attack,
-    AttackResult,
-    AttackSuite,
-    ClassifierFlip,
-    LatentShift,
-    LatentTarget,
-    MaximumDamage,
-    OutputTarget,
-)
-from robustvae.auditing import audit
-from robustvae.certificates import Certificate, certify
-from robustvae.defenses import (
-    HMC,
-    PosteriorMean,
-    PosteriorMode,
-    PosteriorSample,
-    RobustPosterior,
-    Victim,
-)
-from robustvae.evaluation import evaluate
-from robustvae.geometry import pullback
-from robustvae.models import VAE, wrap
-from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent
-from robustvae.records import Estimate, Record
-from robustvae.robustness import estimate_margin, robustness_probability
-from robustvae.seeding import draw, generator
-from robustvae.training import fit
-from robustvae.zoo import load
+Every public name is imported when it is first used, so `import robustvae` alone costs next to
+nothing and does not import torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from robustvae._lazy import attach
+
+if TYPE_CHECKING:  # the same names for type checkers and editors, which read no table
+    from robustvae import data, errors, models, objectives, report
+    from robustvae.attacks import (
+        Attack,
+        AttackResult,
+        AttackSuite,
+        ClassifierFlip,
+        LatentShift,
+        LatentTarget,
+        MaximumDamage,
+        OutputTarget,
+    )
+    from robustvae.auditing import audit
+    from robustvae.certificates import Certificate, certify
+    from robustvae.defenses import (
+        HMC,
+        PosteriorMean,
+        PosteriorMode,
+        PosteriorSample,
+        RobustPosterior,
+        Victim,
+    )
+    from robustvae.evaluation import evaluate
+    from robustvae.geometry import pullback
+    from robustvae.models import VAE, wrap
+    from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent
+    from robustvae.records import Estimate, Record
+    from robustvae.robustness import estimate_margin, robustness_probability
+    from robustvae.seeding import draw, generator
+    from robustvae.training import fit
+    from robustvae.zoo import load
 
 __version__ = "0.1.0"
+
+# Where each public name lives; a family itself has the empty text.
+_HOMES = {
+    "Attack": "attacks",
+    "AttackResult": "attacks",
+    "AttackSuite": "attacks",
+    "audit": "auditing",
+    "Ball": "perturb",
+    "Certificate": "certificates",
+    "certify": "certificates",
+    "ClassifierFlip": "attacks",
+    "data": "",
+    "draw": "seeding",
+    "errors": "",
+    "Estimate": "records",
+    "estimate_margin": "robustness",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "generator": "seeding",
+    "HMC": "defenses",
+    "LatentShift": "attacks",
+    "LatentTarget": "attacks",
+    "LBFGS": "perturb",
+    "load": "zoo",
+    "MaximumDamage": "attacks",
+    "models": "",
+    "objectives": "",
+    "OneShot": "perturb",
+    "OutputTarget": "attacks",
+    "PosteriorMean": "defenses",
+    "PosteriorMode": "defenses",
+    "PosteriorSample": "defenses",
+    "ProjectedAscent": "perturb",
+    "pullback": "geometry",
+    "Record": "records",
+    "report": "",
+    "robustness_probability": "robustness",
+    "RobustPosterior": "defenses",
+    "VAE": "models",
+    "Victim": "defenses",
+    "wrap": "models",
+}
 
 __all__ = [
     "Attack",
@@ -73,3 +124,5 @@ __all__ = [
     "Victim",
     "wrap",
 ]
+
+attach(__name__, _HOMES)

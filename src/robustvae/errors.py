@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,63 @@ class UnsupportedError(RobustVAEError):
 
 
 _NAMED = 12
+_LONGEST = 600  # characters of a message on the terminal: about eight lines
+
+
+def single_line(text: object, limit: int = _LONGEST) -> str:
+    r"""Text from outside, fit for a terminal: one line, nothing invisible, at most `limit` long.
+
+    Args:
+        text: What `str` makes text of.
+        limit: Characters at most; of what is longer, the middle is left out.
+
+    Returns:
+        The text with white space as single blanks and each control character, escape sequence or
+        broken code point spelled out.
+
+    Examples:
+        >>> from robustvae.errors import single_line
+        >>> print(single_line("a \x1b[31mred\nname"))
+        a \x1b[31mred name
+        >>> single_line("x" * 1000, limit=20)
+        'xxxxxxxxx ... xxxxxx'
+    """
+    line = " ".join(str(text).split())
+    line = "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in line
+    )
+    if len(line) <= limit:
+        return line
+    tail = (limit - 5) * 2 // 5  # the end of a message often says what to do, the start what failed
+    return f"{line[: limit - 5 - tail]} ... {line[-tail:]}"
+
+
+def requirements(extra: str) -> list[str]:
+    """What an extra of this package asks for, such as "torchmetrics>=1.9".
+
+    Examples:
+        >>> from robustvae.errors import requirements
+        >>> any(name.startswith("huggingface") for name in requirements("hub"))
+        True
+    """
+    from importlib import metadata  # 20 ms, for those who ask
+
+    try:
+        lines = metadata.requires("robustvae") or []
+    except metadata.PackageNotFoundError:  # run from the sources, never installed
+        return []
+    parts = (line.partition(";") for line in lines)
+    marker = re.compile(rf"""\bextra\s*==\s*['"]{re.escape(extra)}['"]""")
+    return [name.strip() for name, _, condition in parts if marker.search(condition)]
+
+
+def install_command(extra: str) -> str:
+    """The command that brings what an extra needs, wherever this package was installed from.
+
+    It names the packages and not this one, which stands on no index under its own name.
+    """
+    names = requirements(extra) or [f"robustvae[{extra}]"]
+    return f"pip install {' '.join(repr(name) for name in names)}"
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError:

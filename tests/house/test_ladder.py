@@ -19,7 +19,7 @@ import robustvae
 PACKAGE = Path(robustvae.__file__).parent
 
 LADDER = [
-    {"errors"},
+    {"errors", "_lazy"},
     {
         "registry",
         "seeding",

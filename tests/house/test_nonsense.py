@@ -451,7 +451,6 @@ WRONG_USES: list[tuple[list[str], st.SearchStrategy[str]]] = [
     (["audit", "--data"], NO_FLAG),
     (["audit", "--split"], NO_FLAG),
     (["audit", "--seed"], NO_COUNT | st.just(str(2**63))),
-    (["audit", "--workers"], NO_COUNT | st.sampled_from(["0", "2", "1e3"])),
     (["audit", "--device"], DEVICES),
     (["certify"], NO_FLAG),
     (["certify", "--data"], NO_FLAG),

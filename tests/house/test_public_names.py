@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -46,13 +49,34 @@ PUBLIC = dict(public())
 
 def test_all_is_sorted_and_complete() -> None:
     assert rv.__all__ == sorted(rv.__all__, key=str.casefold)
-    offered = {
-        name
-        for name, value in vars(rv).items()
-        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
-    }
-    assert {name for name in rv.__all__ if name in offered} == offered
-    assert {name for name in rv.__all__ if not name.startswith("__")} == offered | set(families())
+    assert set(rv.__all__) == set(rv._homes)
+    assert set(rv.__all__) <= set(dir(rv))
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """The table is for Python, the imports under TYPE_CHECKING for type checkers and editors."""
+    checked: dict[str, str] = {}
+    for node in ast.walk(ast.parse(inspect.getsource(rv))):
+        if isinstance(node, ast.ImportFrom) and node.module != "typing":
+            home = (node.module or "").removeprefix("robustvae").lstrip(".")
+            checked |= {alias.name: home for alias in node.names}
+    del checked["attach"]
+    assert checked == rv._homes
+
+
+def test_a_function_wins_over_a_module_of_its_name() -> None:
+    code = """
+import importlib, sys, types, robustvae
+from robustvae import _lazy
+package = types.ModuleType("package")
+sys.modules["package"] = package
+_lazy.attach("package", {"audit": "parts"})
+package.audit = types.ModuleType("package.audit")  # as `import package.audit` does
+assert "audit" not in vars(package)
+package.other = other = types.ModuleType("package.other")
+assert package.other is other
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_namespaces_are_ours_and_sorted() -> None:
@@ -63,12 +87,11 @@ def test_namespaces_are_ours_and_sorted() -> None:
 
 
 def test_no_function_shares_its_name_with_a_module() -> None:
-    """Among all modules for a name of `rv`, within its own folder for one of a family."""
-    modules = [info.name for info in pkgutil.walk_packages(rv.__path__, f"{rv.__name__}.")]
+    """Within a family; a function of `rv` wins over a module of its name (see the test above)."""
+    modules = {info.name for info in pkgutil.walk_packages(rv.__path__, f"{rv.__name__}.")}
     for name in (name for name, value in PUBLIC.items() if is_function(value)):
-        prefix, _, function = name.replace("rv", rv.__name__, 1).rpartition(".")
-        shared = [m for m in modules if m.startswith(prefix) and m.endswith(f".{function}")]
-        assert not shared, f"{name} and {shared}"
+        full = name.replace("rv", rv.__name__, 1)
+        assert full not in modules or full.count(".") == 1, name
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -1,0 +1,114 @@
+"""Attack, defend, estimate and certify a model, and write the report."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustvae.cli import common
+from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, Out, Quiet, Seed, Split
+from robustvae.cli.entry import FAILED
+from robustvae.errors import ConfigError, check_choice, single_line
+
+REQUIREMENT = re.compile(r"^\s*(?P<key>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+0-9.eE]+)\s*$")
+
+
+def run(
+    model: Model = DEFAULT_MODEL,
+    data: Data = None,
+    split: Split = "test",
+    plan: Annotated[
+        str, typer.Option(help="quick, standard, thorough, or a YAML file of your own.")
+    ] = "quick",
+    out: Out = Path("out"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the shards an interrupted run left in --out."),
+    ] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with 1 unless this holds: a check's name, or a key of the summary with a "
+            "bound on its mean, such as 'certified>=0.1'. May be repeated."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attack, defend, estimate and certify a model, and write the report.
+
+    Writes report.html, record.json and rows.parquet (or rows.jsonl) into --out.
+
+    Examples:
+
+        robustvae audit
+
+        robustvae audit digits-vae --plan standard --out audits/digits-vae
+
+        robustvae audit runs/mine --data mnist --require sandwich --require 'probability>=0.9'
+    """
+    from robustvae import auditing, report
+    from robustvae.cli.printing import console, show
+    from robustvae.defenses import Victim
+    from robustvae.records import check_folder
+    from robustvae.report.terminal import table
+
+    stages = auditing.read_plan(plan)
+    requirements = [_requirement(text, stages) for text in require or []]
+    vae = common.load_model(model, device)
+    images = common.load_images(model, data, split)
+    check_folder(out)
+    with common.progress("audit", quiet) as progress:
+        record = auditing.audit(
+            Victim(vae),
+            images,
+            stages,
+            seed=seed,
+            name=Path(model).name,
+            keep=out / ".shards",
+            resume=resume,
+            progress=progress,
+        )
+    report.write(record, out)
+    auditing.forget_shards(out / ".shards")
+    console().print(table(record))
+    for sentence in record.proved:
+        show(sentence)
+    show(f"report: {out / 'report.html'}")
+    failures = [reason for need in requirements if (reason := _unmet(need, record)) is not None]
+    for reason in failures:
+        print(f"required, and not so: {single_line(reason)}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+def _requirement(text: str, plan: Any) -> tuple[str, str | None, float]:
+    from robustvae.auditing import check_names, summary_keys
+
+    match = REQUIREMENT.match(text)
+    if match is None:
+        check_choice("check", text, check_names(plan))
+        return text, None, math.nan
+    check_choice("key of the summary", match["key"], summary_keys(plan))
+    try:
+        return match["key"], match["sign"], float(match["bound"])
+    except ValueError:
+        raise ConfigError(f"--require {text!r} has no number after {match['sign']}") from None
+
+
+def _unmet(need: tuple[str, str | None, float], record: Any) -> str | None:
+    key, sign, bound = need
+    if sign is None:
+        check = next(check for check in record.checks if check["name"] == key)
+        return None if check["passed"] else f"{key}: {check['value']}"
+    means = {entry["key"]: float(entry["mean"]) for entry in record.summary}
+    if key not in means:
+        return f"{key} {sign} {bound:g}, it was not measured"
+    met = means[key] >= bound if sign == ">=" else means[key] <= bound
+    return None if met else f"{key} {sign} {bound:g}, it is {means[key]:.4g}"

@@ -1,0 +1,169 @@
+"""What commands share: the same options under the same names, models, data, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustvae.errors import ConfigError, DtypeError, single_line
+
+# The one model that every command takes by default: both ends of its bracket are visible.
+DEFAULT_MODEL = "digits-lipschitz-vae"
+_PAUSE = 10.0  # seconds between lines of progress in a log: news without a flood
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A name (see `robustvae zoo list`), a checkpoint folder, or owner/name on the Hub."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set, or folder:PATH for images of your own; "
+        "by default the set that the model was trained on."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Which part of the data: test or train.")]
+Tolerance = Annotated[
+    float | None, typer.Option("--r", help="Output distance tolerated, l2 in pixel units.")
+]
+Quantile = Annotated[float, typer.Option("--m", help="Probability asked for, in (0, 1).")]
+Norm = Annotated[str, typer.Option(help="Norm of the perturbation: l2 or linf.")]
+Displacement = Annotated[str, typer.Option(help="centered, paired or full.")]
+Out = Annotated[Path, typer.Option(help="Folder for the report.")]
+OutFile = Annotated[Path | None, typer.Option(help="Also write the result here, as JSON.")]
+Seed = Annotated[int, typer.Option(help="Decides every random number.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+def load_model(model: str, device: str = "cpu") -> Any:
+    """The model of that name, folder or Hub id, on a device that computes."""
+    import torch
+
+    from robustvae import zoo
+
+    vae = zoo.load(model)
+    try:
+        torch.ones(1, device=device).item()
+        return vae.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(f"device {device!r} cannot be used here: {line}") from None
+
+
+def load_images(model: str, data: str | None, split: str = "test") -> Any:
+    """The data set named, or else the one that the model's card names."""
+    import robustvae.data
+    from robustvae import zoo
+
+    if data is None:
+        data = zoo.trained_on(model) or "digits"
+    return robustvae.data.load(data, split=split)
+
+
+def check_fit(vae: Any, images: Any) -> None:
+    """Raise unless the model reads images of this shape."""
+    if images.image_shape != tuple(vae.image_shape):
+        raise DtypeError(
+            f"the model reads images of {tuple(vae.image_shape)}, "
+            f"{images.name} has {images.image_shape}: name another set with --data"
+        )
+
+
+@contextlib.contextmanager
+def progress(task: str, quiet: bool) -> Iterator[Any]:
+    """A function of (number done, total, description); None if quiet.
+
+    On a terminal it draws a bar; elsewhere, as in the log of a batch job, it prints a line from
+    time to time, with the time that is left at the pace so far.
+    """
+    from robustvae.cli.printing import console
+
+    screen = console(stderr=True)
+    if quiet:
+        yield None
+    elif screen.is_terminal:
+        with _bar(task, screen) as report:
+            yield report
+    else:
+        yield _lines(task)
+
+
+@contextlib.contextmanager
+def _bar(task: str, screen: Any) -> Iterator[Any]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True) as bar:
+        shown = bar.add_task(task)
+        yield lambda done, total, what: bar.update(
+            shown, completed=done, total=total, description=single_line(what, 60)
+        )
+
+
+def _lines(task: str) -> Any:
+    from robustvae.cli.printing import show
+
+    start = last = time.monotonic()
+
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _PAUSE and done < total:
+            return
+        last = now
+        left = "" if done < 1 else f", {(now - start) * (total - done) / done:.0f} s left"
+        show(f"{task}: {done} of {total}, {what}, {now - start:.0f} s so far{left}", stderr=True)
+
+    return report
+
+
+def progress_line(quiet: bool) -> Any:
+    """A function that prints each step on standard error when it begins; None if quiet."""
+    from robustvae.cli.printing import show
+
+    return None if quiet else lambda what: show(what, stderr=True)
+
+
+def show_evaluation(evaluation: Any) -> None:
+    """Print what `rv.evaluate` measured."""
+    from robustvae.cli.printing import show_table
+
+    facts = evaluation.facts
+    rows = [
+        (
+            measure.label,
+            measure.shown,
+            "" if measure.stderr is None else f"{measure.stderr:.2g}",
+            str(measure.n) if measure.n else "",
+            measure.unit,
+        )
+        for measure in evaluation.measures
+    ]
+    rows += [(f"not measured: {part}", "", "", "", why) for part, why in evaluation.absent.items()]
+    show_table(
+        rows,
+        title=f"{facts['data']} ({facts['split']}), {facts['inputs']} images, seed {facts['seed']}",
+        headings=("", "value", "stderr", "n", "unit"),
+        numbers=(1, 2, 3),
+    )

@@ -1,0 +1,116 @@
+"""Bundled and trained models: list, show, train, table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustvae.cli import common
+from robustvae.cli.common import Device, Quiet
+
+app = typer.Typer(
+    help="Bundled models, and those of the recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command("list")
+def list_models() -> None:
+    """All models: bundled ones, and those of the recipes, trained or not yet."""
+    from robustvae import zoo
+    from robustvae.cli.printing import short, show, show_table
+
+    cards = {name: zoo.card(name) for name in zoo.names()}
+    waiting = [name for name, card in cards.items() if card["status"] == zoo.NOT_TRAINED]
+    rows = []
+    for name, card in cards.items():
+        if name not in waiting:
+            place = "the package" if name in zoo.bundled() else str(zoo.folder())
+            place = "no weights kept" if card["status"] == zoo.NOT_KEPT else place
+            likelihood = short(card["metrics"].get("nll", ""))
+            rows.append((name, card["data"], card["epochs"], place, likelihood))
+    show_table(
+        rows,
+        title="models that rv.load takes by name",
+        headings=("name", "data", "epochs", "from", "-log p(x), nats"),
+    )
+    show("All that was measured on one: robustvae zoo show NAME")
+    if waiting:
+        show(f"Not yet trained (robustvae zoo train NAME): {', '.join(waiting)}")
+
+
+@app.command("show")
+def show_model(name: Annotated[str, typer.Argument(help="Of a model; see `zoo list`.")]) -> None:
+    """The card of one model, with all that was measured on what is stored."""
+    from robustvae import zoo
+    from robustvae.cli.printing import short, show_table
+
+    card = zoo.card(name)
+    metrics = card.pop("metrics")
+    show_table([(key, short(value)) for key, value in card.items()], title=name)
+    evaluation = None if card["status"] == zoo.NOT_TRAINED else zoo.evaluation(name)
+    if evaluation is not None:
+        common.show_evaluation(evaluation)
+    elif metrics:
+        show_table([(key, short(value)) for key, value in metrics.items()])
+
+
+@app.command("train")
+def train_model(
+    name: Annotated[str, typer.Argument(help="Of a recipe; see `zoo list`.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the training run; runs/NAME by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model; NAME in the zoo by default.")
+    ] = None,
+    inputs: Annotated[int, typer.Option(min=2, help="Test images for the measures.")] = 2000,
+    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 1000,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Score logits as continuous Bernoulli's, too.")
+    ] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Train a model by its recipe, measure what is stored, and store it in the zoo.
+
+    A run that was stopped goes on; one that is complete is measured and stored.
+
+    Examples:
+
+        robustvae zoo train mnist-conv28
+
+        robustvae zoo train mnist-conv28 --run runs/elsewhere --inputs 500
+    """
+    from robustvae import zoo
+    from robustvae.cli.printing import show
+
+    folder = zoo.train(
+        name,
+        run=run,
+        out=out,
+        inputs=inputs,
+        draws=draws,
+        continuous=continuous,
+        device=None if device == "cpu" else device,
+        progress=common.progress_line(quiet),
+    )
+    show(f"model: {folder}")
+
+
+@app.command("table")
+def write_table(
+    out: Annotated[Path | None, typer.Option(help="Write the page here, too.")] = None,
+) -> None:
+    """What was measured on the stored models, beside the papers' numbers, in markdown."""
+    from robustvae.records import write_text
+    from robustvae.studies.zoo_table import page
+
+    text = page()
+    if out is not None:
+        write_text(out, text)
+    print(text, end="")
