@@ -1,7 +1,4 @@
-"""The entry of the command line: which command is called, its exit code, its one-line errors.
-
-Imports typer and nothing else that costs: a command's own file is read when it is called.
-"""
+"""The entry of the command line: exit codes, one-line errors, and what answers at once."""
 
 from __future__ import annotations
 
@@ -13,20 +10,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-from typer.core import TyperGroup
+from typing import Any
 
 from robustvae import __version__
 from robustvae.errors import RobustVAEError, single_line
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-# Files of this folder that are no commands.
-_HELPERS = ("__init__", "common", "entry", "printing")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return code if isinstance(code, int) else DONE
     except RobustVAEError as error:
         return _complain(str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         _complain("interrupted; what is finished is stored: run it again, an audit with --resume")
         return INTERRUPTED
     except BrokenPipeError:
@@ -68,78 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(words: list[str]) -> Any:
-    # typer reads the value of every option through pydantic, 50 ms: what shall answer at once goes
-    # past it. The option and the command exist in typer too, for help and for every other use.
+    # The import of typer costs 20 ms and its reading of the first option, through pydantic, 50 ms
+    # more: what shall answer at once goes past it. typer knows both too, for help and other uses.
     if words == ["--version"]:
-        return _print_version()
+        return print_version()
     if words[:1] == ["list"] and len(words) < 3 and not "".join(words[1:]).startswith("-"):
-        return importlib.import_module("robustvae.cli.list").run(*words[1:])
-    command = typer.main.get_command(app)
-    return command.main(args=words, prog_name="robustvae", standalone_mode=False)
+        return importlib.import_module("robustvae.cli.listing").print_members(*words[1:])
+    return importlib.import_module("robustvae.cli.parser").parse(words)
 
 
-def command_names() -> list[str]:
-    """Names of all commands: the files of this folder, sorted."""
-    return sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _HELPERS
-    )
-
-
-def summary(command: str) -> str:
-    """What a command does: the first line of its file, read without importing it."""
-    with open(Path(__file__).with_name(f"{command}.py"), encoding="utf-8") as file:
-        return file.readline().strip().strip('"').strip()
-
-
-class _Commands(TyperGroup):
-    """The commands, each imported when it is called and listed by its file's first line."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return command_names()
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in command_names():
-            return None
-        module = importlib.import_module(f"robustvae.cli.{cmd_name}")
-        several = getattr(module, "app", None)  # a command that has commands of its own
-        if several is None:
-            several = typer.Typer(add_completion=False, rich_markup_mode=None)
-            several.command(cmd_name)(module.run)
-        return typer.main.get_command(several)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary(name)) for name in command_names()])
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # Suggestions for a mistyped name are made from this mapping, which nothing else fills.
-        self.commands = dict.fromkeys(command_names())  # type: ignore[assignment]
-        return super().resolve_command(ctx, args)
-
-
-app = typer.Typer(
-    name="robustvae",
-    cls=_Commands,
-    help="Train, attack, defend, certify and audit variational autoencoders.\n\n"
-    "Start with `robustvae audit`: it needs no arguments, no data and no network.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich would double the time of --help
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        _print_version()
-        raise typer.Exit(DONE)
-
-
-def _print_version() -> None:
+def print_version() -> None:
+    """Print name and version."""
     print(f"robustvae {__version__}")
 
 

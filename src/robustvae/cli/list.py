@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Annotated
 
 import typer
 
-from robustvae.registry import FAMILIES, Entry, describe
-
-_WIDTH = 100  # of a line; what is listed is often read in a pipe, which has no width
+from robustvae.cli.listing import print_members
 
 
 def run(
@@ -29,26 +26,4 @@ def run(
 
         robustvae list goal
     """
-    for name in FAMILIES if family is None else [family]:
-        entries = describe(name)
-        if family is None and not entries:
-            continue
-        print(f"{name}: {FAMILIES[name]}")
-        width = max((len(entry.name) for entry in entries), default=0)
-        for entry in entries:
-            print(_line(entry, width))
-        print()
-
-
-def _line(entry: Entry, width: int) -> str:
-    from robustvae.errors import single_line
-
-    origin = "" if entry.origin == "robustvae" else f" [{entry.origin}]"
-    indent = " " * (width + 4)
-    summary = textwrap.wrap(
-        single_line(entry.summary + origin),
-        _WIDTH,
-        initial_indent=f"  {single_line(entry.name):{width}}  ",
-        subsequent_indent=indent,
-    )
-    return "\n".join(summary or [f"  {entry.name}"])
+    print_members(family)

@@ -54,7 +54,7 @@ def show_table(
     table = Table(show_header=bool(headings))
     for column in range(max(map(len, [headings, *cells]))):
         table.add_column(
-            headings[column] if headings else "",
+            single_line(headings[column], _CELL) if headings else "",
             justify="right" if column in numbers else "left",
         )
     for row in cells:
