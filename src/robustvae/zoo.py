@@ -21,6 +21,7 @@ from robustvae.errors import (
     MissingExtraError,
     StorageError,
     UnknownNameError,
+    install_command,
     unknown,
 )
 from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
@@ -307,8 +308,7 @@ def _from_hub(identifier: str) -> str:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingExtraError(
-            f"{identifier!r} is no folder here; to fetch it from the Hub: "
-            "pip install 'robustvae[hub]'"
+            f"{identifier!r} is no folder here; to fetch it from the Hub: {install_command('hub')}"
         ) from None
     try:
         return str(

@@ -198,6 +198,31 @@ def test_rescore_agrees_and_notices_what_was_altered(tmp_path, capsys):
     fails(capsys, "rescore", str(tmp_path), says="damaged")
 
 
+def test_attacked_images_can_be_scored_again(tmp_path, capsys):
+    search = "projected-ascent:steps=3,restarts=1"
+    options = ["--inputs", "10", "--radius", "0.5", "--search", search, "--out", str(tmp_path)]
+    assert cli.main(["attack", *options, "--defense", "posterior-mode:steps=2"]) == cli.DONE
+    printed = capsys.readouterr().out
+    assert "undefended" in printed and "posterior-mode:steps=2" in printed
+    assert cli.main(["rescore", str(tmp_path / "undefended")]) == cli.DONE
+    assert cli.main(["rescore", str(tmp_path / "defense-1")]) == cli.DONE
+    assert "10 of 10" in capsys.readouterr().out
+
+
+def test_attack_beats_noise_of_its_size(capsys):
+    assert cli.main(["attack", "--inputs", "10", "--radius", "0.5"]) == cli.DONE
+    cells = capsys.readouterr().out.split("undefended")[1].split("│")
+    damage, noise = float(cells[3]), float(cells[4])
+    assert damage > 1.5 * noise > 0
+
+
+def test_defense_is_audited_as_named(plan, tmp_path):
+    arguments = ["audit", "--plan", str(plan), "--out", str(tmp_path), "--quiet", "--defense"]
+    assert cli.main([*arguments, "posterior-sample"]) == cli.DONE
+    record = rv.Record.from_json((tmp_path / "record.json").read_text())
+    assert "PosteriorSample" in record.to_json()
+
+
 def test_design_prints_constants_that_hold(capsys):
     assert cli.main(["design", "--margin", "0.3", "--r", "8"]) == cli.DONE
     assert "10.2" in capsys.readouterr().out

@@ -477,7 +477,7 @@ def test_mixed_precision_says_what_to_install(few: Images, monkeypatch: pytest.M
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_fabric)
-    with pytest.raises(errors.MissingExtraError, match=r"pip install 'robustvae\[train\]'"):
+    with pytest.raises(errors.MissingExtraError, match="pip install 'lightning-fabric"):
         fitted(few, 1, precision="bf16-mixed")
 
 

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, Out, Quiet, Seed, Split
+from robustvae.cli.common import (
+    DEFAULT_MODEL,
+    Data,
+    Defense,
+    Device,
+    Model,
+    Out,
+    Quiet,
+    Seed,
+    Split,
+)
 from robustvae.cli.entry import FAILED
 from robustvae.errors import ConfigError, check_choice, single_line
 
@@ -25,6 +35,7 @@ def run(
     plan: Annotated[
         str, typer.Option(help="quick, standard, thorough, or a YAML file of your own.")
     ] = "quick",
+    defense: Defense = None,
     out: Out = Path("out"),
     seed: Seed = 0,
     device: Device = "cpu",
@@ -55,18 +66,22 @@ def run(
     """
     from robustvae import auditing, report
     from robustvae.cli.printing import console, show
-    from robustvae.defenses import Victim
     from robustvae.records import check_folder
     from robustvae.report.terminal import table
 
+    if len(defense or ()) > 1:
+        raise ConfigError(
+            f"an audit takes one --defense, got {len(defense or ())}: run it for each"
+        )
     stages = auditing.read_plan(plan)
     requirements = [_requirement(text, stages) for text in require or []]
     vae = common.load_model(model, device)
+    *_, victim = common.build_victims(vae, defense).values()
     images = common.load_images(model, data, split)
     check_folder(out)
     with common.progress("audit", quiet) as progress:
         record = auditing.audit(
-            Victim(vae),
+            victim,
             images,
             stages,
             seed=seed,

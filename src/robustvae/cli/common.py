@@ -36,6 +36,13 @@ Tolerance = Annotated[
 Quantile = Annotated[float, typer.Option("--m", help="Probability asked for, in (0, 1).")]
 Norm = Annotated[str, typer.Option(help="Norm of the perturbation: l2 or linf.")]
 Displacement = Annotated[str, typer.Option(help="centered, paired or full.")]
+Defense = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How a latent is read off an input, such as robust-posterior:norm=linf,radius=0.2 "
+        "(see `robustvae list defense`); may be repeated."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder for the report.")]
 OutFile = Annotated[Path | None, typer.Option(help="Also write the result here, as JSON.")]
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
@@ -66,6 +73,17 @@ def load_images(model: str, data: str | None, split: str = "test") -> Any:
     if data is None:
         data = zoo.trained_on(model) or "digits"
     return robustvae.data.load(data, split=split)
+
+
+def build_victims(vae: Any, defenses: list[str] | None) -> dict[str, Any]:
+    """The undefended model, and the model behind each of the defenses, by the defense's spec."""
+    from robustvae.defenses import Victim
+    from robustvae.registry import build
+
+    victims = {"undefended": Victim(vae)}
+    for spec in defenses or []:
+        victims[spec] = Victim(vae, build("defense", spec))
+    return victims
 
 
 def check_fit(vae: Any, images: Any) -> None:

@@ -25,6 +25,7 @@ from robustvae.errors import (
     check_count,
     check_positive,
     check_sizes,
+    install_command,
 )
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian
@@ -432,7 +433,7 @@ class LipschitzVAE(VAE):
         """The network's output; in training with tangent gradients for its weights."""
         if self._unmade:
             raise MissingExtraError(
-                "new Lipschitz convolutions need orthogonium: pip install 'robustvae[lipschitz]'"
+                f"new Lipschitz convolutions need orthogonium: {install_command('lipschitz')}"
             )
         if not (self.training and torch.is_grad_enabled()):
             return cast(Tensor, network(x))

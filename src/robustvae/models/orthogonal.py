@@ -13,7 +13,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import MissingExtraError
+from robustvae.errors import MissingExtraError, install_command
 from robustvae.seeding import seeded
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
@@ -108,7 +108,7 @@ def _maker(fine: int, coarse: int, size: int, stride: int) -> nn.Module:
         )
     except ImportError:
         raise MissingExtraError(
-            "training orthogonal convolutions needs orthogonium: pip install 'robustvae[lipschitz]'"
+            f"training orthogonal convolutions needs orthogonium: {install_command('lipschitz')}"
         ) from None
     exact = OrthoParams(
         spectral_normalizer=BatchedIdentity, orthogonalizer=BatchedQROrthogonalization

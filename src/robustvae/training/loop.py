@@ -29,6 +29,7 @@ from robustvae.errors import (
     check_count,
     check_positive,
     check_type,
+    install_command,
 )
 from robustvae.models import VAE
 from robustvae.models.layout import lay_weights
@@ -329,7 +330,7 @@ def _engine(
         if precision in (None, "32-true"):
             return terms, Tensor.backward
         raise MissingExtraError(
-            f"precision {precision!r} needs lightning-fabric: pip install 'robustvae[train]'"
+            f"precision {precision!r} needs lightning-fabric: {install_command('train')}"
         ) from None
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     devices = 1 if where.type == "cpu" else [where.index or 0]
