@@ -57,6 +57,9 @@ FAMILIES = {
 FILES = {"plan": "audit/plans", "profile": "audit/profiles", "protocol": "audit/protocols"}
 """Families whose own members are YAML files in a folder of the package."""
 
+# families whose members users know by another word
+_KINDS = {"data": "data set"}
+
 _PACKAGE = Path(__file__).parent
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # package.module:Name
@@ -210,7 +213,7 @@ def lookup(family: str, name: str) -> Any:
         return _loaded(family, name)
     if _PATH.fullmatch(name):
         return _imported(name)
-    raise unknown(family, name, names(family))
+    raise unknown(_KINDS.get(family, family), name, names(family))
 
 
 def build(family: str, spec: Any, **defaults: Any) -> Any:
@@ -344,9 +347,7 @@ class _Reader:
             if match is None:
                 raise self.fail("field=value")
             if match[1] in fields:
-                raise ConfigError(
-                    f"spec {_short(self.text)}: {match[1]} stands twice; give it once"
-                )
+                raise self.fail(f"{match[1]} once only")
             self.place = match.end()
             fields[match[1]] = self.value()
             if not self.take(","):

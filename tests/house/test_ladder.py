@@ -34,7 +34,7 @@ LADDER = [
     {"campaign", "report"},
     {"studies"},
     {"__init__"},
-    {"cli", "app"},
+    {"cli", "app", "testing"},
     {"__main__"},
 ]
 LINE = {family: line for line, families in enumerate(LADDER) for family in families}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robustvae import registry
 from robustvae.data import celeba, cifar10, color_mnist, digits, dsprites
 from robustvae.data.changes import Binarized, Blurred, Compressed, Noisy
 from robustvae.data.fashion_mnist import FASHION_MNIST
@@ -14,19 +15,10 @@ from robustvae.data.folder import read_folder
 from robustvae.data.idx import IdxSet
 from robustvae.data.images import Change, Images
 from robustvae.data.mnist import MNIST
-from robustvae.errors import DataError, DtypeError, check_choice, unknown
+from robustvae.errors import DataError, DtypeError, check_choice, check_type, unknown
+from robustvae.registry import register
 
 ON_DISK: dict[str, IdxSet] = {published.name: published for published in (FASHION_MNIST, MNIST)}
-LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
-    "celeba": lambda split, root, download: celeba.load(split, root),
-    "cifar10": cifar10.load,
-    "cifar10_jpeg": lambda split, root, download: cifar10.load_jpeg(split, root),
-    "color_mnist": color_mnist.load,
-    "digits": lambda split, root, download: digits.load(split),
-    "dsprites": lambda split, root, download: dsprites.load(split),
-    "fashion_mnist": lambda *given: ON_DISK["fashion_mnist"].load(*given),
-    "mnist": lambda *given: ON_DISK["mnist"].load(*given),
-}
 FOLDER = "folder"
 CHANGES: dict[str, tuple[type | None, Callable[..., Change]]] = {
     "blur": (float, Blurred),
@@ -40,6 +32,54 @@ LABEL = "label"
 SPLITS = ("train", "test")
 
 
+@register("data", "celeba")
+def load_celeba(split: str, root: Path, download: bool) -> Images:
+    """CelebA faces in color, from files on disk."""
+    return celeba.load(split, root)
+
+
+@register("data", "cifar10")
+def load_cifar10(split: str, root: Path, download: bool) -> Images:
+    """CIFAR-10, whichever of its two forms is on disk."""
+    return cifar10.load(split, root, download)
+
+
+@register("data", "cifar10_jpeg")
+def load_cifar10_jpeg(split: str, root: Path, download: bool) -> Images:
+    """A subset of CIFAR-10 that was compressed as JPEG."""
+    return cifar10.load_jpeg(split, root)
+
+
+@register("data", "color_mnist")
+def load_color_mnist(split: str, root: Path, download: bool) -> Images:
+    """MNIST in the seven colors of the RGB cube that are not black."""
+    return color_mnist.load(split, root, download)
+
+
+@register("data", "digits")
+def load_digits(split: str, root: Path, download: bool) -> Images:
+    """Handwritten digits of 8 x 8 pixels that come with scikit-learn."""
+    return digits.load(split)
+
+
+@register("data", "dsprites")
+def load_dsprites(split: str, root: Path, download: bool) -> Images:
+    """Shapes drawn from known factors, made as they are read."""
+    return dsprites.load(split)
+
+
+@register("data", "fashion_mnist")
+def load_fashion_mnist(split: str, root: Path, download: bool) -> Images:
+    """Garments of 28 x 28 pixels."""
+    return ON_DISK["fashion_mnist"].load(split, root, download)
+
+
+@register("data", "mnist")
+def load_mnist(split: str, root: Path, download: bool) -> Images:
+    """Handwritten digits of 28 x 28 pixels."""
+    return ON_DISK["mnist"].load(split, root, download)
+
+
 def names() -> list[str]:
     """Names that `load` knows, sorted; besides them it reads "folder:PATH".
 
@@ -48,7 +88,7 @@ def names() -> list[str]:
         >>> "digits" in rv.data.names()
         True
     """
-    return sorted(LOADERS)
+    return registry.names("data")
 
 
 def load(
@@ -98,8 +138,8 @@ def load(
     if base == FOLDER or base.startswith(f"{FOLDER}:"):
         images = _folder(base.partition(":")[2], split, root, changes)
     else:
-        check_choice("data set", base, names())
-        images = LOADERS[base](split, data_root(root), download)
+        images = registry.lookup("data", base)(split, data_root(root), download)
+        check_type(images, f"what the data set {base!r} returns", Images)
     for word, value in changes:
         if word == LABEL:
             images = images.labeled_by(value).named(f"{images.name}+{LABEL}:{value}")

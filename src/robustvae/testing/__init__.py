@@ -1,0 +1,27 @@
+"""Contract tests: what every member of a family promises, as functions that plug-ins can call.
+
+Each `check_...` takes a made member and the evidence that only its author can give, such as the
+optimum that a goal must reach, and raises `ContractError` with one sentence where it is broken.
+"""
+
+from robustvae.testing.contracts import ContractError, members_of
+from robustvae.testing.data import check_source
+from robustvae.testing.defenses import check_defense
+from robustvae.testing.goals import check_goal
+from robustvae.testing.models import check_model
+from robustvae.testing.objectives import check_objective
+from robustvae.testing.planted import linear_vae, tiny_vae
+from robustvae.testing.searches import check_search
+
+__all__ = [
+    "check_defense",
+    "check_goal",
+    "check_model",
+    "check_objective",
+    "check_search",
+    "check_source",
+    "ContractError",
+    "linear_vae",
+    "members_of",
+    "tiny_vae",
+]

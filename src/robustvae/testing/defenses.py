@@ -1,0 +1,77 @@
+"""What every defense promises."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustvae.defenses import Defense, Victim
+from robustvae.models import VAE
+from robustvae.seeding import generator, randn
+from robustvae.testing.contracts import close, require, unchanged
+from robustvae.testing.planted import gray_images, tiny_vae
+
+
+def check_defense(
+    defense: Defense,
+    vae: VAE | None = None,
+    x: Tensor | None = None,
+    *,
+    differentiable: bool = True,
+) -> None:
+    """Check a defense's contract: finite latents, row by row, that the generator decides.
+
+    Args:
+        defense: The defense.
+        vae: A model in float64; `tiny_vae()` by default.
+        x: Inputs of that model, (B, C, H, W), B at least 2.
+        differentiable: Whether it passes an honest gradient on; one that does not must say so.
+
+    Raises:
+        ContractError: A broken promise, in a sentence.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.testing import check_defense
+        >>> check_defense(rv.PosteriorMode(steps=5))
+    """
+    vae = tiny_vae() if vae is None else vae
+    x = gray_images(3, vae.image_shape[-1]) if x is None else x
+    what = f"the defense {type(defense).__name__}"
+    require(isinstance(defense, Defense), f"{what} is not called as (vae, x, *, generator)")
+    # a victim calls it with frozen weights, as every attack and audit does
+    read = Victim(vae, defense).latent
+    with unchanged(vae, what):
+        z = read(x, generator=generator(1))
+    require(
+        z.shape == (len(x), vae.latent) and z.dtype == x.dtype and bool(z.isfinite().all()),
+        f"{what} returns {tuple(z.shape)} {z.dtype}, not finite latents ({len(x)}, {vae.latent})",
+    )
+    require(not z.requires_grad, f"{what} keeps a graph where the input asks for none")
+    require(
+        torch.equal(z, read(x, generator=generator(1))),
+        f"{what} gives other latents for the same generator",
+    )
+    moved = not torch.equal(z, read(x, generator=generator(2)))
+    random = getattr(defense, "is_random", None)
+    require(
+        random is None or random or not moved,
+        f"{what} says that it is not random and depends on its generator",
+    )
+    if not moved:
+        alone = torch.cat([read(row, generator=generator(1)) for row in x.split(1)])
+        require(close(alone, z, 1e-6), f"{what} lets a row's latent depend on the other rows")
+    if differentiable:
+        _check_gradient(defense, vae, x, what)
+
+
+def _check_gradient(defense: Defense, vae: VAE, x: Tensor, what: str) -> None:
+    leaf = x.clone().requires_grad_()
+    z = Victim(vae, defense).latent(leaf, generator=generator(1))
+    require(z.requires_grad, f"{what} hands the attacker no gradient: say that it has none")
+    weight = randn(*z.shape, like=z, generator=generator(6))
+    (gradient,) = torch.autograd.grad((z * weight).sum(), leaf)
+    require(
+        bool(gradient.isfinite().all()) and bool((gradient.flatten(1).norm(dim=1) > 0).all()),
+        f"{what} hands the attacker a gradient of 0, or one that is not finite",
+    )
