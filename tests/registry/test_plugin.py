@@ -1,0 +1,87 @@
+"""The example plug-in, installed beside the library and used by name from the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import robustvae
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "examples" / "plugin"
+SOURCE = Path(robustvae.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run Python in a process that has the plug-in installed."""
+    place = tmp_path_factory.mktemp("installed")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(place)]
+    pip = [sys.executable, "-m", "pip", "install", *options, str(PLUGIN)]
+    installation = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert installation.returncode == 0, installation.stderr
+    environment = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{SOURCE}"}
+
+    def call(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=place,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("goal", "darkening"),
+        ("search", "random-walk"),
+        ("defense", "rounded"),
+        ("model", "linear-vae"),
+        ("objective", "plain-loss"),
+        ("data", "stripes"),
+    ],
+)
+def test_members_are_listed(run, family, name):
+    told = run("-m", "robustvae", "list", family)
+    assert name in told and "robustvae-example" in told
+
+
+def test_members_keep_their_contracts(run):
+    told = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGIN / "tests"))
+    assert "passed" in told and "failed" not in told
+
+
+def test_model_is_trained_and_loaded(run, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\n"
+        "data: {name: stripes}\n"
+        "model: {name: linear-vae, latent: 3}\n"
+        "objective: {name: plain-loss}\n"
+        "training: {epochs: 1, batch_size: 50}\n"
+    )
+    out = tmp_path / "run"
+    run("-m", "robustvae", "train", str(recipe), "--out", str(out), "--quiet")
+    told = run("-c", f"import robustvae as rv; print(type(rv.load({str(out)!r})).__name__)")
+    assert "LinearVAE" in told
+
+
+def test_broken_package_is_one_sentence(run):
+    code = (
+        "import importlib.metadata as m, robustvae.registry as r;"
+        "point = m.EntryPoint('goal.lost', 'no_such_module:Lost', r.GROUP);"
+        "r._all_entry_points()['goal']['lost'] = point;"
+        "print(next(e.summary for e in r.describe('goal') if e.name == 'lost'))"
+    )
+    assert "cannot be loaded" in run("-c", code)
