@@ -15,6 +15,7 @@ from robustvae import errors
 from robustvae.models import Gaussian
 from robustvae.objectives import (
     ELBO,
+    Adversarial,
     Mixup,
     Objective,
     SelfConsistency,
@@ -270,6 +271,7 @@ def test_objectives_compose_and_warm_up_inside() -> None:
 
 
 OBJECTIVES: dict[str, list[Objective]] = {
+    "adversarial": [Adversarial(steps=1, base=ELBO(input_noise=0.1))],
     "elbo": [ELBO(beta=2.0), ELBO(free_bits=0.5, warmup=4)],
     "total-correlation": [TotalCorrelation(5.0, 400), TotalCorrelation(5.0, 400, sampling="mss")],
     "mixup": [Mixup(), Mixup(squared=True), Mixup(base=TotalCorrelation(2.0, 400))],

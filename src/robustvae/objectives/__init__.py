@@ -1,5 +1,6 @@
 """What training minimizes, as values: an objective gives every image its loss."""
 
+from robustvae.objectives.adversarial import Adversarial
 from robustvae.objectives.base import Objective
 from robustvae.objectives.elbo import ELBO
 from robustvae.objectives.mixup import Mixup
@@ -10,6 +11,7 @@ from robustvae.objectives.spectral import SpectralRegularization
 from robustvae.objectives.total_correlation import TotalCorrelation
 
 __all__ = [
+    "Adversarial",
     "create",
     "ELBO",
     "Mixup",

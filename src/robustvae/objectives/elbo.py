@@ -86,14 +86,16 @@ class ELBO:
         """
         return self.terms(vae, x, generator=generator)["loss"]
 
-    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(
+        self, vae: VAE, x: Tensor, *, generator: torch.Generator, reads: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """ "loss", and what it is made of; nats, each (B,).
 
         That is the "distortion" -log p(x|z) and the "kl"; of several layers also each layer's,
         "kl_1" next to the data.
         """
         check_type(vae, "vae", VAE)
-        x_noisy = add_noise(x, self.input_noise, generator=generator)
+        x_noisy = add_noise(x if reads is None else reads, self.input_noise, generator=generator)
         z, q = draw_at(vae.encode(x_noisy), generator=generator)
         likelihood, prior = vae.given(z)
         distortion = -likelihood.log_prob(x).flatten(1).sum(1)

@@ -11,7 +11,7 @@ from torch.distributions import Beta
 
 from robustvae.errors import check_number, check_positive, check_type
 from robustvae.models import VAE
-from robustvae.objectives.base import Objective
+from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO, layer_kls
 from robustvae.registry import register
 from robustvae.seeding import draw
@@ -56,11 +56,16 @@ class Mixup:
     base: Objective = field(default_factory=ELBO)
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Validate the settings."""
         check_number(self.weight, "weight", least=0)
         check_type(self.squared, "squared", bool)
         check_positive(self.concentration, "concentration")
         check_type(self.base, "base", Objective)
+
+    @property
+    def cost(self) -> float:
+        """Work of a training step over that of a plain ELBO; see `cost_of`."""
+        return cost_of(self.base) + 1.5
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, (B,).
@@ -72,12 +77,14 @@ class Mixup:
         """
         return self.terms(vae, x, generator=generator)["loss"]
 
-    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(
+        self, vae: VAE, x: Tensor, *, generator: torch.Generator, reads: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of `base`, and "mixup_encoder" and "mixup_decoder", the norms; each (B,).
 
         With `squared` these are squared norms, and "mixup_kl" stands beside them, in nats.
         """
-        terms = self.base.terms(vae, x, generator=generator)
+        terms = base_terms(self.base, vae, x, generator=generator, reads=reads)
         partner = _partners(len(x), generator).to(x.device)
         both = x.new_full((len(x),), self.concentration)
         a = draw(Beta(both, both), generator=generator)[:, None]

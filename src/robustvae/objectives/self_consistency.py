@@ -13,7 +13,7 @@ from robustvae.errors import check_number, check_probability, check_type
 from robustvae.models import VAE
 from robustvae.models.base import frozen
 from robustvae.models.hierarchy import draw_at
-from robustvae.objectives.base import Objective
+from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO
 from robustvae.registry import register
 from robustvae.seeding import draw
@@ -68,11 +68,16 @@ class SelfConsistency:
     coupled: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Validate the settings."""
         check_probability(self.rho, "rho")
         check_number(self.weight, "weight", least=0)
         check_type(self.base, "base", Objective)
         check_type(self.coupled, "coupled", bool)
+
+    @property
+    def cost(self) -> float:
+        """Work of a training step over that of a plain ELBO; see `cost_of`."""
+        return round(cost_of(self.base) + 1 + 1 / 6, 3)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, in nats, (B,).
@@ -84,9 +89,11 @@ class SelfConsistency:
         """
         return self.terms(vae, x, generator=generator)["loss"]
 
-    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(
+        self, vae: VAE, x: Tensor, *, generator: torch.Generator, reads: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of `base`, and "self_consistency", the KL in nats; each (B,)."""
-        terms = self.base.terms(vae, x, generator=generator)
+        terms = base_terms(self.base, vae, x, generator=generator, reads=reads)
         z, q = draw_at(vae.encode(x), generator=generator)
         if self.coupled:
             kl = _reencoded(vae, z, z, self.rho)
@@ -133,7 +140,7 @@ class SelfSupervision:
     rho: float = 0.975
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Validate the settings."""
         check_probability(self.rho, "rho")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:

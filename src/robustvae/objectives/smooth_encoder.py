@@ -12,7 +12,7 @@ from robustvae import metrics
 from robustvae.errors import check_count, check_number, check_positive, check_type
 from robustvae.models import VAE
 from robustvae.models.base import frozen
-from robustvae.objectives.base import Objective
+from robustvae.objectives.base import COST_OF_INPUT_GRADIENT, Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.registry import register
@@ -59,12 +59,17 @@ class SmoothEncoder:
     base: Objective = field(default_factory=ELBO)
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Validate the settings."""
         check_number(self.weight, "weight", least=0)
         check_positive(self.radius, "radius")
         check_count(self.steps, "steps")
         check_positive(self.step, "step")
         check_type(self.base, "base", Objective)
+
+    @property
+    def cost(self) -> float:
+        """Work of a training step over that of a plain ELBO; see `cost_of`."""
+        return round(cost_of(self.base) + 1 + self.steps * COST_OF_INPUT_GRADIENT / 2, 3)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, (B,).
@@ -76,9 +81,11 @@ class SmoothEncoder:
         """
         return self.terms(vae, x, generator=generator)["loss"]
 
-    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(
+        self, vae: VAE, x: Tensor, *, generator: torch.Generator, reads: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of `base`, and "smoothness", the distance found; each (B,)."""
-        terms = self.base.terms(vae, x, generator=generator)
+        terms = base_terms(self.base, vae, x, generator=generator, reads=reads)
         q, q_adv = vae.encode(x), vae.encode(self._adversary(vae, x, generator))
         smoothness = metrics.wasserstein2(q.mean, q.stddev, q_adv.mean, q_adv.stddev)
         loss = terms["loss"] + self.weight * smoothness

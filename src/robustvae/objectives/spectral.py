@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustvae.errors import check_count, check_number, check_type
 from robustvae.models import VAE
-from robustvae.objectives.base import Objective
+from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO
 from robustvae.registry import register
 from robustvae.seeding import randn
@@ -53,10 +53,15 @@ class SpectralRegularization:
     base: Objective = field(default_factory=ELBO)
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Validate the settings."""
         check_number(self.weight, "weight", least=0)
         check_count(self.steps, "steps")
         check_type(self.base, "base", Objective)
+
+    @property
+    def cost(self) -> float:
+        """Work of a training step over that of a plain ELBO; see `cost_of`."""
+        return cost_of(self.base)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The loss of each image, (B,).
@@ -68,9 +73,11 @@ class SpectralRegularization:
         """
         return self.terms(vae, x, generator=generator)["loss"]
 
-    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(
+        self, vae: VAE, x: Tensor, *, generator: torch.Generator, reads: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of `base`, and "spectral", the sum, the same for every image; each (B,)."""
-        terms = self.base.terms(vae, x, generator=generator)
+        terms = base_terms(self.base, vae, x, generator=generator, reads=reads)
         norms = [
             _spectral_norm(layer.weight, self.steps, generator)
             for layer in vae.modules()

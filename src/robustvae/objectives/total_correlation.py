@@ -116,14 +116,18 @@ class TotalCorrelation:
         """
         return self.terms(vae, x, generator=generator)["loss"]
 
-    def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(
+        self, vae: VAE, x: Tensor, *, generator: torch.Generator, reads: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """ "loss", and what it is made of; nats, each (B,).
 
         That is "distortion", "index_code", "total_correlation", "dimension_kl"; of several layers
         also the KLs of the lower ones, "kl_1" next to the data.
         """
         check_type(vae, "vae", VAE)
-        posterior = vae.encode(add_noise(x, self.input_noise, generator=generator))
+        posterior = vae.encode(
+            add_noise(x if reads is None else reads, self.input_noise, generator=generator)
+        )
         z = draw(posterior, generator=generator)
         distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
         lower = layer_kls(vae, posterior, z)[:-1]
