@@ -26,7 +26,22 @@ def _elbo(vae, x, generator):
     return torch.stack(losses)
 
 
+def _adversarial(vae, x, generator):
+    """One sign step from a random point of the cube, the ELBO at what it reaches."""
+    y = (x + 0.2 * (2 * torch.rand(x.shape, dtype=x.dtype, generator=generator) - 1)).clamp(0, 1)
+    y.requires_grad_()
+    clean = vae.decode(vae.encode(x).mean).mean.detach()
+    damage = (vae.decode(vae.encode(y).mean).mean - clean).flatten(1).norm(dim=1)
+    (gradient,) = torch.autograd.grad(damage.sum(), y)
+    y = (y.detach() + 0.1 * gradient.sign()).clamp(x - 0.2, x + 0.2).clamp(0, 1)
+    z = draw(vae.encode(y), generator=generator)
+    q = vae.encode(y)
+    kl = 0.5 * (q.mean**2 + q.stddev**2 - 1 - 2 * q.stddev.log()).sum(1)
+    return kl - vae.decode(z).log_prob(x).flatten(1).sum(1)
+
+
 CASES = {
+    "adversarial": (objectives.Adversarial(radii=(0.2,), steps=1), _adversarial),
     "elbo": (objectives.ELBO(), _elbo),
     "mixup": (objectives.Mixup(), None),
     "self-consistency": (objectives.SelfConsistency(), None),

@@ -317,7 +317,25 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
     ),
     "objectives.ELBO": (
         used("objectives.ELBO"),
-        lambda: {"beta": 1.0, "warmup": 0, "free_bits": 0.0},
+        lambda: {
+            "beta": 1.0,
+            "warmup": 0,
+            "free_bits": 0.0,
+            "input_noise": 0.2,
+            "noise_warmup": 2,
+        },
+    ),
+    "objectives.Adversarial": (
+        used("objectives.Adversarial"),
+        lambda: {
+            "radii": (0.1, 0.2),
+            "norm": "linf",
+            "harm": ("damage",),
+            "steps": 1,
+            "step": 0.5,
+            "share": 0.5,
+            "base": rv.objectives.ELBO(),
+        },
     ),
     "objectives.TotalCorrelation": (
         used("objectives.TotalCorrelation"),
@@ -330,6 +348,8 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "weight": 1.0,
             "warmup": 0,
             "free_bits": 0.0,
+            "input_noise": (0.1, 0.2),
+            "noise_warmup": 0,
         },
     ),
     "objectives.Mixup": (
