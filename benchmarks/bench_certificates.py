@@ -24,7 +24,8 @@ from torch import Tensor
 
 import robustvae as rv
 from robustvae import bounds
-from robustvae.certificates import certificate, lipschitz_constants, tangent_reach
+from robustvae.certificates import lipschitz_constants, tangent_reach
+from robustvae.certificates.methods import lipschitz
 from robustvae.models import LipschitzVAE
 from robustvae.robustness import Bisection, displacements, find_margin
 
@@ -52,10 +53,10 @@ def certificates(vae: LipschitzVAE, x: Tensor, rounds: int) -> dict[str, Any]:
     many = 10_000
     stddev = 0.05 + 0.1 * torch.rand(many, vae.latent, generator=rv.generator(0)).double()
     reach = 2 + 3 * torch.rand(many, generator=rv.generator(1)).double()
-    moved = certificate._moved_stddev(stddev, constants, "centered")
+    moved = lipschitz._moved_stddev(stddev, constants, "centered")
 
     def noncentral() -> Tensor:
-        return certificate._margin("noncentral", reach, moved, constants.b, M, vae.latent)
+        return lipschitz._margin("noncentral", reach, moved, constants.b, M, vae.latent)
 
     def slow() -> Tensor:
         rows = torch.arange(many)

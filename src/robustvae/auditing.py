@@ -33,7 +33,7 @@ from robustvae.attacks import Attack, LatentShift, MaximumDamage, evidence_check
 from robustvae.attacks.attack import AttackResult
 from robustvae.certificates import certify
 from robustvae.data import Images
-from robustvae.defenses import PosteriorMean, RobustPosterior, Victim
+from robustvae.defenses import RobustPosterior, Victim, is_posterior_mean
 from robustvae.errors import (
     ConfigError,
     RangeError,
@@ -582,7 +582,7 @@ def _tolerance(victim: Victim, picked: Images, plan: Plan, seed: int) -> float:
 
 
 def _is_defended(victim: Victim) -> bool:
-    return not isinstance(victim.defense, PosteriorMean)
+    return not is_posterior_mean(victim.defense)
 
 
 def _asks_neyman_pearson(victim: Victim, plan: Plan) -> bool:

@@ -545,7 +545,7 @@ def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most:
     return (log_failure.amin(-1).exp() * (1 + CDF_SLACK)).clamp(max=1)
 
 
-def envelope_reach(logits: Tensor, r: float) -> Tensor:
+def envelope_reach(logits: Tensor, r: float | Tensor) -> Tensor:
     """How far the decoder's logits must move, in l2, before their sigmoids move by r (ours).
 
     The largest q with max_{||e|| <= q} sum_i (s(y_i + e_i) - s(y_i))^2 <= r^2, from below by weak
@@ -554,7 +554,7 @@ def envelope_reach(logits: Tensor, r: float) -> Tensor:
 
     Args:
         logits: y at the clean latent, (B, D).
-        r: l2 distance between outputs, positive.
+        r: l2 distance between outputs, positive; one, or one for each row, (B,).
 
     Returns:
         Distances in logit space, (B,).
@@ -569,14 +569,15 @@ def envelope_reach(logits: Tensor, r: float) -> Tensor:
         >>> bool(envelope_reach(black, 0.4) > 1.5 * envelope_reach(gray, 0.4))
         True
     """
-    check_positive(r, "r")
+    check_positive(r, "r", each=True)
     if logits.ndim != 2:
         raise ShapeError(f"logits must be (B, D), got {tuple(logits.shape)}")
     multipliers, table = _envelope_table()
     position = _double(logits.detach()).abs().clamp(max=_TOP) / _STEP
     cell = position.floor().clamp(max=table.shape[0] - 2).long()
     part = position - cell
-    best = torch.full((len(logits),), 4 * r * (1 - SLACK), dtype=torch.float64)
+    r = _double(r).expand(len(logits))
+    best = 4 * r * (1 - SLACK)
     for k, multiplier in enumerate(multipliers.tolist()):
         column = table[:, k]
         h = torch.lerp(column[cell], column[cell + 1], part) + _BETWEEN

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Goal, MaximumDamage, Search
-from robustvae.defenses import PosteriorMean, Victim
+from robustvae.defenses import Victim, is_posterior_mean
 from robustvae.errors import (
     NonFiniteError,
     RangeError,
@@ -767,7 +767,7 @@ def _search(
 ) -> None:
     """One search on all of a few radii at once, then bisection."""
     x, ball, batch = trail.x, trail.ball, len(trail.x)
-    spread_moves = displacement != "centered" and isinstance(victim.defense, PosteriorMean)
+    spread_moves = displacement != "centered" and is_posterior_mean(victim.defense)
     goal = how.goal or MaximumDamage(through="both" if spread_moves else "mean")
     score = goal.bind(victim, x, generator=generator)
 
@@ -803,7 +803,7 @@ def _latents(
     victim: Victim, x: Tensor, x_adv: Tensor, displacement: Displacement
 ) -> Callable[..., Tensor]:
     """A function (n, generator) -> latents (n, B, d) that the victim reads off `x_adv`."""
-    if isinstance(victim.defense, PosteriorMean):
+    if is_posterior_mean(victim.defense):
         posterior = victim.vae.encode(x_adv)
         if displacement == "centered":
             check_gaussian(posterior, "displacement 'centered'")
@@ -842,7 +842,7 @@ def _check_candidates(candidates: Tensor, x: Tensor, ball: Ball) -> None:
 def _check(victim: Victim, x: Tensor, displacement: str) -> None:
     check_type(victim, "victim", Victim)
     check_choice("displacement", displacement, DISPLACEMENTS)
-    if displacement == "full" and not isinstance(victim.defense, PosteriorMean):
+    if displacement == "full" and not is_posterior_mean(victim.defense):
         raise UnsupportedError(
             "displacement 'full' is about the encoder's own posterior: with a defense, "
             "'centered' already samples what the victim does"

@@ -7,7 +7,8 @@ import torch
 
 import robustvae as rv
 from robustvae import bounds
-from robustvae.certificates import certificate, lipschitz_constants, tangent
+from robustvae.certificates import lipschitz_constants, tangent
+from robustvae.certificates.methods import lipschitz
 from robustvae.metrics import clopper_pearson
 from robustvae.models import create
 from robustvae.robustness import rest_quantile
@@ -109,13 +110,13 @@ def constants(monkeypatch, **factors):
         right = lipschitz_constants(vae)
         return dataclasses.replace(right, **{k: getattr(right, k) * f for k, f in factors.items()})
 
-    monkeypatch.setattr(certificate, "lipschitz_constants", wrong)
+    monkeypatch.setattr(lipschitz, "lipschitz_constants", wrong)
 
 
 def one_variance(monkeypatch):
-    right = certificate._moved_stddev
+    right = lipschitz._moved_stddev
     monkeypatch.setattr(
-        certificate, "_moved_stddev", lambda stddev, c, displacement: right(stddev, c, "centered")
+        lipschitz, "_moved_stddev", lambda stddev, c, displacement: right(stddev, c, "centered")
     )
 
 

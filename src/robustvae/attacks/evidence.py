@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustvae.attacks.attack import Attack, Search, ready
 from robustvae.attacks.goals import Goal
-from robustvae.defenses import PosteriorMean, Victim
+from robustvae.defenses import PosteriorMean, Victim, is_posterior_mean
 from robustvae.errors import check_positive
 from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SearchResult, SquareSearch
 from robustvae.seeding import split
@@ -161,7 +161,7 @@ def evidence_checks(
         "The attack that sees the defense beats the one made for the undefended model. If not, "
         "it was blind: its gradients through the defense are masked or too noisy."
     )
-    if isinstance(victim.defense, PosteriorMean):
+    if is_posterior_mean(victim.defense):
         checks.append(Check("seeing beats transfer", None, "no defense", meaning))
     else:
         plain = dataclasses.replace(victim, defense=PosteriorMean())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustvae import metrics
-from robustvae.defenses import PosteriorMean, PosteriorSample, Victim
+from robustvae.defenses import Victim, is_posterior_mean, reads_encoder_mean
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -221,7 +221,7 @@ class MaximumDamage:
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
         """The distance from the clean reconstruction, in pixel units; see `Goal.bind`."""
         vae = victim.vae
-        if not isinstance(victim.defense, PosteriorMean):
+        if not is_posterior_mean(victim.defense):
             if self.through != "mean":
                 raise ConfigError(
                     f"through={self.through!r} speaks of the encoder's spread: "
@@ -426,7 +426,7 @@ class WeightedSum:
 
 
 def _reads_encoder(victim: Victim) -> bool:
-    return isinstance(victim.defense, PosteriorMean | PosteriorSample)
+    return reads_encoder_mean(victim.defense)
 
 
 def _apart(

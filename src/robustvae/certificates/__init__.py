@@ -1,10 +1,11 @@
 """Lower bounds on robustness margins that are theorems about the stored weights."""
 
-from robustvae.certificates.certificate import Certificate, certify
+from robustvae.certificates.certification import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
 from robustvae.certificates.graphs import Add
 from robustvae.certificates.movement import Encoder, Movement
+from robustvae.certificates.question import Question
 from robustvae.certificates.relaxations import Cause, LinearBounds, Relaxation
 from robustvae.certificates.tangent import tangent_reach
 
@@ -23,6 +24,7 @@ __all__ = [
     "lipschitz_bound",
     "lipschitz_constants",
     "Movement",
+    "Question",
     "Relaxation",
     "tangent_reach",
 ]

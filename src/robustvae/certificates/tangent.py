@@ -30,7 +30,7 @@ _FLAT = 12.0  # logits so far from 0 have f < exp(-2 * 12)
 _SPARE = 1e-9  # granted to the rounding of float64, relative
 
 
-def tangent_reach(decoder: nn.Module, z: Tensor, r: float, steps: int = STEPS) -> Tensor:
+def tangent_reach(decoder: nn.Module, z: Tensor, r: float | Tensor, steps: int = STEPS) -> Tensor:
     """How far a latent must move, in l2, before the sigmoids of the decoder's logits move by r.
 
     For multipliers l > 0 and n, with e the logits' movement and f_i(e) = (s(y_i + e) - s(y_i))^2,
@@ -41,7 +41,7 @@ def tangent_reach(decoder: nn.Module, z: Tensor, r: float, steps: int = STEPS) -
     Args:
         decoder: Dense layers with sorts of pairs between, to the logits.
         z: Latents at the center, (B, d).
-        r: l2 distance between outputs, positive.
+        r: l2 distance between outputs, positive; one, or one for each row, (B,).
         steps: Gradient steps on the multipliers.
 
     Returns:
@@ -61,11 +61,15 @@ def tangent_reach(decoder: nn.Module, z: Tensor, r: float, steps: int = STEPS) -
         >>> bool((reach >= 4 * 0.5 / 5.001).all())
         True
     """
-    check_positive(r, "r")
+    check_positive(r, "r", each=True)
     stages = _stages(decoder)
     if z.ndim != 2 or z.shape[1] != stages[0].weight.shape[1]:
         raise ShapeError(f"z must be (B, {stages[0].weight.shape[1]}), got {tuple(z.shape)}")
-    found = [_reach(stages, part, r, steps) for part in z.double().split(32)]
+    tolerances = torch.as_tensor(r, dtype=torch.float64).cpu().expand(len(z))
+    found = [
+        _reach(stages, part, tolerance, steps)
+        for part, tolerance in zip(z.double().split(32), tolerances.split(32), strict=True)
+    ]
     return torch.cat(found) if found else z.new_zeros(0, dtype=torch.float64)
 
 
@@ -188,12 +192,12 @@ def _followed(
     return price * first.norm**2 * reach.square() + slope * reach + added
 
 
-def _reach(stages: list[_Stage], z: Tensor, r: float, steps: int) -> Tensor:
+def _reach(stages: list[_Stage], z: Tensor, r: Tensor, steps: int) -> Tensor:
     norm = math.prod(stage.norm for stage in stages)
     pairs, logits = _center(stages, z.cpu())
     free = bounds.envelope_reach(logits, r) / norm * (1 - bounds.SLACK)
-    tilt, price, guess = _multipliers(stages, pairs, logits, free, r, steps)
-    cell = min(_CELL, r / (2 * logits.shape[1] ** 0.5))
+    tilt, price, guess = _multipliers(stages, pairs, logits, free, r.float(), steps)
+    cell = (r / (2 * logits.shape[1] ** 0.5)).clamp_max(_CELL)
     budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price, cell) * (1 + _SPARE)
     found = bounds.largest(
         lambda reach: _followed(stages, pairs, tilt, price, reach) * (1 + _SPARE) <= budget,
@@ -208,7 +212,7 @@ def _multipliers(
     pairs: list[_Pairs],
     logits: Tensor,
     reach: Tensor,
-    r: float,
+    r: Tensor,
     steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tilts (B, D) and prices (B,) that promise the largest reach, and that reach; float32 search.
@@ -279,26 +283,27 @@ def _newton(move: Tensor, y: Tensor, start: Tensor, tilt: Tensor, price: Tensor)
     return move + torch.maximum(torch.minimum(step, 0.3 * move.abs()), -0.3 * move.abs())
 
 
-def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float = _CELL) -> Tensor:
+def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float | Tensor = _CELL) -> Tensor:
     """Upper bound on sum_i max_e phi_i(e), phi_i(e) = f_i(e) - price e^2 - tilt_i e, (B,).
 
     Moves are cut into cells, and those cells that may hold the maximum into finer ones. Beyond
     them phi < 0 = phi(0), since f < 1. Where y is far from 0, f is next to nothing in all cells.
     """
     found = []
-    for y, n, cost in zip(logits, tilt, price.tolist(), strict=True):
+    cells = torch.as_tensor(cell).expand(len(logits)).tolist()
+    for y, n, cost, size in zip(logits, tilt, price.tolist(), cells, strict=True):
         end = float((n.abs() + (n.square() + 4 * cost).sqrt()).amax()) / (2 * cost)
         flat = y.abs() > end + _FLAT
         total = float((n[flat].square() / (4 * cost) + math.exp(-2 * _FLAT)).sum())
         y, n = y[~flat], n[~flat]
-        width = cell * _FINER
+        width = size * _FINER
         centers = torch.arange(math.ceil(2 * end / width) + 1, dtype=torch.float64) * width
         centers = (centers - centers[-1] / 2).expand(len(y), -1)
         value, upper = _cells(y[:, None], n[:, None], cost, centers, width / 2)
         row, column = (upper >= value.amax(1, keepdim=True).clamp_min(0)).nonzero(as_tuple=True)
-        finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * cell - width / 2
+        finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * size - width / 2
         within = centers[row, column][:, None] + finer
-        _, upper = _cells(y[row, None], n[row, None], cost, within, cell / 2)
+        _, upper = _cells(y[row, None], n[row, None], cost, within, size / 2)
         most = torch.zeros_like(y).scatter_reduce(0, row, upper.amax(1), "amax")
         found.append(total + float(most.sum()))
     return torch.tensor(found, dtype=torch.float64)

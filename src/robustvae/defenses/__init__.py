@@ -1,6 +1,13 @@
 """Defenses: ways to read a latent off an image."""
 
-from robustvae.defenses.defense import Defense
+from robustvae.defenses.defense import (
+    Cost,
+    Defense,
+    cost,
+    is_posterior_mean,
+    is_random,
+    reads_encoder_mean,
+)
 from robustvae.defenses.posterior import (
     HMC,
     Langevin,
@@ -23,6 +30,7 @@ from robustvae.defenses.victim import Victim
 
 __all__ = [
     "BitDepth",
+    "Cost",
     "Defense",
     "HMC",
     "JPEG",
@@ -40,6 +48,10 @@ __all__ = [
     "Threshold",
     "Victim",
     "estimate_radius",
+    "cost",
     "fisher",
+    "is_posterior_mean",
+    "is_random",
     "posterior",
+    "reads_encoder_mean",
 ]

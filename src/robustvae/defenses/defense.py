@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ from robustvae.registry import family_base
 class Defense(Protocol):
     """Any way to read a latent off an image: `(vae, x, *, generator) -> z`.
 
+    What it may say of itself, as attributes, and what is assumed where it does not (ask the
+    functions of these names): `is_random`, whether two calls on one image may differ (they may);
+    `reads_encoder_mean`, whether what it reads has the encoder's mean as its mean (it has not);
+    `cost`, a `Cost` (unknown).
+
     Args:
         vae: The model.
         x: Images in [0, 1], (B, C, H, W).
@@ -32,6 +38,70 @@ class Defense(Protocol):
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Read the latents of `x`."""
         ...
+
+
+@final
+@dataclass(frozen=True)
+class Cost:
+    """What reading the latent of one image takes.
+
+    Attributes:
+        gradients: Gradient evaluations of the log joint.
+        forwards: Passes through encoder or decoder besides those.
+    """
+
+    gradients: int = 0
+    forwards: int = 1
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(self.gradients + other.gradients, self.forwards + other.forwards)
+
+    def times(self, count: int) -> Cost:
+        """So many in a row."""
+        return Cost(self.gradients * count, self.forwards * count)
+
+
+def is_random(defense: object) -> bool:
+    """Whether two calls on one image may differ; true of a defense that does not say.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.defenses import is_random
+        >>> is_random(rv.PosteriorMean()), is_random(rv.PosteriorSample())
+        (False, True)
+    """
+    return bool(getattr(defense, "is_random", True))
+
+
+def reads_encoder_mean(defense: object) -> bool:
+    """Whether the latent's mean is the encoder's mean; false of a defense that does not say.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.defenses import reads_encoder_mean
+        >>> reads_encoder_mean(rv.PosteriorSample()), reads_encoder_mean(rv.PosteriorMode())
+        (True, False)
+    """
+    return bool(getattr(defense, "reads_encoder_mean", False))
+
+
+def is_posterior_mean(defense: object) -> bool:
+    """Whether the latent is the encoder's mean itself: no defense at all."""
+    return reads_encoder_mean(defense) and not is_random(defense)
+
+
+def cost(defense: object) -> Cost | None:
+    """What one image takes; None of a defense that does not say.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.defenses import cost
+        >>> cost(rv.PosteriorMode(steps=50)).gradients
+        50
+    """
+    told = getattr(defense, "cost", None)
+    return told if isinstance(told, Cost) else None
 
 
 @contextlib.contextmanager

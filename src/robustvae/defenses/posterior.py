@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from robustvae.defenses.climb import Gradient, Method, check_search, climb, spent
-from robustvae.defenses.defense import Defense, in_chunks, ready
+from robustvae.defenses.defense import Cost, Defense, in_chunks, ready
 from robustvae.defenses.targets import (
     check_ball,
     driven_by,
@@ -56,6 +56,10 @@ class PosteriorMean:
         torch.Size([3, 2])
     """
 
+    is_random: ClassVar[bool] = False
+    reads_encoder_mean: ClassVar[bool] = True
+    cost: ClassVar[Cost] = Cost()
+
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         check_type(vae, "vae", VAE)
@@ -83,6 +87,10 @@ class PosteriorSample:
     """
 
     draws: int = 1
+
+    is_random: ClassVar[bool] = True
+    reads_encoder_mean: ClassVar[bool] = True
+    cost: ClassVar[Cost] = Cost()
 
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
@@ -158,6 +166,9 @@ class HMC:
     acceptance: float = 0.9
     jitter: float = 0.0
 
+    is_random: ClassVar[bool] = True
+    reads_encoder_mean: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse settings that make no chain."""
         check_count(self.steps, "steps")
@@ -190,6 +201,11 @@ class HMC:
         if self.plateau is not None:
             spent = max(1, self.steps // self.plateau) * (1 + self.plateau * self.n_leapfrog)
         return spent + getattr(self.start, "gradients", 0)
+
+    @property
+    def cost(self) -> Cost:
+        """What one image takes."""
+        return Cost(self.gradients, 1)
 
     def run(
         self,
@@ -339,6 +355,9 @@ class Langevin:
     ball: Ball | None = None
     chunk: int = 100
 
+    is_random: ClassVar[bool] = True
+    reads_encoder_mean: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse settings that make no chain."""
         check_count(self.steps, "steps")
@@ -350,6 +369,11 @@ class Langevin:
     def gradients(self) -> int:
         """Gradient evaluations spent on each image."""
         return 1 + self.steps
+
+    @property
+    def cost(self) -> Cost:
+        """What one image takes."""
+        return Cost(self.gradients, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
@@ -416,6 +440,8 @@ class PosteriorMode:
     start: Literal["mean", "prior"] = "mean"
     starts: int = 10
 
+    reads_encoder_mean: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
         check_choice("start", self.start, ("mean", "prior"))
@@ -425,6 +451,16 @@ class PosteriorMode:
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
         return spent(self)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls on one image may differ: from draws of the prior they may."""
+        return self.start == "prior"
+
+    @property
+    def cost(self) -> Cost:
+        """What one image takes."""
+        return Cost(self.gradients, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""

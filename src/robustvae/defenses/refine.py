@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, final, runtime_checkable
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from robustvae.data.changes import check_quality, jpeg
-from robustvae.defenses.defense import Defense
+from robustvae.defenses.defense import Cost, Defense, cost, is_random
 from robustvae.defenses.posterior import PosteriorMean
 from robustvae.errors import RangeError, check_count, check_images, check_probability, check_type
 from robustvae.models.base import VAE, evaluating
@@ -54,10 +54,23 @@ class Refined:
     refine: Refinement
     defense: Defense = field(default_factory=PosteriorMean)
 
+    reads_encoder_mean: ClassVar[bool] = False
+
     @property
     def gradients(self) -> int:
         """Gradient evaluations spent on each image, by both together."""
         return int(getattr(self.refine, "gradients", 0) + getattr(self.defense, "gradients", 0))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls on one image may differ."""
+        return is_random(self.refine) or is_random(self.defense)
+
+    @property
+    def cost(self) -> Cost | None:
+        """What one image takes; None where one of the two does not say."""
+        parts = cost(self.refine), cost(self.defense)
+        return None if parts[0] is None or parts[1] is None else parts[0] + parts[1]
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
@@ -78,6 +91,9 @@ class Threshold:
     """
 
     level: float = 0.5
+
+    is_random: ClassVar[bool] = False
+    cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
         """Refuse levels outside the pixel range."""
@@ -100,6 +116,9 @@ class BitDepth:
 
     bits: int = 3
 
+    is_random: ClassVar[bool] = False
+    cost: ClassVar[Cost] = Cost(0, 0)
+
     def __post_init__(self) -> None:
         """Refuse depths below one bit."""
         check_count(self.bits, "bits")
@@ -121,6 +140,9 @@ class Median:
     """
 
     size: int = 3
+
+    is_random: ClassVar[bool] = False
+    cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
         """Refuse windows without a middle."""
@@ -146,6 +168,9 @@ class JPEG:
     """
 
     quality: int = 75
+
+    is_random: ClassVar[bool] = False
+    cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
         """Refuse qualities that JPEG does not know."""
@@ -173,6 +198,17 @@ class Redraw:
     def gradients(self) -> int:
         """Gradient evaluations spent on each image."""
         return int(getattr(self.defense, "gradients", 0))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls on one image may differ."""
+        return is_random(self.defense)
+
+    @property
+    def cost(self) -> Cost | None:
+        """What one image takes; None where the defense does not say."""
+        told = cost(self.defense)
+        return None if told is None else told + Cost(0, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Reconstructions, (B, C, H, W)."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from robustvae.defenses.climb import Gradient, Method, Start, check_search, climb, spent
-from robustvae.defenses.defense import in_chunks
+from robustvae.defenses.defense import Cost, in_chunks
 from robustvae.defenses.targets import RobustTarget
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
 from robustvae.metrics import mean_stderr
@@ -70,6 +70,8 @@ class RobustPosterior:
     method: Method = "adam"
     starts: int = 10
 
+    reads_encoder_mean: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse settings that make no search."""
         check_choice("norm", self.norm, ("linf", "l2"))
@@ -81,6 +83,16 @@ class RobustPosterior:
     def gradients(self) -> int:
         """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
         return spent(self)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls on one image may differ: from draws of the prior they may."""
+        return self.start == "prior"
+
+    @property
+    def cost(self) -> Cost:
+        """What one image takes."""
+        return Cost(self.gradients, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.defenses.defense import Defense
+from robustvae.defenses.defense import Defense, reads_encoder_mean
 from robustvae.defenses.posterior import PosteriorMean
 from robustvae.errors import ConfigError, DtypeError, check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
@@ -49,6 +49,11 @@ class Victim:
         if not (self.classifier is None or callable(self.classifier)):
             kind = type(self.classifier).__name__
             raise DtypeError(f"classifier must be a function or module, got {kind}")
+
+    @property
+    def draws_own_posterior(self) -> bool:
+        """Whether this is the VAE as it is: one draw of its posterior a use, or its mean."""
+        return reads_encoder_mean(self.defense) and getattr(self.defense, "draws", 1) == 1
 
     def latent(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The latent that the defense reads off each image.

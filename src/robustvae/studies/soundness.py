@@ -24,7 +24,7 @@ from torch import Tensor
 import robustvae.data
 from robustvae.attacks import AttackSuite
 from robustvae.certificates import certify
-from robustvae.certificates.certificate import DISPLACEMENTS
+from robustvae.certificates.question import DISPLACEMENTS
 from robustvae.defenses import Victim
 from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Distribution, Gaussian

@@ -1,0 +1,342 @@
+"""`certify`: the best lower bound on the margin that can be proved, and what it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from robustvae import bounds
+from robustvae.certificates.methods import METHODS, Finding, Task
+from robustvae.certificates.question import Question
+from robustvae.defenses import Victim
+from robustvae.errors import (
+    ConfigError,
+    DtypeError,
+    UnsupportedError,
+    check_choice,
+    check_count,
+    check_images,
+    check_probability,
+    check_type,
+)
+from robustvae.models import VAE
+from robustvae.models.base import check_weights, frozen
+from robustvae.seeding import row_numbers
+
+GUARANTEED = ("noncentral", "trace_markov", "envelope", "tangent")
+"""The deterministic methods that are asked by default."""
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate:
+    """Lower bounds on robustness margins: each input is (r, m)-robust to every ||delta|| < radius.
+
+    Attributes:
+        radius: In the unit of the pixels, (B,), float64; 0 where nothing is proved.
+        kind: "deterministic", "probabilistic" (each input's radius is false with probability at
+            most 1 - `confidence`) or "first_order" (an extrapolation, no guarantee).
+        confidence: 1 for a deterministic certificate.
+        method: The bound that gave each radius, B names; "none" where nothing is proved.
+        status: "ok" or "abstain", B of them; "not asked" where `beside` left an input out.
+        assumptions: What the statement rests on, or what is not covered.
+        displacement: "centered", "paired" or "full".
+        norm: "l2" or "linf".
+        by_method: The radii of every method that was taken, each (B,); `radius` is their largest.
+        box: Whether it holds only for perturbations that keep the pixels in [0, 1]; False: for
+            all, hence for these too.
+        center: What the displacement is measured from: "mean" for g(mu(x)), "own" for `centers`.
+        centers: The victim's own mean outputs, (B, C, H, W), where `center` is "own".
+        simultaneous: Radii that hold for all B inputs together with `confidence`, (B,), where a
+            method knows them; None otherwise (see `confidence_of_all`).
+        draws: Draws that each input took, (B,), of a method that chooses; None otherwise.
+        beside: The probabilistic certificate of inputs of which nothing deterministic is known;
+            never mixed into `radius`.
+        suggestions: For each input without a radius, which method certifies or may certify it.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("lipschitz-vae", latent=2, image_shape=(1, 4, 4), hidden=[16])
+        >>> x = torch.rand(2, 1, 4, 4)
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
+        ...     generator=rv.generator(0))
+        >>> lower.radius.shape, lower.kind, lower.box
+        (torch.Size([2]), 'deterministic', False)
+        >>> [name for name in lower.by_method if "envelope" not in name and "tangent" not in name]
+        ['noncentral', 'trace_markov']
+    """
+
+    radius: Tensor
+    kind: str
+    confidence: float
+    method: tuple[str, ...]
+    status: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    displacement: str
+    norm: str
+    by_method: dict[str, Tensor]
+    box: bool = False
+    center: str = "mean"
+    centers: Tensor | None = None
+    simultaneous: Tensor | None = None
+    draws: Tensor | None = None
+    beside: Certificate | None = None
+    suggestions: tuple[str, ...] = ()
+
+    @property
+    def confidence_of_all(self) -> float:
+        """Probability that all B radii hold together, at least: 1 - B (1 - `confidence`)."""
+        return max(0.0, 1 - len(self.radius) * (1 - self.confidence))
+
+    def coverage(self, radii: Tensor) -> Tensor:
+        """Share of the inputs certified beyond each radius, (K,) to (K,): a falling curve."""
+        beyond = self.radius[None, :] > radii.to(self.radius)[:, None]
+        return beyond.to(torch.float64).mean(1)
+
+    def __repr__(self) -> str:
+        """Three lines: what is proved, in which sense, about how much."""
+        held = self.radius[self.radius > 0].tolist()
+        ends = f"radii from {min(held):.3g} to {max(held):.3g}" if held else "no radius"
+        return (
+            f"Certificate: {len(held)} of {len(self.radius)} inputs, {ends} ({self.norm})\n"
+            f"  {self.kind}, confidence {self.confidence:g} for each input, displacement "
+            f"{self.displacement}, center {self.center}\n"
+            f"  methods: {', '.join(sorted(set(self.method)))}"
+        )
+
+
+def certify(
+    vae: VAE | Victim,
+    x: Tensor,
+    r: float | None = None,
+    m: float = 0.5,
+    displacement: str = "full",
+    *,
+    generator: torch.Generator,
+    question: Question | None = None,
+    center: str = "mean",
+    norm: str = "l2",
+    methods: Sequence[str] | None = None,
+    confidence: float = 0.999,
+    draws: int | None = None,
+    box: bool = False,
+    rows: Sequence[int] | None = None,
+) -> Certificate:
+    """Certify P(||Delta|| <= r) > m for every perturbation shorter than the radius returned.
+
+    By default the largest of the guaranteed methods, per input:
+
+    - "noncentral": the noncentral chi-square, t = r / a (ours); only where F >= 1/2;
+    - "trace_markov": Markov's bound with the exact trace, t = r / a (ours);
+    - "envelope": the better of the two, with t from the saturation of the decoder's last sigmoid at
+      this input (ours; centered and full);
+    - "tangent": the same with a larger t, from how the logits of a decoder with sorts of pairs can
+      move together (ours; centered and full). It takes the longest: tens of milliseconds an input.
+
+    Where these prove nothing about an input of a model without convolutions, Neyman-Pearson is
+    asked too; its answer stands beside, in `beside`, and `suggestions` names what certifies or may
+    certify. On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "generalized"
+    (the generalized chi-square, from bounds on the mean's movement in every coordinate, sigma fixed
+    or centered; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
+    probabilistic: any decoder and any architecture, by linear bounds on how the posterior moves;
+    the method's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
+    any Gaussian posterior; in units of sigma, and `by_method` the weaker forms beside it: spectral,
+    and [Camuto21]'s with the Frobenius norm).
+
+    Several probabilistic methods share 1 - `confidence` equally, so that the largest of their radii
+    keeps it. Whatever is drawn for an input follows from the generator and the input alone (or its
+    number in `rows`): its certificate is the same alone, in any batch and in any order.
+
+    Warning:
+        Centered keeps sigma(x) of the clean input under attack. Where sigma is learned the deployed
+        model draws with sigma(x + delta): that is `displacement="full"`.
+
+    Args:
+        vae: A `vae` or `lipschitz-vae`; hierarchies that climb from the data, and wrapped
+            modules that can be traced, by "neyman_pearson"; any model by "first_order". What is not
+            covered abstains, by name. A `Victim` speaks of its defense.
+        x: Images in [0, 1], (B, C, H, W).
+        r: l2 distance between outputs, in pixel units, positive.
+        m: Probability wanted, in (0, 1).
+        displacement: "centered": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two
+            independent draws; "full": Delta = g(mu(x+d) + eta sigma(x+d)) - g(mu(x)).
+        generator: Of which one number is spent; all draws follow from it.
+        question: In place of r, m, displacement, center, norm and box, all in one.
+        center: What "full" is measured from: see `Question`.
+        norm: "l2", or "linf": for Neyman-Pearson by bounds over that ball, else the l2 radius over
+            sqrt(C H W).
+        methods: Names of methods to take instead of the guaranteed ones; all of one kind.
+        confidence: Of the probabilistic methods, per input, in (0, 1).
+        draws: Of the sampled methods, per input; None for the method's own choice.
+        box: Speak only of perturbations that keep the pixels in [0, 1], which "neyman_pearson"
+            makes use of; the other methods' certificates are as without.
+        rows: The inputs' own numbers, from which their draws follow; None for their content.
+
+    Returns:
+        A `Certificate`; radius 0 and status "abstain" where nothing can be proved.
+
+    Raises:
+        UnknownNameError: An unknown displacement, norm, center or method.
+        ConfigError: Methods of several kinds at once, or none.
+        RangeError: r, m, confidence or draws out of range, or a pixel outside [0, 1].
+        NonFiniteError: A weight or a clean reconstruction that is not finite.
+
+    References:
+        docs/theory.md, "Certificates"; [Barrett22] Theorem 1 and Lemma 2; [Camuto21] Theorem 1.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae = rv.load("digits-lipschitz-vae")
+        >>> x = rv.data.load("digits", split="test").x[:4]
+        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
+        ...     generator=rv.generator(0))
+        >>> lower.kind, lower.status
+        ('deterministic', ('ok', 'ok', 'ok', 'ok'))
+    """
+    if question is None:
+        if r is None:
+            raise ConfigError("certify needs the tolerance r, or a whole question=")
+        question = Question(r=r, m=m, norm=norm, displacement=displacement, center=center, box=box)
+    elif r is not None:
+        raise ConfigError("certify takes r or a whole question, got both: leave one out")
+    check_type(question, "question", Question)
+    victim = as_victim(vae)
+    check_images(x, victim.vae.image_shape)
+    victim.vae.check(x)
+    check_weights(victim.vae)
+    check_probability(confidence, "confidence")
+    if draws is not None:
+        check_count(draws, "draws")
+    check_type(generator, "generator", torch.Generator)
+    names = _names(methods)
+    probabilistic = sum(METHODS[name].kind == "probabilistic" for name in names)
+    task = Task(
+        victim=victim,
+        x=x,
+        question=question,
+        confidence=1 - (1 - confidence) / max(1, probabilistic),
+        draws=draws,
+        rows=tuple(row_numbers(x, rows)),
+        seed=_seed(generator),
+        methods=names,
+    )
+    certificate = _asked(task, confidence)
+    return certificate if methods is not None else _with_suggestions(task, certificate)
+
+
+def as_victim(victim: VAE | Victim) -> Victim:
+    """The victim, or a model as one that draws from its own posterior."""
+    if isinstance(victim, VAE):
+        return Victim(victim)
+    if not isinstance(victim, Victim):
+        raise DtypeError(
+            f"vae must be a VAE or a Victim, got {type(victim).__name__}: "
+            "make one with rv.wrap(module)"
+        )
+    return victim
+
+
+def _seed(generator: torch.Generator) -> int:
+    top = torch.iinfo(torch.int64).max
+    return int(torch.randint(top, (), generator=generator, device=generator.device))
+
+
+def _names(methods: Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(GUARANTEED if methods is None else methods)
+    if isinstance(methods, str) or not names:
+        raise ConfigError(f"methods must be a list of names, got {methods!r}")
+    for name in names:
+        check_choice("method", name, METHODS)
+    kinds = {METHODS[name].kind for name in names}
+    if len(kinds) > 1:
+        raise ConfigError(f"methods of several kinds at once: {', '.join(sorted(kinds))}")
+    return tuple(dict.fromkeys(names))
+
+
+def _asked(task: Task, confidence: float) -> Certificate:
+    """The largest radius of each input by the task's methods, which are of one kind."""
+    ask, x = task.question, task.x
+    kind = METHODS[task.methods[0]].kind
+    findings: dict[str, Finding] = {}
+    refusals: list[str] = []
+    with frozen(task.vae), torch.no_grad():
+        for name in task.methods:
+            try:
+                findings[name] = METHODS[name](task)
+            except UnsupportedError as refusal:
+                refusals.append(f"not covered: {refusal}")
+    by_method: dict[str, Tensor] = {}
+    assumptions: list[str] = []
+    # one l2 radius within a linf ball's inscribed l2 ball
+    per_pixel = x[0].numel() ** -0.5 * (1 - bounds.SLACK)
+    for name, finding in findings.items():
+        converted = ask.norm not in METHODS[name].norms
+        for bound, radii in finding.radii.items():
+            # not a number is not a proof
+            proved = radii.nan_to_num(nan=0.0, posinf=torch.inf)
+            by_method[bound] = proved * per_pixel if converted else proved
+        assumptions += finding.assumptions
+        if converted:
+            assumptions.append("linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
+    radius = torch.zeros(len(x), dtype=torch.float64)
+    method = ["none"] * len(x)
+    for bound, radii in by_method.items():
+        for i in (radii > radius).nonzero()[:, 0].tolist():
+            method[i] = bound
+        radius = torch.maximum(radius, radii)
+    sampled = kind == "probabilistic"
+    return Certificate(
+        radius=radius.to(x.device),
+        kind=kind,
+        confidence=confidence if sampled else 1.0,
+        method=tuple(method),
+        status=tuple("ok" if value > 0 else "abstain" for value in radius.tolist()),
+        assumptions=tuple(dict.fromkeys([*assumptions, *refusals])),
+        displacement=ask.displacement,
+        norm=ask.norm,
+        by_method={name: radii.to(x.device) for name, radii in by_method.items()},
+        box=ask.box and sampled,
+        center=ask.center,
+    )
+
+
+def _with_suggestions(task: Task, certificate: Certificate) -> Certificate:
+    """The certificate, and for the inputs it says nothing of what else does or may."""
+    silent = (certificate.radius <= 0).nonzero()[:, 0].tolist()
+    if not silent or not task.victim.draws_own_posterior:
+        return certificate
+    words = [""] * len(task.x)
+    # its linear bounds take milliseconds for dense layers, seconds for convolutions
+    if any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in task.vae.modules()):
+        for i in silent:
+            words[i] = (
+                "neyman_pearson may certify it (seconds an input): methods=['neyman_pearson']"
+            )
+        return dataclasses.replace(certificate, suggestions=tuple(words))
+    part = dataclasses.replace(
+        task,
+        x=task.x[silent],
+        rows=tuple(task.rows[i] for i in silent),
+        methods=("neyman_pearson",),
+        memo={},
+    )
+    answer = _asked(part, task.confidence)
+    radius = torch.zeros_like(certificate.radius)
+    radius[silent] = answer.radius
+    method, status = ["none"] * len(task.x), ["not asked"] * len(task.x)
+    for place, i in enumerate(silent):
+        method[i], status[i] = answer.method[place], answer.status[place]
+        if answer.radius[place] > 0:
+            words[i] = f"neyman_pearson certifies {float(answer.radius[place]):.3g} (probabilistic)"
+    by_method = {}
+    for bound, radii in answer.by_method.items():
+        by_method[bound] = torch.zeros_like(radius).index_put((torch.tensor(silent),), radii)
+    beside = dataclasses.replace(
+        answer, radius=radius, method=tuple(method), status=tuple(status), by_method=by_method
+    )
+    return dataclasses.replace(certificate, beside=beside, suggestions=tuple(words))

@@ -1,0 +1,44 @@
+"""[Barrett22] Lemma 2: the baseline that the other methods must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from robustvae import bounds
+from robustvae.certificates.methods.base import Finding, Task
+from robustvae.certificates.methods.lipschitz import grounds
+from robustvae.errors import UnsupportedError
+
+
+@final
+@dataclass(frozen=True)
+class Barrett:
+    """[Barrett22] Lemma 2, for the paired displacement."""
+
+    kind: ClassVar[str] = "deterministic"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+
+    def __call__(self, task: Task) -> Finding:
+        """Radii by their two tail bounds."""
+        if task.question.displacement != "paired":
+            raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired displacement only")
+        shared = grounds(task)
+        constants, lengths = shared.constants, shared.stddev.norm(dim=1)
+        radii = [
+            bounds.barrett_margin(
+                length[None],
+                r=r,
+                m=task.question.m,
+                a=constants.a,
+                b=constants.b,
+                c=constants.c,
+                latent=task.vae.latent,
+            )
+            if r > 0
+            else torch.zeros(1, dtype=torch.float64)
+            for length, r in zip(lengths, shared.r.tolist(), strict=True)
+        ]
+        return Finding({"barrett": torch.cat(radii)}, shared.assumptions)
