@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
         OutputTarget,
     )
     from robustvae.auditing import audit
-    from robustvae.certificates import Certificate, certify
+    from robustvae.certificates import Certificate, Question, certify
     from robustvae.defenses import (
         HMC,
         PosteriorMean,
@@ -75,6 +75,7 @@ _HOMES = {
     "PosteriorSample": "defenses",
     "ProjectedAscent": "perturb",
     "pullback": "geometry",
+    "Question": "certificates",
     "Record": "records",
     "report": "",
     "robustness_probability": "robustness",
@@ -116,6 +117,7 @@ __all__ = [
     "PosteriorSample",
     "ProjectedAscent",
     "pullback",
+    "Question",
     "Record",
     "report",
     "robustness_probability",

@@ -229,7 +229,9 @@ def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
     """Fixed sigma, linear encoder: sigma (Phi^-1(p) - Phi^-1(m)) / K."""
     vae = linear(generator)
     x = torch.rand(2, *SHAPE, generator=generator)
-    found = certify(vae, x, 0.6, 0.5, "centered", generator=generator, methods=["neyman_pearson"], draws=10_000)
+    found = certify(
+        vae, x, 0.6, 0.5, "centered", generator=generator, methods=["neyman_pearson"], draws=10_000
+    )
     true = bounds.noncentral_probability(0.3, 0.0, 0.1, 4)
     ceiling = 0.1 * torch.special.ndtri(true) / 1.5
     assert (found.radius <= ceiling).all() and (found.radius > 0.8 * ceiling).all()

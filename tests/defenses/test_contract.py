@@ -44,6 +44,11 @@ ROWS = [
 ]
 REFINEMENTS = {"BitDepth", "JPEG", "Median", "Redraw", "Threshold"}
 NOT_DEFENSES = {
+    "Cost",
+    "cost",
+    "is_posterior_mean",
+    "is_random",
+    "reads_encoder_mean",
     "Defense",
     "RadiusEstimate",
     "Refinement",

@@ -293,6 +293,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             "generator": g(),
         },
     ),
+    "Question": (None, lambda: {"r": 1.0, "m": 0.5, "norm": "l2", "displacement": "full"}),
     "certify": (
         None,
         lambda: {"vae": base().vae, "x": base().x, **QUESTION, "norm": "l2", "generator": g()},

@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from robustvae import bounds
-from robustvae.certificates.methods import METHODS, Finding, Task
+from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
 from robustvae.certificates.question import Question
 from robustvae.defenses import Victim
 from robustvae.errors import (
     ConfigError,
     DtypeError,
     UnsupportedError,
-    check_choice,
     check_count,
     check_images,
     check_probability,
@@ -26,6 +25,7 @@ from robustvae.errors import (
 )
 from robustvae.models import VAE
 from robustvae.models.base import check_weights, frozen
+from robustvae.registry import build, name_of
 from robustvae.seeding import row_numbers
 
 GUARANTEED = ("noncentral", "trace_markov", "envelope", "tangent")
@@ -121,7 +121,7 @@ def certify(
     question: Question | None = None,
     center: str = "mean",
     norm: str = "l2",
-    methods: Sequence[str] | None = None,
+    methods: Sequence[Any] | None = None,
     confidence: float = 0.999,
     draws: int | None = None,
     box: bool = False,
@@ -170,7 +170,8 @@ def certify(
         center: What "full" is measured from: see `Question`.
         norm: "l2", or "linf": for Neyman-Pearson by bounds over that ball, else the l2 radius over
             sqrt(C H W).
-        methods: Names of methods to take instead of the guaranteed ones; all of one kind.
+        methods: Names or specs of methods to take instead of the guaranteed ones, of one kind; see
+            `robustvae list certificate-method`.
         confidence: Of the probabilistic methods, per input, in (0, 1).
         draws: Of the sampled methods, per input; None for the method's own choice.
         box: Speak only of perturbations that keep the pixels in [0, 1], which "neyman_pearson"
@@ -213,8 +214,8 @@ def certify(
     if draws is not None:
         check_count(draws, "draws")
     check_type(generator, "generator", torch.Generator)
-    names = _names(methods)
-    probabilistic = sum(METHODS[name].kind == "probabilistic" for name in names)
+    asked = _methods(methods)
+    probabilistic = sum(method.kind == "probabilistic" for method in asked.values())
     task = Task(
         victim=victim,
         x=x,
@@ -223,9 +224,9 @@ def certify(
         draws=draws,
         rows=tuple(row_numbers(x, rows)),
         seed=_seed(generator),
-        methods=names,
+        methods=tuple(asked),
     )
-    certificate = _asked(task, confidence)
+    certificate = _answer(task, asked, confidence)
     return certificate if methods is not None else _with_suggestions(task, certificate)
 
 
@@ -246,28 +247,33 @@ def _seed(generator: torch.Generator) -> int:
     return int(torch.randint(top, (), generator=generator, device=generator.device))
 
 
-def _names(methods: Sequence[str] | None) -> tuple[str, ...]:
-    names = tuple(GUARANTEED if methods is None else methods)
-    if isinstance(methods, str) or not names:
-        raise ConfigError(f"methods must be a list of names, got {methods!r}")
-    for name in names:
-        check_choice("method", name, METHODS)
-    kinds = {METHODS[name].kind for name in names}
+def _methods(methods: Sequence[Any] | None) -> dict[str, Method]:
+    """The methods by name, all of one kind."""
+    if methods is not None and (isinstance(methods, str) or not isinstance(methods, Sequence)):
+        raise ConfigError(f"methods must be a list of names or specs, got {methods!r}")
+    specs = GUARANTEED if methods is None else methods
+    made = [build("certificate-method", spec) for spec in specs]
+    if not made:
+        raise ConfigError("methods must name at least one method, or be None for the usual ones")
+    asked = {name_of("certificate-method", one) or type(one).__name__: one for one in made}
+    kinds = {method.kind for method in asked.values()}
     if len(kinds) > 1:
-        raise ConfigError(f"methods of several kinds at once: {', '.join(sorted(kinds))}")
-    return tuple(dict.fromkeys(names))
+        raise ConfigError(
+            f"methods of several kinds at once: {', '.join(sorted(kinds))}; ask for each kind apart"
+        )
+    return asked
 
 
-def _asked(task: Task, confidence: float) -> Certificate:
-    """The largest radius of each input by the task's methods, which are of one kind."""
+def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certificate:
+    """The largest radius of each input by the methods, which are of one kind."""
     ask, x = task.question, task.x
-    kind = METHODS[task.methods[0]].kind
+    kind = next(iter(asked.values())).kind
     findings: dict[str, Finding] = {}
     refusals: list[str] = []
     with frozen(task.vae), torch.no_grad():
-        for name in task.methods:
+        for name, method in asked.items():
             try:
-                findings[name] = METHODS[name](task)
+                findings[name] = method(task)
             except UnsupportedError as refusal:
                 refusals.append(f"not covered: {refusal}")
     by_method: dict[str, Tensor] = {}
@@ -275,7 +281,7 @@ def _asked(task: Task, confidence: float) -> Certificate:
     # one l2 radius within a linf ball's inscribed l2 ball
     per_pixel = x[0].numel() ** -0.5 * (1 - bounds.SLACK)
     for name, finding in findings.items():
-        converted = ask.norm not in METHODS[name].norms
+        converted = ask.norm not in asked[name].norms
         for bound, radii in finding.radii.items():
             # not a number is not a proof
             proved = radii.nan_to_num(nan=0.0, posinf=torch.inf)
@@ -284,17 +290,17 @@ def _asked(task: Task, confidence: float) -> Certificate:
         if converted:
             assumptions.append("linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
     radius = torch.zeros(len(x), dtype=torch.float64)
-    method = ["none"] * len(x)
+    names = ["none"] * len(x)
     for bound, radii in by_method.items():
         for i in (radii > radius).nonzero()[:, 0].tolist():
-            method[i] = bound
+            names[i] = bound
         radius = torch.maximum(radius, radii)
     sampled = kind == "probabilistic"
     return Certificate(
         radius=radius.to(x.device),
         kind=kind,
         confidence=confidence if sampled else 1.0,
-        method=tuple(method),
+        method=tuple(names),
         status=tuple("ok" if value > 0 else "abstain" for value in radius.tolist()),
         assumptions=tuple(dict.fromkeys([*assumptions, *refusals])),
         displacement=ask.displacement,
@@ -325,7 +331,7 @@ def _with_suggestions(task: Task, certificate: Certificate) -> Certificate:
         methods=("neyman_pearson",),
         memo={},
     )
-    answer = _asked(part, task.confidence)
+    answer = _answer(part, {"neyman_pearson": NeymanPearson()}, task.confidence)
     radius = torch.zeros_like(certificate.radius)
     radius[silent] = answer.radius
     method, status = ["none"] * len(task.x), ["not asked"] * len(task.x)

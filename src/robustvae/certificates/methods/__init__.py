@@ -1,6 +1,27 @@
 """Methods of certification, one file a family."""
 
+from robustvae.certificates.methods.barrett import Barrett
 from robustvae.certificates.methods.base import Finding, Method, Task
-from robustvae.certificates.methods.table import METHODS
+from robustvae.certificates.methods.first_order import FirstOrder
+from robustvae.certificates.methods.lipschitz import (
+    Envelope,
+    Generalized,
+    Noncentral,
+    Tangent,
+    TraceMarkov,
+)
+from robustvae.certificates.methods.neyman_pearson import NeymanPearson
 
-__all__ = ["METHODS", "Finding", "Method", "Task"]
+__all__ = [
+    "Barrett",
+    "Envelope",
+    "Finding",
+    "FirstOrder",
+    "Generalized",
+    "Method",
+    "NeymanPearson",
+    "Noncentral",
+    "Tangent",
+    "Task",
+    "TraceMarkov",
+]

@@ -11,8 +11,10 @@ from robustvae import bounds
 from robustvae.certificates.methods.base import Finding, Task
 from robustvae.certificates.methods.lipschitz import grounds
 from robustvae.errors import UnsupportedError
+from robustvae.registry import register
 
 
+@register("certificate-method", "barrett")
 @final
 @dataclass(frozen=True)
 class Barrett:

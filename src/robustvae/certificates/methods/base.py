@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from robustvae.errors import NonFiniteError
 from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Gaussian
 from robustvae.models.hierarchy import check_gaussian
+from robustvae.registry import family_base
 from robustvae.seeding import draw, randn, row_generators
 
 SILENT = "sigma(x) is kept under attack: silent about sigma(x + delta)"
@@ -82,6 +83,8 @@ class Finding:
     spent: Tensor | None = None
 
 
+@family_base("certificate-method")
+@runtime_checkable
 class Method(Protocol):
     """A way to certify.
 

@@ -12,8 +12,10 @@ from robustvae.certificates.methods.base import Finding, Task, clean_probability
 from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.jacobians import jacobian
 from robustvae.models.hierarchy import check_gaussian
+from robustvae.registry import register
 
 
+@register("certificate-method", "first_order")
 @final
 @dataclass(frozen=True)
 class FirstOrder:

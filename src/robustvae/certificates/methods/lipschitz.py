@@ -25,6 +25,7 @@ from robustvae.certificates.tangent import tangent_reach
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.likelihoods import Distribution
+from robustvae.registry import register
 
 EVALUATION_FACTOR = 10.0
 """How many times the largest evaluation error seen is taken for the largest there is."""
@@ -117,6 +118,7 @@ def check_own_posterior(task: Task) -> None:
         )
 
 
+@register("certificate-method", "noncentral")
 @final
 @dataclass(frozen=True)
 class Noncentral:
@@ -130,6 +132,7 @@ class Noncentral:
         return _by_tails(task, "", plain_reach(grounds(task)), ("noncentral",))
 
 
+@register("certificate-method", "trace_markov")
 @final
 @dataclass(frozen=True)
 class TraceMarkov:
@@ -143,6 +146,7 @@ class TraceMarkov:
         return _by_tails(task, "", plain_reach(grounds(task)), ("trace_markov",))
 
 
+@register("certificate-method", "envelope")
 @final
 @dataclass(frozen=True)
 class Envelope:
@@ -156,6 +160,7 @@ class Envelope:
         return _by_tails(task, "envelope, ", envelope(task), TAILS)
 
 
+@register("certificate-method", "tangent")
 @final
 @dataclass(frozen=True)
 class Tangent:
@@ -172,6 +177,7 @@ class Tangent:
         return _by_tails(task, "tangent, ", tangent(task), TAILS)
 
 
+@register("certificate-method", "generalized")
 @final
 @dataclass(frozen=True)
 class Generalized:

@@ -22,11 +22,13 @@ from robustvae.certificates.methods.lipschitz import EVALUATION_FACTOR, check_ow
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
 from robustvae.certificates.question import Question
 from robustvae.certificates.relaxations import METHODS, Method
+from robustvae.registry import register
 
 # inputs whose bounds are propagated together
 _AT_ONCE = 16
 
 
+@register("certificate-method", "neyman_pearson")
 @final
 @dataclass(frozen=True)
 class NeymanPearson:
