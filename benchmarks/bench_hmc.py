@@ -22,7 +22,7 @@ import torch
 
 import robustvae as rv
 from robustvae.defenses import RobustTarget, posterior
-from robustvae.mcmc import State, evaluate, hmc_step
+from robustvae.mcmc import Kernel, State, evaluate, hmc_step
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
 from robustvae.zoo import load
@@ -58,6 +58,7 @@ def main() -> None:
     z = torch.randn(BATCH, 64, generator=g)
     pull = torch.rand(BATCH, 1, 28, 28, generator=g)
 
+    kernel = Kernel(0.01, LEAPFROG)
     with frozen(vae):
         targets = {
             "hmc": posterior(vae, x),
@@ -66,7 +67,7 @@ def main() -> None:
         }
 
         def transition(name: str, state: State) -> None:
-            hmc_step(targets[name], state, step=0.01, n_steps=LEAPFROG, generator=g)
+            hmc_step(targets[name], state, kernel, generator=g)
 
         times: dict[str, list[float]] = {}
         with channels_last(vae):

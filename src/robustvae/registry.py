@@ -33,6 +33,7 @@ from robustvae.errors import ConfigError, DtypeError, RobustVAEError, Unsupporte
 
 GROUP = "robustvae"
 FAMILIES = {
+    "adaptation": "ways to steer the step size of a sampler",
     "adapter": "ways to recognize and wrap a foreign model",
     "certificate-method": "ways to bound a margin from below",
     "check": "judgments of an audit's evidence",

@@ -6,7 +6,7 @@ import torch
 import robustvae as rv
 from robustvae.defenses import HMC, PosteriorMode, RobustPosterior, RobustTarget, posterior
 from robustvae.defenses.targets import fisher_scale
-from robustvae.mcmc import evaluate, hmc_step
+from robustvae.mcmc import Kernel, evaluate, hmc_step
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import rand, randn
 
@@ -77,7 +77,9 @@ def test_hmc_keeps_the_posterior_over_all_layers(kind, generator):
     state = evaluate(posterior(vae, x), start)
     size = 0.9 * covariance.diagonal().min().sqrt().item()
     for _ in range(4):
-        state, info = hmc_step(posterior(vae, x), state, step=size, n_steps=4, generator=generator)
+        state, info = hmc_step(
+            posterior(vae, x), state, Kernel(step_size=size, n_leapfrog=4), generator=generator
+        )
     assert 0.5 < info.acceptance.mean() < 0.999
     assert is_law(state.z, mean, covariance)
     assert not is_law(state.z + 0.3 * covariance.diagonal().sqrt(), mean, covariance)

@@ -7,7 +7,7 @@ from robustvae.data import load
 from robustvae.defenses import HMC, PosteriorMode, RobustPosterior, RobustTarget, posterior
 from robustvae.defenses.targets import fisher_scale
 from robustvae.errors import UnsupportedError
-from robustvae.mcmc import hmc
+from robustvae.mcmc import FixedStep, Kernel, hmc
 from robustvae.seeding import randn
 
 
@@ -20,11 +20,10 @@ def test_the_posterior_of_a_linear_vae_is_invariant(linear, generator):
     chain = hmc(
         posterior(linear.vae, x),
         start,
+        Kernel(step_size=0.15, n_leapfrog=4),
         steps=5,
-        step_size=0.15,
-        n_leapfrog=4,
-        adapt=None,
         generator=generator,
+        adaptation=FixedStep(),
     )
     assert 0.5 < chain.acceptance.mean() < 0.98
     offset = chain.z - mean
@@ -164,6 +163,8 @@ def test_jitter_is_that_of_the_sampler(linear, generator):
     )
     g = rv.generator(1)
     start = rv.PosteriorSample()(linear.vae, x, generator=g)
-    own = hmc(posterior(linear.vae, x), start, **options, jitter=0.5, generator=g)
+    kernel = Kernel(step_size=0.1, n_leapfrog=3, jitter=0.5)
+    target = posterior(linear.vae, x)
+    own = hmc(target, start, kernel, steps=6, adaptation=FixedStep(), generator=g)
     torch.testing.assert_close(jittered, own.z)
     assert (jittered - plain).abs().min() > 1e-6

@@ -7,6 +7,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import robustvae as rv
 from robustvae.defenses import RobustTarget, fisher, posterior
 from robustvae.mcmc import (
+    BatchWide,
+    DualAveraging,
+    FixedStep,
+    Kernel,
+    PerChain,
     evaluate,
     gauss_newton,
     hmc,
@@ -15,6 +20,7 @@ from robustvae.mcmc import (
     langevin,
     lbfgs,
     leapfrog,
+    mass_matrix,
     mode_search,
 )
 from robustvae.seeding import generator as seeded
@@ -77,24 +83,33 @@ def test_what_waits_is_seen(wait):
     assert asks.met
 
 
-def run_hmc(target, z, **options):
-    options = {"steps": 4, "n_leapfrog": 2, "step_size": 0.05, "generator": seeded(0)} | options
-    return hmc(target, z, **options)
+PER_CHAIN = PerChain()
+
+
+def run_hmc(target, z, adaptation=PER_CHAIN, keep=False, **options):
+    kernel = Kernel(0.05, n_leapfrog=2, **options)
+    return hmc(target, z, kernel, steps=4, adaptation=adaptation, keep=keep, generator=seeded(0))
+
+
+def dense(z):
+    return mass_matrix(torch.eye(z.shape[1]).expand(len(z), -1, -1))
 
 
 def one_step(target, z):
-    return hmc_step(target, evaluate(target, z), step=0.1, n_steps=2, generator=seeded(0))
+    return hmc_step(
+        target, evaluate(target, z), Kernel(step_size=0.1, n_leapfrog=2), generator=seeded(0)
+    )
 
 
 KERNELS = {
     "leapfrog": lambda t, z: leapfrog(t, evaluate(t, z), z, step=0.1, n_steps=2),
     "hmc_step": one_step,
     "hmc": lambda t, z: run_hmc(t, z, jitter=0.1, keep=True),
-    "hmc, dual": lambda t, z: run_hmc(t, z, adapt="dual"),
-    "hmc, paper": lambda t, z: run_hmc(t, z, adapt="paper"),
-    "hmc, fixed": lambda t, z: run_hmc(t, z, adapt=None),
+    "hmc, dual": lambda t, z: run_hmc(t, z, adaptation=DualAveraging()),
+    "hmc, paper": lambda t, z: run_hmc(t, z, adaptation=BatchWide()),
+    "hmc, fixed": lambda t, z: run_hmc(t, z, adaptation=FixedStep()),
     "hmc, unrolled": lambda t, z: run_hmc(t, z, graph=True),
-    "hmc, matrix": lambda t, z: run_hmc(t, z, scale=torch.eye(z.shape[1]).expand(len(z), -1, -1)),
+    "hmc, matrix": lambda t, z: run_hmc(t, z, mass=dense(z)),
     "langevin": lambda t, z: langevin(t, z, steps=3, generator=seeded(0)),
     "adam": lambda t, z: mode_search(t, z, steps=3),
     "adam, unrolled": lambda t, z: mode_search(t, z, steps=3, graph=True),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustvae.errors import ShapeError
-from robustvae.mcmc import diagnose, ess, hmc, r_hat
+from robustvae.mcmc import FixedStep, Kernel, diagnose, ess, hmc, r_hat
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
 
@@ -48,9 +48,14 @@ def test_a_diagnosis_speaks_of_each_input(generator):
     start[6:] = -20 * (kind[6:] == 1).unsqueeze(1)
     start[kind == 2] = 1.0
     run = hmc(
-        log_p, start, steps=300, step_size=0.7, adapt=None, jitter=0.2, keep=True,
+        log_p,
+        start,
+        Kernel(step_size=0.7, jitter=0.2),
+        steps=300,
+        keep=True,
         generator=generator,
-    )  # fmt: skip
+        adaptation=FixedStep(),
+    )
     told = diagnose(run, chains=4)
     assert told.sound.tolist() == [True, False, False]
     assert told.r_hat[0] < 1.05 and told.r_hat[1] > 2

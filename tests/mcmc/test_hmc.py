@@ -3,8 +3,20 @@ import math
 import pytest
 import torch
 
-from robustvae.errors import DtypeError, RangeError, UnknownNameError
-from robustvae.mcmc import ess, evaluate, hmc, hmc_step, langevin
+from robustvae.errors import DtypeError, RangeError
+from robustvae.mcmc import (
+    BatchWide,
+    DualAveraging,
+    FixedStep,
+    Kernel,
+    PerChain,
+    ess,
+    evaluate,
+    hmc,
+    hmc_step,
+    langevin,
+    mass_matrix,
+)
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
 
@@ -28,24 +40,26 @@ def within_four_errors(values, wanted, count):
 @pytest.mark.parametrize("scale", [None, torch.linalg.cholesky(COVARIANCE).expand(4000, 2, 2)])
 def test_mean_of_exp_of_minus_the_energy_error_is_one_in_equilibrium(generator, scale):
     state = evaluate(gaussian, exact_draws(4000, generator))
-    _, info = hmc_step(gaussian, state, step=0.5, n_steps=4, scale=scale, generator=generator)
+    _, info = hmc_step(
+        gaussian,
+        state,
+        Kernel(step_size=0.5, n_leapfrog=4, mass=mass_matrix(scale)),
+        generator=generator,
+    )
     assert info.energy_error.std() > 0.02
     assert within_four_errors(torch.exp(-info.energy_error), 1.0, 4000)
 
 
-@pytest.mark.parametrize("adapt", ["chain", "dual", None])
+@pytest.mark.parametrize("adapt", [PerChain, DualAveraging, FixedStep])
 def test_moments_of_a_gaussian(generator, adapt):
     chain = hmc(
         gaussian,
         torch.zeros(8, 2),
+        Kernel(step_size=0.3, n_leapfrog=4, jitter=0.2),
         steps=700,
-        step_size=0.3,
-        n_leapfrog=4,
-        adapt=adapt,
-        warmup=200,
-        jitter=0.2,
         keep=True,
         generator=generator,
+        adaptation=adapt(warmup=200),
     )
     offset = chain.draws - MEAN
     for values, wanted in (
@@ -66,12 +80,10 @@ def test_a_force_that_is_wrong_leaves_the_target_right(generator):
     chain = hmc(
         gaussian,
         exact_draws(4000, generator),
+        Kernel(step_size=0.5, n_leapfrog=3, force=wrong),
         steps=6,
-        step_size=0.5,
-        n_leapfrog=3,
-        adapt=None,
-        force=wrong,
         generator=generator,
+        adaptation=FixedStep(),
     )
     assert 0.3 < chain.acceptance.mean() < 0.9
     torch.testing.assert_close(chain.log_density, gaussian(chain.z))
@@ -85,7 +97,12 @@ def test_a_force_that_is_wrong_leaves_the_target_right(generator):
 
 def test_the_trace_is_the_log_density_after_each_transition(generator):
     chain = hmc(
-        gaussian, torch.zeros(3, 2), steps=9, warmup=0, adapt=None, keep=True, generator=generator
+        gaussian,
+        torch.zeros(3, 2),
+        steps=9,
+        keep=True,
+        generator=generator,
+        adaptation=FixedStep(warmup=0),
     )
     torch.testing.assert_close(chain.trace, torch.stack([gaussian(z) for z in chain.draws]))
 
@@ -93,21 +110,28 @@ def test_the_trace_is_the_log_density_after_each_transition(generator):
 def test_langevin_adjusted_keeps_the_target_and_unadjusted_only_nearly(generator):
     z = exact_draws(4000, generator)
     exact, biased = (
-        langevin(gaussian, z, steps=20, step_size=0.9, adjust=a, adapt=None, generator=generator).z
+        langevin(
+            gaussian,
+            z,
+            Kernel(step_size=0.9, adjust=a),
+            steps=20,
+            generator=generator,
+            adaptation=FixedStep(),
+        ).z
         for a in (True, False)
     )
     assert within_four_errors((exact - MEAN).square(), COVARIANCE.diagonal(), 4000)
     assert not within_four_errors((biased - MEAN).square(), COVARIANCE.diagonal(), 4000)
 
 
-@pytest.mark.parametrize("adapt", ["chain", "dual"])
+@pytest.mark.parametrize("adapt", [PerChain, DualAveraging])
 def test_each_chain_finds_its_own_step_size(generator, adapt):
     widths = torch.tensor([[0.01], [1.0], [5.0]])
 
     def log_p(z):
         return -0.5 * (z / widths).square().sum(1)
 
-    chain = hmc(log_p, torch.zeros(3, 4), steps=200, adapt=adapt, generator=generator)
+    chain = hmc(log_p, torch.zeros(3, 4), steps=200, generator=generator, adaptation=adapt())
     assert (chain.acceptance > 0.75).all() and (chain.acceptance < 0.999).all()
     ratio = chain.step_size / widths.squeeze(1)
     assert (ratio > 0.3).all() and (ratio < 2.5).all()
@@ -115,7 +139,12 @@ def test_each_chain_finds_its_own_step_size(generator, adapt):
 
 def test_the_papers_rule_moves_one_step_size_for_the_batch(generator):
     chain = hmc(
-        gaussian, torch.zeros(5, 2), steps=10, step_size=0.01, adapt="paper", generator=generator
+        gaussian,
+        torch.zeros(5, 2),
+        Kernel(step_size=0.01),
+        steps=10,
+        generator=generator,
+        adaptation=BatchWide(),
     )
     assert (chain.step_size == chain.step_size[0]).all()
     assert math.isclose(chain.step_size[0], 0.01 * (1 + 0.01 * 0.1 / 0.9) ** 10, rel_tol=1e-3)
@@ -138,10 +167,10 @@ def test_a_diverging_chain_is_reported_alone_and_stays_where_it_was(generator):
     chain = hmc(
         lambda z: -0.5 * stiff.squeeze(1) * z.square().sum(1),
         torch.ones(3, 2),
+        Kernel(step_size=0.1),
         steps=10,
-        step_size=0.1,
-        adapt=None,
         generator=generator,
+        adaptation=FixedStep(),
     )
     assert chain.divergences.tolist() == [0, 10, 10]
     assert torch.equal(chain.z[1:], torch.ones(2, 2))
@@ -155,11 +184,11 @@ def test_a_transition_costs_l_gradients(generator):
         calls.append(len(z))
         return gaussian(z)
 
-    chain = hmc(counted, torch.zeros(3, 2), steps=6, n_leapfrog=7, generator=generator)
+    chain = hmc(counted, torch.zeros(3, 2), Kernel(n_leapfrog=7), steps=6, generator=generator)
     assert len(calls) == chain.gradients == 1 + 6 * 7
 
 
-@pytest.mark.parametrize("adapt", ["chain", "dual", "paper", None])
+@pytest.mark.parametrize("adapt", [PerChain, DualAveraging, BatchWide, FixedStep])
 def test_the_chain_differentiates_by_what_its_target_depends_on(adapt):
     x = torch.tensor([[0.3, -0.2], [1.0, 0.5]])
     weight, direction = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.tensor([[1.0, -0.7]] * 2)
@@ -170,7 +199,12 @@ def test_the_chain_differentiates_by_what_its_target_depends_on(adapt):
 
         start = 0.5 * x
         run = hmc(
-            log_p, start, steps=6, step_size=0.4, adapt=adapt, graph=True, generator=seeded(2)
+            log_p,
+            start,
+            Kernel(step_size=0.4, graph=True),
+            steps=6,
+            generator=seeded(2),
+            adaptation=adapt(),
         )
         return (run.z * weight).sum()
 
@@ -185,9 +219,9 @@ def test_refusals(generator):
     with pytest.raises(RangeError):
         hmc(gaussian, torch.zeros(1, 2), steps=0, generator=generator)
     with pytest.raises(RangeError):
-        hmc(gaussian, torch.zeros(1, 2), steps=1, step_size=-0.1, generator=generator)
-    with pytest.raises(UnknownNameError, match="chain"):
-        hmc(gaussian, torch.zeros(1, 2), steps=1, adapt="chian", generator=generator)
+        Kernel(step_size=-0.1)
+    with pytest.raises(DtypeError, match="adaptation"):
+        hmc(gaussian, torch.zeros(1, 2), steps=1, adaptation="chain", generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +231,50 @@ def test_refusals(generator):
         ({"jitter": 1.0}, RangeError),
         ({"jitter": -0.1}, RangeError),
         ({"jitter": "0.1"}, DtypeError),
-        ({"warmup": -1}, RangeError),
-        ({"warmup": 6}, RangeError),
-        ({"warmup": 2.5}, DtypeError),
+        ({"mass": torch.eye(2)}, DtypeError),
+        ({"n_leapfrog": 0}, RangeError),
     ],
 )
-def test_step_sizes_and_warm_ups_that_make_no_chain_are_refused(options, error, generator):
+def test_impossible_kernels_are_refused(options, error):
     with pytest.raises(error, match=next(iter(options))):
-        hmc(gaussian, torch.zeros(3, 2), steps=5, generator=generator, **options)
+        Kernel(**options)
+
+
+@pytest.mark.parametrize("kind", [PerChain, DualAveraging, BatchWide, FixedStep])
+@pytest.mark.parametrize(
+    ("warmup", "error"), [(-1, RangeError), (6, RangeError), (2.5, DtypeError)]
+)
+def test_impossible_warmups_are_refused(kind, warmup, error):
+    with pytest.raises(error, match="warmup"):
+        kind(warmup=warmup).warmup_steps(5)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [(PerChain, 2), (BatchWide, 0.01)])
+def test_first_update_is_its_formula(kind, rate):
+    size, seen = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 1.0])
+    after = kind(acceptance=0.8).update(kind().begin(size), seen, 0, 10).size
+    wanted = size * (1 + rate * (0.75 - 0.8) / 0.8)
+    if kind is PerChain:
+        wanted = size * torch.exp(rate * (seen - 0.8))
+    torch.testing.assert_close(after, wanted)
+
+
+def test_parts_of_a_run_adapt_as_the_whole():
+    """Warm-up segments adapt from begin to end, those after it not at all."""
+    assert PerChain(0.7).part(0, 3, 10) == PerChain(0.7, warmup=3)
+    assert PerChain(0.7).part(5, 3, 10) == FixedStep()
+    assert BatchWide(0.7).part(5, 3, 10) == BatchWide(0.7, warmup=0)
+
+
+def test_mass_matrices_agree_with_each_other(generator):
+    vector, index = randn(4, 3, like=MEAN, generator=generator), torch.tensor([2, 0])
+    diagonal = randn(4, 3, like=MEAN, generator=generator)
+    masses = mass_matrix(diagonal), mass_matrix(torch.diag_embed(diagonal))
+    for name in ("velocity", "force"):
+        first, second = (getattr(mass, name)(vector) for mass in masses)
+        torch.testing.assert_close(first, second)
+        part = getattr(masses[1].rows(index), name)(vector[index])
+        torch.testing.assert_close(part, second[index])
+    lopsided = mass_matrix(randn(4, 3, 3, like=MEAN, generator=generator))
+    inner = (lopsided.velocity(vector) * diagonal).sum(1)  # (A p)'g = p'(A'g)
+    torch.testing.assert_close(inner, (vector * lopsided.force(diagonal)).sum(1))

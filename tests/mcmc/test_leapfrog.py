@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustvae.mcmc import evaluate, leapfrog
+from robustvae.mcmc import evaluate, leapfrog, mass_matrix
 from robustvae.seeding import randn
 
 
@@ -37,7 +37,9 @@ def test_the_energy_error_is_of_order_two(start, generator, kind):
     state = evaluate(quartic, z)
     errors, counts = [], [32, 64, 128, 256]
     for n in counts:
-        end, thrown = leapfrog(quartic, state, momentum, step=0.5 / n, n_steps=n, scale=scale)
+        end, thrown = leapfrog(
+            quartic, state, momentum, step=0.5 / n, n_steps=n, mass=mass_matrix(scale)
+        )
         errors.append((energy(end, thrown) - energy(state, momentum)).abs().mean().item())
     order = -np.polyfit(np.log2(counts), np.log2(errors), 1)[0]
     assert abs(order - 2) < 0.3
@@ -48,9 +50,13 @@ def test_turning_the_momentum_round_leads_back(start, generator, kind):
     z, momentum = start
     scale = scales(generator)[kind]
     state = evaluate(quartic, z)
-    there, thrown = leapfrog(quartic, state, momentum, step=0.05, n_steps=20, scale=scale)
+    there, thrown = leapfrog(
+        quartic, state, momentum, step=0.05, n_steps=20, mass=mass_matrix(scale)
+    )
     assert (there.z - z).abs().max() > 0.1
-    back, returned = leapfrog(quartic, there, -thrown, step=0.05, n_steps=20, scale=scale)
+    back, returned = leapfrog(
+        quartic, there, -thrown, step=0.05, n_steps=20, mass=mass_matrix(scale)
+    )
     torch.testing.assert_close(back.z, z, atol=1e-10, rtol=0)
     torch.testing.assert_close(returned, -momentum, atol=1e-10, rtol=0)
 

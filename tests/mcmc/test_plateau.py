@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import RangeError
-from robustvae.mcmc import hmc_to_plateau
+from robustvae.mcmc import Kernel, hmc_to_plateau
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
 
@@ -36,7 +36,7 @@ def test_chains_that_have_arrived_leave_and_the_others_go_on(generator):
     start = target.center.clone()
     start[100:] = 0
     found = hmc_to_plateau(
-        target, start, steps=200, step_size=0.15, n_leapfrog=2, generator=generator
+        target, start, Kernel(step_size=0.15, n_leapfrog=2), steps=200, generator=generator
     )
     assert found.settled.all()
     near, far = found.gradients[:100].double().mean(), found.gradients[100:].double().mean()
@@ -49,7 +49,7 @@ def test_those_that_left_are_near_the_target(generator):
     """The distance is that of draws of a standard normal in 8 dimensions, not of the start."""
     target = far_and_near()
     found = hmc_to_plateau(
-        target, torch.zeros(200, 8), steps=400, step_size=0.3, generator=generator
+        target, torch.zeros(200, 8), Kernel(step_size=0.3), steps=400, generator=generator
     )
     square = (found.z - target.center).square().sum(1)
     assert abs(square.mean() - 8) < 4 * square.std() / 200**0.5 + 0.4
@@ -71,7 +71,7 @@ def test_without_an_arrival_all_steps_are_run(generator):
 def test_rows_come_back_in_their_order(generator):
     center = 50 * torch.arange(40.0).view(-1, 1).expand(-1, 3)
     found = hmc_to_plateau(
-        Normals(center, []), center, steps=60, step_size=0.4, generator=generator
+        Normals(center, []), center, Kernel(step_size=0.4), steps=60, generator=generator
     )
     assert len(found.gradients.unique()) > 1
     assert ((found.z - center).abs() < 10).all()
@@ -83,7 +83,11 @@ def test_the_end_differentiates_by_what_the_target_depends_on():
     def last(center):
         start = 0.2 * center
         run = hmc_to_plateau(
-            Normals(center, []), start, steps=40, step_size=0.3, graph=True, generator=seeded(5)
+            Normals(center, []),
+            start,
+            Kernel(step_size=0.3, graph=True),
+            steps=40,
+            generator=seeded(5),
         )
         return run.z.square().sum(), run.gradients
 

@@ -9,7 +9,7 @@ they are. These are for where a graph through every step is too large, too noisy
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -19,8 +19,7 @@ from robustvae.defenses import HMC, Defense, PosteriorMode, RobustPosterior, Rob
 from robustvae.defenses.defense import in_chunks, ready
 from robustvae.defenses.targets import target_of
 from robustvae.errors import RangeError, UnsupportedError, check_count, check_positive, check_type
-from robustvae.mcmc import Chain, hmc
-from robustvae.mcmc.hmc import Adapt
+from robustvae.mcmc import Adaptation, FixedStep, hmc
 from robustvae.models.base import VAE, frozen
 
 
@@ -166,35 +165,23 @@ class Truncated:
         own, cut = self.defense, self.defense.steps - self.last
 
         def read(part: Tensor, graph: bool) -> Tensor:
+            target = target_of(vae, part, own.ball)
             z = own.begin(vae, part, generator=generator)
-            scale = own.scale(vae, part)
-            size = torch.as_tensor(own.step_size, dtype=part.dtype, device=part.device)
+            kernel, adaptation = own.kernel(own.scale(vae, part), graph=graph), own.adaptation
             if cut:
                 with torch.no_grad():
-                    first = _transitions(
-                        own,
-                        vae,
-                        part,
+                    first = hmc(
+                        target,
                         z,
-                        scale,
+                        replace(kernel, graph=False),
                         steps=cut,
-                        size=size,
-                        adapt=own.adapt,
+                        adaptation=adaptation,
                         generator=generator,
                     )
-                z, size = first.z, first.step_size
-                z = _carried(z, vae.encode(part).mean) if graph else z
-            return _transitions(
-                own,
-                vae,
-                part,
-                z,
-                scale,
-                steps=self.last,
-                size=size,
-                adapt=None if cut else own.adapt,
-                graph=graph,
-                generator=generator,
+                z = _carried(first.z, vae.encode(part).mean) if graph else first.z
+                kernel, adaptation = replace(kernel, step_size=first.step_size), FixedStep()
+            return hmc(
+                target, z, kernel, steps=self.last, adaptation=adaptation, generator=generator
             ).z
 
         return in_chunks(read, vae, x, own.chunk)
@@ -248,11 +235,12 @@ class Checkpointed:
         z = own.begin(vae, x, generator=generator)
         scale = own.scale(vae, x)
         size = torch.as_tensor(own.step_size, dtype=x.dtype, device=x.device)
-        adapting = own.steps // 2 if own.adapt in ("chain", "dual") else 0
+        adapting = own.adaptation.warmup_steps(own.steps)
         done = 0
         while done < own.steps:
+            # A segment ends where the warm-up does, so that each is all warm-up or none of it.
             steps = min(self.segment, (adapting if done < adapting else own.steps) - done)
-            warm = own.adapt if done < adapting or own.adapt == "paper" else None
+            adaptation = own.adaptation.part(done, steps, own.steps)
 
             def run(
                 x: Tensor,
@@ -261,20 +249,15 @@ class Checkpointed:
                 graph: bool,
                 steps: int = steps,
                 size: Tensor = size,
-                warm: Adapt | None = warm,
+                adaptation: Adaptation = adaptation,
             ) -> tuple[Tensor, Tensor]:
                 with ready(vae, x):  # the backward pass comes when the model is its owner's again
-                    chain = _transitions(
-                        own,
-                        vae,
-                        x,
+                    chain = hmc(
+                        target_of(vae, x, own.ball),
                         z,
-                        scale,
+                        replace(own.kernel(scale, graph=graph), step_size=size),
                         steps=steps,
-                        size=size,
-                        adapt=warm,
-                        warmup=steps if warm else 0,
-                        graph=graph,
+                        adaptation=adaptation,
                         generator=generator,
                     )
                 return chain.z, chain.step_size
@@ -315,37 +298,6 @@ class _Segment(torch.autograd.Function):
             slopes = torch.autograd.grad(end, leaves, pulled[0], materialize_grads=True)
         ctx.generator.set_state(after)
         return None, None, *slopes, *[None] * (3 - len(slopes))
-
-
-def _transitions(
-    own: HMC,
-    vae: VAE,
-    x: Tensor,
-    z: Tensor,
-    scale: Tensor | None,
-    *,
-    steps: int,
-    size: Tensor,
-    adapt: Adapt | None,
-    warmup: int | None = None,
-    graph: bool = False,
-    generator: torch.Generator,
-) -> Chain:
-    """Some of the sampler's transitions on one chunk of images, from `z` and this step size."""
-    return hmc(
-        target_of(vae, x, own.ball),
-        z,
-        steps=steps,
-        step_size=size,
-        n_leapfrog=own.n_leapfrog,
-        adapt=adapt,
-        acceptance=own.acceptance,
-        warmup=warmup,
-        jitter=own.jitter,
-        scale=scale,
-        graph=graph,
-        generator=generator,
-    )
 
 
 def _check_cut(defense: HMC) -> None:

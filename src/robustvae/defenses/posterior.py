@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -28,19 +29,32 @@ from robustvae.errors import (
     check_type,
 )
 from robustvae.mcmc import (
+    Adaptation,
+    BatchWide,
     Chain,
     Diagnosis,
-    Settled,
+    DualAveraging,
+    FixedStep,
+    Kernel,
+    PerChain,
+    Plateau,
     diagnose,
     hmc,
     hmc_to_plateau,
     langevin,
+    mass_matrix,
 )
-from robustvae.mcmc.hmc import Adapt, check_jitter
+from robustvae.mcmc.hmc import check_jitter
 from robustvae.models.base import VAE, evaluating
 from robustvae.perturb import Ball
 from robustvae.registry import register
 from robustvae.seeding import draw
+
+_ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
+    "chain": PerChain,
+    "dual": DualAveraging,
+    "paper": BatchWide,
+}
 
 
 @register("defense", "posterior-mean")
@@ -93,7 +107,7 @@ class PosteriorSample:
     cost: ClassVar[Cost] = Cost()
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
+        """Validate the arguments."""
         check_count(self.draws, "draws")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -116,7 +130,9 @@ class HMC:
         steps: Transitions, those that adapt the step size included.
         step_size: First step size.
         n_leapfrog: Leapfrog steps of a transition.
-        adapt: "chain", "dual", "paper" or None: see `robustvae.mcmc.hmc`.
+        adapt: How step sizes are steered: "chain" (`mcmc.PerChain`), "dual"
+            (`mcmc.DualAveraging`), "paper" (`mcmc.BatchWide`) or None (`mcmc.FixedStep`), each
+            towards `acceptance`; or such a value itself.
         ball: Sample the robust posterior of this ball, or the plain one where it is None.
         start: The defense whose latent the chains start from; a posterior draw where it is None.
         mass: Mass matrix: "identity", "encoder" (the posterior's spread at the image), or
@@ -155,7 +171,7 @@ class HMC:
     steps: int = 100
     step_size: float = 0.1
     n_leapfrog: int = 5
-    adapt: Adapt | None = "chain"
+    adapt: Adaptation | Literal["chain", "dual", "paper"] | None = "chain"
     ball: Ball | None = None
     start: Defense | None = None
     mass: Literal["identity", "encoder", "fisher"] = "identity"
@@ -170,7 +186,7 @@ class HMC:
     reads_encoder_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no chain."""
+        """Validate the arguments."""
         check_count(self.steps, "steps")
         check_count(self.n_leapfrog, "n_leapfrog")
         check_count(self.chunk, "chunk")
@@ -179,17 +195,36 @@ class HMC:
         check_jitter(self.jitter)
         check_ball(self.ball)
         check_choice("mass matrix", self.mass, ("identity", "encoder", "fisher"))
-        if self.adapt is not None:
-            check_choice("adaptation", self.adapt, ("chain", "dual", "paper"))
+        if not (self.adapt is None or isinstance(self.adapt, Adaptation)):
+            check_choice("adaptation", self.adapt, _ADAPTATIONS)
         check_choice("force", self.force, ("exact", "bfloat16"))
         if self.plateau is not None:
             check_count(self.plateau, "plateau")
-            told = (self.adapt, self.average, self.force, self.acceptance, self.jitter)
-            if told != ("chain", False, "exact", 0.9, 0):
+            options = (self.adapt, self.average, self.force, self.acceptance, self.jitter)
+            if options != ("chain", False, "exact", 0.9, 0):
                 raise ConfigError(
                     "plateau wants adapt='chain', acceptance 0.9, no average, no jitter and the "
                     "exact force"
                 )
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """How step sizes are steered, as a value."""
+        if isinstance(self.adapt, Adaptation):
+            return self.adapt
+        if self.adapt is None:
+            return FixedStep()
+        return _ADAPTATIONS[self.adapt](acceptance=self.acceptance)
+
+    def kernel(self, scale: Tensor | None = None, *, graph: bool = False) -> Kernel:
+        """How a transition is made.
+
+        Args:
+            scale: Square root of each image's inverse mass matrix: see `scale`.
+            graph: Keep the graph through the run.
+        """
+        mass = mass_matrix(scale)
+        return Kernel(self.step_size, self.n_leapfrog, mass, jitter=self.jitter, graph=graph)
 
     @property
     def gradients(self) -> int:
@@ -197,10 +232,10 @@ class HMC:
 
         With `plateau` each block also costs the gradient at its start.
         """
-        spent = 1 + self.steps * self.n_leapfrog
+        count = 1 + self.steps * self.n_leapfrog
         if self.plateau is not None:
-            spent = max(1, self.steps // self.plateau) * (1 + self.plateau * self.n_leapfrog)
-        return spent + getattr(self.start, "gradients", 0)
+            count = max(1, self.steps // self.plateau) * (1 + self.plateau * self.n_leapfrog)
+        return count + getattr(self.start, "gradients", 0)
 
     @property
     def cost(self) -> Cost:
@@ -236,10 +271,10 @@ class HMC:
         Examples:
             >>> import robustvae as rv, torch
             >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
-            >>> told = rv.HMC(steps=40).diagnose(
+            >>> diagnosis = rv.HMC(steps=40).diagnose(
             ...     vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)
             ... )
-            >>> told.divergences
+            >>> diagnosis.divergences
             tensor([0, 0, 0])
         """
         check_count(chains, "chains")
@@ -249,21 +284,18 @@ class HMC:
 
     def settle(
         self, vae: VAE, x: Tensor, *, graph: bool = False, generator: torch.Generator
-    ) -> Settled:
+    ) -> Plateau:
         """The run on one chunk of images, (B, C, H, W), that chains leave at their plateau."""
         with ready(vae, x):
             return self._settle(vae, x, graph, generator)
 
-    def _settle(self, vae: VAE, x: Tensor, graph: bool, generator: torch.Generator) -> Settled:
+    def _settle(self, vae: VAE, x: Tensor, graph: bool, generator: torch.Generator) -> Plateau:
         return hmc_to_plateau(
             target_of(vae, x, self.ball),
             self.begin(vae, x, generator=generator),
+            self.kernel(self.scale(vae, x), graph=graph),
             steps=self.steps,
             block=self.plateau or 5,
-            step_size=self.step_size,
-            n_leapfrog=self.n_leapfrog,
-            scale=self.scale(vae, x),
-            graph=graph,
             generator=generator,
         )
 
@@ -289,19 +321,17 @@ class HMC:
         graph: bool,
         generator: torch.Generator,
     ) -> Chain:
+        start = self.begin(vae, x, generator=generator)
+        kernel = self.kernel(self.scale(vae, x), graph=graph)
+        if low is not None and not graph:
+            kernel = replace(kernel, force=driven_by(low, x, self.ball))
         return hmc(
             target_of(vae, x, self.ball),
-            self.begin(vae, x, generator=generator),
+            start,
+            kernel,
             steps=self.steps,
-            step_size=self.step_size,
-            n_leapfrog=self.n_leapfrog,
-            adapt=self.adapt,
-            acceptance=self.acceptance,
-            jitter=self.jitter,
-            scale=self.scale(vae, x),
-            force=None if low is None or graph else driven_by(low, x, self.ball),
+            adaptation=self.adaptation,
             keep=keep,
-            graph=graph,
             generator=generator,
         )
 
@@ -359,7 +389,7 @@ class Langevin:
     reads_encoder_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no chain."""
+        """Validate the arguments."""
         check_count(self.steps, "steps")
         check_count(self.chunk, "chunk")
         check_positive(self.step_size, "step_size")
@@ -382,10 +412,8 @@ class Langevin:
             return langevin(
                 target_of(vae, part, self.ball),
                 draw(vae.encode(part), generator=generator),
+                Kernel(self.step_size, adjust=self.adjust, graph=graph),
                 steps=self.steps,
-                step_size=self.step_size,
-                adjust=self.adjust,
-                graph=graph,
                 generator=generator,
             ).z
 
@@ -443,7 +471,7 @@ class PosteriorMode:
     reads_encoder_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no search."""
+        """Validate the arguments."""
         check_choice("start", self.start, ("mean", "prior"))
         check_search(self)
 

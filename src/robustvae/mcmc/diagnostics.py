@@ -55,9 +55,9 @@ def diagnose(chain: Chain, chains: int) -> Diagnosis:
 
     Examples:
         >>> import robustvae as rv, torch
-        >>> from robustvae.mcmc import diagnose, hmc
-        >>> run = hmc(lambda z: -0.5 * z.square().sum(1), torch.zeros(12, 2), steps=200,
-        ...           jitter=0.2, keep=True, generator=rv.generator(0))
+        >>> from robustvae.mcmc import Kernel, diagnose, hmc
+        >>> run = hmc(lambda z: -0.5 * z.square().sum(1), torch.zeros(12, 2),
+        ...           Kernel(jitter=0.2), steps=200, keep=True, generator=rv.generator(0))
         >>> diagnose(run, chains=4).r_hat.shape
         torch.Size([3])
     """

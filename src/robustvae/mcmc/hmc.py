@@ -3,25 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from robustvae.errors import (
-    RangeError,
-    check_choice,
-    check_count,
-    check_number,
-    check_positive,
-    check_probability,
-)
-from robustvae.mcmc.leapfrog import LogDensity, State, evaluate, leapfrog
+from robustvae.errors import RangeError, check_count, check_number, check_positive, check_type
+from robustvae.mcmc.adaptation import Adaptation, PerChain
+from robustvae.mcmc.leapfrog import UNIT_MASS, LogDensity, State, evaluate, leapfrog
+from robustvae.mcmc.mass import MassMatrix
 from robustvae.seeding import rand, randn
 
-Adapt = Literal["chain", "dual", "paper"]
+DIVERGED = 1000.0  # nats: exp(-1000) is 0 in every type, and Stan draws the line there too
 
-DIVERGED = 1000.0
+
+def check_jitter(jitter: float) -> None:
+    """Raise unless step sizes stay positive under this jitter: a number in [0, 1)."""
+    check_number(jitter, "jitter", least=0)
+    if jitter >= 1:
+        raise RangeError(f"jitter must be less than 1, got {jitter:g}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """How one transition is made: a trajectory of leapfrog steps, then accept or stay.
+
+    Args:
+        step_size: First step size, one number or (B,), in latent units where the mass is one.
+        n_leapfrog: Leapfrog steps L, and so the gradient evaluations spent on a transition.
+        mass: Mass matrix of each chain.
+        jitter: In [0, 1): each transition's step sizes are multiplied by a number drawn uniformly
+            from [1 - jitter, 1 + jitter], against trajectories that close on themselves.
+        adjust: Accept or stay by the energy error; otherwise move wherever it is finite, and the
+            chain is biased by its step size.
+        force: A cheaper stand-in for the log density, whose gradient drives the trajectory while
+            the log density decides. Whatever it is, the target is left invariant: a leapfrog step
+            with any force that depends on the position alone is reversible and keeps volume.
+        graph: Keep the graph through the run, for attacks that differentiate it; for fixed noise
+            the accept decisions are constants.
+
+    Raises:
+        RangeError: A count or step size that is not positive, or a `jitter` out of range.
+
+    Examples:
+        >>> from robustvae.mcmc import Kernel
+        >>> Kernel(n_leapfrog=20).step_size
+        0.1
+    """
+
+    step_size: float | Tensor = 0.1
+    n_leapfrog: int = 5
+    mass: MassMatrix = UNIT_MASS
+    jitter: float = 0.0
+    adjust: bool = True
+    force: LogDensity | None = None
+    graph: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate the arguments."""
+        check_positive(self.step_size, "step_size", each=True)
+        check_count(self.n_leapfrog, "n_leapfrog")
+        check_type(self.mass, "mass", MassMatrix)
+        check_jitter(self.jitter)
+
+
+DEFAULT_KERNEL, PER_CHAIN = Kernel(), PerChain()
 
 
 @final
@@ -74,29 +121,19 @@ class Chain:
 def hmc_step(
     log_density: LogDensity,
     state: State,
+    kernel: Kernel = DEFAULT_KERNEL,
     *,
-    step: Tensor | float,
-    n_steps: int,
-    scale: Tensor | None = None,
-    adjust: bool = True,
-    force: LogDensity | None = None,
-    graph: bool = False,
+    step: Tensor | float | None = None,
     generator: torch.Generator,
 ) -> tuple[State, Step]:
     """One transition of every chain: new momenta, a trajectory, accept or stay, each by itself.
 
     Args:
         log_density: Positions (B, d) to log densities (B,).
-        state: Where the chains stand, from `evaluate` or the last transition.
-        step: Step size, one number or (B,).
-        n_steps: Leapfrog steps L, and so the gradient evaluations spent.
-        scale: Square root of the inverse mass matrix: see `leapfrog`.
-        adjust: Accept or stay by the energy error; otherwise move wherever it is finite.
-        force: A cheaper stand-in for the log density, whose gradient drives the trajectory while
-            `log_density` decides. Whatever it is, the target is left invariant: a leapfrog step
-            with any force that depends on the position alone is reversible and keeps volume.
-            `state.gradient` is then that of `force`.
-        graph: Keep the graph; for fixed noise the accept decisions are constants.
+        state: Where the chains stand, from `evaluate` or the last transition; where the kernel
+            has a `force`, its gradient is that of the force.
+        kernel: How the transition is made; its jitter is the caller's to draw.
+        step: Step size of this transition, one number or (B,); the kernel's where it is None.
         generator: Spent on momenta and decisions.
 
     Returns:
@@ -107,51 +144,53 @@ def hmc_step(
 
     Examples:
         >>> import robustvae as rv, torch
-        >>> from robustvae.mcmc import evaluate, hmc_step
+        >>> from robustvae.mcmc import Kernel, evaluate, hmc_step
         >>> def log_p(z): return -0.5 * z.square().sum(1)
         >>> start = evaluate(log_p, torch.zeros(4, 2))
-        >>> state, info = hmc_step(log_p, start, step=0.1, n_steps=5, generator=rv.generator(0))
+        >>> state, info = hmc_step(log_p, start, Kernel(0.1), generator=rv.generator(0))
         >>> bool(info.acceptance.min() > 0.99)
         True
     """
     momentum = randn(*state.z.shape, like=state.z, generator=generator)
+    # The decision's noise is drawn before the trajectory, so that what a chain spends of the
+    # generator does not depend on how its trajectory went.
     uniform = rand(state.z.shape[0], like=state.z, generator=generator)
+    step = kernel.step_size if step is None else step
     column = step.unsqueeze(1) if isinstance(step, Tensor) and step.ndim == 1 else step
-    driven = log_density if force is None else force
-    proposed, thrown = leapfrog(
-        driven, state, momentum, step=column, n_steps=n_steps, scale=scale, graph=graph
+    proposal, momentum_after = leapfrog(
+        log_density if kernel.force is None else kernel.force,
+        state,
+        momentum,
+        step=column,
+        n_steps=kernel.n_leapfrog,
+        mass=kernel.mass,
+        graph=kernel.graph,
     )
-    if force is not None:
-        proposed = _judged(log_density, proposed, graph)
-    kinetic = 0.5 * (thrown.square().sum(1) - momentum.square().sum(1))
-    error = state.log_density - proposed.log_density + kinetic
+    if kernel.force is not None:
+        proposal = _judged(log_density, proposal, kernel.graph)
+    kinetic = 0.5 * (momentum_after.square().sum(1) - momentum.square().sum(1))
+    error = state.log_density - proposal.log_density + kinetic
+    # A NaN is a trajectory that left the numbers: it is refused like one of infinite energy.
     acceptance = torch.exp(-error.clamp_min(0)).nan_to_num(0.0)
-    accepted = uniform < acceptance if adjust else error.isfinite()
-    kept = accepted.unsqueeze(1)
+    accepted = uniform < acceptance if kernel.adjust else error.isfinite()
+    rows = accepted.unsqueeze(1)
     new = State(
-        torch.where(kept, proposed.z, state.z),
-        torch.where(accepted, proposed.log_density, state.log_density),
-        torch.where(kept, proposed.gradient, state.gradient),
+        torch.where(rows, proposal.z, state.z),
+        torch.where(accepted, proposal.log_density, state.log_density),
+        torch.where(rows, proposal.gradient, state.gradient),
     )
+    # `not at most` and not `above`, so that a NaN counts as diverged.
     return new, Step(acceptance, error, accepted, ~(error <= DIVERGED))
 
 
 def hmc(
     log_density: LogDensity,
     z: Tensor,
+    kernel: Kernel = DEFAULT_KERNEL,
     *,
     steps: int,
-    step_size: float | Tensor = 0.1,
-    n_leapfrog: int = 5,
-    adapt: Adapt | None = "chain",
-    acceptance: float = 0.9,
-    warmup: int | None = None,
-    jitter: float = 0.0,
-    scale: Tensor | None = None,
-    adjust: bool = True,
-    force: LogDensity | None = None,
+    adaptation: Adaptation = PER_CHAIN,
     keep: bool = False,
-    graph: bool = False,
     generator: torch.Generator,
 ) -> Chain:
     """Run `steps` transitions of every chain from `z`: 1 + steps x n_leapfrog gradients.
@@ -162,28 +201,16 @@ def hmc(
     Args:
         log_density: Positions (B, d) to log densities (B,).
         z: Starts, (B, d).
+        kernel: How a transition is made, and the first step size.
         steps: Transitions, warm-up included.
-        step_size: First step size, one number or (B,).
-        n_leapfrog: Leapfrog steps of a transition.
-        adapt: "chain" steers each chain's step size towards `acceptance` by steps that shrink,
-            over the warm-up, then freezes it; "dual" does it by dual averaging;
-            "paper" is [Kuzina22]'s rule, one step size for the whole batch, which never
-            stops and so leaves the target slightly off; None keeps the step size.
-        acceptance: Mean acceptance probability wanted, in (0, 1).
-        warmup: Transitions that "chain" and "dual" adapt in, at most `steps`; by default half of
-            them.
-        jitter: In [0, 1): each transition's step sizes are multiplied by a number drawn uniformly
-            from [1 - jitter, 1 + jitter], against trajectories that close on themselves.
-        scale: Square root of the inverse mass matrix: see `leapfrog`.
-        adjust: Accept or stay; without it the chain is biased by its step size.
-        force: A cheaper stand-in whose gradient drives the trajectories: see `hmc_step`.
+        adaptation: How step sizes are steered: `PerChain`, `DualAveraging`, `BatchWide` (the rule
+            of [Kuzina22]) or `FixedStep`; it also says how long the warm-up is.
         keep: Return all positions after the warm-up.
-        graph: Keep the graph through the whole run, for attacks that differentiate it.
         generator: Spent on momenta and decisions.
 
     Raises:
-        RangeError: A count or step size that is not positive; a `warmup` or `jitter` out of range.
-        UnknownNameError: An unknown `adapt`.
+        RangeError: A count that is not positive, or a warm-up longer than the run.
+        DtypeError: `adaptation` is of another type.
 
     References:
         [Kuzina22] Algorithm 1 and appendix; Hoffman & Gelman, 2014, Eq. 6.
@@ -196,50 +223,25 @@ def hmc(
         >>> chain.z.shape, chain.gradients
         (torch.Size([4, 2]), 101)
     """
+    check_type(kernel, "kernel", Kernel)
+    check_type(adaptation, "adaptation", Adaptation)
     check_count(steps, "steps")
-    check_count(n_leapfrog, "n_leapfrog")
-    check_positive(step_size, "step_size", each=True)
-    check_probability(acceptance, "acceptance")
-    check_jitter(jitter)
-    if adapt is not None:
-        check_choice("adaptation", adapt, ("chain", "dual", "paper"))
-    warmup = (steps // 2 if adapt in ("chain", "dual") else 0) if warmup is None else warmup
-    check_count(warmup, "warmup", least=0)
-    if warmup > steps:
-        raise RangeError(f"warmup must be at most {steps} steps, got {warmup}")
-    state = evaluate(log_density if force is None else force, z, graph=graph)
-    if force is not None:
+    warmup, jitter, graph = adaptation.warmup_steps(steps), kernel.jitter, kernel.graph
+    state = evaluate(log_density if kernel.force is None else kernel.force, z, graph=graph)
+    if kernel.force is not None:
         state = _judged(log_density, state, graph)
-    size = torch.as_tensor(step_size, dtype=z.dtype, device=z.device).expand(z.shape[0])
-    first, mean_log, mean_gap = size, size.log(), torch.zeros_like(size)
+    size = torch.as_tensor(kernel.step_size, dtype=z.dtype, device=z.device).expand(z.shape[0])
+    tuning = adaptation.begin(size)
     accepted, errors, finite, divergences = (torch.zeros_like(size) for _ in range(4))
     draws, trace = [], []
     for t in range(steps):
-        used = size
+        step = tuning.size
         if jitter:
-            used = size * (1 + jitter * (2 * rand(len(size), like=size, generator=generator) - 1))
-        state, info = hmc_step(
-            log_density,
-            state,
-            step=used,
-            n_steps=n_leapfrog,
-            scale=scale,
-            adjust=adjust,
-            force=force,
-            graph=graph,
-            generator=generator,
-        )
+            uniform = rand(len(size), like=size, generator=generator)
+            step = tuning.size * (1 + jitter * (2 * uniform - 1))
+        state, info = hmc_step(log_density, state, kernel, step=step, generator=generator)
         trace.append(state.log_density.detach())
-        if adapt == "paper":
-            size = size * (1 + 0.01 * (info.acceptance.mean() - acceptance) / acceptance)
-        elif adapt == "chain" and t < warmup:
-            size = size * torch.exp(2 * (t + 1) ** -0.5 * (info.acceptance - acceptance))
-        elif adapt == "dual" and t < warmup:
-            mean_gap = mean_gap + (acceptance - info.acceptance - mean_gap) / (t + 11)
-            log_size = (10 * first).log() - (t + 1) ** 0.5 / 0.05 * mean_gap
-            weight = (t + 1) ** -0.75
-            mean_log = weight * log_size + (1 - weight) * mean_log
-            size = (mean_log if t == warmup - 1 else log_size).exp()
+        tuning = adaptation.update(tuning, info.acceptance, t, warmup)
         if t >= warmup:
             error = info.energy_error.detach()
             ended = error.isfinite()
@@ -254,18 +256,11 @@ def hmc(
         accepted / max(1, steps - warmup),
         errors / finite.clamp_min(1),
         divergences.long(),
-        size if graph else size.detach(),
-        1 + steps * n_leapfrog,
+        tuning.size if graph else tuning.size.detach(),
+        1 + steps * kernel.n_leapfrog,
         torch.stack(trace),
         torch.stack(draws) if draws else None,
     )
-
-
-def check_jitter(jitter: float) -> None:
-    """Raise unless step sizes stay positive under this jitter: a number in [0, 1)."""
-    check_number(jitter, "jitter", least=0)
-    if jitter >= 1:
-        raise RangeError(f"jitter must be less than 1, got {jitter:g}")
 
 
 def _judged(log_density: LogDensity, state: State, graph: bool) -> State:

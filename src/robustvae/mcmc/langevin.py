@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from robustvae.mcmc.hmc import Adapt, Chain, hmc
+from robustvae.mcmc.adaptation import Adaptation, FixedStep, PerChain
+from robustvae.mcmc.hmc import DEFAULT_KERNEL, Chain, Kernel, hmc
 from robustvae.mcmc.leapfrog import LogDensity
+
+# The acceptance at which MALA mixes quickest, in the limit of many dimensions.
+MALA = PerChain(acceptance=0.574)
 
 
 def langevin(
     log_density: LogDensity,
     z: Tensor,
+    kernel: Kernel = DEFAULT_KERNEL,
     *,
     steps: int,
-    step_size: float | Tensor = 0.1,
-    adjust: bool = True,
-    adapt: Adapt | None = "chain",
-    warmup: int | None = None,
-    scale: Tensor | None = None,
+    adaptation: Adaptation = MALA,
     keep: bool = False,
-    graph: bool = False,
     generator: torch.Generator,
 ) -> Chain:
     r"""z <- z + step^2/2 grad + step noise, Metropolis-adjusted (MALA) or not (ULA).
@@ -28,15 +30,12 @@ def langevin(
     Args:
         log_density: Positions (B, d) to log densities (B,).
         z: Starts, (B, d).
+        kernel: How a transition is made; its trajectories are one step long, whatever
+            `n_leapfrog` says. Without `adjust` the step size stays as given and the chain's law is
+            off by a term of order step^2.
         steps: Transitions, one gradient each.
-        step_size: First step size, one number or (B,).
-        adjust: Accept or stay by the Metropolis rule. Without it the step size stays as given
-            and the chain's law is off by a term of order step^2.
-        adapt: As in `hmc`, towards an acceptance of 0.574.
-        warmup: As in `hmc`.
-        scale: Square root of the inverse mass matrix: see `leapfrog`.
+        adaptation: As in `hmc`; by default each chain's own, towards an acceptance of 0.574.
         keep: Return all positions after the warm-up.
-        graph: Keep the graph through the whole run.
         generator: Spent on noise and decisions.
 
     References:
@@ -53,15 +52,10 @@ def langevin(
     return hmc(
         log_density,
         z,
+        replace(kernel, n_leapfrog=1),
         steps=steps,
-        step_size=step_size,
-        n_leapfrog=1,
-        adapt=adapt if adjust else None,
-        acceptance=0.574,
-        warmup=warmup,
-        scale=scale,
-        adjust=adjust,
+        # What is always accepted tells nothing about the step size.
+        adaptation=adaptation if kernel.adjust else FixedStep(adaptation.warmup),
         keep=keep,
-        graph=graph,
         generator=generator,
     )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from robustvae.errors import check_count
-from robustvae.mcmc.hmc import hmc
+from robustvae.mcmc.adaptation import FixedStep, PerChain
+from robustvae.mcmc.hmc import DEFAULT_KERNEL, Kernel, hmc
 from robustvae.mcmc.leapfrog import Target
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Settled:
+class Plateau:
     """Where each chain stood when it left, and what it had cost by then.
 
     Attributes:
@@ -39,20 +40,17 @@ class Settled:
 def hmc_to_plateau(
     target: Target,
     z: Tensor,
+    kernel: Kernel = DEFAULT_KERNEL,
     *,
     steps: int,
     block: int = 5,
-    step_size: float | Tensor = 0.1,
-    n_leapfrog: int = 5,
-    scale: Tensor | None = None,
-    graph: bool = False,
     generator: torch.Generator,
-) -> Settled:
+) -> Plateau:
     """Run blocks of transitions; a chain leaves once a block is no better than the one before.
 
     Better means a higher mean log density. The chain runs one block more after that, so that the
     positions returned are not the ones that were looked at. Its step size is adapted in its first
-    block, as "chain" does in `hmc`, and frozen then. A block costs 1 + block x n_leapfrog
+    block, by `PerChain`, and frozen then. A block costs 1 + block x n_leapfrog
     gradients, of the chains that are still there.
 
     Warning:
@@ -65,12 +63,9 @@ def hmc_to_plateau(
     Args:
         target: The log density of the batch, which can be cut down to some rows.
         z: Starts, (B, d).
+        kernel: How a transition is made; in a graph, who leaves when is a constant.
         steps: Most transitions of a chain; whole blocks are run.
         block: Transitions of a block.
-        step_size: First step size, one number or (B,).
-        n_leapfrog: Leapfrog steps of a transition.
-        scale: Square root of the inverse mass matrix, (B, d) or (B, d, d): see `leapfrog`.
-        graph: Keep the graph; who leaves when is a constant then.
         generator: Spent on momenta and decisions.
 
     Raises:
@@ -82,45 +77,42 @@ def hmc_to_plateau(
         >>> from robustvae.mcmc import hmc_to_plateau
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> target = posterior(vae, torch.rand(3, 1, 4, 4))
-        >>> found = hmc_to_plateau(target, torch.zeros(3, 2), steps=50, generator=rv.generator(0))
-        >>> found.z.shape, bool((found.gradients <= 260).all())
+        >>> end = hmc_to_plateau(target, torch.zeros(3, 2), steps=50, generator=rv.generator(0))
+        >>> end.z.shape, bool((end.gradients <= 260).all())
         (torch.Size([3, 2]), True)
     """
     check_count(steps, "steps")
     check_count(block, "block")
-    here = torch.arange(len(z), device=z.device)
-    ends = [torch.zeros(0, dtype=here.dtype, device=here.device)]
-    size = torch.as_tensor(step_size, dtype=z.dtype, device=z.device).expand(len(z))
+    rows = torch.arange(len(z), device=z.device)  # who is still there, by number
+    order = [torch.zeros(0, dtype=rows.dtype, device=rows.device)]
+    size = torch.as_tensor(kernel.step_size, dtype=z.dtype, device=z.device).expand(len(z))
     settled = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    gradients, divergences = (torch.zeros_like(here) for _ in range(2))
-    done: list[tuple[Tensor, Tensor, Tensor]] = []
-    before = torch.full_like(size, -torch.inf)
+    gradients, divergences = (torch.zeros_like(rows) for _ in range(2))
+    ends: list[tuple[Tensor, Tensor, Tensor]] = []
+    height = torch.full_like(size, -torch.inf)
     blocks = max(1, steps // block)
     for number in range(blocks):
         chain = hmc(
-            target if len(here) == len(settled) else target.rows(here),
+            target if len(rows) == len(settled) else target.rows(rows),
             z,
+            replace(kernel, step_size=size, mass=kernel.mass.rows(rows)),
             steps=block,
-            step_size=size,
-            n_leapfrog=n_leapfrog,
-            adapt=None if number else "chain",
-            warmup=0 if number else block,
-            scale=None if scale is None else scale[here],
-            graph=graph,
+            adaptation=FixedStep() if number else PerChain(warmup=block),
             generator=generator,
         )
-        gradients = gradients.index_add(0, here, torch.full_like(here, chain.gradients))
-        divergences = divergences.index_add(0, here, chain.divergences)
-        leaving = settled[here] if number + 1 < blocks else torch.ones_like(settled[here])
+        gradients = gradients.index_add(0, rows, torch.full_like(rows, chain.gradients))
+        divergences = divergences.index_add(0, rows, chain.divergences)
+        # A chain leaves one block after it settled, so that the positions returned are not those
+        # that were selected for being high.
+        leaving = settled[rows] if number + 1 < blocks else torch.ones_like(settled[rows])
         mean = chain.trace.mean(0)
-        settled = settled.index_put((here,), settled[here] | (mean <= before))
-        ends.append(here[leaving])
-        done.append((chain.z[leaving], chain.log_density[leaving], chain.step_size[leaving]))
+        settled = settled.index_put((rows,), settled[rows] | (mean <= height))
+        order.append(rows[leaving])
+        ends.append((chain.z[leaving], chain.log_density[leaving], chain.step_size[leaving]))
         stays = ~leaving
-        here, z, size, before = (v[stays] for v in (here, chain.z, chain.step_size, mean))
-        if len(here) == 0:
+        rows, z, size, height = (v[stays] for v in (rows, chain.z, chain.step_size, mean))
+        if len(rows) == 0:
             break
-    back = torch.cat(ends).argsort()
-    ended = (torch.cat(part)[back] for part in zip(*done, strict=True))
-    position, height, size = ended
-    return Settled(position, height, settled, divergences, size, gradients)
+    back = torch.cat(order).argsort()
+    position, density, size = (torch.cat(part)[back] for part in zip(*ends, strict=True))
+    return Plateau(position, density, settled, divergences, size, gradients)

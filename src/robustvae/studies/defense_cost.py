@@ -28,7 +28,7 @@ from robustvae.defenses import (
     posterior,
 )
 from robustvae.errors import check_choice
-from robustvae.mcmc import hmc
+from robustvae.mcmc import BatchWide, Kernel, hmc
 from robustvae.metrics import mean_stderr, ms_ssim
 from robustvae.models.base import VAE, frozen
 from robustvae.models.layout import channels_last
@@ -249,10 +249,9 @@ def _in_segments(
             chain = hmc(
                 posterior(vae, x_adv),
                 z,
+                Kernel(before["step size"][0] if before else own.step_size, own.n_leapfrog),
                 steps=steps,
-                step_size=before["step size"][0] if before else own.step_size,
-                n_leapfrog=own.n_leapfrog,
-                adapt="paper",
+                adaptation=BatchWide(),
                 generator=noise,
             )
         return {
