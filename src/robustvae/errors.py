@@ -67,6 +67,14 @@ class UnsupportedError(RobustVAEError):
     """A model or option for which no correct method is built."""
 
 
+class ModelError(RobustVAEError):
+    """A user's model raised or returned what no reading fits; its own exception is the cause."""
+
+
+class RobustVAEWarning(UserWarning):
+    """Something that the library cannot see or had to assume; said once for each model."""
+
+
 _NAMED = 12
 _LONGEST = 600  # characters of a message on the terminal: about eight lines
 

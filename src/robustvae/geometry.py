@@ -212,7 +212,7 @@ def pullback(
                 stacked = _root(vae, inputs, part, std_term, batched) @ stacked
             value, direction = _decompose(stacked, kept)
             values.append(value)
-            directions.append(direction.view(len(inputs), kept, *x.shape[1:]))
+            directions.append(direction.reshape(len(inputs), kept, *x.shape[1:]))
     return Geometry(torch.cat(values), torch.cat(directions), latent, part, std_term)
 
 
@@ -268,7 +268,7 @@ def leading_pullback(
             steps=steps,
             generator=generator,
         )
-    directions = (_sign(top.vectors) * top.vectors).view(len(x), count, *x.shape[1:])
+    directions = (_sign(top.vectors) * top.vectors).reshape(len(x), count, *x.shape[1:])
     values = top.values.double().clamp_min(0)
     return Geometry(values, directions, latent, part, std_term, complete=False)
 
@@ -403,7 +403,7 @@ def step_curves(
             errors.append((vae.decode(z).mean - x[image]).flatten(1).square().mean(1))
             shifts.append((z - mean[image]).norm(dim=1))
     size, error, shift = (
-        torch.cat(part).view(*shape[:2], 2, len(steps)).amax(2) for part in (sizes, errors, shifts)
+        torch.cat(part).reshape(*shape[:2], 2, len(steps)).amax(2) for part in (sizes, errors, shifts)
     )
     return StepCurves(signed[: len(steps)], size, error, shift, box)
 

@@ -102,7 +102,7 @@ def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
         pulled = _vjp(value, inputs, cotangent, create_graph=True)
 
     def jvp(tangent: Tensor) -> Tensor:
-        return _vjp(pulled, cotangent, tangent.to(pulled).view_as(pulled)).flatten(1)
+        return _vjp(pulled, cotangent, tangent.to(pulled).reshape(pulled.shape)).flatten(1)
 
     def vjp(u: Tensor) -> Tensor:
         return _vjp(value, inputs, u.to(value)).flatten(1)

@@ -176,7 +176,7 @@ def displacements(
 
         def decode(latents: Callable[..., Tensor], n: int) -> Tensor:
             z = latents(n, generator)
-            return vae.decode(z.flatten(0, 1)).mean.view(n, *center.shape)
+            return vae.decode(z.flatten(0, 1)).mean.reshape(n, *center.shape)
 
         for begin in range(0, draws, at_once):
             n = min(at_once, draws - begin)
@@ -812,7 +812,7 @@ def _latents(
 
     def defended(n: int, generator: torch.Generator) -> Tensor:
         z = victim.latent(x_adv.repeat(n, 1, 1, 1), generator=generator)
-        return z.view(n, len(x_adv), -1)
+        return z.reshape(n, len(x_adv), -1)
 
     return defended
 

@@ -178,4 +178,4 @@ def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
             check_weights(model)
             stack.enter_context(frozen(model))
             stack.enter_context(channels_last(model))
-        yield x.detach().clone()
+        yield x.detach().clone(memory_format=torch.contiguous_format)

@@ -306,7 +306,7 @@ class OutputTarget:
             likelihood = vae.decode(z.flatten(0, 1)).log_prob(
                 target[rows].expand(self.draws, *y.shape).flatten(0, 1)
             )
-            fit = likelihood.flatten(1).sum(1).view(self.draws, -1).mean(0)
+            fit = likelihood.flatten(1).sum(1).reshape(self.draws, -1).mean(0)
             return fit - metrics.kl(q.mean, q.stddev, prior.mean, prior.stddev)
 
         return score
@@ -375,7 +375,7 @@ class ClassifierFlip:
                 loss = functional.cross_entropy(
                     logits.flatten(0, 1), wanted.flatten(), reduction="none"
                 )
-                return loss.view(logits.shape[:2]).mean(0)
+                return loss.reshape(logits.shape[:2]).mean(0)
             own = logits.gather(2, wanted.unsqueeze(2)).squeeze(2)
             others = logits.scatter(2, wanted.unsqueeze(2), -torch.inf)
             return (others.amax(2) - own).mean(0)

@@ -109,7 +109,7 @@ def _one_pass(
         decoded = vae.decode(z.flatten(0, 1))
         likelihood = decoded if read is None else read(decoded)
         log_likelihood = likelihood.log_prob(x.repeat(len(z), 1, 1, 1)).flatten(1).sum(1)
-        log_joint = log_likelihood.view(z.shape[:2]) + prior.log_prob(z).sum(2)
+        log_joint = log_likelihood.reshape(z.shape[:2]) + prior.log_prob(z).sum(2)
         log_weights.append(log_joint - posterior.log_prob(z).sum(2))
     return math.log(draws) - torch.cat(log_weights).double().logsumexp(0)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class VAE(nn.Module, abc.ABC):
     Attributes:
         latent: Dimension d of the latent.
         image_shape: (C, H, W) of the images.
+        output_only: Whether the model is a black box, of which only the output can be judged.
         widths: Widths of the layers that the flat latent is made of, from the data upwards; None
             where it is one layer.
 
@@ -38,6 +40,7 @@ class VAE(nn.Module, abc.ABC):
     latent: int
     image_shape: tuple[int, int, int]
     widths: tuple[int, ...] | None = None
+    output_only: bool = False
 
     @abc.abstractmethod
     def encode(self, x: Tensor) -> Distribution:
@@ -157,9 +160,49 @@ class VAE(nn.Module, abc.ABC):
             )
 
 
+class _Shared:
+    """What contexts change on objects, given back when the last of them ends, in any thread.
+
+    Two searches on one model overlap in time: the one that ends first must not take the other's
+    evaluation mode or frozen weights away.
+    """
+
+    def __init__(self, attribute: str) -> None:
+        self.attribute = attribute
+        self._lock = threading.Lock()
+        self._entries: dict[int, tuple[Any, bool, int]] = {}  # the object, its value, its users
+
+    def hold(self, objects: Iterable[Any]) -> list[Any]:
+        """Set the attribute of each object to False, and remember what it was."""
+        objects = list(objects)
+        with self._lock:
+            for one in objects:
+                _, before, users = self._entries.get(
+                    id(one), (one, getattr(one, self.attribute), 0)
+                )
+                self._entries[id(one)] = (one, before, users + 1)
+                if getattr(one, self.attribute):
+                    setattr(one, self.attribute, False)
+        return objects
+
+    def release(self, objects: Iterable[Any]) -> None:
+        """Give back what the objects had, where nobody holds them any more."""
+        with self._lock:
+            for one in objects:
+                _, before, users = self._entries.pop(id(one))
+                if users > 1:
+                    self._entries[id(one)] = (one, before, users - 1)
+                elif getattr(one, self.attribute) != before:
+                    setattr(one, self.attribute, before)
+
+
+_MODES = _Shared("training")
+_GRADIENTS = _Shared("requires_grad")
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within: evaluation mode; afterwards all as it was. `torch.func` sees through it.
+    """Within: evaluation mode; afterwards all as it was. Safe with several threads on one model.
 
     Examples:
         >>> import torch
@@ -171,18 +214,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         >>> layer.training
         True
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    parts = _MODES.hold(module.modules())
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        _MODES.release(parts)
 
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within: evaluation mode and no gradients for the weights; afterwards all as it was.
+
+    Safe with several threads on one model. `torch.func` sees through it.
 
     Examples:
         >>> import torch
@@ -194,15 +237,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
         >>> layer.weight.requires_grad, layer.training
         (True, True)
     """
-    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     with evaluating(module):
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
+        parameters = _GRADIENTS.hold(module.parameters())
         try:
             yield
         finally:
-            for parameter, required in wanted:
-                parameter.requires_grad_(required)
+            _GRADIENTS.release(parameters)
 
 
 def _check_floating(value: Tensor, name: str) -> None:

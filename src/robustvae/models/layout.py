@@ -4,47 +4,100 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as _module
 
+_PACKAGE = __name__.partition(".")[0]
 _BATCH = 8  # images from which the ways below pay for their more and smaller calls
 _NARROW = 4  # channels up to which one matrix product beats the library's convolution
 _FEW = 4  # pixels up to which one matrix product for each does
 
 
+_LOCK = threading.Lock()
+_IN_USE: dict[int, tuple[contextlib.ExitStack, int]] = {}  # by model: how to undo, and its users
+
+
 @contextlib.contextmanager
 def channels_last(module: nn.Module) -> Iterator[None]:
-    """Within: convolutions on a CPU run their faster way; values agree to rounding.
+    """Within: convolutions of our own models on a CPU run their faster way; equal to rounding.
 
     Weights lie with their channels last. Layers that read or write few channels, which libraries
     for wide layers are slow at, become one matrix product that keeps to that layout; layers that
     write few pixels become one for each pixel, without the taps that meet only padding. A ReLU
     that follows a convolution in a sequence works in place.
-    The very tensors and methods that were there are put back afterwards.
+    The very tensors and methods that were there are put back when the last thread is done.
+    A module that is not one of this library's classes, or holds a part that is neither ours nor
+    torch's, runs as it is: its code may count on a memory layout.
 
     Args:
-        module: Anything with convolutions in it; other layers are left alone.
+        module: A model; other layers than convolutions are left alone.
 
     Examples:
-        >>> import torch
+        >>> import robustvae as rv, torch
         >>> from robustvae.models.layout import channels_last
-        >>> layer, x = torch.nn.Conv2d(1, 8, 3), torch.rand(2, 1, 6, 6)
-        >>> with torch.no_grad(), channels_last(layer):
-        ...     fast = layer(x)
-        >>> torch.allclose(fast, layer(x), atol=1e-6)
+        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> with torch.no_grad(), channels_last(vae):
+        ...     fast = vae.encode(x).mean
+        >>> torch.allclose(fast, vae.encode(x).mean, atol=1e-6)
         True
     """
+    with laid_out(module) if is_ours(module) else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def laid_out(module: nn.Module) -> Iterator[None]:
+    """Within: what `channels_last` does, without asking whose module it is."""
+    with _LOCK:
+        undo, users = _IN_USE.get(id(module), (None, 0))
+        _IN_USE[id(module)] = (undo or _lay_out(module), users + 1)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            undo, users = _IN_USE.pop(id(module))
+            if users > 1:
+                _IN_USE[id(module)] = (undo, users - 1)
+            else:
+                undo.close()
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether a model is of one of this library's classes, down to its last part.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.models.layout import is_ours
+        >>> vae = rv.models.create("vae", architecture="conv8", latent=2)
+        >>> is_ours(vae), is_ours(torch.nn.Conv2d(1, 2, 3))
+        (True, False)
+    """
+
+    def package(part: nn.Module) -> str:
+        return type(part).__module__.partition(".")[0]
+
+    return package(module) == _PACKAGE and all(
+        package(part) in (_PACKAGE, "torch") and not getattr(part, "is_foreign", False)
+        for part in module.modules()
+    )
+
+
+def _lay_out(module: nn.Module) -> contextlib.ExitStack:
+    """Lay the model out, and say how to undo it."""
     layers = [
         part
         for part in module.modules()
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight.device.type == "cpu"
     ]
-    _keep_freed_memory()
-    before = [layer.weight.data for layer in layers]
+    if layers:
+        _keep_freed_memory()
     fast: dict[nn.Module, _Fast] = {layer: _Fast(layer) for layer in layers if _is_plain(layer)}
     chains = [
         part
@@ -53,19 +106,16 @@ def channels_last(module: nn.Module) -> Iterator[None]:
         and "forward" not in vars(part)
         and any(layer in fast for layer in part)
     ]
+    undo = contextlib.ExitStack()
     for layer in layers:
+        undo.callback(setattr, layer.weight, "data", layer.weight.data)
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     ways: list[tuple[nn.Module, Any]] = [(part, _Run(passes)) for part, passes in fast.items()]
     ways += [(chain, _Chain(chain, fast)) for chain in chains]
     for part, way in ways:
         part.forward = way
-    try:
-        yield
-    finally:
-        for part, _ in ways:
-            del part.forward
-        for layer, data in zip(layers, before, strict=True):
-            layer.weight.data = data
+        undo.callback(delattr, part, "forward")
+    return undo
 
 
 def lay_weights(module: nn.Module, memory_format: torch.memory_format) -> None:
@@ -114,25 +164,22 @@ class _Chain:
 
     def __init__(self, chain: nn.Sequential, fast: dict[nn.Module, _Fast]) -> None:
         self.parts: list[nn.Module | _Run] = []
-        layers = list(chain)
-        for layer, before in zip(layers, [None, *layers[:-1]], strict=True):
+        self.layers = list(chain)
+        for layer, before in zip(self.layers, [None, *self.layers[:-1]], strict=True):
             last = self.parts[-1] if self.parts else None
-            if layer in fast and _unwatched(layer):
+            if layer in fast:
                 if not isinstance(last, _Run):
                     self.parts.append(last := _Run())
                 last.append(fast[layer])
-            elif (
-                type(layer) is nn.ReLU
-                and _unwatched(layer)
-                and isinstance(last, _Run)
-                and before in fast
-            ):
+            elif type(layer) is nn.ReLU and isinstance(last, _Run) and before in fast:
                 last.rectify()
             else:
                 self.parts.append(layer)
 
     def __call__(self, x: Tensor) -> Tensor:
-        for part in self.parts:
+        # hooks may be set at any time, by a goal or by the user, and each must see its layer
+        watched = not all(map(_unwatched, self.layers))
+        for part in self.layers if watched else self.parts:
             x = part(x)
         return x
 
@@ -143,6 +190,10 @@ def _unwatched(layer: nn.Module) -> bool:
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
+        or _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
     )
 
 

@@ -260,7 +260,7 @@ def _outputs(
     """Outputs of draws from the posteriors of some rows, (draws, n, D)."""
     q = Gaussian(q.mean[rows], q.stddev[rows]) if isinstance(q, Gaussian) else vae.encode(x[rows])
     z = draw(q, (draws,), generator=generator)
-    return vae.decode(z.flatten(0, 1)).mean.view(draws, len(rows), -1)
+    return vae.decode(z.flatten(0, 1)).mean.reshape(draws, len(rows), -1)
 
 
 def main() -> None:

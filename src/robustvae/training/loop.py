@@ -32,7 +32,7 @@ from robustvae.errors import (
     install_command,
 )
 from robustvae.models import VAE
-from robustvae.models.layout import lay_weights
+from robustvae.models.layout import is_ours, lay_weights
 from robustvae.objectives import Objective
 from robustvae.training.log import JsonLines, Logger
 from robustvae.training.run import Progress, Run
@@ -177,7 +177,8 @@ def fit(
     if done.epoch == 0:
         run.save(_card(images, done, {}))
     loop = _Loop(run, objective, forward, backward, batch_size, clip)
-    lay_weights(vae, torch.channels_last)
+    if is_ours(vae):  # a stranger's code may count on the memory layout of its weights
+        lay_weights(vae, torch.channels_last)
     try:
         with _bar(progress, epochs * math.ceil(len(images) / batch_size), done.step) as update:
             while done.epoch < epochs and not done.given_up(patience):
