@@ -403,7 +403,8 @@ def step_curves(
             errors.append((vae.decode(z).mean - x[image]).flatten(1).square().mean(1))
             shifts.append((z - mean[image]).norm(dim=1))
     size, error, shift = (
-        torch.cat(part).reshape(*shape[:2], 2, len(steps)).amax(2) for part in (sizes, errors, shifts)
+        torch.cat(part).reshape(*shape[:2], 2, len(steps)).amax(2)
+        for part in (sizes, errors, shifts)
     )
     return StepCurves(signed[: len(steps)], size, error, shift, box)
 

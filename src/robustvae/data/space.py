@@ -49,6 +49,8 @@ class InputSpace:
         unit: What the owner calls the unit of the values.
         channels: Size of the first axis where that axis is a channel; None for what `shape` says.
         discrete: Whether only whole numbers of the owner's unit occur, as with counts.
+        image: (C, H, W) of the image that stands for an input, where `shape` does not say it, as
+            with models that read flattened pictures.
 
     Raises:
         ShapeError: A shape without axes, or bounds for another number of channels.
@@ -70,6 +72,7 @@ class InputSpace:
     unit: str = "of the pixel range"
     channels: int | None = None
     discrete: bool = False
+    image: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check the bounds against the shape."""
@@ -77,8 +80,12 @@ class InputSpace:
         if not self.shape:
             raise ShapeError("shape must have at least one axis, got ()")
         object.__setattr__(self, "shape", tuple(self.shape))
+        if self.image is not None:
+            check_sizes(self.image, "image", axes=3)
+            if math.prod(self.image) != math.prod(self.shape):
+                raise ShapeError(f"image must have as many numbers as shape, got {self.image}")
         if self.channels is None:
-            object.__setattr__(self, "channels", self.shape[0] if len(self.shape) > 1 else 1)
+            object.__setattr__(self, "channels", self.image_shape[0])
         for name in ("low", "high"):
             object.__setattr__(self, name, self._bound(name, getattr(self, name)))
         lows, highs = self._each(self.low), self._each(self.high)
@@ -137,6 +144,8 @@ class InputSpace:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the image that stands for an input inside the library."""
+        if self.image is not None:
+            return self.image
         first, *others = self.shape
         if not others:
             return 1, 1, first
@@ -165,21 +174,24 @@ class InputSpace:
 
         The result is contiguous and no view of `x`: code that works in place does no harm.
         """
-        low, span = self._affine(x)
-        u = x.clone(memory_format=torch.contiguous_format) if low is None else low + span * x
+        affine = self._affine(x)
+        if affine is None:
+            u = x.clone(memory_format=torch.contiguous_format)
+        else:
+            u = affine[0] + affine[1] * x
         return u.reshape(len(x), *self.shape).contiguous()
 
     def from_model(self, u: Tensor) -> Tensor:
         """What the model reads or writes, (B, ...) of as many numbers, as images (B, C, H, W)."""
         x = u.reshape(len(u), *self.image_shape)
-        low, span = self._affine(x)
-        return x if low is None else (x - low) / span
+        affine = self._affine(x)
+        return x if affine is None else (x - affine[0]) / affine[1]
 
     def spread_from_model(self, stddev: Tensor) -> Tensor:
         """Standard deviations in the owner's unit, (B, ...), as those of images, (B, C, H, W)."""
         stddev = stddev.reshape(len(stddev), *self.image_shape)
-        low, span = self._affine(stddev)
-        return stddev if low is None else stddev / span
+        affine = self._affine(stddev)
+        return stddev if affine is None else stddev / affine[1]
 
     def to_images(self, values: Tensor, *, name: str = "x") -> Tensor:
         """Inputs as images in [0, 1], whether they come in [0, 1] or in the owner's unit.
@@ -229,9 +241,9 @@ class InputSpace:
             return x
         return self.from_model(self.to_model(x).round()).clamp(0, 1)
 
-    def _affine(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.low == 0.0 and self.high == 1.0:
-            return None, None
+            return None
         low, high = (
             torch.tensor(self._each(bound), dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
             for bound in (self.low, self.high)

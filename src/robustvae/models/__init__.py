@@ -4,7 +4,14 @@ from robustvae.models.adapters import wrap
 from robustvae.models.base import VAE
 from robustvae.models.dlgm import DLGM
 from robustvae.models.hierarchy import HierarchicalVAE, LayeredGaussian, conditionals
-from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+from robustvae.models.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Distribution,
+    Gaussian,
+    Laplace,
+    PointMass,
+)
 from robustvae.models.lipschitz import LipschitzVAE
 from robustvae.models.nvae import NVAE
 from robustvae.models.registry import create, names
@@ -21,10 +28,12 @@ __all__ = [
     "Gaussian",
     "GaussianVAE",
     "HierarchicalVAE",
+    "Laplace",
     "LayeredGaussian",
     "LipschitzVAE",
     "names",
     "NVAE",
+    "PointMass",
     "SeatbeltVAE",
     "VAE",
     "wrap",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustvae.errors import check_choice
+from robustvae.errors import UnsupportedError, check_choice
 from robustvae.seeding import rand, randn
 
 MeanRule = Literal["papers", "exact"]
@@ -64,6 +64,81 @@ class Gaussian:
         """Reparameterized draws, `shape` + the mean's shape."""
         noise = randn(*shape, *self.mean.shape, like=self.mean, generator=generator)
         return self.mean + self.stddev * noise
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PointMass:
+    """A value without a spread: what a deterministic encoder or decoder gives.
+
+    It stands for no density: whatever needs one is refused by name.
+
+    Args:
+        mean: The value, any shape.
+        missing: What was not stated, and how to state it; the message of the refusal.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.models import PointMass
+        >>> PointMass(torch.ones(2)).stddev
+        tensor([0., 0.])
+    """
+
+    mean: Tensor
+    missing: str = "a point has no density"
+
+    @property
+    def stddev(self) -> Tensor:
+        """Zeros, of the mean's shape."""
+        return torch.zeros_like(self.mean)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refuse: there is no density.
+
+        Raises:
+            UnsupportedError: Always, with what to state.
+        """
+        raise UnsupportedError(self.missing)
+
+    def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
+        """The value itself, `shape` times."""
+        return self.mean.expand(*shape, *self.mean.shape)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Laplace:
+    """Independent elements with density exp(-|x - mean| / scale) / (2 scale).
+
+    Args:
+        mean: Means, any shape.
+        scale: Scales, of the mean's shape; the standard deviation is sqrt(2) of it.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.models import Laplace
+        >>> Laplace(torch.zeros(1), torch.ones(1)).log_prob(torch.ones(1))
+        tensor([-1.6931])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @property
+    def stddev(self) -> Tensor:
+        """sqrt(2) times the scale."""
+        return math.sqrt(2) * self.scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element, in nats."""
+        return -(value - self.mean).abs() / self.scale - (2 * self.scale).log()
+
+    def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
+        """Reparameterized draws by the inverse of the distribution function."""
+        uniform = rand(*shape, *self.mean.shape, like=self.mean, generator=generator) - 0.5
+        # 1 - 2 |u| is 0 with probability 2^-24 in float32, where the logarithm is infinite
+        tail = torch.log1p((-2 * uniform.abs()).clamp_min(-1 + torch.finfo(uniform.dtype).eps))
+        return self.mean - self.scale * uniform.sign() * tail
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import types
@@ -125,7 +126,12 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[Any, str]]:
 
 
 def _global_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
+    """Names that code looks up among the globals; those of attributes are none of them."""
+    names = {
+        str(line.argval)
+        for line in dis.get_instructions(code)
+        if line.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             names |= _global_names(constant)
@@ -143,7 +149,9 @@ def _is_library(value: Any) -> bool:
     return module.partition(".")[0] in _LIBRARIES
 
 
-_LIBRARIES = ("builtins", "torch", "numpy", "math", "functools", "operator", "itertools", "typing")
+_LIBRARIES = frozenset(
+    ["builtins", "functools", "itertools", "math", "numpy", "operator", "torch", "typing"]
+)
 
 
 def rebound(function: Callable[..., Any], memo: dict[int, Any]) -> Callable[..., Any]:

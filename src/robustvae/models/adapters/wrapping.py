@@ -1,208 +1,509 @@
-"""`wrap` makes a `VAE` of anybody's encoder and decoder."""
+"""`wrap` makes a `VAE` of anybody's autoencoder, which runs as it is."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from robustvae.data.space import InputSpace
 from robustvae.errors import (
+    ConfigError,
     DtypeError,
-    RangeError,
+    ModelError,
+    RobustVAEWarning,
     ShapeError,
+    UnsupportedError,
     check_choice,
     check_count,
+    check_positive,
     check_sizes,
 )
-from robustvae.models.base import VAE
-from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian
-from robustvae.models.networks import log_var_to_stddev
+from robustvae.models.adapters.adapter import Adapter, matched
+from robustvae.models.adapters.parts import reached
+from robustvae.models.adapters.reading import (
+    CodeReading,
+    Pick,
+    SpreadKind,
+    Step,
+    as_distribution,
+    described,
+    picked,
+)
+from robustvae.models.adapters.shapes import dtype_of, shapes_of
+from robustvae.models.adapters.trial import ENCODERS, Trial, example_of
+from robustvae.models.adapters.wrapped import BlackBox, Match, Output, WrappedVAE
+from robustvae.models.base import VAE, frozen
+from robustvae.registry import build, names
 
-Returns = Literal["distribution", "mean_log_var"]
+Returns = Literal["distribution", "mean_log_var", "mean_stddev", "mean_variance", "mean"]
+KINDS: dict[str, SpreadKind] = {
+    "mean_log_var": "log_var",
+    "mean_stddev": "stddev",
+    "mean_variance": "variance",
+}
+RETURNS = ("distribution", *KINDS, "mean")
+LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
+OUTPUTS = ("logits", "mean", "probabilities")
+AT_ONCE = 64  # inputs of `fit_on` reconstructed at a time
 
 
 def wrap(
+    model: Any = None,
     *,
-    encode: Callable[[Tensor], Any],
-    decode: Callable[[Tensor], Any],
-    latent: int,
-    image_shape: Sequence[int],
-    returns: Returns = "distribution",
+    encode: Callable[[Tensor], Any] | None = None,
+    decode: Callable[[Tensor], Any] | None = None,
+    latent: int | None = None,
+    image_shape: Sequence[int] | None = None,
+    pixels: Any = (0.0, 1.0),
+    likelihood: str | None = None,
+    stddev: float | Literal["fit"] | None = None,
+    fit_on: Any = None,
     prior: Any = None,
+    returns: Returns | None = None,
+    mean: Step | None = None,
+    log_var: Step | None = None,
+    code_stddev: Step | None = None,
+    reconstruction: Step | None = None,
+    outputs: str | None = None,
+    output_only: bool = False,
+    adapter: Any = None,
 ) -> VAE:
-    """Make a `VAE` of any two PyTorch functions or modules, differentiable in their input.
+    """Make a `VAE` of any autoencoder: a module, or two functions that encode and decode.
+
+    A module is recognized by its protocol (`robustvae list adapter`): its calls are tried on
+    `fit_on` or on random inputs, in evaluation mode and without a trace left in it; `recognized`
+    of the result says what matched. Every guess can be said instead. The module runs as it is:
+    nothing in it is replaced, laid out or changed.
 
     Args:
-        encode: Images (B, C, H, W) to a distribution over latents (B, d).
-        decode: Latents (B, d) to a distribution over images (B, C, H, W).
-        latent: Dimension d of the latent.
-        image_shape: (C, H, W).
-        returns: What the two return: "distribution" (any of `torch.distributions`, or an object
-            with `.mean`, `.stddev` and `.log_prob`), or "mean_log_var", a pair of tensors of the
-            same shape that stands for a Gaussian; `decode` may return a distribution even then.
-        prior: A distribution of shape (d,), or None for the standard normal.
+        model: A module, or an object with `encode` and `decode`. None with the two functions.
+        encode: Inputs to a distribution over latents (any of `torch.distributions`, or an object
+            with `.mean`, `.stddev` and `.log_prob`), to (mean, log_var), or to codes alone.
+        decode: Latents to a distribution over inputs, or to a tensor.
+        latent: Dimension d of the latent; found by trial where it is not given.
+        image_shape: Shape of one input, (C, H, W), or any other; see `InputSpace`. Found in the
+            module or in `fit_on` where it is not given.
+        pixels: What the model reads: (low, high), {"mean": ..., "std": ...} of a normalization, or
+            an `InputSpace`. Inputs of the library stay images in [0, 1].
+        likelihood: "bernoulli", "gaussian" or "laplace" of a decoder that returns a tensor; None
+            states none, and what needs one is left out by name.
+        stddev: Of the "gaussian" or "laplace" likelihood, in the model's unit; "fit" takes the
+            root mean square of the residuals on `fit_on`.
+        fit_on: Inputs, in [0, 1] or in the model's unit.
+        prior: A distribution of shape (d,); None for the model's own, else the standard normal.
+        returns: What `encode` returns: "distribution", "mean_log_var", "mean_stddev",
+            "mean_variance" or "mean". With functions a `decode` that returns two tensors is read
+            in the same way.
+        mean: Where the mean is in what the encoder or forward returns: a position, a key, an
+            attribute, or a function of the output.
+        log_var: Where the log-variance is.
+        code_stddev: Where the standard deviation is, instead of `log_var`.
+        reconstruction: Where the reconstruction is in what the decoder returns.
+        outputs: What a decoder's tensor holds: "mean", "probabilities" or "logits". None for
+            "mean", or by trial for the Bernoulli likelihood.
+        output_only: Take the module as a black box, whose output alone is judged.
+        adapter: The adapter to use, by name or as an object; None for the first that matches.
 
     Returns:
-        A `VAE`; modules passed in are its submodules, so `.to()` and `.eval()` reach them.
+        A `VAE`; modules that were passed in, or that functions reach, are its submodules, so
+        `.to()`, evaluation mode and checks of weights reach them.
 
     Raises:
+        UnsupportedError: Nothing was recognized; the message says what was seen and what to say.
+        ModelError: The module itself raised on every shape that was tried.
         DtypeError: `encode` or `decode` cannot be called, or returns something else than said.
-        ShapeError: A bad `image_shape`, or an output of another shape than (B, d), (B, C, H, W).
-        UnknownNameError: Any other `returns`.
+        ShapeError: A bad `image_shape`, or an output of another size than (B, d), (B, C, H, W).
+        UnknownNameError: Any other `returns`, `likelihood` or `outputs`.
+        ConfigError: Arguments that contradict each other.
 
     Examples:
         >>> import robustvae as rv, torch
-        >>> from torch.distributions import Bernoulli, Normal
-        >>> mine = rv.wrap(
-        ...     encode=lambda x: Normal(x.flatten(1)[:, :2], 0.1),
-        ...     decode=lambda z: Bernoulli(logits=z.repeat(1, 8).view(-1, 1, 4, 4)),
-        ...     latent=2,
-        ...     image_shape=(1, 4, 4),
-        ... )
+        >>> class Small(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.encoder = torch.nn.Linear(16, 4)
+        ...         self.decoder = torch.nn.Linear(2, 16)
+        ...     def encode(self, x):
+        ...         return self.encoder(x.view(-1, 16)).chunk(2, dim=1)
+        ...     def decode(self, z):
+        ...         return torch.sigmoid(self.decoder(z))
+        >>> mine = rv.wrap(Small(), image_shape=(1, 4, 4))
+        >>> mine.recognized
+        'Small.encode and Small.decode; mean at 0, log_var at 1'
         >>> mine.decode(mine.encode(torch.rand(3, 1, 4, 4)).mean).mean.shape
         torch.Size([3, 1, 4, 4])
     """
-    for name, part in (("encode", encode), ("decode", decode)):
-        if not callable(part):
-            raise DtypeError(f"{name} must be a function or module, got {type(part).__name__}")
-    check_count(latent, "latent")
-    check_choice("returns", returns, ("distribution", "mean_log_var"))
-    check_sizes(image_shape, "image_shape", axes=3)
-    channels, height, width = image_shape
-    return WrappedVAE(encode, decode, latent, (channels, height, width), returns, prior)
+    said = Said(
+        latent=latent,
+        image_shape=image_shape,
+        pixels=pixels,
+        likelihood=likelihood,
+        stddev=stddev,
+        fit_on=fit_on,
+        prior=prior,
+        returns=returns,
+        mean=mean,
+        spread=log_var if code_stddev is None else code_stddev,
+        spread_kind="log_var" if code_stddev is None else "stddev",
+        reconstruction=reconstruction,
+        outputs=outputs,
+        output_only=output_only,
+        adapter=adapter,
+    )
+    if log_var is not None and code_stddev is not None:
+        raise ConfigError("log_var and code_stddev are two ways to say the spread: give one")
+    if model is None:
+        vae = _of_functions(encode, decode, said)
+    else:
+        if encode is not None or decode is not None:
+            raise ConfigError("give a model, or encode= and decode=, not both")
+        vae = _of_module(model, said)
+    unseen = getattr(vae, "unseen", ())
+    if unseen:
+        warnings.warn(
+            f"wrap cannot look into {', '.join(unseen)}: weights there are not put into "
+            "evaluation mode, checked, hashed or moved; pass the module that holds them",
+            RobustVAEWarning,
+            stacklevel=2,
+        )
+    return vae
 
 
 @final
-class WrappedVAE(VAE):
-    """A `VAE` around a user's functions; made by `wrap`."""
+@dataclass(frozen=True)
+class Said:
+    """The arguments of `wrap`, checked."""
 
-    def __init__(
-        self,
-        encode: Callable[[Tensor], Any],
-        decode: Callable[[Tensor], Any],
-        latent: int,
-        image_shape: tuple[int, int, int],
-        returns: Returns,
-        prior: Any,
-    ) -> None:
-        """Keep the functions; `wrap` has checked the arguments."""
-        super().__init__()
-        self.latent = latent
-        self.image_shape = image_shape
-        self._returns = returns
-        self._prior = prior
-        self._encode = encode
-        self._decode = decode
-        # a bound method hides its module; the module must still follow .to() and .eval()
-        owners = [getattr(f, "__self__", None) for f in (encode, decode)]
-        self._owners = nn.ModuleList(o for o in owners if isinstance(o, nn.Module))
+    latent: int | None
+    image_shape: Any
+    pixels: Any
+    likelihood: str | None
+    stddev: Any
+    fit_on: Any
+    prior: Any
+    returns: str | None
+    mean: Step | None
+    spread: Step | None
+    spread_kind: SpreadKind
+    reconstruction: Step | None
+    outputs: str | None
+    output_only: bool
+    adapter: Any
 
-    @property
-    def encoder(self) -> Callable[[Tensor], Any]:
-        """What was given to `wrap` for `encode`."""
-        return self._encode
-
-    @property
-    def returns(self) -> Returns:
-        """What it returns."""
-        return self._returns
-
-    def _check_dtype(self, value: Tensor, name: str) -> None:
-        # functions without parameters have no type of their own to hold a tensor to
-        if next(self.parameters(), None) is not None:
-            super()._check_dtype(value, name)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters; of functions that show none, the type of images that they read."""
-        if next(self.parameters(), None) is None:
-            return self._readable
-        return super().dtype
-
-    @functools.cached_property
-    def _readable(self) -> torch.dtype:
-        default = torch.get_default_dtype()
-        for dtype in (default, torch.float64, torch.float32):
-            with contextlib.suppress(RuntimeError), torch.no_grad():
-                self._encode(torch.full((1, *self.image_shape), 0.5, dtype=dtype))
-                return dtype
-        return default
-
-    def encode(self, x: Tensor) -> Distribution:
-        """q(z | x), (B, d)."""
-        self.check(x)
-        return self._adapted("encode", self._encode(x), (x.shape[0], self.latent), x)
-
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x | z), (B, C, H, W)."""
-        return self._adapted("decode", self._decode(z), (z.shape[0], *self.image_shape), z)
-
-    def prior(self) -> Distribution:
-        """The prior given to `wrap`, or the standard normal."""
-        if self._prior is None:
-            return super().prior()
-        return as_distribution(self._prior, (self.latent,), "prior")
-
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) + log p(z) in nats, (B,)."""
-        if self._prior is not None:
-            return super().log_joint(x, z)
-        self.check(x)
-        self.check_latent(z, len(x))
-        likelihood = self.decode(z).log_prob(x).flatten(1).sum(1)
-        return likelihood - 0.5 * (z.square() + _LOG_2PI).sum(1)
-
-    def _adapted(self, name: str, made: Any, shape: tuple[int, ...], like: Tensor) -> Distribution:
-        if self._returns == "mean_log_var" and isinstance(made, tuple | list):
-            if len(made) != 2 or not all(isinstance(part, Tensor) for part in made):
-                raise DtypeError(f"{name} must return (mean, log_var), two tensors")
-            mean, log_var = made
-            made = Gaussian(mean, log_var_to_stddev(log_var).expand_as(mean))
-        elif isinstance(made, tuple | list):
-            raise DtypeError(
-                f"{name} must return a distribution, got {type(made).__name__}: "
-                "if it is (mean, log_var), say returns='mean_log_var'"
+    def __post_init__(self) -> None:
+        """Check what can be checked without the model."""
+        if self.latent is not None:
+            check_count(self.latent, "latent")
+        if self.image_shape is not None:
+            check_sizes(self.image_shape, "image_shape")
+            if not self.image_shape:
+                raise ShapeError("image_shape must have at least one number, got ()")
+        for kind, value, options in (
+            ("returns", self.returns, RETURNS),
+            ("likelihood", self.likelihood, LIKELIHOODS),
+            ("outputs", self.outputs, OUTPUTS),
+        ):
+            if value is not None:
+                check_choice(kind, value, options)
+        if self.likelihood in ("gaussian", "laplace") and self.stddev is None:
+            raise ConfigError(
+                f"likelihood={self.likelihood!r} needs a spread: give stddev=, a number in the "
+                "model's unit, or stddev='fit' with fit_on=inputs"
             )
-        return as_distribution(made, shape, name)
+        if self.stddev == "fit" and self.fit_on is None:
+            raise ConfigError("stddev='fit' needs inputs to fit on: give fit_on=x")
+        if self.stddev is not None and self.stddev != "fit":
+            check_positive(self.stddev, "stddev")
+        if self.stddev is not None and self.likelihood not in ("gaussian", "laplace"):
+            raise ConfigError(
+                "stddev belongs to likelihood='gaussian' or 'laplace', "
+                f"got likelihood={self.likelihood!r}"
+            )
+
+    @property
+    def reading(self) -> CodeReading | None:
+        """How codes are read, where that was said."""
+        if self.mean is not None or self.spread is not None:
+            spread = None if self.spread is None else (self.spread,)
+            return CodeReading((0 if self.mean is None else self.mean,), spread, self.spread_kind)
+        if self.returns in KINDS:
+            return CodeReading((0,), (1,), KINDS[self.returns])
+        if self.returns == "mean":
+            return CodeReading(())
+        return CodeReading() if self.returns == "distribution" else None
+
+    def space(self, shape: Sequence[int]) -> InputSpace:
+        """What the model reads."""
+        return InputSpace.of(self.pixels, shape)
 
 
-def as_distribution(made: Any, shape: tuple[int, ...], name: str) -> Distribution:
-    """The library's form of a user's distribution, after a look at its shape.
+def _of_functions(encode: Any, decode: Any, said: Said) -> VAE:
+    for name, part in (("encode", encode), ("decode", decode)):
+        if not callable(part):
+            raise DtypeError(
+                f"{name} must be a function or module, got {type(part).__name__}: "
+                "give wrap(module), or both encode= and decode="
+            )
+    shape = said.image_shape
+    if shape is None and said.fit_on is not None:
+        shape = _shape_of(said.fit_on)
+    if shape is None:
+        raise ShapeError("image_shape is not known: give image_shape=(C, H, W), or fit_on=inputs")
+    space = said.space(shape)
+    reading = said.reading or CodeReading()
+    code_shape = (said.latent,) if said.latent is not None else _code_shape(encode, space, said)
+    output = Output(
+        None if said.reconstruction is None else (said.reconstruction,),
+        pair=KINDS.get(said.returns or ""),
+    )
+    match = Match(
+        recognized="the functions encode and decode",
+        encode=encode,
+        decode=decode,
+        code_shape=code_shape,
+        code=reading,
+        output=output,
+        prior=said.prior,
+    )
+    if said.prior is not None:
+        as_distribution(said.prior, (math.prod(match.code_shape),), "prior")
+    return _finished(match, space, said)
 
-    Normal and Bernoulli of torch become the library's (which take gray pixels and a constant
-    spread), wrapped or not in `Independent`; anything else with `.mean`, `.stddev` and an
-    elementwise `.log_prob` stays as it is.
 
-    Raises:
-        DtypeError: Not a distribution.
-        RangeError: A Gaussian with a negative standard deviation.
-        ShapeError: Another shape than `shape`.
-    """
-    while isinstance(made, torch.distributions.Independent):
-        made = made.base_dist
-    if isinstance(made, torch.distributions.Normal):
-        made = Gaussian(made.loc, made.scale)
-    elif isinstance(made, torch.distributions.Bernoulli):
-        made = Bernoulli(made.logits)
-    if not all(hasattr(made, part) for part in ("mean", "stddev", "log_prob")):
+def _code_shape(encode: Any, space: InputSpace, said: Said) -> tuple[int, ...]:
+    owners = nn.ModuleList(reached(encode).modules)
+    trial = Trial(owners, _example(space, said, encode), space)
+    reading = said.reading
+    found = trial.code(encode, None) if reading is None else None
+    if reading is not None:
+        mean = trial.mean_of(reading, trial.run(encode, trial.x))
+        if mean is not None:
+            return tuple(mean.shape[1:])
+    if found is None:
+        raise ShapeError("the latent's dimension is not known: give latent=d")
+    return found[1]
+
+
+def _of_module(model: Any, said: Said) -> VAE:
+    if isinstance(model, VAE) and not said.output_only:
+        return model
+    if not callable(model) and not hasattr(model, "encode"):
         raise DtypeError(
-            f"{name} must return a distribution with mean, stddev and log_prob, "
-            f"got {type(made).__name__}"
+            f"model must be a module, or an object with encode and decode, "
+            f"got {type(model).__name__}: give wrap(encode=..., decode=...)"
         )
-    got = tuple((made.logits if isinstance(made, Bernoulli) else made.mean).shape)
-    if got != shape:
-        raise ShapeError(f"{name} must return a distribution of shape {shape}, got {got}")
-    if isinstance(made, Gaussian):
-        if bool((made.stddev < 0).any()):
-            raise RangeError(f"{name} must return standard deviations of at least 0")
-        if made.stddev.shape != made.mean.shape:
-            made = Gaussian(made.mean, made.stddev.expand_as(made.mean))
-    distribution: Distribution = made
-    return distribution
+    if said.output_only:
+        return _black_box(model, said)
+    spaces = list(shapes_of(model, said))
+    if not spaces:
+        raise ShapeError(
+            f"the shape of an input of {type(model).__name__} cannot be guessed: "
+            "give image_shape=(C, H, W), or fit_on=inputs"
+        )
+    trials = [Trial(model, _example(space, said, model), space) for space in spaces]
+    match = first_match(trials, said)
+    if isinstance(match, tuple):
+        return _finished(_with_said(match[0], said), match[0].space or match[1], said)
+    if match is not None:
+        return match
+    raise _refusal(model, said, spaces[0])
 
 
-_LOG_2PI = 1.8378770664093453
+def first_match(
+    trials: Sequence[Trial], said: Said | None = None
+) -> tuple[Match, InputSpace] | VAE | None:
+    """What the first adapter recognizes in the first of several trials, and the space of it."""
+    if said is not None and said.reading is not None:
+        found = ((_said_match(trial, said), trial.space) for trial in trials)
+        return next(((match, space) for match, space in found if match is not None), None)
+    specs = names("adapter") if said is None or said.adapter is None else [said.adapter]
+    adapters: list[Adapter] = [build("adapter", spec) for spec in specs]
+    for one in sorted(adapters, key=lambda adapter: adapter.priority):
+        for trial in trials:
+            match = one.match(trial)
+            if isinstance(match, Match):
+                return match, trial.space
+            if match is not None:
+                return match
+    return None
+
+
+def _said_match(trial: Trial, said: Said) -> Match | None:
+    """The match of a reading that the user gave: of `encode`, or of forward itself."""
+    from robustvae.models.adapters.triple import decoders_of
+
+    assert said.reading is not None
+    kind = type(trial.module).__name__
+    encoders = list(trial.parts(ENCODERS))
+    if callable(trial.module):
+        encoders.append(("forward", trial.module))
+    for first, encode in encoders:
+        output = trial.run(encode, trial.x)
+        code = None if output is None else trial.mean_of(said.reading, output)
+        if code is None:
+            continue
+        for second, decode in decoders_of(trial):
+            made = trial.run(decode, code)
+            pick: Pick | None = trial.reconstruction(made)
+            if said.reconstruction is not None and made is not None:
+                pick = (said.reconstruction,)
+            if pick is None:
+                continue
+            return Match(
+                recognized=f"{kind}.{first} and {kind}.{second}; codes read as was said",
+                encode=encode,
+                decode=decode,
+                code_shape=tuple(code.shape[1:]),
+                code=said.reading,
+                output=Output(pick),
+            )
+    return None
+
+
+def _with_said(match: Match, said: Said) -> Match:
+    """A match with what the user said put in place of what was guessed."""
+    output = match.output
+    if said.reconstruction is not None:
+        output = replace(output, reconstruction=(said.reconstruction,))
+    changes: dict[str, Any] = {"output": output}
+    if said.prior is not None:
+        changes |= {"prior": said.prior, "prior_missing": "", "assumptions": ()}
+    width = math.prod(match.code_shape)
+    if said.latent is not None and said.latent != width:
+        raise ShapeError(
+            f"latent must be {width}, which is what {match.recognized} gives, got {said.latent}: "
+            "leave latent= out, or say where the mean is with mean="
+        )
+    return replace(match, **changes)
+
+
+def _finished(match: Match, space: InputSpace, said: Said) -> VAE:
+    """The wrapped model with its likelihood, fitted where that was wanted."""
+    output = match.output
+    if said.likelihood is not None:
+        output = replace(output, likelihood=said.likelihood, stddev=None)
+    if said.outputs is not None:
+        output = replace(output, is_logits=said.outputs == "logits")
+    elif output.likelihood == "bernoulli":
+        output = replace(output, is_logits=_gives_logits(replace(match, output=output), space))
+    if output.likelihood in ("gaussian", "laplace") and said.stddev != "fit":
+        spread = output.stddev if said.stddev is None else said.stddev
+        scale = space.scale
+        if scale is None:
+            raise ConfigError(
+                "stddev= in the model's unit needs one scale for all channels: give stddev='fit'"
+            )
+        output = replace(output, stddev=float(cast(float, spread)) / scale)
+    if said.stddev == "fit":
+        bare = WrappedVAE(replace(match, output=replace(output, likelihood=None)), space)
+        output = replace(output, stddev=_residual(bare, space, said.fit_on, said.likelihood))
+    return WrappedVAE(replace(match, output=output), space)
+
+
+def _gives_logits(match: Match, space: InputSpace) -> bool:
+    """Whether a decoder's tensor leaves [0, 1] on codes of any size: probabilities never do."""
+    vae = WrappedVAE(replace(match, output=replace(match.output, likelihood=None)), space)
+    z = torch.linspace(-3, 3, 8 * vae.latent).reshape(8, vae.latent)
+    first = next(iter(vae.parameters()), None)
+    z = z.to(vae.device if first is not None else z.device, vae.dtype)
+    trial = Trial(vae, z, space)
+    made = trial.run(vae.call_decode, z)
+    if made is None or (match.output.reconstruction is None and not isinstance(made, Tensor)):
+        return False
+    u = picked(made, match.output.reconstruction or (), "decode")
+    return not (float(u.min()) >= 0 and float(u.max()) <= 1)
+
+
+@torch.no_grad()
+def _residual(vae: WrappedVAE, space: InputSpace, given: Any, likelihood: str | None) -> float:
+    """The standard deviation that residuals on inputs give to a likelihood."""
+    x = space.to_images(_tensor_of(given), name="fit_on").to(vae.device, vae.dtype)
+    total, absolute = 0.0, 0.0
+    with frozen(vae):
+        for part in x.split(AT_ONCE):
+            residual = (vae.decode(vae.encode(part).mean).mean - part).double()
+            total += float(residual.square().sum())
+            absolute += float(residual.abs().sum())
+    spread = math.sqrt(total / x.numel())
+    if likelihood == "laplace":  # the scale of greatest likelihood is the mean absolute residual
+        spread = math.sqrt(2) * absolute / x.numel()
+    if not math.isfinite(spread):
+        raise ModelError("the reconstructions of fit_on hold a NaN or an infinity: run rv.check")
+    # a model that repeats its inputs exactly has no spread, and no density without one
+    return max(spread, 1e-6)
+
+
+def _black_box(model: Any, said: Said) -> VAE:
+    pick: Pick | None = None if said.reconstruction is None else (said.reconstruction,)
+    for space in shapes_of(model, said):
+        trial = Trial(model, _example(space, said, model), space)
+        found = build("adapter", "black-box").match(trial)
+        if isinstance(found, BlackBox):
+            if pick is None:
+                return found
+            return BlackBox(model, pick, space, f"{type(model).__name__}.forward as a black box")
+    raise _refusal(model, said, None)
+
+
+def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
+    """Why nothing was recognized, and what to say."""
+    kind = type(model).__name__
+    remedy = (
+        "say image_shape=, or where things are with mean=, log_var=, reconstruction=; give "
+        "wrap(encode=..., decode=..., latent=..., image_shape=...), or output_only=True to judge "
+        "the output alone"
+    )
+    spaces = [space] if space is not None else list(shapes_of(model, said))
+    if not spaces:
+        return ShapeError(f"the shape of an input of {kind} cannot be guessed: give image_shape=")
+    trial = Trial(model, _example(spaces[0], said, model), spaces[0])
+    shape = tuple(trial.x.shape)
+    call = model if callable(model) else model.encode
+    from robustvae.models.adapters.trial import quiet
+
+    try:
+        with quiet(*trial.owners):
+            output = call(trial.x.clone())
+    except Exception as error:  # whatever a user's code raises
+        line = " ".join(str(error).split())[:200]
+        refusal = ModelError(
+            f"forward of {kind} raised {type(error).__name__} on inputs of shape {shape}: {line}; "
+            f"{remedy}"
+        )
+        refusal.__cause__ = error
+        return refusal
+    return UnsupportedError(
+        f"nothing was recognized in {kind}, which returns {described(output)} for inputs of shape "
+        f"{shape}; {remedy}"
+    )
+
+
+def _example(space: InputSpace, said: Said, model: Any) -> Tensor:
+    """Inputs to try the model on, as it reads them."""
+    dtype, device = dtype_of(model)
+    if said.fit_on is None:
+        return example_of(space, dtype, device)
+    x = space.to_images(_tensor_of(said.fit_on)[:8], name="fit_on")
+    return space.to_model(x.to(device, dtype))
+
+
+def _tensor_of(given: Any) -> Tensor:
+    """Inputs as one tensor, (B, ...)."""
+    if isinstance(given, Tensor):
+        return given.detach()
+    from robustvae.data.coercion import as_images
+
+    return as_images(given).x
+
+
+def _shape_of(given: Any) -> tuple[int, ...]:
+    return tuple(_tensor_of(given).shape[1:])
+
+
+__all__ = ["WrappedVAE", "as_distribution", "first_match", "matched", "wrap"]

@@ -1,0 +1,251 @@
+"""Inputs of any kind as one set of images: tensors, arrays, data sets, loaders, folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from robustvae.data.arrays import labels_of, pixels_of
+from robustvae.data.dataset import Dataset, from_dataset
+from robustvae.data.images import Images
+from robustvae.data.space import InputSpace, within_unit
+from robustvae.errors import (
+    DataError,
+    DtypeError,
+    NonFiniteError,
+    RangeError,
+    ShapeError,
+    check_type,
+)
+
+BYTES = 2**31  # of float32 pixels collected from a loader; larger sets are read from files
+DEPTHS = {torch.uint8: 255.0, torch.bool: 1.0}
+
+
+def from_tensor(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    space: InputSpace | None = None,
+    name: str = "tensor",
+    split: str = "test",
+) -> Images:
+    """Images that are in memory already, with labels or without.
+
+    Args:
+        x: (N, C, H, W) or (N, H, W): in [0, 1], or bytes. With a `space`, inputs of its shape in
+            [0, 1] or in its unit. Round-off beyond the range is clamped.
+        y: Labels, whole numbers, (N,); zeros where there are none.
+        space: What the model reads, for inputs that are no images in [0, 1].
+        name: Name of the set.
+        split: Of the set.
+
+    Raises:
+        DtypeError: No tensor, or a type that has no range.
+        ShapeError: No images, or labels of another number.
+        NonFiniteError: A NaN or an infinity.
+        RangeError: Values outside the range.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> images = rv.data.from_tensor(torch.rand(5, 1, 8, 8))
+        >>> images.shape, images.y.tolist()
+        ((5, 1, 8, 8), [0, 0, 0, 0, 0])
+    """
+    check_type(x, "x", Tensor)
+    x = x.detach()
+    values = _in_unit(x) if space is None else space.to_images(x)
+    count = len(values)
+    if y is None:
+        y = torch.zeros(count, dtype=torch.int64)
+    check_type(y, "y", Tensor)
+    if y.is_floating_point() or y.is_complex():
+        raise DtypeError(f"y must be whole numbers, got {y.dtype}: give labels.long()")
+    return Images(values, y.detach().long(), name, split)
+
+
+def _in_unit(x: Tensor) -> Tensor:
+    if x.is_complex() or not (x.is_floating_point() or x.dtype in DEPTHS):
+        raise DtypeError(
+            f"x must be of floating type in [0, 1] or bytes, got {x.dtype}: scale it to [0, 1], "
+            "or give space=InputSpace(shape, low, high)"
+        )
+    if x.ndim == 3:
+        x = x.unsqueeze(1)
+    if x.ndim != 4 or 0 in x.shape:
+        raise ShapeError(
+            f"x must be (N, C, H, W) or (N, H, W), got {tuple(x.shape)}: for inputs that are no "
+            "pictures give space=InputSpace(shape, low, high)"
+        )
+    if x.dtype in DEPTHS:
+        return x.to(torch.float32) / DEPTHS[x.dtype]
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.to(torch.float32)
+    if not bool(x.isfinite().all()):
+        raise NonFiniteError("x must be finite, got a NaN or an infinity")
+    if not within_unit(x):
+        raise RangeError(
+            f"x must lie in [0, 1], got values from {float(x.min())!r} to {float(x.max())!r}: "
+            "scale it, or give space=InputSpace(shape, low, high) with the range that it has"
+        )
+    return x.clamp(0, 1).contiguous()
+
+
+def as_images(
+    inputs: Any,
+    y: Tensor | None = None,
+    *,
+    space: InputSpace | None = None,
+    split: str = "test",
+    name: str | None = None,
+) -> Images:
+    """Anything that holds inputs, as one set of images in [0, 1].
+
+    Args:
+        inputs: `Images`; a tensor or an array; a torch Dataset of images or pairs (image, label);
+            a DataLoader; a folder or npz file; the name of a data set; or a list of images.
+        y: Labels of a tensor or an array.
+        space: What the model reads, for inputs that are no images in [0, 1].
+        split: Of a folder or a named set; a folder without a split of its own and with few images
+            is taken whole.
+        name: Name of the set; None for one that says what it was made of.
+
+    Raises:
+        DtypeError: Nothing that holds images; the message lists what does.
+        RobustVAEError: What the reader of that kind refuses.
+
+    Examples:
+        >>> import numpy as np, robustvae as rv
+        >>> rv.data.as_images(np.zeros((4, 8, 8), dtype=np.uint8)).shape
+        (4, 1, 8, 8)
+    """
+    if isinstance(inputs, Images):
+        return inputs
+    if isinstance(inputs, Tensor):
+        return from_tensor(inputs, y, space=space, split=split, name=name or "tensor")
+    if isinstance(inputs, np.ndarray):
+        return _from_array(inputs, y, space, name or "array", split)
+    if isinstance(inputs, str | Path):
+        return _from_text(inputs, split)
+    if isinstance(inputs, DataLoader | IterableDataset):
+        x, labels = _collected(inputs)
+        return from_tensor(x, labels, space=space, split=split, name=name or "loader")
+    if isinstance(inputs, dict | bytes | type) or not isinstance(inputs, Dataset):
+        raise DtypeError(
+            f"inputs must be a tensor, an array, a torch Dataset or DataLoader, a folder, the name "
+            f"of a data set or rv.data.Images, got {type(inputs).__name__}: for a generator or a "
+            "mapping give rv.data.from_tensor(torch.stack(images))"
+        )
+    return _from_items(inputs, space, name or type(inputs).__name__, split)
+
+
+def _from_array(
+    array: np.ndarray, y: Any, space: InputSpace | None, name: str, split: str
+) -> Images:
+    labels = None
+    if y is not None:
+        values = y.numpy() if isinstance(y, Tensor) else np.asarray(y)
+        labels = labels_of(values, len(array), name)
+    if space is not None:
+        return from_tensor(
+            torch.from_numpy(np.ascontiguousarray(array)), labels, space=space, name=name
+        )
+    if array.dtype.kind not in "fub":
+        raise DtypeError(
+            f"an array of images must be of floating type in [0, 1] or bytes, got {array.dtype}"
+        )
+    if array.dtype == np.uint8 or array.ndim == 3 or (array.ndim == 4 and array.shape[-1] <= 4):
+        source = pixels_of(_simple(array), name)
+        return from_tensor(source.read(torch.arange(len(array)), 0), labels, name=name, split=split)
+    return from_tensor(
+        torch.from_numpy(np.ascontiguousarray(_simple(array))), labels, name=name, split=split
+    )
+
+
+def _simple(array: np.ndarray) -> np.ndarray:
+    """Half precision, which readers do not know, in single."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _from_text(text: str | Path, split: str) -> Images:
+    from robustvae.data.folder import read_folder
+    from robustvae.data.sets import load
+
+    if isinstance(text, str) and not Path(text).expanduser().exists():
+        return load(text, split=split)
+    return read_folder(Path(text).expanduser(), split)
+
+
+def _from_items(items: Dataset, space: InputSpace | None, name: str, split: str) -> Images:
+    if len(items) == 0:
+        raise DataError("the data set is empty: give at least one image")
+    first = items[0]
+    if space is None and _is_pair(first):
+        return from_dataset(items, name=name, split=split)
+    x, labels = _collected(items[number] for number in range(len(items)))
+    return from_tensor(x, labels, space=space, name=name, split=split)
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 2 and not hasattr(item[1], "mode")
+
+
+def _collected(batches: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    """All inputs and labels of items or batches, up to a budget."""
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
+    spent = 0
+    for batch in batches:
+        x, y = _split(batch)
+        spent += x.numel() * 4
+        if spent > BYTES:
+            raise DataError(
+                f"the inputs exceed {BYTES // 2**20} MB in memory: give fewer, such as "
+                "torch.utils.data.Subset, or a folder, which is read as it is asked for"
+            )
+        parts.append(x)
+        if y is not None:
+            labels.append(y)
+    if not parts:
+        raise DataError("the loader is empty: give at least one batch")
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    together = len({part.ndim for part in parts}) == 1 and len(shapes) == 1
+    is_batched = parts[0].ndim >= 4 or (labels and labels[0].ndim == 1)
+    if not together and not len({tuple(part.shape) for part in parts}) == 1:
+        raise DataError(f"the inputs must be of one shape, got {sorted(shapes)[:3]}")
+    x = torch.cat(parts) if is_batched else torch.stack(parts)
+    if not labels:
+        return x, None
+    y = torch.cat([label.reshape(-1) for label in labels])
+    if y.is_floating_point() or len(y) != len(x):
+        return x, None  # targets that are no classes: regression values, masks, captions
+    return x, y.long()
+
+
+def _split(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels of one item or batch; labels of another kind than numbers are left out."""
+    y: Any = None
+    if isinstance(batch, dict):
+        keys = [key for key in ("image", "images", "pixel_values", "x", "data") if key in batch]
+        if not keys:
+            raise DataError(f"a batch must have images, got the keys {sorted(map(str, batch))[:6]}")
+        y = next((batch[key] for key in ("label", "labels", "y", "target") if key in batch), None)
+        batch = batch[keys[0]]
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch):
+        y = batch[1] if len(batch) > 1 else None
+        batch = batch[0]
+    if not isinstance(batch, Tensor):
+        array = np.asarray(batch)
+        if array.dtype.kind not in "fub":
+            raise DataError(f"an item must be an image, got {type(batch).__name__}")
+        read = pixels_of(_simple(array)[None], "an item").read(torch.tensor([0]), 0)[0]
+        batch = read
+    if isinstance(y, int) or (isinstance(y, np.generic) and y.dtype.kind in "iu"):
+        y = torch.tensor([int(y)])
+    return batch.detach(), y if isinstance(y, Tensor) else None

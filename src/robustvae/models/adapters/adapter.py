@@ -1,0 +1,138 @@
+"""What an adapter is, and the help that most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from robustvae.models.adapters.reading import CodeReading, Pick, picked
+from robustvae.models.adapters.trial import CLOSE, Trial
+from robustvae.models.adapters.wrapped import Match, Output
+from robustvae.models.base import VAE
+from robustvae.registry import family_base
+
+OWN_PRIOR = (
+    "this model has a prior of its own ({name}) without a density here, and none is assumed: "
+    "give wrap(..., prior=), a distribution of shape (d,)"
+)
+
+
+@family_base("adapter")
+@runtime_checkable
+class Adapter(Protocol):
+    """A way to recognize and wrap a foreign model; the first one that matches is taken.
+
+    Attributes:
+        priority: Adapters are asked in ascending order; the library's own lie between 0 and 100.
+    """
+
+    priority: ClassVar[int]
+
+    def match(self, trial: Trial) -> Match | VAE | None:
+        """What is recognized in the module of a trial, or None."""
+        ...
+
+
+def matched(
+    trial: Trial,
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Any],
+    words: str,
+    *,
+    needs_spread: bool = False,
+) -> Match | None:
+    """The match of an encoder and a decoder, where a trial shows that they fit.
+
+    Args:
+        trial: The module and its inputs.
+        encode: Inputs to codes.
+        decode: Codes to inputs.
+        words: What was recognized.
+        needs_spread: Whether codes without a spread are no match.
+    """
+    found = trial.code(encode, decode)
+    if found is None:
+        return None
+    reading, shape, pick = found
+    if needs_spread and reading.mean is not None and reading.spread is None:
+        return None
+    prior, missing = prior_of(trial.module, shape)
+    return Match(
+        recognized=f"{words}; {in_words(reading)}",
+        encode=encode,
+        decode=decode,
+        code_shape=shape,
+        code=reading,
+        output=Output(pick),
+        prior=prior,
+        prior_missing=missing,
+        assumptions=(
+            ("the prior is the standard normal, which nothing in the model says",)
+            if prior is None and not missing and reading.spread is not None
+            else ()
+        ),
+    )
+
+
+def in_words(reading: CodeReading) -> str:
+    """How codes are read, for the user to check."""
+    if reading.mean is None:
+        return "codes are a distribution"
+
+    def place(pick: Pick) -> str:
+        return ".".join(str(getattr(step, "__name__", step)) for step in pick) or "the output"
+
+    if reading.spread is None:
+        return f"codes at {place(reading.mean)}, without a spread"
+    return f"mean at {place(reading.mean)}, {reading.kind} at {place(reading.spread)}"
+
+
+def prior_of(module: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
+    """The prior of a module, as a distribution of shape (d,), or why it has none here."""
+    held = getattr(module, "prior", None)
+    if isinstance(held, torch.distributions.Distribution):
+        size = torch.Size(held.batch_shape + held.event_shape).numel()
+        width = torch.Size(shape).numel()
+        if size == width and not isinstance(held, torch.distributions.MixtureSameFamily):
+            return held, ""
+        if size == 1 and isinstance(held, torch.distributions.Normal):
+            return torch.distributions.Normal(
+                held.loc.reshape(1).expand(width), held.scale.reshape(1).expand(width)
+            ), ""
+        return None, OWN_PRIOR.format(name="attribute prior")
+    names = [
+        name
+        for name, _ in _named(module)
+        if any(word in name.lower() for word in ("prior", "pseudo_input", "vamp", "idle_input"))
+    ]
+    if held is not None and not names:
+        names = ["attribute prior"]
+    return None, OWN_PRIOR.format(name=names[0]) if names else ""
+
+
+def _named(module: Any) -> list[tuple[str, Any]]:
+    if not isinstance(module, nn.Module):
+        return []
+    return [
+        *module.named_parameters(),
+        *module.named_buffers(),
+        *((name, part) for name, part in module.named_modules() if name),
+    ]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs agree to rounding."""
+    if one.numel() != other.numel():
+        return False
+    size = float(other.abs().max()) + 1e-12
+    return float((one.reshape(-1) - other.reshape(-1)).abs().max()) <= CLOSE * size
+
+
+def forward_output(trial: Trial) -> Tensor | None:
+    """The reconstruction of a module's forward pass, or None where it has none."""
+    output = trial.run(trial.module, trial.x) if callable(trial.module) else None
+    pick = trial.reconstruction(output)
+    return None if pick is None else picked(output, pick, "forward")

@@ -1,0 +1,52 @@
+"""Modules of which only the output can be seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from robustvae.models.adapters.reading import Pick, described, fields_of
+from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.wrapped import BlackBox
+from robustvae.registry import register
+
+
+@register("adapter", "black-box")
+@final
+@dataclass(frozen=True)
+class BlackBoxes:
+    """Anything else with a forward pass: attacks on the output, smoothing; the rest is left out."""
+
+    priority: ClassVar[int] = 100
+
+    def match(self, trial: Trial) -> BlackBox | None:
+        """The module as a map from inputs to outputs."""
+        if not callable(trial.module):
+            return None
+        output = trial.run(trial.module, trial.x)
+        pick = trial.reconstruction(output)
+        if pick is None:
+            places: list[tuple[Pick, object]] = [((), output)]
+            places += [((key,), part) for key, part in fields_of(output).items()]
+            pick = next((place for place, part in places if _is_rows(part, len(trial.x))), None)
+            if pick is None:
+                return None
+        kind = type(trial.module).__name__
+        where = f" at {pick[0]!r}" if pick else ""
+        return BlackBox(
+            trial.module,
+            pick,
+            trial.space,
+            f"{kind}.forward as a black box, {described(output)}{where}",
+        )
+
+
+def _is_rows(value: object, rows: int) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim > 0
+        and len(value) == rows
+    )

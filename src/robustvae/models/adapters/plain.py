@@ -1,0 +1,58 @@
+"""Autoencoders whose codes have no spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from torch import Tensor, nn
+
+from robustvae.models.adapters.adapter import matched
+from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
+from robustvae.models.adapters.wrapped import Match
+from robustvae.registry import register
+
+
+@register("adapter", "plain")
+@final
+@dataclass(frozen=True)
+class Plain:
+    """Deterministic autoencoders: an encoder and a decoder, or one sequence with a narrow place."""
+
+    priority: ClassVar[int] = 80
+
+    def match(self, trial: Trial) -> Match | None:
+        """The first encoder and decoder that fit each other."""
+        kind = type(trial.module).__name__
+        for first, encode in trial.parts(ENCODERS):
+            for second, decode in trial.parts(DECODERS):
+                match = matched(trial, encode, decode, f"{kind}.{first} and {kind}.{second}")
+                if match is not None:
+                    return match
+        for words, encode, decode in _halves(trial):
+            match = matched(trial, encode, decode, words)
+            if match is not None:
+                return match
+        return None
+
+
+Half = Callable[[Tensor], Any]
+
+
+def _halves(trial: Trial) -> Iterator[tuple[str, Half, Half]]:
+    """A sequence cut at its narrowest place."""
+    module = trial.module
+    if not isinstance(module, nn.Sequential) or len(module) < 2:
+        return
+    widths, value = [], trial.x
+    for layer in module:
+        value = trial.run(layer, value)
+        if not isinstance(value, Tensor):
+            return
+        widths.append(value[0].numel())
+    # the last of equally narrow places: an activation belongs to the code that it follows
+    least = min(widths[:-1])
+    cut = max(i for i, width in enumerate(widths[:-1]) if width == least) + 1
+    if least < trial.x[0].numel():
+        yield f"Sequential cut after layer {cut - 1}", module[:cut], module[cut:]

@@ -1,0 +1,397 @@
+"""Trials of a stranger's module: what its calls return, without leaving a trace in it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustvae.data.space import InputSpace
+from robustvae.models.adapters.parts import reached
+from robustvae.models.adapters.reading import (
+    CodeReading,
+    Pick,
+    SpreadKind,
+    Step,
+    fields_of,
+    first_half,
+    is_distribution,
+    picked,
+    second_half,
+    stddev_of,
+)
+from robustvae.models.base import evaluating
+from robustvae.seeding import generator, rand, seeded
+
+ROWS = 5  # of a trial: an odd number, which no channel count of a picture is taken for
+DRAWS = 64  # of forward passes in `roles`: a standard deviation known to 9 %
+BETTER = 0.5  # an unusual reading must halve the discrepancy of the usual one, or chance decides
+CLOSE = 1e-4  # of two passes through the same layers in float32, relative to the largest output
+
+MEANS = re.compile(
+    r"^(z_?|q_?|qz_?|latent_?|posterior_?|x_?)?(mu|mus|mean|means|loc|embedding)(_?z)?$"
+)
+SPREADS: tuple[tuple[SpreadKind, re.Pattern[str]], ...] = (
+    ("log_var", re.compile(r"log_?(var|variance|covariance|v|sigma_?(sq|2)|cov)|^lv$")),
+    ("log_stddev", re.compile(r"log_?(std|stddev|sigma|scale)")),
+    ("stddev", re.compile(r"(^|_)(std|stddev|sigma|scale|stds)($|_)")),
+    ("variance", re.compile(r"(^|_)(var|variance|covariance)($|_)")),
+)
+RECONSTRUCTIONS = re.compile(
+    r"^(recon.*|x_?hat|x_?rec.*|rec|rec_?x|output|outputs|decoded|x_?tilde|x_?out|sample|y|out)$"
+)
+
+
+@contextlib.contextmanager
+def quiet(*modules: nn.Module) -> Iterator[None]:
+    """Within: evaluation mode, no gradients; afterwards buffers and random states as before."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(evaluating(module))
+            stack.enter_context(_buffers_kept(module))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+@contextlib.contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if buffer.shape == value.shape and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """A module and the inputs that it is tried on.
+
+    Attributes:
+        module: The stranger's.
+        x: Inputs as it reads them, (B, *space.shape).
+        space: What it reads.
+    """
+
+    module: Any
+    x: Tensor
+    space: InputSpace
+
+    @property
+    def owners(self) -> list[nn.Module]:
+        """The modules whose mode and buffers a trial must leave alone."""
+        return reached(self.module).modules
+
+    def run(self, function: Callable[[Tensor], Any], value: Tensor, seed: int = 0) -> Any:
+        """What a function returns, in evaluation mode; None where it raises anything."""
+        with quiet(*self.owners), seeded(seed):
+            try:
+                return function(value.clone())
+            except Exception:  # a wrong guess may fail in any way
+                return None
+
+    def parts(self, names: tuple[str, ...]) -> Iterator[tuple[str, Callable[[Tensor], Any]]]:
+        """Methods and submodules of these names, in their order."""
+        for name in names:
+            part = getattr(self.module, name, None)
+            if callable(part):
+                yield name, part
+
+    def is_image(self, value: Any) -> bool:
+        """Whether a value has as many numbers a row as an input."""
+        return (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.ndim > 1
+            and len(value) == len(self.x)
+            and value.numel() == self.x.numel()
+        )
+
+    def reconstruction(self, output: Any) -> Pick | None:
+        """Where in a decoder's or forward's output the reconstruction is."""
+        if self.is_image(output):
+            return ()
+        parts = fields_of(output)
+        images = [key for key, part in parts.items() if self.is_image(part)]
+        # the input itself is often returned beside the reconstruction
+        others = [key for key in images if not self._is_input(parts[key])]
+        named = [key for key in others if RECONSTRUCTIONS.match(str(key).lower())]
+        choice = (named or others or images)[:1]
+        return (choice[0],) if choice else None
+
+    def _is_input(self, value: Tensor) -> bool:
+        same = value.reshape(self.x.shape) == self.x
+        return bool(same.all())
+
+    def code(
+        self, encode: Callable[[Tensor], Any], decode: Callable[[Tensor], Any] | None
+    ) -> tuple[CodeReading, tuple[int, ...], Pick | None] | None:
+        """How an encoder's output is read, the shape of a code, and where the decoder's image is.
+
+        Args:
+            encode: Inputs to anything.
+            decode: Codes to anything; None where there is none to be tried.
+        """
+        output = self.run(encode, self.x)
+        if output is None:
+            return None
+        for reading in self._readings(encode, output, decode):
+            code = self.mean_of(reading, output)
+            if code is None:
+                continue
+            if decode is None:
+                return reading, tuple(code.shape[1:]), None
+            made = self.run(decode, code)
+            pick: Pick | None = ()
+            if not is_image_distribution(self, made):
+                pick = self.reconstruction(made)
+                if pick is None:
+                    continue
+            else:
+                pick = None
+            return reading, tuple(code.shape[1:]), pick
+        return None
+
+    def mean_of(self, reading: CodeReading, output: Any) -> Tensor | None:
+        """The codes that a reading finds in an output, in the model's own shape."""
+        try:
+            if reading.mean is None:
+                while isinstance(output, torch.distributions.Independent):
+                    output = output.base_dist
+                mean: Tensor = output.mean
+            else:
+                mean = picked(output, reading.mean, "encode")
+                if reading.spread is not None:
+                    spread = picked(output, reading.spread, "encode")
+                    if spread.shape != mean.shape and spread.numel() != 1:
+                        return None
+        except Exception:  # a user's object may raise anything from a property
+            return None
+        return mean if mean.ndim > 1 and len(mean) == len(self.x) else None
+
+    def _readings(
+        self,
+        encode: Callable[[Tensor], Any],
+        output: Any,
+        decode: Callable[[Tensor], Any] | None,
+    ) -> Iterator[CodeReading]:
+        if is_distribution(output):
+            yield CodeReading()
+            return
+        if isinstance(output, Tensor):
+            yield CodeReading(())
+            if output.ndim > 1 and output.shape[1] % 2 == 0:
+                yield CodeReading((first_half,), (second_half,), "log_var")
+            return
+        parts = fields_of(output)
+        held = getattr(output, "latent_dist", None)
+        if held is not None:
+            yield CodeReading(("latent_dist", "mean"), ("latent_dist", "std"), "stddev")
+        dists = [key for key, part in parts.items() if is_distribution(part)]
+        yield from (CodeReading((key, "mean"), (key, "stddev"), "stddev") for key in dists)
+        yield from self._by_name(parts)
+        again = self.run(encode, self.x, seed=1)
+        repeated = fields_of(again)
+        steady: list[Step] = [
+            key
+            for key, part in parts.items()
+            if isinstance(part, Tensor)
+            and part.is_floating_point()
+            and part.ndim > 1
+            and len(part) == len(self.x)
+            and isinstance(repeated.get(key), Tensor)
+            and torch.equal(part, repeated[key])
+        ]
+        codes = [key for key in steady if not self.is_image(parts[key])] or steady
+        pairs = [
+            (one, other)
+            for i, one in enumerate(codes)
+            for other in codes[i + 1 :]
+            if parts[one].shape == parts[other].shape
+        ]
+        for one, other in pairs:
+            yield self.roles(encode, output, (one, other), decode)
+        yield from (CodeReading((key,)) for key in codes)
+        # a code that is drawn inside `encode` and returned without what it was drawn from
+        drawn = [
+            key
+            for key, part in parts.items()
+            if key not in steady and isinstance(part, Tensor) and part.ndim > 1
+        ]
+        yield from (CodeReading((key,)) for key in drawn)
+
+    @staticmethod
+    def _by_name(parts: dict[Step, Any]) -> Iterator[CodeReading]:
+        words = [key for key in parts if isinstance(key, str) and isinstance(parts[key], Tensor)]
+        means = [key for key in words if MEANS.match(key.lower())]
+        spreads = [(key, kind) for key in words if (kind := spread_kind(key)) is not None]
+        for mean in means:
+            for spread, kind in spreads:
+                yield CodeReading((mean,), (spread,), kind)
+            yield CodeReading((mean,))
+
+    def roles(
+        self,
+        encode: Callable[[Tensor], Any],
+        output: Any,
+        places: tuple[Step, Step],
+        decode: Callable[[Tensor], Any] | None,
+    ) -> CodeReading:
+        """Which of two tensors is the mean, and what the other one is.
+
+        By the names of the layers that make them; else by the spread of forward passes, which
+        draw from what the encoder gives; else the usual order, (mean, log_var).
+        """
+        one, other = places
+        usual = CodeReading((one,), (other,), "log_var")
+        names = self._makers(encode, [one, other])
+        for mean, spread in ((one, other), (other, one)):
+            kind = spread_kind(names.get(spread, ""))
+            is_mean = names.get(mean) is not None and spread_kind(names[mean]) is None
+            if kind is not None and is_mean:
+                # a layer called "var" or "sigma" mostly gives its logarithm, which may be negative
+                part = fields_of(output)[spread]
+                if kind in ("stddev", "variance") and bool((part < 0).any()):
+                    kind = "log_var"
+                usual = CodeReading((mean,), (spread,), kind)
+                break
+        return usual if decode is None else self._by_draws(output, usual, decode)
+
+    def _makers(self, encode: Callable[[Tensor], Any], keys: list[Step]) -> dict[Step, str]:
+        """The name of the layer whose very output stands at each place."""
+        outputs: list[tuple[str, Tensor]] = []
+
+        def recorder(name: str) -> Callable[..., None]:
+            def record(_: Any, __: Any, made: Any) -> None:
+                if isinstance(made, Tensor):
+                    outputs.append((name, made))
+
+            return record
+
+        handles = [
+            part.register_forward_hook(recorder(name))
+            for owner in self.owners
+            for name, part in owner.named_modules()
+            if name
+        ]
+        try:
+            parts = fields_of(self.run(encode, self.x))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {
+            key: name.lower()
+            for key in keys
+            for name, made in outputs
+            if isinstance(parts.get(key), Tensor)
+            and made.data_ptr() == parts[key].data_ptr()
+            and made.numel() == parts[key].numel()
+        }
+
+    def _by_draws(
+        self, output: Any, usual: CodeReading, decode: Callable[[Tensor], Any]
+    ) -> CodeReading:
+        """The reading whose draws, decoded, look most like the module's own forward passes."""
+        if not callable(self.module) or usual.mean is None or usual.spread is None:
+            return usual
+        many = self.x[:1].expand(DRAWS, *self.x.shape[1:])
+        forward = self.run(self.module, many)
+        trial = Trial(self.module, many, self.space)
+        pick = trial.reconstruction(forward)
+        if pick is None:
+            return usual
+        outputs = picked(forward, pick, "forward").flatten(1)
+        if not bool((outputs.std(0) > 0).any()):
+            return usual  # forward decodes the mean: nothing to be learned about the spread
+        kinds: tuple[SpreadKind, ...] = ("log_var", "stddev", "log_stddev", "variance")
+        orders = ((usual.mean, usual.spread), (usual.spread, usual.mean))
+        readings = [CodeReading(*order, kind) for order in orders for kind in kinds]
+        losses = {
+            reading: loss
+            for reading in readings
+            if (loss := self._discrepancy(reading, output, decode, outputs)) is not None
+        }
+        if usual not in losses:
+            return min(losses, key=lambda reading: losses[reading]) if losses else usual
+        best = min(losses, key=lambda reading: losses[reading])
+        return best if losses[best] < BETTER * losses[usual] else usual
+
+    def _discrepancy(
+        self,
+        reading: CodeReading,
+        output: Any,
+        decode: Callable[[Tensor], Any],
+        outputs: Tensor,
+    ) -> float | None:
+        """How far decoded draws of a reading are from the forward passes, in mean and spread."""
+        assert reading.mean is not None and reading.spread is not None
+        mean = picked(output, reading.mean, "encode")[:1]
+        part = picked(output, reading.spread, "encode")[:1]
+        if reading.kind in ("stddev", "variance") and bool((part < 0).any()):
+            return None
+        spread = stddev_of(part, reading.kind)
+        noise = torch.randn((DRAWS, *mean.shape[1:]), generator=generator(0), dtype=mean.dtype).to(
+            mean.device
+        )
+        made = self.run(decode, mean + spread * noise)
+        pick = Trial(self.module, self.x[:1].expand(DRAWS, *self.x.shape[1:]), self.space)
+        place = pick.reconstruction(made)
+        if place is None:
+            return None
+        drawn = picked(made, place, "decode").flatten(1)
+        loss = (drawn.mean(0) - outputs.mean(0)).square().sum() + (
+            drawn.std(0) - outputs.std(0)
+        ).square().sum()
+        return float(loss) if math.isfinite(float(loss)) else None
+
+
+ENCODERS = ("encode", "_encode", "encoder", "_encoder", "enc", "inference", "recognition", "q")
+DECODERS = ("decode", "_decode", "decoder", "_decoder", "dec", "generate", "generator", "p")
+
+
+def is_image_distribution(trial: Trial, made: Any) -> bool:
+    """Whether a decoder's output is a distribution over inputs."""
+    if made is None or not is_distribution(made):
+        return False
+    while isinstance(made, torch.distributions.Independent):
+        made = made.base_dist
+    try:
+        return trial.is_image(made.mean)
+    except Exception:  # a user's object may raise anything from a property
+        return False
+
+
+def spread_kind(name: str) -> SpreadKind | None:
+    """What a name says about a spread.
+
+    Examples:
+        >>> from robustvae.models.adapters.trial import spread_kind
+        >>> spread_kind("fc_logvar"), spread_kind("mu")
+        ('log_var', None)
+    """
+    last = name.lower().rpartition(".")[2]
+    return next((kind for kind, pattern in SPREADS if pattern.search(last)), None)
+
+
+def example_of(space: InputSpace, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Inputs to try a module on where none are given, (B, *shape) as the model reads them."""
+    like = torch.empty(0, dtype=torch.float32, device=device)
+    x = rand(ROWS, *space.image_shape, like=like, generator=generator(0))
+    return space.to_model(x).to(dtype)
