@@ -94,6 +94,7 @@ def first_tensor(output: Any) -> Tensor:
     return value
 
 
+@final
 class CodecDecoder(nn.Module):
     """Codes through the rounding, straight through for gradients, and g_s."""
 

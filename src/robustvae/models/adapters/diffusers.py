@@ -56,6 +56,7 @@ def _setting(config: Any, name: str, usual: float) -> Any:
     return usual if value is None else value
 
 
+@final
 class ScaledEncoder(nn.Module):
     """Inputs to (mean, stddev) of codes, or to codes alone, in the diffusion model's unit."""
 
@@ -71,6 +72,7 @@ class ScaledEncoder(nn.Module):
         return (output.mean - self.shift) * self.scale, output.std * self.scale
 
 
+@final
 class ScaledDecoder(nn.Module):
     """Codes in the diffusion model's unit to images."""
 

@@ -63,6 +63,7 @@ def through(flow: nn.Module, z: Tensor) -> Tensor:
     return value
 
 
+@final
 class FlowEncoder(nn.Module):
     """Inputs to the posterior that a flow makes of a Gaussian."""
 

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 from torch import nn
 
+from robustvae.models.adapters.matching import first_match
 from robustvae.models.adapters.trial import Trial
 from robustvae.models.adapters.wrapped import Match
 from robustvae.models.base import VAE
@@ -25,8 +26,6 @@ class Lightning:
 
     def match(self, trial: Trial) -> Match | VAE | None:
         """What the model inside is recognized as."""
-        from robustvae.models.adapters.wrapping import first_match
-
         for name in HOLDERS:
             inner = getattr(trial.module, name, None)
             if not isinstance(inner, nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 DEPTH = 6  # of containers and calls; a function that hides its module deeper is hiding it
+OPAQUE = "what"
 ITEMS = 1000  # of one container: a longer one holds data, not layers
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype)
 
@@ -74,7 +75,7 @@ class _Search:
                 self.unseen.append(f"the tensor {name}")
         elif depth >= DEPTH:
             if callable(value) and not isinstance(value, type) and not _is_library(value):
-                self.unseen.append(f"what {name} calls")
+                self.unseen.append(f"{OPAQUE} {name} calls")
         else:
             for part, word in _inside(value):
                 self.visit(part, word or name, depth + 1)

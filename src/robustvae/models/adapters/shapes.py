@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from robustvae.data.space import InputSpace
 from robustvae.models.adapters.parts import reached
-
-if TYPE_CHECKING:
-    from robustvae.models.adapters.wrapping import Said
+from robustvae.models.adapters.said import Said, tensor_of
 
 ATTRIBUTES = (
     *("image_shape", "input_shape", "img_shape", "in_shape", "input_dim", "input_size"),
@@ -33,8 +31,6 @@ def dtype_of(model: Any) -> tuple[torch.dtype, torch.device]:
 
 def shapes_of(model: Any, said: Said) -> Iterator[InputSpace]:
     """Spaces that the model may read, the most likely first; flattened inputs after each."""
-    from robustvae.models.adapters.wrapping import _tensor_of
-
     pixels = said.pixels
     if isinstance(pixels, Sequence) and tuple(pixels) == (0.0, 1.0) and _is_latent_diffusion(model):
         pixels = (-1.0, 1.0)  # what every published model of this kind reads
@@ -45,7 +41,7 @@ def shapes_of(model: Any, said: Said) -> Iterator[InputSpace]:
         yield from _both(pixels, tuple(said.image_shape))
         return
     if said.fit_on is not None:
-        yield from _both(pixels, tuple(_tensor_of(said.fit_on).shape[1:]))
+        yield from _both(pixels, tuple(tensor_of(said.fit_on).shape[1:]))
         return
     for shape in _guesses(model):
         yield from _both(pixels, shape)

@@ -82,6 +82,7 @@ def _fits(trial: Trial, match: Match, wanted: Tensor | None) -> bool:
     return wanted is None or same(picked(made, pick, "decode"), wanted)
 
 
+@final
 class QuantizedDecoder(nn.Module):
     """Codes through the codebook, straight through for gradients, and the decoder."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, final
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,37 +19,24 @@ from robustvae.errors import (
     RobustVAEWarning,
     ShapeError,
     UnsupportedError,
-    check_choice,
-    check_count,
-    check_positive,
-    check_sizes,
 )
-from robustvae.models.adapters.adapter import Adapter, matched
-from robustvae.models.adapters.parts import reached
+from robustvae.models.adapters.matching import first_match
+from robustvae.models.adapters.parts import OPAQUE, reached
 from robustvae.models.adapters.reading import (
     CodeReading,
     Pick,
-    SpreadKind,
     Step,
     as_distribution,
     described,
     picked,
 )
+from robustvae.models.adapters.said import KINDS, Returns, Said, shape_of, tensor_of
 from robustvae.models.adapters.shapes import dtype_of, shapes_of
-from robustvae.models.adapters.trial import ENCODERS, Trial, example_of
+from robustvae.models.adapters.trial import Trial, example_of, quiet
 from robustvae.models.adapters.wrapped import BlackBox, Match, Output, WrappedVAE
 from robustvae.models.base import VAE, frozen
-from robustvae.registry import build, names
+from robustvae.registry import build
 
-Returns = Literal["distribution", "mean_log_var", "mean_stddev", "mean_variance", "mean"]
-KINDS: dict[str, SpreadKind] = {
-    "mean_log_var": "log_var",
-    "mean_stddev": "stddev",
-    "mean_variance": "variance",
-}
-RETURNS = ("distribution", *KINDS, "mean")
-LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
-OUTPUTS = ("logits", "mean", "probabilities")
 AT_ONCE = 64  # inputs of `fit_on` reconstructed at a time
 
 
@@ -164,83 +151,16 @@ def wrap(
         if encode is not None or decode is not None:
             raise ConfigError("give a model, or encode= and decode=, not both")
         vae = _of_module(model, said)
-    unseen = getattr(vae, "unseen", ())
-    if unseen:
+    # a bare tensor is in plain sight of who wrote the function: it stands in `unseen` only
+    opaque = [what for what in getattr(vae, "unseen", ()) if what.startswith(OPAQUE)]
+    if opaque:
         warnings.warn(
-            f"wrap cannot look into {', '.join(unseen)}: weights there are not put into "
+            f"wrap cannot look into {', '.join(opaque)}: weights there are not put into "
             "evaluation mode, checked, hashed or moved; pass the module that holds them",
             RobustVAEWarning,
             stacklevel=2,
         )
     return vae
-
-
-@final
-@dataclass(frozen=True)
-class Said:
-    """The arguments of `wrap`, checked."""
-
-    latent: int | None
-    image_shape: Any
-    pixels: Any
-    likelihood: str | None
-    stddev: Any
-    fit_on: Any
-    prior: Any
-    returns: str | None
-    mean: Step | None
-    spread: Step | None
-    spread_kind: SpreadKind
-    reconstruction: Step | None
-    outputs: str | None
-    output_only: bool
-    adapter: Any
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without the model."""
-        if self.latent is not None:
-            check_count(self.latent, "latent")
-        if self.image_shape is not None:
-            check_sizes(self.image_shape, "image_shape")
-            if not self.image_shape:
-                raise ShapeError("image_shape must have at least one number, got ()")
-        for kind, value, options in (
-            ("returns", self.returns, RETURNS),
-            ("likelihood", self.likelihood, LIKELIHOODS),
-            ("outputs", self.outputs, OUTPUTS),
-        ):
-            if value is not None:
-                check_choice(kind, value, options)
-        if self.likelihood in ("gaussian", "laplace") and self.stddev is None:
-            raise ConfigError(
-                f"likelihood={self.likelihood!r} needs a spread: give stddev=, a number in the "
-                "model's unit, or stddev='fit' with fit_on=inputs"
-            )
-        if self.stddev == "fit" and self.fit_on is None:
-            raise ConfigError("stddev='fit' needs inputs to fit on: give fit_on=x")
-        if self.stddev is not None and self.stddev != "fit":
-            check_positive(self.stddev, "stddev")
-        if self.stddev is not None and self.likelihood not in ("gaussian", "laplace"):
-            raise ConfigError(
-                "stddev belongs to likelihood='gaussian' or 'laplace', "
-                f"got likelihood={self.likelihood!r}"
-            )
-
-    @property
-    def reading(self) -> CodeReading | None:
-        """How codes are read, where that was said."""
-        if self.mean is not None or self.spread is not None:
-            spread = None if self.spread is None else (self.spread,)
-            return CodeReading((0 if self.mean is None else self.mean,), spread, self.spread_kind)
-        if self.returns in KINDS:
-            return CodeReading((0,), (1,), KINDS[self.returns])
-        if self.returns == "mean":
-            return CodeReading(())
-        return CodeReading() if self.returns == "distribution" else None
-
-    def space(self, shape: Sequence[int]) -> InputSpace:
-        """What the model reads."""
-        return InputSpace.of(self.pixels, shape)
 
 
 def _of_functions(encode: Any, decode: Any, said: Said) -> VAE:
@@ -252,7 +172,7 @@ def _of_functions(encode: Any, decode: Any, said: Said) -> VAE:
             )
     shape = said.image_shape
     if shape is None and said.fit_on is not None:
-        shape = _shape_of(said.fit_on)
+        shape = shape_of(said.fit_on)
     if shape is None:
         raise ShapeError("image_shape is not known: give image_shape=(C, H, W), or fit_on=inputs")
     space = said.space(shape)
@@ -315,57 +235,6 @@ def _of_module(model: Any, said: Said) -> VAE:
     raise _refusal(model, said, spaces[0])
 
 
-def first_match(
-    trials: Sequence[Trial], said: Said | None = None
-) -> tuple[Match, InputSpace] | VAE | None:
-    """What the first adapter recognizes in the first of several trials, and the space of it."""
-    if said is not None and said.reading is not None:
-        found = ((_said_match(trial, said), trial.space) for trial in trials)
-        return next(((match, space) for match, space in found if match is not None), None)
-    specs = names("adapter") if said is None or said.adapter is None else [said.adapter]
-    adapters: list[Adapter] = [build("adapter", spec) for spec in specs]
-    for one in sorted(adapters, key=lambda adapter: adapter.priority):
-        for trial in trials:
-            match = one.match(trial)
-            if isinstance(match, Match):
-                return match, trial.space
-            if match is not None:
-                return match
-    return None
-
-
-def _said_match(trial: Trial, said: Said) -> Match | None:
-    """The match of a reading that the user gave: of `encode`, or of forward itself."""
-    from robustvae.models.adapters.triple import decoders_of
-
-    assert said.reading is not None
-    kind = type(trial.module).__name__
-    encoders = list(trial.parts(ENCODERS))
-    if callable(trial.module):
-        encoders.append(("forward", trial.module))
-    for first, encode in encoders:
-        output = trial.run(encode, trial.x)
-        code = None if output is None else trial.mean_of(said.reading, output)
-        if code is None:
-            continue
-        for second, decode in decoders_of(trial):
-            made = trial.run(decode, code)
-            pick: Pick | None = trial.reconstruction(made)
-            if said.reconstruction is not None and made is not None:
-                pick = (said.reconstruction,)
-            if pick is None:
-                continue
-            return Match(
-                recognized=f"{kind}.{first} and {kind}.{second}; codes read as was said",
-                encode=encode,
-                decode=decode,
-                code_shape=tuple(code.shape[1:]),
-                code=said.reading,
-                output=Output(pick),
-            )
-    return None
-
-
 def _with_said(match: Match, said: Said) -> Match:
     """A match with what the user said put in place of what was guessed."""
     output = match.output
@@ -423,7 +292,7 @@ def _gives_logits(match: Match, space: InputSpace) -> bool:
 @torch.no_grad()
 def _residual(vae: WrappedVAE, space: InputSpace, given: Any, likelihood: str | None) -> float:
     """The standard deviation that residuals on inputs give to a likelihood."""
-    x = space.to_images(_tensor_of(given), name="fit_on").to(vae.device, vae.dtype)
+    x = space.to_images(tensor_of(given), name="fit_on").to(vae.device, vae.dtype)
     total, absolute = 0.0, 0.0
     with frozen(vae):
         for part in x.split(AT_ONCE):
@@ -465,8 +334,6 @@ def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
     trial = Trial(model, _example(spaces[0], said, model), spaces[0])
     shape = tuple(trial.x.shape)
     call = model if callable(model) else model.encode
-    from robustvae.models.adapters.trial import quiet
-
     try:
         with quiet(*trial.owners):
             output = call(trial.x.clone())
@@ -489,21 +356,5 @@ def _example(space: InputSpace, said: Said, model: Any) -> Tensor:
     dtype, device = dtype_of(model)
     if said.fit_on is None:
         return example_of(space, dtype, device)
-    x = space.to_images(_tensor_of(said.fit_on)[:8], name="fit_on")
+    x = space.to_images(tensor_of(said.fit_on)[:8], name="fit_on")
     return space.to_model(x.to(device, dtype))
-
-
-def _tensor_of(given: Any) -> Tensor:
-    """Inputs as one tensor, (B, ...)."""
-    if isinstance(given, Tensor):
-        return given.detach()
-    from robustvae.data.coercion import as_images
-
-    return as_images(given).x
-
-
-def _shape_of(given: Any) -> tuple[int, ...]:
-    return tuple(_tensor_of(given).shape[1:])
-
-
-__all__ = ["WrappedVAE", "as_distribution", "first_match", "matched", "wrap"]
