@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -64,8 +64,11 @@ def shard_generator(
 
 
 def split(generator: torch.Generator, n: int) -> list[torch.Generator]:
-    """`n` new generators seeded by draws from `generator`."""
+    """`n` new generators seeded by draws from `generator`; of a `RowGenerator`, n of its kind."""
     check_type(generator, "generator", torch.Generator)
+    if isinstance(generator, RowGenerator):
+        streams = [split(stream, n) for stream in generator.streams]
+        return [RowGenerator([stream[k] for stream in streams]) for k in range(n)]
     top = torch.iinfo(torch.int64).max
     seeds = torch.randint(top, (n,), generator=generator, device=generator.device)
     return [_new(seed, generator.device) for seed in seeds.tolist()]
@@ -161,6 +164,88 @@ def row_generators(
     return made
 
 
+@final
+class RowGenerator(torch.Generator):
+    """One stream of random numbers for each row of a batch, where one generator is expected.
+
+    `randn`, `rand`, `draw` and `split` fill row i from stream i, so that what a row draws does not
+    depend on its batch. Handed to torch's own functions it is an ordinary generator, seeded by the
+    first stream: then the numbers are reproducible, yet not each row's own.
+
+    Args:
+        streams: A generator for each row, as `row_generators` makes them.
+
+    Raises:
+        ShapeError: No stream.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.seeding import RowGenerator, randn, row_generators
+        >>> like = torch.zeros(())
+        >>> both = RowGenerator(row_generators(rv.generator(0), "noise", [4, 7]))
+        >>> alone = RowGenerator(row_generators(rv.generator(0), "noise", [7]))
+        >>> noise = randn(2, 5, like=like, generator=both)
+        >>> torch.equal(noise[1:], randn(1, 5, like=like, generator=alone))
+        True
+    """
+
+    streams: list[torch.Generator]
+
+    def __new__(cls, streams: Sequence[torch.Generator]) -> RowGenerator:
+        """An ordinary generator on the device of the streams."""
+        if not len(streams):
+            raise ShapeError("a RowGenerator needs a stream for each row: give at least one")
+        return super().__new__(cls, streams[0].device)
+
+    def __init__(self, streams: Sequence[torch.Generator]) -> None:
+        """Hold the streams."""
+        self.streams = list(streams)
+        self.manual_seed(self.streams[0].initial_seed())
+
+    def part(self, rows: Sequence[int]) -> RowGenerator:
+        """The streams of some rows: the same ones, not copies."""
+        return RowGenerator([self.streams[row] for row in rows])
+
+    def get_state(self) -> Tensor:
+        """The states of the ordinary generator and of all streams, (1 + rows, bytes)."""
+        states = [super().get_state(), *(stream.get_state() for stream in self.streams)]
+        return torch.stack(states)
+
+    def set_state(self, state: Tensor) -> RowGenerator:
+        """Go back to what `get_state` returned."""
+        super().set_state(state[0].contiguous())
+        for stream, own in zip(self.streams, state[1:], strict=True):
+            stream.set_state(own.contiguous())
+        return self
+
+    def clone_state(self) -> RowGenerator:
+        """A copy that draws the same numbers."""
+        twin = RowGenerator([stream.clone_state() for stream in self.streams])
+        return twin.set_state(self.get_state())
+
+
+def by_row(
+    generator: torch.Generator, purpose: str, x: Tensor, rows: Sequence[int] | None = None
+) -> RowGenerator:
+    """`generator` where it is a `RowGenerator`, else streams for the rows of `x`.
+
+    Args:
+        generator: Spent by one number where it is an ordinary generator.
+        purpose: As in `row_generators`.
+        x: Inputs, (B, ...).
+        rows: As in `row_numbers`.
+    """
+    check_type(generator, "generator", torch.Generator)
+    if isinstance(generator, RowGenerator):
+        if len(generator.streams) != len(x):
+            raise ShapeError(
+                f"a RowGenerator of {len(generator.streams)} streams cannot serve {len(x)} rows: "
+                "take generator.part(rows)"
+            )
+        return generator
+    return RowGenerator(row_generators(generator, purpose, row_numbers(x, rows)))
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within: torch's global generators follow `seed`; afterwards they are as they were.
@@ -172,17 +257,44 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def randn(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of `shape`, with the device and dtype of `like`."""
-    check_type(generator, "generator", torch.Generator)
-    noise = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return noise.to(like.device)
+def randn(*shape: int, like: Tensor, generator: torch.Generator, axis: int = 0) -> Tensor:
+    """Standard normal numbers of `shape`, with the device and dtype of `like`.
+
+    Args:
+        shape: Shape of the numbers.
+        like: Where they go.
+        generator: Spent by them; of a `RowGenerator` each stream fills its own row.
+        axis: Which axis counts the rows of a `RowGenerator`.
+    """
+    return _fill(torch.randn, shape, like, generator, axis)
 
 
-def rand(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1) of `shape`, with the device and dtype of `like`."""
+def rand(*shape: int, like: Tensor, generator: torch.Generator, axis: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1) of `shape`, otherwise as `randn`."""
+    return _fill(torch.rand, shape, like, generator, axis)
+
+
+def _fill(
+    sampler: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    like: Tensor,
+    generator: torch.Generator,
+    axis: int,
+) -> Tensor:
     check_type(generator, "generator", torch.Generator)
-    noise = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
+    if isinstance(generator, RowGenerator):
+        n = len(generator.streams)
+        if axis >= len(shape) or shape[axis] != n:
+            # a caller that does not know of rows: its first axis of that length counts them
+            axis = shape.index(n) if n in shape else -1
+        if axis >= 0:
+            rest = (*shape[:axis], *shape[axis + 1 :])
+            parts = [
+                sampler(rest, generator=stream, device=stream.device, dtype=like.dtype)
+                for stream in generator.streams
+            ]
+            return torch.stack(parts, axis).to(like.device)
+    noise = sampler(shape, generator=generator, device=generator.device, dtype=like.dtype)
     return noise.to(like.device)
 
 
@@ -217,7 +329,8 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
         return draw(distribution.base_dist, shape, generator=generator)
     if isinstance(distribution, torch.distributions.Normal):
         mean, stddev = distribution.loc, distribution.scale
-        return mean + stddev * randn(*shape, *mean.shape, like=mean, generator=generator)
+        noise = randn(*shape, *mean.shape, like=mean, generator=generator, axis=len(shape))
+        return mean + stddev * noise
     if isinstance(distribution, torch.distributions.Distribution):
         # torch's own samplers read the global generator: lend them ours and put theirs back.
         with seeded(split(generator, 1)[0].initial_seed()):

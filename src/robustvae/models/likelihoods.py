@@ -62,7 +62,9 @@ class Gaussian:
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
         """Reparameterized draws, `shape` + the mean's shape."""
-        noise = randn(*shape, *self.mean.shape, like=self.mean, generator=generator)
+        noise = randn(
+            *shape, *self.mean.shape, like=self.mean, generator=generator, axis=len(shape)
+        )
         return self.mean + self.stddev * noise
 
 
@@ -175,7 +177,9 @@ class Bernoulli:
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
         """Zeros and ones, `shape` + the logits' shape; no gradient passes through them."""
-        uniform = rand(*shape, *self.logits.shape, like=self.logits, generator=generator)
+        uniform = rand(
+            *shape, *self.logits.shape, like=self.logits, generator=generator, axis=len(shape)
+        )
         return (uniform < self.mean.detach()).to(self.logits.dtype)
 
 
@@ -245,7 +249,9 @@ class ContinuousBernoulli:
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
         """Reparameterized draws in [0, 1] by the inverse of the distribution function."""
-        uniform = rand(*shape, *self.logits.shape, like=self.logits, generator=generator)
+        uniform = rand(
+            *shape, *self.logits.shape, like=self.logits, generator=generator, axis=len(shape)
+        )
         small, safe = self._near_zero()
         # log(1 + u (e^l - 1)) / l, written so that neither sign of l overflows
         magnitude = safe.abs()

@@ -19,7 +19,7 @@ from robustvae.errors import (
 )
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
-from robustvae.seeding import split
+from robustvae.seeding import by_row, row_generators
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """`score(y, rows) -> (n,)`: higher is better; row i of `y` is a candidate for input `rows[i]`."""
@@ -27,6 +27,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 RULES = ("sign", "normalized", "adam")
 SCHEDULES = ("constant", "linear", "plateau")
 _FIRST_START = 0.01  # of the ball: near x, yet off the point where many gradients vanish
+_STRATA = 10  # starts until the sizes repeat: as many as the default has, so that none is left out
 _BETAS = (0.9, 0.999)
 
 
@@ -63,8 +64,9 @@ class ProjectedAscent:
 
     Args:
         steps: Gradients for each restart.
-        restarts: Starts for each input: random, their sizes in equal ratios from 1 % of the ball
-            to all of it; a single one is close to x.
+        restarts: Starts for each input: random, of sizes from 1 % of the ball to all of it; a
+            single one is close to x. The first starts of more are those of fewer, so more never
+            find less.
         step: Length of a step as a share of the radius.
         rule: "sign", "normalized", "adam", or None for the one that suits the ball:
             sign steps for l-infinity, normalized ones for l2.
@@ -128,8 +130,9 @@ def ascend(
 ) -> SearchResult:
     """Maximize `score` over the ball around each input by projected gradient ascent.
 
-    The starts of an input depend on its own share of the generator alone, so neither `chunk` nor
-    the other inputs change what is found.
+    The starts of an input follow from the generator and the input alone (see
+    `robustvae.seeding.by_row`), so neither `chunk` nor the other inputs change them. What is found
+    then differs by the rounding of batches of other shapes only.
 
     Args:
         score: Differentiable; called as `score(y, rows)`.
@@ -140,14 +143,14 @@ def ascend(
     """
     chunk = search.chunk
     parts: list[SearchResult] = []
-    seeds = split(generator, len(x))
+    seeds = by_row(generator, "ascent", x).streams
     first = 0
     while first < len(x):
         inputs = torch.arange(first, min(len(x), first + max(1, chunk // search.restarts)))
         states = [seeds[i].get_state() for i in inputs.tolist()]
         try:
-            starts = torch.cat(list(_starts(x, ball, search.restarts, inputs, seeds)))
-            parts.append(_worst(score, x, ball, search, inputs.to(x.device), starts, chunk))
+            begin = torch.cat(list(starts(x, ball, search.restarts, inputs, seeds)))
+            parts.append(_worst(score, x, ball, search, inputs.to(x.device), begin, chunk))
         except (torch.OutOfMemoryError, MemoryError):
             if chunk == 1:
                 raise
@@ -169,15 +172,39 @@ def join(parts: list[SearchResult]) -> SearchResult:
     )
 
 
-def _starts(
+def starts(
     x: Tensor, ball: Ball, restarts: int, inputs: Tensor, seeds: list[torch.Generator]
 ) -> Iterator[Tensor]:
-    share = torch.logspace(math.log10(_FIRST_START), 0, restarts).view(-1, 1, 1, 1).to(x)
+    """The random starts of some inputs, (restarts, C, H, W) each; start k is one whatever their
+    number.
+    """
+    share = start_shares(restarts).view(-1, *(1,) * (x.ndim - 1)).to(x)
     for i in inputs.tolist():
-        index = torch.full((restarts,), i)
-        center = x[i : i + 1].expand(restarts, *x.shape[1:])
-        starts = ball.rows(index).sample(center, generator=seeds[i])
-        yield x[i] + share * (starts - x[i])
+        around = ball.rows(torch.tensor([i]))
+        points = [
+            around.sample(x[i : i + 1], generator=seed)
+            for seed in row_generators(seeds[i], "restart", range(restarts))
+        ]
+        yield x[i] + share * (torch.cat(points) - x[i])
+
+
+def start_shares(restarts: int) -> Tensor:
+    """How much of the ball each start may use, (restarts,): in equal ratios from 1 % to all of it.
+
+    The order spreads any number of first starts over the whole range: 1 %, all, then between.
+
+    Examples:
+        >>> from robustvae.perturb.ascent import start_shares
+        >>> start_shares(3)
+        tensor([0.0100, 1.0000, 0.1000])
+    """
+    places = [0.0, 1.0]
+    while len(places) < min(restarts, _STRATA):
+        # van der Corput: the next point halves one of the widest gaps
+        bits = bin(len(places) - 1)[2:]
+        places.append(sum(int(bit) * 0.5 ** (k + 1) for k, bit in enumerate(reversed(bits))))
+    chosen = torch.tensor([places[k % len(places)] for k in range(restarts)])
+    return torch.tensor(_FIRST_START) ** (1 - chosen)
 
 
 def _worst(
@@ -198,7 +225,7 @@ def _worst(
         ]
     )
     shape = (len(inputs), search.restarts)
-    best = climbs.score.view(shape).argmax(1)
+    best = first_best(climbs.score.view(shape))
     pick = torch.arange(len(inputs), device=x.device) * search.restarts + best
     return SearchResult(
         climbs.y[pick],
@@ -207,6 +234,16 @@ def _worst(
         climbs.zero_gradients.view(shape).mean(1),
         climbs.queries.view(shape).sum(1),
     )
+
+
+def first_best(score: Tensor) -> Tensor:
+    """The first column that holds a row's greatest value to some roundings, (n,).
+
+    Two starts often end at equal scores, such as at d and -d: rounding must not choose.
+    """
+    greatest = score.amax(1, keepdim=True)
+    slack = 64 * torch.finfo(score.dtype).eps * greatest.abs()
+    return (score >= greatest - slack.nan_to_num(0.0, 0.0, 0.0)).int().argmax(1)
 
 
 def _climb(

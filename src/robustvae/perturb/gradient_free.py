@@ -13,7 +13,7 @@ from robustvae.errors import check_count, check_probability
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
-from robustvae.seeding import rand, split
+from robustvae.seeding import RowGenerator, by_row, rand, row_generators
 
 
 @register("search", "random-search")
@@ -52,7 +52,7 @@ class RandomSearch:
     ) -> SearchResult:
         """Maximize `score` around each of `x`."""
         parts = []
-        for i, seed in enumerate(split(generator, len(x))):
+        for i, seed in enumerate(by_row(generator, "noise", x).streams):
             index = torch.full((self.steps,), i)
             center = x[i : i + 1].expand(self.steps, *x.shape[1:])
             y = outward(center, ball.rows(index), generator=seed)
@@ -112,7 +112,7 @@ class SquareSearch:
     ) -> SearchResult:
         """Maximize `score` around each of `x`."""
         size = max(1, self.chunk // self.restarts)
-        seeds = split(generator, len(x))
+        seeds = by_row(generator, "squares", x).streams
         return join(
             [
                 self._part(score, x, ball, part, [seeds[i] for i in part.tolist()])
@@ -125,16 +125,15 @@ class SquareSearch:
     ) -> SearchResult:
         rows = inputs.repeat_interleave(self.restarts).to(x.device)
         center, around = x[rows], ball.rows(rows)
-        groups = list(zip(torch.arange(len(rows)).split(self.restarts), seeds, strict=True))
-        best = torch.cat(
-            [outward(center[own], around.rows(own), generator=seed) for own, seed in groups]
+        # a stream for each restart: the first of more restarts are those of fewer
+        streams = RowGenerator(
+            [g for seed in seeds for g in row_generators(seed, "restart", range(self.restarts))]
         )
+        best = outward(center, around, generator=streams)
         highest, _ = evaluate(score, best, rows, gradient=False)
         radius = around.radii(center)
         for step in range(self.steps):
-            step_in = torch.cat(
-                [self._square(center[own], step, generator=seed) for own, seed in groups]
-            )
+            step_in = self._square(center, step, generator=streams)
             reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
             y = around.project(center, best + reach * step_in)
             if ball.norm == "l2":

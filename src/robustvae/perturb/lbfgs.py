@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import check_count
-from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
+from robustvae.perturb.ascent import Score, SearchResult, evaluate, first_best, join
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
-from robustvae.seeding import split
+from robustvae.seeding import by_row, row_generators
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _ARMIJO = 1e-4
@@ -340,7 +340,7 @@ class LBFGS:
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
         """Maximize `score` around each of `x`."""
-        seeds = split(generator, len(x))
+        seeds = by_row(generator, "lbfgs", x).streams
         size = max(1, self.chunk // self.restarts)
         return join(
             [self._part(score, x, ball, part, seeds) for part in torch.arange(len(x)).split(size)]
@@ -353,10 +353,9 @@ class LBFGS:
         center, around = x[rows], ball.rows(rows)
         start = torch.cat(
             [
-                ball.rows(torch.full((self.restarts,), i)).sample(
-                    x[i : i + 1].expand(self.restarts, *x.shape[1:]), generator=seeds[i]
-                )
+                ball.rows(torch.tensor([i])).sample(x[i : i + 1], generator=seed)
                 for i in inputs.tolist()
+                for seed in row_generators(seeds[i], "restart", range(self.restarts))
             ]
         )
         low, high = bounds(center, around)
@@ -375,7 +374,7 @@ class LBFGS:
         )
         y = project(found.y, torch.arange(len(rows), device=x.device))
         shape = (len(inputs), self.restarts)
-        best = found.value.view(shape).argmin(1)
+        best = first_best(-found.value.view(shape))
         pick = torch.arange(len(inputs), device=x.device) * self.restarts + best
         norm = found.gradient_norm.view(shape)
         return SearchResult(

@@ -13,6 +13,7 @@ from robustvae.jacobians import lanczos
 from robustvae.perturb.ascent import Score, SearchResult, evaluate
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
+from robustvae.seeding import by_row
 
 
 @register("search", "one-shot")
@@ -114,6 +115,10 @@ class OneShot:
             return product
 
         pairs = lanczos(
-            hessian, x.flatten(1), count=self.count, steps=self.steps, generator=generator
+            hessian,
+            x.flatten(1),
+            count=self.count,
+            steps=self.steps,
+            generator=by_row(generator, "eigenvectors", x),
         )
         return pairs.vectors.view(len(x), self.count, *x.shape[1:]), spent, norms
