@@ -195,7 +195,7 @@ class RowGenerator(torch.Generator):
         """An ordinary generator on the device of the streams."""
         if not len(streams):
             raise ShapeError("a RowGenerator needs a stream for each row: give at least one")
-        return super().__new__(cls, streams[0].device)
+        return super().__new__(cls, streams[0].device)  # type: ignore[call-arg]
 
     def __init__(self, streams: Sequence[torch.Generator]) -> None:
         """Hold the streams."""
@@ -213,9 +213,10 @@ class RowGenerator(torch.Generator):
 
     def set_state(self, state: Tensor) -> RowGenerator:
         """Go back to what `get_state` returned."""
-        super().set_state(state[0].contiguous())
-        for stream, own in zip(self.streams, state[1:], strict=True):
-            stream.set_state(own.contiguous())
+        # clones: torch reads a state from the start of its storage, where a view's is not
+        super().set_state(state[0].clone())
+        for stream, row in zip(self.streams, state[1:], strict=True):
+            stream.set_state(row.clone())
         return self
 
     def clone_state(self) -> RowGenerator:

@@ -61,7 +61,7 @@ def test_an_honest_attack_on_a_defense_passes(vae, x):
     random = checks(
         vae, x, defense=HMC(steps=2, n_leapfrog=1), search=ProjectedAscent(steps=3, restarts=1)
     )
-    assert random["honest score"] is None
+    assert random["honest score"]  # each row keeps its own noise, in whatever order
 
 
 def test_a_detached_sampler_fails(vae, x):

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from robustvae.attacks.goals import Goal
+from robustvae.attacks.goals import Goal, bound, reported
 from robustvae.defenses import Victim
 from robustvae.errors import check_images, check_type
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
 from robustvae.registry import family_base
-from robustvae.seeding import split
+from robustvae.seeding import by_row, split
 
 _CHUNK = 250
 
@@ -93,22 +93,36 @@ class Attack:
     """
 
     goal: Goal
-    search: Search
+    search: Search | AimedSearch
     ball: Ball
 
     def __post_init__(self) -> None:
-        """Refuse what is no goal, no search or no ball."""
+        """Validate the fields."""
         check_type(self.goal, "goal", Goal)
-        check_type(self.search, "search", Search)
+        if not isinstance(self.search, AimedSearch):
+            check_type(self.search, "search", Search)
         check_type(self.ball, "ball", Ball)
 
-    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> AttackResult:
+    def __call__(
+        self,
+        victim: Victim,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        rows: Sequence[int] | None = None,
+    ) -> AttackResult:
         """Attack each of `x`.
+
+        What is drawn for an input follows from the generator and the input's own number, so that
+        its row is the same alone, in any batch and in any order, up to the rounding of batches of
+        other shapes.
 
         Args:
             victim: What is attacked; point at a defended one for a defense-aware attack.
             x: Images in the ball's box, (B, C, H, W).
             generator: Spent by starts, noises and the defense.
+            rows: The inputs' own numbers, (B,) whole; None for numbers that follow from the
+                inputs' content. See `robustvae.seeding.row_numbers`.
 
         Raises:
             ShapeError: Images the model cannot read, or radii for another number of them.
@@ -116,17 +130,19 @@ class Attack:
             RangeError: Pixels outside the ball's box.
             NonFiniteError: A pixel or a weight that is not finite.
         """
-        for_search, for_starts, for_score = split(generator, 3)
         with ready(victim, x, self.ball) as clean:
-            goal = self.goal.bind(victim, clean, generator=for_search)
-            found = self.search(goal, clean, self.ball, generator=for_starts)
+            streams = by_row(generator, "attack", clean, rows)
+            for_search, for_starts, for_score = split(streams, 3)
+            seen, search = aimed(self.search, victim)
+            score = bound(self.goal, seen, clean, generator=for_search)
+            found = search(score, clean, self.ball, generator=for_starts)
             x_adv = self.ball.project(clean, found.y).contiguous()
-            score = self._score(victim, clean, x_adv, for_score)
-        blind = (found.gradient_norm == 0) | ~found.score.isfinite() | ~score.isfinite()
+            value = self._score(victim, clean, x_adv, for_score)
+        blind = (found.gradient_norm == 0) | ~found.score.isfinite() | ~value.isfinite()
         return AttackResult(
             x_adv,
             self.ball.size(x, x_adv),
-            score,
+            value,
             tuple("inconclusive" if row else "ok" for row in blind.tolist()),
             found.queries,
             found.gradient_norm,
@@ -134,27 +150,54 @@ class Attack:
         )
 
     def score(
-        self, victim: Victim, x: Tensor, x_adv: Tensor, *, generator: torch.Generator
+        self,
+        victim: Victim,
+        x: Tensor,
+        x_adv: Tensor,
+        *,
+        generator: torch.Generator,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """The goal's score of given images, (B,), by fresh noise where there is any.
+        """The goal's reported score of some images, (B,), by fresh noise where there is any.
 
         Args:
             victim: What is attacked.
             x: Clean images, (B, C, H, W).
             x_adv: Attacked images, (B, C, H, W).
             generator: Spent by the goal and the defense.
+            rows: The inputs' own numbers, as when attacking.
         """
         with ready(victim, x, self.ball) as clean:
             check_images(x_adv, victim.vae.image_shape, name="x_adv", low=None, high=None)
-            return self._score(victim, clean, x_adv.detach(), generator)
+            streams = by_row(generator, "score", clean, rows)
+            return self._score(victim, clean, x_adv.detach(), streams)
 
     def _score(
         self, victim: Victim, x: Tensor, x_adv: Tensor, generator: torch.Generator
     ) -> Tensor:
-        score = self.goal.bind(victim, x, generator=generator)
+        score = reported(self.goal, victim, x, generator=generator)
         rows = torch.arange(len(x), device=x.device).split(_CHUNK)
         with torch.no_grad():
             return torch.cat([score(x_adv[part], part) for part in rows])
+
+
+@runtime_checkable
+class AimedSearch(Protocol):
+    """A search that looks at the victim first: through another gradient, or by its defense."""
+
+    def aim(self, victim: Victim) -> tuple[Victim, Search]:
+        """The victim that the score is bound to while searching, and the search itself."""
+        ...
+
+
+def aimed(search: Search | AimedSearch, victim: Victim) -> tuple[Victim, Search]:
+    """What a search looks at and how, after it has seen the victim.
+
+    The result is judged by `victim` whatever the search looked at.
+    """
+    while isinstance(search, AimedSearch):
+        victim, search = search.aim(victim)
+    return victim, search
 
 
 @contextlib.contextmanager

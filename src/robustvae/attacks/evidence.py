@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.attacks.attack import Attack, Search, ready
+from robustvae.attacks.attack import AimedSearch, Attack, Search, aimed, ready
 from robustvae.attacks.goals import Goal
 from robustvae.defenses import PosteriorMean, Victim, is_posterior_mean
 from robustvae.errors import check_positive
@@ -45,7 +45,7 @@ def evidence_checks(
     *,
     goal: Goal,
     ball: Ball,
-    search: Search | None = None,
+    search: Search | AimedSearch | None = None,
     generator: torch.Generator,
 ) -> list[Check]:
     """Was this attack a real one? Run it again in ways whose outcome is known beforehand.
@@ -86,7 +86,7 @@ def evidence_checks(
     radius = ball.radii(x)[0].item()
     check_positive(radius, "radius")
 
-    def run(search: Search, radius: float = radius, at: Victim = victim) -> Tensor:
+    def run(search: Search | AimedSearch, radius: float = radius, at: Victim = victim) -> Tensor:
         """Scores of one attack on `at`, as `victim` sees what it found, (B,)."""
         attack = Attack(goal, search, _resized(ball, radius))
         found = attack(at, x, generator=next(seeds))
@@ -96,7 +96,8 @@ def evidence_checks(
 
     with ready(victim, x, ball) as clean:
         score = goal.bind(victim, clean, generator=next(seeds))
-        raw = search(score, clean, ball, generator=next(seeds))
+        _, plain_search = aimed(search, victim)
+        raw = plain_search(score, clean, ball, generator=next(seeds))
         rows = torch.arange(len(x), device=x.device)
         with torch.no_grad():
             again = score(raw.y, rows)

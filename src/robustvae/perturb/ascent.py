@@ -225,7 +225,7 @@ def _worst(
         ]
     )
     shape = (len(inputs), search.restarts)
-    best = first_best(climbs.score.view(shape))
+    best = first_best(judged(score, climbs, rows, chunk).view(shape))
     pick = torch.arange(len(inputs), device=x.device) * search.restarts + best
     return SearchResult(
         climbs.y[pick],
@@ -234,6 +234,21 @@ def _worst(
         climbs.zero_gradients.view(shape).mean(1),
         climbs.queries.view(shape).sum(1),
     )
+
+
+def judged(score: Score, climbs: SearchResult, rows: Tensor, chunk: int) -> Tensor:
+    """By what restarts are kept, (n,): the reported score where `score` has one, else its own."""
+    report = getattr(score, "reported", None)
+    if report is None:
+        return climbs.score
+    with torch.no_grad():
+        value = torch.cat(
+            [
+                report(y, part)
+                for y, part in zip(climbs.y.split(chunk), rows.split(chunk), strict=True)
+            ]
+        )
+    return value.nan_to_num(-math.inf, math.inf, -math.inf)
 
 
 def first_best(score: Tensor) -> Tensor:

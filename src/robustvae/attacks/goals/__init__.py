@@ -1,0 +1,25 @@
+"""What an attacker wants: one file a goal; bound to a victim and inputs, it is a score to raise."""
+
+from robustvae.attacks.goals.base import BoundGoal, Goal, Readings, bound, reported
+from robustvae.attacks.goals.classifier_flip import ClassifierFlip
+from robustvae.attacks.goals.divergence import DIVERGENCES
+from robustvae.attacks.goals.latent_shift import LatentShift
+from robustvae.attacks.goals.latent_target import LatentTarget
+from robustvae.attacks.goals.maximum_damage import MaximumDamage
+from robustvae.attacks.goals.output_target import OutputTarget
+from robustvae.attacks.goals.weighted_sum import WeightedSum
+
+__all__ = [
+    "DIVERGENCES",
+    "BoundGoal",
+    "ClassifierFlip",
+    "Goal",
+    "LatentShift",
+    "LatentTarget",
+    "MaximumDamage",
+    "OutputTarget",
+    "Readings",
+    "WeightedSum",
+    "bound",
+    "reported",
+]

@@ -1,0 +1,176 @@
+"""What a goal is, and the readings of a victim that goals share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustvae.defenses import Victim
+from robustvae.errors import ShapeError, check_images
+from robustvae.perturb import Score
+from robustvae.registry import family_base
+from robustvae.seeding import RowGenerator, by_row
+from robustvae.seeding import generator as new_generator
+
+
+@family_base("goal")
+@runtime_checkable
+class Goal(Protocol):
+    """What an attacker wants; `bind` looks at the clean inputs once and returns the score.
+
+    A goal whose deployed system computes something else than what can be differentiated (a
+    rounded code, a decision, a similarity cut at 0) also has `report(victim, x, *, generator)`,
+    which returns that score in the same form. Searches climb the first, keep the restart that is
+    best by the second, and `AttackResult.score` is the second.
+    """
+
+    def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
+        """The score of candidates for the inputs `x`.
+
+        Args:
+            victim: What is attacked.
+            x: Clean images, (B, C, H, W).
+            generator: Spent on whatever the score draws; it draws once, so the score is a
+                fixed function afterwards. Draws are by row, see `robustvae.seeding.by_row`.
+
+        Returns:
+            `score(y, rows) -> (n,)`, higher is better for the attacker, differentiable in `y`;
+            row i of `y` is a candidate for input `rows[i]`.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class BoundGoal:
+    """A search score with the reported score beside it, by which searches keep restarts."""
+
+    search: Score
+    reported: Score
+
+    def __call__(self, y: Tensor, rows: Tensor) -> Tensor:
+        """The search score."""
+        return self.search(y, rows)
+
+
+def bound(goal: Goal, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
+    """The goal's search score, with its reported score where that is another one.
+
+    Args:
+        goal: What the attacker wants.
+        victim: What is attacked.
+        x: Clean images, (B, C, H, W).
+        generator: Spent by both scores.
+    """
+    report = getattr(goal, "report", None)
+    if report is None:
+        return goal.bind(victim, x, generator=generator)
+    streams = by_row(generator, "goal", x)
+    reported = report(victim, x, generator=streams.clone_state())
+    return BoundGoal(goal.bind(victim, x, generator=streams), reported)
+
+
+def reported(goal: Goal, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
+    """The score that the deployed system computes: `report` where the goal has it, else `bind`."""
+    report: Callable[..., Score] = getattr(goal, "report", goal.bind)
+    return report(victim, x, generator=generator)
+
+
+@final
+class Readings:
+    """What a victim reads off candidates under noises that are fixed once for each input.
+
+    Args:
+        read: A method of the victim: images and `generator=` to a tensor with a row for each.
+        victim: The victim, whose defense says how many rows it takes at once.
+        x: Clean images, (B, C, H, W).
+        draws: Noises of each input; one is enough where the victim is not random.
+        generator: Spent by the noises.
+    """
+
+    def __init__(
+        self,
+        read: Callable[..., Tensor],
+        victim: Victim,
+        x: Tensor,
+        draws: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._read, self._chunk = read, _chunk(victim.defense)
+        streams = by_row(generator, "readings", x).streams
+        top = torch.iinfo(torch.int64).max
+        # as many seeds as draws, and two at least: a random victim shows itself by two of them
+        self._seeds = [
+            torch.randint(top, (max(2, draws),), generator=stream, device=stream.device).tolist()
+            for stream in streams
+        ]
+        self._device = streams[0].device
+        self.random = is_random(victim)
+        if self.random is None:
+            with torch.no_grad():
+                one, other = (read(x[:1], generator=self._streams([0], draw)) for draw in range(2))
+            self.random = not torch.equal(one, other)
+        self.draws = draws if self.random else 1
+
+    def __call__(self, y: Tensor, rows: Tensor) -> Tensor:
+        """Readings of `y`, (draws, n, ...); row i under the noises of input `rows[i]`."""
+        return torch.stack(list(self.each(y, rows)))
+
+    def each(self, y: Tensor, rows: Tensor) -> Iterator[Tensor]:
+        """The readings of `y` under one noise after the other, (n, ...) each."""
+        places = rows.tolist()
+        for draw in range(self.draws):
+            if not self.random:
+                yield self._read(y, generator=self._streams(places[:1], draw))
+                continue
+            parts = [
+                self._read(part, generator=self._streams(places[begin : begin + len(part)], draw))
+                for begin, part in zip(
+                    range(0, len(y), self._chunk), y.split(self._chunk), strict=True
+                )
+            ]
+            yield torch.cat(parts)
+
+    def _streams(self, places: list[int], draw: int) -> RowGenerator:
+        return RowGenerator(
+            [new_generator(self._seeds[place][draw], self._device) for place in places]
+        )
+
+
+def is_random(victim: Victim) -> bool | None:
+    """Whether two readings of one image can differ, as the defense says; None where it does not."""
+    said = getattr(victim.defense, "is_random", None)
+    return said if isinstance(said, bool) else None
+
+
+def targets(target: Tensor, x: Tensor) -> Tensor:
+    """A target image for each input, (B, C, H, W).
+
+    Raises:
+        ShapeError: A target for another number of inputs.
+    """
+    check_images(target, tuple(x.shape[1:]), name="target", low=None, high=None)  # type: ignore[arg-type]
+    if len(target) not in (1, len(x)):
+        raise ShapeError(
+            f"target must be one image or one for each of {len(x)} inputs, got {len(target)}"
+        )
+    return target.to(x).expand(len(x), *x.shape[1:])
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """2-norm over the pixels of each image, (..., n), of (..., n, C, H, W)."""
+    return torch.linalg.vector_norm((a - b).flatten(-3), dim=-1)
+
+
+def _chunk(defense: Any) -> int:
+    """How many rows a defense, or what it wraps, runs at once."""
+    sizes = [2**16]
+    while defense is not None and len(sizes) < 10:
+        chunk = getattr(defense, "chunk", None)
+        sizes.append(chunk if isinstance(chunk, int) and chunk > 0 else 2**16)
+        defense = getattr(defense, "defense", None)
+    return min(sizes)
