@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: audit test test-all bench docs clean
+.PHONY: audit test test-all bench reproduce docs clean
 
 audit: .venv/installed-core
 	$(BIN)/robustvae audit --plan quick --out out
@@ -17,7 +17,12 @@ test-all: .venv/installed-dev
 	scripts/check --all
 
 bench: .venv/installed-dev
-	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; OMP_NUM_THREADS=1 $(BIN)/python $$file; done
+	$(BIN)/python -m experiments run 'bench/*'
+
+# Every item of every paper; SIZE=smoke takes a minute, laptop hours, and a killed run goes on.
+SIZE ?= laptop
+reproduce: .venv/installed-dev
+	$(BIN)/python -m experiments run '*' --size $(SIZE)
 
 docs: .venv/installed-dev
 	$(BIN)/zensical build --clean --strict

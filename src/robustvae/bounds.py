@@ -212,8 +212,8 @@ def barrett_global_margin(
 ) -> float:
     """[Barrett22]'s margin for every input at once, one sigma for all coordinates.
 
-    The form of their code: u = (r/a - b q)^2 / (2 sigma^2), which is exact for the paired
-    difference. "centered" is the same two tail bounds for N(shift, sigma^2 I).
+    The stronger of two readings of Theorem 3: u = (r/a - b q)^2 / (2 sigma^2), which is exact for
+    the paired difference. "centered" is the same two tail bounds for N(shift, sigma^2 I).
 
     Args:
         stddev: The fixed sigma of every coordinate.

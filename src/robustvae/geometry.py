@@ -1,7 +1,7 @@
 """Pullback metrics: which directions of the input move the latent code most, and by how much.
 
 The encoder N(mu(x), diag sigma(x)^2) pulls a metric of the latent space back to the input. Flat
-latent [Khan23 Eq. 6]: G = J_mu^T J_mu + J_sigma^T J_sigma. Riemannian latent [Khan23 Eq. 11]:
+latent [Khan23 Eq. 4]: G = J_mu^T J_mu + J_sigma^T J_sigma. Riemannian latent [Khan23 Eq. 11]:
 G = J_mu^T G_z J_mu + J_sigma^T (G_z o I) J_sigma, with the decoder's metric G_z at z = mu(x).
 G is D x D of rank at most 2d: it is never built. Its spectrum is that of a 2d x 2d Gram matrix.
 """
@@ -75,8 +75,8 @@ class Geometry:
 
         Warning:
             The three are different scores. "trace", l / sum l, is the von Neumann entropy proper:
-            from 0 (one direction) to log n (isotropic). None takes l as [Khan23 Eq. 9] prints it;
-            it depends on the unit of the pixels. "max", l / l_max, is what their code computes:
+            from 0 (one direction) to log n (isotropic). None takes l as [Khan23] prints it
+            (unnumbered); it depends on the unit of the pixels. "max", l / l_max, is what their code computes:
             0 for one direction and for isotropy alike, largest in between, so it does not order
             spectra by anisotropy.
 

@@ -62,7 +62,7 @@ def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
         UnknownNameError: No such variant.
 
     References:
-        Wang, Simoncelli & Bovik, 2003, Eq. 7; [Kuzina22] section 2.3 and its published code.
+        Wang, Simoncelli & Bovik, 2003, Eq. 7; [Kuzina22] section 2.2 and its published code.
 
     Examples:
         >>> import torch

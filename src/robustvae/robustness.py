@@ -456,7 +456,7 @@ def estimate_margin(
         UnsupportedError: "full" with a defense, or "centered" of a posterior that is not Gaussian.
 
     References:
-        [Barrett22] section 5 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5.
+        [Barrett22] section 6 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -660,7 +660,7 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
         `Estimate` of floats, in pixel units; the interval of a single input is [0, inf].
 
     References:
-        [Barrett22] Definition 3.
+        [Barrett22] Definition 2.2; [Camuto21] section 3.2.2 (the overall margin).
 
     Examples:
         >>> import robustvae as rv, torch

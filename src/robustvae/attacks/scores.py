@@ -29,9 +29,9 @@ def adversarial_accuracy(
         x: Clean images, (B, C, H, W).
         x_adv: Attacked images, (B, C, H, W).
         label: True classes, (B,), for `against="label"`.
-        against: "prediction": the class predicted at `x` stays, the words of [Kuzina22];
-            "label": the class predicted at `x_adv` is the label, what their code measured, so
-            that it is below 1 without an attack.
+        against: "prediction": the class predicted at `x` stays, the words and the code
+            of [Kuzina22]; "label": the class predicted at `x_adv` is the label, so that it is
+            below 1 without an attack.
         generator: Spent by the defense.
 
     Returns:
@@ -69,7 +69,7 @@ def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
         Relative degradation, (B,).
 
     References:
-        [Camuto21] section 5.
+        [Camuto21] section 4.1.
 
     Examples:
         >>> from robustvae.attacks import likelihood_degradation

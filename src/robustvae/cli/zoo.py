@@ -108,7 +108,7 @@ def write_table(
 ) -> None:
     """What was measured on the stored models, beside the papers' numbers, in markdown."""
     from robustvae.records import write_text
-    from robustvae.studies.zoo_table import page
+    from robustvae.zoo_table import page
 
     text = page()
     if out is not None:

@@ -63,7 +63,7 @@ def load(split: str, root: Path, download: bool) -> Images:
         DataError: MNIST is missing or damaged.
 
     References:
-        [Kuzina22] section 5.1; Cemgil et al., 2020 ("Adversarially robust representations with
+        [Kuzina22] section 4.2; Cemgil et al., 2020 ("Adversarially robust representations with
         smooth encoders"), whose construction it is.
     """
     pixels, labels = MNIST.read(split, root, download)

@@ -1,0 +1,146 @@
+"""The one command of everything that makes a number."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from experiments.harness import Unfinished, combine, load_items
+from experiments.harness.item import ROOT, SIZES, Item
+from experiments.harness.rows import Result
+from experiments.harness.store import IDENTITY, RESULT, Store
+from robustvae.errors import RobustVAEError, UnknownNameError, unknown
+
+DONE, WRONG_USE, UNFINISHED = 0, 2, 3
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0 done, 2 wrong use, 3 out of time."""
+    options = _parser().parse_args(words)
+    torch.set_num_threads(1)  # two threads on two busy cores are slower, and not repeatable
+    try:
+        status: int = options.call(options)
+        return status
+    except RobustVAEError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return WRONG_USE
+    except Unfinished as error:
+        print(f"out of time before {error}: the same command goes on from here", file=sys.stderr)
+        return UNFINISHED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, call: object, about: str) -> argparse.ArgumentParser:
+        part = commands.add_parser(name, help=about, description=about)
+        part.set_defaults(call=call)
+        return part
+
+    listed = command("list", _list, "print every item, or those whose name matches")
+    listed.add_argument("pattern", nargs="?", default="*")
+    run = command("run", _run, "run items, or go on with them")
+    run.add_argument("item", help="paper/item, or a pattern such as 'kuzina2022/*'")
+    run.add_argument("--minutes", type=float, default=math.inf, help="begin no part after these")
+    run.add_argument("--seeds", type=int, default=1, help="that many, from --seed on, and combine")
+    run.add_argument("--out", type=Path, help="folder for NAME.json and NAME.md")
+    run.add_argument("--name", help="of the files in --out, by default the item's own")
+    table = command("table", _table, "print the table of a finished run")
+    table.add_argument("item", help="paper/item")
+    table.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
+    for part in (run, table):
+        part.add_argument("field", nargs="*", help="field=value of the spec")
+        part.add_argument("--size", choices=SIZES, default="laptop")
+        part.add_argument("--seed", type=int, default=0)
+    status = command("status", _status, "print which runs are finished or begun")
+    for part in (run, table, status):
+        part.add_argument("--store", type=Path, default=ROOT, help=f"default: {ROOT}")
+    return parser
+
+
+def chosen(pattern: str) -> list[Item]:
+    """The items whose names match.
+
+    Raises:
+        UnknownNameError: None does.
+    """
+    items = load_items()
+    names = [name for name in items if fnmatch.fnmatch(name, pattern)]
+    if not names:
+        raise unknown("item", pattern, items)
+    return [items[name] for name in names]
+
+
+def _list(options: argparse.Namespace) -> int:
+    for found in chosen(options.pattern):
+        sizes = ", ".join(found.sizes)
+        print(f"{found.name:32} {found.about} {found.source} ({sizes})".replace("  (", " ("))
+    return DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    items = chosen(options.item)
+    for found in items:
+        spec = found.spec(options.size, _fields(options.field))
+        results = []
+        for seed in range(options.seed, options.seed + options.seeds):
+            results.append(
+                found.run(
+                    spec,
+                    size=options.size,
+                    seed=seed,
+                    root=options.store,
+                    minutes=options.minutes,
+                    progress=lambda line: print(line, flush=True),
+                )
+            )
+        result = combine(results)
+        print(result.to_markdown())
+        if options.out is not None:
+            name = options.name or re.sub(r"[^a-z0-9]+", "-", found.name)
+            result.write(options.out, name)
+    return DONE
+
+
+def _table(options: argparse.Namespace) -> int:
+    (found,) = chosen(options.item)
+    spec = found.spec(options.size, _fields(options.field))
+    path = found.folder(spec, options.size, options.seed, options.store) / RESULT
+    if not path.is_file():
+        raise UnknownNameError(
+            f"no finished run of {found.name} at size {options.size}, seed {options.seed}: "
+            f"`python -m experiments run {found.name} --size {options.size}` makes one"
+        )
+    result = Result.from_json(path.read_text("utf-8"))
+    write = {"markdown": result.to_markdown, "csv": result.to_csv, "json": result.to_json}
+    print(write[options.format](), end="")
+    return DONE
+
+
+def _status(options: argparse.Namespace) -> int:
+    for path in sorted((options.store / "parts").glob(f"*/*/*/{IDENTITY}")):
+        asked = json.loads(path.read_text("utf-8"))
+        state = "finished" if (path.parent / RESULT).is_file() else "begun"
+        parts = Store(path.parent).done()
+        print(f"{state:9} {parts:5} parts  {asked['item']} {asked['size']} seed {asked['seed']}")
+    return DONE
+
+
+def _fields(words: list[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    wrong = [key for key, sign, _ in pairs if not sign]
+    if wrong:
+        raise UnknownNameError(f"wanted field=value, got {wrong[0]!r}")
+    return {key: value for key, _, value in pairs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Speed: what the library costs beside a floor or a slow definition."""

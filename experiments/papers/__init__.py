@@ -1,0 +1,1 @@
+"""One folder a paper, one file an item or a few that belong together."""

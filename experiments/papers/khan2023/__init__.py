@@ -1,0 +1,1 @@
+"""[Khan23] Khan & Storkey, 2023: the local geometry of encoders."""

@@ -1,0 +1,1 @@
+"""Measurements of this library's own methods and models."""

@@ -1,0 +1,1 @@
+"""[Willetts21] Willetts, Camuto, Rainforth, Roberts & Holmes, 2021: Seatbelt-VAEs."""

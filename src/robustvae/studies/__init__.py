@@ -1,1 +1,0 @@
-"""Studies: one file is one published table or figure."""

@@ -1,0 +1,284 @@
+"""The page of the zoo: what was measured on the stored models, beside the papers' numbers.
+
+    robustvae zoo table --out docs/results/zoo.md
+
+Nothing is computed anew: every number is read from the records beside the models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import final
+
+from robustvae import zoo
+from robustvae.evaluation import Evaluation, Measure
+from robustvae.metrics import mean_stderr
+from robustvae.training import recipe_names
+
+# name: (-log p(x), MSE) of [Kuzina22] Table 7, 300 epochs
+REPORTED = {
+    "mnist-conv28": (88.3, 578.6),
+    "mnist-conv28-beta-2": (89.3, 824.2),
+    "mnist-conv28-beta-5": (100.6, 1485.1),
+    "mnist-conv28-beta-10": (126.8, 2498.9),
+    "mnist-conv28-tc-2": (89.3, 828.4),
+    "mnist-conv28-tc-5": (96.7, 1325.4),
+    "mnist-conv28-tc-10": (107.2, 1686.1),
+    "fashion-conv28": (232.8, 814.3),
+    "fashion-conv28-beta-2": (234.1, 1021.1),
+    "fashion-conv28-beta-5": (241.8, 1457.8),
+    "fashion-conv28-beta-10": (248.7, 1842.3),
+    "fashion-conv28-tc-2": (233.6, 980.4),
+    "fashion-conv28-tc-5": (238.2, 1024.6),
+    "fashion-conv28-tc-10": (247.5, 1570.0),
+}
+
+LADDERS = {
+    f"{data}, {what}": [f"{name}-conv28", *(f"{name}-conv28-{what}-{n}" for n in (2, 5, 10))]
+    for data, name in (("MNIST", "mnist"), ("Fashion-MNIST", "fashion"))
+    for what in ("beta", "tc")
+}
+
+CLAIMS = (
+    ("encoder_std", "rises", "[Camuto21] Fig. 9c"),
+    ("encoder_slope", "falls", "[Camuto21] Fig. 9d"),
+    ("encoder_weights", "rises", "[Willetts21] Table 1"),
+    ("decoder_weights", "falls", "[Willetts21] Table 1"),
+)
+
+MEASURES = (
+    "active_units",
+    "kl",
+    "index_code",
+    "total_correlation",
+    "probe_accuracy",
+    "fid_samples",
+    "fid_reconstructions",
+    "decoder_slope",
+)
+
+
+@final
+class _Models:
+    """The stored models with their records."""
+
+    def __init__(self) -> None:
+        found = {name: zoo.evaluation(name) for name in zoo.measured()}
+        self.records = {name: record for name, record in found.items() if record is not None}
+
+    def get(self, name: str, key: str) -> Measure | None:
+        if name not in self.records:
+            return None
+        return next((m for m in self.records[name].measures if m.key == key), None)
+
+    def cell(self, name: str, key: str) -> str:
+        found = self.get(name, key)
+        if found is None:
+            return ""
+        error = "" if found.stderr is None else f" ± {found.stderr:.2g}"
+        return f"{found.value:.4g}{error}"
+
+
+def page() -> str:
+    """The page, in markdown.
+
+    Examples:
+        >>> from robustvae.zoo_table import page
+        >>> page().splitlines()[0]
+        '# The zoo'
+    """
+    models = _Models()
+    sections = (_head(models), _table7(models), _orders(models), _lipschitz(models))
+    text = [line for section in sections for line in [*section, ""]]
+    return "\n".join([*text, *_claims(models), "", *_others(models), "", *_cards(models)]) + "\n"
+
+
+def paired(one: Evaluation, other: Evaluation, key: str) -> tuple[float, float]:
+    """Mean of `other` - `one` over the images that both were judged by, and its standard error.
+
+    Examples:
+        >>> from robustvae.evaluation import Evaluation
+        >>> from robustvae.zoo_table import paired
+        >>> one = Evaluation((), per_image={"index": [5, 7, 9], "nll": [1.0, 2.0, 3.0]})
+        >>> other = Evaluation((), per_image={"index": [7, 5], "nll": [3.0, 1.5]})
+        >>> paired(one, other, "nll")
+        (0.75, 0.25)
+    """
+    by_image = dict(zip(one.per_image["index"], one.per_image[key], strict=False))
+    pairs = zip(other.per_image["index"], other.per_image[key], strict=False)
+    return mean_stderr([value - by_image[i] for i, value in pairs if i in by_image])
+
+
+def _head(models: _Models) -> list[str]:
+    return [
+        "# The zoo",
+        "",
+        "```sh",
+        "robustvae zoo train NAME   # each model; for what its card says",
+        "robustvae zoo table --out docs/results/zoo.md",
+        "```",
+        "",
+        f"{len(models.records)} of {len(recipe_names())} recipes are trained and measured; "
+        "`robustvae zoo list` names all, and `zoo/` holds the weights as far as 25 MB go. Every "
+        "number was measured on the weights as they are stored (float16, the Lipschitz models "
+        "float32), on test images balanced over the classes; "
+        "± is one standard error over images, intervals are 95 %. One training run (seed 0) "
+        "each: nothing here says how much another seed would change.",
+    ]
+
+
+def _table7(models: _Models) -> list[str]:
+    lines = [
+        "## Likelihood and reconstruction ([Kuzina22] Table 7)",
+        "",
+        "-log p(x) by importance sampling, k = 1000, in nats; MSE a pixel on the scale 0 to 255, "
+        "reconstructed from the posterior's mean and from a draw. The paper trains 300 epochs.",
+        "",
+        'Where few images were scored so, "of all" is the -ELBO of the whole test set less its '
+        "mean gap to -log p(x) on those few.",
+        "",
+        "| model | epochs | images | -log p(x) | 95 % | of all | paper | MSE, mean | MSE, draw | "
+        "paper |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, (likelihood, error) in REPORTED.items():
+        found = models.get(name, "nll")
+        if found is None:
+            lines.append(f"| {name} | {zoo.NOT_TRAINED} | | | | | {likelihood} | | | {error} |")
+            continue
+        assert found.interval is not None
+        low, high = found.interval
+        lines.append(
+            f"| {name} | {zoo.card(name)['epochs']} | {found.n:,} | {models.cell(name, 'nll')} | "
+            f"{low:.1f} to {high:.1f} | {models.cell(name, 'nll_all')} | {likelihood} | "
+            f"{models.cell(name, 'mse')} | {models.cell(name, 'mse_sampled')} | {error} |"
+        )
+    return lines
+
+
+def _orders(models: _Models) -> list[str]:
+    lines = [
+        "## In the order of beta",
+        "",
+        "The paper's -log p(x) and MSE rise with beta throughout. Differences of neighbors, on "
+        "the same images:",
+        "",
+        "| | from | to | -log p(x) | paper | MSE, mean | paper |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    told = []
+    for ladder, names in LADDERS.items():
+        there = [name for name in names if name in models.records]
+        signs = []
+        for one, other in itertools.pairwise(there):
+            cells = []
+            for number, key in enumerate(("nll", "mse")):
+                mean, stderr = paired(models.records[one], models.records[other], key)
+                signs.append(mean > 2 * stderr)
+                reported = REPORTED[other][number] - REPORTED[one][number]
+                cells += [f"{mean:+.4g} ± {stderr:.2g}", f"{reported:+.4g}"]
+            lines.append(f"| {ladder} | {one} | {other} | {' | '.join(cells)} |")
+        if len(there) > 1:
+            verdict = "as in the paper" if all(signs) else "not all rise by two standard errors"
+            missing = len(names) - len(there)
+            short = f" ({missing} of {len(names)} {zoo.NOT_TRAINED})" if missing else ""
+            told.append(f"- {ladder}{short}: {verdict}.")
+    return [*lines, "", *(told or ["Nothing to compare yet."])]
+
+
+def _lipschitz(models: _Models) -> list[str]:
+    lines = [
+        "## Lipschitz-VAEs",
+        "",
+        "log p(x) of the test images under the continuous Bernoulli, a density on [0, 1]^784, by "
+        "importance sampling, k = 1000, in nats. mnist-mlp-10 is a plain VAE of the same size, "
+        "trained with the same likelihood. mnist-conv28 was trained with the Bernoulli's; its "
+        "logits are read as the continuous Bernoulli's.",
+        "",
+        "| model | epochs | images | log p(x) | 95 % | encoder, verified | decoder, verified |",
+        "|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for name in (
+        "mnist-mlp-10",
+        "mnist-conv28",
+        *(n for n in models.records if "-lipschitz-" in n),
+    ):
+        found = models.get(name, "nll_continuous") or models.get(name, "nll")
+        if found is None or (found.key == "nll" and name == "mnist-conv28"):
+            lines.append(f"| {name} | {zoo.card(name)['status']} | | | | | |")
+            continue
+        assert found.interval is not None
+        low, high = found.interval
+        constants = [models.get(name, f"{part}_lipschitz") for part in ("encoder", "decoder")]
+        shown = ["not covered" if c is None else c.shown for c in constants]
+        lines.append(
+            f"| {name} | {zoo.card(name)['epochs']} | {found.n:,} | {-found.value:.5g} ± "
+            f"{found.stderr:.2g} | {-high:.5g} to {-low:.5g} | {' | '.join(shown)} |"
+        )
+    return lines
+
+
+def _claims(models: _Models) -> list[str]:
+    lines = [
+        "## What beta does to encoder and decoder ([Camuto21] Fig. 9c-d, [Willetts21] Table 1)",
+        "",
+        "Mean over coordinates of the encoder's standard deviation; Frobenius norm of the Jacobian "
+        "of the encoder's mean; l2 norms of the weights. The intervals of the first two are over "
+        "test images. A weight norm is one number of one model: it has none, and a change between "
+        "two models may be the run's.",
+    ]
+    for ladder, names in LADDERS.items():
+        there = [name for name in names if name in models.records]
+        if len(there) < 2:
+            continue
+        lines += ["", f"**{ladder}**", "", f"| | {' | '.join(there)} | expected | found |"]
+        lines += [f"|---|{'---:|' * len(there)}---|---|"]
+        for key, expected, source in CLAIMS:
+            cells = " | ".join(models.cell(name, key) for name in there)
+            found = [measure for name in there if (measure := models.get(name, key)) is not None]
+            lines.append(
+                f"| {key} | {cells} | {expected} ({source}) | {_trend(models, there, found)} |"
+            )
+    return lines if len(lines) > 3 else [*lines, "", "Nothing to compare yet."]
+
+
+def _trend(models: _Models, names: Sequence[str], found: Sequence[Measure]) -> str:
+    signs = set()
+    for position, (one, other) in enumerate(itertools.pairwise(names)):
+        key = found[position].key
+        if found[position].stderr is None:
+            change, error = found[position + 1].value - found[position].value, 0.0
+        else:
+            change, error = paired(models.records[one], models.records[other], key)
+        signs.add(0 if abs(change) <= 2 * error else math.copysign(1, change))
+    return {frozenset({1.0}): "rises", frozenset({-1.0}): "falls"}.get(
+        frozenset(signs), "neither, step by step"
+    )
+
+
+def _others(models: _Models) -> list[str]:
+    lines = ["## Everything else", "", f"| model | {' | '.join(MEASURES)} |"]
+    lines += [f"|---|{'---:|' * len(MEASURES)}"]
+    for name in models.records:
+        lines.append(f"| {name} | {' | '.join(models.cell(name, key) for key in MEASURES)} |")
+    return [
+        *lines,
+        "",
+        "Nats for kl, index_code and total_correlation (aggregate posterior of 10,000 test "
+        "images). Fréchet distances are in the features of a small network trained on 10,000 "
+        "training images: they compare with each other only, for equal numbers of images.",
+    ]
+
+
+def _cards(models: _Models) -> list[str]:
+    lines = ["## Runs", "", "| model | epochs | training, s | seed | images | stored | sha256 |"]
+    lines += ["|---|---:|---:|---:|---:|---|---|"]
+    for name, record in models.records.items():
+        card = zoo.card(name)
+        lines.append(
+            f"| {name} | {card['epochs']} | {card['seconds']:.0f} | {card['seed']} | "
+            f"{record.facts['inputs']:,} | {card['date']} | {record.facts['sha256'][:12]} |"
+        )
+    return lines

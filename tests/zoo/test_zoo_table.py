@@ -1,0 +1,106 @@
+"""The page of the zoo says what the records say, beside the papers' numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import robustvae as rv
+from robustvae import cli, zoo
+from robustvae.evaluation import Evaluation, Measure
+from robustvae.models import checkpoint
+from robustvae.records import plain
+from robustvae.zoo_table import page, paired
+
+STEPS = {"nll": 3.0, "mse": 50.0, "encoder_std": 0.1, "encoder_slope": -1.0}
+
+
+def measured(level: float, more: tuple[Measure, ...] = ()) -> Evaluation:
+    """Ten images; every measure moves with the level, the more so the later the image."""
+    values = {key: [step * (level + i / 9) for i in range(10)] for key, step in STEPS.items()}
+    measures = [Measure(key, key, sum(v) / 10, 0.3, 10, "") for key, v in values.items()]
+    measures += [Measure("mse_sampled", "", 60 * level, 1.0, 10, "")]
+    measures += [Measure("encoder_weights", "", 20 - level, None, 0, "")]
+    measures += [Measure("decoder_weights", "", 20.0 + (level == 2), None, 0, "")]
+    facts = {"inputs": 10, "sha256": "0" * 64}
+    per_image = {"index": list(range(10)), **values}
+    return Evaluation((*measures, *more), per_image=per_image, facts=facts)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path))
+
+    def store(name, record):
+        vae = rv.models.create("vae", architecture="conv8", latent=2)
+        card = {"epochs": 20, "seed": 0, "seconds": 9.0, "date": "2026-11-21", "metrics": {}}
+        checkpoint.save(vae, tmp_path / name, card=card)
+        (tmp_path / name / zoo.EVALUATION).write_text(json.dumps(plain(record)))
+
+    return store
+
+
+def row(text: str, start: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_without_models_the_page_says_so(place):
+    assert row(page(), "mnist-conv28-beta-5")[1] == "not yet trained"
+    assert page().count("Nothing to compare yet.") == 2
+
+
+def test_numbers_stand_beside_the_papers(place):
+    continuous = Measure("nll_continuous", "", -900.0, 2.0, 10, "nats")
+    place("mnist-conv28", measured(1, (continuous,)))
+    place("mnist-conv28-beta-5", measured(2))
+    place("mnist-conv28-tc-5", measured(0.5))
+    bounds = tuple(
+        Measure(f"{part}_lipschitz", "", 10.00001, None, 0, "") for part in ("encoder", "decoder")
+    )
+    place("mnist-lipschitz-10", measured(-300, bounds))
+    text = page()
+    cells = row(text, "mnist-conv28-beta-5")
+    assert cells[3] == "7.5 ± 0.3"
+    assert cells[4] == "6.9 to 8.1"
+    assert cells[6] == "100.6"
+    assert cells[9] == "1485.1"
+    differences = row(text, "MNIST, beta")
+    assert differences[1:3] == ["mnist-conv28", "mnist-conv28-beta-5"]
+    assert differences[3].startswith("+3 ±")
+    assert differences[4] == "+12.3"
+    assert "- MNIST, beta (2 of 4 not yet trained): as in the paper." in text
+    assert "- MNIST, tc (2 of 4 not yet trained): not all rise by two standard errors." in text
+    plain_vae, lipschitz = (
+        [line for line in text.splitlines() if line.startswith(f"| {name} | 20 | 10 |")][-1]
+        for name in ("mnist-conv28", "mnist-lipschitz-10")
+    )
+    assert "| 900 ± 2 | 896.08 to 903.92 | not covered | not covered |" in text
+    assert "| 898.5 ± 0.3 |" in lipschitz and lipschitz.count("10.0001") == 2
+    assert plain_vae != lipschitz
+
+
+def test_trends_are_told_as_found(place):
+    place("mnist-conv28", measured(1))
+    place("mnist-conv28-beta-2", measured(2))
+    place("mnist-conv28-beta-10", measured(3))
+    text = page()
+    found = {key: row(text, key)[-2:] for key in [*list(STEPS)[2:], "encoder_weights"]}
+    assert found["encoder_std"] == ["rises ([Camuto21] Fig. 9c)", "rises"]
+    assert found["encoder_slope"][1] == "falls"
+    assert found["encoder_weights"] == ["rises ([Willetts21] Table 1)", "falls"]
+    assert row(text, "decoder_weights")[-1] == "neither, step by step"
+
+
+def test_differences_are_paired_by_image():
+    one, other = measured(1), measured(2)
+    assert paired(one, other, "nll") == pytest.approx((3.0, 0.0), abs=1e-9)
+    fewer = Evaluation((), per_image={"index": [9, 0], "nll": [100.0, 100.0]})
+    assert paired(one, fewer, "nll")[0] == pytest.approx(100 - 3 * (1 + 0.5))
+
+
+def test_the_command_writes_the_page(place, tmp_path, capsys):
+    out = tmp_path / "page" / "zoo.md"
+    assert cli.main(["zoo", "table", "--out", str(out)]) == cli.DONE
+    assert out.read_text() == capsys.readouterr().out == page()
