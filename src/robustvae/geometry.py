@@ -76,8 +76,8 @@ class Geometry:
         Warning:
             The three are different scores. "trace", l / sum l, is the von Neumann entropy proper:
             from 0 (one direction) to log n (isotropic). None takes l as [Khan23] prints it
-            (unnumbered); it depends on the unit of the pixels. "max", l / l_max, is what their code computes:
-            0 for one direction and for isotropy alike, largest in between, so it does not order
+            (unnumbered); it depends on the unit of the pixels. "max", l / l_max, is what their code
+            computes: 0 for one direction and for isotropy alike, largest in between, so it does not order
             spectra by anisotropy.
 
         Args:
