@@ -77,8 +77,8 @@ class Geometry:
             The three are different scores. "trace", l / sum l, is the von Neumann entropy proper:
             from 0 (one direction) to log n (isotropic). None takes l as [Khan23] prints it
             (unnumbered); it depends on the unit of the pixels. "max", l / l_max, is what their code
-            computes: 0 for one direction and for isotropy alike, largest in between, so it does not order
-            spectra by anisotropy.
+            computes: 0 for one direction and for isotropy alike, largest in between, so it does
+            not order spectra by anisotropy.
 
         Args:
             normalize: "trace", "max" or None.

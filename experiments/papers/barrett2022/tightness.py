@@ -1,8 +1,8 @@
 """[Barrett22] Fig. 4 and 5: certified margins of Lipschitz-VAEs beside their bounds and attacks.
 
 r = 8, m = 1/2, l2. Every input's certified margin, centered and paired, beside Theorem 3 (a = b =
-K, paired in the stronger of two readings; centered the same two tail bounds) and beside the margin that
-attacks reach, free and box, centered: the standard suite in one free and one box ball, and
+K, paired in the stronger of two readings; centered the same two tail bounds) and beside the margin
+that attacks reach, free and box, centered: the standard suite in one free and one box ball, and
 projected ascent in a bisection over the radius.
 """
 
