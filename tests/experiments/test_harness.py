@@ -50,6 +50,7 @@ def test_fields_are_read_and_refused(doubling):
 
 
 def test_names_and_sizes_are_checked():
+    load_items()
     with pytest.raises(RangeError, match="two items"):
         item(ITEM, sizes={"smoke": Spec()})(doubled)
     with pytest.raises(RangeError, match="smoke"):
