@@ -20,14 +20,12 @@ PACKAGE = Path(robustvae.__file__).parent
 
 LADDER = [
     {"errors", "_lazy"},
-    {
-        "registry",
-        "seeding",
-    },  # below the rest of its line in the layout: whatever is random draws through it
+    {"registry", "seeding"},  # below the rest of their line: members and draws go through them
     {"records", "jacobians"},
     {"metrics", "bounds", "norms", "data", "perturb", "mcmc"},
     {"models"},
     {"defenses", "geometry"},
+    {"scores"},
     {"certificates"},
     {"objectives"},
     {"attacks", "training", "evaluation"},

@@ -1,0 +1,193 @@
+"""What a deployed system computes for an input: anomaly scores, one number a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustvae.defenses import Victim
+from robustvae.errors import RangeError, ShapeError, check_count
+from robustvae.models import VAE
+from robustvae.registry import family_base, register
+from robustvae.seeding import draw
+
+
+@family_base("score")
+@runtime_checkable
+class Score(Protocol):
+    """A number for each input, higher for what is less normal: `(victim, x, *, generator) -> (B,)`.
+
+    A score may say of itself `reads_input = False`: it then depends on the input through the
+    victim's output and code alone, which smoothing certifies without further ado.
+    """
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The score of each of `x`, (B, C, H, W); differentiable in `x` where the victim is."""
+        ...
+
+
+@register("score", "anomaly-score")
+@final
+@dataclass(frozen=True)
+class ReconstructionError:
+    """The distance between an input and its reconstruction, ||x - g(z(x))||_2.
+
+    Args:
+        squared: Its square, as most detectors compute it.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.scores import ReconstructionError
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> ReconstructionError()(rv.Victim(vae), x, generator=rv.generator(0)).shape
+        torch.Size([3])
+    """
+
+    squared: bool = False
+    reads_input = True
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The error of each input, in pixel units or their square, (B,)."""
+        error = (x - victim.reconstruct(x, generator=generator)).flatten(1)
+        return error.square().sum(1) if self.squared else torch.linalg.vector_norm(error, dim=1)
+
+
+@register("score", "negative-elbo")
+@final
+@dataclass(frozen=True)
+class NegativeELBO:
+    """The negative ELBO in nats, -E[log p(x|z)] + KL, z from the victim's own code.
+
+    With a defense that reads the encoder's mean the first term is taken at that mean, and so is
+    the same at every call.
+
+    References:
+        Kingma & Welling, 2014, Eq. 10.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.scores import NegativeELBO
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> NegativeELBO()(rv.Victim(vae), x, generator=rv.generator(0)).shape
+        torch.Size([3])
+    """
+
+    reads_input = True
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Nats, (B,)."""
+        vae = victim.vae
+        z = victim.latent(x, generator=generator)
+        posterior, prior = vae.encode(x), vae.prior()
+        # at the code itself: exact for Gaussian posteriors in expectation, and right for any other
+        ratio = posterior.log_prob(z).flatten(1).sum(1) - prior.log_prob(z).flatten(1).sum(1)
+        return ratio - vae.decode(z).log_prob(x).flatten(1).sum(1)
+
+
+@register("score", "importance-weighted")
+@final
+@dataclass(frozen=True)
+class ImportanceWeighted:
+    """The importance-weighted estimate of -log p(x) in nats, with the encoder as proposal.
+
+    Args:
+        draws: Latents for each input, at least 1.
+
+    References:
+        Burda et al., 2016, Eq. 8.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.scores import ImportanceWeighted
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(3, 1, 4, 4)
+        >>> ImportanceWeighted(draws=5)(rv.Victim(vae), x, generator=rv.generator(0)).shape
+        torch.Size([3])
+    """
+
+    draws: int = 16
+    reads_input = True
+
+    def __post_init__(self) -> None:
+        """Validate the number of draws."""
+        check_count(self.draws, "draws")
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Nats, (B,)."""
+        vae = victim.vae
+        posterior, prior = vae.encode(x), vae.prior()
+        z = draw(posterior, (self.draws,), generator=generator)
+        ratio = prior.log_prob(z).flatten(2).sum(2) - posterior.log_prob(z).flatten(2).sum(2)
+        likelihood = vae.decode(z.flatten(0, 1)).log_prob(x.repeat(self.draws, 1, 1, 1))
+        joint = ratio + likelihood.flatten(1).sum(1).reshape(self.draws, len(x))
+        return math.log(self.draws) - joint.logsumexp(0)
+
+
+@register("score", "latent-distance")
+@final
+@dataclass(frozen=True, eq=False)
+class LatentDistance:
+    """The Mahalanobis distance of the code from the codes of normal inputs.
+
+    Args:
+        mean: Mean code of normal inputs, (d,).
+        precision: Inverse covariance of their codes, (d, d).
+
+    Raises:
+        ShapeError: Shapes other than (d,) and (d, d).
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.scores import LatentDistance
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x = torch.rand(30, 1, 4, 4)
+        >>> score = LatentDistance.fit(vae, x)
+        >>> score(rv.Victim(vae), x[:3], generator=rv.generator(0)).shape
+        torch.Size([3])
+    """
+
+    mean: Tensor
+    precision: Tensor
+    reads_input = False
+
+    def __post_init__(self) -> None:
+        """Validate the shapes."""
+        if self.mean.ndim != 1 or self.precision.shape != (len(self.mean),) * 2:
+            raise ShapeError(
+                f"mean and precision must be (d,) and (d, d), got {tuple(self.mean.shape)} and "
+                f"{tuple(self.precision.shape)}: use LatentDistance.fit"
+            )
+
+    @classmethod
+    def fit(cls, vae: VAE, normals: Tensor, *, shrinkage: float = 1e-3) -> LatentDistance:
+        """The score whose mean and covariance are those of the posterior means of `normals`.
+
+        Args:
+            vae: The model.
+            normals: Normal inputs, (N, C, H, W), N at least 2.
+            shrinkage: Share of the mean variance added to every variance, so that coordinates
+                that normal inputs do not use have no infinite weight.
+
+        Raises:
+            RangeError: Fewer than two inputs.
+        """
+        if len(normals) < 2:
+            raise RangeError(f"normals must hold at least 2 inputs, got {len(normals)}")
+        with torch.no_grad():
+            codes = torch.cat([vae.encode(part).mean for part in normals.split(250)])
+        mean = codes.mean(0)
+        covariance = torch.cov(codes.mT).reshape(len(mean), len(mean)).double()
+        floor = shrinkage * covariance.diagonal().mean().clamp_min(1e-12)
+        inverse = torch.linalg.inv(covariance + floor * torch.eye(len(mean), dtype=torch.float64))
+        return cls(mean, inverse.to(mean.dtype))
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Distances in standard deviations, (B,)."""
+        gap = victim.latent(x, generator=generator) - self.mean
+        return ((gap @ self.precision) * gap).sum(1).clamp_min(0).sqrt()

@@ -1,0 +1,79 @@
+"""Anomaly scores against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae.errors import RobustVAEError
+from robustvae.scores import ImportanceWeighted, LatentDistance, NegativeELBO, ReconstructionError
+from robustvae.testing import members_of, tiny_vae
+from robustvae.testing.planted import gray_images
+
+
+@pytest.fixture
+def victim():
+    return rv.Victim(tiny_vae())
+
+
+def test_every_score_is_tested():
+    names = {"anomaly-score", "negative-elbo", "importance-weighted", "latent-distance"}
+    assert names == members_of("robustvae", "score")
+
+
+def test_error_is_the_distance(victim, generator):
+    x = gray_images(4)
+    y = victim.reconstruct(x, generator=generator)
+    slow = torch.stack([(x[i] - y[i]).norm() for i in range(4)])
+    torch.testing.assert_close(ReconstructionError()(victim, x, generator=generator), slow)
+    squared = ReconstructionError(squared=True)(victim, x, generator=generator)
+    torch.testing.assert_close(squared, slow**2)
+
+
+def test_elbo_matches_closed_form(generator):
+    """Over draws of z the score's mean is -E log p(x|z) + KL, whose KL is in closed form."""
+    vae, x = tiny_vae(), gray_images(2)
+    victim = rv.Victim(vae, rv.PosteriorSample())
+    score = NegativeELBO()
+    draws = torch.stack([score(victim, x, generator=generator) for _ in range(4000)]).detach()
+    q = vae.encode(x)
+    kl = 0.5 * (q.mean**2 + q.stddev**2 - 1 - 2 * q.stddev.log()).sum(1)
+    z = rv.draw(q, (4000,), generator=generator)
+    likelihood = vae.decode(z.flatten(0, 1)).log_prob(x.repeat(4000, 1, 1, 1)).flatten(1).sum(1)
+    exact = kl - likelihood.reshape(4000, 2).mean(0)
+    error = (draws.std(0) ** 2 / 4000 + likelihood.reshape(4000, 2).std(0) ** 2 / 4000).sqrt()
+    assert ((draws.mean(0) - exact).abs() < 4 * error).all()
+
+
+def test_importance_weights_match_likelihood(victim, generator):
+    """With many draws the estimate is the one of `negative_log_likelihood`."""
+    from robustvae.evaluation.likelihood import negative_log_likelihood
+
+    x = gray_images(2)
+    many = ImportanceWeighted(draws=3000)(victim, x, generator=generator).detach()
+    slow = negative_log_likelihood(victim.vae, x, draws=3000, generator=rv.generator(1))
+    torch.testing.assert_close(many, slow, atol=0.05, rtol=0)
+
+
+def test_latent_distance_is_whitened(generator):
+    vae = tiny_vae()
+    x = torch.rand(400, 1, 4, 4, generator=generator)
+    score = LatentDistance.fit(vae, x, shrinkage=1e-9)
+    distances = score(rv.Victim(vae), x, generator=generator).detach()
+    # the mean squared Mahalanobis distance of the fitted sample is d (n - 1) / n
+    assert distances.square().mean() == pytest.approx(vae.latent * 399 / 400, rel=1e-6)
+
+
+def test_bad_fits_are_refused():
+    with pytest.raises(RobustVAEError, match="at least 2"):
+        LatentDistance.fit(tiny_vae(), gray_images(1))
+    with pytest.raises(RobustVAEError, match="fit"):
+        LatentDistance(torch.zeros(2), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("score", [ReconstructionError(), NegativeELBO(), ImportanceWeighted(4)])
+def test_scores_have_gradients(victim, score):
+    x = gray_images(3).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(victim, x, generator=rv.generator(0)).sum(), x)
+    assert gradient.isfinite().all() and (gradient.flatten(1).norm(dim=1) > 0).all()
