@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import typer
 
@@ -21,29 +22,35 @@ from robustvae.cli.common import (
 )
 
 
-def run(
-    model: Model = DEFAULT_MODEL,
-    data: Data = None,
-    split: Split = "test",
-    inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 20,
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    model: Model = DEFAULT_MODEL
+    data: Data = None
+    split: Split = "test"
+    inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 20
     goal: Annotated[
         str, typer.Option(help="What the attack raises; see `robustvae list goal`.")
-    ] = "maximum-damage",
+    ] = "maximum-damage"
     search: Annotated[
         str, typer.Option(help="How it looks, such as projected-ascent:steps=100,restarts=5.")
-    ] = "projected-ascent",
-    norm: Norm = "l2",
+    ] = "projected-ascent"
+    norm: Norm = "l2"
     radius: Annotated[
         float, typer.Option(help="Size of the perturbation in that norm, in pixel units.")
-    ] = 1.0,
-    defense: Defense = None,
+    ] = 1.0
+    defense: Defense = None
     out: Annotated[
         Path | None, typer.Option(help="Folder to store the attacked images in, for `rescore`.")
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    seed: Seed = 0
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+def run(options: Options) -> None:
     """Attack a model, and its defenses; stores the attacked images so that anyone can score them.
 
     Each defense is attacked through: the search sees it. The last column is the damage of random
@@ -65,40 +72,43 @@ def run(
     from robustvae.registry import build
     from robustvae.seeding import split as generators
 
-    if out is not None:
-        check_folder(out)
-    attack = rv.Attack(build("goal", goal), build("search", search), rv.Ball(norm, radius))
-    vae = common.load_model(model, device)
-    victims = common.build_victims(vae, defense)
-    images = common.load_images(model, data, split)
+    if options.out is not None:
+        check_folder(options.out)
+    ball = rv.Ball(options.norm, options.radius)
+    attack = rv.Attack(build("goal", options.goal), build("search", options.search), ball)
+    vae = common.load_model(options.model, options.device)
+    victims = common.build_victims(vae, options.defense)
+    images = common.load_images(options.model, options.data, options.split)
     common.check_fit(vae, images)
-    rows = images.choose(inputs, stratified=True, generator=rv.generator(seed))
+    rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
     table = []
-    with common.progress("attack", quiet) as progress:
+    with common.progress("attack", options.quiet) as progress:
         for number, (name, victim) in enumerate(victims.items()):
             if progress is not None:
                 progress(number, len(victims), name)
-            search_noise, start, draws = generators(rv.generator(seed), 3)
+            search_noise, start, draws = generators(rv.generator(options.seed), 3)
             result = attack(victim, x, generator=search_noise)
-            noise = outward(x, attack.ball, generator=start)
+            noise = outward(x, ball, generator=start)
             damages = [_damage(victim, x, y, draws) for y in (result.x_adv, noise)]
             inconclusive = sum(status != "ok" for status in result.status)
             numbers = (result.size, result.score, *damages)
             table.append((name, *(f"{float(values.mean()):.4g}" for values in numbers)))
-            table[-1] += (f"{inconclusive} of {inputs}",)
-            if out is not None:
-                folder = out / ("undefended" if number == 0 else f"defense-{number}")
-                store(folder, victim, x, result, attack.ball, attack=f"{goal}, {search}")
+            table[-1] += (f"{inconclusive} of {len(x)}",)
+            if options.out is not None:
+                folder = options.out / ("undefended" if number == 0 else f"defense-{number}")
+                words = f"{options.goal}, {options.search}"
+                store(folder, victim, x, result, ball, attack=words)
     show_table(
         table,
-        title=f"{Path(model).name} on {images.name} ({images.split}), {inputs} inputs: {goal} "
-        f"within {norm} {radius:g}; means",
+        title=f"{Path(options.model).name} on {images.name} ({images.split}), {len(x)} inputs: "
+        f"{options.goal} within {options.norm} {options.radius:g}; means",
         headings=("victim", "size", "score", "damage, l2", "of noise", "inconclusive"),
         numbers=range(1, 6),
     )
-    if out is not None:
-        show(f"written: {out}; score it again: robustvae rescore {out / 'undefended'}")
+    if options.out is not None:
+        undefended = options.out / "undefended"
+        show(f"written: {options.out}; score it again: robustvae rescore {undefended}")
 
 
 def _damage(victim: Any, x: Any, y: Any, generator: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import typer
 
@@ -28,30 +29,36 @@ from robustvae.errors import ConfigError, check_choice, single_line
 REQUIREMENT = re.compile(r"^\s*(?P<key>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+0-9.eE]+)\s*$")
 
 
-def run(
-    model: Model = DEFAULT_MODEL,
-    data: Data = None,
-    split: Split = "test",
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    model: Model = DEFAULT_MODEL
+    data: Data = None
+    split: Split = "test"
     plan: Annotated[
         str, typer.Option(help="quick, standard, thorough, or a YAML file of your own.")
-    ] = "quick",
-    defense: Defense = None,
-    out: Out = Path("out"),
-    seed: Seed = 0,
-    device: Device = "cpu",
+    ] = "quick"
+    defense: Defense = None
+    out: Out = Path("out")
+    seed: Seed = 0
+    device: Device = "cpu"
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the shards an interrupted run left in --out."),
-    ] = False,
+    ] = False
     require: Annotated[
         list[str] | None,
         typer.Option(
             help="Exit with 1 unless this holds: a check's name, or a key of the summary with a "
             "bound on its mean, such as 'certified>=0.1'. May be repeated."
         ),
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    quiet: Quiet = False
+
+
+def run(options: Options) -> None:
     """Attack, defend, estimate and certify a model, and write the report.
 
     Writes report.html, record.json and rows.parquet (or rows.jsonl) into --out.
@@ -69,33 +76,33 @@ def run(
     from robustvae.records import check_folder
     from robustvae.report.terminal import table
 
-    if len(defense or ()) > 1:
+    if len(options.defense or ()) > 1:
         raise ConfigError(
-            f"an audit takes one --defense, got {len(defense or ())}: run it for each"
+            f"an audit takes one --defense, got {len(options.defense or ())}: run it for each"
         )
-    stages = auditing.read_plan(plan)
-    requirements = [_requirement(text, stages) for text in require or []]
-    vae = common.load_model(model, device)
-    *_, victim = common.build_victims(vae, defense).values()
-    images = common.load_images(model, data, split)
-    check_folder(out)
-    with common.progress("audit", quiet) as progress:
+    stages = auditing.read_plan(options.plan)
+    requirements = [_requirement(text, stages) for text in options.require or []]
+    vae = common.load_model(options.model, options.device)
+    *_, victim = common.build_victims(vae, options.defense).values()
+    images = common.load_images(options.model, options.data, options.split)
+    check_folder(options.out)
+    with common.progress("audit", options.quiet) as progress:
         record = auditing.audit(
             victim,
             images,
             stages,
-            seed=seed,
-            name=Path(model).name,
-            keep=out / ".shards",
-            resume=resume,
+            seed=options.seed,
+            name=Path(options.model).name,
+            keep=options.out / ".shards",
+            resume=options.resume,
             progress=progress,
         )
-    report.write(record, out)
-    auditing.forget_shards(out / ".shards")
+    report.write(record, options.out)
+    auditing.forget_shards(options.out / ".shards")
     console().print(table(record))
     for sentence in record.proved:
         show(sentence)
-    show(f"report: {out / 'report.html'}")
+    show(f"report: {options.out / 'report.html'}")
     failures = [reason for need in requirements if (reason := _unmet(need, record)) is not None]
     for reason in failures:
         print(f"required, and not so: {single_line(reason)}", file=sys.stderr)

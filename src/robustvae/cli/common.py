@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import time
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +51,36 @@ OutFile = Annotated[Path | None, typer.Option(help="Also write the result here, 
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+def from_options(run: Callable[..., None]) -> Callable[..., None]:
+    """A function that typer can read, of a command whose options are the fields of a dataclass.
+
+    Args:
+        run: `run(options: Options) -> None`; any other function is returned as it is.
+    """
+    kind = typing.get_type_hints(run).get("options")
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return run
+    hints = typing.get_type_hints(kind, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty
+            if field.default is dataclasses.MISSING
+            else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+    def call(**values: Any) -> None:
+        run(kind(**values))
+
+    call.__doc__, call.__annotations__ = run.__doc__, hints
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
 
 
 def load_model(model: str, device: str = "cpu") -> Any:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import typer
 
 from robustvae.cli.common import Displacement, Quantile
 
 
-def run(
-    margin: Annotated[float, typer.Option(help="Certified margin wanted, l2 in pixel units.")],
-    r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")],
-    m: Quantile = 0.5,
-    displacement: Displacement = "centered",
-    latent: Annotated[int, typer.Option(min=1, help="Dimension of the latent.")] = 10,
-    stddev: Annotated[float, typer.Option(help="The fixed sigma of the encoder.")] = 0.1,
-    ratio: Annotated[float, typer.Option(help="Encoder's constant over the decoder's.")] = 1.0,
-    likelihood: Annotated[str, typer.Option(help="As of lipschitz-vae.")] = "continuous_bernoulli",
-    recipe: Annotated[Path | None, typer.Option(help="Write a recipe for it here, YAML.")] = None,
-    data: Annotated[str, typer.Option(help="Data set of the recipe.")] = "mnist",
-    epochs: Annotated[int, typer.Option(min=1, help="Of the recipe.")] = 30,
-) -> None:
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    margin: Annotated[float, typer.Option(help="Certified margin wanted, l2 in pixel units.")]
+    r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")]
+    m: Quantile = 0.5
+    displacement: Displacement = "centered"
+    latent: Annotated[int, typer.Option(min=1, help="Dimension of the latent.")] = 10
+    stddev: Annotated[float, typer.Option(help="The fixed sigma of the encoder.")] = 0.1
+    ratio: Annotated[float, typer.Option(help="Encoder's constant over the decoder's.")] = 1.0
+    likelihood: Annotated[str, typer.Option(help="As of lipschitz-vae.")] = "continuous_bernoulli"
+    recipe: Annotated[Path | None, typer.Option(help="Write a recipe for it here, YAML.")] = None
+    data: Annotated[str, typer.Option(help="Data set of the recipe.")] = "mnist"
+    epochs: Annotated[int, typer.Option(min=1, help="Of the recipe.")] = 30
+
+
+def run(options: Options) -> None:
     """Which Lipschitz constants guarantee a margin for every input, before any training.
 
     Examples:
@@ -39,15 +46,16 @@ def run(
     from robustvae.certificates import design
     from robustvae.cli.printing import floored, show_table
 
+    question = f"r = {options.r:g}, m = {options.m:g}"
     constants = design(
-        margin,
-        r=r,
-        m=m,
-        displacement=displacement,
-        latent=latent,
-        stddev=stddev,
-        ratio=ratio,
-        likelihood=likelihood,
+        options.margin,
+        r=options.r,
+        m=options.m,
+        displacement=options.displacement,
+        latent=options.latent,
+        stddev=options.stddev,
+        ratio=options.ratio,
+        likelihood=options.likelihood,
     )
     show_table(
         [
@@ -57,14 +65,15 @@ def run(
             ("latent", constants.latent),
             ("certified for every input, at least", floored(constants.margin)),
         ],
-        title=f"margin {margin:g} at r = {r:g}, m = {m:g}, {displacement}, l2",
+        title=f"margin {options.margin:g} at {question}, {options.displacement}, l2",
         headings=("option of lipschitz-vae", "value"),
         numbers=[1],
     )
-    if recipe is None:
+    if options.recipe is None:
         return
-    about = f"Every input has a {displacement} margin of {margin:g} at r = {r:g}, m = {m:g}."
-    _write(recipe, constants, about=about, data=data, epochs=epochs)
+    margin = f"{options.displacement} margin of {options.margin:g}"
+    about = f"Every input has a {margin} at {question}."
+    _write(options.recipe, constants, about=about, data=options.data, epochs=options.epochs)
 
 
 def _write(recipe: Path, constants: Any, *, about: str, data: str, epochs: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, final
 
 import typer
 
@@ -11,19 +12,25 @@ from robustvae.cli import common
 from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, OutFile, Quiet, Seed
 
 
-def run(
-    model: Model = DEFAULT_MODEL,
-    data: Data = None,
-    inputs: Annotated[int, typer.Option(min=2, help="Test images, balanced.")] = 1000,
-    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 100,
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    model: Model = DEFAULT_MODEL
+    data: Data = None
+    inputs: Annotated[int, typer.Option(min=2, help="Test images, balanced.")] = 1000
+    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 100
     part: Annotated[
         list[str] | None, typer.Option(help="Measure this part only; may be repeated.")
-    ] = None,
-    out: OutFile = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    out: OutFile = None
+    seed: Seed = 0
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+def run(options: Options) -> None:
     """Measure a model: likelihood, reconstruction, latents, probe, samples, slopes, weights.
 
     Examples:
@@ -35,19 +42,19 @@ def run(
     import robustvae as rv
     from robustvae.records import check_folder, plain, write_text
 
-    if out is not None:
-        check_folder(out.parent)
-    vae = common.load_model(model, device)
+    if options.out is not None:
+        check_folder(options.out.parent)
+    vae = common.load_model(options.model, options.device)
     evaluation = rv.evaluate(
         vae,
-        common.load_images(model, data, "test"),
-        train=common.load_images(model, data, "train"),
-        inputs=inputs,
-        draws=draws,
-        parts=part,
-        seed=seed,
-        progress=common.progress_line(quiet),
+        common.load_images(options.model, options.data, "test"),
+        train=common.load_images(options.model, options.data, "train"),
+        inputs=options.inputs,
+        draws=options.draws,
+        parts=options.part,
+        seed=options.seed,
+        progress=common.progress_line(options.quiet),
     )
     common.show_evaluation(evaluation)
-    if out is not None:
-        write_text(out, json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n")
+    if options.out is not None:
+        write_text(options.out, json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from robustvae.cli.common import from_options
 from robustvae.cli.entry import DONE, print_version
 
 # Files of this folder that are no commands.
@@ -50,7 +51,7 @@ class _Commands(TyperGroup):
         several = getattr(module, "app", None)  # a command that has commands of its own
         if several is None:
             several = typer.Typer(add_completion=False, rich_markup_mode=None)
-            several.command(cmd_name)(module.run)
+            several.command(cmd_name)(from_options(module.run))
         return typer.main.get_command(several)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

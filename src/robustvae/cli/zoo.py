@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, final
 
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import Device, Quiet
+from robustvae.cli.common import Device, Quiet, from_options
 
 app = typer.Typer(
     help="Bundled models, and those of the recipes.",
@@ -59,23 +60,30 @@ def show_model(name: Annotated[str, typer.Argument(help="Of a model; see `zoo li
         show_table([(key, short(value)) for key, value in metrics.items()])
 
 
-@app.command("train")
-def train_model(
-    name: Annotated[str, typer.Argument(help="Of a recipe; see `zoo list`.")],
+@final
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command takes."""
+
+    name: Annotated[str, typer.Argument(help="Of a recipe; see `zoo list`.")]
     run: Annotated[
         Path | None, typer.Option(help="Folder of the training run; runs/NAME by default.")
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model; NAME in the zoo by default.")
-    ] = None,
-    inputs: Annotated[int, typer.Option(min=2, help="Test images for the measures.")] = 2000,
-    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 1000,
+    ] = None
+    inputs: Annotated[int, typer.Option(min=2, help="Test images for the measures.")] = 2000
+    draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 1000
     continuous: Annotated[
         bool, typer.Option("--continuous", help="Score logits as continuous Bernoulli's, too.")
-    ] = False,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
+    ] = False
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+@app.command("train")
+@from_options
+def train_model(options: TrainOptions) -> None:
     """Train a model by its recipe, measure what is stored, and store it in the zoo.
 
     A run that was stopped goes on; one that is complete is measured and stored.
@@ -90,14 +98,14 @@ def train_model(
     from robustvae.cli.printing import show
 
     folder = zoo.train(
-        name,
-        run=run,
-        out=out,
-        inputs=inputs,
-        draws=draws,
-        continuous=continuous,
-        device=None if device == "cpu" else device,
-        progress=common.progress_line(quiet),
+        options.name,
+        run=options.run,
+        out=options.out,
+        inputs=options.inputs,
+        draws=options.draws,
+        continuous=options.continuous,
+        device=None if options.device == "cpu" else options.device,
+        progress=common.progress_line(options.quiet),
     )
     show(f"model: {folder}")
 
