@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     )
     from robustvae.evaluation import evaluate
     from robustvae.geometry import pullback
-    from robustvae.models import VAE, wrap
+    from robustvae.models import VAE, check, wrap
     from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent
     from robustvae.records import Estimate, Record
     from robustvae.robustness import estimate_margin, robustness_probability
@@ -51,6 +51,7 @@ _HOMES = {
     "Ball": "perturb",
     "Certificate": "certificates",
     "certify": "certificates",
+    "check": "models",
     "ClassifierFlip": "attacks",
     "data": "",
     "draw": "seeding",
@@ -93,6 +94,7 @@ __all__ = [
     "Ball",
     "Certificate",
     "certify",
+    "check",
     "ClassifierFlip",
     "data",
     "draw",

@@ -2,6 +2,7 @@
 
 from robustvae.models.adapters import wrap
 from robustvae.models.base import VAE
+from robustvae.models.diagnosis import Diagnosis, check
 from robustvae.models.dlgm import DLGM
 from robustvae.models.hierarchy import HierarchicalVAE, LayeredGaussian, conditionals
 from robustvae.models.likelihoods import (
@@ -20,9 +21,11 @@ from robustvae.models.vae import GaussianVAE
 
 __all__ = [
     "Bernoulli",
+    "check",
     "conditionals",
     "ContinuousBernoulli",
     "create",
+    "Diagnosis",
     "Distribution",
     "DLGM",
     "Gaussian",

@@ -240,6 +240,13 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
     if isinstance(output, torch.distributions.Normal):
         output = Gaussian(output.loc, output.scale)
     elif isinstance(output, torch.distributions.Bernoulli):
+        given = vars(output).get("probs")
+        if given is not None and not bool(((given >= 0) & (given <= 1)).all()):
+            raise RangeError(
+                f"{name} must return probabilities in [0, 1], got values from "
+                f"{float(given.min()):g} to {float(given.max()):g}: if they are logits, give "
+                "Bernoulli(logits=...)"
+            )
         output = Bernoulli(output.logits)
     if isinstance(output, tuple | list):
         raise DtypeError(

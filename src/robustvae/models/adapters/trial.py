@@ -57,7 +57,7 @@ def quiet(*modules: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.enter_context(evaluating(module))
-            stack.enter_context(_buffers_kept(module))
+            stack.enter_context(buffers_kept(module))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         try:
@@ -68,7 +68,8 @@ def quiet(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Within: a module's calls; afterwards its buffers are as before."""
     kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae.data.space import InputSpace
-from robustvae.errors import ModelError, RobustVAEError, ShapeError, UnsupportedError
+from robustvae.errors import ModelError, RangeError, RobustVAEError, ShapeError, UnsupportedError
 from robustvae.models.adapters.parts import reached, rebound
 from robustvae.models.adapters.reading import (
     CodeReading,
@@ -146,6 +146,8 @@ class WrappedVAE(VAE):
         reach = reached(match.encode, match.decode, match.decisions, match.prior)
         # submodules, so that evaluation mode, checks of weights, hashes and .to() reach them
         self._owners = nn.ModuleList(reach.modules)
+        # adding a submodule does not change its mode, and the whole is in the mode of its parts
+        self.training = self._owners.training = any(part.training for part in reach.modules)
         self.unseen = tuple(dict.fromkeys(reach.unseen))
 
     def __repr__(self) -> str:
@@ -342,6 +344,8 @@ class BlackBox(VAE):
         self._forward, self._pick = forward, pick
         reach = reached(forward)
         self._owners = nn.ModuleList(reach.modules)
+        # adding a submodule does not change its mode, and the whole is in the mode of its parts
+        self.training = self._owners.training = any(part.training for part in reach.modules)
         self.unseen = tuple(dict.fromkeys(reach.unseen))
 
     def __repr__(self) -> str:
@@ -415,12 +419,16 @@ def likelihood_of(u: Tensor, output: Output, space: InputSpace) -> Distribution:
 
 
 def _probabilities(u: Tensor, space: InputSpace) -> Tensor:
-    """Outputs of a sigmoid are probabilities whatever range the encoder reads."""
-    return (
-        u
-        if float(u.detach().amin()) >= 0 and float(u.detach().amax()) <= 1
-        else space.from_model(u)
-    )
+    """A decoder's probabilities; outputs of a sigmoid are some whatever range the encoder reads."""
+    low, high = (float(edge) for edge in u.detach().aminmax())
+    if low >= -_EDGE and high <= 1 + _EDGE:
+        return u
+    if space.low == 0.0 and space.high == 1.0:
+        raise RangeError(
+            f"decode must return probabilities in [0, 1], got values from {low:g} to {high:g}: "
+            "if they are logits, wrap with outputs='logits'"
+        )
+    return space.from_model(u)
 
 
 def _in_unit(distribution: Distribution, space: InputSpace) -> Distribution:
