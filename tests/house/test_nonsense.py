@@ -298,6 +298,9 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         None,
         lambda: {"vae": base().vae, "x": base().x, **QUESTION, "norm": "l2", "generator": g()},
     ),
+    "check": (None, lambda: {"model": base().vae, "x": base().x}),
+    "data.as_images": (None, lambda: {"inputs": base().x}),
+    "data.from_tensor": (None, lambda: {"x": base().x}),
     "models.create of a hierarchy": (
         lambda **a: rv.models.create("seatbelt", architecture="mlp", image_shape=(1, 8, 8), **a),
         lambda: {"widths": [2, 1], "between": [4], "hidden": [4], "batch_norm": False},
