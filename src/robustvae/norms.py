@@ -6,28 +6,21 @@ Everything is computed in float64 on the CPU, and every rounding error is bounde
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from robustvae import gate
 from robustvae.errors import NonFiniteError, ShapeError, UnsupportedError
-
-SLOPES: dict[type[nn.Module], float] = {
-    nn.Identity: 1.0,
-    nn.Flatten: 1.0,
-    nn.Unflatten: 1.0,
-    nn.Dropout: 1.0,
-    nn.ReLU: 1.0,
-    nn.Tanh: 1.0,
-    nn.Softplus: 1.0,
-    nn.Sigmoid: 0.25,
-}
-"""Largest slope of the parameterless modules covered, in evaluation mode."""
 
 CONTINUOUS_BERNOULLI_SLOPE = 1 / 12
 """Largest slope of the continuous Bernoulli's exact mean in its logit: its variance at 0."""
 
 UNIT = 2.0**-53
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+gate.know(nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def spectral_norm_bound(weight: Tensor) -> float:
@@ -86,7 +79,7 @@ def spectral_norm_bounds(matrices: Tensor) -> Tensor:
     return torch.ldexp(square.clamp_min(0).sqrt() * (1 + 8 * UNIT) * (mass > 0), exponent)
 
 
-def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]) -> float:
+def conv_norm_bound(layer: Convolution, size: Sequence[int], *, sizes: bool = False) -> float:
     """An upper bound on the l2 operator norm of a zero-padded convolution, as it is stored.
 
     The convolution is a compression of a periodic one on any torus so large that what one output
@@ -95,15 +88,17 @@ def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]
     conjugate blocks. A transposed convolution is the adjoint of a plain one.
 
     Args:
-        layer: Any stride, padding, dilation and groups; padding with zeros.
-        size: (H, W) of the features on the convolution's coarse side: the output of a `Conv2d`,
-            the input of a `ConvTranspose2d`.
+        layer: Any stride, padding, dilation and groups; padding with zeros; in one dimension or
+            two.
+        size: (H, W), or (L,), of the features on the convolution's coarse side: the output of a
+            `Conv2d`, the input of a `ConvTranspose2d`.
+        sizes: Of the kernel's absolute values instead.
 
     Returns:
         A bound that the true norm approaches as the features grow.
 
     Raises:
-        UnsupportedError: Another padding mode, or padding given as a word.
+        UnsupportedError: Another padding mode, or a layer that the gate refuses.
         NonFiniteError: A NaN or an infinity in the weights.
 
     Examples:
@@ -114,56 +109,66 @@ def conv_norm_bound(layer: nn.Conv2d | nn.ConvTranspose2d, size: tuple[int, int]
         >>> round(conv_norm_bound(layer, (4, 4)), 6)
         0.5
     """
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise UnsupportedError(f"padding {layer.padding!r}, mode {layer.padding_mode!r}")
+    gate.admit(layer)
+    padding, dilation, strides = conv_padding(layer), layer.dilation, layer.stride
     weight = layer.weight.detach().to("cpu", torch.float64)
+    if sizes:
+        weight = weight.abs()
+    if weight.ndim == 3:  # as an image of one row
+        weight, size = weight[:, :, None], (1, *size)
+        padding, dilation, strides = (0, *padding), (1, *dilation), (1, *strides)
     axes = []
     for axis in range(2):
-        taps, stride = weight.shape[2 + axis], layer.stride[axis]
-        offset = torch.arange(taps) * layer.dilation[axis] - layer.padding[axis]
+        taps, stride = weight.shape[2 + axis], strides[axis]
+        offset = torch.arange(taps) * dilation[axis] - padding[axis]
         cell, phase = offset.div(stride, rounding_mode="floor"), offset.remainder(stride)
         period = size[axis] + int(cell.max() - cell.min())
         frequency = torch.arange(period if axis else period // 2 + 1)
-        angle = 2 * math.pi / period * torch.outer(frequency, cell).remainder(period)
-        wave = torch.polar(torch.ones_like(angle, dtype=torch.float64), angle.double())
+        # whole turns are taken off before anything is rounded, and the product is in float64
+        turns = torch.outer(frequency, cell).remainder(period).to(torch.float64)
+        angle = 2 * math.pi / period * turns
+        wave = torch.polar(torch.ones_like(angle), angle)
         select = torch.nn.functional.one_hot(phase, stride).to(torch.complex128)
         axes.append(torch.einsum("ft,tp->ftp", wave, select))
     worst = 0.0
     for group in weight.chunk(layer.groups):
         symbol = torch.einsum("oiuv,fup,gvq->fgoipq", group.to(torch.complex128), *axes)
         symbol = symbol.flatten(4).flatten(3).flatten(0, 1)
+        # an angle below 2 pi errs by 2e-15, a wave by as much: 1e-13 of what it multiplies is ample
         slack = 1e-13 * float(group.abs().sum((2, 3)).norm())
         worst = max(worst, float(spectral_norm_bounds(symbol).max()) + slack)
     return worst
 
 
-def slope_bound(module: nn.Module) -> float:
-    """The largest slope of a parameterless module: 1/4 for a sigmoid, 1 for a ReLU.
+def conv_padding(layer: Convolution) -> tuple[int, ...]:
+    """Zeros on either side of each axis.
 
     Raises:
-        UnsupportedError: A module whose slope is not known here.
+        UnsupportedError: Padding with something else, or "same" where one side gets more.
 
     Examples:
         >>> from torch import nn
-        >>> from robustvae.norms import slope_bound
-        >>> slope_bound(nn.Sigmoid())
-        0.25
+        >>> from robustvae.norms import conv_padding
+        >>> conv_padding(nn.Conv2d(1, 1, 3, padding="same"))
+        (1, 1)
     """
-    if type(module) is nn.LeakyReLU:
-        return max(1.0, abs(module.negative_slope))
-    if isinstance(module, nn.Softplus) and not _seamless(module):
+    name = type(layer).__name__
+    if layer.padding_mode != "zeros":
         raise UnsupportedError(
-            f"Softplus(beta={module.beta:g}, threshold={module.threshold:g}) jumps at its threshold"
+            f"bounds want a {name} with padding_mode='zeros', got {layer.padding_mode!r}; put a "
+            "padding layer before it"
         )
-    slope = SLOPES.get(type(module))
-    if slope is None:
-        raise UnsupportedError(f"no Lipschitz constant is known for {type(module).__name__}")
-    return slope
-
-
-def _seamless(layer: nn.Softplus) -> bool:
-    """Whether torch's step to the line beyond the threshold is lost in rounding."""
-    return layer.beta > 0 and math.log1p(math.exp(-layer.threshold)) / layer.beta <= 1e-8
+    if not isinstance(layer.padding, str):
+        return tuple(layer.padding)
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    both = [d * (taps - 1) for d, taps in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(total % 2 for total in both):
+        raise UnsupportedError(
+            f"bounds want a {name} that pads both sides alike, got padding='same' with an even "
+            "kernel; use an odd one"
+        )
+    return tuple(total // 2 for total in both)
 
 
 def _top_eigenvalue_bound(gram: Tensor) -> Tensor:

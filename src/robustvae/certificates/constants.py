@@ -8,21 +8,16 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustvae.certificates.graphs import Add, Affine, Graph, Part, Sum
-from robustvae.certificates.layers import batch_norm_factor, layers_of
+from robustvae import gate
+from robustvae.certificates.propagation.graph import Add, Graph
+from robustvae.certificates.propagation.operator import operator_of
+from robustvae.certificates.propagation.steps import Step, SumStep
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.base import frozen
-from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
-from robustvae.models.orthogonal import MoveChannels
-from robustvae.norms import (
-    CONTINUOUS_BERNOULLI_SLOPE,
-    conv_norm_bound,
-    slope_bound,
-    spectral_norm_bound,
-)
+from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE
 
 OUTPUT_SLOPES = {
     "bernoulli": 1 / 4,
@@ -138,58 +133,67 @@ def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> f
         >>> round(lipschitz_bound(Add(nn.Identity(), nn.Sigmoid())), 6)
         1.25
     """
-    weights = next(network.parameters(), torch.zeros(()))
-    x = None if shape is None else weights.new_zeros(1, *shape)
+    walk = _Constants([() if shape is None else tuple(shape)], [1.0])
     with frozen(network), torch.no_grad():
-        return _network_bound(network, x)[0]
+        return walk.bounds[walk.take(network, 0)]
 
 
-_Reached = tuple[float, Tensor | None]
-"""A bound, and features of one input there, where their shape is known."""
+@dataclass
+class _Constants:
+    """A walk through a network: of each value its shape, () where it is not known, and its bound.
 
+    It is the `Builder` that operators append steps to; of the steps only the shapes matter here.
+    """
 
-def _network_bound(network: nn.Module, x: Tensor | None) -> _Reached:
-    if type(network) is Graph:
+    shapes: list[tuple[int, ...]]
+    bounds: list[float]
 
-        def step(layer: nn.Module, given: tuple[_Reached, ...]) -> _Reached:
-            if type(layer) is Sum:
-                return _up(sum(bound for bound, _ in given)), given[0][1]
-            ((before, features),) = given
-            bound, made = _network_bound(layer, features)
-            return _up(before * bound), made
+    def shape(self, node: int) -> tuple[int, ...]:
+        """Of a value."""
+        return self.shapes[node]
 
-        (end,) = network.walk((1.0, x), step)
-        return end
-    bound = 1.0
-    for layer in layers_of(network):
-        if type(layer) is Add:
-            branches = [_network_bound(branch, x) for branch in layer.branches]
-            own, y = _up(sum(branch for branch, _ in branches)), branches[0][1]
+    def append(self, step: Step, shape: tuple[int, ...]) -> int:
+        """A value of that shape."""
+        self.shapes.append(shape)
+        self.bounds.append(math.nan)
+        return len(self.shapes) - 1
+
+    def take(self, network: nn.Module, node: int) -> int:
+        """The value that a network makes of another."""
+        if type(network) is nn.Sequential:
+            gate.admit(network)
+            for layer in network:
+                node = self.take(layer, node)
+            return node
+        if type(network) is Add:
+            gate.admit(network)
+            ends = [self.take(branch, node) for branch in network.branches]
+            end = self.append(SumStep(tuple(ends)), self.shapes[ends[0]])
+            self.bounds[end] = _up(sum(self.bounds[branch] for branch in ends))
+            return end
+        if type(network) is Graph:
+            gate.admit(network)
+            (end,) = network.walk(
+                node,
+                lambda layer, reads: (
+                    self.take(layer, reads[0]) if len(reads) == 1 else self.meet(layer, reads)
+                ),
+            )
+            return end
+        return self.meet(network, (node,))
+
+    def meet(self, layer: nn.Module, reads: tuple[int, ...]) -> int:
+        """The value that a layer makes of those that it reads."""
+        operator, shape = operator_of(layer), self.shapes[reads[0]]
+        bound = _up(operator.grow(tuple(self.bounds[read] for read in reads), shape))
+        if all(self.shapes[read] for read in reads):
+            end = operator.build(self, reads)
         else:
-            y = None if x is None else layer(x)
-            own = _layer_bound(layer, x, y)
-        bound, x = _up(bound * own), y
-    return bound, x
-
-
-def _layer_bound(layer: nn.Module, x: Tensor | None, y: Tensor | None) -> float:
-    """The layer's bound; x and y are features of one input before and after it."""
-    if type(layer) is nn.Linear:
-        return spectral_norm_bound(layer.weight)
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        coarse = x if isinstance(layer, nn.ConvTranspose2d) else y
-        if coarse is None:
-            raise UnsupportedError(f"{type(layer).__name__} on features of unknown shape")
-        return conv_norm_bound(layer, (coarse.shape[-2], coarse.shape[-1]))
-    if type(layer) is Scale:
-        return abs(layer.factor)
-    if type(layer) is Affine:
-        return abs(layer.factor)
-    if type(layer) in (GroupSort, MaxMin, MoveChannels, Part):
-        return 1.0
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        return _up(float(batch_norm_factor(layer).abs().max()))
-    return slope_bound(layer)
+            end = self.append(SumStep(reads), ())
+        if end in reads:  # a layer that passes its input
+            end = self.append(SumStep(reads), shape)
+        self.bounds[end] = bound
+        return end
 
 
 def _up(value: float) -> float:

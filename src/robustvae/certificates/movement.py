@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae.certificates.constants import lipschitz_bound
-from robustvae.certificates.graphs import Add, traced
-from robustvae.certificates.relaxations import LinearBounds, Method, Relaxation
+from robustvae.certificates.propagation import Add, LinearBounds, Method, Relaxation, traced
 from robustvae.errors import UnsupportedError
 from robustvae.models import (
     DLGM,

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustvae import bounds
+from robustvae import bounds, gate
 from robustvae.certificates.constants import lipschitz_bound
-from robustvae.certificates.layers import layers_of
+from robustvae.certificates.propagation.operator import operator_of
 from robustvae.errors import ShapeError, UnsupportedError, check_positive
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 
@@ -104,10 +104,19 @@ class _Pairs:
         return _Pairs(self.apart.to(dtype), self.sign.to(dtype), self.steepness.to(dtype))
 
 
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """The layers in order, nested `nn.Sequential` taken apart; each admitted by the gate."""
+    if type(network) is not nn.Sequential:
+        operator_of(network)
+        return [network]
+    gate.admit(network)
+    return [layer for part in network for layer in _layers(part)]
+
+
 def _stages(decoder: nn.Module) -> list[_Stage]:
     stages: list[_Stage] = []
-    for layer in layers_of(decoder):
-        if isinstance(layer, nn.Linear):
+    for layer in _layers(decoder):
+        if type(layer) is nn.Linear:
             if stages and not stages[-1].sort:
                 raise UnsupportedError("two dense layers without a sort between")
             weight = layer.weight.detach().cpu().double()

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import Add, Relaxation, lipschitz_bound
-from robustvae.certificates.graphs import Affine, Graph, Part, Sum, traced
+from robustvae.certificates.propagation import traced
+from robustvae.certificates.propagation.graph import Affine, Graph, Part, Sum
 from robustvae.certificates.movement import Encoder
 
 SHAPE = (2, 4, 4)

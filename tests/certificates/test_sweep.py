@@ -4,8 +4,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from robustvae import errors
-from robustvae.certificates import Add, relaxations
-from robustvae.certificates.relaxations import METHODS, Relaxation
+from robustvae.certificates import Add
+from robustvae.certificates.propagation import METHODS, Relaxation, operator_of, rows, sweep
+from robustvae.certificates.propagation.operators import linear
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 from robustvae.models.orthogonal import MoveChannels
 
@@ -217,8 +218,8 @@ def test_the_most_of_a_linear_map_in_the_box(norm, generator):
 def test_a_box_turned_round_is_caught(norm, generator, monkeypatch):
     network, x = made("linear", generator), black_and_white(generator, 4)
     steps = list(steps_of(network, x, 0.5, norm, generator))
-    right = relaxations._Sweep._across
-    monkeypatch.setattr(relaxations._Sweep, "_across", lambda own, slope, b: right(own, -slope, b))
+    right = sweep._Sweep._most
+    monkeypatch.setattr(sweep._Sweep, "_most", lambda own, slope, b: right(own, -slope, b))
     with pytest.raises(AssertionError):
         attacked_in_box(network, x, 0.5, norm, generator, steps)
 
@@ -409,5 +410,5 @@ def test_the_operator_bound_is_never_below(shape, generator):
     )
     true = float(torch.linalg.matrix_norm(matrix, 2))
     assert (
-        true <= relaxations.operator_bound(matrix) <= (1.0 if 3 in shape else 2.0) * true * 1.0001
+        true <= rows.operator_bound(matrix) <= (1.0 if 3 in shape else 2.0) * true * 1.0001
     )

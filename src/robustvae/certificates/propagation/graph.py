@@ -1,0 +1,154 @@
+"""Networks as graphs of known layers: sums of branches, concatenations, and what reads what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from robustvae import gate
+from robustvae.errors import check_count
+
+T = TypeVar("T")
+
+
+@final
+class Add(nn.Module):
+    """The sum of what its branches make of the same features; `Add(nn.Identity(), f)` is x + f(x).
+
+    Args:
+        branches: Networks with outputs of one shape.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates import Add
+        >>> Add(torch.nn.Identity(), torch.nn.ReLU())(torch.tensor([-1.0, 2.0]))
+        tensor([-1.,  4.])
+    """
+
+    def __init__(self, *branches: nn.Module) -> None:
+        """Keep the branches."""
+        super().__init__()
+        check_count(len(branches), "the number of branches")
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features, of any shape that the branches read."""
+        # a copy for each: what one does in place is no business of the others
+        first, *others = (branch(x.clone()) for branch in self.branches)
+        return sum(others, first)
+
+
+@final
+class Sum(nn.Module):
+    """The sum of several features of one shape: what meets in a `Graph`."""
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Their sum."""
+        first, *others = features
+        return sum(others, first)
+
+
+@final
+class Concatenate(nn.Module):
+    """Several features side by side, along the channels: what meets in a `Graph`.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.propagation.graph import Concatenate
+        >>> Concatenate()(torch.zeros(1, 2), torch.ones(1, 1))
+        tensor([[0., 0., 1.]])
+    """
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """(B, n_i, ...) to (B, sum n_i, ...)."""
+        return torch.cat(features, 1)
+
+
+@final
+class Affine(nn.Module):
+    """factor * x + shift, by numbers.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.propagation.graph import Affine
+        >>> Affine(2.0, -1.0)(torch.tensor([0.0, 1.0]))
+        tensor([-1.,  1.])
+    """
+
+    def __init__(self, factor: float, shift: float) -> None:
+        """Keep the numbers."""
+        super().__init__()
+        self.factor, self.shift = float(factor), float(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape."""
+        return self.factor * x + self.shift
+
+
+@final
+class Part(nn.Module):
+    """Features, or channels, from `start` up to `stop`.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.propagation.graph import Part
+        >>> Part(1, 3)(torch.arange(4.0)[None])
+        tensor([[1., 2.]])
+    """
+
+    def __init__(self, start: int, stop: int) -> None:
+        """Keep the ends."""
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, ...) to (B, stop - start, ...)."""
+        return x[:, self.start : self.stop]
+
+
+@final
+class Graph(nn.Module):
+    """Layers in order, what each reads, and what comes out.
+
+    Value 0 is the input, value k what layer k - 1 makes of the values it reads.
+
+    Args:
+        layers: The layers.
+        reads: For each layer, the numbers of the values it reads.
+        ends: Numbers of the values that are the output.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.propagation.graph import Graph, Sum
+        >>> residual = Graph([torch.nn.ReLU(), Sum()], reads=[(0,), (0, 1)], ends=(2,))
+        >>> residual(torch.tensor([-1.0, 2.0]))
+        (tensor([-1.,  4.]),)
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], reads: Sequence[tuple[int, ...]], ends: tuple[int, ...]
+    ) -> None:
+        """Keep the graph."""
+        super().__init__()
+        self.layers, self.reads, self.ends = nn.ModuleList(layers), tuple(reads), ends
+
+    def walk(self, start: T, step: Callable[[nn.Module, tuple[T, ...]], T]) -> tuple[T, ...]:
+        """What comes out where `step` tells what a layer makes of what it reads."""
+        values = [start]
+        for layer, reads in zip(self.layers, self.reads, strict=True):
+            values.append(step(layer, tuple(values[k] for k in reads)))
+        return tuple(values[end] for end in self.ends)
+
+    def only(self, end: int) -> Graph:
+        """The graph with one of its outputs alone."""
+        return Graph(list(self.layers), self.reads, (self.ends[end],))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Every output."""
+        return self.walk(x, lambda layer, features: layer(*features))
+
+
+gate.know(nn.Sequential, Add, Graph)

@@ -1,0 +1,147 @@
+"""The one gate through which a layer comes before anything is proved of it.
+
+A bound is computed from a layer's weights and options; what runs is its `forward`, with whatever
+was hooked to it. Where the two may differ, a proof of the one says nothing about the other. Norms,
+Lipschitz constants, linear bounds, the tangent envelope and traces all ask here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _modules
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from robustvae.errors import UnsupportedError
+
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+_OWN_HOOKS = tuple(name.removeprefix("_global") for name in _GLOBAL_HOOKS)
+
+# As they are when the library is imported: a class whose forward is replaced later is seen by this.
+_CALL = (nn.Module.__call__, nn.Module._call_impl)
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {}
+
+# Whether these are in training mode decides what they compute.
+_MODED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.modules.batchnorm._BatchNorm)
+
+
+def know(*kinds: type[nn.Module]) -> None:
+    """Remember what layers of these classes compute, so that `admit` sees it replaced.
+
+    Args:
+        kinds: Classes that bounds are known for.
+    """
+    for kind in kinds:
+        _FORWARDS.setdefault(kind, kind.forward)
+
+
+def admit_process() -> None:
+    """Refuse a process in which layers compute something else than their classes say.
+
+    Raises:
+        UnsupportedError: A global hook, autocast, or a mode that catches torch's functions.
+
+    Examples:
+        >>> from robustvae.gate import admit_process
+        >>> admit_process()
+    """
+    for name in _GLOBAL_HOOKS:
+        if getattr(_modules, name, None):
+            raise UnsupportedError(
+                "bounds want layers that nothing is hooked to, got a global module hook; "
+                "remove it before certifying"
+            )
+    if (nn.Module.__call__, nn.Module._call_impl) != _CALL:
+        raise UnsupportedError(
+            "bounds want torch's own Module.__call__, got a replaced one; restore it"
+        )
+    if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+        raise UnsupportedError(
+            "bounds want the model's own floating type, got autocast; leave the autocast context"
+        )
+    # the mode that only places new tensors is no stranger to the functions' values
+    others = [
+        mode
+        for mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
+        if type(mode).__name__ != "DeviceContext"
+    ]
+    if others:
+        raise UnsupportedError(
+            "bounds want torch's own functions, got the mode "
+            f"{type(others[0]).__name__}; leave its context"
+        )
+
+
+def admit_call(module: nn.Module) -> None:
+    """Refuse a module on which something is hooked, or a method is replaced; of any class.
+
+    Args:
+        module: Alone, without its submodules.
+
+    Raises:
+        UnsupportedError: A hook of any kind, a forward or other method of its own, parametrized
+            weights, a compiled call.
+    """
+    name = type(module).__name__
+    for hooks in _OWN_HOOKS:
+        if getattr(module, hooks, None):
+            raise UnsupportedError(f"bounds want layers without a hook, got a {name} with a hook")
+    if vars(module).get("_compiled_call_impl") is not None:
+        raise UnsupportedError(f"bounds want layers as they are, got a compiled {name}")
+    if "parametrizations" in module._modules:
+        raise UnsupportedError(
+            f"bounds want stored weights, got a {name} with parametrized ones; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    for attribute in vars(module):
+        # an attribute that hides a method of the class: forward, _conv_forward, ...
+        if callable(getattr(type(module), attribute, None)):
+            raise UnsupportedError(
+                f"bounds want layers that compute what their class does, got a {name} with a "
+                f"{attribute} of its own"
+            )
+
+
+def admit(layer: nn.Module) -> None:
+    """Refuse a layer unless it computes what its class computes, from the tensors that it stores.
+
+    Args:
+        layer: A layer of a class that `know` was told of, exactly: a subclass may do anything.
+
+    Raises:
+        UnsupportedError: Another class, or anything that `admit_call` and `admit_process` refuse;
+            dropout or batch norm in training mode; weights of a tensor subclass.
+
+    Examples:
+        >>> from torch import nn
+        >>> from robustvae.gate import admit, know
+        >>> know(nn.Linear)
+        >>> admit(nn.Linear(2, 3))
+    """
+    admit_process()
+    admit_call(layer)
+    kind = type(layer)
+    if kind not in _FORWARDS:
+        raise UnsupportedError(
+            f"no bounds are known for {kind.__name__}; use a layer of a known class, or a method "
+            "that reads no weights"
+        )
+    if kind.forward is not _FORWARDS[kind]:
+        raise UnsupportedError(f"the forward of the class {kind.__name__} was replaced; restore it")
+    if layer.training and isinstance(layer, _MODED):
+        raise UnsupportedError(f"bounds want evaluation mode, got a {kind.__name__} in training")
+    for tensor in (*layer._parameters.values(), *layer._buffers.values()):
+        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+            raise UnsupportedError(
+                f"bounds want plain tensors, got a {kind.__name__} with weights of type "
+                f"{type(tensor).__name__}"
+            )
