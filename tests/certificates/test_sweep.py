@@ -310,78 +310,53 @@ def test_two_heads_share_a_trunk(generator):
     assert both[1].value.shape == (4, 5)
 
 
-def wrong_tangent(layer, slope, value, low, high):
+def wrong_tangent(curve, slope, value, low, high):
     """Between the ends only: a tangent's touching point is forgotten."""
-    rests = [layer(h) - layer(value) - slope * (h - value) for h in (low, high)]
-    return torch.minimum(*rests), torch.maximum(*rests)
+    gaps = [curve.value(h) - curve.value(value) - slope * (h - value) for h in (low, high)]
+    return torch.minimum(*gaps), torch.maximum(*gaps)
 
 
-def half_rest(layer, slope, value, low, high):
-    least, most = RIGHT_REST(layer, slope, value, low, high)
+def half_remainder(curve, slope, value, low, high):
+    least, most = RIGHT[type(curve)](curve, slope, value, low, high)
     return least / 2, most / 2
 
 
-RIGHT_REST = relaxations._rest
+CURVES = {name: type(operator_of(layer)) for name, layer in
+          {"tanh": nn.Tanh(), "relu": nn.ReLU(), "softplus": nn.Softplus()}.items()}
+RIGHT = {kind: kind.remainder for kind in CURVES.values()}
 
 
 @pytest.mark.parametrize(
-    ("name", "broken"), [("tanh", wrong_tangent), ("relu", wrong_tangent), ("softplus", half_rest)]
+    ("name", "broken"),
+    [("tanh", wrong_tangent), ("relu", wrong_tangent), ("softplus", half_remainder)],
 )
-def test_a_broken_line_is_caught(name, broken, generator, monkeypatch):
+def test_broken_line_is_caught(name, broken, generator, monkeypatch):
     network = made(name, generator)
     x = torch.rand(4, *SHAPE, generator=generator)
     check_sound(network, x, 0.5, "l2", "crown", generator)
-    monkeypatch.setattr(relaxations, "_rest", broken)
+    monkeypatch.setattr(CURVES[name], "remainder", broken)
     with pytest.raises(AssertionError):
         check_sound(network, x, 0.5, "l2", "crown", generator)
 
 
-def test_a_forgotten_bias_is_caught(generator, monkeypatch):
+def test_forgotten_bias_is_caught(generator, monkeypatch):
     network = made("relu", generator)
     x = torch.rand(4, *SHAPE, generator=generator)
-    right = relaxations._dense
+    right = linear.dense_step
     monkeypatch.setattr(
-        relaxations, "_dense", lambda weight, bias, parent: right(weight, None, parent)
+        linear, "dense_step", lambda weight, bias, *rest: right(weight, None, *rest)
     )
     with pytest.raises(AssertionError):
         check_sound(network, x, 0.5, "l2", "crown", generator)
 
 
-def test_lines_hold_everywhere(generator):
-    """Each activation alone, over intervals of all sizes and places, on a dense grid."""
-    start = torch.randn(4000, generator=generator) * 4
-    low = start - 10 ** (torch.rand(4000, generator=generator) * 8 - 7)
-    high = start + 10 ** (torch.rand(4000, generator=generator) * 8 - 7)
-    for layer in (
-        nn.ReLU(),
-        nn.LeakyReLU(-0.5),
-        nn.LeakyReLU(0.2),
-        nn.Tanh(),
-        nn.Sigmoid(),
-        nn.Softplus(),
-        nn.Softplus(3.0, threshold=5.0),
-    ):
-        chord = relaxations._chord(layer, start, low, high)
-        for slope in (chord, torch.zeros_like(chord), chord * 0.7):
-            least, most = relaxations._rest(layer, slope, start, low, high)
-            seen = []
-            for part in torch.linspace(0, 1, 501):
-                point = low + part * (high - low)
-                seen.append(layer(point) - layer(start) - slope * (point - start))
-            assert (torch.stack(seen).amin(0) >= least - 1e-13).all()
-            assert (torch.stack(seen).amax(0) <= most + 1e-13).all()
-            wide = most - least
-            tight = torch.stack(seen).amax(0) - torch.stack(seen).amin(0)
-            if not isinstance(layer, nn.Softplus):
-                assert (wide <= tight * 1.02 + 1e-9 + 1e-3 * (high - low)).all()
-
-
 def test_what_is_not_covered_is_named():
-    with pytest.raises(errors.UnsupportedError, match="GELU"):
-        Relaxation(nn.Flatten(), nn.GELU(), shape=SHAPE)
+    with pytest.raises(errors.UnsupportedError, match="Mish"):
+        Relaxation(nn.Flatten(), nn.Mish(), shape=SHAPE)
     with pytest.raises(errors.UnsupportedError, match="running statistics"):
         Relaxation(
-            nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False)), shape=SHAPE
+            nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False)).eval(),
+            shape=SHAPE,
         )
     hooked = nn.Linear(4, 4)
     hooked.register_forward_hook(lambda *_: None)

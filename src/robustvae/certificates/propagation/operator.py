@@ -194,16 +194,13 @@ class Kinked(Curve):
     """A curve of lines that meet at `kinks`: its remainders are exact."""
 
     kinks: tuple[float, ...] = (0.0,)
+    lines: tuple[float | Tensor, ...]
+    """Slopes of the lines from the left, one more than kinks; numbers, or one a channel."""
 
     def is_exact(self, low: Tensor, high: Tensor) -> Tensor:
         """No kink strictly within."""
         inside = [(low < kink) & (high > kink) for kink in self.kinks]
         return ~torch.stack(inside).any(0)
-
-    @property
-    @abc.abstractmethod
-    def lines(self) -> tuple[float | Tensor, ...]:
-        """Slopes of the lines from the left, one more than kinks; numbers, or one a channel."""
 
     def derivative(self, x: Tensor) -> Tensor:
         """The slope of the line that x is on; at a kink, of the one to its left."""

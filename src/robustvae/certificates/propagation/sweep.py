@@ -445,16 +445,17 @@ class _Sweep:
             if line is not None:
                 flat = dense(row).flatten(1)
                 for b, cut in cuts:
-                    part = flat[cut]
-                    middle = _times(part, line.middle[b])
-                    half = _times(part.abs(), line.half[b]) * UP
+                    # only what the lines leave out counts, in the norm above all
+                    columns = line.loose(b) if loose is None else loose[b][n]
+                    part = flat[cut][:, columns]
+                    middle = _times(part, line.middle[b, columns])
+                    half = _times(part.abs(), line.half[b, columns]) * UP
                     total = _times(_norm(part), line.total[b]) * UP
                     low[cut] += torch.maximum(middle - half, -total)
                     high[cut] += torch.minimum(middle + half, total)
-                    if loose is not None and len(loose[b][n]):
-                        columns = loose[b][n]
+                    if loose is not None and len(columns):
                         most = line.most(b)[columns]
-                        causes[b].append(Cause(part[:, columns], most, float(line.total[b])))
+                        causes[b].append(Cause(part, most, float(line.total[b])))
             for parent, back in step.pull(row, owner, line):
                 other = pending.get(parent)
                 pending[parent] = back if other is None else dense(other) + dense(back)
