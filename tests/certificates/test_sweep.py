@@ -321,8 +321,10 @@ def half_remainder(curve, slope, value, low, high):
     return least / 2, most / 2
 
 
-CURVES = {name: type(operator_of(layer)) for name, layer in
-          {"tanh": nn.Tanh(), "relu": nn.ReLU(), "softplus": nn.Softplus()}.items()}
+CURVES = {
+    name: type(operator_of(layer))
+    for name, layer in {"tanh": nn.Tanh(), "relu": nn.ReLU(), "softplus": nn.Softplus()}.items()
+}
 RIGHT = {kind: kind.remainder for kind in CURVES.values()}
 
 
@@ -384,6 +386,4 @@ def test_the_operator_bound_is_never_below(shape, generator):
         torch.randn(shape, generator=generator) * torch.rand(shape[1], generator=generator) ** 4
     )
     true = float(torch.linalg.matrix_norm(matrix, 2))
-    assert (
-        true <= rows.operator_bound(matrix) <= (1.0 if 3 in shape else 2.0) * true * 1.0001
-    )
+    assert true <= rows.operator_bound(matrix) <= (1.0 if 3 in shape else 2.0) * true * 1.0001

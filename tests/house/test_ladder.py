@@ -21,7 +21,7 @@ PACKAGE = Path(robustvae.__file__).parent
 LADDER = [
     {"errors", "_lazy"},
     {"registry", "seeding"},  # below the rest of their line: members and draws go through them
-    {"records", "jacobians"},
+    {"records", "jacobians", "gate"},
     {"metrics", "bounds", "norms", "data", "perturb", "mcmc"},
     {"models"},
     {"defenses", "geometry"},

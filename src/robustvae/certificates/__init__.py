@@ -3,8 +3,8 @@
 from robustvae.certificates.certification import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
-from robustvae.certificates.propagation import Add, Cause, LinearBounds, Relaxation
 from robustvae.certificates.movement import Encoder, Movement
+from robustvae.certificates.propagation import Add, Cause, LinearBounds, Relaxation
 from robustvae.certificates.question import Question
 from robustvae.certificates.tangent import tangent_reach
 

@@ -3,14 +3,13 @@
 from robustvae.certificates.propagation import operators as operators
 from robustvae.certificates.propagation.bounds import METHODS, LinearBounds, Method
 from robustvae.certificates.propagation.graph import Add, Graph
-from robustvae.certificates.propagation.operator import Operator, add_operator, operator_of
+from robustvae.certificates.propagation.operator import Operator, operator_of
 from robustvae.certificates.propagation.rows import Cause
 from robustvae.certificates.propagation.sweep import Relaxation
 from robustvae.certificates.propagation.trace import traced
 
 __all__ = [
     "Add",
-    "add_operator",
     "Cause",
     "Graph",
     "LinearBounds",

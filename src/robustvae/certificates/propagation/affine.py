@@ -72,9 +72,7 @@ def moving_step(
     shape: Sequence[int],
 ) -> LinearStep:
     """Features in another order, or some of them."""
-    return LinearStep(
-        (node,), lambda x, _: apply(x), transpose, None, 0, tuple(shape), moves=True
-    )
+    return LinearStep((node,), lambda x, _: apply(x), transpose, None, 0, tuple(shape), moves=True)
 
 
 def axes_step(

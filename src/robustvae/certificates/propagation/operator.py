@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustvae import gate
+from robustvae import gate, registry
 from robustvae.certificates.propagation.numbers import NEAR, ROUNDING, TINY, UP
 from robustvae.certificates.propagation.steps import CurveStep, Step
-from robustvae.errors import UnsupportedError
+from robustvae.errors import ConfigError, UnsupportedError
 
 Shape = tuple[int, ...]
+Calls = dict[Any, Callable[..., nn.Module]]
 
 PIECES = 16
 """Into how many an interval is cut to bound a smooth remainder: the error is 1 / 16^2 of it."""
@@ -41,7 +42,7 @@ class Operator(abc.ABC):
     """
 
     kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
-    calls: ClassVar[dict[Any, Callable[..., nn.Module]]] = {}
+    calls: ClassVar[Calls] = {}
 
     def __init__(self, layer: nn.Module) -> None:
         """Read the layer's weights and options.
@@ -49,7 +50,7 @@ class Operator(abc.ABC):
         Raises:
             UnsupportedError: An option that is not covered, by name.
         """
-        self.layer = layer
+        self.layer: Any = layer
 
     @abc.abstractmethod
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:
@@ -74,6 +75,9 @@ class Curve(Operator):
     steepest: float = 1.0
     """Largest |phi'|."""
 
+    precision: float = ROUNDING
+    """Relative error of `value`."""
+
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:
         """One step."""
         (node,) = reads
@@ -85,7 +89,7 @@ class Curve(Operator):
 
     @abc.abstractmethod
     def value(self, x: Tensor) -> Tensor:
-        """phi(x), relatively exact to `ROUNDING`, or within `doubt` of it."""
+        """phi(x), relatively exact to `precision`, and absolutely to `doubt` beyond that."""
 
     @abc.abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
@@ -117,12 +121,12 @@ class Curve(Operator):
     def ratio(
         self, slope: Tensor, value: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """c and doubt with |phi(h) - phi(v) - slope (h - v)| <= c |h - v| + doubt on [low, high]."""
+        """c and doubt: |phi(h) - phi(v) - slope (h - v)| <= c |h - v| + doubt on [low, high]."""
 
     def _gap(self, point: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """phi(p) - phi(v) - slope (p - v), and a bound on what its rounding did."""
         image, start, line = self.value(point), self.value(value), slope * (point - value)
-        lost = ROUNDING * (image.abs() + start.abs() + line.abs()) + 2 * self.doubt() + TINY
+        lost = self.precision * (image.abs() + start.abs() + line.abs()) + 2 * self.doubt() + TINY
         return image - start - line, lost
 
 
@@ -157,8 +161,11 @@ class Smooth(Curve):
         """
         knots = [low, high]
         inner, outer = low.clamp(-self.tail, self.tail), high.clamp(-self.tail, self.tail)
+        # even steps of asinh: denser about 0, where the curve bends most
+        unit = 8 / self.tail
+        inner, outer = torch.asinh(unit * inner), torch.asinh(unit * outer)
         for k in range(PIECES + 1):
-            knots.append(torch.lerp(inner, outer, k / PIECES))
+            knots.append(torch.lerp(inner, outer, k / PIECES).sinh() / unit)
         for kink in self.kinks:
             knots.append(torch.full_like(low, kink))
         points = torch.stack(knots).clamp(low, high).sort(0).values
@@ -249,26 +256,41 @@ class Kinked(Curve):
             far = gap.abs() > near
             secant = (self.value(point) - self.value(value)) / torch.where(far, gap, 1.0)
             ratio = torch.where(far, torch.maximum(ratio, (secant - slope).abs()), ratio)
-        crossed = ~self.is_exact(low, high)
+        crossed = ~(self.is_exact(low, high) & (slope == self.derivative((low + high) / 2)))
         doubt = 4 * ROUNDING * (self.value(value).abs() + value.abs() + high - low) + TINY
         doubt = doubt + 2 * self.steepest * near
         return ratio * UP * crossed, doubt * crossed
 
 
 OPERATORS: dict[type[nn.Module], type[Operator]] = {}
-"""The operator of each class of layers."""
+"""The operator of each class of layers, as far as `load` has read the registry."""
 
-CALLS: dict[Any, Callable[..., nn.Module]] = {}
+CALLS: Calls = {}
 """What makes a layer of a call of a function, or of a tensor's method by name."""
 
+_loaded: set[str] = set()
 
-def add_operator(operator: type[Operator]) -> type[Operator]:
-    """Enter an operator in the tables, and its layers at the gate."""
-    for kind in operator.kinds:
-        OPERATORS[kind] = operator
-    gate.know(*operator.kinds)
-    CALLS.update(operator.calls)
-    return operator
+
+def load() -> None:
+    """Enter every registered operator in the tables, and its layers at the gate.
+
+    Raises:
+        ConfigError: Two operators for one class of layers.
+    """
+    for name in registry.names("operator"):
+        if name in _loaded:
+            continue
+        operator: type[Operator] = registry.lookup("operator", name)
+        for kind in operator.kinds:
+            holder = OPERATORS.setdefault(kind, operator)
+            if holder is not operator:
+                raise ConfigError(
+                    f"{kind.__name__} has the operator {holder.__name__} already, got "
+                    f"{operator.__name__}: leave it out of the latter's kinds"
+                )
+        gate.know(*operator.kinds)
+        CALLS.update(operator.calls)
+        _loaded.add(name)
 
 
 def operator_of(layer: nn.Module) -> Operator:
@@ -283,6 +305,8 @@ def operator_of(layer: nn.Module) -> Operator:
         >>> operator_of(nn.Sigmoid()).lipschitz((3,))
         0.25
     """
+    if type(layer) not in OPERATORS:
+        load()  # perhaps a plug-in's, registered since
     gate.admit(layer)
     operator = OPERATORS.get(type(layer))
     if operator is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -109,7 +110,8 @@ def one_hot(features: Tensor, shape: Sequence[int]) -> Window | Tensor:
     return start.view(-1, *shape)
 
 
-class Line(Protocol):
+@dataclass(frozen=True)
+class Line(abc.ABC):
     """The lines of a nonlinear step over B balls: linear part plus middle +- half.
 
     What they leave out is also at most `total` in l2. `middle` and `half` are (B, U), flat.
@@ -119,21 +121,9 @@ class Line(Protocol):
     half: Tensor
     total: Tensor
 
+    @abc.abstractmethod
     def pull(self, rows: Window | Tensor, owner: Tensor) -> Window | Tensor:
         """Rows (R, *shape) of the inputs `owner`, (R,), taken back through the linear part."""
-
-    def loose(self, b: int) -> Tensor:
-        """The features of an input whose lines are not exact."""
-
-    def most(self, b: int) -> Tensor:
-        """The most that is left out of each feature, (U,)."""
-
-
-@dataclass(frozen=True)
-class _Lines:
-    middle: Tensor
-    half: Tensor
-    total: Tensor
 
     def loose(self, b: int) -> Tensor:
         """The features of an input whose lines are not exact."""
@@ -146,7 +136,7 @@ class _Lines:
 
 @final
 @dataclass(frozen=True)
-class CurveLine(_Lines):
+class CurveLine(Line):
     """Of an elementwise activation: slope (h - v); what is left out is at most ratio |h - v|.
 
     `slope` is (B, *shape), `ratio` (B, U); `doubt` has the rounding that `ratio` does not know.
@@ -167,7 +157,7 @@ class CurveLine(_Lines):
 
 @final
 @dataclass(frozen=True)
-class NormalLine(_Lines):
+class NormalLine(Line):
     """Of a normalization u / sqrt(|u|^2 / n + eps) in groups of n: its tangent.
 
     The Jacobian is scale (I - y y' / n), with y the normalized value; `groups` brings features

@@ -185,13 +185,14 @@ class JoinStep(Step):
 
     def advance(self, before: Sequence[State], ball: Ball) -> State:
         """Side by side."""
-        parts = (
+        value, low, high, size = (
             torch.cat([getattr(state, name) for state in before], 1)
             for name in ("value", "low", "high", "size")
         )
         terms = max(state.terms for state in before)
         # of several nodes the ball itself may be one: its interval is then not the best
-        return State(*parts, terms=terms, depth=max(2, *(state.depth for state in before)))
+        depth = max(2, *(state.depth for state in before))
+        return State(value, low, high, size, terms, depth)
 
     def pull(self, rows: Window | Tensor, owner: Tensor, line: Line | None) -> Pulled:
         """Each its part."""

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from robustvae import gate
 from robustvae.certificates.propagation.graph import Affine, Concatenate, Graph, Part, Sum
-from robustvae.certificates.propagation.operator import CALLS, OPERATORS
+from robustvae.certificates.propagation.operator import CALLS, OPERATORS, load
 from robustvae.errors import RobustVAEError, UnsupportedError
 
 
@@ -58,6 +58,7 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
             "cannot be read"
         )
     kind = type(owner).__name__
+    load()
     gate.admit_process()
     for part in owner.modules():
         gate.admit_call(part)
@@ -308,7 +309,9 @@ class _Translation:
             raise _unknown(node)
         return self._append(Concatenate(), *refs)
 
-    def _averaged(self, node: fx.Node, read: int, others: list[Any], options: dict[str, Any]) -> int:
+    def _averaged(
+        self, node: fx.Node, read: int, others: list[Any], options: dict[str, Any]
+    ) -> int:
         """The mean over all pixels, as global pooling writes it."""
         given = dict(zip(("dim", "keepdim"), others, strict=False)) | options
         axes = given.get("dim")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustvae import gate
-from robustvae.certificates.propagation.operator import Kinked, add_operator
+from robustvae.certificates.propagation.operator import Calls, Kinked
+from robustvae.registry import register
 
 
 @final
@@ -46,13 +46,13 @@ def _clamp(*args: float, min: float | None = None, max: float | None = None) -> 
     return Clamp(*ends)
 
 
-@add_operator
+@register("operator", "clamp")
 @final
 class Cut(Kinked):
     """x within [low, high], constant beyond."""
 
     kinds = (nn.Hardtanh, nn.ReLU6, Clamp)
-    calls = {
+    calls: ClassVar[Calls] = {
         functional.hardtanh: nn.Hardtanh,
         functional.relu6: nn.ReLU6,
         torch.clamp: _clamp,
@@ -88,13 +88,13 @@ class Cut(Kinked):
         return x.clamp(self.low, self.high)
 
 
-@add_operator
+@register("operator", "hard-sigmoid")
 @final
 class HardSigmoid(Kinked):
     """x / 6 + 1/2 within [-3, 3], 0 and 1 beyond."""
 
     kinds = (nn.Hardsigmoid,)
-    calls = {functional.hardsigmoid: nn.Hardsigmoid}
+    calls: ClassVar[Calls] = {functional.hardsigmoid: nn.Hardsigmoid}
     kinks = (-3.0, 3.0)
     lines = (0.0, 1 / 6, 0.0)
     steepest = 1 / 6
@@ -106,6 +106,3 @@ class HardSigmoid(Kinked):
     def doubt(self) -> float:
         """Of x / 6 + 1/2 near 0, where it cancels."""
         return 1e-15
-
-
-gate.know(Clamp)

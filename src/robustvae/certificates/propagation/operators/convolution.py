@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustvae.certificates.propagation.affine import double, ways
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Operator, Shape
 from robustvae.certificates.propagation.steps import LinearStep
 from robustvae.errors import ShapeError, UnsupportedError
 from robustvae.norms import conv_norm_bound, conv_padding
+from robustvae.registry import register
 
 _DOWN = {1: functional.conv1d, 2: functional.conv2d}
 _UP = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d}
 
 
-@add_operator
+@register("operator", "convolution")
 @final
 class Convolution(Operator):
     """Padded with zeros; any stride, dilation and groups."""
@@ -118,4 +119,3 @@ class Convolution(Operator):
                 )
             )
         return conv_norm_bound(self.layer, coarse)
-

@@ -9,13 +9,14 @@ from torch import nn
 
 from robustvae.certificates.propagation.affine import dense_step, scaling_step
 from robustvae.certificates.propagation.graph import Affine
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Operator, Shape
 from robustvae.errors import NonFiniteError, ShapeError, UnsupportedError
 from robustvae.models.lipschitz import Scale
 from robustvae.norms import spectral_norm_bound
+from robustvae.registry import register
 
 
-@add_operator
+@register("operator", "linear")
 @final
 class Dense(Operator):
     """W x + b on the last axis."""
@@ -38,7 +39,7 @@ class Dense(Operator):
         return spectral_norm_bound(self.layer.weight)
 
 
-@add_operator
+@register("operator", "scale")
 @final
 class Scaling(Operator):
     """factor x + shift, by numbers."""
@@ -65,7 +66,7 @@ class Scaling(Operator):
         return abs(float(self.factor))
 
 
-@add_operator
+@register("operator", "batch-norm")
 @final
 class BatchNorm(Operator):
     """Batch norm in evaluation mode: each channel times a factor, and shifted."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import abc
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,13 @@ from torch.nn import functional
 
 from robustvae.certificates.propagation.affine import moving_step
 from robustvae.certificates.propagation.graph import Part
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Calls, Operator, Shape
 from robustvae.errors import UnsupportedError
 from robustvae.models.orthogonal import MoveChannels
+from robustvae.registry import register
 
 
-@add_operator
+@register("operator", "identity")
 @final
 class Pass(Operator):
     """Nothing; dropout in evaluation mode."""
@@ -48,16 +50,16 @@ class _Move(Operator):
         result: Tensor = self.layer(x)
         return result
 
+    @abc.abstractmethod
     def back(self, y: Tensor, shape: Shape) -> Tensor:
         """The adjoint."""
-        return y.reshape(-1, *shape)
 
     def lipschitz(self, shape: Shape) -> float:
         """1."""
         return 1.0
 
 
-@add_operator
+@register("operator", "reshape")
 @final
 class Reshape(_Move):
     """The same features in another shape."""
@@ -73,8 +75,12 @@ class Reshape(_Move):
                 f"bounds want a {type(layer).__name__} that leaves the batch alone, got axis {axis}"
             )
 
+    def back(self, y: Tensor, shape: Shape) -> Tensor:
+        """The shape before."""
+        return y.reshape(-1, *shape)
 
-@add_operator
+
+@register("operator", "move-channels")
 @final
 class ChannelsMove(_Move):
     """The channels last, or first again."""
@@ -86,13 +92,13 @@ class ChannelsMove(_Move):
         return y.movedim(-1, 1) if self.layer.last else y.movedim(1, -1)
 
 
-@add_operator
+@register("operator", "pixel-shuffle")
 @final
 class Shuffle(_Move):
     """Channels to finer pixels, and back."""
 
     kinds = (nn.PixelShuffle, nn.PixelUnshuffle)
-    calls = {
+    calls: ClassVar[Calls] = {
         functional.pixel_shuffle: nn.PixelShuffle,
         functional.pixel_unshuffle: nn.PixelUnshuffle,
     }
@@ -104,7 +110,7 @@ class Shuffle(_Move):
         return functional.pixel_shuffle(y, int(self.layer.downscale_factor))
 
 
-@add_operator
+@register("operator", "channels")
 @final
 class Channels(_Move):
     """Some channels, or features."""

@@ -8,12 +8,13 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from robustvae.certificates.propagation.affine import double, scaling_step
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Operator, Shape
 from robustvae.certificates.propagation.steps import LinearStep, NormalStep
 from robustvae.errors import NonFiniteError, ShapeError, UnsupportedError
+from robustvae.registry import register
 
 
-@add_operator
+@register("operator", "normalization")
 @final
 class Normalization(Operator):
     """(x - mean) / sqrt(variance + eps) over groups, times a weight, plus a bias.
@@ -89,4 +90,3 @@ class Normalization(Operator):
         if n == 1:
             return 0.0
         return self.largest / math.sqrt(self.eps) * (1 + 1e-12)
-

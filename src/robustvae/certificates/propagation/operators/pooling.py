@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import abc
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robustvae.certificates.propagation.affine import axes_step, pick_step
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Calls, Operator, Shape
 from robustvae.certificates.propagation.operators.relu import RECTIFIER
 from robustvae.certificates.propagation.operators.sorts import last_axis
 from robustvae.certificates.propagation.steps import CurveStep
 from robustvae.errors import ShapeError, UnsupportedError
 from robustvae.norms import spectral_norm_bound
+from robustvae.registry import register
 
 
 def each(value: Any, axes: int) -> tuple[Any, ...]:
@@ -37,9 +39,9 @@ class _Axes(Operator):
         # (n, 1, n) to (n, 1, m)
         return [self.along(eye, axis)[:, 0].mT for axis, eye in enumerate(eyes)]
 
+    @abc.abstractmethod
     def along(self, x: Tensor, axis: int) -> Tensor:
         """The layer along one axis alone, (n, 1, n) to (n, 1, m)."""
-        raise NotImplementedError
 
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:
         """One affine step."""
@@ -57,13 +59,16 @@ class _Axes(Operator):
         return bound * (1 + 1e-12)
 
 
-@add_operator
+@register("operator", "average-pool")
 @final
 class AveragePool(_Axes):
     """The average over windows."""
 
     kinds = (nn.AvgPool1d, nn.AvgPool2d)
-    calls = {functional.avg_pool1d: nn.AvgPool1d, functional.avg_pool2d: nn.AvgPool2d}
+    calls: ClassVar[Calls] = {
+        functional.avg_pool1d: nn.AvgPool1d,
+        functional.avg_pool2d: nn.AvgPool2d,
+    }
 
     def __init__(self, layer: nn.AvgPool1d | nn.AvgPool2d) -> None:
         """Read the windows."""
@@ -86,13 +91,13 @@ class AveragePool(_Axes):
         )
 
 
-@add_operator
+@register("operator", "adaptive-average-pool")
 @final
 class AdaptiveAverage(_Axes):
     """The average over as many windows as are wanted."""
 
     kinds = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-    calls = {
+    calls: ClassVar[Calls] = {
         functional.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
         functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     }
@@ -108,13 +113,16 @@ class AdaptiveAverage(_Axes):
         return functional.adaptive_avg_pool1d(x, x.shape[-1] if size is None else size)
 
 
-@add_operator
+@register("operator", "max-pool")
 @final
 class MaxPool(Operator):
     """The largest value of each window, by rounds of max(a, b) = a + relu(b - a)."""
 
     kinds = (nn.MaxPool1d, nn.MaxPool2d)
-    calls = {functional.max_pool1d: nn.MaxPool1d, functional.max_pool2d: nn.MaxPool2d}
+    calls: ClassVar[Calls] = {
+        functional.max_pool1d: nn.MaxPool1d,
+        functional.max_pool2d: nn.MaxPool2d,
+    }
 
     def __init__(self, layer: nn.MaxPool1d | nn.MaxPool2d) -> None:
         """Read the windows."""
@@ -154,7 +162,7 @@ class MaxPool(Operator):
         return flat, out
 
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:
-        """Windows gathered, then halved until one value is left; the last of an odd number waits."""
+        """Windows gathered, then halved until one value is left; an odd one waits."""
         (node,) = reads
         shape = network.shape(node)
         index, out = self.windows(shape)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustvae.certificates.propagation.operator import Builder, Kinked, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Calls, Kinked, Shape
 from robustvae.errors import NonFiniteError
+from robustvae.registry import register
 
 
-@add_operator
+@register("operator", "relu")
 @final
 class Rectifier(Kinked):
     """max(x, 0)."""
 
     kinds = (nn.ReLU,)
-    calls = {functional.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU}
+    calls: ClassVar[Calls] = {functional.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU}
     lines = (0.0, 1.0)
 
     def value(self, x: Tensor) -> Tensor:
@@ -27,13 +28,13 @@ class Rectifier(Kinked):
         return x.clamp_min(0)
 
 
-@add_operator
+@register("operator", "leaky-relu")
 @final
 class LeakyRectifier(Kinked):
     """x above 0, a multiple of it below."""
 
     kinds = (nn.LeakyReLU,)
-    calls = {functional.leaky_relu: nn.LeakyReLU}
+    calls: ClassVar[Calls] = {functional.leaky_relu: nn.LeakyReLU}
 
     def __init__(self, layer: nn.LeakyReLU) -> None:
         """Read the slope below 0."""
@@ -48,7 +49,7 @@ class LeakyRectifier(Kinked):
         return torch.where(x > 0, x, x * self.lines[0])
 
 
-@add_operator
+@register("operator", "prelu")
 @final
 class ParametricRectifier(Kinked):
     """x above 0, a learned multiple of it below, one for all or one a channel."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robustvae.certificates.propagation.affine import axes_step
-from robustvae.certificates.propagation.operator import Builder, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Calls, Shape
 from robustvae.certificates.propagation.operators.pooling import _Axes, each
 from robustvae.errors import ShapeError, UnsupportedError
+from robustvae.registry import register
 
 
 def _interpolate(
@@ -27,13 +28,13 @@ def _interpolate(
     return nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor)
 
 
-@add_operator
+@register("operator", "upsample")
 @final
 class Upsample(_Axes):
     """Nearest or bilinear; both are one matrix an axis."""
 
     kinds = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-    calls = {functional.interpolate: _interpolate}
+    calls: ClassVar[Calls] = {functional.interpolate: _interpolate}
 
     def __init__(self, layer: nn.Upsample) -> None:
         """Read the mode."""
@@ -61,7 +62,7 @@ class Upsample(_Axes):
         return functional.interpolate(x, size, factor, mode, layer.align_corners, again)
 
 
-@add_operator
+@register("operator", "padding")
 @final
 class Padding(_Axes):
     """By zeros, a constant, reflection, repetition or the other side."""

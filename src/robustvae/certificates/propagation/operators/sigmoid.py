@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustvae.certificates.propagation.operator import Smooth, add_operator
+from robustvae.certificates.propagation.operator import Calls, Smooth
 from robustvae.errors import UnsupportedError
+from robustvae.registry import register
 
 # max |phi''| of the sigmoid is sqrt(3) / 18 = 0.09622..., at |x| = 1.3169...; of tanh 4 / 3^1.5 =
 # 0.76980..., at |x| = 0.6584...; both fall towards 0 from there on.
@@ -23,13 +24,17 @@ def nearest(low: Tensor, high: Tensor) -> Tensor:
     return torch.where(low * high <= 0, 0.0, torch.minimum(low.abs(), high.abs()))
 
 
-@add_operator
+@register("operator", "sigmoid")
 @final
 class Sigmoid(Smooth):
     """1 / (1 + exp(-x))."""
 
     kinds = (nn.Sigmoid,)
-    calls = {functional.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid}
+    calls: ClassVar[Calls] = {
+        functional.sigmoid: nn.Sigmoid,
+        torch.sigmoid: nn.Sigmoid,
+        "sigmoid": nn.Sigmoid,
+    }
     steepest = 0.25
     tail = 12.0
 
@@ -53,13 +58,13 @@ class Sigmoid(Smooth):
         return torch.where(at < _SIGMOID_TURN, _SIGMOID_CURVE, beyond * (1 + 1e-12))
 
 
-@add_operator
+@register("operator", "tanh")
 @final
 class Tanh(Smooth):
     """tanh(x)."""
 
     kinds = (nn.Tanh,)
-    calls = {functional.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh}
+    calls: ClassVar[Calls] = {functional.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh}
     tail = 6.0
 
     def value(self, x: Tensor) -> Tensor:
@@ -82,13 +87,15 @@ class Tanh(Smooth):
         return torch.where(at < _TANH_TURN, _TANH_CURVE, beyond)
 
 
-@add_operator
+@register("operator", "softplus")
 @final
 class Softplus(Smooth):
     """log(1 + exp(beta x)) / beta, as torch computes it: a line beyond a threshold."""
 
     kinds = (nn.Softplus,)
-    calls = {functional.softplus: nn.Softplus}
+    calls: ClassVar[Calls] = {functional.softplus: nn.Softplus}
+    # beta x is rounded, which exp multiplies by beta x: 745 units where it becomes denormal
+    precision = 2e-13
 
     def __init__(self, layer: nn.Softplus) -> None:
         """Read beta and the threshold."""

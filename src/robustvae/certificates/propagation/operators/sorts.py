@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from robustvae.certificates.propagation.affine import pick_step
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Operator, Shape
 from robustvae.certificates.propagation.operators.relu import RECTIFIER
 from robustvae.certificates.propagation.steps import CurveStep, LinearStep
 from robustvae.errors import ShapeError
 from robustvae.models.lipschitz import GroupSort, MaxMin
+from robustvae.registry import register
 
 
-@add_operator
+@register("operator", "sort")
 @final
 class Sort(Operator):
     """The last axis sorted within groups, by exchanges of neighbors where there are several."""

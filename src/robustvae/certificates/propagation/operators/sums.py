@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import final
 
 from robustvae.certificates.propagation.graph import Concatenate, Sum
-from robustvae.certificates.propagation.operator import Builder, Operator, Shape, add_operator
+from robustvae.certificates.propagation.operator import Builder, Operator, Shape
 from robustvae.certificates.propagation.steps import JoinStep, SumStep
 from robustvae.errors import ShapeError
+from robustvae.registry import register
 
 
-@add_operator
+@register("operator", "sum")
 @final
 class Total(Operator):
     """The sum of several features of one shape."""
@@ -33,7 +34,7 @@ class Total(Operator):
         return sum(bounds)
 
 
-@add_operator
+@register("operator", "concatenate")
 @final
 class Join(Operator):
     """Several features side by side, along the channels."""
@@ -56,4 +57,3 @@ class Join(Operator):
     def grow(self, bounds: tuple[float, ...], shape: Shape) -> float:
         """Squares add up."""
         return sum(bound**2 for bound in bounds) ** 0.5
-
