@@ -20,8 +20,8 @@ from robustvae.certificates.methods.base import (
 )
 from robustvae.certificates.methods.lipschitz import EVALUATION_FACTOR, check_own_posterior
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
+from robustvae.certificates.propagation import METHODS, Method
 from robustvae.certificates.question import Question
-from robustvae.certificates.relaxations import METHODS, Method
 from robustvae.registry import register
 
 # inputs whose bounds are propagated together
