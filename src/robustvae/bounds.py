@@ -53,13 +53,13 @@ def largest(holds: Callable[[Tensor], Tensor], upper: Tensor, steps: int = 36) -
     """
     high = upper.clone()
     low = torch.zeros_like(high)
-    reached = holds(high)
-    low = torch.where(reached, high, low)
+    holds_above = holds(high)
+    low = torch.where(holds_above, high, low)
     for _ in range(steps):
         middle = (low + high) / 2
-        held = holds(middle)
-        low = torch.where(held, middle, low)
-        high = torch.where(held, high, middle)
+        holds_there = holds(middle)
+        low = torch.where(holds_there, middle, low)
+        high = torch.where(holds_there, high, middle)
     return low
 
 
@@ -88,20 +88,20 @@ def crossing(
         >>> bool(0.3 - 1e-9 < found[0] <= 0.3), float(found[1])
         (True, 1.0)
     """
-    found, rows = torch.zeros_like(upper), torch.arange(len(upper), device=upper.device)
+    root, rows = torch.zeros_like(upper), torch.arange(len(upper), device=upper.device)
     low, high = torch.zeros_like(upper), upper.clone()
     above, below = torch.full_like(upper, math.nan), torch.full_like(upper, math.nan)
     for at in () if guess is None else (guess * (1 - 2e-5), guess * (1 + 2e-5)):
         at = torch.minimum(at.clamp_min(0), upper)
-        here = value(at, rows)
-        low, above = torch.where(here > 0, at, low), torch.where(here > 0, here, above)
-        first = (here <= 0) & below.isnan()
-        high, below = torch.where(first, at, high), torch.where(first, here, below)
+        height = value(at, rows)
+        low, above = torch.where(height > 0, at, low), torch.where(height > 0, height, above)
+        first = (height <= 0) & below.isnan()
+        high, below = torch.where(first, at, high), torch.where(first, height, below)
     for ends, values in ((low, above), (high, below)):
         unknown = values.isnan().nonzero()[:, 0]
         if len(unknown):
             values[unknown] = value(ends[unknown], unknown)
-    found = torch.where(below > 0, upper, torch.where(above > 0, low, 0.0))
+    root = torch.where(below > 0, upper, torch.where(above > 0, low, 0.0))
     keep = (above > 0) & (below <= 0)
     rows, low, high, above, below = rows[keep], low[keep], high[keep], above[keep], below[keep]
     side = torch.zeros_like(above)
@@ -115,18 +115,21 @@ def crossing(
         if step % 4 == 0:
             middle = (low + high) / 2
         middle = torch.maximum(torch.minimum(middle, high), low)
-        here = value(middle, rows)
-        held = here > 0
-        below = torch.where(held & (side > 0), below / 2, below)
-        above = torch.where(~held & (side < 0), above / 2, above)
-        low, above = torch.where(held, middle, low), torch.where(held, here, above)
-        high, below = torch.where(held, high, middle), torch.where(held, below, here)
-        side = torch.where(held, 1.0, -1.0).to(side)
-        found[rows] = low
+        height = value(middle, rows)
+        is_positive = height > 0
+        below = torch.where(is_positive & (side > 0), below / 2, below)
+        above = torch.where(~is_positive & (side < 0), above / 2, above)
+        low, above = torch.where(is_positive, middle, low), torch.where(is_positive, height, above)
+        high, below = (
+            torch.where(is_positive, high, middle),
+            torch.where(is_positive, below, height),
+        )
+        side = torch.where(is_positive, 1.0, -1.0).to(side)
+        root[rows] = low
         keep = high - low > 4 * width
         rows, low, high, side = rows[keep], low[keep], high[keep], side[keep]
         above, below = above[keep], below[keep]
-    return found
+    return root
 
 
 def barrett_probability(
@@ -233,9 +236,9 @@ def barrett_global_margin(
         0.032
     """
     check_choice("displacement", displacement, ("centered", "paired"))
-    paired = displacement == "paired"
-    total = torch.tensor([(4 if paired else 1) * latent * stddev**2], dtype=torch.float64)
-    spread = stddev * math.sqrt(2 if paired else 1)
+    is_paired = displacement == "paired"
+    total = torch.tensor([(4 if is_paired else 1) * latent * stddev**2], dtype=torch.float64)
+    spread = stddev * math.sqrt(2 if is_paired else 1)
 
     def holds(rho: Tensor) -> Tensor:
         p1 = markov_failure(r / a, b * rho, total)
@@ -328,8 +331,8 @@ def isotropic_guess(
     quantile = torch.special.ndtri(_double(m))
 
     def holds(rho: Tensor) -> Tensor:
-        moved, spread = shift(rho)
-        x, lam = (reach / spread).square(), (moved / spread).square()
+        displacement, spread = shift(rho)
+        x, lam = (reach / spread).square(), (displacement / spread).square()
         mean, second = latent + lam, latent + 2 * lam
         h = 1 - 2 / 3 * mean * (latent + 3 * lam) / second.square()
         p = second / mean.square()
@@ -604,10 +607,10 @@ def _envelope_table() -> tuple[Tensor, Tensor]:
         y = torch.arange(0, _TOP + _STEP, _STEP, dtype=torch.float64)[:, None]
         width = 0.05
         e = torch.arange(width / 2, 2 * _TOP, width, dtype=torch.float64)[None, :]
-        start, moved = torch.sigmoid(y), torch.sigmoid(y - e)
-        change = start - moved
+        start, end = torch.sigmoid(y), torch.sigmoid(y - e)
+        change = start - end
         value = change.square() + 0.32 * width**2 / 8 + 1e-12
-        slope = 2 * change * moved * (1 - moved)
+        slope = 2 * change * end * (1 - end)
         columns = []
         for multiplier in multipliers.tolist():
             # beyond e = l^-1/2 the bracket is negative, as the change is at most 1
@@ -649,7 +652,7 @@ class _NoncentralCDF(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         from scipy.stats import ncx2
 
-        x, noncentral = (saved.cpu().numpy() for saved in ctx.saved_tensors)
+        x, noncentral = (tensor.cpu().numpy() for tensor in ctx.saved_tensors)
         density = torch.as_tensor(ncx2.pdf(x, ctx.latent, noncentral))
         above = torch.as_tensor(ncx2.pdf(x, ctx.latent + 2, noncentral))
         (grad,) = grads

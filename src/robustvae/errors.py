@@ -146,11 +146,11 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError
     options = sorted(options)
     near = difflib.get_close_matches(str(name), options, n=_NAMED, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    named = options
+    listing = options
     if len(options) > _NAMED:
-        named = [*(near or options)[:_NAMED], f"... {len(options)} in all"]
+        listing = [*(near or options)[:_NAMED], f"... {len(options)} in all"]
     return UnknownNameError(
-        f"unknown {kind} {_shown(name)}: {hint}(choose from {', '.join(named)})"
+        f"unknown {kind} {_shown(name)}: {hint}(choose from {', '.join(listing)})"
     )
 
 
@@ -259,20 +259,20 @@ def check_images(
     """
     if not (hasattr(x, "is_floating_point") and hasattr(x, "shape")):
         raise DtypeError(f"{name} must be a tensor of images, got {_shown(x)}")
-    wanted = "(B, C, H, W)" if image_shape is None else "(B, {}, {}, {})".format(*image_shape)
+    shape = "(B, C, H, W)" if image_shape is None else "(B, {}, {}, {})".format(*image_shape)
     wrong_axes = x.ndim != 4 or x.shape[0] == 0
     if wrong_axes or (image_shape is not None and tuple(x.shape[1:]) != tuple(image_shape)):
-        raise ShapeError(f"{name} must be {wanted} with B >= 1, got {tuple(x.shape)}")
+        raise ShapeError(f"{name} must be {shape} with B >= 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise DtypeError(f"{name} must be of floating type in [0, 1], got {x.dtype}")
     if not bool(x.isfinite().all()):
         raise NonFiniteError(f"{name} must be finite, got a NaN or an infinity")
-    least, most = float(x.detach().min()), float(x.detach().max())
-    if (low is not None and least < low) or (high is not None and most > high):
+    least, greatest = float(x.detach().min()), float(x.detach().max())
+    if (low is not None and least < low) or (high is not None and greatest > high):
         raise RangeError(
-            f"{name} must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}"
+            f"{name} must lie in [{low:g}, {high:g}], got values from {least:g} to {greatest:g}"
             if low is not None and high is not None
-            else f"{name} is out of range: values from {least:g} to {most:g}"
+            else f"{name} is out of range: values from {least:g} to {greatest:g}"
         )
 
 

@@ -113,8 +113,8 @@ class Geometry:
             cut: Share of the largest eigenvalue below which an eigenvalue counts as 0.
         """
         values = self._all("log_volume")
-        seen = values > cut * values[:, :1]
-        return 0.5 * torch.where(seen, values, 1.0).log().sum(1)
+        is_visible = values > cut * values[:, :1]
+        return 0.5 * torch.where(is_visible, values, 1.0).log().sum(1)
 
     def alignment(self, other: Geometry, count: int = 1) -> Tensor:
         """How far the spans of the first `count` directions of two models agree, (B,).
@@ -198,8 +198,8 @@ def pullback(
     """
     _check(vae, x, latent, part, std_term)
     n = vae.latent * (2 if part == "both" else 1)
-    kept = n if count is None else min(count, n)
-    check_count(kept, "count")
+    rank = n if count is None else min(count, n)
+    check_count(rank, "count")
     if batched is None:
         batched = not _convolutional(vae)
     room = 2 * _ELEMENTS_IN_CACHE if batched else _ELEMENTS_AT_ONCE
@@ -210,9 +210,9 @@ def pullback(
             stacked = jacobian(_encoder(vae, part), inputs, batched=batched, chunk=at_once)
             if latent == "riemannian":
                 stacked = _root(vae, inputs, part, std_term, batched) @ stacked
-            value, direction = _decompose(stacked, kept)
+            value, direction = _decompose(stacked, rank)
             values.append(value)
-            directions.append(direction.reshape(len(inputs), kept, *x.shape[1:]))
+            directions.append(direction.reshape(len(inputs), rank, *x.shape[1:]))
     return Geometry(torch.cat(values), torch.cat(directions), latent, part, std_term)
 
 
@@ -394,8 +394,10 @@ def step_curves(
     with frozen(vae), torch.no_grad():
         mean = vae.encode(x).mean
         for rows in torch.arange(math.prod(shape), device=x.device).split(chunk):
-            image, rest = rows // (count * len(signed)), rows % (count * len(signed))
-            delta = moves[image, rest // len(signed)] * signed[rest % len(signed), None, None, None]
+            image, offset = rows // (count * len(signed)), rows % (count * len(signed))
+            delta = (
+                moves[image, offset // len(signed)] * signed[offset % len(signed), None, None, None]
+            )
             y = x[image] + delta
             y = y.clamp(0, 1) if box else y
             z = vae.encode(y).mean

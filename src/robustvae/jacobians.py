@@ -99,10 +99,10 @@ def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
     inputs, value = _evaluate(f, x)
     with torch.enable_grad():
         cotangent = torch.zeros_like(value, requires_grad=True)
-        pulled = _vjp(value, inputs, cotangent, create_graph=True)
+        product = _vjp(value, inputs, cotangent, create_graph=True)
 
     def jvp(tangent: Tensor) -> Tensor:
-        return _vjp(pulled, cotangent, tangent.to(pulled).reshape(pulled.shape)).flatten(1)
+        return _vjp(product, cotangent, tangent.to(product).reshape(product.shape)).flatten(1)
 
     def vjp(u: Tensor) -> Tensor:
         return _vjp(value, inputs, u.to(value)).flatten(1)
@@ -178,10 +178,12 @@ def lanczos(
         scale = w.norm(dim=1)
         w = _reject(w, basis[:, : step + 1])
         length = w.norm(dim=1)
-        closed = length <= 100 * torch.finfo(w.dtype).eps * scale.clamp_min(diagonal.abs().amax(1))
+        is_exhausted = length <= 100 * torch.finfo(w.dtype).eps * scale.clamp_min(
+            diagonal.abs().amax(1)
+        )
         fresh = _reject(randn(batch, n, like=like, generator=generator), basis[:, : step + 1])
-        side[:, step] = length.masked_fill(closed, 0)
-        v = _unit(torch.where(closed[:, None], fresh, w))
+        side[:, step] = length.masked_fill(is_exhausted, 0)
+        v = _unit(torch.where(is_exhausted[:, None], fresh, w))
     inner = side[:, :-1]
     tridiagonal = (
         torch.diag_embed(diagonal) + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
@@ -259,8 +261,8 @@ def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor, mode: Mode, batched: boo
     if mode == "forward" or (mode == "auto" and size < k):
         with torch.enable_grad():
             cotangent = torch.zeros_like(value, requires_grad=True)
-            pulled = _vjp(value, inputs, cotangent, create_graph=True).flatten(1)
-        return _rows(pulled, cotangent, batched).mT
+            product = _vjp(value, inputs, cotangent, create_graph=True).flatten(1)
+        return _rows(product, cotangent, batched).mT
     return _rows(value, inputs, batched)
 
 

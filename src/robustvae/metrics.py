@@ -110,8 +110,8 @@ def _ssim(x: Tensor, y: Tensor, variant: str) -> tuple[Tensor, Tensor]:
     rows = window.view(1, 1, size, 1).expand(channels, 1, size, 1)
     columns = window.view(1, 1, 1, size).expand(channels, 1, 1, size)
     stacked = torch.cat([x, y, x * x, y * y, x * y])
-    blurred = F.conv2d(F.conv2d(stacked, rows, groups=channels), columns, groups=channels)
-    mean_x, mean_y, xx, yy, xy = blurred.chunk(5)
+    moments = F.conv2d(F.conv2d(stacked, rows, groups=channels), columns, groups=channels)
+    mean_x, mean_y, xx, yy, xy = moments.chunk(5)
     variances = (xx - mean_x**2).clamp_min(0) + (yy - mean_y**2).clamp_min(0)
     c1, c2 = 0.01**2, 0.03**2
     contrast = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)

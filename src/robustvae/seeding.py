@@ -156,12 +156,12 @@ def row_generators(
     else:
         _check_seed(source)
         seed = source
-    made = []
+    generators = []
     for number in rows:
         _check_seed(number, "each of rows")
         digest = hashlib.sha256(f"{seed}/{number}/row/{purpose}".encode()).digest()
-        made.append(_new(int.from_bytes(digest[:8], "big") >> 1, device or "cpu"))
-    return made
+        generators.append(_new(int.from_bytes(digest[:8], "big") >> 1, device or "cpu"))
+    return generators
 
 
 @final
@@ -289,9 +289,9 @@ def _fill(
             # a caller that does not know of rows: its first axis of that length counts them
             axis = shape.index(n) if n in shape else -1
         if axis >= 0:
-            rest = (*shape[:axis], *shape[axis + 1 :])
+            other_axes = (*shape[:axis], *shape[axis + 1 :])
             parts = [
-                sampler(rest, generator=stream, device=stream.device, dtype=like.dtype)
+                sampler(other_axes, generator=stream, device=stream.device, dtype=like.dtype)
                 for stream in generator.streams
             ]
             return torch.stack(parts, axis).to(like.device)
@@ -324,8 +324,8 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
     """
     check_sizes(shape, "shape", least=0)
     if hasattr(distribution, "draw"):
-        drawn: Tensor = distribution.draw(shape, generator=generator)
-        return drawn
+        value: Tensor = distribution.draw(shape, generator=generator)
+        return value
     if isinstance(distribution, torch.distributions.Independent):
         return draw(distribution.base_dist, shape, generator=generator)
     if isinstance(distribution, torch.distributions.Normal):
@@ -335,8 +335,8 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
     if isinstance(distribution, torch.distributions.Distribution):
         # torch's own samplers read the global generator: lend them ours and put theirs back.
         with seeded(split(generator, 1)[0].initial_seed()):
-            reparameterized = distribution.has_rsample
-            sample = distribution.rsample if reparameterized else distribution.sample
+            has_rsample = distribution.has_rsample
+            sample = distribution.rsample if has_rsample else distribution.sample
             return sample(torch.Size(shape))
     raise UnsupportedError(
         f"cannot draw from {type(distribution).__name__}: "
@@ -352,6 +352,6 @@ def _check_seed(seed: int, name: str = "seed") -> None:
 
 
 def _new(seed: int, device: str | torch.device) -> torch.Generator:
-    made = torch.Generator(device=device)
-    made.manual_seed(seed)
-    return made
+    generator = torch.Generator(device=device)
+    generator.manual_seed(seed)
+    return generator

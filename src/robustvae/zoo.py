@@ -48,9 +48,9 @@ def folder() -> Path | None:
         >>> zoo.folder() is None or zoo.folder().name != ""
         True
     """
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return Path(named).expanduser()
+    path = os.environ.get(ENVIRONMENT)
+    if path:
+        return Path(path).expanduser()
     return _SOURCE / "zoo" if (_SOURCE / "pyproject.toml").is_file() else None
 
 
@@ -104,8 +104,8 @@ def card(name: str) -> dict[str, Any]:
     if name in _stored():
         return {"status": "trained", **checkpoint.read_config(_stored()[name])["card"]}
     if name in measured():
-        told: dict[str, Any] = _read(measured()[name] / RECORD)
-        return {"status": NOT_KEPT, **told}
+        content: dict[str, Any] = _read(measured()[name] / RECORD)
+        return {"status": NOT_KEPT, **content}
     if name not in recipe_names():
         raise unknown("model", name, names())
     recipe = Recipe.read(name)
@@ -211,24 +211,24 @@ def train(
     """
     recipe = Recipe.read(name)
     place = Path(out) if out is not None else _place(recipe.name)
-    kept = Path(run) if run is not None else Path("runs") / recipe.name
+    run_folder = Path(run) if run is not None else Path("runs") / recipe.name
     say = progress or (lambda _: None)
-    if not _complete(recipe, kept):
+    if not _complete(recipe, run_folder):
         say("training")
         train_recipe(
             recipe,
-            kept,
+            run_folder,
             start=None if recipe.start is None else load(recipe.start),
             device=device,
             root=root,
             progress=None if progress else False,
         )
-    config = checkpoint.read_config(kept)
+    config = checkpoint.read_config(run_folder)
     dtype = "float32" if config["model"] == "lipschitz-vae" else "float16"
-    checkpoint.save(checkpoint.load(kept), kept / "stored", dtype=dtype)
-    vae = checkpoint.load(kept / "stored")
+    checkpoint.save(checkpoint.load(run_folder), run_folder / "stored", dtype=dtype)
+    vae = checkpoint.load(run_folder / "stored")
     splits = [data.load(recipe.data.name, split, root) for split in ("test", "train")]
-    found = evaluate(
+    evaluation = evaluate(
         vae if device is None else vae.to(device),
         splits[0],
         train=splits[1],
@@ -236,21 +236,21 @@ def train(
         inputs=inputs,
         draws=draws,
         parts=[part for part in PARTS if continuous or part != "continuous"],
-        keep=kept / "evaluation",
+        keep=run_folder / "evaluation",
         progress=say,
     )
-    told = {
+    card = {
         **config["card"],
         "about": recipe.about,
         "date": datetime.now(UTC).date().isoformat(),
         "metrics": {
             "training_loss": config["card"]["metrics"]["loss"],
-            **{measure.key: measure.value for measure in found.measures},
+            **{measure.key: measure.value for measure in evaluation.measures},
         },
     }
-    checkpoint.save(vae.cpu(), place, card=told, dtype=dtype)
-    record = json.dumps(plain(found), separators=(",", ":"), sort_keys=True) + "\n"
-    text = _card_text(recipe, told, found, dtype)
+    checkpoint.save(vae.cpu(), place, card=card, dtype=dtype)
+    record = json.dumps(plain(evaluation), separators=(",", ":"), sort_keys=True) + "\n"
+    text = _card_text(recipe, card, evaluation, dtype)
     write_files({place / EVALUATION: record.encode(), place / CARD: text.encode()})
     return place
 
@@ -279,10 +279,10 @@ def load(model: str | Path) -> VAE:
     if text in _stored():
         return checkpoint.load(_stored()[text])
     try:
-        found = Path(text).exists()
+        exists = Path(text).exists()
     except (OSError, ValueError):
         raise unknown("model", text, _stored()) from None
-    if found:
+    if exists:
         return checkpoint.load(text)
     if isinstance(model, str) and _is_hub_id(text):
         return checkpoint.load(_from_hub(text))
@@ -324,8 +324,8 @@ def trained_on(model: str | Path) -> str | None:
     path = _stored().get(str(model), Path(model))
     if not (path / checkpoint.CONFIG).is_file():
         return None
-    named = checkpoint.read_config(path)["card"].get("data")
-    return named if isinstance(named, str) else None
+    data_name = checkpoint.read_config(path)["card"].get("data")
+    return data_name if isinstance(data_name, str) else None
 
 
 def _models_in(place: Path | None) -> dict[str, Path]:
@@ -350,14 +350,14 @@ def _complete(recipe: Recipe, run: Path) -> bool:
     if not (run / checkpoint.CONFIG).is_file():
         return False
     config = checkpoint.read_config(run)
-    wanted = {
+    expected = {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "data": recipe.data.name,
         "epochs": recipe.training.epochs,
     }
     options = {} if recipe.model is None else recipe.model.options
-    return all(config["card"].get(key) == value for key, value in wanted.items()) and all(
+    return all(config["card"].get(key) == value for key, value in expected.items()) and all(
         config["options"].get(key) == value for key, value in options.items()
     )
 

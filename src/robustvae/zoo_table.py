@@ -65,8 +65,8 @@ class _Models:
     """The stored models with their records."""
 
     def __init__(self) -> None:
-        found = {name: zoo.evaluation(name) for name in zoo.measured()}
-        self.records = {name: record for name, record in found.items() if record is not None}
+        evaluations = {name: zoo.evaluation(name) for name in zoo.measured()}
+        self.records = {name: record for name, record in evaluations.items() if record is not None}
 
     def get(self, name: str, key: str) -> Measure | None:
         if name not in self.records:
@@ -74,11 +74,11 @@ class _Models:
         return next((m for m in self.records[name].measures if m.key == key), None)
 
     def cell(self, name: str, key: str) -> str:
-        found = self.get(name, key)
-        if found is None:
+        measure = self.get(name, key)
+        if measure is None:
             return ""
-        error = "" if found.stderr is None else f" ± {found.stderr:.2g}"
-        return f"{found.value:.4g}{error}"
+        error = "" if measure.stderr is None else f" ± {measure.stderr:.2g}"
+        return f"{measure.value:.4g}{error}"
 
 
 def page() -> str:
@@ -144,14 +144,14 @@ def _table7(models: _Models) -> list[str]:
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for name, (likelihood, error) in REPORTED.items():
-        found = models.get(name, "nll")
-        if found is None:
+        measure = models.get(name, "nll")
+        if measure is None:
             lines.append(f"| {name} | {zoo.NOT_TRAINED} | | | | | {likelihood} | | | {error} |")
             continue
-        assert found.interval is not None
-        low, high = found.interval
+        assert measure.interval is not None
+        low, high = measure.interval
         lines.append(
-            f"| {name} | {zoo.card(name)['epochs']} | {found.n:,} | {models.cell(name, 'nll')} | "
+            f"| {name} | {zoo.card(name)['epochs']} | {measure.n:,} | {models.cell(name, 'nll')} | "
             f"{low:.1f} to {high:.1f} | {models.cell(name, 'nll_all')} | {likelihood} | "
             f"{models.cell(name, 'mse')} | {models.cell(name, 'mse_sampled')} | {error} |"
         )
@@ -168,7 +168,7 @@ def _orders(models: _Models) -> list[str]:
         "| | from | to | -log p(x) | paper | MSE, mean | paper |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
-    told = []
+    sentences = []
     for ladder, names in LADDERS.items():
         there = [name for name in names if name in models.records]
         signs = []
@@ -184,8 +184,8 @@ def _orders(models: _Models) -> list[str]:
             verdict = "as in the paper" if all(signs) else "not all rise by two standard errors"
             missing = len(names) - len(there)
             short = f" ({missing} of {len(names)} {zoo.NOT_TRAINED})" if missing else ""
-            told.append(f"- {ladder}{short}: {verdict}.")
-    return [*lines, "", *(told or ["Nothing to compare yet."])]
+            sentences.append(f"- {ladder}{short}: {verdict}.")
+    return [*lines, "", *(sentences or ["Nothing to compare yet."])]
 
 
 def _lipschitz(models: _Models) -> list[str]:
@@ -205,17 +205,17 @@ def _lipschitz(models: _Models) -> list[str]:
         "mnist-conv28",
         *(n for n in models.records if "-lipschitz-" in n),
     ):
-        found = models.get(name, "nll_continuous") or models.get(name, "nll")
-        if found is None or (found.key == "nll" and name == "mnist-conv28"):
+        measure = models.get(name, "nll_continuous") or models.get(name, "nll")
+        if measure is None or (measure.key == "nll" and name == "mnist-conv28"):
             lines.append(f"| {name} | {zoo.card(name)['status']} | | | | | |")
             continue
-        assert found.interval is not None
-        low, high = found.interval
+        assert measure.interval is not None
+        low, high = measure.interval
         constants = [models.get(name, f"{part}_lipschitz") for part in ("encoder", "decoder")]
-        shown = ["not covered" if c is None else c.shown for c in constants]
+        cells = ["not covered" if c is None else c.shown for c in constants]
         lines.append(
-            f"| {name} | {zoo.card(name)['epochs']} | {found.n:,} | {-found.value:.5g} ± "
-            f"{found.stderr:.2g} | {-high:.5g} to {-low:.5g} | {' | '.join(shown)} |"
+            f"| {name} | {zoo.card(name)['epochs']} | {measure.n:,} | {-measure.value:.5g} ± "
+            f"{measure.stderr:.2g} | {-high:.5g} to {-low:.5g} | {' | '.join(cells)} |"
         )
     return lines
 
@@ -237,9 +237,9 @@ def _claims(models: _Models) -> list[str]:
         lines += [f"|---|{'---:|' * len(there)}---|---|"]
         for key, expected, source in CLAIMS:
             cells = " | ".join(models.cell(name, key) for name in there)
-            found = [measure for name in there if (measure := models.get(name, key)) is not None]
+            measures = [measure for name in there if (measure := models.get(name, key)) is not None]
             lines.append(
-                f"| {key} | {cells} | {expected} ({source}) | {_trend(models, there, found)} |"
+                f"| {key} | {cells} | {expected} ({source}) | {_trend(models, there, measures)} |"
             )
     return lines if len(lines) > 3 else [*lines, "", "Nothing to compare yet."]
 

@@ -107,8 +107,8 @@ def run(options: Options) -> None:
         numbers=range(1, 6),
     )
     if options.out is not None:
-        undefended = options.out / "undefended"
-        show(f"written: {options.out}; score it again: robustvae rescore {undefended}")
+        first_folder = options.out / "undefended"
+        show(f"written: {options.out}; score it again: robustvae rescore {first_folder}")
 
 
 def _damage(victim: Any, x: Any, y: Any, generator: Any) -> Any:

@@ -132,5 +132,5 @@ def _unmet(need: tuple[str, str | None, float], record: Any) -> str | None:
     means = {entry["key"]: float(entry["mean"]) for entry in record.summary}
     if key not in means:
         return f"{key} {sign} {bound:g}, it was not measured"
-    met = means[key] >= bound if sign == ">=" else means[key] <= bound
-    return None if met else f"{key} {sign} {bound:g}, it is {means[key]:.4g}"
+    holds = means[key] >= bound if sign == ">=" else means[key] <= bound
+    return None if holds else f"{key} {sign} {bound:g}, it is {means[key]:.4g}"

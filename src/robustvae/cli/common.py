@@ -166,9 +166,9 @@ def _bar(task: str, screen: Any) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=screen, transient=True) as bar:
-        shown = bar.add_task(task)
+        task_id = bar.add_task(task)
         yield lambda done, total, what: bar.update(
-            shown, completed=done, total=total, description=single_line(what, 60)
+            task_id, completed=done, total=total, description=single_line(what, 60)
         )
 
 

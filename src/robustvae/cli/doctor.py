@@ -62,13 +62,13 @@ def _data_sets() -> Iterator[tuple[str, str]]:
     from robustvae import data
     from robustvae.errors import DataError
 
-    seen: set[str] = set()
+    titles: set[str] = set()
     for name in data.names():
-        if name in seen:
+        if name in titles:
             continue
         try:
             images = data.load(name, split="test")
-            seen.add(images.name)
+            titles.add(images.name)
             yield f"data {images.name}", f"{len(images)} test images"
         except DataError as error:
             yield f"data {name}", str(error)

@@ -118,13 +118,13 @@ def _read_member(
         header = content.tell()
         if dtype.hasobject:
             raise ValueError(f"{member.filename} holds pickled objects, which are not read")
-        announced = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if announced != member.file_size - header:
+        byte_count = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if byte_count != member.file_size - header:
             raise ValueError(
-                f"{member.filename} announces {announced} bytes, holds {member.file_size - header}"
+                f"{member.filename} announces {byte_count} bytes, holds {member.file_size - header}"
             )
         order: Literal["C", "F"] = "F" if by_columns else "C"
-        if member.compress_type == zipfile.ZIP_STORED and announced:
+        if member.compress_type == zipfile.ZIP_STORED and byte_count:
             raw.seek(member.header_offset)
             name, extra = struct.unpack("<HH", raw.read(LOCAL_HEADER)[26:])
             start = member.header_offset + LOCAL_HEADER + name + extra + header

@@ -34,10 +34,10 @@ def load(split: str, root: Path) -> Images:
             "it at mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or name the folder above celeba with "
             "root= or ROBUSTVAE_DATA"
         )
-    found = read_folder(folder, split, crop=CROP, size=SIZE, channels=3)
-    if len(found) != COUNTS[split]:
+    images = read_folder(folder, split, crop=CROP, size=SIZE, channels=3)
+    if len(images) != COUNTS[split]:
         raise DataError(
             f"{folder} is not the {split} split of celeba: wanted {COUNTS[split]:,} images, "
-            f"got {len(found):,}"
+            f"got {len(images):,}"
         )
-    return found.named("celeba")
+    return images.named("celeba")

@@ -179,15 +179,15 @@ def jpeg(x: Tensor, quality: int = 25) -> Tensor:
     """Images in [0, 1], (B, C, H, W) with one or three channels, after JPEG at `quality`."""
     if x.shape[1] not in (1, 3):
         raise UnsupportedError(f"JPEG knows 1 or 3 channels, got {x.shape[1]}")
-    made = []
+    results = []
     for image in (x.clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(1, 3).numpy():
         buffer = io.BytesIO()
         Image.fromarray(image[..., 0] if x.shape[1] == 1 else image).save(
             buffer, "JPEG", quality=quality
         )
         read = np.asarray(Image.open(buffer), dtype=np.float64) / 255
-        made.append(torch.as_tensor(read).view(*x.shape[2:], x.shape[1]).movedim(2, 0))
-    return torch.stack(made).to(x)
+        results.append(torch.as_tensor(read).view(*x.shape[2:], x.shape[1]).movedim(2, 0))
+    return torch.stack(results).to(x)
 
 
 def check_quality(quality: int) -> None:

@@ -99,12 +99,14 @@ def _npz(split: str, root: Path) -> Path:
 def _checked(source: Pixels, labels: np.ndarray, name: str, split: str, where: Path) -> Images:
     y = labels_of(labels, source.shape[0], where)
     counts = torch.bincount(y.clamp(0, len(CLASSES)), minlength=len(CLASSES)).tolist()
-    allowed = [[each] * len(CLASSES) for each in EACH[split][: 1 if name == "cifar10" else None]]
-    if counts not in allowed or int(y.min()) < 0:
-        wanted = " or ".join(f"{each:,}" for (each, *_) in allowed)
+    counts_allowed = [
+        [each] * len(CLASSES) for each in EACH[split][: 1 if name == "cifar10" else None]
+    ]
+    if counts not in counts_allowed or int(y.min()) < 0:
+        totals = " or ".join(f"{each:,}" for (each, *_) in counts_allowed)
         raise DataError(
             f"{where} is not the {split} split of {name}: "
-            f"wanted {wanted} images of each class, got {counts}"
+            f"wanted {totals} images of each class, got {counts}"
         )
     return Images(source, y, name=name, split=split)
 

@@ -200,11 +200,11 @@ def _collected(batches: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     """All inputs and labels of items or batches, up to a budget."""
     parts: list[Tensor] = []
     labels: list[Tensor] = []
-    spent = 0
+    byte_count = 0
     for batch in batches:
         x, y = _split(batch)
-        spent += x.numel() * 4
-        if spent > BYTES:
+        byte_count += x.numel() * 4
+        if byte_count > BYTES:
             raise DataError(
                 f"the inputs exceed {BYTES // 2**20} MB in memory: give fewer, such as "
                 "torch.utils.data.Subset, or a folder, which is read as it is asked for"

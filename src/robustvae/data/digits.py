@@ -28,5 +28,5 @@ def load(split: str) -> Images:
     y = torch.tensor(labels, dtype=torch.int64)
     rank, _ = rank_in_class(y)
     for_testing = rank % TEST_EVERY == TEST_EVERY - 1
-    chosen = for_testing if split == "test" else ~for_testing
-    return Images(x[chosen], y[chosen], name="digits", split=split)
+    mask = for_testing if split == "test" else ~for_testing
+    return Images(x[mask], y[mask], name="digits", split=split)

@@ -35,8 +35,8 @@ def ellipse(u: Tensor, v: Tensor) -> Tensor:
 def heart(u: Tensor, v: Tensor) -> Tensor:
     """Whether points, in pixels from the middle, lie in (x^2 + y^2 - 1)^3 <= x^2 y^3, y upwards."""
     x2, y = (u / HEART).square(), -v / HEART
-    rest = x2 + y.square() - 1
-    return rest * rest.square() <= x2 * y * y.square()
+    residual = x2 + y.square() - 1
+    return residual * residual.square() <= x2 * y * y.square()
 
 
 SHAPES = {"square": square, "ellipse": ellipse, "heart": heart}
@@ -58,23 +58,23 @@ class Sprites:
         scale = 0.5 + 0.1 * factors["scale"].double()
         angle = 2 * math.pi / 39 * factors["orientation"].double()
         at = torch.arange(SIDE, dtype=torch.float64) + 0.5
-        across = at.view(1, 1, -1) - (FIRST_CENTER + factors["x"])
+        horizontal = at.view(1, 1, -1) - (FIRST_CENTER + factors["x"])
         down = at.view(1, -1, 1) - (FIRST_CENTER + factors["y"])
-        u = (angle.cos() * across + angle.sin() * down) / scale
-        v = (angle.cos() * down - angle.sin() * across) / scale
-        drawn = torch.empty_like(u)
+        u = (angle.cos() * horizontal + angle.sin() * down) / scale
+        v = (angle.cos() * down - angle.sin() * horizontal) / scale
+        heights = torch.empty_like(u)
         for kind, inside in enumerate(SHAPES.values()):
-            chosen = factors["shape"].flatten() == kind
-            drawn[chosen] = inside(u[chosen], v[chosen]).to(u.dtype)
-        return drawn.unsqueeze(1).to(torch.float32)
+            mask = factors["shape"].flatten() == kind
+            heights[mask] = inside(u[mask], v[mask]).to(u.dtype)
+        return heights.unsqueeze(1).to(torch.float32)
 
 
 def factors_of(rows: Tensor) -> dict[str, Tensor]:
     """The place of each factor on its grid, for images by number, each (n,)."""
-    found: dict[str, Tensor] = {}
+    factors: dict[str, Tensor] = {}
     for name, size in reversed(FACTORS.items()):
-        found[name], rows = rows % size, rows // size
-    return dict(reversed(found.items()))
+        factors[name], rows = rows % size, rows // size
+    return dict(reversed(factors.items()))
 
 
 def load(split: str) -> Images:

@@ -191,7 +191,7 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
     paths = _images_in(top)
     y = torch.zeros(len(paths), dtype=torch.int64)
     if not paths:
-        groups = [found for part in _inside(top) if part.is_dir() and (found := _images_in(part))]
+        groups = [files for part in _inside(top) if part.is_dir() and (files := _images_in(part))]
         paths = [path for group in groups for path in group]
         y = torch.arange(len(groups)).repeat_interleave(
             torch.tensor([len(group) for group in groups], dtype=torch.int64)
@@ -225,18 +225,18 @@ def _faces(top: Path, partition: Path, fit: Fit, name: str, split: str) -> Image
     if (folder / FACES).is_dir():  # as some archives unpack
         folder = folder / FACES
     there = {path.name for path in _images_in(folder)}
-    chosen = [row[0] for row in _rows(partition) if row[1:] == [PARTS[split]]]
-    missing = [file for file in chosen if file not in there]
-    if missing or not chosen:
+    names = [row[0] for row in _rows(partition) if row[1:] == [PARTS[split]]]
+    missing = [file for file in names if file not in there]
+    if missing or not names:
         raise DataError(
-            f"{folder} has {len(chosen) - len(missing)} of the {len(chosen)} images of the {split} "
+            f"{folder} has {len(names) - len(missing)} of the {len(names)} images of the {split} "
             f"split that {partition} names" + (f"; {missing[0]} is missing" if missing else "")
         )
-    source = _files([folder / file for file in chosen], fit)
+    source = _files([folder / file for file in names], fit)
     table = _table(top, ATTRIBUTES)
     if table is None:
-        return Images(source, torch.zeros(len(chosen), dtype=torch.int64), name, split)
-    labels = _attributes(table, chosen)
+        return Images(source, torch.zeros(len(names), dtype=torch.int64), name, split)
+    labels = _attributes(table, names)
     y = labels.get("Smiling", next(iter(labels.values())))
     return Images(source, y, name, split, labels)
 
@@ -247,11 +247,11 @@ def _attributes(table: Path, files: list[str]) -> dict[str, Tensor]:
     header = next((row for row in rows if len(row) > 1), [])
     values = {row[0]: row[1:] for row in rows if row[0][-4:].lower() in SUFFIXES}
     names = header[1:] if header[0:1] == ["image_id"] else header
-    found = [values.get(file, []) for file in files]
-    if not names or any(len(row) != len(names) for row in found):
+    lines = [values.get(file, []) for file in files]
+    if not names or any(len(row) != len(names) for row in lines):
         raise DataError(f"{table} has not one value for each attribute of each image")
     try:
-        ones = torch.from_numpy(np.array(found).astype(np.int64) > 0).long()
+        ones = torch.from_numpy(np.array(lines).astype(np.int64) > 0).long()
     except ValueError:
         raise DataError(f"{table} has attributes that are no numbers") from None
     return dict(zip(names, ones.unbind(1), strict=True))
@@ -275,13 +275,13 @@ def _one_part(images: Images) -> Images:
     """The part of a set without a split of its own: of each class every tenth is for testing."""
     rank, _ = rank_in_class(images.y)
     for_testing = rank % TEST_EVERY == TEST_EVERY - 1
-    chosen = for_testing if images.split == "test" else ~for_testing
-    if not chosen.any():
+    mask = for_testing if images.split == "test" else ~for_testing
+    if not mask.any():
         raise DataError(
             f"{images.name} has no image for testing: every tenth of each class would be, "
             f"and there are {len(images)} in all"
         )
-    return images[chosen]
+    return images[mask]
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -64,17 +64,17 @@ class IdxSet:
             read_idx(self._found(file, root), axes)
             for file, axes in zip(FILES[split], (3, 1), strict=True)
         )
-        wanted = self.counts[split]
-        if pixels.shape != (sum(wanted), SIDE, SIDE):
+        count = self.counts[split]
+        if pixels.shape != (sum(count), SIDE, SIDE):
             raise DataError(
                 f"{root / self.folder} is not the {split} split of {self.name}: "
-                f"wanted {sum(wanted)} images of {SIDE}x{SIDE}, got an array of {pixels.shape}"
+                f"wanted {sum(count)} images of {SIDE}x{SIDE}, got an array of {pixels.shape}"
             )
-        counts = tuple(np.bincount(labels, minlength=len(wanted)).tolist())
-        if counts != wanted:
+        counts = tuple(np.bincount(labels, minlength=len(count)).tolist())
+        if counts != count:
             raise DataError(
                 f"{root / self.folder} is not the {split} split of {self.name}: "
-                f"wanted class counts {wanted}, got {counts}"
+                f"wanted class counts {count}, got {counts}"
             )
         return pixels, labels
 
@@ -127,20 +127,20 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         DataError: Not readable, another magic number, or truncated.
     """
     try:
-        stored = path.read_bytes()
-        content = gzip.decompress(stored) if path.suffix == ".gz" else stored
+        raw = path.read_bytes()
+        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read, it may be truncated: {error}") from error
-    wanted = (UNSIGNED_BYTES << 8) + axes
+    expected = (UNSIGNED_BYTES << 8) + axes
     magic = int.from_bytes(content[:4], "big")
     header = 4 * (1 + axes)
-    if len(content) < header or magic != wanted:
-        raise DataError(f"{path} is not the IDX file wanted: magic number {magic}, not {wanted}")
+    if len(content) < header or magic != expected:
+        raise DataError(f"{path} is not the IDX file wanted: magic number {magic}, not {expected}")
     shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()
     body = np.frombuffer(content, np.uint8, offset=header)
-    announced = int(np.prod(shape, dtype=object))
-    if len(body) != announced:
+    byte_count = int(np.prod(shape, dtype=object))
+    if len(body) != byte_count:
         raise DataError(
-            f"{path} is truncated or damaged: it announces {announced} bytes, holds {len(body)}"
+            f"{path} is truncated or damaged: it announces {byte_count} bytes, holds {len(body)}"
         )
     return body.reshape(shape)

@@ -90,8 +90,8 @@ class Images:
             check_images(x)
         for label in (y, *(labels or {}).values()):
             if not isinstance(label, Tensor) or label.dtype != torch.int64:
-                got = getattr(label, "dtype", type(label).__name__)
-                raise DtypeError(f"y must be an int64 tensor of labels, got {got}")
+                kind = getattr(label, "dtype", type(label).__name__)
+                raise DtypeError(f"y must be an int64 tensor of labels, got {kind}")
             if tuple(label.shape) != (x.shape[0],):
                 raise ShapeError(f"y must be ({x.shape[0]},), got {tuple(label.shape)}")
         self._source = x
@@ -239,8 +239,8 @@ class Images:
             >>> y.bincount().tolist()
             [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
         """
-        chosen = self.choose(n, stratified, generator=generator)
-        return self.read(chosen), self.y[chosen]
+        rows = self.choose(n, stratified, generator=generator)
+        return self.read(rows), self.y[rows]
 
     def choose(self, n: int, stratified: bool = False, *, generator: torch.Generator) -> Tensor:
         """The indices that `sample` would take, (n,)."""
@@ -251,8 +251,8 @@ class Images:
         order = permutation(len(self), generator)
         if stratified:
             rank, _ = rank_in_class(self.y.cpu()[order])
-            balanced = order[rank.argsort(stable=True)[:n]]
-            order = balanced[permutation(n, generator)]
+            rows = order[rank.argsort(stable=True)[:n]]
+            order = rows[permutation(n, generator)]
         return order[:n]
 
     def divide(self, fraction: float, *, generator: torch.Generator) -> tuple[Images, Images]:
@@ -341,8 +341,8 @@ def permutation(n: int, generator: torch.Generator) -> Tensor:
 def rank_in_class(labels: Tensor) -> tuple[Tensor, Tensor]:
     """For each label, how many of its class stand before it, and how large its class is."""
     _, which, counts = labels.unique(return_inverse=True, return_counts=True)
-    grouped = which.argsort(stable=True)
+    by_class = which.argsort(stable=True)
     first = counts.cumsum(0) - counts
     rank = torch.empty_like(which)
-    rank[grouped] = torch.arange(len(which)) - first[which[grouped]]
+    rank[by_class] = torch.arange(len(which)) - first[which[by_class]]
     return rank, counts[which]

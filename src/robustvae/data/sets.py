@@ -148,15 +148,15 @@ def load(
         kind, change = CHANGES[word]
         if kind is None and value:
             raise DtypeError(f"change {word!r} takes no number, got {value!r}")
-        given = () if kind is None or not value else (_number(word, value, kind),)
-        images = images.changed(change(*given))
+        arguments = () if kind is None or not value else (_number(word, value, kind),)
+        images = images.changed(change(*arguments))
     return images
 
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder that holds the data sets: `root`, else ROBUSTVAE_DATA, else the user's cache."""
-    chosen = root or os.environ.get("ROBUSTVAE_DATA") or "~/.cache/robustvae"
-    return Path(chosen).expanduser()
+    path = root or os.environ.get("ROBUSTVAE_DATA") or "~/.cache/robustvae"
+    return Path(path).expanduser()
 
 
 def _taken_apart(name: str) -> tuple[str, list[tuple[str, str]]]:
@@ -164,8 +164,8 @@ def _taken_apart(name: str) -> tuple[str, list[tuple[str, str]]]:
     base, *parts = name.split("+")
     pairs = [(word, value) for word, _, value in (part.partition(":") for part in parts)]
     if base.startswith(f"{FOLDER}:"):
-        known = [word in (*CHANGES, *FITS, LABEL) for word, _ in pairs]
-        first = len(known) - known[::-1].index(False) if False in known else 0
+        is_known = [word in (*CHANGES, *FITS, LABEL) for word, _ in pairs]
+        first = len(is_known) - is_known[::-1].index(False) if False in is_known else 0
         base, pairs = "+".join([base, *parts[:first]]), pairs[first:]
     return base, pairs
 
@@ -186,5 +186,5 @@ def _number(word: str, value: str, kind: type) -> Any:
     try:
         return kind(value)
     except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise DtypeError(f"{word!r} takes {wanted} after the colon, got {value!r}") from None
+        kind_name = "a whole number" if kind is int else "a number"
+        raise DtypeError(f"{word!r} takes {kind_name} after the colon, got {value!r}") from None

@@ -226,14 +226,14 @@ class InputSpace:
         x = values.reshape(len(values), *self.image_shape)
         if not self.discrete and within_unit(x):
             return x.clamp(0, 1).contiguous()
-        mapped = self.from_model(x)
-        if not within_unit(mapped):
+        images = self.from_model(x)
+        if not within_unit(images):
             raise RangeError(
                 f"{name} must lie in [0, 1] or in the model's own range from {self.low} to "
                 f"{self.high}, got values from {float(x.min()):g} to {float(x.max()):g}; "
                 "say pixels=(low, high) for another range"
             )
-        return mapped.clamp(0, 1).contiguous()
+        return images.clamp(0, 1).contiguous()
 
     def round(self, x: Tensor) -> Tensor:
         """The nearest images whose values occur: for a discrete space whole numbers of its unit."""

@@ -132,8 +132,8 @@ def inception_features() -> Features:
 
     def features(x: Tensor) -> Tensor:
         wide = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-        made: Tensor = network(wide.float())[0]
-        return made.mean((2, 3))
+        activations: Tensor = network(wide.float())[0]
+        return activations.mean((2, 3))
 
     return features
 
@@ -172,8 +172,8 @@ def frechet_distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: T
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.mT
     cross = torch.linalg.eigvalsh(root @ other_cov @ root).clamp_min(0).sqrt().sum()
-    apart = (mean - other_mean).square().sum()
-    return float(apart + cov.trace() + other_cov.trace() - 2 * cross)
+    mean_term = (mean - other_mean).square().sum()
+    return float(mean_term + cov.trace() + other_cov.trace() - 2 * cross)
 
 
 def frechet_of(
@@ -215,16 +215,16 @@ def frechet_of(
     if min(len(real), len(made)) < 2 * folds:
         raise ShapeError(f"{folds} folds want {2 * folds} images, got {len(real)}, {len(made)}")
     with torch.no_grad():
-        described = [
+        feature_pair = [
             torch.cat([features(part) for part in x.split(ROWS)]).double() for x in (real, made)
         ]
-    whole = _distance(*described)
+    distance = _distance(*feature_pair)
     left_out = []
     for fold in range(folds):
-        kept = (part[torch.arange(len(part)) % folds != fold] for part in described)
-        left_out.append(_distance(*kept))
+        subsets = (part[torch.arange(len(part)) % folds != fold] for part in feature_pair)
+        left_out.append(_distance(*subsets))
     spread = torch.tensor(left_out, dtype=torch.float64).var(correction=0)
-    return whole, float((spread * (folds - 1)).sqrt())
+    return distance, float((spread * (folds - 1)).sqrt())
 
 
 def _distance(real: Tensor, made: Tensor) -> float:

@@ -111,7 +111,7 @@ def aggregate_terms(
         log_prior = prior.log_prob(z)[:, -top:].sum(1).double()
     z = z[:, -top:]
     q = Gaussian(torch.cat(means), torch.cat(stddevs))
-    own = Gaussian(q.mean[:draws], q.stddev[:draws]).log_prob(z).sum(1).double()
+    log_q = Gaussian(q.mean[:draws], q.stddev[:draws]).log_prob(z).sum(1).double()
     joint, product = [], []
     for rows in z.split(max(1, _PAIRS // q.mean.numel())):
         pairs = q.log_prob(rows[:, None])
@@ -120,7 +120,7 @@ def aggregate_terms(
     log_joint = torch.cat(joint) - math.log(len(x))
     log_product = torch.cat(product) - top * math.log(len(x))
     return {
-        "index_code": own - log_joint,
+        "index_code": log_q - log_joint,
         "total_correlation": log_joint - log_product,
         "dimension_kl": log_product - log_prior,
     }

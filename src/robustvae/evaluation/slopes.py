@@ -97,10 +97,10 @@ def _norm(output: Tensor, parameters: list[nn.Parameter]) -> float:
     if not output.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(output, parameters, allow_unused=True)
-    used = [
+    layers = [
         p.detach().double() for p, g in zip(parameters, gradients, strict=True) if g is not None
     ]
-    return float(sum(float(p.square().sum()) for p in used) ** 0.5)
+    return float(sum(float(p.square().sum()) for p in layers) ** 0.5)
 
 
 def _frobenius(jacobians: Tensor) -> Tensor:

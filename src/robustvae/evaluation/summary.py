@@ -115,9 +115,9 @@ class Evaluation:
 
     def __getitem__(self, key: str) -> Measure:
         """The measure of that key."""
-        found = {measure.key: measure for measure in self.measures}
-        check_choice("measure", key, found)
-        return found[key]
+        by_key = {measure.key: measure for measure in self.measures}
+        check_choice("measure", key, by_key)
+        return by_key[key]
 
 
 def evaluate(
@@ -199,7 +199,7 @@ def evaluate(
         check_choice("part", part, PARTS)
     if len(images) < 2:
         raise RangeError("a standard error wants at least two images, got one")
-    began = time.perf_counter()
+    start = time.perf_counter()
     bench = _Bench(vae, images, train, seed, inputs, draws, keep)
     for part in parts:
         if progress is not None:
@@ -216,7 +216,7 @@ def evaluate(
         "draws": draws,
         "seed": seed,
         "sha256": weights_sha256(vae),
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
     return Evaluation(tuple(bench.measures), bench.absent, bench.per_image, facts)
 
@@ -235,41 +235,41 @@ class _Bench:
         keep: str | Path | None,
     ) -> None:
         self.vae, self.seed, self.draws = vae, seed, draws
-        chosen = images.choose(
+        rows = images.choose(
             min(inputs, len(images)), stratified=True, generator=self.generator("images")
         )
-        self.x, self.y = self._placed(images[chosen].x), images.y[chosen]
+        self.x, self.y = self._placed(images[rows].x), images.y[rows]
         self.all = images
-        question = (weights_sha256(vae), images.name, images.split, chosen.tolist(), seed, draws)
+        question = (weights_sha256(vae), images.name, images.split, rows.tolist(), seed, draws)
         digest = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]
         self.keep = None if keep is None else Path(keep) / digest
         self.train = train
         self.measures: list[Measure] = []
         self.absent: dict[str, str] = {}
-        self.per_image: dict[str, list[float]] = {"index": chosen.tolist()}
+        self.per_image: dict[str, list[float]] = {"index": rows.tolist()}
 
     def generator(self, purpose: str) -> torch.Generator:
         return shard_generator(self.seed, 0, purpose)
 
     def likelihood(self) -> None:
         label = f"-log p(x), importance sampling, k = {self.draws}"
-        found = self._log_likelihoods("nll", None)
-        self.add("nll", label, found, "nats")
+        nll = self._log_likelihoods("nll", None)
+        self.add("nll", label, nll, "nats")
         total = len(self.all)
         if len(self.x) == total:
             return
         noise = self.generator("elbo of all")
         parts = (self._placed(self.all[start : start + ROWS].x) for start in range(0, total, ROWS))
         elbo, error = mean_stderr(torch.cat([self._elbo(x, noise)["loss"] for x in parts]))
-        own = self._elbo(self.x, self.generator("elbo"))["loss"]
-        gap, gap_error = mean_stderr(own.double().cpu() - found)
-        label = f"-log p(x) of all: their -ELBO less its mean gap to -log p(x) on {len(found)}"
+        loss = self._elbo(self.x, self.generator("elbo"))["loss"]
+        gap, gap_error = mean_stderr(loss.double().cpu() - nll)
+        label = f"-log p(x) of all: their -ELBO less its mean gap to -log p(x) on {len(nll)}"
         self.add_one("nll_all", label, elbo - gap, "nats", math.hypot(error, gap_error), total)
 
     def continuous(self) -> None:
         label = f"-log p(x), logits as a continuous Bernoulli's, k = {self.draws}"
-        found = self._log_likelihoods("nll_continuous", _as_continuous)
-        self.add("nll_continuous", label, found, "nats")
+        nll = self._log_likelihoods("nll_continuous", _as_continuous)
+        self.add("nll_continuous", label, nll, "nats")
 
     def _log_likelihoods(
         self, key: str, read: Callable[[Distribution], Distribution] | None
@@ -279,14 +279,14 @@ class _Bench:
             path = None if self.keep is None else self.keep / f"{key}-{number}.json"
             if path is None or not path.is_file():
                 noise = shard_generator(self.seed, number, "likelihood")
-                found = negative_log_likelihood(
+                values = negative_log_likelihood(
                     self.vae, x, draws=self.draws, read=read, generator=noise
                 ).tolist()
                 if path is not None:
-                    write_text(path, json.dumps(found))
+                    write_text(path, json.dumps(values))
             else:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            shards += found
+                values = json.loads(path.read_text(encoding="utf-8"))
+            shards += values
         return torch.tensor(shards, dtype=torch.float64)
 
     def reconstruction(self) -> None:
@@ -347,12 +347,12 @@ class _Bench:
             again = [self.vae.decode(self.vae.encode(x).mean).mean for x in self.x.split(ROWS)]
         features = train_features(train, generator=self.generator("features"))
         kind = next(features.parameters())
-        for key, made, what in (
+        for key, fake, what in (
             ("fid_samples", samples, "decoded draws of the prior"),
             ("fid_reconstructions", torch.cat(again), "reconstructions"),
         ):
-            real, made = (part.to(kind).clamp(0, 1) for part in (self.x, made))
-            value, stderr = frechet_of(real, made, features, folds=min(10, len(real) // 2))
+            real, fake = (part.to(kind).clamp(0, 1) for part in (self.x, fake))
+            value, stderr = frechet_of(real, fake, features, folds=min(10, len(real) // 2))
             label = f"Fréchet distance of {what}, own features"
             self.add_one(key, label, value, "feature units squared", stderr, len(real))
 

@@ -107,8 +107,8 @@ def ess(draws: Tensor) -> Tensor:
     """
     _check(draws)
     length = draws.shape[0]
-    centered = draws.detach() - draws.detach().mean(0)
-    spectrum = torch.fft.rfft(centered, n=2 * length, dim=0)
+    deviation = draws.detach() - draws.detach().mean(0)
+    spectrum = torch.fft.rfft(deviation, n=2 * length, dim=0)
     covariance = torch.fft.irfft(spectrum.abs().square(), n=2 * length, dim=0)[:length]
     correlation = covariance / covariance[0].clamp_min(torch.finfo(draws.dtype).tiny)
     pairs = correlation[: length // 2 * 2].unflatten(0, (-1, 2)).sum(1)

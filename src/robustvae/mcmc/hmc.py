@@ -244,10 +244,10 @@ def hmc(
         tuning = adaptation.update(tuning, info.acceptance, t, warmup)
         if t >= warmup:
             error = info.energy_error.detach()
-            ended = error.isfinite()
+            is_finite = error.isfinite()
             accepted = accepted + info.acceptance.detach()
-            errors = errors + error.abs().where(ended, torch.zeros_like(errors))
-            finite, divergences = finite + ended, divergences + info.diverged
+            errors = errors + error.abs().where(is_finite, torch.zeros_like(errors))
+            finite, divergences = finite + is_finite, divergences + info.diverged
             if keep:
                 draws.append(state.z)
     return Chain(

@@ -102,19 +102,19 @@ def implicit(log_density: LogDensity, z: Tensor, *, products: int = 20) -> Tenso
         >>> torch.autograd.grad(z.sum(), x)[0]
         tensor([[3., 3.]])
     """
-    here = z.detach().requires_grad_()
-    gradient = evaluate(log_density, here, graph=True).gradient
+    point = z.detach().requires_grad_()
+    gradient = evaluate(log_density, point, graph=True).gradient
 
     def curvature(v: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(
-            gradient, here, v, retain_graph=True, materialize_grads=True
+            gradient, point, v, retain_graph=True, materialize_grads=True
         )
         return -product
 
     # The hook turns the cotangent u of z into H^-1 u, which then flows on into d(gradient)/dx.
-    pulled = gradient.clone()
-    pulled.register_hook(lambda u: conjugate_gradients(curvature, u, products))
-    return z.detach() + (pulled - pulled.detach())
+    cotangent = gradient.clone()
+    cotangent.register_hook(lambda u: conjugate_gradients(curvature, u, products))
+    return z.detach() + (cotangent - cotangent.detach())
 
 
 def conjugate_gradients(product: LogDensity, b: Tensor, steps: int) -> Tensor:
@@ -128,16 +128,18 @@ def conjugate_gradients(product: LogDensity, b: Tensor, steps: int) -> Tensor:
         steps: Most products.
     """
     tiny = torch.finfo(b.dtype).tiny
-    v, rest, way = torch.zeros_like(b), b, b
-    size = rest.square().sum(1, keepdim=True)
+    v, residual, way = torch.zeros_like(b), b, b
+    size = residual.square().sum(1, keepdim=True)
     floor = torch.finfo(b.dtype).eps ** 2 * size
     for _ in range(steps):
-        moved = product(way)
-        curvature = (way * moved).sum(1, keepdim=True)
+        image = product(way)
+        curvature = (way * image).sum(1, keepdim=True)
         going = (curvature > 0) & (size > floor)
         length = torch.where(going, size / curvature.clamp_min(tiny), torch.zeros_like(size))
-        v, rest = v + length * way, rest - length * moved
-        fresh = rest.square().sum(1, keepdim=True)
-        way = torch.where(going, rest + fresh / size.clamp_min(tiny) * way, torch.zeros_like(way))
+        v, residual = v + length * way, residual - length * image
+        fresh = residual.square().sum(1, keepdim=True)
+        way = torch.where(
+            going, residual + fresh / size.clamp_min(tiny) * way, torch.zeros_like(way)
+        )
         size = fresh
     return v

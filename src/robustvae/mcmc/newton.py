@@ -48,21 +48,23 @@ def lbfgs(log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10) -
     length = _careful(state.gradient)
     for _ in range(1, steps):
         way = length.unsqueeze(1) * _two_loop(state.gradient, moves, turns)
-        promised = (state.gradient * way).sum(1)
+        prediction = (state.gradient * way).sum(1)
         trial = evaluate(log_density, state.z + way)
         gain = trial.log_density - state.log_density
-        higher = gain >= _ARMIJO * promised
+        higher = gain >= _ARMIJO * prediction
         move, turn = trial.z - state.z, state.gradient - trial.gradient
-        bent = higher & ((move * turn).sum(1) > 1e-10 * turn.square().sum(1))
+        is_curved = higher & ((move * turn).sum(1) > 1e-10 * turn.square().sum(1))
         moves, turns = (
-            torch.where(bent.unsqueeze(1), torch.cat([old[1:], new.unsqueeze(0)]), old)
+            torch.where(is_curved.unsqueeze(1), torch.cat([old[1:], new.unsqueeze(0)]), old)
             for old, new in ((moves, move), (turns, turn))
         )
-        missed = torch.where(gain.isfinite(), promised - gain, 10 * promised)
-        share = (0.5 * promised / missed.clamp_min(torch.finfo(gain.dtype).tiny)).clamp(0.1, 0.5)
+        shortfall = torch.where(gain.isfinite(), prediction - gain, 10 * prediction)
+        share = (0.5 * prediction / shortfall.clamp_min(torch.finfo(gain.dtype).tiny)).clamp(
+            0.1, 0.5
+        )
         state = _moved(higher, trial, state)
-        known = (moves[-1] != 0).any(1)
-        fresh = torch.where(known, torch.ones_like(length), _careful(state.gradient))
+        has_pair = (moves[-1] != 0).any(1)
+        fresh = torch.where(has_pair, torch.ones_like(length), _careful(state.gradient))
         length = torch.where(higher, fresh, share * length)
     return Mode(state.z, state.log_density, steps)
 
@@ -107,17 +109,17 @@ def gauss_newton(log_density: LogDensity, precision: LogDensity, z: Tensor, *, s
         trial = evaluate(log_density, state.z + way)
         higher = trial.log_density > state.log_density
         state = _moved(higher, trial, state)
-        eased = torch.where(damping > 0.4, 0.25 * damping, torch.zeros_like(damping))
-        damping = torch.where(higher, eased, (4 * damping).clamp_min(1))
+        smaller_damping = torch.where(damping > 0.4, 0.25 * damping, torch.zeros_like(damping))
+        damping = torch.where(higher, smaller_damping, (4 * damping).clamp_min(1))
     return Mode(state.z, state.log_density, steps)
 
 
 def _moved(higher: Tensor, trial: State, state: State) -> State:
-    kept = higher.unsqueeze(1)
+    mask = higher.unsqueeze(1)
     return State(
-        torch.where(kept, trial.z, state.z),
+        torch.where(mask, trial.z, state.z),
         torch.where(higher, trial.log_density, state.log_density),
-        torch.where(kept, trial.gradient, state.gradient),
+        torch.where(mask, trial.gradient, state.gradient),
     )
 
 

@@ -58,18 +58,18 @@ def save(
     folder = Path(folder)
     name = name_of(vae)
     check_weights(vae)
-    own = str(vae.dtype).removeprefix("torch.")
-    check_choice("storage type", dtype or own, DTYPES)
+    dtype_name = str(vae.dtype).removeprefix("torch.")
+    check_choice("storage type", dtype or dtype_name, DTYPES)
     state = {}
     for key, tensor in vae.state_dict().items():
-        stored = tensor.detach().cpu().contiguous().clone()
-        state[key] = stored.to(DTYPES[dtype]) if dtype and stored.is_floating_point() else stored
+        copy = tensor.detach().cpu().contiguous().clone()
+        state[key] = copy.to(DTYPES[dtype]) if dtype and copy.is_floating_point() else copy
     config = {
         "format": FORMAT,
         "model": name,
         "options": vae.config,
-        "dtype": dtype or own,
-        "sha256": _state_sha256(_loaded(state, dtype or own)),
+        "dtype": dtype or dtype_name,
+        "sha256": _state_sha256(_loaded(state, dtype or dtype_name)),
         "card": card or {},
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -76,14 +76,14 @@ class LayeredGaussian:
         self, shape: tuple[int, ...] = (), *, generator: torch.Generator
     ) -> tuple[Tensor, Gaussian]:
         """Draws, and what `at` says of them, in one walk."""
-        drawn: list[Tensor] = []
+        draws: list[Tensor] = []
 
         def choose(layer: Gaussian) -> Tensor:
-            drawn.append(layer.draw(() if drawn else shape, generator=generator))
-            return drawn[-1]
+            draws.append(layer.draw(() if draws else shape, generator=generator))
+            return draws[-1]
 
         layers = self.walk(choose)
-        z = self._flat(drawn)
+        z = self._flat(draws)
         return z, self._side_by_side(layers, z)
 
     def at(self, z: Tensor) -> Gaussian:
@@ -170,11 +170,11 @@ def check_gaussian(distribution: Distribution, what: str) -> None:
         UnsupportedError: Any other distribution, by the name of its class; layers that are
             Gaussian given one another, and torch's own normal, will do.
     """
-    own = distribution
-    while isinstance(own, torch.distributions.Independent):
-        own = own.base_dist
-    if not isinstance(own, Gaussian | LayeredGaussian | torch.distributions.Normal):
-        raise UnsupportedError(f"{what} needs a Gaussian posterior, got {type(own).__name__}")
+    base = distribution
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if not isinstance(base, Gaussian | LayeredGaussian | torch.distributions.Normal):
+        raise UnsupportedError(f"{what} needs a Gaussian posterior, got {type(base).__name__}")
 
 
 class HierarchicalVAE(VAE, abc.ABC):
@@ -226,11 +226,11 @@ class HierarchicalVAE(VAE, abc.ABC):
         self.latent = sum(widths)
         self.likelihood = likelihood
         self.scale = float(scale)
-        seen = self._seen(torch.zeros(1, self.latent)).shape[1]
+        context_width = self._seen(torch.zeros(1, self.latent)).shape[1]
         networks, options = build(
             architecture,
             widths[0],
-            seen,
+            context_width,
             image_shape,
             hidden=hidden,
             activation=activation,

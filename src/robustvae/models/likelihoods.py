@@ -256,8 +256,8 @@ class ContinuousBernoulli:
         # log(1 + u (e^l - 1)) / l, written so that neither sign of l overflows
         magnitude = safe.abs()
         inverse = 1 + torch.log(uniform + (1 - uniform) * torch.exp(-magnitude)) / magnitude
-        drawn = torch.where(safe > 0, inverse, 1 - inverse)
-        return torch.where(small, uniform, drawn)
+        pixels = torch.where(safe > 0, inverse, 1 - inverse)
+        return torch.where(small, uniform, pixels)
 
     def _exact_mean(self) -> Tensor:
         small, safe = self._near_zero()

@@ -141,8 +141,8 @@ class _Exchange(torch.autograd.Function):
     def forward(x: Tensor, mask: Tensor, apart: int) -> Tensor:
         one, two = _pairs(x, apart)
         parts = [torch.lerp(a, b, mask).movedim(-1, 0) for a, b in ((one, two), (two, one))]
-        whole = torch.stack(parts, 1) if apart == 1 else torch.cat(parts)
-        return whole.reshape(-1, *parts[0].shape[1:]).movedim(0, -1)
+        channels = torch.stack(parts, 1) if apart == 1 else torch.cat(parts)
+        return channels.reshape(-1, *parts[0].shape[1:]).movedim(0, -1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -461,9 +461,9 @@ class LipschitzVAE(VAE):
             if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or raw_of(layer):
                 continue
             for name, tensor in state_dict.items():
-                owner, _, own = name.removeprefix(prefix).rpartition(".")
-                if owner == layer_name and own.startswith(RAW):
-                    layer.register_parameter(own, nn.Parameter(torch.empty_like(tensor)))
+                owner, _, attribute = name.removeprefix(prefix).rpartition(".")
+                if owner == layer_name and attribute.startswith(RAW):
+                    layer.register_parameter(attribute, nn.Parameter(torch.empty_like(tensor)))
         self._unmade = False
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -510,15 +510,15 @@ def _polar(weight: Tensor, accuracy: float = 1e-16) -> Tensor:
     if weight.shape[0] < weight.shape[1]:
         return _polar(weight.mT, accuracy).mT
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    found = weight
+    orthogonal = weight
     for _ in range(6):
-        defect = eye - found.mT @ found
+        defect = eye - orthogonal.mT @ orthogonal
         size = float(defect.norm())
         if not size < 1:
             break
-        found = found @ _series(defect, 1)
+        orthogonal = orthogonal @ _series(defect, 1)
         if size**2 < 0.1 * accuracy:  # each step squares what is left
-            return found
+            return orthogonal
     left, _, right = torch.linalg.svd(weight, full_matrices=False)
     return left @ right
 

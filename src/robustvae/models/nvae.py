@@ -82,13 +82,13 @@ class NVAE(VAE):
         check_choice("preset", preset, PRESETS)
         check_likelihood(likelihood, scale)
         check_sizes(image_shape, "image_shape", axes=3)
-        given = {
+        arguments = {
             "channels": channels,
             "groups": groups,
             "latent_channels": latent_channels,
             "cells": cells,
         }
-        size = PRESETS[preset] | {name: v for name, v in given.items() if v is not None}
+        size = PRESETS[preset] | {name: v for name, v in arguments.items() if v is not None}
         for name in ("channels", "latent_channels", "cells"):
             check_count(size[name], name)
         check_sizes(size["groups"], "groups")
@@ -189,8 +189,8 @@ class NVAE(VAE):
         layers: list[Gaussian] = []
         for number, group in enumerate(self._top_down()):
             state = group.descend(state)
-            given = None if features is None else features[number]
-            layers.append(group.layer(state, given, lead))
+            feature = None if features is None else features[number]
+            layers.append(group.layer(state, feature, lead))
             z = choose(layers[-1])
             lead = z.shape[:-1]
             state = group.merge(state, z)
@@ -243,8 +243,8 @@ class _Group(nn.Module):
 
     def descend(self, state: Tensor) -> Tensor:
         """The state from above, at this group's scale."""
-        here: Tensor = self.down_cells(self.up(state))
-        return here
+        result: Tensor = self.down_cells(self.up(state))
+        return result
 
     def layer(self, state: Tensor, features: Tensor | None, lead: torch.Size) -> Gaussian:
         """The group's prior given the state, or posterior given features too, (*lead, w)."""
@@ -267,8 +267,8 @@ class _Group(nn.Module):
         """The state that knows this group's value too."""
         value = z.reshape(-1, *self.shape)
         state = state.expand(len(value), *state.shape[1:])
-        merged: Tensor = self.merging(_channels_last(torch.cat([state, value], 1)))
-        return merged
+        result: Tensor = self.merging(_channels_last(torch.cat([state, value], 1)))
+        return result
 
 
 @final
@@ -288,8 +288,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.layers(x)
-        return x + _RESIDUAL * made * self.excitation(made)
+        update = self.layers(x)
+        return x + _RESIDUAL * update * self.excitation(update)
 
 
 def _encoder_cell(features: int) -> nn.Module:

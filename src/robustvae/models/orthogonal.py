@@ -88,8 +88,8 @@ def kernel(layer: Convolution, raw: Sequence[Tensor]) -> Tensor:
     with seeded(0):  # the template's own weights do not matter
         template = _template(*_geometry(layer))
     names = [name for name, _ in template.named_parameters()]
-    given = dict(zip(names, raw, strict=True))
-    return cast(Tensor, torch.func.functional_call(template, given, ()))
+    parameters = dict(zip(names, raw, strict=True))
+    return cast(Tensor, torch.func.functional_call(template, parameters, ()))
 
 
 def _geometry(layer: Convolution) -> tuple[int, int, int, int]:

@@ -32,12 +32,12 @@ def optimizer_of(vae: VAE, lr: float = 1e-3) -> torch.optim.Optimizer:
         >>> type(optimizer_of(rv.models.create("vae"))).__name__
         'Adam'
     """
-    trained = [p for p in vae.parameters() if p.requires_grad]
+    parameters = [p for p in vae.parameters() if p.requires_grad]
     tangent = [p for p in vae.on_manifold() if p.requires_grad]
     if not tangent:
-        return torch.optim.Adam(trained, lr=lr, betas=BETAS, eps=EPS)
-    apart = {id(p) for p in tangent}
-    return TangentAdam(tangent, [p for p in trained if id(p) not in apart], lr=lr)
+        return torch.optim.Adam(parameters, lr=lr, betas=BETAS, eps=EPS)
+    tangent_ids = {id(p) for p in tangent}
+    return TangentAdam(tangent, [p for p in parameters if id(p) not in tangent_ids], lr=lr)
 
 
 @final
@@ -97,19 +97,19 @@ class TangentAdam(torch.optim.Optimizer):
         return loss
 
     def _move(self, weight: Tensor, gradient: Tensor, rate: float, whole: bool) -> None:
-        held = self.state[weight]
-        if not held:
-            held["step"] = torch.zeros(())
-            held["exp_avg"] = torch.zeros_like(weight)
-            held["exp_avg_sq"] = weight.new_zeros(()) if whole else torch.zeros_like(weight)
-        held["step"] += 1
-        count = int(held["step"])
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = weight.new_zeros(()) if whole else torch.zeros_like(weight)
+        state["step"] += 1
+        count = int(state["step"])
         square = (
             torch.linalg.vector_norm(gradient).square() / gradient.numel()
             if whole
             else gradient.square()
         )
-        mean = held["exp_avg"].lerp_(gradient, 1 - BETAS[0])
-        spread = held["exp_avg_sq"].lerp_(square, 1 - BETAS[1])
+        mean = state["exp_avg"].lerp_(gradient, 1 - BETAS[0])
+        spread = state["exp_avg_sq"].lerp_(square, 1 - BETAS[1])
         root = (spread / (1 - BETAS[1] ** count)).sqrt_().add_(EPS)
         weight.addcdiv_(mean, root, value=-rate / (1 - BETAS[0] ** count))

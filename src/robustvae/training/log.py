@@ -49,8 +49,10 @@ class JsonLines:
         if not self._path.exists():
             return
         try:
-            whole, _, _ = self._path.read_text("utf-8").rpartition("\n")
-            self._lines = [line for line in whole.splitlines() if json.loads(line)["epoch"] <= keep]
+            complete, _, _ = self._path.read_text("utf-8").rpartition("\n")
+            self._lines = [
+                line for line in complete.splitlines() if json.loads(line)["epoch"] <= keep
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path} is no log of a training run: {line}") from None

@@ -168,34 +168,34 @@ def fit(
     run = Run(vae, generator, settings, None if out is None else Path(out))
     if resume:
         run.restore()
-    done = run.progress
-    if done.epoch > epochs:
-        raise ConfigError(f"{out} holds {done.epoch} epochs already, more than epochs={epochs}")
+    position = run.progress
+    if position.epoch > epochs:
+        raise ConfigError(f"{out} holds {position.epoch} epochs already, more than epochs={epochs}")
     loggers = [] if logger is None else [logger]
     if run.out is not None:
-        loggers.append(JsonLines(run.out / LOG, keep=done.epoch))
-    if done.epoch == 0:
-        run.save(_card(images, done, {}))
+        loggers.append(JsonLines(run.out / LOG, keep=position.epoch))
+    if position.epoch == 0:
+        run.save(_card(images, position, {}))
     loop = _Loop(run, objective, forward, backward, batch_size, clip)
     if is_ours(vae):  # a stranger's code may count on the memory layout of its weights
         lay_weights(vae, torch.channels_last)
     try:
-        with _bar(progress, epochs * math.ceil(len(images) / batch_size), done.step) as update:
-            while done.epoch < epochs and not done.given_up(patience):
-                started = time.perf_counter()
-                rate = _rate_at(rates, done.epoch) * done.factor
-                values = loop.train(batches.at(done.epoch), rate, update)
-                watched = values["loss"]
+        with _bar(progress, epochs * math.ceil(len(images) / batch_size), position.step) as update:
+            while position.epoch < epochs and not position.given_up(patience):
+                start = time.perf_counter()
+                rate = _rate_at(rates, position.epoch) * position.factor
+                values = loop.train(batches.at(position.epoch), rate, update)
+                loss = values["loss"]
                 if batches_held_out is not None:
-                    watched = values["validation_loss"] = loop.evaluate(batches_held_out)
-                done.end_epoch(watched, plateau)
-                if patience is not None and done.best_epoch == done.epoch:
+                    loss = values["validation_loss"] = loop.evaluate(batches_held_out)
+                position.end_epoch(loss, plateau)
+                if patience is not None and position.best_epoch == position.epoch:
                     run.keep_best()
-                seconds = time.perf_counter() - started
-                done.seconds += seconds
+                seconds = time.perf_counter() - start
+                position.seconds += seconds
                 for each in loggers:
-                    each.log(done.epoch, values | {"lr": rate, "seconds": seconds})
-                run.save(_card(images, done, values))
+                    each.log(position.epoch, values | {"lr": rate, "seconds": seconds})
+                run.save(_card(images, position, values))
     finally:
         lay_weights(vae, torch.contiguous_format)
         vae.eval()
@@ -250,7 +250,7 @@ class _Loop:
 
     def train(self, batches: _Batches, rate: float, update: Update) -> dict[str, float]:
         """One pass in a new order; returns the means of the objective's terms."""
-        vae, optimizer, done = self.run.vae, self.run.optimizer, self.run.progress
+        vae, optimizer, position = self.run.vae, self.run.optimizer, self.run.progress
         vae.train()
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -258,7 +258,7 @@ class _Loop:
         largest = 0.0
         order = permutation(len(batches.images), self.run.generator).to(batches.device)
         for rows in order.split(self.batch_size):
-            terms = self.forward(self.objective.at(done.step), batches.read(rows))
+            terms = self.forward(self.objective.at(position.step), batches.read(rows))
             loss = terms["loss"].mean()
             optimizer.zero_grad()
             self.backward(loss)
@@ -270,11 +270,11 @@ class _Loop:
                 nn.utils.clip_grads_with_norm_(self.run.parameters, self.clip, norm)
             optimizer.step()
             vae.after_step()
-            done.step += 1
+            position.step += 1
             largest = max(largest, float(norm))
             for name, values in terms.items():
                 sums[name] = values.detach().sum() + sums.get(name, 0)
-            update(done.epoch, loss.detach())
+            update(position.epoch, loss.detach())
         vae.finalize()
         means = {name: float(total) / len(order) for name, total in sums.items()}
         return means | {"gradient_norm": largest}
@@ -296,11 +296,12 @@ class _Loop:
     def _check_finite(self, **values: Tensor) -> None:
         if all(value.isfinite() for value in values.values()):
             return
-        found = ", ".join(f"{name} {float(value):g}" for name, value in values.items())
-        done, out = self.run.progress, self.run.out
-        kept = "" if out is None else f"; the weights after epoch {done.epoch} are in {out}"
+        terms = ", ".join(f"{name} {float(value):g}" for name, value in values.items())
+        position, out = self.run.progress, self.run.out
+        remedy = "" if out is None else f"; the weights after epoch {position.epoch} are in {out}"
         raise TrainingError(
-            f"training stopped in epoch {done.epoch + 1}, step {done.step + 1}: {found}{kept}"
+            f"training stopped in epoch {position.epoch + 1}, step {position.step + 1}: "
+            f"{terms}{remedy}"
         )
 
 
@@ -339,8 +340,8 @@ def _engine(
 
     def autocast_terms(objective: Objective, x: Tensor) -> dict[str, Tensor]:
         with fabric.autocast():
-            found = terms(objective, x)
-        return {name: values.to(vae.dtype) for name, values in found.items()}
+            losses = terms(objective, x)
+        return {name: values.to(vae.dtype) for name, values in losses.items()}
 
     return autocast_terms, fabric.backward
 

@@ -188,7 +188,7 @@ def train_recipe(
         vae = models.create(recipe.model.name, **{"seed": recipe.seed} | recipe.model.options)
     else:
         vae = checkpoint.load(str(recipe.start)) if start is None else start
-    began = checkpoint.weights_sha256(vae)
+    start_sha256 = checkpoint.weights_sha256(vae)
     objective = objectives.create(recipe.objective.name, **recipe.objective.options)
     images = data.load(recipe.data.name, recipe.data.split, root)
     instead = {"epochs": epochs, "precision": precision}
@@ -216,7 +216,7 @@ def train_recipe(
     card["metrics"]["test_loss"] = float(torch.cat(losses).mean())
     card |= {"recipe": recipe.name, "seed": recipe.seed, "objective": str(objective)}
     if recipe.start is not None:
-        card |= {"start": recipe.start, "start_sha256": began}
+        card |= {"start": recipe.start, "start_sha256": start_sha256}
     checkpoint.save(vae, out, card=card)
     return vae
 

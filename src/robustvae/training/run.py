@@ -155,11 +155,11 @@ class Run:
             checkpoint.save(self.vae, self.out, card=self.card)
 
     def _check_same(self, settings: dict[str, Any]) -> None:
-        for name, here in json.loads(_json(self.settings)).items():
-            there = settings.get(name, here)  # an option younger than the run
-            if there != here:
+        for name, value in json.loads(_json(self.settings)).items():
+            there = settings.get(name, value)  # an option younger than the run
+            if there != value:
                 raise ConfigError(
-                    f"{self.out} holds another run: {name} is {there!r} there and {here!r} here; "
+                    f"{self.out} holds another run: {name} is {there!r} there and {value!r} here; "
                     "choose another folder, or resume=False to start anew"
                 )
 
