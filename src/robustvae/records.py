@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from robustvae.display import three_lines
 from robustvae.errors import DataError, StorageError, check_type
 
 FORMAT = 1
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """A number with its confidence interval, from samples or attacks.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustvae.attacks.goals import Goal, bound, reported
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import check_images, check_type
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
@@ -35,7 +36,8 @@ class Search(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class AttackResult:
     """What an attack found, one row per input; every number is recomputed from `x_adv`.
 

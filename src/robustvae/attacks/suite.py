@@ -12,6 +12,7 @@ from robustvae.attacks.attack import Attack, Search
 from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage
 from robustvae.data.changes import blur, jpeg
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
 from robustvae.metrics import mean_stderr
 from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, SquareSearch, outward
@@ -60,7 +61,8 @@ class SuiteRow:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class SuiteResult:
     """All rows of a suite, ball by ball, the worst case of each ball first.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from robustvae.attacks.attack import ready
 from robustvae.attacks.goals import LatentTarget, OutputTarget
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import RangeError, ShapeError, check_count
 from robustvae.perturb import Ball, Score, minimize
 from robustvae.perturb.ascent import evaluate
@@ -41,7 +42,8 @@ def penalties(count: int = 50, least: float = -20.0, most: float = 20.0) -> tupl
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class SweepResult:
     """What a sweep found: B pairs of input and target by P penalties.
 

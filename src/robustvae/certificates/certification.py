@@ -14,6 +14,7 @@ from robustvae import bounds
 from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
 from robustvae.certificates.question import Question
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -33,6 +34,7 @@ GUARANTEED = ("noncentral", "trace_markov", "envelope", "tangent")
 
 
 @final
+@three_lines(floor=("radius",))
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificate:
     """Lower bounds on robustness margins: each input is (r, m)-robust to every ||delta|| < radius.

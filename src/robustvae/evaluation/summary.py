@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
+from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
     ShapeError,
@@ -89,7 +90,8 @@ class Measure:
 
 
 @final
-@dataclass(frozen=True)
+@three_lines()
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What `evaluate` found.
 

@@ -8,12 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.display import three_lines
 from robustvae.errors import ShapeError, check_count
 from robustvae.mcmc.hmc import Chain
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
     """How far to trust the chains of each input: nothing here is averaged over the inputs.
 

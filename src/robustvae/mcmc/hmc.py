@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.display import three_lines
 from robustvae.errors import RangeError, check_count, check_number, check_positive, check_type
 from robustvae.mcmc.adaptation import Adaptation, PerChain
 from robustvae.mcmc.leapfrog import UNIT_MASS, LogDensity, State, evaluate, leapfrog
@@ -90,7 +91,8 @@ class Step:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Chain:
     """What a run of HMC gives, chain by chain.
 

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.display import three_lines
 from robustvae.errors import check_count
 from robustvae.mcmc.adaptation import FixedStep, PerChain
 from robustvae.mcmc.hmc import DEFAULT_KERNEL, Kernel, hmc
@@ -15,7 +16,8 @@ from robustvae.mcmc.leapfrog import Target
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Plateau:
     """Where each chain stood when it left, and what it had cost by then.
 

@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
     check_choice,
@@ -32,7 +33,8 @@ _BETAS = (0.9, 0.999)
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class SearchResult:
     """What a search found, one row per input.
 

@@ -1,0 +1,136 @@
+"""How results print: three lines of words and numbers, in a terminal and in a notebook.
+
+A result holds a number for every input. Printing all of them fills screens and says nothing, so
+its text is a summary, and the numbers are there for those who ask for a field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from robustvae.errors import single_line
+
+Result = TypeVar("Result", bound=type)
+
+_LONGEST = 160  # characters of a line: two lines of a terminal at most
+
+
+def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
+    """A decorator of a dataclass of results: it prints as a summary of three lines.
+
+    For dataclasses made with `repr=False`; a `__repr__` of the class's own is left as it is.
+
+    The first line says what it is and what is one word or number; the second summarizes what is a
+    number for each input, such as `score (B,)`; the third names what is larger, by its shape.
+
+    Args:
+        floor: Fields whose numbers are rounded down, since they are guaranteed.
+
+    Examples:
+        >>> import dataclasses
+        >>> from robustvae.display import three_lines
+        >>> @three_lines(floor=("radius",))
+        ... @dataclasses.dataclass(repr=False)
+        ... class Radii:
+        ...     radius: tuple
+        ...     kind: str = "deterministic"
+        >>> Radii((0.19999, 0.3))
+        Radii of 2 inputs: kind deterministic
+        radius: 0.1999 to 0.3, median 0.2499
+        no larger fields
+    """
+
+    def decorate(kind: Result) -> Result:
+        def text(result: Any) -> str:
+            return "\n".join(lines(result, floor))
+
+        def page(result: Any) -> str:
+            first, *others = (html.escape(line) for line in repr(result).splitlines())
+            return f"<div><b>{first}</b><br>{'<br>'.join(others)}</div>"
+
+        if "__repr__" not in vars(kind):  # a class may say it better itself
+            kind.__repr__ = text  # type: ignore[assignment]
+        kind._repr_html_ = page  # type: ignore[attr-defined]
+        return kind
+
+    return decorate
+
+
+def lines(result: Any, floor: tuple[str, ...] = ()) -> tuple[str, str, str]:
+    """The three lines that summarize a dataclass of results."""
+    words: list[str] = []
+    numbers: list[str] = []
+    larger: list[str] = []
+    count: int | None = None
+    for field in dataclasses.fields(result):
+        value, name = getattr(result, field.name), field.name.replace("_", " ")
+        shape = tuple(getattr(value, "shape", ()))
+        values = _numbers(value)
+        if values is not None and (isinstance(value, tuple | list) or len(shape) == 1):
+            count = count or len(values)
+            numbers.append(f"{name}: {_spread(values, field.name in floor)}")
+        elif isinstance(value, tuple | list) and value and all(isinstance(v, str) for v in value):
+            count = count or len(value)
+            numbers.append(f"{name}: {_tally(value)}")
+        elif values is not None and len(values) == 1:
+            words.append(f"{name} {_shown(values[0], field.name in floor)}")
+        elif isinstance(value, str | bool):
+            words.append(f"{name} {value}")
+        elif value is not None and not (isinstance(value, tuple | list | dict) and not value):
+            larger.append(f"{name} {shape if shape else _size(value)}")
+    title = type(result).__name__ + (f" of {count} inputs" if count else "")
+    return (
+        single_line(f"{title}: {', '.join(words)}" if words else title, _LONGEST),
+        single_line("; ".join(numbers) or "no number for each input", 2 * _LONGEST),
+        single_line(f"also: {', '.join(larger)}" if larger else "no larger fields", _LONGEST),
+    )
+
+
+def _numbers(value: Any) -> list[float] | None:
+    """A flat list of the numbers that a field holds, or None where it holds something else."""
+    if hasattr(value, "detach"):
+        value = value.detach()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [float(value)]
+    if isinstance(value, tuple | list) and value:
+        flat = all(isinstance(part, int | float) for part in value)
+        return [float(part) for part in value] if flat else None
+    return None
+
+
+def _spread(values: list[float], down: bool) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "none finite"
+    low, high, middle = min(finite), max(finite), statistics.median(finite)
+    if low == high:
+        text = _shown(low, down)
+    else:
+        text = f"{_shown(low, down)} to {_shown(high, down)}, median {_shown(middle, down)}"
+    return text if len(finite) == len(values) else f"{text}, {len(values) - len(finite)} not finite"
+
+
+def _shown(value: float, down: bool) -> str:
+    if not down or value == 0 or not math.isfinite(value):
+        return f"{value:.4g}"
+    scale = 10.0 ** (3 - math.floor(math.log10(abs(value))))  # four digits, as `.4g`
+    return f"{math.floor(value * scale) / scale:.4g}"
+
+
+def _tally(words: tuple[str, ...] | list[str]) -> str:
+    counts = Counter(words)
+    if len(counts) > 4:
+        return f"{len(words)} texts"
+    return ", ".join(f"{word} {n}" if len(words) > 1 else word for word, n in counts.items())
+
+
+def _size(value: Any) -> str:
+    return f"({len(value)})" if hasattr(value, "__len__") else type(value).__name__
