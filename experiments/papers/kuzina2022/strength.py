@@ -174,11 +174,15 @@ def strength(spec: Spec, run: Run) -> Result:
         for name, defense in defenses.items():
 
             def accuracy(
-                d: Defense = defense, x_adv: Tensor = moved, key: str = name, n: int = repeats
+                d: Defense = defense,
+                x_adv: Tensor = moved,
+                key: str = name,
+                n: int = repeats,
+                wanted: Tensor = y if harm is None else said,
             ) -> object:
                 victim = Victim(vae, d, classifier)
                 found = victim.classify(x_adv, generator=run.noise(key, 1)).argmax(1)
-                return by_image((found == said.repeat(n)).double(), n)
+                return by_image((found == wanted.repeat(n)).double(), n)
 
             key = f"{where}, {name}: {defense}, accuracy"
             add(name, f"accuracy, {where}", run.part(key, accuracy, vae))
@@ -211,7 +215,8 @@ def strength(spec: Spec, run: Run) -> Result:
             f"that of both images enlarged to {ENLARGED}, each pixel a square, which compares with "
             "nobody's number.",
             "Accuracy: the class that a linear classifier, learned on the posterior means of "
-            f"{spec.learn:,} training images, finds in the defended code is the {spec.judge}.",
+            f"{spec.learn:,} training images, finds in the defended code is the {spec.judge}, without an "
+            "attack the label.",
             f"Squared error to the image itself and accuracy on {len(more)} other clean images.",
             "HMC: 26 transitions of 5 leapfrog steps in the encoder's metric, not the paper's 750 "
             "(elsewhere than on MNIST 1,500) of 20: see kuzina2022/cost. Restarted: 20 "
