@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
+from experiments import ledger
 from experiments.harness import Unfinished, combine, load_items
 from experiments.harness.item import ROOT, SIZES, Item
 from experiments.harness.rows import Result
 from experiments.harness.store import IDENTITY, RESULT, Store
 from robustvae.errors import RobustVAEError, UnknownNameError, unknown
+from robustvae.records import write_files
 
 DONE, WRONG_USE, UNFINISHED = 0, 2, 3
 
@@ -60,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("field", nargs="*", help="field=value of the spec")
         part.add_argument("--size", choices=SIZES, default="laptop")
         part.add_argument("--seed", type=int, default=0)
+    totals = command("ledger", _ledger, "print the sums of the papers' cells beside ours")
+    totals.add_argument("--write", action="store_true", help="build it anew, and its page")
     status = command("status", _status, "print which runs are finished or begun")
     for part in (run, table, status):
         part.add_argument("--store", type=Path, default=ROOT, help=f"default: {ROOT}")
@@ -131,6 +135,18 @@ def _status(options: argparse.Namespace) -> int:
         state = "finished" if (path.parent / RESULT).is_file() else "begun"
         parts = Store(path.parent).done()
         print(f"{state:9} {parts:5} parts  {asked['item']} {asked['size']} seed {asked['seed']}")
+    return DONE
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    found = ledger.build() if options.write else ledger.read()
+    if options.write:
+        write_files(
+            {ledger.LEDGER: found.to_json().encode(), ledger.PAGE: ledger.page(found).encode()}
+        )
+    for name, counts in found.sums().items():
+        shown = ", ".join(f"{verdict} {counts[verdict]}" for verdict in ledger.VERDICTS)
+        print(f"{name:24} {sum(counts.values()):4}: {shown}")
     return DONE
 
 

@@ -210,12 +210,14 @@ def combine(results: Sequence[Result]) -> Result:
             replace(same[0], measured=mean, stderr=error, n=sum(row.n for row in same), text="")
         )
     first = results[0]
+    command = f"{first.facts['command']} --seeds {len(results)}"
     sentence = f"Means over {len(results)} seeds, each with its own draw of everything random."
     return replace(
         first,
         rows=tuple(rows),
         protocol=(*first.protocol, sentence),
-        facts=first.facts | {"seed": ", ".join(str(result.facts["seed"]) for result in results)},
+        facts=first.facts
+        | {"seed": ", ".join(str(result.facts["seed"]) for result in results), "command": command},
     )
 
 

@@ -117,13 +117,16 @@ def test_infinite_number_is_read_back():
 
 def test_combined_error_sees_other_draws():
     def of(seed, value):
-        return Result("T", "", (Row("a", "b", value, 0.01, 50),), (), {"seed": seed})
+        return Result(
+            "T", "", (Row("a", "b", value, 0.01, 50),), (), {"seed": seed, "command": "run"}
+        )
 
     joint = combine([of(0, 0.54), of(1, 0.40), of(2, 0.41)])
     values = torch.tensor([0.54, 0.40, 0.41], dtype=torch.float64)
     assert joint.rows[0].measured == pytest.approx(float(values.mean()))
     assert joint.rows[0].stderr == pytest.approx(float(values.std() / 3**0.5))
-    assert joint.rows[0].n == 150 and joint.facts["seed"] == "0, 1, 2"
+    assert joint.rows[0].n == 150
+    assert joint.facts == {"seed": "0, 1, 2", "command": "run --seeds 3"}
     steady = combine([of(0, 0.5), of(1, 0.5)])
     assert steady.rows[0].stderr == pytest.approx(0.01 / 2**0.5)
 

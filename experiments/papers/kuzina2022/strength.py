@@ -215,8 +215,8 @@ def strength(spec: Spec, run: Run) -> Result:
             f"that of both images enlarged to {ENLARGED}, each pixel a square, which compares with "
             "nobody's number.",
             "Accuracy: the class that a linear classifier, learned on the posterior means of "
-            f"{spec.learn:,} training images, finds in the defended code is the {spec.judge}, without an "
-            "attack the label.",
+            f"{spec.learn:,} training images, finds in the defended code is the {spec.judge}, "
+            "without an attack the label.",
             f"Squared error to the image itself and accuracy on {len(more)} other clean images.",
             "HMC: 26 transitions of 5 leapfrog steps in the encoder's metric, not the paper's 750 "
             "(elsewhere than on MNIST 1,500) of 20: see kuzina2022/cost. Restarted: 20 "

@@ -1,0 +1,400 @@
+"""The ledger: every number and data figure of the five papers, ours beside it, and a verdict.
+
+`experiments/ledger.json` is a function of `papers/*/printed.py`, `figures.yaml` and the results
+that are stored in `docs/results/` and `zoo/`, `docs/results/ledger.md` is a function of the ledger.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from experiments.harness.provenance import ROOT
+from experiments.harness.rows import line
+from experiments.papers.kuzina2022.printed import TABLES, cell_of, printed
+from experiments.papers.willetts2021.printed import PRINTED
+
+LEDGER, FIGURES = Path(__file__).parent / "ledger.json", Path(__file__).parent / "figures.yaml"
+RESULTS = ROOT / "docs" / "results"
+PAGE = RESULTS / "ledger.md"
+PIXELS, GRAY = 28 * 28, 255**2  # the papers' MSE is in (0..255)^2 a pixel, ours is summed over them
+CLEAN = "squared error, clean"
+CHAIN = "HMC, restarted"  # fixed before looking: the strongest of our chains stands for theirs
+
+Verdict = Literal[
+    "agrees",
+    "off, cause measured",
+    "off, unexplained",
+    "contradicts itself",
+    "impossible here",
+    "not run",
+    "cells",
+]
+RUN = ("agrees", "off, cause measured", "off, unexplained")
+VERDICTS = (*RUN, "contradicts itself", "impossible here", "not run")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@final
+class Ours(_Frozen):
+    """What was measured here.
+
+    Attributes:
+        value: The number.
+        error: Its standard error; with several draws of references the draws' spread is in it.
+        n: Inputs, over all draws.
+        draws: Of the references.
+        seeds: Of those draws.
+        model: By name.
+        training: How long it was trained.
+        command: That makes it again.
+        commit: The code that made it.
+        date: When.
+    """
+
+    value: float
+    error: float
+    n: int
+    draws: int
+    seeds: str
+    model: str
+    training: str
+    command: str
+    commit: str
+    date: str
+
+
+@final
+class Cell(_Frozen):
+    """One number that a paper prints.
+
+    Attributes:
+        key: paper/table/row/column; prose cites a number by it.
+        place: Where it stands, in words.
+        value: As printed.
+        error: As printed, None where there is none.
+        ours: None where nothing was measured.
+        z: Difference in combined standard errors.
+        verdict: See `VERDICTS`.
+        why: The reason, where the verdict wants one.
+    """
+
+    key: str
+    place: str
+    value: float
+    error: float | None
+    ours: Ours | None = None
+    z: float | None = None
+    verdict: Verdict
+    why: str = ""
+
+
+@final
+class Figure(_Frozen):
+    """One figure or table that carries data.
+
+    Attributes:
+        key: paper/figure.
+        about: What it shows.
+        item: That makes ours.
+        page: Where ours is, below `docs/results`.
+        verdict: "cells" where the cells of a table say it.
+        why: In a sentence.
+    """
+
+    key: str
+    about: str
+    item: str = ""
+    page: str = ""
+    verdict: Verdict
+    why: str = ""
+
+
+@final
+class Ledger(_Frozen):
+    """All of it."""
+
+    cells: tuple[Cell, ...]
+    figures: tuple[Figure, ...]
+
+    def cell(self, key: str) -> Cell:
+        """The cell of a key.
+
+        Raises:
+            KeyError: No such cell.
+        """
+        by_key = {cell.key: cell for cell in self.cells}
+        return by_key[key]
+
+    def sums(self) -> dict[str, Counter[str]]:
+        """Cells by paper and verdict, and by table of [Kuzina22]."""
+        counts: dict[str, Counter[str]] = {}
+        for cell in self.cells:
+            paper, table, _ = cell.key.split("/", 2)
+            for name in (f"{paper}, {table}", f"{paper}, all", "all"):
+                counts.setdefault(name, Counter())[cell.verdict] += 1
+        return dict(sorted(counts.items(), key=lambda pair: (pair[0] == "all", pair[0])))
+
+    def to_json(self) -> str:
+        """As the file has it."""
+        return json.dumps(self.model_dump(), indent=1) + "\n"
+
+
+def read() -> Ledger:
+    """The ledger as stored."""
+    return TypeAdapter(Ledger).validate_json(LEDGER.read_text("utf-8"))
+
+
+def build() -> Ledger:
+    """The ledger from what is printed and what is stored."""
+    settled = yaml.safe_load(FIGURES.read_text("utf-8"))
+    ours = dict(_measured())
+    cells = [
+        _judged(key, place, value, error, ours.get(key), settled["causes"])
+        for key, place, (value, error) in _printed()
+    ]
+    figures = [Figure(**figure) for figure in settled["figures"]]
+    return Ledger(cells=tuple(cells), figures=tuple(figures))
+
+
+def _printed() -> Iterator[tuple[str, str, tuple[float | None, float | None]]]:
+    for table in TABLES:
+        place = f"[Kuzina22] {table.replace('table-', 'Table ')}"
+        for cell, numbers in printed(table).items():
+            yield f"kuzina2022/{table}/{cell}", place, numbers
+    yield "kuzina2022/fig-2/mnist/ks p", "[Kuzina22] section 4.1, Fig. 2", (0.029, None)
+    for key, value in PRINTED.items():
+        yield f"willetts2021/{key}", "[Willetts21] Table 1 and section 5", (value, None)
+
+
+def _judged(
+    key: str,
+    place: str,
+    value: float | None,
+    error: float | None,
+    ours: Ours | None,
+    causes: Iterable[tuple[str, Any, str]],
+) -> Cell:
+    assert value is not None
+    z, why = None, ""
+    verdict: Verdict = "not run"
+    if ours is not None:
+        combined = math.hypot(ours.error, error or 0.0)
+        z = round((ours.value - value) / combined, 2) if combined else None
+        close = abs(z) <= 2 if z is not None else ours.value == value
+        verdict = "agrees" if close else "off, unexplained"
+    if verdict != "agrees":
+        for pattern, settled, reason in causes:
+            if fnmatch.fnmatchcase(key, pattern):
+                if ours is not None or not settled.startswith("off"):
+                    verdict, why = settled, reason
+                break
+    return Cell(
+        key=key, place=place, value=value, error=error, ours=ours, z=z, verdict=verdict, why=why
+    )
+
+
+def _measured() -> Iterator[tuple[str, Ours]]:
+    yield from _old_color()
+    yield from _old_ratio()
+    yield from _zoo()
+    for path in sorted(RESULTS.glob("kuzina2022-strength-*.json")):
+        yield from _strength(path)
+
+
+def _of(facts: dict[str, Any], model: str, **numbers: Any) -> Ours:
+    seeds = str(facts["seed"])
+    return Ours(
+        model=model,
+        training=_training(model),
+        seeds=seeds,
+        draws=len(seeds.split(",")),
+        command=facts.get("command", f"robustvae zoo train {model}"),
+        commit=str(facts.get("commit", "121d41c")),
+        date=facts["date"],
+        **numbers,
+    )
+
+
+def _training(model: str) -> str:
+    path = ROOT / "zoo" / model / "config.json"
+    if not path.is_file():
+        return "6 epochs of 420,000 images" if model.startswith("color") else "30 epochs"
+    return f"{json.loads(path.read_text('utf-8'))['card']['epochs']} epochs"
+
+
+def _strength(path: Path) -> Iterator[tuple[str, Ours]]:
+    content = json.loads(path.read_text("utf-8"))
+    model = path.stem.removeprefix("kuzina2022-strength-")
+    for row in content["rows"]:
+        if row["what"] not in ("undefended", CHAIN):
+            continue
+        numbers = {"value": row["measured"], "error": row["stderr"], "n": row["n"]}
+        ours = _of(content["facts"], model, **_rounded(numbers))
+        if row["source"] is not None:
+            yield row["source"], ours
+            yield from _repeated(row["source"], ours)
+        elif row["what"] == CHAIN and row["setting"] == CLEAN:
+            key = cell_of(model, CHAIN, "accuracy, clean")
+            if key is not None:
+                scaled = {k: v * GRAY / PIXELS for k, v in numbers.items() if k != "n"}
+                more = _rounded(scaled | {"n": row["n"]})
+                yield key.replace("accuracy 0", "mse"), _of(content["facts"], model, **more)
+
+
+def _repeated(key: str, ours: Ours) -> Iterator[tuple[str, Ours]]:
+    """Table 4 prints cells of Tables 2 and 3 once more."""
+    _, table, data, row, column = key.split("/") if key.count("/") == 4 else ("",) * 5
+    what, _, radius = column.rpartition(" ")
+    if table in ("table-2", "table-3") and radius in ("0.1", "0.2"):
+        yield f"kuzina2022/table-4/{radius}/{row}/{data}/{what}", ours
+
+
+def _old_color() -> Iterator[tuple[str, Ours]]:
+    """ColorMNIST, measured by version 0.1 on one draw of 50; its model is not stored."""
+    for labels, name in (("digit", "color-mnist"), ("color", "color-mnist-label-color")):
+        content = json.loads((RESULTS / f"defense-strength-{name}.json").read_text("utf-8"))
+        for row in content["rows"]:
+            if row["what"] in ("undefended", CHAIN):
+                key = cell_of("color-mnist-conv28", row["what"], row["setting"], labels)
+                if key is not None:
+                    numbers = {"value": row["measured"], "error": row["stderr"], "n": row["n"]}
+                    ours = _of(content["facts"], "color-mnist-conv28", **_rounded(numbers))
+                    yield key, ours
+                    yield from _repeated(key, ours)
+
+
+def _old_ratio() -> Iterator[tuple[str, Ours]]:
+    content = json.loads((RESULTS / "defense-ratio-mnist.json").read_text("utf-8"))
+    row = next(r for r in content["rows"] if (r["what"], r["setting"]) == ("HMC", "p value"))
+    numbers = {"value": row["measured"], "error": 0.0, "n": row["n"]}
+    yield "kuzina2022/fig-2/mnist/ks p", _of(content["facts"], "mnist-conv28", **numbers)
+
+
+def _zoo() -> Iterator[tuple[str, Ours]]:
+    """Likelihood and error of the stored models; the papers' error is that of a draw's code."""
+    names = {
+        "vae": "",
+        **{f"{kind}-{n}": f"-{kind}-{n}" for kind in ("beta", "tc") for n in (2, 5, 10)},
+    }
+    for row, suffix in names.items():
+        for data in ("mnist", "fashion"):
+            model = f"{data}-conv28{suffix}"
+            folder = ROOT / "zoo" / model
+            if not (folder / "evaluation.json").is_file():
+                continue
+            content = json.loads((folder / "evaluation.json").read_text("utf-8"))
+            card = json.loads((folder / "config.json").read_text("utf-8"))["card"]
+            facts = {"seed": 0, "date": card["date"]}
+            measures = {measure["key"]: measure for measure in content["measures"]}
+            for key, column in (("nll", "nll"), ("mse_sampled", "mse")):
+                found = measures[key]
+                numbers = {"value": found["value"], "error": found["stderr"], "n": found["n"]}
+                ours = _of(facts, model, **_rounded(numbers))
+                yield f"kuzina2022/table-7/{row}/{data}/{column}", ours
+                kind = row.removesuffix("-2")
+                if column == "mse" and kind in ("vae", "beta", "tc"):
+                    yield f"kuzina2022/table-2/{data}/{kind}/mse", ours
+
+
+def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {key: n if key == "n" else float(f"{n:.5g}") for key, n in numbers.items()}
+
+
+def page(ledger: Ledger) -> str:
+    """The page of the ledger, in markdown."""
+    lines = [
+        "# The ledger",
+        "",
+        "```sh",
+        "python -m experiments ledger --write",
+        "```",
+        "",
+        "Every number and every data figure that the five papers print, ours beside it. *Agrees*: "
+        "within two combined standard errors. A cell is cited by its key. One training run a "
+        "model; its length stands beside it (the papers: 300 epochs).",
+        "",
+        "## Sums",
+        "",
+        line(["cells", "printed", *VERDICTS, "of those that can be run, run"]),
+        line(["---", *["---:"] * (2 + len(VERDICTS))]),
+    ]
+    for name, counts in ledger.sums().items():
+        total, run = sum(counts.values()), sum(counts[verdict] for verdict in RUN)
+        can = total - counts["impossible here"] - counts["contradicts itself"]
+        share = f"{run / can:.0%}" if can else "-"
+        lines.append(line([name, str(total), *(str(counts[v]) for v in VERDICTS), share]))
+    judged = Counter(figure.verdict for figure in ledger.figures)
+    lines += [
+        "",
+        f"Figures and tables: {len(ledger.figures)}; "
+        + ", ".join(f"{verdict} {count}" for verdict, count in sorted(judged.items()))
+        + " (their cells are above).",
+        "",
+        "## Figures",
+        "",
+        line(["figure", "shows", "verdict", "", "ours"]),
+        line(["---"] * 5),
+    ]
+    for figure in ledger.figures:
+        link = f"[{figure.page}]({figure.page})" if figure.page else ""
+        parts = [f"`{figure.item}`" if figure.item else "", link]
+        ours = " ".join(part for part in parts if part)
+        lines.append(line([figure.key, figure.about, figure.verdict, figure.why, ours]))
+    for paper, cells in _by_table(ledger).items():
+        lines += ["", f"## {paper}", ""]
+        lines.append(
+            line(["cell", "printed", "ours", "n", "draws", "model", "z", "verdict", "why"])
+        )
+        lines.append(line(["---", *["---:"] * 4, "---", "---:", "---", "---"]))
+        lines += [line(_shown(cell)) for cell in cells]
+    commands = dict.fromkeys(cell.ours.command for cell in ledger.cells if cell.ours)
+    lines += ["", "## Commands", "", "```sh", *commands, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _by_table(ledger: Ledger) -> dict[str, list[Cell]]:
+    tables: dict[str, list[Cell]] = {}
+    for cell in ledger.cells:
+        if cell.verdict not in ("not run", "impossible here"):
+            tables.setdefault("/".join(cell.key.split("/")[:2]), []).append(cell)
+    return tables
+
+
+def _shown(cell: Cell) -> list[str]:
+    error = "" if cell.error is None else f" ({cell.error:g})"
+    shown = [f"`{cell.key.split('/', 2)[2]}`", f"{cell.value:g}{error}"]
+    ours = cell.ours
+    if ours is None:
+        return [*shown, "", "", "", "", "", cell.verdict, cell.why]
+    spread = f" ± {ours.error:.2g}" if ours.error else ""
+    z = "" if cell.z is None else f"{cell.z:+.1f}"
+    model = f"{ours.model}, {ours.training}"
+    numbers = [f"{ours.value:.4g}{spread}", f"{ours.n:,}", str(ours.draws), model, z]
+    return [*shown, *numbers, cell.verdict, cell.why]
+
+
+def places() -> dict[str, dict[str, set[str]]]:
+    """The places of each paper that a citation may name: kind to names."""
+    listed = yaml.safe_load(FIGURES.read_text("utf-8"))["places"]
+    return {
+        paper: {kind: set(_names(names)) for kind, names in kinds.items()}
+        for paper, kinds in listed.items()
+    }
+
+
+def _names(names: Any) -> Iterator[str]:
+    if isinstance(names, dict):
+        names = range(names["from"], names["to"] + 1)
+    yield from (str(name) for name in names)
