@@ -66,7 +66,7 @@ class Row:
         if self.text:
             return self.text
         spread = f" ± {self.stderr:.2g}" if self.stderr else ""
-        error = f" ± {self.reported_stderr:g}" if self.reported_stderr else ""
+        error = f" ± {self.reported_stderr:.2g}" if self.reported_stderr else ""
         reported = "" if self.reported is None else f" (reported {self.reported:g}{error})"
         return f"{self.measured:.4g}{spread}{reported}"
 
