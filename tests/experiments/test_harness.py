@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from experiments.__main__ import DONE, UNFINISHED, WRONG_USE, main
 from experiments.harness import ITEMS, Item, Result, Row, Store, Unfinished, combine, load_items
 from experiments.harness.item import item
+from experiments.harness.provenance import ROOT
 from experiments.harness.rows import measured
 from robustvae.errors import ConfigError, DataError, RangeError, UnknownNameError
 
@@ -159,3 +162,18 @@ def test_every_item_says_what_it_does():
     for name, found in load_items().items():
         assert name.count("/") == 1 and name == name.lower()
         assert found.about.endswith(".") and "smoke" in found.sizes, name
+
+
+def test_commands_in_the_docs_run():
+    items, found = load_items(), 0
+    for path in [*(ROOT / "docs").rglob("*.md"), ROOT / "experiments" / "README.md"]:
+        text = path.read_text("utf-8").replace("\\\n", " ")
+        for words in re.findall(r"python -m experiments run ([^\n`#]+)", text):
+            name, *rest = shlex.split(words)
+            fields = [word for word in rest if re.match(r"\w+=", word)]
+            if "ITEM" in name or "*" in name:
+                continue
+            size = rest[rest.index("--size") + 1] if "--size" in rest else "laptop"
+            items[name].spec(size, dict(word.split("=", 1) for word in fields))
+            found += 1
+    assert found > 20
