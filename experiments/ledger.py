@@ -228,10 +228,21 @@ def _of(facts: dict[str, Any], model: str, **numbers: Any) -> Ours:
 
 
 def _training(model: str) -> str:
-    path = ROOT / "zoo" / model / "config.json"
-    if not path.is_file():
+    card = _card(model)
+    if card is None:
         return "6 epochs of 420,000 images" if model.startswith("color") else "30 epochs"
-    return f"{json.loads(path.read_text('utf-8'))['card']['epochs']} epochs"
+    return f"{card['epochs']} epochs"
+
+
+def _card(model: str) -> dict[str, Any] | None:
+    """The card of a stored model, or of one whose record alone is kept."""
+    for name in ("config.json", "card.json"):
+        path = ROOT / "zoo" / model / name
+        if path.is_file():
+            content = json.loads(path.read_text("utf-8"))
+            card: dict[str, Any] = content.get("card", content)
+            return card
+    return None
 
 
 def _strength(path: Path) -> Iterator[tuple[str, Ours]]:
@@ -295,7 +306,8 @@ def _zoo() -> Iterator[tuple[str, Ours]]:
             if not (folder / "evaluation.json").is_file():
                 continue
             content = json.loads((folder / "evaluation.json").read_text("utf-8"))
-            card = json.loads((folder / "config.json").read_text("utf-8"))["card"]
+            card = _card(model)
+            assert card is not None
             facts = {"seed": 0, "date": card["date"]}
             measures = {measure["key"]: measure for measure in content["measures"]}
             for key, column in (("nll", "nll"), ("mse_sampled", "mse")):
