@@ -111,6 +111,28 @@ def admit_call(module: nn.Module) -> None:
             )
 
 
+def admit_model(model: nn.Module, *kinds: type[nn.Module]) -> None:
+    """Refuse a model of another class than those that bounds are known for, or a changed one.
+
+    Its layers are asked for one by one when they are bounded.
+
+    Args:
+        model: The whole model.
+        kinds: Its possible classes, exactly: a subclass may encode as it likes.
+
+    Raises:
+        UnsupportedError: Another class, or anything that `admit_call` or `admit_process` refuses.
+    """
+    admit_process()
+    admit_call(model)
+    if type(model) not in kinds:
+        known = ", ".join(kind.__name__ for kind in kinds)
+        raise UnsupportedError(
+            f"bounds by the weights are known for {known}, got {type(model).__name__}; use "
+            "methods=['smoothing'], which reads no weights"
+        )
+
+
 def admit(layer: nn.Module) -> None:
     """Refuse a layer unless it computes what its class computes, from the tensors that it stores.
 

@@ -124,8 +124,22 @@ def test_the_largest_radius_is_one_that_holds():
         return (radius / edge) ** torch.tensor([1.0, 1.5, 2.0, 3.0])
 
     found = largest_radius(share, torch.full((4,), 0.2), torch.full((4,), 2.0))
-    assert (share(found) <= 1).all() and len(asked) == 8
+    assert (share(found) <= 1).all() and len(asked) <= 12
     assert (found[:3] >= 0.9 * edge[:3]).all() and found[3] > 1.9
+
+
+def test_search_does_not_give_up():
+    """An infinite share says only that it failed, and so does one at its end."""
+    for cap in (torch.inf, 1.08):
+        edge = torch.tensor([1e-6, 1e-3, 0.1])
+
+        def share(radius, edge=edge, cap=cap):
+            return torch.where(radius <= edge, (radius / edge) ** 1.5, torch.tensor(cap))
+
+        radius = largest_radius(share, torch.full((3,), 0.2), torch.full((3,), 2.0))
+        assert (radius > 0.5 * edge).all() and (radius <= edge).all()
+    nothing = largest_radius(lambda rho: rho + torch.inf, torch.ones(2), torch.ones(2))
+    assert (nothing == 0).all()
 
 
 def normal_chance(low, high, mean, stddev):

@@ -9,9 +9,11 @@ from torch.testing import assert_close
 import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import Add, Relaxation, lipschitz_bound
+from robustvae.certificates.constants import check_computation
 from robustvae.certificates.movement import Encoder
 from robustvae.certificates.propagation import traced
 from robustvae.certificates.propagation.graph import Affine, Graph, Part, Sum
+from robustvae.models import Gaussian
 
 SHAPE = (2, 4, 4)
 
@@ -208,11 +210,16 @@ def test_a_softplus_that_jumps_has_no_constant():
 
 
 @pytest.mark.parametrize(("shift", "factor"), [(1.0, 1.0), (0.0, 2.0)])
-def test_an_encoder_that_does_something_else_than_its_layers_is_refused(shift, factor, generator):
+def test_an_encoder_that_does_something_else_than_its_layers_is_refused(
+    shift, factor, generator, monkeypatch
+):
     vae = rv.models.create("vae", latent=2, hidden=[4], image_shape=(1, 2, 2)).double()
     x, radius = torch.rand(2, 1, 2, 2, generator=generator), torch.full((2,), 0.01)
     Encoder(vae).over(x, radius)
-    encode = vae.encode
-    vae.encode = lambda x: type(encode(x))(encode(x).mean + shift, encode(x).stddev * factor)
+    right = type(vae).encode
+    wrong = lambda vae, x: Gaussian(right(vae, x).mean + shift, right(vae, x).stddev * factor)  # noqa: E731
+    monkeypatch.setattr(type(vae), "encode", wrong)
     with pytest.raises(errors.UnsupportedError, match="taken alone"):
         Encoder(vae).over(x, radius)
+    with pytest.raises(errors.UnsupportedError, match="taken alone"):
+        check_computation(vae, x, x)

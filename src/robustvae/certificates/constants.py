@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustvae import gate
 from robustvae.certificates.propagation.graph import Add, Graph
 from robustvae.certificates.propagation.operator import operator_of
 from robustvae.certificates.propagation.steps import Step, SumStep
+from robustvae.certificates.propagation.sweep import Relaxation
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.base import frozen
+from robustvae.models.networks import log_var_to_stddev
+from robustvae.models.vae import likelihood_of
 from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE
 
 OUTPUT_SLOPES = {
@@ -77,6 +80,7 @@ def lipschitz_constants(vae: VAE) -> Constants:
         >>> 3.0 - 1e-5 < lipschitz_constants(vae).b < 3.0 + 1e-5
         True
     """
+    gate.admit_model(vae, GaussianVAE, LipschitzVAE)
     if isinstance(vae, GaussianVAE):
         b = lipschitz_bound(nn.Sequential(vae.trunk, vae.mean_head), vae.image_shape)
         log_c = 0.0
@@ -91,7 +95,7 @@ def lipschitz_constants(vae: VAE) -> Constants:
         c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net, vae.image_shape)
         log_c = 0.0 if vae.stddev_net is None else math.inf  # a greatest norm projects: c stands
     else:
-        raise UnsupportedError(f"no Lipschitz constants are known for {type(vae).__name__}")
+        raise AssertionError("the gate admits no other class")
     logits = lipschitz_bound(vae.decoder, (vae.latent,))
     return Constants(
         a=_up(OUTPUT_SLOPES[vae.likelihood] * logits),
@@ -136,6 +140,66 @@ def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> f
     walk = _Constants([() if shape is None else tuple(shape)], [1.0])
     with frozen(network), torch.no_grad():
         return walk.bounds[walk.take(network, 0)]
+
+
+AGREEMENT = 1e-9
+"""Share of 1 + |value| by which two float64 evaluations of one network may differ.
+
+Sums of a few thousand terms err by 1e-12; what is meant to be seen is another function.
+"""
+
+
+@torch.no_grad()
+def check_computation(vae: VAE, x: Tensor, noise: Tensor) -> None:
+    """Refuse constants of another network than the one that runs.
+
+    The layers that were read are evaluated by their own operators, from the stored weights, and
+    compared with the model's `encode` and `decode` at the inputs, beside them, and at latents near
+    theirs.
+
+    Args:
+        vae: A `vae` or `lipschitz-vae` in float64, on the CPU, in evaluation mode.
+        x: Inputs, (B, C, H, W), float64.
+        noise: Added to the inputs for further ones, as `x`.
+
+    Raises:
+        UnsupportedError: They differ, or a layer is not covered.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.certificates.constants import check_computation
+        >>> vae = rv.load("digits-lipschitz-vae").double()
+        >>> check_computation(vae, torch.rand(2, 1, 8, 8).double(), torch.rand(2, 1, 8, 8).double())
+    """
+    if isinstance(vae, GaussianVAE):
+        heads = [vae.mean_head] + [head for head in (vae.log_var_head,) if head is not None]
+        encoder = Relaxation(vae.trunk, *heads, shape=vae.image_shape)
+        decoder = vae.decoder
+    else:
+        assert isinstance(vae, LipschitzVAE)
+        encoder = Relaxation(vae.mean_net, shape=vae.image_shape)
+        decoder = vae.decoder
+    outwards = Relaxation(decoder, shape=(vae.latent,))
+    for images in (x, x + noise):
+        posterior = vae.encode(images)
+        mean, *spread = encoder.value(images)
+        _compare("encoder", posterior.mean, mean)
+        if spread and isinstance(vae, GaussianVAE) and vae.stddev_norm is None:
+            stddev = log_var_to_stddev(spread[0]) + vae.stddev_offset
+            _compare("encoder's spread", posterior.stddev, stddev)
+        elif isinstance(vae, LipschitzVAE) and vae.stddev_net and vae.stddev_norm is None:
+            (stddev,) = Relaxation(vae.stddev_net, shape=vae.image_shape).value(images)
+            _compare("encoder's spread", posterior.stddev, stddev)
+        for z in (posterior.mean, posterior.mean + posterior.stddev):
+            (logits,) = outwards.value(z)
+            layers = likelihood_of(logits, vae.likelihood, vae.scale).mean
+            _compare("decoder", vae.decode(z).mean, layers)
+
+
+def _compare(part: str, runs: Tensor, layers: Tensor) -> None:
+    gap = (runs - layers).abs() / (1 + layers.abs())
+    if not bool((gap <= AGREEMENT).all()):
+        raise UnsupportedError(f"the {part} does not compute what its layers, taken alone, do")
 
 
 @dataclass

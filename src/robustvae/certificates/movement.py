@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from robustvae import gate
 from robustvae.certificates.constants import lipschitz_bound
 from robustvae.certificates.propagation import Add, LinearBounds, Method, Relaxation, traced
 from robustvae.errors import UnsupportedError
@@ -99,15 +100,22 @@ class Encoder:
 
     def __init__(self, vae: VAE, *, spread: bool = True) -> None:
         """Take the encoder apart."""
+        gate.admit_process()
+        gate.admit_call(vae)
         self.vae, self.spread, self.width = vae, spread, vae.latent
         shape = vae.image_shape
-        if isinstance(vae, WrappedVAE):
+        if type(vae) is WrappedVAE:
             if vae.returns != "mean_log_var":
                 raise UnsupportedError("a wrapped encoder that returns no (mean, log_var)")
             graph = traced(vae.encoder, shape)
             self.relaxation = Relaxation(graph if spread else graph.only(0), shape=shape)
             self.slope = lipschitz_bound(graph.only(0), shape)
             return
+        if not type(vae).__module__.startswith("robustvae."):
+            raise UnsupportedError(
+                f"the encoder of {type(vae).__name__} is not known layer by layer: a class of "
+                "one's own may encode as it likes; use methods=['smoothing']"
+            )
         trunk: nn.Module
         if isinstance(vae, GaussianVAE):
             trunk, head, other = vae.trunk, vae.mean_head, vae.log_var_head
@@ -217,36 +225,56 @@ def mean_path(vae: HierarchicalVAE, layers: int) -> nn.Module:
     return nn.Sequential(vae.mean_head, path)
 
 
+DOWN = 0.3
+"""By what a radius shrinks while nothing has held and the share says only that it failed."""
+
+TRIES = 24
+"""How often: 0.3^24 is 3e-13, below which no radius is of use."""
+
+
 def largest_radius(
     holds: Callable[[Tensor], Tensor], start: Tensor, upper: Tensor, steps: int = 7
 ) -> Tensor:
     """The largest radius at which `holds` was seen to hold, where each question is dear.
 
-    `holds` gives what is spent over what may be spent: it holds up to 1. The next radius is where
-    a power law between 1 and 2 would spend 98 %, or halfway where that leaves the bracket.
+    `holds` gives what is spent over what may be spent: it holds up to 1, and an infinite share says
+    only that it does not. The next radius is where a power law between 1 and 2 would spend 98 %; in
+    the middle of the bracket's logarithm where that leaves it or the share is infinite; and while
+    nothing has held, a fixed part of the last one. The search does not end before something holds.
 
     Args:
         holds: Radii (B,) to shares (B,).
         start: First radii, (B,), positive.
         upper: Radii above which it is not asked, (B,).
-        steps: Questions.
+        steps: Questions from the first on that held.
 
     Returns:
-        Radii, (B,): one at which the share was at most 1, or 0.
+        Radii, (B,): one at which the share was at most 1, or 0 where not even `DOWN`^`TRIES` of
+        the first held.
 
     Examples:
         >>> import torch
         >>> from robustvae.certificates.movement import largest_radius
-        >>> found = largest_radius(lambda rho: rho**1.5, torch.tensor([0.2]), torch.tensor([9.0]))
-        >>> 0.97 < float(found) <= 1.0
+        >>> radius = largest_radius(lambda rho: rho**1.5, torch.tensor([0.2]), torch.tensor([9.0]))
+        >>> 0.97 < float(radius) <= 1.0
         True
     """
     low, high, radius = torch.zeros_like(upper), upper, torch.minimum(start, upper)
-    for _ in range(steps):
-        share = holds(radius)
+    left = torch.full_like(upper, steps)
+    for _ in range(TRIES + steps):
+        share = holds(radius).nan_to_num(nan=torch.inf, posinf=torch.inf)
         held = share <= 1
-        low, high = torch.where(held, radius, low), torch.where(held, high, radius)
+        asking = left > 0
+        low = torch.where(held & asking, torch.maximum(low, radius), low)
+        high = torch.where(held | ~asking, high, torch.minimum(high, radius))
+        left = torch.where(asking & (low > 0), left - 1, left)
+        if not bool((left > 0).any()):
+            break
+        # 0.6: between the exponents 1/2 and 1 of shares that grow with the square or linearly
         guess = radius * (0.98 / share.clamp_min(1e-12)) ** 0.6
-        inside = (guess > low) & (guess < high)
-        radius = torch.where(inside, guess, (low + high) / 2)
+        inside = share.isfinite() & (guess > low) & (guess < high)
+        # a failed share that promises little is not believed while nothing has held
+        inside &= held | (low > 0) | (guess < 0.8 * radius)
+        between = torch.where(low > 0, (low * high).sqrt(), DOWN * high)
+        radius = torch.where(left > 0, torch.where(inside, guess, between), low)
     return low

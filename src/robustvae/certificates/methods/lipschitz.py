@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 from robustvae import bounds
-from robustvae.certificates.constants import Constants, fixed_stddev, lipschitz_constants
+from robustvae.certificates.constants import (
+    Constants,
+    check_computation,
+    fixed_stddev,
+    lipschitz_constants,
+)
 from robustvae.certificates.methods.base import SILENT, Finding, Task, row_normals
 from robustvae.certificates.movement import Encoder
 from robustvae.certificates.tangent import tangent_reach
@@ -84,7 +89,10 @@ def _grounds(task: Task) -> Grounds:
     vae, ask = task.vae, task.question
     constants = lipschitz_constants(vae)
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
-    posterior = exact.encode(task.x.to("cpu", torch.float64))
+    images = task.x.to("cpu", torch.float64)
+    noise = row_normals(images, task.generators("computation"))[:, 0]
+    check_computation(exact, images, noise)
+    posterior = exact.encode(images)
     error = evaluation_error(task, exact, constants)
     r = ask.r * (1 - _SPARE) - 2 * error
     assumptions = [

@@ -123,7 +123,9 @@ def _radius(
         )
         after = bounds.moved_failure(failure, shift + error, stddev, least, most)
         spent = ((after / failure).log() / (allowed / failure).log()).clamp_min(0).sqrt()
-        return torch.where(after <= allowed, spent.clamp(max=1.0), spent.clamp_min(1.0 + 1e-9))
+        # at a failure of 1 the share has reached its end and says nothing of how far off it is
+        failed = torch.where(after < 1, spent.clamp_min(1.0 + 1e-9), torch.inf)
+        return torch.where(after <= allowed, spent.clamp(max=1.0), failed)
 
     small = torch.full_like(failure, 1e-6)
     linear = small * budget / moved(small)[1]
