@@ -62,7 +62,7 @@ class Saturated(nn.Module):
 
 @pytest.mark.parametrize(("bias", "radius"), [(-40.0, 0.05), (-40.0, 1.0), (-36.0, 0.01)])
 def test_saturated_sigmoid_is_bounded(bias, radius, generator):
-    """False in 0.1: a movement of 2.1e-3 where at most 9.7e-5 was claimed."""
+    """False in 0.1: the remainder's bounds left out 0, which is its value at the center."""
     net = Saturated(bias).double()
     vae = wrap(
         encode=net,
@@ -74,10 +74,15 @@ def test_saturated_sigmoid_is_bounded(bias, radius, generator):
     x = torch.rand(3, 1, 2, 2, generator=generator)
     movement = Encoder(vae, spread=False).over(x, torch.full((3,), radius))
     length = movement.length(torch.ones(3, 1))
+    assert (length <= 20 * radius).all()
     clean = net(x)[0]
     for sign in (1.0, -1.0):
         for part in torch.linspace(0, 1, 40):
-            moved = (net(x + sign * part * radius / 2)[0] - clean)[:, 0]
+            step = sign * part * radius / 2
+            moved = (net(x + step)[0] - clean)[:, 0]
+            rest = moved - movement.mean.slope[:, 0].sum(1) * step
+            assert (movement.mean.low[:, 0] <= rest).all()
+            assert (rest <= movement.mean.high[:, 0]).all()
             assert (moved.abs() <= length).all()
             assert (movement.mean.lower[:, 0] <= moved).all()
             assert (moved <= movement.mean.upper[:, 0]).all()

@@ -160,7 +160,10 @@ class Smooth(Curve):
         lies in [A, B]. Nothing is inverted, so nothing cancels where the curve saturates.
         """
         knots = [low, high]
-        inner, outer = low.clamp(-self.tail, self.tail), high.clamp(-self.tail, self.tail)
+        # an interval within a tail is cut as it is: there, too, a curve may matter
+        beyond = (high < -self.tail) | (low > self.tail)
+        inner = torch.where(beyond, low, low.clamp(-self.tail, self.tail))
+        outer = torch.where(beyond, high, high.clamp(-self.tail, self.tail))
         # even steps of asinh: denser about 0, where the curve bends most
         unit = 8 / self.tail
         inner, outer = torch.asinh(unit * inner), torch.asinh(unit * outer)

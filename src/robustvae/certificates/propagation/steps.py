@@ -243,7 +243,7 @@ class CurveStep(Step):
         return CurveLine(middle, half, total, self._whole(passed + 1, slope), ratio, doubt)
 
     def advance(self, before: Sequence[State], ball: Ball) -> State:
-        """The images of the interval; what rounding did before grows by the steepest slope."""
+        """The images of the interval; what rounding did before grows by the slopes there."""
         (state,) = before
         value, low, high = self.interval(state)
         finite = low.isfinite() & high.isfinite()
@@ -251,7 +251,12 @@ class CurveStep(Step):
         least, most = self.curve.remainder(torch.zeros_like(value), value, *ends)
         least, most = torch.where(finite, least, -torch.inf), torch.where(finite, most, torch.inf)
         image = self.curve.value(value)
-        slope = self.curve.steepest
+        # the slopes near the interval, not the steepest of all: where a curve saturates, rounding
+        # before it is lost, and what follows may bring it back to size
+        lost = state.slack[..., self.after :]
+        slope = torch.maximum(
+            *(end.abs() for end in self.curve.slopes(ends[0] - lost, ends[1] + lost))
+        )
         size = slope * state.size[..., self.after :] + 2 * image.abs() + TINY
         width = torch.where(finite, ends[1] - ends[0], 0.0)
         size = size + slope * width
