@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: audit test test-all bench reproduce docs clean
+.PHONY: audit test test-all test-lowest bench reproduce docs clean
 
 audit: .venv/installed-core
 	$(BIN)/robustvae audit --plan quick --out out
@@ -15,6 +15,16 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	scripts/check --all
+
+# With the lowest versions that pyproject.toml allows, in an environment of its own.
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 -q -W default
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . \
+		pytest pytest-xdist hypothesis
+	touch $@
 
 bench: .venv/installed-dev
 	$(BIN)/python -m experiments run 'bench/*'

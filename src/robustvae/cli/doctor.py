@@ -42,7 +42,12 @@ def run() -> None:
 
 def _extras() -> Iterator[tuple[str, str]]:
     """Each extra that a user may want, and how to get it where it is missing."""
-    for extra in importlib.metadata.metadata("robustvae").get_all("Provides-Extra") or []:
+    try:
+        extras = importlib.metadata.metadata("robustvae").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield "extras", "unknown: run from the sources, not installed"
+        return
+    for extra in extras:
         if extra in ("dev", "docs", "benchmarks"):
             continue
         missing = [name for name in requirements(extra) if not _is_installed(name)]
