@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.certificates import Certificate, Question, certify
     from robustvae.defenses import (
         HMC,
+        InputNoise,
         PosteriorMean,
         PosteriorMode,
         PosteriorSample,
@@ -62,6 +63,7 @@ _HOMES = {
     "fit": "training",
     "generator": "seeding",
     "HMC": "defenses",
+    "InputNoise": "defenses",
     "LatentShift": "attacks",
     "LatentTarget": "attacks",
     "LBFGS": "perturb",
@@ -105,6 +107,7 @@ __all__ = [
     "fit",
     "generator",
     "HMC",
+    "InputNoise",
     "LatentShift",
     "LatentTarget",
     "LBFGS",

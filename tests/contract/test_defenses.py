@@ -11,6 +11,7 @@ from robustvae.testing import ContractError, check_defense, members_of
 
 CASES = {
     "hmc": "hmc:steps=3,n_leapfrog=2",
+    "input-noise": "input-noise:stddev=0.1",
     "langevin": "langevin:steps=3",
     "posterior-mean": "posterior-mean",
     "posterior-mode": "posterior-mode:steps=5",

@@ -121,7 +121,7 @@ def certify(
     *,
     generator: torch.Generator,
     question: Question | None = None,
-    center: str = "mean",
+    center: str | None = None,
     norm: str = "l2",
     methods: Sequence[Any] | None = None,
     confidence: float = 0.999,
@@ -140,15 +140,18 @@ def certify(
     - "tangent": the same with a larger t, from how the logits of a decoder with sorts of pairs can
       move together (ours; centered and full). It takes the longest: tens of milliseconds an input.
 
-    Where these prove nothing about an input of a model without convolutions, Neyman-Pearson is
-    asked too; its answer stands beside, in `beside`, and `suggestions` names what certifies or may
-    certify. On request, one kind at a time: "barrett" ([Barrett22] Lemma 2; paired), "generalized"
-    (the generalized chi-square, from bounds on the mean's movement in every coordinate, sigma fixed
-    or centered; with "envelope" or "tangent" beside it their t), "neyman_pearson" (ours,
-    probabilistic: any decoder and any architecture, by linear bounds on how the posterior moves;
-    the method's name says which, "crown" or what it fell back to), and "first_order" (no guarantee,
-    any Gaussian posterior; in units of sigma, and `by_method` the weaker forms beside it: spectral,
-    and [Camuto21]'s with the Frobenius norm).
+    Of a `Victim` with noise on its input (`InputNoise`), whatever its model: "smoothing" (ours,
+    probabilistic; no weights are read), about the victim's own mean output.
+
+    Where the guaranteed ones prove nothing about an input of a model without convolutions,
+    Neyman-Pearson is asked too; its answer stands beside, in `beside`, and `suggestions` names what
+    certifies or may certify. On request, one kind at a time: "barrett" ([Barrett22] Lemma 2;
+    paired), "generalized" (the generalized chi-square, from bounds on the mean's movement in every
+    coordinate, sigma fixed or centered; with "envelope" or "tangent" beside it their t),
+    "neyman_pearson" (ours, probabilistic: any decoder and any architecture, by linear bounds on how
+    the posterior moves; the method's name says which, "crown" or what it fell back to), and
+    "first_order" (no guarantee, any Gaussian posterior; in units of sigma, and `by_method` the
+    weaker forms beside it: spectral, and [Camuto21]'s with the Frobenius norm).
 
     Several probabilistic methods share 1 - `confidence` equally, so that the largest of their radii
     keeps it. Whatever is drawn for an input follows from the generator and the input alone (or its
@@ -169,11 +172,13 @@ def certify(
             independent draws; "full": Delta = g(mu(x+d) + eta sigma(x+d)) - g(mu(x)).
         generator: Of which one number is spent; all draws follow from it.
         question: In place of r, m, displacement, center, norm and box, all in one.
-        center: What "full" is measured from: see `Question`.
+        center: What "full" is measured from: see `Question`. None for "own" with a victim that has
+            noise on its input, else "mean".
         norm: "l2", or "linf": for Neyman-Pearson by bounds over that ball, else the l2 radius over
             sqrt(C H W).
         methods: Names or specs of methods to take instead of the guaranteed ones, of one kind; see
-            `robustvae list certificate-method`.
+            `robustvae list certificate-method`. "smoothing:draws=2000,most=100000" spends more
+            draws where they pay.
         confidence: Of the probabilistic methods, per input, in (0, 1).
         draws: Of the sampled methods, per input; None for the method's own choice.
         box: Speak only of perturbations that keep the pixels in [0, 1], which "neyman_pearson"
@@ -200,10 +205,16 @@ def certify(
         ...     generator=rv.generator(0))
         >>> lower.kind, lower.status
         ('deterministic', ('ok', 'ok', 'ok', 'ok'))
+        >>> smooth = rv.Victim(rv.load("digits-vae"), rv.InputNoise(stddev=0.1))
+        >>> lower = rv.certify(smooth, x, r=1.5, draws=500, generator=rv.generator(0))
+        >>> lower.kind, lower.center, lower.status
+        ('probabilistic', 'own', ('ok', 'ok', 'ok', 'ok'))
     """
     if question is None:
         if r is None:
             raise ConfigError("certify needs the tolerance r, or a whole question=")
+        smoothed = isinstance(vae, Victim) and vae.noise is not None and displacement != "paired"
+        center = center or ("own" if smoothed else "mean")
         question = Question(r=r, m=m, norm=norm, displacement=displacement, center=center, box=box)
     elif r is not None:
         raise ConfigError("certify takes r or a whole question, got both: leave one out")
@@ -216,7 +227,8 @@ def certify(
     if draws is not None:
         check_count(draws, "draws")
     check_type(generator, "generator", torch.Generator)
-    asked = _methods(methods)
+    usual = GUARANTEED if victim.noise is None else ("smoothing",)
+    asked = _methods(methods, usual)
     probabilistic = sum(method.kind == "probabilistic" for method in asked.values())
     task = Task(
         victim=victim,
@@ -249,11 +261,11 @@ def _seed(generator: torch.Generator) -> int:
     return int(torch.randint(top, (), generator=generator, device=generator.device))
 
 
-def _methods(methods: Sequence[Any] | None) -> dict[str, Method]:
+def _methods(methods: Sequence[Any] | None, usual: tuple[str, ...]) -> dict[str, Method]:
     """The methods by name, all of one kind."""
     if methods is not None and (isinstance(methods, str) or not isinstance(methods, Sequence)):
         raise ConfigError(f"methods must be a list of names or specs, got {methods!r}")
-    specs = GUARANTEED if methods is None else methods
+    specs = usual if methods is None else methods
     made = [build("certificate-method", spec) for spec in specs]
     if not made:
         raise ConfigError("methods must name at least one method, or be None for the usual ones")
@@ -298,6 +310,10 @@ def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certific
             names[i] = bound
         radius = torch.maximum(radius, radii)
     sampled = kind == "probabilistic"
+    alone = next(iter(findings.values())) if len(asked) == len(findings) == 1 else Finding({})
+    together = alone.simultaneous
+    if together is not None:
+        together = (together * per_pixel if converted else together).to(x.device)
     return Certificate(
         radius=radius.to(x.device),
         kind=kind,
@@ -310,6 +326,9 @@ def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certific
         by_method={name: radii.to(x.device) for name, radii in by_method.items()},
         box=ask.box and sampled,
         center=ask.center,
+        centers=alone.centers,
+        simultaneous=together,
+        draws=alone.spent,
     )
 
 

@@ -8,6 +8,7 @@ from robustvae.defenses.defense import (
     is_random,
     reads_encoder_mean,
 )
+from robustvae.defenses.noise import InputNoise
 from robustvae.defenses.posterior import (
     HMC,
     Langevin,
@@ -33,6 +34,7 @@ __all__ = [
     "Cost",
     "Defense",
     "HMC",
+    "InputNoise",
     "JPEG",
     "Langevin",
     "Median",

@@ -1,19 +1,21 @@
-"""What an attack is pointed at: a VAE, the way a latent is read off an image, a classifier."""
+"""What an attack is pointed at: a VAE, how a latent is read off an image, a classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from robustvae.defenses.defense import Defense, reads_encoder_mean
+from robustvae.defenses.noise import InputNoise
 from robustvae.defenses.posterior import PosteriorMean
 from robustvae.errors import ConfigError, DtypeError, check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
+from robustvae.registry import build
 
 
 @final
@@ -27,7 +29,9 @@ class Victim:
 
     Args:
         vae: The model.
-        defense: How a latent is read off an image.
+        defense: How a latent is read off an image: an object, or a spec such as
+            "robust-posterior:norm=linf,radius=0.2". Of `InputNoise` with several `votes` an output
+            is the mean of so many independent draws.
         classifier: Latents (B, d) to logits (B, K), or None.
 
     Examples:
@@ -36,6 +40,8 @@ class Victim:
         >>> x = torch.rand(3, 1, 4, 4)
         >>> rv.Victim(vae).reconstruct(x, generator=rv.generator(0)).shape
         torch.Size([3, 1, 4, 4])
+        >>> rv.Victim(vae, "posterior-mode:steps=5").defense.steps
+        5
     """
 
     vae: VAE
@@ -43,8 +49,11 @@ class Victim:
     classifier: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no model, no defense or no classifier."""
+        """Validate the fields, and make a defense of a spec."""
         check_type(self.vae, "vae", VAE)
+        defense: Any = self.defense
+        if isinstance(defense, str | Mapping):
+            object.__setattr__(self, "defense", build("defense", defense))
         check_type(self.defense, "defense", Defense)
         if not (self.classifier is None or callable(self.classifier)):
             kind = type(self.classifier).__name__
@@ -55,8 +64,18 @@ class Victim:
         """Whether this is the VAE as it is: one draw of its posterior a use, or its mean."""
         return reads_encoder_mean(self.defense) and getattr(self.defense, "draws", 1) == 1
 
+    @property
+    def noise(self) -> InputNoise | None:
+        """The noise on the input, where there is any: what smoothing certifies."""
+        return self.defense if isinstance(self.defense, InputNoise) else None
+
+    @property
+    def votes(self) -> int:
+        """How many independent draws one output is the mean of."""
+        return 1 if self.noise is None else self.noise.votes
+
     def latent(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """The latent that the defense reads off each image.
+        """The latent that the defense reads off each image; of several votes, their mean.
 
         Args:
             x: Images in [0, 1], (B, C, H, W).
@@ -65,11 +84,10 @@ class Victim:
         Returns:
             Latents, (B, d).
         """
-        with self._ready(x):
-            return self.defense(self.vae, x, generator=generator)
+        return self._reduced(lambda z: z, x, generator)
 
     def reconstruct(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """The decoder's mean at the latent that the defense reads off each image.
+        """The decoder's mean at the latent that the defense reads; of several votes, their mean.
 
         Args:
             x: Images in [0, 1], (B, C, H, W).
@@ -78,12 +96,10 @@ class Victim:
         Returns:
             Reconstructions, (B, C, H, W).
         """
-        with self._ready(x):
-            z = self.defense(self.vae, x, generator=generator)
-            return self.vae.decode(z).mean
+        return self._reduced(lambda z: self.vae.decode(z).mean, x, generator)
 
     def classify(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """The classifier's logits on the latent that the defense reads off each image.
+        """The classifier's logits on the latent that the defense reads; of votes, their mean.
 
         Args:
             x: Images in [0, 1], (B, C, H, W).
@@ -97,8 +113,17 @@ class Victim:
         """
         if self.classifier is None:
             raise ConfigError("this victim has no classifier: give Victim(..., classifier=...)")
+        return self._reduced(self.classifier, x, generator)
+
+    def _reduced(
+        self, of: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The mean over the votes of a function of the latent, a row for each image."""
         with self._ready(x):
-            return self.classifier(self.defense(self.vae, x, generator=generator))
+            votes = self.votes
+            rows = x if votes == 1 else x.repeat_interleave(votes, dim=0)
+            outputs = of(self.defense(self.vae, rows, generator=generator))
+            return outputs if votes == 1 else outputs.unflatten(0, (len(x), votes)).mean(1)
 
     @contextmanager
     def _ready(self, x: Tensor) -> Iterator[None]:

@@ -11,6 +11,7 @@ from robustvae.certificates.methods.lipschitz import (
     TraceMarkov,
 )
 from robustvae.certificates.methods.neyman_pearson import NeymanPearson
+from robustvae.certificates.methods.smoothing import Smoothing
 
 __all__ = [
     "Barrett",
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "NeymanPearson",
     "Noncentral",
+    "Smoothing",
     "Tangent",
     "Task",
     "TraceMarkov",

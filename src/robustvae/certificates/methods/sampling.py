@@ -1,0 +1,258 @@
+"""Draws of a smoothed victim, input by input, and whether they are independent.
+
+All lemmas of smoothing speak of n independent runs of one law. Each input's draws come from its own
+generator, in batches of that input alone, so that its neighbors change nothing about them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustvae.certificates.methods.base import chunks
+from robustvae.defenses import InputNoise, Victim, is_random
+from robustvae.defenses.noise import GRID
+from robustvae.errors import NonFiniteError, UnsupportedError
+from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
+from robustvae.seeding import generator as seeded_generator
+from robustvae.seeding import row_generators
+
+_VALUES_AT_ONCE = 2**18  # numbers of one batch of inputs: with its activations it fits a cache
+_CENTER_DRAWS = 128  # the center's own error lengthens the distance of a draw by 0.4 % then
+_AGREE = 1e-4  # relative; float sums in another order differ by some 1e-6, another input by more
+
+Statistic = Callable[[Tensor], Tensor]
+"""Outputs (n, ...) to numbers (n,)."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Independent draws of a victim with noise on its input.
+
+    Attributes:
+        victim: The victim; its defense is `InputNoise`.
+        x: Inputs, (B, C, H, W).
+        rows: The inputs' own numbers.
+        seed: All draws follow from it, a purpose and the input's number.
+    """
+
+    victim: Victim
+    x: Tensor
+    rows: tuple[int, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Raise unless the victim has noise on its input and treats every row alone."""
+        check_rows_alone(self.victim, self.x)
+
+    @property
+    def stddev(self) -> float:
+        """The spread of the noise over the root of the votes, which one change moves together."""
+        noise = noise_of(self.victim)
+        return float(noise.stddev / noise.votes**0.5)
+
+    @property
+    def grid_slack(self) -> float:
+        """How much longer than ||delta|| the step between grid points can be, in l2."""
+        return float(self.x[0].numel() ** 0.5 * GRID)
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """A generator for each input."""
+        return row_generators(self.seed, purpose, self.rows, self.x.device)
+
+    def outputs(self, i: int, count: int, generator: torch.Generator) -> Tensor:
+        """`count` outputs of the victim at input i, (count, ...)."""
+        rows = self.x[i : i + 1].expand(count, *self.x.shape[1:])
+        return self.victim.reconstruct(rows, generator=generator)
+
+    @property
+    def at_once(self) -> int:
+        """Draws of one batch."""
+        return max(1, _VALUES_AT_ONCE // (self.x[0].numel() * self.victim.votes))
+
+    def centers(self, kind: str) -> Tensor:
+        """What displacements are measured from, (B, ...), float64.
+
+        Args:
+            kind: "own" for the victim's mean output, over draws used for nothing else; "mean" for
+                the decoder's mean at the encoder's mean.
+
+        Raises:
+            NonFiniteError: A center that is no number.
+        """
+        with ready(self.victim):
+            if kind == "mean":
+                parts = [self._mean_output(x) for x in self.x.split(1)]
+            else:
+                parts = [
+                    self._own_output(i, generator)
+                    for i, generator in enumerate(self.generators("smoothing/center"))
+                ]
+        centers = torch.cat(parts)
+        if not bool(centers.isfinite().all()):
+            raise NonFiniteError("the clean reconstructions hold a NaN or an infinity")
+        return centers
+
+    def _mean_output(self, x: Tensor) -> Tensor:
+        vae = self.victim.vae
+        return vae.decode(vae.encode(x).mean).mean.double()
+
+    def _own_output(self, i: int, generator: torch.Generator) -> Tensor:
+        total: Tensor | float = 0.0
+        for count in chunks(_CENTER_DRAWS, self.at_once):
+            total = total + self.outputs(i, count, generator).double().sum(0, keepdim=True)
+        return total / _CENTER_DRAWS  # type: ignore[return-value]
+
+    def distances(self, i: int, center: Tensor | None, count: int, g: torch.Generator) -> Tensor:
+        """`count` draws of ||Delta|| at input i, (count,), float64; infinite where no number.
+
+        Args:
+            i: Place of the input in the batch.
+            center: What is subtracted, (1, ...); None for a second, independent output, of
+                disjoint pairs.
+            count: How many.
+            g: Spent by the draws.
+        """
+        found = []
+        for n in chunks(count, self.at_once):
+            end = self.outputs(i, n, g).double()
+            begin = self.outputs(i, n, g).double() if center is None else center
+            found.append((end - begin).flatten(1).norm(dim=1))
+        return torch.cat(found).nan_to_num(nan=torch.inf)
+
+    def numbers(self, statistic: Statistic, i: int, count: int, g: torch.Generator) -> Tensor:
+        """`count` draws of a statistic of the output at input i, (count,), float64."""
+        found = [
+            statistic(self.outputs(i, n, g)).detach().double().cpu()
+            for n in chunks(count, self.at_once)
+        ]
+        return torch.cat(found)
+
+
+@contextlib.contextmanager
+def ready(victim: Victim) -> Iterator[None]:
+    """Within: the model is made ready once for many calls; without gradients."""
+    with frozen(victim.vae), channels_last(victim.vae), torch.no_grad():
+        yield
+
+
+def noise_of(victim: Victim) -> InputNoise:
+    """The noise on the victim's input.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    if victim.noise is None:
+        raise UnsupportedError(
+            "smoothing certifies a victim with noise on its input, got the defense "
+            f"{type(victim.defense).__name__}: use rv.Victim(vae, rv.InputNoise(stddev=0.25))"
+        )
+    return victim.noise
+
+
+def check_rows_alone(victim: Victim, x: Tensor) -> None:
+    """Raise unless the victim's rows were seen to be independent and equal in law.
+
+    Four rows are run again beside other neighbors, in another order, from the same generator and
+    from another one. It is evidence, not a proof: what treats only rare batches differently is not
+    seen.
+
+    Args:
+        victim: The victim; its defense is `InputNoise`.
+        x: Inputs, (B, C, H, W); the first is looked at.
+
+    Raises:
+        UnsupportedError: The victim's rows depend on one another, on earlier calls, or on a
+            generator of its own, in a sentence.
+    """
+    noise = noise_of(victim)
+    one = x[:1]
+    mates = torch.cat([1 - one, torch.zeros_like(one), one / 2])
+    pair = one.expand(2, *one.shape[1:])
+
+    def run(others: Tensor, seed: int = 0) -> Tensor:
+        g = seeded_generator(seed, x.device)
+        return victim.reconstruct(torch.cat([pair, others]), generator=g)[:2]
+
+    with ready(victim):
+        first = run(mates)
+        if not _same(first, run(mates.flip(0))):
+            raise UnsupportedError(
+                "smoothing needs independent draws, and this victim's output for a row depends on "
+                "the other rows of its batch: use a defense that reads every row alone (such as "
+                "HMC(adapt='chain') without plateau), and no statistics of the batch"
+            )
+        if not _same(first, run(mates)):
+            raise UnsupportedError(
+                "smoothing needs independent draws, and this victim's output depends on earlier "
+                "calls: remove its cache or state"
+            )
+        # the inner victim at one noisy image, so that only its own randomness is left
+        noisy = noise.noisy(one, generator=seeded_generator(1, x.device)).expand(4, *one.shape[1:])
+
+        def inner(seed: int) -> Tensor:
+            g = seeded_generator(seed, x.device)
+            return victim.vae.decode(noise.defense(victim.vae, noisy, generator=g)).mean
+
+        once, again = inner(2), inner(3)
+        varies = not _same(once[:1].expand_as(once), once)
+        if varies and not is_random(noise.defense):
+            raise UnsupportedError(
+                "smoothing needs draws of one law, and this victim gives equal rows unequal "
+                "outputs though its defense says that it is not random: it reads their place"
+            )
+        if varies and _same(once, again):
+            raise UnsupportedError(
+                "smoothing needs independent draws, and this victim repeats its random numbers "
+                "whatever generator it is given: let it draw from the generator argument"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.isclose(one, other, rtol=_AGREE, atol=_AGREE, equal_nan=True).all())
+
+
+def upper_index(count: int, level: float, failure: float) -> int | None:
+    """Which order statistic of `count` draws lies above the `level` quantile, or None if none does.
+
+    The least k with P(Bin(count, level) >= k) <= failure.
+
+    Examples:
+        >>> from robustvae.certificates.methods.sampling import upper_index
+        >>> upper_index(10, 0.5, 0.06), upper_index(3, 0.5, 0.06)
+        (8, None)
+    """
+    from scipy.special import bdtrc
+
+    if level >= 1:
+        return None
+    at_least = bdtrc(np.arange(count), count, level)  # P(Bin > j) = P(Bin >= j + 1), j + 1 = 1..n
+    within = np.nonzero(at_least <= failure)[0]
+    return int(within[0]) + 1 if len(within) else None
+
+
+def lower_index(count: int, level: float, failure: float) -> int | None:
+    """Which order statistic of `count` draws lies below the `level` quantile, or None if none does.
+
+    The largest k with P(Bin(count, level) <= k - 1) <= failure.
+
+    Examples:
+        >>> from robustvae.certificates.methods.sampling import lower_index
+        >>> lower_index(10, 0.5, 0.06), lower_index(3, 0.5, 0.06)
+        (3, None)
+    """
+    from scipy.special import bdtr
+
+    if level <= 0:
+        return None
+    at_most = bdtr(np.arange(count), count, level)  # P(Bin <= k - 1), k = 1..n
+    within = np.nonzero(at_most <= failure)[0]
+    return int(within[-1]) + 1 if len(within) else None
