@@ -23,6 +23,7 @@ from robustvae.seeding import randn
 ROWS = [
     defenses.PosteriorMean(),
     defenses.PosteriorSample(draws=2),
+    defenses.InputNoise(0.1),
     defenses.HMC(steps=4, n_leapfrog=3),
     defenses.HMC(steps=3, n_leapfrog=2, ball=Ball("linf", 0.1), average=True),
     defenses.HMC(steps=3, n_leapfrog=2, mass="encoder", start=defenses.PosteriorMode(steps=3)),

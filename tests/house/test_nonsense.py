@@ -224,6 +224,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         lambda: {"vae": base().vae, "x": base().x, "generator": g()},
     ),
     "PosteriorMode": (used("PosteriorMode"), lambda: {"steps": 2}),
+    "InputNoise": (used("InputNoise"), lambda: {"stddev": 0.1, "votes": 1, "clip": False}),
     "HMC": (
         used("HMC"),
         lambda: {"steps": 2, "step_size": 0.1, "n_leapfrog": 2, "adapt": "chain"},

@@ -269,7 +269,11 @@ def _methods(methods: Sequence[Any] | None, usual: tuple[str, ...]) -> dict[str,
     made = [build("certificate-method", spec) for spec in specs]
     if not made:
         raise ConfigError("methods must name at least one method, or be None for the usual ones")
-    asked = {name_of("certificate-method", one) or type(one).__name__: one for one in made}
+    asked: dict[str, Method] = {}
+    for one in made:
+        name = name_of("certificate-method", one) or type(one).__name__
+        if one not in asked.values():  # one method with other fields is another method
+            asked[name if name not in asked else f"{name} {len(asked) + 1}"] = one
     kinds = {method.kind for method in asked.values()}
     if len(kinds) > 1:
         raise ConfigError(
@@ -299,6 +303,8 @@ def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certific
         for bound, radii in finding.radii.items():
             # not a number is not a proof
             proved = radii.nan_to_num(nan=0.0, posinf=torch.inf)
+            if bound in by_method:
+                bound = f"{bound}, {name}"
             by_method[bound] = proved * per_pixel if converted else proved
         assumptions += finding.assumptions
         if converted:
