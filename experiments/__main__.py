@@ -25,7 +25,13 @@ DONE, WRONG_USE, UNFINISHED = 0, 2, 3
 
 def main(words: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 wrong use, 3 out of time."""
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    # argparse takes a list of words in one place only: fields behind an option are left over.
+    if not hasattr(options, "field") or any(word.startswith("-") for word in rest):
+        parser.parse_args(words)
+    elif rest:
+        options.field += rest
     torch.set_num_threads(1)  # two threads on two busy cores are slower, and not repeatable
     try:
         status: int = options.call(options)

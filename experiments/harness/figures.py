@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from torch import Tensor
 
 from robustvae.errors import MissingExtraError
 from robustvae.records import write_bytes
@@ -49,3 +50,20 @@ def new_figures() -> Iterator[Callable[[float, float], Figure]]:
         ) from None
     with matplotlib.rc_context(STYLE):
         yield lambda width, height: Figure((width, height), layout="constrained")
+
+
+def gallery(rows: Mapping[str, Tensor], path: Path) -> None:
+    """A line of images (n, C, H, W) for each name, in gray or in color, as one PNG."""
+    columns = max(len(images) for images in rows.values())
+    with new_figures() as new:
+        figure = new(1.6 + 0.8 * columns, 0.8 * len(rows))
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for line, (name, images) in zip(grid, rows.items(), strict=True):
+            for axes, image in zip(line, images, strict=False):
+                picture: Any = image.detach().clamp(0, 1).permute(1, 2, 0).squeeze(2).cpu().numpy()
+                axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axes in figure.axes:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        save(figure, path, "L" if images.shape[1] == 1 else "RGB")

@@ -140,7 +140,9 @@ def test_command_runs_and_shows(tmp_path, capsys):
     assert ITEM in capsys.readouterr().out
     assert main(["run", ITEM, "images=4", *store, "--minutes=-1"]) == UNFINISHED
     out = ["--out", str(tmp_path), "--name", "ratio"]
-    assert main(["run", ITEM, "images=4", *store, *out]) == DONE
+    assert main(["run", ITEM, *store, *out, "images=4"]) == DONE
+    with pytest.raises(SystemExit):
+        main(["run", ITEM, "--sizes", "smoke"])
     assert main(["status", *store[:2]]) == DONE
     assert "finished" in capsys.readouterr().out
     assert main(["table", ITEM, "images=4", *store]) == DONE
