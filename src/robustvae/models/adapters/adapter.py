@@ -69,12 +69,21 @@ def matched(
         output=Output(pick),
         prior=prior,
         prior_missing=missing,
+        draws_in_vain=_is_steady(trial, encode, reading),
         assumptions=(
             ("the prior is the standard normal, which nothing in the model says",)
             if prior is None and not missing and reading.spread is not None
             else ()
         ),
     )
+
+
+def _is_steady(trial: Trial, encode: Callable[[Tensor], Any], reading: CodeReading) -> bool:
+    """Whether what is read of an encoder's output does not depend on the random state."""
+    one, other = (
+        trial.mean_of(reading, trial.run(encode, trial.x, seed=seed)) for seed in (0, 1)
+    )
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def in_words(reading: CodeReading) -> str:

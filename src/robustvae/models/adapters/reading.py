@@ -218,9 +218,16 @@ def flattened(value: Tensor, shape: tuple[int, ...], name: str, like: Tensor) ->
 
 def is_distribution(value: Any) -> bool:
     """Whether a user's object has what a distribution has."""
-    return all(hasattr(value, part) for part in ("mean", "stddev", "log_prob")) and not isinstance(
-        value, Tensor
+    return not isinstance(value, Tensor) and all(
+        _has(value, part) for part in ("mean", "stddev", "log_prob")
     )
+
+
+def _has(value: Any, name: str) -> bool:
+    try:
+        return hasattr(value, name)
+    except Exception:  # a property that is there and refuses
+        return True
 
 
 def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribution:

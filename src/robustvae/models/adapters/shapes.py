@@ -12,12 +12,13 @@ from torch import nn
 from robustvae.data.space import InputSpace
 from robustvae.models.adapters.parts import reached
 from robustvae.models.adapters.said import Said, tensor_of
+from robustvae.models.adapters.trial import quiet
 
 ATTRIBUTES = (
     *("image_shape", "input_shape", "img_shape", "in_shape", "input_dim", "input_size"),
     *("img_size", "image_size", "sample_size", "resolution"),
 )
-SIDES = (28, 32, 64, 8, 16, 128, 256)  # of common data sets, tried on the first convolution
+SIDES = (28, 32, 64, 8, 16, 128)  # of common data sets, tried on the first convolution
 
 
 def dtype_of(model: Any) -> tuple[torch.dtype, torch.device]:
@@ -80,13 +81,18 @@ def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
     ]
     first = _first_layer(modules)
     channels = getattr(first, "in_channels", None)
+    stated = False
     for holder in holders:
         for name in ATTRIBUTES:
             value = None if holder is None else _entry(holder, name)
             if isinstance(value, int) and not isinstance(value, bool) and channels:
+                stated = True
                 yield (channels, value, value)
             if isinstance(value, tuple | list) and value and all(type(n) is int for n in value):
+                stated = True
                 yield (channels, *value) if channels and len(value) == 2 else tuple(value)
+    if stated:
+        return
     if isinstance(first, nn.Linear):
         n = first.in_features
         for depth in (1, 3):
@@ -96,8 +102,23 @@ def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
         yield (n,)
     if isinstance(first, nn.Conv2d):
         linear = any(isinstance(part, nn.Linear) for module in modules for part in module.modules())
-        if linear:  # whose width allows one side only
-            yield from ((first.in_channels, side, side) for side in SIDES)
+        if linear:  # whose width allows one side only, unless it stands within attention
+            shapes = [(first.in_channels, side, side) for side in SIDES]
+            running = [shape for shape in shapes if _runs(model, shape)]
+            yield from running if len(running) == 1 else ()
+
+
+def _runs(model: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a model accepts inputs of a shape."""
+    dtype, device = dtype_of(model)
+    with quiet(*reached(model).modules):
+        for call in (getattr(model, "encode", None), model):
+            try:
+                call(torch.full((2, *shape), 0.5, dtype=dtype, device=device))
+                return True
+            except Exception:  # a wrong shape may fail in any way
+                continue
+    return False
 
 
 def _first_layer(modules: list[nn.Module]) -> nn.Module | None:

@@ -80,6 +80,8 @@ class Match:
         decisions: What the model decides on codes, such as the entries of a codebook; or None.
         is_straight_through: Whether gradients pass a rounding that has none.
         assumptions: What was assumed, in sentences.
+        draws_in_vain: Whether calls may draw random numbers that nothing read of them depends on,
+            as a forward pass does whose mean alone is read.
     """
 
     recognized: str
@@ -94,6 +96,7 @@ class Match:
     decisions: Callable[[Tensor], Tensor] | None = None
     is_straight_through: bool = False
     assumptions: tuple[str, ...] = ()
+    draws_in_vain: bool = False
 
 
 @contextlib.contextmanager
@@ -248,8 +251,20 @@ class WrappedVAE(VAE):
     def call_encode(self, x: Tensor) -> Any:
         """What the user's encoder returns for images in [0, 1], (B, C, H, W), as it is."""
         u = self._cast(self.space.to_model(x))
-        with user_call("encode", self._encode, u):
+        with user_call("encode", self._encode, u), self._random_state():
             return self._encode(u)
+
+    @contextlib.contextmanager
+    def _random_state(self) -> Iterator[None]:
+        """Within: a call whose draws nobody reads; the global random state comes back after it."""
+        if self.training or not self._match.draws_in_vain:
+            yield
+            return
+        state = torch.get_rng_state()
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
