@@ -40,7 +40,7 @@ from robustvae.errors import (
     check_type,
 )
 from robustvae.metrics import clopper_pearson, mean_stderr
-from robustvae.models import Gaussian
+from robustvae.models import Gaussian, PointMass
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.hierarchy import check_gaussian
 from robustvae.models.layout import channels_last
@@ -805,7 +805,8 @@ def _latents(
     """A function (n, generator) -> latents (n, B, d) that the victim reads off `x_adv`."""
     if is_posterior_mean(victim.defense):
         posterior = victim.vae.encode(x_adv)
-        if displacement == "centered":
+        # the codes of a deterministic encoder have the spread 0, whatever the input
+        if displacement == "centered" and not isinstance(posterior, PointMass):
             check_gaussian(posterior, "displacement 'centered'")
             posterior = Gaussian(posterior.mean, victim.vae.encode(x).stddev)
         return lambda n, generator: draw(posterior, (n,), generator=generator)

@@ -19,7 +19,13 @@ from robustvae.mcmc import LogDensity, Target
 from robustvae.models.base import VAE, frozen
 from robustvae.models.hierarchy import conditionals
 from robustvae.models.layout import channels_last
-from robustvae.models.likelihoods import Bernoulli, ContinuousBernoulli, Distribution, Gaussian
+from robustvae.models.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Distribution,
+    Gaussian,
+    PointMass,
+)
 from robustvae.perturb import Ball
 
 
@@ -352,6 +358,8 @@ def _negative_entropy(p: Distribution, value: Tensor) -> Tensor:
 def _logits(p: Distribution) -> Tensor:
     if isinstance(p, Bernoulli | ContinuousBernoulli):
         return p.logits
+    if isinstance(p, PointMass):
+        raise UnsupportedError(p.missing)
     raise UnsupportedError(
         "the robust posterior knows Bernoulli, continuous Bernoulli and Gaussian likelihoods, "
         f"not {type(p).__name__}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustvae.errors import ShapeError, UnsupportedError, check_sizes
 from robustvae.models.base import VAE
-from robustvae.models.likelihoods import Distribution, Gaussian
+from robustvae.models.likelihoods import Distribution, Gaussian, PointMass
 from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
 from robustvae.models.vae import check_likelihood, likelihood_of
 from robustvae.seeding import draw
@@ -174,7 +174,10 @@ def check_gaussian(distribution: Distribution, what: str) -> None:
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
     if not isinstance(base, Gaussian | LayeredGaussian | torch.distributions.Normal):
-        raise UnsupportedError(f"{what} needs a Gaussian posterior, got {type(base).__name__}")
+        hint = f": {base.missing}" if isinstance(base, PointMass) else ""
+        raise UnsupportedError(
+            f"{what} needs a Gaussian posterior, got {type(base).__name__}{hint}"
+        )
 
 
 class HierarchicalVAE(VAE, abc.ABC):

@@ -80,9 +80,7 @@ def matched(
 
 def _is_steady(trial: Trial, encode: Callable[[Tensor], Any], reading: CodeReading) -> bool:
     """Whether what is read of an encoder's output does not depend on the random state."""
-    one, other = (
-        trial.mean_of(reading, trial.run(encode, trial.x, seed=seed)) for seed in (0, 1)
-    )
+    one, other = (trial.mean_of(reading, trial.run(encode, trial.x, seed=seed)) for seed in (0, 1))
     return one is not None and other is not None and torch.equal(one, other)
 
 

@@ -178,7 +178,8 @@ def rebound(function: Callable[..., Any], memo: dict[int, Any]) -> Callable[...,
         return types.MethodType(function.__func__, _copied(function.__self__, memo))
     if isinstance(function, types.FunctionType) and not _is_library(function):
         return _of_copies(function, memo)
-    return function
+    twin: Callable[..., Any] = _copied(function, memo)
+    return twin
 
 
 def _of_copies(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
@@ -197,10 +198,11 @@ def _of_copies(function: types.FunctionType, memo: dict[int, Any]) -> types.Func
         for cell in function.__closure__ or ()
     )
     scope = {**function.__globals__, **changed} if changed else function.__globals__
+    defaults = _copied(function.__defaults__, memo)
     copied = types.FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, cells or None
+        function.__code__, scope, function.__name__, defaults, cells or None
     )
-    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__kwdefaults__ = _copied(function.__kwdefaults__, memo)
     copied.__module__ = function.__module__
     return copied
 

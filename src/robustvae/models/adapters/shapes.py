@@ -113,6 +113,8 @@ def _runs(model: Any, shape: tuple[int, ...]) -> bool:
     dtype, device = dtype_of(model)
     with quiet(*reached(model).modules):
         for call in (getattr(model, "encode", None), model):
+            if call is None:
+                continue
             try:
                 call(torch.full((2, *shape), 0.5, dtype=dtype, device=device))
                 return True

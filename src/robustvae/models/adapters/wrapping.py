@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -309,6 +309,8 @@ def _residual(vae: WrappedVAE, space: InputSpace, given: Any, likelihood: str | 
 
 
 def _black_box(model: Any, said: Said) -> VAE:
+    if isinstance(model, VAE):
+        return BlackBox(Through(model), (), said.space(model.image_shape), type(model).__name__)
     pick: Pick | None = None if said.reconstruction is None else (said.reconstruction,)
     for space in shapes_of(model, said):
         trial = Trial(model, _example(space, said, model), space)
@@ -318,6 +320,19 @@ def _black_box(model: Any, said: Said) -> VAE:
                 return found
             return BlackBox(model, pick, space, f"{type(model).__name__}.forward as a black box")
     raise _refusal(model, said, None)
+
+
+@final
+class Through(nn.Module):
+    """Images to a model's reconstructions, as one map."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstructions by the posterior's mean, (B, C, H, W)."""
+        return self.vae.decode(self.vae.encode(x).mean).mean
 
 
 def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
