@@ -29,7 +29,8 @@ ROWS = 8  # inputs looked at; a fault of a model shows on any of them
 SAME = 1e-4  # relative difference that float32 sums in another order may show
 BETTER = 0.5  # another range must halve the reconstruction error to be called the right one
 USEFUL = 0.7  # and do better than the best constant, or an untrained model would be accused
-PROBES = 64
+PROBES, LEAST_PROBES = 64, 6  # inputs or codes far from the data
+SLOW = 0.05  # seconds an input from which half precision, slow on CPUs, is not tried
 SCALES = (1.0, 10.0, 100.0)  # of probes far from the data, where bounded outputs show their bounds
 FAR = 10.0  # residuals this many times the stated spread
 
@@ -173,6 +174,7 @@ class _Subject:
         self.words = f"{getattr(vae, 'recognized', type(vae).__name__)}{defense}"
         self.seconds = 0.0
         self.repeats = True
+        self.probes = PROBES
 
     def output(self, x: Tensor, seed: int = 0) -> Tensor:
         """What comes out for inputs, by one generator."""
@@ -274,6 +276,8 @@ def _runs(subject: _Subject) -> Item:
             "see the message; wrap with image_shape=, latent=, pixels= or returns=",
         )
     subject.seconds = time.perf_counter() - began
+    # a large model is probed in fewer places, so that the diagnosis stays one of seconds
+    subject.probes = max(LEAST_PROBES, min(PROBES, int(len(x) / max(subject.seconds, 1e-6))))
     return Item("runs", True, f"{len(x)} inputs are reconstructed")
 
 
@@ -439,7 +443,7 @@ Range = tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]
 
 
 def _range(subject: _Subject) -> Iterator[Item]:
-    vae, x = subject.vae, subject.x
+    vae, x = subject.vae, subject.x[: ROWS // 2]
     mean, stddev = float(x.mean()), max(float(x.std()), 1e-6)
     candidates: list[Range] = [
         ("[0, 1]", lambda v: v, lambda u: u, ""),
@@ -474,7 +478,7 @@ def _range(subject: _Subject) -> Iterator[Item]:
                 yield Item("pixel_range", None, "the output is no image of the input's shape")
                 return
             errors[name] = float((back(made) - x).square().mean())
-        tanh = _is_tanh(vae, x)
+        tanh = _is_tanh(vae, x, subject.probes)
     own = errors["[0, 1]"]
     constant = float((x - x.mean(0, keepdim=True)).square().mean()) if len(x) > 1 else math.inf
     constant = min(constant, float(x.var()) or math.inf)
@@ -498,21 +502,21 @@ def _range(subject: _Subject) -> Iterator[Item]:
         yield Item("pixel_range", True, f"no other range than [0, 1] fits better ({own:.3g})")
 
 
-def _is_tanh(vae: VAE, x: Tensor) -> bool:
+def _is_tanh(vae: VAE, x: Tensor, probes: int) -> bool:
     """Whether outputs fill [-1, 1] and never leave it, however large the codes."""
     if vae.output_only:
         return False
-    outputs = _probed(vae, x)
+    outputs = _probed(vae, x, probes)
     if outputs is None:
         return False
     low, high = float(outputs.min()), float(outputs.max())
     return -1.001 <= low <= -0.5 and 0.5 <= high <= 1.001
 
 
-def _probed(vae: VAE, x: Tensor) -> Tensor | None:
+def _probed(vae: VAE, x: Tensor, probes: int) -> Tensor | None:
     """Decoded codes of sizes from 1 to 100, or None where they cannot be decoded."""
-    z = randn(PROBES, vae.latent, like=x, generator=generator(0, x.device))
-    scales = torch.tensor(SCALES, dtype=z.dtype, device=z.device).repeat(PROBES)[:PROBES, None]
+    z = randn(probes, vae.latent, like=x, generator=generator(0, x.device))
+    scales = torch.tensor(SCALES, dtype=z.dtype, device=z.device).repeat(probes)[:probes, None]
     try:
         outputs = vae.decode(scales * z).mean
     except Exception:  # codes of such a size may be refused
@@ -536,7 +540,7 @@ def _spread(subject: _Subject) -> Iterator[Item]:
         if bool((stddev <= 1).any()):
             yield Item(name, True, "posterior spreads lie below the prior's in places")
             return
-        never_below = _never_below_one(vae, x)
+        never_below = _never_below_one(vae, x, subject.probes)
     # read as a standard deviation, what stands for the log-variance is 2 log s
     as_stddev = (mean.square() + (2 * stddev.log()).square()).mean(0)
     as_log_var = (mean.square() + stddev.square()).mean(0)
@@ -553,11 +557,11 @@ def _spread(subject: _Subject) -> Iterator[Item]:
         yield Item(name, True, f"posterior spreads are at least {float(stddev.min()):.3g}")
 
 
-def _never_below_one(vae: VAE, x: Tensor) -> bool:
+def _never_below_one(vae: VAE, x: Tensor, probes: int) -> bool:
     """Whether no input at all has a spread below 1: so exp(half of something positive) behaves."""
-    shape = (PROBES, *x.shape[1:])
+    shape = (probes, *x.shape[1:])
     noise = randn(*shape, like=x, generator=generator(1, x.device))
-    scales = torch.tensor(SCALES, dtype=x.dtype, device=x.device).repeat(PROBES)[:PROBES]
+    scales = torch.tensor(SCALES, dtype=x.dtype, device=x.device).repeat(probes)[:probes]
     try:
         stddev = vae.encode(scales.reshape(-1, *[1] * (x.ndim - 1)) * noise).stddev
     except Exception:  # inputs of such a size may be refused
@@ -571,7 +575,7 @@ def _kind(subject: _Subject) -> Iterator[Item]:
     with torch.no_grad(), quiet(vae):
         likelihood = vae.decode(vae.encode(x).mean)
         outputs = likelihood.mean
-        probed = None if vae.output_only else _probed(vae, x)
+        probed = None if vae.output_only else _probed(vae, x, subject.probes)
     if outputs.shape != x.shape:
         yield Item(name, None, "the output is no image of the input's shape")
         return
@@ -664,7 +668,11 @@ def _halves(subject: _Subject) -> Iterator[Item]:
     vae, x = subject.vae, subject.x[:2]
     if not getattr(vae, "is_foreign", False) or next(vae.parameters(), None) is None:
         return
-    if vae.dtype == torch.float64 or _type_of(vae) in ("float16", "bfloat16"):
+    if (
+        subject.seconds > SLOW * len(subject.x)
+        or vae.dtype == torch.float64
+        or _type_of(vae) in ("float16", "bfloat16")
+    ):
         return
     for dtype in (torch.float16, torch.bfloat16):
         name = f"finite_in_{str(dtype).removeprefix('torch.')}"
@@ -691,7 +699,7 @@ def _gradient(subject: _Subject) -> Iterator[Item]:
     result = check_gradient(
         judged.output,
         judged.x,
-        seconds=subject.seconds,
+        seconds=(2 if double is not None else 1) * subject.seconds,
         is_exact=double is not None,
     )
     reaches = Item(

@@ -138,8 +138,15 @@ def same(one: Tensor, other: Tensor) -> bool:
     return float((one.reshape(-1) - other.reshape(-1)).abs().max()) <= CLOSE * size
 
 
-def forward_output(trial: Trial) -> Tensor | None:
+def forward_output(trial: Trial, seed: int = 0) -> Tensor | None:
     """The reconstruction of a module's forward pass, or None where it has none."""
-    output = trial.run(trial.module, trial.x) if callable(trial.module) else None
-    pick = trial.reconstruction(output)
-    return None if pick is None else picked(output, pick, "forward")
+    if not callable(trial.module):
+        return None
+    # pythae's forward passes read {"data": x}
+    calls: tuple[Callable[[Tensor], Any], ...] = (trial.module, lambda x: trial.module({"data": x}))
+    for call in calls:
+        output = trial.run(call, trial.x, seed=seed)
+        pick = trial.reconstruction(output)
+        if pick is not None:
+            return picked(output, pick, "forward")
+    return None

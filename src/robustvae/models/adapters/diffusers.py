@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustvae.models.adapters.adapter import matched
 from robustvae.models.adapters.reading import CodeReading
 from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.vector_quantized import quantizers_of
 from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
 
@@ -48,7 +49,14 @@ class Diffusers:
         if match is None:
             return None
         code = CodeReading((0,), (1,), "stddev") if field == "latent_dist" else CodeReading((0,))
-        return replace(match, code=code, prior=None, prior_missing=LATENT_PRIOR, assumptions=())
+        return replace(
+            match,
+            code=code,
+            prior=None,
+            prior_missing=LATENT_PRIOR,
+            assumptions=(),
+            is_straight_through=next(quantizers_of(module), None) is not None,
+        )
 
 
 def _setting(config: Any, name: str, usual: float) -> Any:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from robustvae.models.adapters.adapter import matched
+from robustvae.models.adapters.adapter import forward_output, matched, same
+from robustvae.models.adapters.reading import picked
 from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
+from robustvae.models.adapters.vector_quantized import quantizers_of
 from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
 
@@ -28,13 +30,28 @@ class Plain:
         for first, encode in trial.parts(ENCODERS):
             for second, decode in trial.parts(DECODERS):
                 match = matched(trial, encode, decode, f"{kind}.{first} and {kind}.{second}")
-                if match is not None:
+                if match is not None and _repeats_forward(trial, match):
                     return match
         for words, encode, decode in _halves(trial):
             match = matched(trial, encode, decode, words)
             if match is not None:
                 return match
         return None
+
+
+def _repeats_forward(trial: Trial, match: Match) -> bool:
+    """Whether nothing stands between encoder and decoder in the module's own forward pass."""
+    wanted, again = (forward_output(trial, seed) for seed in (0, 1))
+    if wanted is None or again is None:
+        # without a forward pass to compare with, a codebook must not be left out silently
+        is_module = isinstance(trial.module, nn.Module)
+        return not is_module or next(quantizers_of(trial.module), None) is None
+    if not same(wanted, again):
+        return True
+    code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
+    made = None if code is None else trial.run(match.decode, code)
+    pick = trial.reconstruction(made)
+    return pick is not None and same(picked(made, pick, "decode"), wanted)
 
 
 Half = Callable[[Tensor], Any]

@@ -17,6 +17,7 @@ from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
 
 NAMES = re.compile(r"quant|codebook|(^|_)vq|(^|_)rvq|(^|_)fsq", re.IGNORECASE)
+VIEWS = ("as they are", "channels last", "pixels")  # how codebooks read codes
 
 
 @register("adapter", "vector-quantized")
@@ -33,11 +34,11 @@ class VectorQuantized:
             return None
         kind = type(trial.module).__name__
         wanted = forward_output(trial)
-        for name, quantizer in _quantizers(trial.module):
+        for name, quantizer in quantizers_of(trial.module):
             for first, encode in trial.parts(ENCODERS):
                 for second, decode in trial.parts(DECODERS):
-                    for last in (False, True):
-                        path = QuantizedDecoder(quantizer, decode, channels_last=last)
+                    for view in VIEWS:
+                        path = QuantizedDecoder(quantizer, decode, view)
                         words = f"{kind}.{first}, {kind}.{name} (codebook) and {kind}.{second}"
                         match = matched(trial, encode, path, words)
                         if match is not None and _fits(trial, match, wanted):
@@ -63,7 +64,8 @@ def _finished(match: Match, path: QuantizedDecoder) -> Match:
     )
 
 
-def _quantizers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def quantizers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Parts of a module that look like codebooks, with their names."""
     return (
         (name, part)
         for name, part in module.named_children()
@@ -90,11 +92,10 @@ class QuantizedDecoder(nn.Module):
         self,
         quantizer: nn.Module,
         decode: Callable[[Tensor], Any],
-        *,
-        channels_last: bool = False,
+        view: str,
     ) -> None:
         super().__init__()
-        self.quantizer, self.decode, self.channels_last = quantizer, decode, channels_last
+        self.quantizer, self.decode, self.view = quantizer, decode, view
 
     def forward(self, z: Tensor) -> Any:
         """What the decoder makes of the nearest entries to codes (B, ...)."""
@@ -104,7 +105,11 @@ class QuantizedDecoder(nn.Module):
 
     def quantized(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The entries of the codebook, shaped as the codes, and their numbers where given."""
-        reads = z.movedim(1, -1).contiguous() if self.channels_last and z.ndim > 2 else z
+        reads = z
+        if self.view == "channels last" and z.ndim > 2:
+            reads = z.movedim(1, -1).contiguous()
+        if self.view == "pixels" and z.ndim == 2:  # as pythae reads codes without a place
+            reads = z.reshape(len(z), 1, 1, -1).permute(0, 2, 3, 1).contiguous()
         output = self.quantizer(reads)
         parts = [output] if isinstance(output, Tensor) else list(fields_of(output).values())
         floats = [
