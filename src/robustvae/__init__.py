@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
         MaximumDamage,
         OutputTarget,
     )
-    from robustvae.auditing import audit
+    from robustvae.audit import audit, verify
     from robustvae.certificates import Certificate, Question, certify
     from robustvae.defenses import (
         HMC,
@@ -48,7 +48,7 @@ _HOMES = {
     "Attack": "attacks",
     "AttackResult": "attacks",
     "AttackSuite": "attacks",
-    "audit": "auditing",
+    "audit": "audit",
     "Ball": "perturb",
     "Certificate": "certificates",
     "certify": "certificates",
@@ -84,6 +84,7 @@ _HOMES = {
     "robustness_probability": "robustness",
     "RobustPosterior": "defenses",
     "VAE": "models",
+    "verify": "audit",
     "Victim": "defenses",
     "wrap": "models",
 }
@@ -128,6 +129,7 @@ __all__ = [
     "robustness_probability",
     "RobustPosterior",
     "VAE",
+    "verify",
     "Victim",
     "wrap",
 ]

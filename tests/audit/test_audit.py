@@ -1,165 +1,255 @@
+"""What an audit measures, and what it makes of what it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+
 import pytest
 import torch
 
 import robustvae as rv
-from robustvae import auditing, errors
+from robustvae import errors
+from robustvae.audit import Run, check_names, read_plan, summary_keys
 
-PLAN = {
-    "inputs": 6,
-    "shard": 3,
-    "draws": 100,
-    "margin_steps": 10,
-    "margin_restarts": 1,
-    "gallery": 2,
-    "defense_steps": 3,
-    "evidence": 2,
-    "attacks": [
-        {"radius": 0.5, "steps": 10, "restarts": 2},
-        {"goal": "latent_shift", "norm": "linf", "radius": 0.1, "steps": 5, "restarts": 1},
-    ],
-}
+R = {"r": 1.0}
 
 
 @pytest.fixture(scope="module")
-def images():
-    return rv.data.load("digits", split="test")
+def lipschitz(digits):
+    from tests.audit.conftest import TINY
+
+    vae = rv.load("digits-lipschitz-vae")
+    return rv.audit(vae, digits, plan=TINY, question=R, seed=0, run=Run(name="lipschitz"))
 
 
-@pytest.fixture(scope="module")
-def lipschitz(images):
-    victim = rv.Victim(rv.load("digits-lipschitz-vae"))
-    return rv.audit(victim, images, plan=PLAN | {"r": 1.0}, seed=0, name="lipschitz")
-
-
-def test_rows_are_one_for_each_input_and_attack(lipschitz):
-    assert len(lipschitz.rows) == 12
+def test_rows_cover_inputs_and_attacks(lipschitz):
+    attacks = list(dict.fromkeys(row["attack"] for row in lipschitz.rows))
+    assert len(attacks) == 5 and len(lipschitz.rows) == 30
+    assert attacks[1] == "latent-shift by projected-ascent:steps=5,restarts=1, linf 0.1"
+    assert {row["role"] for row in lipschitz.rows} == {"plan", "longer", "gradient-free"}
     assert len({row["input"] for row in lipschitz.rows}) == 6
-    assert [row["attack"] for row in lipschitz.rows[:2]] == [
-        "maximum damage, l2 0.5",
-        "latent shift, linf 0.1",
-    ]
     assert all(row["size"] <= row["radius"] + 1e-6 for row in lipschitz.rows)
     assert len(lipschitz.gallery) == 2
 
 
-def test_the_bracket_holds_on_every_row(lipschitz):
+def test_bracket_holds_on_every_row(lipschitz):
     for row in lipschitz.rows:
         assert 0 < row["certified"] <= row["margin_upper_unconstrained"] <= row["margin_upper_box"]
         assert row["certified_kind"] == "deterministic"
-    passed = {check["name"]: check["passed"] for check in lipschitz.checks}
-    assert passed["sandwich"]
-    assert passed["inside"]
-    assert passed["robust at rest"]
-    assert "larger radius never weaker" in passed
+        assert row["certified_probabilistic"] is None
+    assert lipschitz.verdict.useful and lipschitz.verdict.sound
+    assert lipschitz.verdict.first.startswith("Useful; evidence sound; the change")
 
 
-def test_what_can_be_required_is_known_before_the_run(lipschitz):
-    plan = auditing.read_plan(PLAN)
-    assert [check["name"] for check in lipschitz.checks] == auditing.check_names(plan)
-    assert {entry["key"] for entry in lipschitz.summary} <= set(auditing.summary_keys(plan))
+def test_requirements_are_known_beforehand(lipschitz, tiny):
+    plan = read_plan(tiny)
+    assert [check.id for check in lipschitz.checks] == check_names(plan)
+    keys = {entry.key for entry in lipschitz.summary}
+    plain = {key for key in keys if " / " not in key}
+    assert plain <= set(summary_keys(plan))
+    assert {"damage / linf 0.1", "damage", "certified_deterministic"} <= keys
 
 
-def test_a_plain_model_gets_a_certificate_that_says_it_is_probabilistic(images):
-    record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=PLAN | {"r": 1.0}, seed=0)
-    kinds = {row["certified_kind"] for row in record.rows if row["certified"] > 0}
-    assert kinds == {"probabilistic"}
+def test_headline_is_the_worst_attack(lipschitz):
+    worst = {}
+    for row in lipschitz.rows:
+        if row["norm"] == "l2":
+            worst[row["input"]] = max(worst.get(row["input"], 0.0), row["damage"])
+    (entry,) = [entry for entry in lipschitz.summary if entry.key == "damage"]
+    assert entry.mean == pytest.approx(sum(worst.values()) / len(worst))
+    assert entry.n == 6
+
+
+def test_same_attack_other_steps(digits, one):
+    attacks = [
+        {"search": {"name": "projected-ascent", "steps": steps, "restarts": 1}, "radius": 1.0}
+        for steps in (3, 30)
+    ]
+    plan = {**one, "inputs": 4, "attacks": attacks}
+    record = rv.audit(rv.load("digits-vae"), digits, plan=plan, question=R)
+    assert len(record.rows) == 8
+    assert len({row["attack"] for row in record.rows}) == 2
+    by_attack = [entry for entry in record.summary if entry.key.startswith("damage / maximum")]
+    assert [entry.n for entry in by_attack] == [4, 4]
+    assert by_attack[1].mean > by_attack[0].mean
+    (worst,) = [entry for entry in record.summary if entry.key == "damage"]
+    assert worst.n == 4
+
+
+def test_certificates_keep_kinds_apart(digits, one, monkeypatch):
+    from robustvae.audit.measures import certificate as measure
+
+    real = measure.certify
+
+    def certify(victim, x, *, methods, rows, **options):
+        answer = real(victim, x, methods=methods, rows=rows, **options)
+        if "neyman_pearson" in methods:
+            return answer
+        proved = torch.full_like(answer.radius, 0.05 * (rows[0] % 2))  # of every other input
+        return dataclasses.replace(answer, radius=proved, method=("tangent",))
+
+    monkeypatch.setattr(measure, "certify", certify)
+    plan = {**one, "inputs": 12, "shard": 12, "draws": 20}
+    record = rv.audit(rv.load("digits-vae"), digits, plan=plan, question=R, seed=0)
+    rows = [row for row in record.rows if row["role"] == "plan"]
+    assert {row["certified_kind"] for row in rows} == {"deterministic", "probabilistic"}
+    for row in rows:
+        assert row["certified"] > 0
+        asked = row["certified_probabilistic"] is not None
+        assert asked == (row["certified_deterministic"] == 0) == (row["input"] % 2 == 0)
+    keys = {entry.key: entry for entry in record.summary}
+    assert "certified" not in keys
+    asked = [row for row in rows if row["certified_probabilistic"] is not None]
+    assert keys["certified_probabilistic"].n == len(asked)
+    assert keys["certified_deterministic"].n == 12
+
+
+def test_plain_model_is_certified_probabilistically(digits, one):
+    record = rv.audit(rv.load("digits-vae"), digits, plan=one, question=R)
+    assert {row["certified_kind"] for row in record.rows} == {"probabilistic"}
     assert "probabilistic" in record.proved[0]
-    assert all(row["certified"] <= row["margin_upper_unconstrained"] for row in record.rows)
 
 
-def test_a_convolutional_model_is_not_kept_waiting_for_neyman_pearson(images):
+def test_convolutions_need_not_wait(digits, one):
     vae = rv.models.create("vae", architecture="conv8", latent=2).float()
-    record = rv.audit(rv.Victim(vae), images, plan=PLAN | {"inputs": 2}, seed=0)
+    record = rv.audit(vae, digits, plan=one)
     assert all(row["certified_status"] == "abstain" for row in record.rows)
     assert any("Neyman-Pearson" in sentence for sentence in record.not_tried)
 
 
-def test_record_round_trips_through_json(lipschitz):
-    again = rv.Record.from_json(lipschitz.to_json())
-    assert again == lipschitz
-    assert again.to_json() == lipschitz.to_json()
+def columns(record, *names):
+    return {
+        (row["input"], row["attack"]): {name: row[name] for name in names} for row in record.rows
+    }
 
 
-def test_a_wrapped_model_is_audited_and_nothing_is_claimed_for_it(images):
-    inner = rv.load("digits-vae")
-    mine = rv.wrap(
-        encode=inner.encode, decode=inner.decode, latent=inner.latent, image_shape=inner.image_shape
-    )
-    record = rv.audit(rv.Victim(mine), images, plan=PLAN, seed=0)
-    assert all(
-        row["certified"] == 0 and row["certified_status"] == "abstain" for row in record.rows
-    )
-    assert "Nothing is proved" in record.proved[0]
+DRAWN = ("certified", "first_order", "probability_clean", "error_sampled", "spectral_radius")
+ATTACKED = ("score", "damage", "damage_noise", "ms_ssim_attacked")
 
 
-def test_a_model_in_float64_whose_weights_are_out_of_sight(images, tmp_path):
-    inner = rv.load("digits-vae").double()
-    mine = rv.wrap(
-        encode=lambda x: inner.encode(x),
-        decode=lambda z: inner.decode(z),
-        latent=inner.latent,
-        image_shape=inner.image_shape,
-    )
-    assert mine.dtype == torch.float64
-    plan = PLAN | {"inputs": 2, "attacks": PLAN["attacks"][:1], "evidence": 0}
-    record = rv.audit(rv.Victim(mine), images, plan=plan, seed=0, keep=tmp_path)
-    assert any("out of sight" in sentence for sentence in record.protocol)
+@pytest.mark.parametrize(
+    "name", ["digits-vae", pytest.param("digits-lipschitz-vae", marks=pytest.mark.slow)]
+)
+def test_rows_do_not_depend_on_shards(digits, one, name):
+    vae = rv.load(name)
+    plan = {**one, "inputs": 20, "draws": 100}
+    whole = rv.audit(vae, digits, plan={**plan, "shard": 20}, question=R)
+    reference = columns(whole, *DRAWN, *ATTACKED)
+    numbers = list(dict.fromkeys(row["input"] for row in whole.rows))
+    others = [rv.audit(vae, digits, plan={**plan, "shard": size}, question=R) for size in (1, 5)]
+    turned = reordered(vae, digits, {**plan, "shard": 20}, numbers[::-1])
+    alone = reordered(vae, digits, {**plan, "shard": 20}, numbers[3:4])
+    # equal shape of the batch, another order: the same to the last bit
+    assert {row["input"]: row for row in turned} == {row["input"]: row for row in whole.rows}
+    for rows in (*(record.rows for record in others), alone):
+        for row in rows:
+            wanted = reference[row["input"], row["attack"]]
+            for column in DRAWN:
+                assert row[column] == pytest.approx(wanted[column], rel=1e-6, abs=1e-6), column
+            for column in ATTACKED:
+                assert row[column] == pytest.approx(wanted[column], rel=0.01), column
+
+
+def reordered(vae, images, plan, numbers):
+    """Rows of the same inputs in another order, or of some of them only."""
+    from robustvae.audit.auditor import Auditor
+    from robustvae.audit.protocol import Inputs, settle
+
+    plan = read_plan({**plan, "inputs": len(numbers)})
+    plan, question = settle(plan, None, R, images)
+    rows = torch.tensor(numbers)
+    x = images.read(rows)
+    everything = images.x
+    inputs = Inputs(x, images.y[rows], tuple(numbers), x[:0], everything.mean(0, keepdim=True))
+    auditor = Auditor({"victim": rv.Victim(vae)}, inputs, plan, question, 0, Run())
+    return auditor.shard("victim", range(len(numbers)), "")["rows"]
+
+
+def test_unknown_weights_cannot_resume(digits, one, monkeypatch):
+    from robustvae.audit import arguments
+
+    monkeypatch.setattr(arguments.checkpoint, "weights_sha256", lambda vae: None)
+    vae = rv.load("digits-vae")
+    record = rv.audit(vae, digits, plan=one, question=R)
+    assert record.model.sha256 is None
     with pytest.raises(errors.ConfigError, match="cannot resume"):
-        rv.audit(rv.Victim(mine), images, plan=plan, seed=0, keep=tmp_path, resume=True)
+        rv.audit(vae, digits, plan=one, question=R, run=Run(resume=True))
 
 
-def test_other_images_are_not_taken_for_the_same(images, tmp_path):
-    plan = PLAN | {"inputs": 2, "r": 1.0, "attacks": PLAN["attacks"][:1], "evidence": 0}
-    victim = rv.Victim(rv.load("digits-vae"))
-    first = rv.audit(victim, images, plan=plan, seed=0, keep=tmp_path)
-    darker = rv.data.Images(images.x / 2, images.y, images.name, images.split)
-    second = rv.audit(victim, darker, plan=plan, seed=0, keep=tmp_path, resume=True)
-    assert first.rows != second.rows
+def test_tolerance_ignores_the_model(digits, one):
+    plan = {**one, "inputs": 2}
+    questions = [
+        rv.audit(rv.load(name), digits, plan=plan).question
+        for name in ("digits-vae", "digits-lipschitz-vae")
+    ]
+    assert [question.r for question in questions] == [0.86, 0.86]
+    assert "0.4 times" in questions[0].rule
+    with pytest.raises(errors.ConfigError, match="say r"):
+        rv.audit(rv.load("digits-vae"), digits[:5], plan=plan)
 
 
-def test_an_output_that_does_not_move_needs_its_own_r(images):
-    victim = rv.Victim(rv.load("digits-vae"), rv.PosteriorMode(steps=2))
-    with pytest.raises(errors.ConfigError, match="does not move at rest"):
-        rv.audit(victim, images, plan=PLAN | {"displacement": "paired"}, seed=0)
+def test_defense_is_a_row_with_three_numbers(digits, one):
+    vae = rv.load("digits-vae")
+    defense = {"name": "robust-posterior", "norm": "l2", "radius": 1.0, "steps": 4}
+    plan = {**one, "draws": 20, "certificates": False}
+    record = rv.audit(vae, digits, plan=plan, question=R, victims={"defended": defense})
+    assert [victim.name for victim in record.victims] == ["victim", "defended"]
+    plain, defended = record.victims
+    assert plain.price == 0 and not plain.defended
+    assert defended.price > 0 and defended.effect > 0 and defended.distance > 0
+    roles = {row["role"] for row in record.rows if row["victim"] == "defended"}
+    assert roles == {"plan", "transfer"}
+    judged = {(check.id, check.victim): check for check in record.checks}
+    assert judged["defense_worth_its_price", "defended"].passed is not None
+    assert judged["defense_worth_its_price", "victim"].passed is None
+    assert any(entry.key == "damage / defended" for entry in record.summary)
 
 
-def test_assumptions_keep_the_greatest_of_their_numbers():
-    merged = auditing._merged([["a", "at most 8e-05 here"], ["a", "at most 9.7e-05 here"]])
-    assert merged == ["a", "at most 9.7e-05 here"]
+def test_images_come_as_tensors(digits, one):
+    record = rv.audit(rv.load("digits-vae"), digits.x[:9], plan=one, question=R)
+    assert record.data.available == 9
 
 
-def test_a_defended_victim_is_attacked_through_its_defense(images):
-    victim = rv.Victim(rv.load("digits-vae"), rv.RobustPosterior(norm="linf", radius=0.1, steps=2))
-    plan = PLAN | {"inputs": 2, "draws": 20, "attacks": PLAN["attacks"][:1]}
-    record = rv.audit(victim, images, plan=plan, seed=0)
-    assert record.rows[0]["damage"] > 0
-    assert record.rows[0]["certified"] is None
-    assert "RobustPosterior" in record.defense
+def test_victims_come_as_mapping(digits, one):
+    vae = rv.load("digits-vae")
+    record = rv.audit({"a": vae, "b": rv.Victim(vae)}, digits, plan=one, question=R)
+    assert [victim.name for victim in record.victims] == ["a", "b"]
+    with pytest.raises(errors.DtypeError, match=r"rv\.wrap"):
+        rv.audit(torch.nn.Linear(2, 2), digits, plan=one)
+    with pytest.raises(errors.ConfigError, match="needs a victim"):
+        rv.audit({}, digits, plan=one)
 
 
-def test_images_of_another_shape_are_refused(images):
+def test_other_shapes_are_refused(digits, one):
     vae = rv.models.create("vae", architecture="conv28", latent=2)
     with pytest.raises(errors.ShapeError, match=r"\(1, 28, 28\)"):
-        rv.audit(rv.Victim(vae), images, plan=PLAN)
+        rv.audit(vae, digits, plan=one)
 
 
-def test_nan_weights_are_refused_before_anything_runs(images):
+def test_nan_weights_are_refused(digits, one):
     vae = rv.load("digits-vae")
     with torch.no_grad():
         next(vae.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(errors.NonFiniteError):
-        rv.audit(rv.Victim(vae), images, plan=PLAN)
+        rv.audit(vae, digits, plan=one)
 
 
-@pytest.mark.parametrize(
-    "plan", ["nope", 3, [], {"inputs": "many", "attacks": [{"radius": 1}]}, {}]
-)
-def test_bad_plans_are_refused(plan):
-    with pytest.raises(errors.RobustVAEError):
-        auditing.read_plan(plan)
+def test_minutes_shorten_the_plan(digits, tiny):
+    plan = {**tiny, "inputs": 300, "probes": 0, "margins": None}
+    record = rv.audit(rv.load("digits-vae"), digits, plan=plan, question=R, minutes=0.02)
+    assert record.plan["inputs"] < 300
+    assert any("cut to 0.02 minutes" in omission.reason for omission in record.left_out)
 
 
-def test_named_plans_are_valid_and_ordered_by_effort():
-    quick, standard, thorough = (auditing.PLANS[n] for n in ("quick", "standard", "thorough"))
-    assert quick.inputs < standard.inputs < thorough.inputs
-    assert set(auditing.PLANS) == {"quick", "standard", "thorough"}
+def test_failing_stage_is_left_out(digits, one):
+    class Broken:
+        def __call__(self, vae, x, *, generator):
+            z = vae.encode(x).mean
+            if torch.is_grad_enabled() and x.requires_grad:
+                raise RuntimeError("vmap: no randomness here")
+            return z
+
+    victim = rv.Victim(rv.load("digits-vae"), Broken())
+    record = rv.audit(victim, digits, plan=one, question=R)
+    assert any("vmap" in omission.reason for omission in record.left_out)
+    assert "attacks_ran" in record.verdict.first and not record.verdict.passed

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import robustvae as rv
-from robustvae import auditing, cli, zoo
+from robustvae import cli, zoo
+from robustvae.audit import auditor
 from robustvae.cli import parser
 from robustvae.errors import single_line
 
@@ -15,12 +16,12 @@ TINY = {
     "inputs": 4,
     "shard": 2,
     "draws": 50,
-    "margin_steps": 5,
-    "margin_restarts": 1,
+    "margins": {"steps": 5, "restarts": 1},
     "gallery": 1,
-    "defense_steps": 3,
-    "evidence": 2,
-    "attacks": [{"radius": 0.5, "steps": 5, "restarts": 2}],
+    "probes": 2,
+    "gradient_free": 5,
+    "longer": 1,
+    "attacks": [{"search": {"name": "projected-ascent", "steps": 5, "restarts": 2}, "radius": 0.5}],
 }
 
 
@@ -44,10 +45,11 @@ def fails(capsys, *arguments, says):
 def test_audit_writes_its_report_and_says_where(plan, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["audit", "--plan", str(plan), "--out", str(out)]) == cli.DONE
-    assert {"report.html", "record.json"} <= {path.name for path in out.iterdir()}
+    files = {"report.html", "record.json", "adversarials.safetensors", "manifest.json"}
+    assert files <= {path.name for path in out.iterdir()}
     assert not (out / ".shards").exists()
     record = rv.Record.from_json((out / "record.json").read_text())
-    assert len(record.rows) == 4
+    assert len(record.rows) == 8 and record.question.r == 0.86
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
 
 
@@ -74,15 +76,15 @@ def test_an_interrupted_audit_resumes_to_the_same_record(plan, tmp_path, capsys,
     arguments = ["audit", "--plan", str(plan), "--out"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cli.main([*arguments, str(whole)]) == cli.DONE
-    measure, calls = auditing._Bench.measure, []
+    shard, calls = auditor.Auditor.shard, []
 
-    def interrupted(self, *args):
-        calls.append(self.shard)
+    def interrupted(self, name, places, label):
+        calls.append(places.start // 2)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return measure(self, *args)
+        return shard(self, name, places, label)
 
-    monkeypatch.setattr(auditing._Bench, "measure", interrupted)
+    monkeypatch.setattr(auditor.Auditor, "shard", interrupted)
     assert cli.main([*arguments, str(cut)]) == cli.INTERRUPTED == 130
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*arguments, str(cut), "--resume"]) == cli.DONE
@@ -96,17 +98,17 @@ def test_an_interrupted_audit_resumes_to_the_same_record(plan, tmp_path, capsys,
 
 def test_requirements_decide_the_exit_code(plan, tmp_path, capsys):
     arguments = ["audit", "--plan", str(plan), "--out", str(tmp_path / "out"), "--quiet"]
-    assert cli.main([*arguments, "--require", "sandwich", "--require", "size>=0"]) == cli.DONE
+    assert cli.main([*arguments, "--require", "inside_ball", "--require", "size>=0"]) == cli.DONE
     assert cli.main([*arguments, "--require", "size>=9"]) == cli.FAILED
     assert "size >= 9, it is 0." in capsys.readouterr().err
 
 
 def test_what_cannot_end_well_is_refused_before_the_run(plan, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(auditing, "audit", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(auditor.Auditor, "shard", lambda *_, **__: pytest.fail("it ran"))
     arguments = ["audit", "--plan", str(plan), "--quiet", "--out"]
     out = str(tmp_path / "out")
-    fails(capsys, *arguments, out, "--require", "sandwitch", says="did you mean 'sandwich'")
-    fails(capsys, *arguments, out, "--require", "certfied>=0.1", says="did you mean 'certified'")
+    fails(capsys, *arguments, out, "--require", "inside_bal", says="did you mean 'inside_ball'")
+    fails(capsys, *arguments, out, "--require", "damege>=0.1", says="did you mean 'damage'")
     (tmp_path / "file").write_text("in the way")
     fails(capsys, *arguments, str(tmp_path / "file"), says="could not be written")
 
@@ -145,7 +147,7 @@ def test_wrong_use_is_one_line(capsys, arguments, says):
         ({"attacks": [{"radius": 1, "stpes": 3}]}, "attacks.0.stpes"),
         ({"inputs": 10**6}, "has 355"),
         ({"m": 1}, "m"),
-        ({"r": 0}, "r must be positive"),
+        ({"r": 0}, "r: Input should be greater than 0"),
     ],
 )
 def test_bad_plans_are_one_line(tmp_path, capsys, change, says):

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robustvae.records import Record
+from robustvae.records import Column, Record, SummaryEntry
+from robustvae.records.audit import row_sha256
 
 ATTACKS = (("maximum damage, l2 1", "l2", 1.0), ("latent shift, linf 0.1", "linf", 0.1))
 
@@ -35,6 +36,47 @@ def png(pixels: np.ndarray) -> dict[str, Any]:
     return {"shape": list(pixels.shape), "png": base64.b64encode(content).decode()}
 
 
+def columns() -> list[Column]:
+    """Columns such as a real audit's."""
+    texts = ("victim", "attack", "role", "knows", "goal", "norm", "status", "adversarial")
+    texts += ("certified_kind", "certified_status", "margin_upper_status")
+    counts, shares = ("input", "label", "queries"), ("probability", "probability_low")
+    inputs = ("margin_upper_box", "margin_upper_unconstrained", "certified", "first_order")
+    roundings = {"certified": "down", "probability_low": "down", "probability_high": "up"}
+    roundings |= dict.fromkeys(inputs[:2], "up")
+    names = (
+        *("victim", "input", "label", "attack", "role", "knows", "goal", "norm", "radius", "box"),
+        *("size", "score", "status", "queries", "damage", "damage_noise", "ms_ssim_clean"),
+        *("ms_ssim_attacked", "ms_ssim_noise", "probability", "probability_low"),
+        *("probability_high", "certified", "certified_kind", "certified_status"),
+        *("margin_upper_unconstrained", "margin_upper_box", "margin_upper_status", "first_order"),
+        *("adversarial", "zero_gradients"),
+    )
+
+    def kind(name: str) -> str:
+        if name in texts:
+            return "text"
+        if name == "box":
+            return "flag"
+        return "count" if name in counts else "share" if name in shares else "number"
+
+    return [
+        Column(
+            id=name,
+            label=name.replace("_", " "),
+            kind=kind(name),
+            per="input" if name in inputs else "attack",
+            rounding=roundings.get(name, "near"),
+        )
+        for name in names
+    ]
+
+
+def whole(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with every column, None where it says nothing."""
+    return {**dict.fromkeys(column.id for column in columns()), "victim": "undefended", **row}
+
+
 def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) -> list[dict]:
     """`n` inputs under two attacks."""
     made = []
@@ -48,8 +90,7 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
             else None,
             "margin_upper_status": "ok" if margins else None,
             "certified": lower if certified else None,
-            "certified_kind": "deterministic" if certified else None,
-            "certified_method": "noncentral chi-square" if certified else None,
+            "certified_kind": "deterministic" if certified and lower else None,
             "certified_status": ("ok" if lower else "abstain") if certified else None,
             "first_order": free * float(rng.uniform(0.7, 1.2)) if certified else None,
         }
@@ -57,35 +98,42 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
             damage = float(rng.gamma(6, 0.3))
             p = float(rng.beta(2, 3))
             made.append(
-                {
-                    "input": i * 7,
-                    "label": i % 10,
-                    "attack": name,
-                    "norm": norm,
-                    "radius": radius,
-                    "box": True,
-                    "size": radius,
-                    "score": damage**2,
-                    "status": "inconclusive" if i == 3 else "ok",
-                    "queries": 500,
-                    "damage": damage,
-                    "damage_noise": damage * float(rng.uniform(0.1, 0.6)),
-                    "damage_defended": damage * float(rng.uniform(0.2, 1.0)),
-                    "ms_ssim_clean": float(rng.beta(40, 3)),
-                    "ms_ssim_attacked": float(rng.beta(4, 4)),
-                    "ms_ssim_noise": float(rng.beta(30, 4)),
-                    "ms_ssim_defended": float(rng.beta(9, 4)),
-                    "ms_ssim_variant": "kuzina2022",
-                    "probability": p,
-                    "probability_low": max(0.0, p - 0.03),
-                    "probability_high": min(1.0, p + 0.03),
-                    **bracket,
-                    "r": 1.2,
-                    "m": 0.5,
-                    "displacement": "centered",
-                }
+                whole(
+                    {
+                        "input": i * 7,
+                        "label": i % 10,
+                        "attack": name,
+                        "role": "plan",
+                        "knows": "all of the model",
+                        "goal": name.partition(",")[0],
+                        "norm": norm,
+                        "radius": radius,
+                        "box": True,
+                        "size": radius,
+                        "score": damage**2,
+                        "status": "inconclusive" if i == 3 else "ok",
+                        "zero_gradients": 1.0 if i == 3 else 0.0,
+                        "queries": 500,
+                        "damage": damage,
+                        "damage_noise": damage * float(rng.uniform(0.1, 0.6)),
+                        "ms_ssim_clean": float(rng.beta(40, 3)),
+                        "ms_ssim_attacked": float(rng.beta(4, 4)),
+                        "ms_ssim_noise": float(rng.beta(30, 4)),
+                        "probability": p,
+                        "probability_low": max(0.0, p - 0.03),
+                        "probability_high": min(1.0, p + 0.03),
+                        **bracket,
+                    }
+                )
             )
     return made
+
+
+def entry(key: str, values: list[float], **more: Any) -> SummaryEntry:
+    """One headline number."""
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    mean = float(np.mean(values))
+    return SummaryEntry(key=key, label=key, mean=mean, stderr=error, n=len(values), **more)
 
 
 def record(
@@ -94,30 +142,23 @@ def record(
     """An audit of `n` inputs that nobody made; `changes` replace whole fields."""
     rng = np.random.default_rng(n)
     made = rows(n, rng=rng, certified=certified, margins=margins)
+    if "rows" in changes:
+        made = changes["rows"] = [whole(row) for row in changes["rows"]]
 
     def image(channels: int = 1) -> dict[str, Any]:
         return png(rng.integers(0, 256, (channels, 8, 8), dtype=np.uint8))
 
     means = []
-    for key, label, unit in (
-        ("ms_ssim_clean", "MS-SSIM of input and reconstruction", ""),
-        ("damage", "maximum damage, l2 1: distance between the reconstructions", "pixel units, l2"),
-        ("damage_noise", "the same under random noise of equal size", "pixel units, l2"),
-        (
-            "margin_upper_unconstrained",
-            "attacked upper bound on the margin, unconstrained",
-            "pixel units, l2",
-        ),
-        ("certified", "certified lower bound on the margin", "pixel units, l2"),
-        ("damage / latent shift, linf 0.1", "latent shift, linf 0.1: distance", "pixel units, l2"),
+    for key, headline, rounding in (
+        ("damage", "Damage by the worst attack", "near"),
+        ("margin_upper_unconstrained", "Attacked: a change that breaks it", "up"),
+        ("certified", "Certified radius (deterministic)", "down"),
+        ("ms_ssim_clean", None, "near"),
     ):
-        column = [row[key.split(" / ")[0]] for row in made]
-        values = [float(value) for value in column if value is not None]
+        values = [float(row[key]) for row in made if row[key] is not None]
         if values:
-            error = float(np.std(values, ddof=1) / len(values) ** 0.5)
             means.append(
-                {"key": key, "label": label, "mean": float(np.mean(values)), "stderr": error}
-                | {"n": len(values), "unit": unit}
+                entry(key, values, headline=headline, rounding=rounding, unit="pixel units, l2")
             )
     fields: dict[str, Any] = {
         "title": "digits-lipschitz-vae on digits (test)",
@@ -132,28 +173,45 @@ def record(
             "sha256": "0f" * 32,
         },
         "data": {"name": "digits", "split": "test", "inputs": n, "available": 360},
-        "defense": "PosteriorMean()",
-        "plan": {"name": "quick", "inputs": n, "r": 1.2, "m": 0.5, "attacks": [{"norm": "l2"}]},
+        "question": {"norm": "l2", "r": 1.2, "m": 0.5, "displacement": "centered"},
+        "victims": [{"name": "undefended", "defense": "PosteriorMean()"}],
+        "plan": {"name": "quick", "inputs": n},
         "seed": 0,
-        "versions": {"robustvae": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
+        "environment": {"robustvae": "0.2.0", "torch": "2.13.0", "python": "3.11.9"},
         "protocol": ["40 inputs, balanced over the classes.", "Attack: projected ascent."],
+        "columns": columns(),
         "rows": made,
         "summary": means,
         "checks": [
             {
-                "name": "gradients",
+                "id": "gradient_seen",
+                "victim": "undefended",
                 "passed": False,
-                "value": "2 of 80 inconclusive",
-                "meaning": "The attacker saw a gradient other than zero on every input.",
+                "value": "2 of 80 attacks without a gradient",
+                "sentence": "The attacks met a gradient.",
+                "meaning": "Its row is inconclusive.",
             },
             {
-                "name": "sandwich",
+                "id": "certified_below_attacked",
+                "victim": "undefended",
                 "passed": True,
                 "value": "0 of 40 violated",
-                "meaning": "No certified lower bound exceeds the attacked upper bound.",
+                "sentence": "No certified lower bound exceeds the attacked upper bound.",
             },
-            {"name": "transfer", "passed": None, "value": None, "meaning": "Was not asked for."},
+            {
+                "id": "same_output_twice",
+                "victim": "undefended",
+                "passed": None,
+                "value": "not measured",
+                "sentence": "The same input gives the same output.",
+            },
         ],
+        "verdict": {
+            "useful": True,
+            "sound": False,
+            "failed": ["gradient_seen"],
+            "sentences": ["Useful; not evidence of robustness (gradient_seen failed).", "So."],
+        },
         "gallery": [
             {
                 "input": i * 7,
@@ -162,7 +220,7 @@ def record(
                 "panels": {
                     "attacked": image(),
                     "attacked reconstruction": image(),
-                    "defended reconstruction": image(),
+                    "undefended reconstruction": image(),
                     "difference": image(3),
                     "input": image(),
                     "reconstruction": image(),
@@ -177,7 +235,9 @@ def record(
         "references": ["[Barrett22] Certifiably Robust Variational Autoencoders. AISTATS 2022."],
         "timing": {"created": "2026-01-01T00:00:00Z", "seconds": 12.5},
     }
-    return Record(**{**fields, **changes})
+    fields |= changes
+    fields.setdefault("hashes", [row_sha256(row) for row in fields["rows"]])
+    return Record.model_validate(fields)
 
 
 @pytest.fixture

@@ -50,12 +50,3 @@ def test_floor_and_ceil_enclose(value):
 )
 def test_as_text(form, value, text):
     assert form(value) == text
-
-
-def test_the_key_decides_the_direction():
-    assert numbers.rounded("certified", 0.3789) == "0.378"
-    assert numbers.rounded("tightness", 0.3789) == "0.378"
-    assert numbers.rounded("probability_low", 0.3789) == "0.378"
-    assert numbers.rounded("margin_upper_unconstrained", 0.3781) == "0.379"
-    assert numbers.rounded("probability_high", 0.3781) == "0.379"
-    assert numbers.rounded("damage", 0.3789) == "0.379"

@@ -22,6 +22,7 @@ from robustvae.cli.common import (
     Quiet,
     Seed,
     Split,
+    Tolerance,
 )
 from robustvae.cli.entry import FAILED
 from robustvae.errors import ConfigError, check_choice, single_line
@@ -38,9 +39,30 @@ class Options:
     data: Data = None
     split: Split = "test"
     plan: Annotated[
-        str, typer.Option(help="quick, standard, thorough, or a YAML file of your own.")
-    ] = "quick"
+        str | None,
+        typer.Option(help="quick (the default), standard, thorough, or a YAML file of your own."),
+    ] = None
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="A question with its suite and inputs (see `robustvae list protocol`)."),
+    ] = None
+    profile: Annotated[
+        str | None, typer.Option(help="An audit for a use (see `robustvae list profile`).")
+    ] = None
     defense: Defense = None
+    r: Tolerance = None
+    m: Annotated[
+        float | None, typer.Option("--m", help="Probability asked for, in (0, 1); 0.5 by default.")
+    ] = None
+    norm: Annotated[
+        str | None, typer.Option(help="Norm of the margin: l2 (the default) or linf.")
+    ] = None
+    displacement: Annotated[
+        str | None, typer.Option(help="centered (the default), paired or full.")
+    ] = None
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Cut the plan to about this many minutes.")
+    ] = None
     out: Out = Path("out")
     seed: Seed = 0
     device: Device = "cpu"
@@ -51,8 +73,8 @@ class Options:
     require: Annotated[
         list[str] | None,
         typer.Option(
-            help="Exit with 1 unless this holds: a check's name, or a key of the summary with a "
-            "bound on its mean, such as 'certified>=0.1'. May be repeated."
+            help="Exit with 1 unless this holds: a check's id, or a key of the summary with a "
+            "bound on its mean, such as 'certified_deterministic>=0.1'. May be repeated."
         ),
     ] = None
     quiet: Quiet = False
@@ -61,44 +83,58 @@ class Options:
 def run(options: Options) -> None:
     """Attack, defend, estimate and certify a model, and write the report.
 
-    Writes report.html, record.json and rows.parquet (or rows.jsonl) into --out.
+    Writes report.html, record.json, adversarials.safetensors and rows.parquet (or rows.jsonl) into
+    --out. Each --defense is one more victim, beside the undefended model. The exit code is 1 where
+    a check says that the evidence is not sound or the model not useful.
 
     Examples:
 
         robustvae audit
 
-        robustvae audit digits-vae --plan standard --out audits/digits-vae
+        robustvae audit digits-vae --protocol digits-l2-v1 --out audits/digits-vae
 
-        robustvae audit runs/mine --data mnist --require sandwich --require 'probability>=0.9'
+        robustvae audit digits-vae --defense posterior-mode --r 1.0
+
+        robustvae audit runs/mine --data mnist --require inside_ball --require 'probability>=0.9'
     """
-    from robustvae import auditing, report
+    from robustvae import report
+    from robustvae.audit import Run, audit, forget_shards
     from robustvae.cli.printing import console, show
     from robustvae.records import check_folder
     from robustvae.report.terminal import table
 
-    if len(options.defense or ()) > 1:
-        raise ConfigError(
-            f"an audit takes one --defense, got {len(options.defense or ())}: run it for each"
-        )
-    stages = auditing.read_plan(options.plan)
+    stages = _stages(options.plan, options.profile)
     requirements = [_requirement(text, stages) for text in options.require or []]
     vae = common.load_model(options.model, options.device)
-    *_, victim = common.build_victims(vae, options.defense).values()
+    victims = common.build_victims(vae, options.defense)
     images = common.load_images(options.model, options.data, options.split)
     check_folder(options.out)
+    question = {
+        "r": options.r,
+        "m": options.m,
+        "norm": options.norm,
+        "displacement": options.displacement,
+    }
     with common.progress("audit", options.quiet) as progress:
-        record = auditing.audit(
-            victim,
+        record = audit(
+            victims,
             images,
-            stages,
+            options.plan,
+            protocol=options.protocol,
+            profile=options.profile,
+            question={key: value for key, value in question.items() if value is not None},
+            minutes=options.minutes,
             seed=options.seed,
-            name=Path(options.model).name,
-            keep=options.out / ".shards",
-            resume=options.resume,
-            progress=progress,
+            run=Run(
+                name=Path(options.model).name,
+                source=options.model,
+                keep=options.out / ".shards",
+                resume=options.resume,
+                progress=progress or (lambda done, total, what: None),
+            ),
         )
     report.write(record, options.out)
-    auditing.forget_shards(options.out / ".shards")
+    forget_shards(options.out / ".shards")
     console().print(table(record))
     for sentence in record.proved:
         show(sentence)
@@ -106,31 +142,37 @@ def run(options: Options) -> None:
     failures = [reason for need in requirements if (reason := _unmet(need, record)) is not None]
     for reason in failures:
         print(f"required, and not so: {single_line(reason)}", file=sys.stderr)
-    if failures:
+    if not record.verdict.passed:
+        print(f"the audit failed: {single_line(record.verdict.first)}", file=sys.stderr)
+    if failures or not record.verdict.passed:
         raise typer.Exit(FAILED)
 
 
+def _stages(plan: str | None, profile: str | None) -> Any:
+    from robustvae.audit import read_plan
+    from robustvae.audit.protocol import read_profile, with_profile
+
+    if profile is not None:
+        return with_profile(plan, read_profile(profile))
+    return read_plan(plan or "quick")
+
+
 def _requirement(text: str, plan: Any) -> tuple[str, str | None, float]:
-    from robustvae.auditing import check_names, summary_keys
+    from robustvae.audit import check_names, summary_keys
 
     match = REQUIREMENT.match(text)
     if match is None:
         check_choice("check", text, check_names(plan))
         return text, None, math.nan
-    check_choice("key of the summary", match["key"], summary_keys(plan))
+    key = match["key"]
+    check_choice("key of the summary", key.partition(" / ")[0], summary_keys(plan))
     try:
-        return match["key"], match["sign"], float(match["bound"])
+        return key, match["sign"], float(match["bound"])
     except ValueError:
         raise ConfigError(f"--require {text!r} has no number after {match['sign']}") from None
 
 
 def _unmet(need: tuple[str, str | None, float], record: Any) -> str | None:
-    key, sign, bound = need
-    if sign is None:
-        check = next(check for check in record.checks if check["name"] == key)
-        return None if check["passed"] else f"{key}: {check['value']}"
-    means = {entry["key"]: float(entry["mean"]) for entry in record.summary}
-    if key not in means:
-        return f"{key} {sign} {bound:g}, it was not measured"
-    holds = means[key] >= bound if sign == ">=" else means[key] <= bound
-    return None if holds else f"{key} {sign} {bound:g}, it is {means[key]:.4g}"
+    from robustvae.audit import unmet
+
+    return unmet(record, *need)

@@ -1,6 +1,6 @@
 """A record as a page, as figures, and as a table on the terminal. No torch."""
 
-from robustvae.report.files import write
+from robustvae.report.files import read, write
 from robustvae.report.terminal import table
 
-__all__ = ["table", "write"]
+__all__ = ["read", "table", "write"]

@@ -18,15 +18,15 @@ from robustvae.report.numbers import ceil, floor, given, near, number
 from robustvae.report.reading import (
     AttackRows,
     Bracket,
-    attacks,
     brackets,
     everywhere,
     finite,
-    first,
     inconclusive,
     kind_in_words,
     mean,
     mean_stderr,
+    rows_of,
+    worst,
 )
 
 # Blue, vermillion, purple and green after Okabe and Ito: told apart with any color vision, and
@@ -67,7 +67,7 @@ STYLE = f"{PALETTE}\n{_CHART}"
 _GLYPH = 6.6  # width of a character at 12 px, generous
 _LOG_RATIO = 100.0  # of the greatest to the least positive value, from which an axis is logarithmic
 _ZERO_STRIP = 16.0
-_DAMAGES = ("damage_noise", "damage_defended", "damage")
+_DAMAGES = ("damage_noise", "damage")
 
 Mark = Callable[[float, float], str]
 
@@ -130,7 +130,7 @@ def bracket(record: Record, width: int = 760) -> str:
     Returns:
         SVG, or "" where the record holds no margins.
     """
-    found = sorted(brackets(record.rows), key=_order)
+    found = sorted(brackets(rows_of(record)), key=_order)
     if not found:
         return ""
     wide = width >= 560
@@ -165,17 +165,13 @@ def coverage(record: Record, width: int = 760) -> str:
     """Share of inputs certified beyond each radius, and not yet broken by attacks at it.
 
     Args:
-        record: Read: certified, margin_upper_unconstrained, margin_upper_box, displacement.
+        record: Read: certified, margin_upper_unconstrained, margin_upper_box.
         width: Of the drawing in pixels.
 
     Returns:
         SVG with a panel for each displacement, or "" where no input has a certificate.
     """
-    displacements = dict.fromkeys(str(row.get("displacement")) for row in record.rows)
-    panels = {
-        name: brackets([row for row in record.rows if str(row.get("displacement")) == name])
-        for name in displacements
-    }
+    panels = {record.question.displacement: brackets(rows_of(record))}
     panels = {name: found for name, found in panels.items() if any(b.certified for b in found)}
     if not panels:
         return ""
@@ -185,7 +181,11 @@ def coverage(record: Record, width: int = 760) -> str:
         (words, _bar(kind))
         for words, kind, known in (
             ("certified: nothing smaller breaks it", "proved", True),
-            ("not broken by attacks (pixels free)", "free", any(v is not None for v in ends[1::3])),
+            (
+                "not broken by attacks (unconstrained)",
+                "free",
+                any(v is not None for v in ends[1::3]),
+            ),
             ("the same, pixels in range", "box", any(v is not None for v in ends[2::3])),
         )
         if known
@@ -240,23 +240,21 @@ def damage(record: Record, width: int = 760) -> str:
     """How far each attack moves the reconstruction, against random noise of the same size.
 
     Args:
-        record: Read: damage, damage_noise, damage_defended of every row.
+        record: Read: damage and damage_noise of the worst attack on each input.
         width: Of the drawing in pixels.
 
     Returns:
-        SVG with a panel for each attack, or "" where the record holds no damage.
+        SVG with a panel for each ball, or "" where the record holds no damage.
     """
-    shown = [attack for attack in attacks(record) if attack.column("damage")]
+    shown = [attack for attack in worst(record) if attack.column("damage")]
     if not shown:
         return ""
     keys: list[tuple[str, Mark]] = [("attacked", _dot("free", 4))]
     if any(attack.column("damage_noise") for attack in shown):
         keys.append(("random noise of the same size", _dot("noise", 3.6)))
-    if any(attack.column("damage_defended") for attack in shown):
-        keys.append(("attacked, then defended", _diamond("defended", 4.6)))
     if any(attack.inconclusive for attack in shown):
         keys.append(("search inconclusive", _cross("none", 3.2)))
-    limit = number(first(record.rows, "r"))
+    limit = record.question.r
     key, y = _legend(keys, width, 8)
     parts, words = [key], []
     scale = _Axis.over((v for a in shown for k in _DAMAGES for v in a.column(k)), 0.0, -1.0)
@@ -269,24 +267,23 @@ def damage(record: Record, width: int = 760) -> str:
 
 
 def similarity(record: Record, width: int = 760) -> str:
-    """MS-SSIM of reconstructions: clean, under noise, attacked, and attacked then defended.
+    """MS-SSIM of reconstructions: clean, under noise, and under the worst attack of each ball.
 
     Args:
-        record: Read: ms_ssim_clean, ms_ssim_noise, ms_ssim_attacked, ms_ssim_defended.
+        record: Read: ms_ssim_clean, ms_ssim_noise, ms_ssim_attacked.
         width: Of the drawing in pixels.
 
     Returns:
         SVG, or "" where the record holds no similarities.
     """
     rows: list[tuple[str, str, Mark | None, list[float]]] = []
-    found = attacks(record)
-    clean = {row.get("input"): row.get("ms_ssim_clean") for row in record.rows}
+    found = worst(record)
+    clean = {row.get("input"): row.get("ms_ssim_clean") for row in rows_of(record)}
     if finite(clean.values()):
         rows.append(("", "clean, to the input itself", _dot("clean", 2.6), finite(clean.values())))
     kinds: list[tuple[str, str, Mark]] = [
         ("ms_ssim_noise", "random noise of the same size", _dot("noise", 2.6)),
         ("ms_ssim_attacked", "attacked", _dot("free", 2.6)),
-        ("ms_ssim_defended", "attacked, then defended", _diamond("defended", 3.2)),
     ]
     for attack in found:
         lines = [(attack.name, *kind[1:], attack.column(kind[0])) for kind in kinds]
@@ -332,7 +329,7 @@ def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
     if any(b.certified for b in found):
         keys.append((f"certified{kind_in_words(found)}: nothing smaller breaks it", _bar("proved")))
     if any(b.free is not None for b in found):
-        keys.append(("attacked: this change breaks it (pixels free)", _dot("free", 4)))
+        keys.append(("attacked: this change breaks it (unconstrained)", _dot("free", 4)))
     if any(b.box is not None for b in found):
         keys.append(("attacked, pixels kept in range", _dot("box", 3.6)))
     if any(b.certified is not None and b.upper is not None for b in found):
@@ -390,7 +387,7 @@ def _bracket_title(b: Bracket) -> str:
     if b.certified is not None:
         parts.append("nothing certified," if b.abstained else f"certified {floor(b.certified)},")
     if b.free is not None:
-        parts.append(f"attacked {ceil(b.free)} with pixels free,")
+        parts.append(f"attacked {ceil(b.free)} unconstrained,")
     if b.box is not None:
         parts.append(f"attacked {ceil(b.box)} with pixels in range,")
     if b.first_order is not None:
@@ -402,7 +399,7 @@ def _bracket_alt(found: Sequence[Bracket]) -> str:
     words = [f"{len(found)} inputs"]
     for name, values, shown in (
         (f"certified{kind_in_words(found)}", [b.certified for b in found], floor),
-        ("attacked with pixels free", [b.free for b in found], ceil),
+        ("attacked unconstrained", [b.free for b in found], ceil),
         ("attacked with pixels in range", [b.box for b in found], ceil),
     ):
         numbers = finite(values)
@@ -458,12 +455,12 @@ def _damage_panel(
         parts.append(_text(right + 6, axis(limit) + 4, f"r = {given(limit)}"))
     step = (right - left) / len(rows)
     radius = min(4.0, max(1.5, step * 0.32))
-    marks = (_dot("noise", radius * 0.9), _diamond("defended", radius * 1.15), _dot("free", radius))
+    marks = (_dot("noise", radius * 0.9), _dot("free", radius))
     for i, row in enumerate(rows):
         x = left + (i + 0.5) * step
         values = [column[i] for column in columns]
         drawn = [f"<title>{_escaped(_damage_title(row))}</title>"]
-        noise, hit = values[0], values[2]
+        noise, hit = values
         if noise is not None and hit is not None:
             drawn.append(f'<path class="stem" d="M{x:.1f} {axis(noise):.1f}V{axis(hit):.1f}"/>')
         drawn += [
@@ -485,8 +482,8 @@ def _damage_title(row: dict[str, object]) -> str:
     words = [f"input {row.get('input')}: moved {near(row.get('damage'))} by the attack"]
     if row.get("damage_noise") is not None:
         words.append(f"{near(row['damage_noise'])} by noise")
-    if row.get("damage_defended") is not None:
-        words.append(f"{near(row['damage_defended'])} after the defense")
+    if row.get("attack") is not None:
+        words.append(str(row["attack"]))
     return ", ".join(words)
 
 

@@ -7,17 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robustvae.errors import StorageError, check_type
-from robustvae.records import Record, plain, write_files
-from robustvae.report import reading
+from robustvae.errors import DataError, check_type
+from robustvae.records import Record, plain, write_set
 from robustvae.report.page import render
 
 
 def write(record: Record, folder: str | Path) -> Path:
     """Write a record as `report.html`, `record.json` and `rows.parquet` into a folder.
 
-    Without pyarrow the rows become `rows.jsonl`. All files are written or none, so that no report
-    stands beside another audit's record; equal records give equal bytes.
+    Without pyarrow the rows become `rows.jsonl`. The attacked inputs are stored without loss in
+    `adversarials.safetensors`, and `manifest.json` holds the hash of every file. All files are
+    written or none, so that no report stands beside another audit's record; equal records give
+    equal bytes.
 
     Args:
         record: An audit.
@@ -33,43 +34,69 @@ def write(record: Record, folder: str | Path) -> Path:
     Examples:
         >>> import robustvae as rv, tempfile
         >>> images = rv.data.load("digits", split="test")
-        >>> plan = {"inputs": 2, "attacks": [{"radius": 0.5, "steps": 2, "restarts": 1}]}
-        >>> record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=plan, seed=0)
+        >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     rv.report.write(record, folder).name
         'report.html'
     """
     check_type(record, "record", Record)
     folder = Path(folder)
-    report = folder / "report.html"
-    kept, stale = folder / "rows.parquet", folder / "rows.jsonl"
-    rows = _parquet(record.rows)
+    names = [column.id for column in record.columns]
+    rows, stale = _parquet(record.rows, names), "rows.jsonl"
+    table = "rows.parquet"
     if rows is None:
-        kept, stale = stale, kept
+        table, stale = stale, table
         lines = (json.dumps(plain(row), sort_keys=True) + "\n" for row in record.rows)
         rows = "".join(lines).encode()
-    write_files(
-        {
-            folder / "record.json": record.to_json().encode(),
-            kept: rows,
-            report: render(record).encode(),
-        }
-    )
+    contents = {
+        "record.json": record.to_json().encode(),
+        table: rows,
+        "report.html": render(record).encode(),
+    }
+    stale_names = [stale]
+    if record.adversarials is not None:
+        contents["adversarials.safetensors"] = record.adversarials
+    else:  # those of another audit must not stand beside this record
+        stale_names.append("adversarials.safetensors")
+    write_set(folder, contents, remove=stale_names)
+    return folder / "report.html"
+
+
+def read(folder: str | Path) -> Record:
+    """The record that a folder or a file holds, its checks and verdict made again from its rows.
+
+    Args:
+        folder: A folder that `write` wrote, or the path of a record.
+
+    Raises:
+        DataError: No record there, or one that cannot be read.
+
+    Examples:
+        >>> import robustvae as rv, tempfile
+        >>> images = rv.data.load("digits", split="test")
+        >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = rv.report.write(record, folder)
+        ...     rv.report.read(folder) == record
+        True
+    """
+    path = Path(folder)
+    path = path / "record.json" if path.is_dir() else path
     try:
-        stale.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{stale} is of another audit and cannot be removed: {error}") from None
-    return report
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} holds no record: {error}") from None
+    return Record.from_json(text)
 
 
-def _parquet(rows: list[dict[str, Any]]) -> bytes | None:
+def _parquet(rows: list[dict[str, Any]], names: list[str]) -> bytes | None:
     """The rows as Parquet; None where nothing is installed that writes it."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         return None
-    columns = {key: _column([row.get(key) for row in rows]) for key in reading.columns(rows)}
+    columns = {key: _column([row.get(key) for row in rows]) for key in names}
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     return buffer.getvalue()

@@ -50,15 +50,6 @@ def norm(name: Any) -> str:
     return _NORMS.get(str(name), str(name))
 
 
-def rounded(key: str, value: Any, digits: int = 3) -> str:
-    """`value` rounded as its `key` asks for: certified down, attacked up, the rest to nearest."""
-    if key.startswith(("certified", "tightness")) or key.endswith("_low"):
-        return floor(value, digits)
-    if key.startswith("margin_upper") or key.endswith("_high"):
-        return ceil(value, digits)
-    return near(value, digits)
-
-
 def _shown(value: Any, digits: int, rounding: str) -> str:
     parsed = number(value)
     if parsed is None:

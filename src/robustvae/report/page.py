@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustvae.records import Record
+from robustvae.records import Record, SummaryEntry
+from robustvae.records.parts import GalleryItem
 from robustvae.report import figures, reading
-from robustvae.report.numbers import NOT_MEASURED, ceil, given, near, norm, number, rounded
+from robustvae.report.numbers import NOT_MEASURED, ceil, floor, given, near, norm, number
 
 WIDTHS = {"wide": 760, "narrow": 358}
 PANELS = (
@@ -21,29 +22,12 @@ PANELS = (
     "difference",
     "reconstruction",
     "attacked reconstruction",
-    "defended reconstruction",
+    "undefended reconstruction",
 )
 MOST_ROWS = 600
 
-_CHOSEN = ("radius", "r", "m")
+_CHOSEN = ("radius",)
 _NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
-_HEADINGS = {
-    "damage": "damage",
-    "damage_noise": "damage, noise",
-    "damage_defended": "damage, defended",
-    "gradient_norm": "gradient",
-    "inside": "in the ball",
-    "margin_upper_box": "attacked margin, in range",
-    "margin_upper_unconstrained": "attacked margin, free",
-    "margin_upper_status": "attacked margin, status",
-    "ms_ssim_attacked": "MS-SSIM, attacked",
-    "ms_ssim_clean": "MS-SSIM, clean",
-    "ms_ssim_defended": "MS-SSIM, defended",
-    "ms_ssim_noise": "MS-SSIM, noise",
-    "ms_ssim_variant": "MS-SSIM variant",
-    "probability_high": "probability, high",
-    "probability_low": "probability, low",
-}
 
 
 def render(record: Record) -> str:
@@ -63,19 +47,19 @@ def render(record: Record) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        ceil=ceil, cell=_cell, heading=_heading, near=near, norm=norm, signed=_signed, unit=_unit
+        ceil=ceil, cell=_cell, near=near, norm=norm, signed=_signed, unit=_unit, words=_words
     )
-    measured = [
-        key
-        for key in reading.columns(record.rows)
-        if any(row.get(key) is not None for row in record.rows)
-    ]
+    measured = reading.columns(record)
+    rounding = {column.id: column.rounding for column in measured}
+    environment.filters["cell"] = functools.partial(_cell, rounding=rounding)
+    others = [check for check in record.checks if check.victim != record.victims[0].name]
     return environment.get_template("report.html").render(
         record=record,
         style=Markup(figures.STYLE),
-        verdict=reading.verdict(record),
+        verdict=record.verdict,
         meaning=reading.margin_in_words(record),
         failed=reading.failed_checks(record),
+        changed=record.changed_rows,
         headlines=[_key_number(entry) for entry in reading.headlines(record)],
         means=[_key_number(entry) for entry in record.summary],
         bracket=_drawn(figures.bracket, record),
@@ -83,11 +67,14 @@ def render(record: Record) -> str:
         bracket_facts=list(reading.bracket_facts(record)),
         damage=_drawn(figures.damage, record),
         similarity=_drawn(figures.similarity, record),
-        ms_ssim_variant=reading.first(record.rows, "ms_ssim_variant"),
-        attacks=[_attack_line(attack) for attack in reading.attacks(record)],
+        attacks=[
+            _attack_line(attack) for attack in (*reading.worst(record), *reading.attacks(record))
+        ],
+        victims=record.victims if len(record.victims) > 1 or record.victims[0].defended else [],
+        others=bool(others),
         gallery=[_gallery_item(item) for item in record.gallery],
         columns=measured,
-        wordy={key for key in measured if _is_wordy(record.rows, key)},
+        wordy={column.id for column in measured if column.kind == "text"},
         rows=record.rows[:MOST_ROWS],
         left_out=max(0, len(record.rows) - MOST_ROWS),
         plan=json.dumps(record.plan, indent=2, sort_keys=True, ensure_ascii=False, default=str),
@@ -104,19 +91,24 @@ def _drawn(figure: Callable[[Record, int], str], record: Record) -> dict[str, Ma
     }
 
 
-def _key_number(entry: dict[str, Any]) -> dict[str, Any]:
-    stderr = number(entry.get("stderr"))
-    known = stderr is not None and math.isfinite(stderr)
+def _key_number(entry: SummaryEntry) -> dict[str, Any]:
+    low, high = number(entry.low), number(entry.high)
+    interval = "" if low is None or high is None else f"[{floor(low)}, {ceil(high)}]"
     return {
-        **entry,
-        "shown": rounded(str(entry.get("key", "")), entry.get("mean")),
-        "error": ceil(stderr, 2) if known else "",
+        "label": entry.headline or entry.label,
+        "long": entry.label,
+        "shown": ROUNDINGS[entry.rounding](entry.mean),
+        "interval": interval,
+        "n": entry.n,
+        "unit": entry.unit,
     }
 
 
+ROUNDINGS = {"down": floor, "up": ceil, "near": near}
+
+
 def _unit(entry: dict[str, Any]) -> str:
-    count = "" if entry.get("n") is None else f"n = {entry['n']}"
-    return ", ".join(str(part) for part in (entry.get("unit"), count, entry.get("under")) if part)
+    return ", ".join(str(part) for part in (entry["unit"], f"n = {entry['n']}") if part)
 
 
 def _attack_line(attack: reading.AttackRows) -> dict[str, Any]:
@@ -129,42 +121,35 @@ def _attack_line(attack: reading.AttackRows) -> dict[str, Any]:
     }
 
 
-_DAMAGES = ("damage", "damage_noise", "damage_defended")
+_DAMAGES = ("damage", "damage_noise", "ms_ssim_attacked")
 
 
-def _gallery_item(item: dict[str, Any]) -> dict[str, Any]:
-    panels = item.get("panels", {})
-    names = [name for name in PANELS if name in panels]
-    names += sorted(name for name in panels if name not in PANELS)
-    label = item.get("label")
-    of = f"input {item.get('input')}" + ("" if label is None else f", label {label}")
+def _gallery_item(item: GalleryItem) -> dict[str, Any]:
+    names = [name for name in PANELS if name in item.panels]
+    names += sorted(name for name in item.panels if name not in PANELS)
+    of = f"input {item.input}" + ("" if item.label is None else f", label {item.label}")
     return {
         "of": of,
-        "attack": item.get("attack"),
-        "caption": item.get("caption", ""),
+        "attack": item.attack,
+        "caption": item.caption,
         "panels": [
             {
                 "name": name,
-                "height": panels[name]["shape"][-2],
-                "width": panels[name]["shape"][-1],
-                "png": panels[name]["png"],
-                "alt": f"{name}: {of}, {item.get('attack')}",
+                "height": item.panels[name].shape[-2],
+                "width": item.panels[name].shape[-1],
+                "png": item.panels[name].png,
+                "alt": f"{name}: {of}, {item.attack}",
             }
             for name in names
         ],
     }
 
 
-def _is_wordy(rows: Sequence[dict[str, Any]], key: str) -> bool:
-    values = [row.get(key) for row in rows]
-    return any(isinstance(value, str) and number(value) is None for value in values)
+def _words(key: str) -> str:
+    return key.replace("_", " ")
 
 
-def _heading(key: str) -> str:
-    return _HEADINGS.get(key, key.replace("_", " "))
-
-
-def _cell(value: Any, key: str = "") -> str:
+def _cell(value: Any, key: str = "", rounding: Mapping[str, str] | None = None) -> str:
     if value is None:
         return NOT_MEASURED
     if isinstance(value, bool):
@@ -174,7 +159,7 @@ def _cell(value: Any, key: str = "") -> str:
     if key in _CHOSEN:
         return given(value)
     if isinstance(value, float) or value in ("inf", "-inf"):
-        return rounded(key, value)
+        return ROUNDINGS[(rounding or {}).get(key, "near")](value)
     if isinstance(value, list | tuple):
         return " \N{MULTIPLICATION SIGN} ".join(_cell(part) for part in value)
     if isinstance(value, dict):

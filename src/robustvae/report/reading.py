@@ -1,4 +1,4 @@
-"""What a record says: its brackets, its attacks side by side, and the verdict in words."""
+"""What a record says: its brackets, its attacks side by side, and what its numbers mean."""
 
 from __future__ import annotations
 
@@ -7,32 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from robustvae.records import Record
-from robustvae.report.numbers import ceil, floor, given, near, norm, number
+from robustvae.records import CheckResult, Column, Record, SummaryEntry
+from robustvae.report.numbers import floor, given, near, norm, number
 
 Row = dict[str, Any]
-
-_HEADLINES = {
-    "certified": "Certified radius{kind}",
-    "margin_upper_unconstrained": "Attacked: a change that breaks it, pixels free",
-    "margin_upper_box": "Attacked: a change that breaks it, pixels kept in range",
-    "tightness": "Certified{kind} as a share of attacked, pixels free",
-    "certified_share": "Share of inputs with a certificate{kind}",
-    "probability": "Probability of staying within r under attack",
-    "damage": "Damage by the attack",
-    "damage_noise": "Damage by random noise of the same size",
-    "damage_defended": "Damage when attacked, then defended",
-}
-_OF_ATTACK = ("probability", "damage", "damage_noise", "damage_defended")
-_COLUMNS = (
-    *("input", "label", "attack", "norm", "radius", "box", "size", "score", "status"),
-    *("queries", "gradient_norm", "damage", "damage_noise", "damage_defended"),
-    *("ms_ssim_clean", "ms_ssim_attacked", "ms_ssim_noise", "ms_ssim_defended"),
-    *("ms_ssim_variant", "probability", "probability_low", "probability_high"),
-    *("r", "m", "displacement"),
-    *("certified", "certified_kind", "certified_method", "certified_status"),
-    *("margin_upper_unconstrained", "margin_upper_box", "margin_upper_status", "first_order"),
-)
 
 
 @final
@@ -68,6 +46,7 @@ class AttackRows:
 
     name: str
     rows: tuple[Row, ...]
+    m: float | None = None
 
     def column(self, key: str) -> list[float]:
         """The finite numbers of one column."""
@@ -76,12 +55,12 @@ class AttackRows:
     @property
     def broken(self) -> int:
         """Inputs at which even the upper end of the probability is at most m."""
-        return sum(_compare(row, "probability_high") <= 0 for row in self.rows)
+        return sum(_compare(row, "probability_high", self.m) <= 0 for row in self.rows)
 
     @property
     def held(self) -> int:
         """Inputs at which even the lower end of the probability is above m."""
-        return sum(_compare(row, "probability_low") > 0 for row in self.rows)
+        return sum(_compare(row, "probability_low", self.m) > 0 for row in self.rows)
 
     @property
     def judged(self) -> int:
@@ -97,8 +76,13 @@ class AttackRows:
     def threat(self) -> str:
         """Norm, budget and box in words."""
         row = self.rows[0]
-        where = "pixels kept in range" if row.get("box") else "pixels free"
+        where = "pixels kept in range" if row.get("box") else "unconstrained"
         return f"{norm(row.get('norm'))} at most {given(row.get('radius'))}, {where}"
+
+    @property
+    def knows(self) -> str:
+        """What the attacker knew."""
+        return str(first(self.rows, "knows") or "")
 
 
 def inconclusive(row: Row) -> bool:
@@ -133,18 +117,44 @@ def kind_in_words(found: Iterable[Bracket]) -> str:
     return f" ({', '.join(kinds)})" if kinds else ""
 
 
-def attacks(record: Record) -> list[AttackRows]:
-    """The rows of each attack, in the order in which the attacks came."""
+def rows_of(record: Record, victim: str | None = None) -> list[Row]:
+    """The rows of one victim, by default of the first one, which the headline speaks of."""
+    name = record.victims[0].name if victim is None else victim
+    return [row for row in record.rows if row.get("victim") == name]
+
+
+def attacks(record: Record, victim: str | None = None) -> list[AttackRows]:
+    """The rows of each attack on one victim, in the order in which the attacks came."""
     named: dict[str, list[Row]] = {}
-    for row in record.rows:
+    for row in rows_of(record, victim):
         named.setdefault(str(row.get("attack")), []).append(row)
-    return [AttackRows(name, tuple(rows)) for name, rows in named.items()]
+    return [AttackRows(name, tuple(rows), record.question.m) for name, rows in named.items()]
 
 
-def columns(rows: Iterable[Row]) -> list[str]:
-    """Every column of the rows: the known ones in one fixed order, then the others by name."""
-    found = {key for row in rows for key in row}
-    return [key for key in _COLUMNS if key in found] + sorted(found.difference(_COLUMNS))
+def worst(record: Record, victim: str | None = None) -> list[AttackRows]:
+    """For each ball the worst attack on each input, by the damage it did."""
+    balls: dict[str, dict[Any, Row]] = {}
+    for row in rows_of(record, victim):
+        ball = f"worst attack in {row.get('norm')} {given(row.get('radius'))}"
+        held = balls.setdefault(ball, {})
+        damage = number(row.get("damage"))
+        before = number(held.get(row.get("input"), {}).get("damage"))
+        if damage is not None and (before is None or damage > before):
+            held[row.get("input")] = row
+    return [
+        AttackRows(name, tuple(rows.values()), record.question.m)
+        for name, rows in balls.items()
+        if rows
+    ]
+
+
+def columns(record: Record) -> list[Column]:
+    """The columns with a value in any row, in their declared order."""
+    return [
+        column
+        for column in record.columns
+        if any(row.get(column.id) is not None for row in record.rows)
+    ]
 
 
 def first(rows: Iterable[Row], key: str) -> Any:
@@ -181,79 +191,44 @@ def everywhere(values: Iterable[float | None]) -> float | None:
     return mean(listed) if whole else None
 
 
-def headlines(record: Record) -> list[dict[str, Any]]:
-    """The summary's best-known numbers under short names, `under` naming the attack they are of.
-
-    All of the summary, as it stands, where none of them is in it.
-    """
-    named = {entry.get("key"): entry for entry in record.summary}
-    attack = first(record.rows, "attack")
-    kind = kind_in_words(brackets(record.rows))
-    return [
-        {
-            **named[key],
-            "label": label.format(kind=kind),
-            "under": attack if key in _OF_ATTACK else None,
-        }
-        for key, label in _HEADLINES.items()
-        if key in named
-    ] or record.summary
+def headlines(record: Record) -> list[SummaryEntry]:
+    """The summary's best-known numbers; all of it, as it stands, where none has a headline."""
+    return [entry for entry in record.summary if entry.headline] or record.summary
 
 
-def failed_checks(record: Record) -> list[dict[str, Any]]:
-    """The checks on the evidence that did not pass."""
-    return [check for check in record.checks if check.get("passed") is False]
-
-
-def verdict(record: Record) -> str:
-    """The audit in one sentence."""
-    found = brackets(record.rows)
-    certified = mean(b.certified for b in found)
-    free, box = everywhere(b.free for b in found), everywhere(b.box for b in found)
-    upper = box if free is None else free
-    if upper is not None:
-        broken = f"on average an attack breaks this model with a change of size {ceil(upper)}"
-        if free is not None and box is not None:
-            broken += f" ({ceil(box)} where pixels must stay in range)"
-    else:
-        broken = _where_broken(found)
-    if certified:
-        kind = kind_in_words(found)
-        sentence = f"{broken}; the certified radius is {floor(certified)} on average{kind}."
-    elif any(b.certified is not None for b in found):
-        sentence = f"{broken}; nothing could be certified, so smaller changes may do so too."
-    elif found:
-        sentence = f"{broken}; certificates were not asked for, so smaller changes may do so too."
-    else:
-        sentence = _damage_alone(record)
-    return sentence[0].upper() + sentence[1:]
+def failed_checks(record: Record) -> list[CheckResult]:
+    """The checks that did not pass."""
+    return [check for check in record.checks if check.passed is False]
 
 
 def margin_in_words(record: Record) -> str:
     """What "breaks" means in this record."""
-    r, m = number(first(record.rows, "r")), number(first(record.rows, "m"))
-    if r is None or m is None:
-        return ""
-    often = "at least half of the time" if m == 0.5 else f"with probability {near(1 - m)} or more"
-    between = (
-        "two draws of the reconstruction, of the changed and of the clean input,"
-        if first(record.rows, "displacement") == "paired"
-        else "the reconstruction"
+    question = record.question
+    often = (
+        "at least half of the time"
+        if question.m == 0.5
+        else f"with probability {near(1 - question.m)} or more"
     )
-    moved = (
-        f"{between} lie more than r = {given(r)} apart"
-        if between.startswith("two")
-        else f"{between} lands more than r = {given(r)} away from the clean one"
-    )
+    if question.displacement == "paired":
+        moved = (
+            "two draws of the reconstruction, of the changed and of the clean input, "
+            f"lie more than r = {given(question.r)} apart"
+        )
+    else:
+        moved = (
+            f"the reconstruction lands more than r = {given(question.r)} away from the clean one"
+        )
     return (
-        f"A change breaks the model when {moved} {often} (m = {given(m)}). "
-        "Sizes and distances are ℓ₂ in pixel units: turning one pixel from black to white is 1."
+        f"A change breaks the model when {moved} {often} (m = {given(question.m)}). "
+        f"r is {question.rule}. "
+        f"Sizes are {norm(question.norm)} and distances \N{SCRIPT SMALL L}\N{SUBSCRIPT TWO} in "
+        "pixel units: turning one pixel from black to white is 1."
     )
 
 
 def bracket_facts(record: Record) -> Iterator[str]:
     """Sentences under the bracket figure."""
-    found = brackets(record.rows)
+    found = brackets(rows_of(record))
     positive = [b for b in found if b.certified]
     if any(b.certified is not None for b in found):
         yield f"Certified above zero: {len(positive)} of {len(found)} inputs."
@@ -262,11 +237,11 @@ def bracket_facts(record: Record) -> Iterator[str]:
         if share is not None:
             yield (
                 "Where both ends are known, the certified bound is on average "
-                f"{floor(100 * share, 2)}\N{NO-BREAK SPACE}% of the attacked one (pixels free)."
+                f"{floor(100 * share, 2)}\N{NO-BREAK SPACE}% of the attacked one (unconstrained)."
             )
         yield (
-            "What is certified for free pixels holds for pixels kept in range too; an attack with "
-            "free pixels says nothing about them."
+            "What is certified for unconstrained changes holds for pixels kept in range too; an "
+            "unconstrained attack says nothing about them."
         )
     untouched = sum(b.upper is not None and math.isinf(b.upper) for b in found)
     if untouched:
@@ -276,31 +251,7 @@ def bracket_facts(record: Record) -> Iterator[str]:
         yield f"{at_rest} of {len(found)} inputs are not robust even when left alone: margin 0."
 
 
-def _where_broken(found: list[Bracket]) -> str:
-    known = [b.upper for b in found if b.upper is not None]
-    reached = finite(known)
-    if not known:
-        return "no attack measured a margin"
-    if not reached:
-        return f"no attack tried broke any of the {len(known)} inputs"
-    return (
-        f"attacks broke {len(reached)} of {len(known)} inputs, "
-        f"with a change of size {ceil(mean(reached))} on average"
-    )
-
-
-def _damage_alone(record: Record) -> str:
-    for attack in attacks(record):
-        damage, noise = mean(attack.column("damage")), mean(attack.column("damage_noise"))
-        if damage is not None and noise:
-            return (
-                f"the attack “{attack.name}” moves the reconstruction by {near(damage)}, "
-                f"{near(damage / noise, 2)} times as far as random noise of the same size."
-            )
-    return "this record holds no margins and no damage: there is nothing to judge by."
-
-
-def _compare(row: Row, key: str) -> float:
+def _compare(row: Row, key: str, m: float | None) -> float:
     """Sign of a probability against m; NaN, which is neither, where it was not measured."""
-    probability, m = number(row.get(key)), number(row.get("m"))
+    probability = number(row.get(key))
     return math.nan if probability is None or m is None else probability - m

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from robustvae.records import Record
 from robustvae.report import reading
-from robustvae.report.numbers import NOT_MEASURED, ceil, near, number, rounded
+from robustvae.report.numbers import NOT_MEASURED, ceil, floor, near, number
+from robustvae.report.page import ROUNDINGS
 
 
 def table(record: Record) -> Group:
@@ -24,36 +25,34 @@ def table(record: Record) -> Group:
         >>> import robustvae as rv
         >>> from rich.console import Console
         >>> images = rv.data.load("digits", split="test")
-        >>> plan = {"inputs": 2, "attacks": [{"radius": 0.5, "steps": 2, "restarts": 1}]}
-        >>> record = rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=plan, seed=0)
+        >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
         >>> Console(quiet=True).print(rv.report.table(record))
     """
-    parts: list[Table | Text] = [Text(record.title, style="bold"), Text(reading.verdict(record))]
+    parts: list[Table | Text] = [Text(record.title, style="bold")]
+    style = "green" if record.verdict.passed else "bold red"
+    parts.append(Text(record.verdict.first, style=style))
+    parts += [Text(sentence) for sentence in record.verdict.sentences[1:]]
+    if record.changed_rows:
+        words = f"{len(record.changed_rows)} rows are not those that were measured."
+        parts.append(Text(words, style="bold red"))
     headlines = reading.headlines(record)
     if headlines:
-        numbers = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column, justify in (("key numbers", "left"), ("mean", "right"), ("± s.e.", "right")):
-            numbers.add_column(column, justify=justify)  # type: ignore[arg-type]
-        numbers.add_column("n", justify="right")
-        numbers.add_column("unit")
+        numbers = _table(("key numbers", "mean", "95 % interval", "n", "unit"), text=(0, 4))
         for entry in headlines:
-            stderr = number(entry.get("stderr"))
+            low, high = number(entry.low), number(entry.high)
             numbers.add_row(
-                Text(str(entry.get("label", ""))),
-                rounded(str(entry.get("key", "")), entry.get("mean")),
-                "" if stderr is None else ceil(stderr, 2),
-                Text(str(entry.get("n", ""))),
-                Text(str(entry.get("unit") or "")),
+                Text(entry.headline or entry.label),
+                ROUNDINGS[entry.rounding](entry.mean),
+                "" if low is None or high is None else f"{floor(low)} to {ceil(high)}",
+                str(entry.n),
+                Text(entry.unit),
             )
         parts += [Text(), numbers]
-    found = reading.attacks(record)
+    found = [*reading.worst(record), *reading.attacks(record)]
     if found:
-        lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        lines.add_column("attack")
-        for column in ("damage", "noise", "defended", "broken", "inconclusive"):
-            lines.add_column(column, justify="right")
+        lines = _table(("attack", "damage", "noise", "broken", "inconclusive"), text=(0,))
         for attack in found:
-            means = (reading.mean(attack.column(key)) for key in _DAMAGES)
+            means = (reading.mean(attack.column(key)) for key in ("damage", "damage_noise"))
             lines.add_row(
                 Text(attack.name),
                 *(near(value) for value in means),
@@ -61,18 +60,41 @@ def table(record: Record) -> Group:
                 str(attack.inconclusive),
             )
         parts += [Text(), lines]
+    if len(record.victims) > 1 or record.victims[0].defended:
+        parts += [Text(), _victims(record)]
     if record.checks:
         parts.append(Text())
     for check in record.checks:
-        passed = check.get("passed")
-        mark, style = _MARKS[passed if isinstance(passed, bool) else None]
+        mark, style = _MARKS[check.passed]
         line = Text(f"{mark} ", style=style)
-        line.append(str(check.get("name", "")), style="default")
-        if passed is False:
-            line.append(f": {check.get('meaning', '')}", style="default")
+        who = "" if len(record.victims) == 1 else f"{check.victim}: "
+        line.append(f"{who}{check.id}", style="default")
+        if check.passed is False:
+            line.append(f": {check.value}. {check.meaning}", style="default")
         parts.append(line)
+    for omission in record.left_out:
+        whose = f" ({omission.victim})" if len(record.victims) > 1 and omission.victim else ""
+        parts.append(Text(f"left out: {omission.stage}{whose}: {omission.reason}", style="dim"))
     return Group(*parts)
 
 
+def _victims(record: Record) -> Table:
+    """The victims side by side, each with its three numbers."""
+    lines = _table(
+        ("victim", "effect of the worst attack", "price without attack", "attacked, from input"),
+        text=(0,),
+    )
+    for victim in record.victims:
+        values = (victim.effect, victim.price, victim.distance)
+        lines.add_row(Text(victim.name), *(near(value) for value in values))
+    return lines
+
+
+def _table(headings: tuple[str, ...], text: tuple[int, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place in text else "right")
+    return table
+
+
 _MARKS = {True: ("✓", "green"), False: ("✗", "bold red"), None: (NOT_MEASURED, "dim")}
-_DAMAGES = ("damage", "damage_noise", "damage_defended")

@@ -1,0 +1,134 @@
+"""What `audit` is given, as it needs it: victims by name, images, a question, and the header."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustvae import data, registry
+from robustvae.audit.plan import Plan
+from robustvae.audit.protocol import Inputs, sha256
+from robustvae.data import Images
+from robustvae.defenses import Victim
+from robustvae.errors import ConfigError, DtypeError, unknown
+from robustvae.models import VAE, checkpoint
+from robustvae.records import DataFacts, ModelFacts, QuestionFacts
+
+
+def named_victims(victim: Any, victims: Mapping[str, Any] | None = None) -> dict[str, Victim]:
+    """Victims by name from whatever `audit` accepts.
+
+    Raises:
+        DtypeError: Something that is neither a victim, a model, nor the spec of a defense.
+        ConfigError: No victim at all.
+    """
+    given = dict(victim) if isinstance(victim, Mapping) else {"victim": victim}
+    if not given:
+        raise ConfigError("an audit needs a victim: give a model or a Victim")
+    named: dict[str, Victim] = {}
+    for name, one in {**given, **(victims or {})}.items():
+        if isinstance(one, Victim):
+            named[str(name)] = one
+        elif isinstance(one, VAE):
+            named[str(name)] = Victim(one)
+        elif named:
+            first = next(iter(named.values()))
+            named[str(name)] = dataclasses.replace(first, defense=registry.build("defense", one))
+        else:
+            raise DtypeError(
+                f"victim must be a Victim or a model, got {type(one).__name__}: "
+                "wrap a module of your own with rv.wrap"
+            )
+    return named
+
+
+def as_images(images: Any) -> Images:
+    """Labeled images from a set, a tensor or array, or a data set of pairs."""
+    if isinstance(images, Images):
+        return images
+    convert = getattr(data, "as_images", None)
+    if convert is not None:
+        converted: Images = convert(images)
+        return converted
+    if hasattr(images, "__array__") or isinstance(images, Tensor):
+        x = torch.as_tensor(images).float()
+        return Images(x, torch.zeros(len(x), dtype=torch.int64), "images", "given")
+    return data.from_dataset(images, name="images", split="given")
+
+
+def question_parts(question: Any) -> dict[str, Any]:
+    """The parts of a question that were given, from a mapping or an `rv.Question`.
+
+    Raises:
+        UnknownNameError: A part that no question has.
+        DtypeError: Something else.
+    """
+    if question is None:
+        return {}
+    if isinstance(question, Mapping):
+        allowed = ("r", "m", "norm", "displacement", "center", "box")
+        for key in question:
+            if key not in allowed:
+                raise unknown("part of a question", key, allowed)
+        return dict(question)
+    if dataclasses.is_dataclass(question) and not isinstance(question, type):
+        return {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
+    raise DtypeError(f"question must be a mapping or an rv.Question, got {type(question).__name__}")
+
+
+def header(
+    named: dict[str, Victim],
+    images: Images,
+    inputs: Inputs,
+    plan: Plan,
+    question: QuestionFacts,
+    name: str | None,
+    resume: bool,
+) -> dict[str, Any]:
+    """What decides the numbers, and what an interrupted audit is known again by."""
+    first = next(iter(named.values()))
+    vae = first.vae
+    kind = registry.name_of("model", vae) or type(vae).__name__
+    digest = checkpoint.weights_sha256(vae)
+    if resume and digest is None:
+        raise ConfigError(
+            "cannot resume: the model's weights are not accessible, so it cannot be told from "
+            "another; run it without resume"
+        )
+    packages = ("robustvae", "torch", "numpy", "scipy")
+    return {
+        "model": ModelFacts(
+            name=name or kind,
+            kind=kind,
+            architecture=vae.config.get("architecture"),
+            latent=vae.latent,
+            image_shape=list(vae.image_shape),
+            likelihood=vae.config.get("likelihood"),
+            parameters=sum(parameter.numel() for parameter in vae.parameters()),
+            sha256=digest,
+        ),
+        "data": DataFacts(
+            name=images.name,
+            split=images.split,
+            inputs=len(inputs.numbers),
+            available=len(images),
+            sha256=sha256(inputs.x),
+        ),
+        "plan": plan.model_dump(mode="json"),
+        "question": question,
+        "victims": {name: repr(victim.defense) for name, victim in named.items()},
+        "environment": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+            "device": str(vae.device),
+            "threads": str(torch.get_num_threads()),
+            "dtype": str(vae.dtype).removeprefix("torch."),
+            "machine": platform.machine(),
+        },
+    }

@@ -1,0 +1,526 @@
+"""Measures all victims on all inputs, shard by shard, and puts the record together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from robustvae import registry
+from robustvae.attacks import Attack
+from robustvae.attacks.attack import AttackResult
+from robustvae.audit import pictures, statements
+from robustvae.audit.context import (
+    BASE_COLUMNS,
+    Attacked,
+    Context,
+    is_defended,
+    is_random,
+    nothing_found,
+    undefended,
+)
+from robustvae.audit.plan import AttackPlan, Plan, text
+from robustvae.audit.probes import probe, three_numbers
+from robustvae.audit.progress import Lines, Progress
+from robustvae.audit.protocol import (
+    Inputs,
+    rank,
+)
+from robustvae.audit.requirements import check_names, columns_of, measure_names
+from robustvae.audit.store import Store, adversarials_bytes, packed, tensor_sha256, unpacked
+from robustvae.audit.summary import summarize, worst
+from robustvae.data import Images
+from robustvae.defenses import Victim
+from robustvae.errors import ConfigError, RobustVAEError
+from robustvae.perturb import SquareSearch
+from robustvae.records import (
+    Column,
+    ModelFacts,
+    QuestionFacts,
+    Record,
+    VictimFacts,
+    plain,
+)
+from robustvae.records.audit import row_sha256
+from robustvae.records.judging import Case
+from robustvae.records.parts import Omission
+from robustvae.records.verdict import run_check, verdict_of
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """How an audit is run, which decides no number of it.
+
+    Args:
+        name: What to call the model in the record.
+        source: What `rv.load` takes to load it again, for whoever verifies the record.
+        keep: A folder for finished shards, so that nothing is lost when the run is stopped.
+        resume: Take shards of the same audit from `keep` instead of computing them again; the
+            same means the same weights, inputs, plan and seed.
+        progress: Called with (steps done, steps in all, what is under way); None prints a line
+            with the remaining time now and then, once an audit takes long.
+
+    Examples:
+        >>> from robustvae.audit import Run
+        >>> Run(name="mine").resume
+        False
+    """
+
+    name: str | None = None
+    source: str | None = None
+    keep: str | Path | None = None
+    resume: bool = False
+    progress: Progress | None = None
+
+
+@final
+class Auditor:
+    """Measures all victims on all inputs, shard by shard, and puts the record together."""
+
+    def __init__(
+        self,
+        named: dict[str, Victim],
+        inputs: Inputs,
+        plan: Plan,
+        question: QuestionFacts,
+        seed: int,
+        run: Run,
+    ) -> None:
+        self.named, self.inputs, self.plan = named, inputs, plan
+        self.question, self.seed, self.run = question, seed, run
+        specs = {spec["name"]: spec for spec in plan.measures}
+        self.measures = [
+            (name, registry.build("measure", specs.get(name, name))) for name in measure_names(plan)
+        ]
+        self.columns: list[Column] = [*BASE_COLUMNS, *columns_of(plan)]
+        twice = {c.id for c in self.columns if [d.id for d in self.columns].count(c.id) > 1}
+        if twice:
+            raise ConfigError(f"two measures have a column {sorted(twice)[0]!r}: rename one")
+        self.stages = 2 + len(self.measures)
+        self.shards = -(-plan.inputs // plan.shard)
+        self.total = len(named) * self.shards * self.stages + len(named)
+        self.done = 0
+        self.tell = run.progress or Lines()
+
+    def step(self, words: str) -> None:
+        """Tell that a step begins."""
+        self.tell(self.done, self.total, words)
+        self.done += 1
+
+    def context(self, name: str, places: Sequence[int]) -> Context:
+        """The inputs at some places, for one victim."""
+        victim, inputs = self.named[name], self.inputs
+        x = inputs.x[list(places)].to(device=victim.vae.device, dtype=victim.vae.dtype)
+        context = Context(
+            victim=victim,
+            name=name,
+            plain=undefended(victim),
+            x=x,
+            numbers=tuple(inputs.numbers[place] for place in places),
+            question=self.question,
+            plan=self.plan,
+            seed=self.seed,
+            random=is_random(victim, x),
+            constant=inputs.constant.to(x),
+        )
+        context.cache["partners"] = self.partners(context)
+        return context
+
+    def partners(self, context: Context) -> Any:
+        """For every input the next one of the audit, and how to get the victim's output for it."""
+        numbers = self.inputs.numbers
+        rows = {number: (i + 1) % len(numbers) for i, number in enumerate(numbers)}
+        everything = self.inputs.x.to(context.x)
+
+        def outputs() -> Tensor:
+            # computed for the whole audit in one go, the same whatever the shards are
+            whole = dataclasses.replace(context, x=everything, numbers=numbers)
+            result: Tensor = context.once(
+                ("all outputs", context.name),
+                lambda: whole.read(context.victim, everything, "output"),
+            )
+            return result
+
+        return {"x": everything, "rows": rows}, outputs
+
+    def attacks(self, context: Context, note: Callable[[str, Exception], None]) -> list[Attacked]:
+        """Every attack of the plan, and those that the library adds to any plan."""
+        plan, results = self.plan, []
+        jobs: list[tuple[str, AttackPlan, Attack, Victim]] = [
+            ("plan", attack, attack.build(), context.victim) for attack in plan.attacks
+        ]
+        first = plan.attacks[0]
+        search = first.build().search
+        if plan.longer > 1 and dataclasses.is_dataclass(search) and hasattr(search, "steps"):
+            longer = dataclasses.replace(search, steps=plan.longer * search.steps)
+            jobs.append(
+                ("longer", first, dataclasses.replace(first.build(), search=longer), context.victim)
+            )
+        for norm, radius in plan.balls:
+            leader = next(attack for attack in plan.attacks if attack.ball == (norm, radius))
+            if plan.gradient_free:
+                square = SquareSearch(steps=plan.gradient_free)
+                attack = dataclasses.replace(leader.build(), search=square)
+                jobs.append(("gradient-free", leader, attack, context.victim))
+            if plan.transfer and context.defended:
+                jobs.append(("transfer", leader, leader.build(), context.plain))
+        for role, attack_plan, attack, target in jobs:
+            name = attack_plan.id if role == "plan" else f"{attack_plan.id} ({role})"
+            try:
+                found = self.attack(context, attack, target, role)
+            except Exception as error:  # a stranger's model may raise anything: the rest goes on
+                note(f"attack {name}", error)
+                found = nothing_found(context.x)
+            knows = statements.knows(role, context.defended)
+            results.append(Attacked(attack_plan, name, role, knows, found))
+        return results
+
+    def attack(self, context: Context, attack: Attack, target: Victim, role: str) -> AttackResult:
+        """One attack on the context's inputs; a transferred one is scored on the victim."""
+        # a purpose without the shard: what an input draws follows from the input itself
+        purpose = f"attack {role} {attack.ball.norm} {attack.ball.radius:g}"
+        found = attack(target, context.x, generator=context.streams(purpose))
+        if target is context.victim:
+            return found
+        score = attack.score(
+            context.victim, context.x, found.x_adv, generator=context.streams("transferred")
+        )
+        return dataclasses.replace(found, score=score)
+
+    def shard(self, name: str, places: range, label: str) -> dict[str, Any]:
+        """Rows, pictures and attacked inputs of one victim on some inputs."""
+        left_out: list[dict[str, str]] = []
+
+        def note(stage: str, error: Exception) -> None:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if isinstance(error, RobustVAEError):
+                reason = " ".join(str(error).split())
+            left_out.append({"stage": stage, "victim": name, "reason": reason[:400]})
+
+        context = self.context(name, places)
+        self.step(f"{label}: attacks")
+        attacked = self.attacks(context, note)
+        context = dataclasses.replace(context, attacks=tuple(attacked))
+        values, shared = self.measured(context, note, lambda name: self.step(f"{label}: {name}"))
+        rows = self.rows(context, attacked, values, shared)
+        self.step(f"{label}: pictures")
+        gallery = self.gallery(context, attacked, rows, note) if places.start == 0 else []
+        notes = context.cache.get("rests on", {})
+        shard: dict[str, Any] = plain(
+            {
+                "rows": rows,
+                "gallery": gallery,
+                "notes": [[*key, lists] for key, lists in notes.items()],
+                "left_out": left_out,
+                "adversarials": {one.id: packed(one.x_adv) for one in attacked},
+            }
+        )
+        return shard
+
+    def measured(
+        self,
+        context: Context,
+        note: Callable[[str, Exception], None],
+        step: Callable[[str], None],
+    ) -> tuple[dict[str, dict[str, list[Any]]], dict[str, list[Any]]]:
+        """Columns of every measure: of attacks by the attack's id, and of the inputs."""
+        values: dict[str, dict[str, list[Any]]] = {one.id: {} for one in context.attacks}
+        shared: dict[str, list[Any]] = {}
+        for name, measure in self.measures:
+            step(name)
+            try:
+                if measure.columns[0].per == "input":
+                    shared |= _columns(measure, measure(context), len(context.x))
+                    continue
+                for one in context.attacks:
+                    part = measure(context.about(one))
+                    values[one.id] |= _columns(measure, part, len(context.x))
+            except Exception as error:  # a stranger's model may raise anything: the rest goes on
+                note(name, error)
+        return values, shared
+
+    def rows(
+        self,
+        context: Context,
+        attacked: list[Attacked],
+        values: dict[str, dict[str, list[Any]]],
+        shared: dict[str, list[Any]],
+    ) -> list[dict[str, Any]]:
+        """One flat dict for each input and attack; what was not measured is None."""
+        empty = dict.fromkeys(column.id for column in self.columns)
+        labels = dict(zip(self.inputs.numbers, self.inputs.y.tolist(), strict=True))
+        rows = []
+        for i, number in enumerate(context.numbers):
+            for one in attacked:
+                result = one.result
+                rows.append(
+                    {
+                        **empty,
+                        "victim": context.name,
+                        "input": number,
+                        "label": labels[number],
+                        "attack": one.id,
+                        "role": one.role,
+                        "knows": one.knows,
+                        "goal": text(one.plan.goal),
+                        "norm": one.plan.norm,
+                        "radius": one.plan.radius,
+                        "box": True,
+                        "status": result.status[i],
+                        "queries": int(result.queries[i]),
+                        "score": float(result.score[i]),
+                        "zero_gradients": float(result.zero_gradients[i]),
+                        "adversarial": tensor_sha256(one.x_adv[i]),
+                        **{key: column[i] for key, column in shared.items()},
+                        **{key: column[i] for key, column in values[one.id].items()},
+                    }
+                )
+        return [plain(row) for row in rows]
+
+    def gallery(
+        self,
+        context: Context,
+        attacked: list[Attacked],
+        rows: list[dict[str, Any]],
+        note: Callable[[str, Exception], None],
+    ) -> list[dict[str, Any]]:
+        """The first inputs under the worst attack in the first ball."""
+        ball = self.plan.balls[0]
+        inside = [row for row in rows if (row["norm"], row["radius"]) == ball]
+        chosen = {row["input"]: row["attack"] for row in worst(inside)}
+        by_id = {one.id: one for one in attacked}
+        items = []
+        try:
+            for i, number in enumerate(context.numbers[: self.plan.gallery]):
+                if number in chosen:
+                    shown = pictures.panels(context.about(by_id[chosen[number]]), i)
+                    items.append({**shown, "input": number, "label": int(self.inputs.y[i])})
+        except Exception as error:  # as above
+            note("pictures", error)
+        return items
+
+    def probes(self, name: str, left_out: list[Omission], shards: list[dict[str, Any]]) -> Any:
+        """What the checks judge beside the rows, on the first inputs."""
+        if not self.plan.probes:
+            return {}
+        context = self.context(
+            name, range(min(self.plan.probes, self.plan.shard, self.plan.inputs))
+        )
+        stored = shards[0]["adversarials"]
+        attacked = []
+        for attack in self.plan.attacks:
+            if attack.id in stored:
+                x_adv = unpacked(stored[attack.id])[: len(context.x)].to(context.x)
+                empty = nothing_found(context.x)
+                result = dataclasses.replace(empty, x_adv=x_adv)
+                attacked.append(Attacked(attack, attack.id, "plan", "", result))
+        context = dataclasses.replace(context, attacks=tuple(attacked))
+
+        def note(stage: str, error: Exception) -> None:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            left_out.append(Omission(stage=stage, victim=name, reason=reason))
+
+        return plain(probe(context, self.inputs.unseen, note))
+
+    def record(
+        self,
+        header: dict[str, Any],
+        images: Images,
+        fixed: Any,
+        left_out: list[Omission],
+        clock: tuple[float, datetime.datetime],
+    ) -> Record:
+        """All victims on all inputs, and what follows from them."""
+        store = Store(self.run.keep, header, self.run.resume)
+        rows: list[dict[str, Any]] = []
+        facts: list[VictimFacts] = []
+        gallery: list[dict[str, Any]] = []
+        notes: dict[tuple[str, bool], list[list[str]]] = {}
+        tensors = {"x": self.inputs.x, "constant": self.inputs.constant}
+        effects: dict[str, float] = {}
+        for place, name in enumerate(self.named):
+            shards = list(self._shards(name, place, store))
+            own = [row for shard in shards for row in shard["rows"]]
+            rows += own
+            for shard in shards:
+                gallery += shard["gallery"] if place == 0 else []
+                left_out += [Omission(**entry) for entry in shard["left_out"]]
+                if place == 0:
+                    for kind, held, lists in shard["notes"]:
+                        notes.setdefault((kind, held), []).extend(lists)
+            for attack in shards[0]["adversarials"]:
+                parts = [unpacked(shard["adversarials"][attack]) for shard in shards]
+                tensors[f"{name}/{attack}"] = torch.cat(parts)
+            self.step(f"{name}: checks on the evidence")
+            facts.append(self._facts(name, own, shards, left_out, effects))
+        left_out = list(dict.fromkeys(left_out))
+        for damaged in store.damaged:
+            left_out.append(
+                Omission(stage="resume", reason=f"{damaged} was damaged and computed again")
+            )
+        first = [row for row in rows if row["victim"] == facts[0].name]
+        inputs = list({row["input"]: row for row in first}.values())
+        started, created = clock
+        clean = [float(row["error_clean"]) for row in inputs if row.get("error_clean") is not None]
+        question = self.question
+        if clean:
+            question = question.model_copy(update={"clean_error": sum(clean) / len(clean)})
+        model: ModelFacts = header["model"]
+        draft = {
+            "title": f"{model.name} on {images.name} ({images.split})",
+            "model": model,
+            "data": header["data"],
+            "question": question,
+            "victims": facts,
+            "plan": header["plan"],
+            "seed": self.seed,
+            "environment": header["environment"],
+            "protocol": statements.protocol(self.plan, question, facts),
+            "columns": self.columns,
+            "rows": rows,
+            "hashes": [row_sha256(row) for row in rows],
+            "summary": summarize(rows, self.columns, list(self.named)),
+            "checks": self._checks(facts, rows),
+            "verdict": {"sentences": ("Not judged yet.",)},
+            "gallery": gallery[: self.plan.gallery],
+            "proved": statements.proved(inputs, question, notes),
+            "estimated": statements.estimated(self.plan, question),
+            "not_tried": statements.not_tried(self.plan, question, facts),
+            "left_out": left_out,
+            "references": statements.REFERENCES,
+            "timing": {
+                "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "seconds": round(time.monotonic() - started, 1),
+            },
+        }
+        record = Record.model_validate(draft)
+        verdict = verdict_of(record.rows, record.checks, record)
+        if fixed is not None and not question.shortened and verdict.passed:
+            score = next((e.mean for e in record.summary if e.key == fixed.ranked_by), None)
+            place_, count = rank(fixed, None if score is None else float(score))
+            if place_ is not None:
+                first_words = verdict.sentences[0].removesuffix(".")
+                words = f"{first_words}; rank {place_} of {count} in {fixed.name}."
+                verdict = verdict.model_copy(
+                    update={
+                        "rank": place_,
+                        "of": count,
+                        "sentences": (words, *verdict.sentences[1:]),
+                    }
+                )
+        record = record.model_copy(update={"verdict": verdict})
+        return record.with_adversarials(adversarials_bytes(tensors))
+
+    def _shards(self, name: str, place: int, store: Store) -> Iterator[dict[str, Any]]:
+        for number in range(self.shards):
+            key = place * self.shards + number
+            shard = store.read(key)
+            begin = number * self.plan.shard
+            places = range(begin, min(begin + self.plan.shard, self.plan.inputs))
+            if shard is None:
+                words = f"{name}, inputs {begin + 1} to {places.stop} of {self.plan.inputs}"
+                shard = self.shard(name, places, words)
+                store.write(key, shard)
+            else:
+                self.done += self.stages
+            yield shard
+
+    def _facts(
+        self,
+        name: str,
+        rows: list[dict[str, Any]],
+        shards: list[dict[str, Any]],
+        left_out: list[Omission],
+        effects: dict[str, float],
+    ) -> VictimFacts:
+        """One victim's three numbers and probes."""
+        victim = self.named[name]
+        norm, radius = self.plan.balls[0]
+        inside = worst(row for row in rows if (row["norm"], row["radius"]) == (norm, radius))
+        inputs = {row["input"]: row for row in rows}.values()
+
+        def mean(column: str, among: Any) -> float | None:
+            values = [float(row[column]) for row in among if row.get(column) is not None]
+            return sum(values) / len(values) if values else None
+
+        effect, price = mean("damage", inside), mean("price", inputs)
+        defended = is_defended(victim)
+        key = str(id(victim.vae))
+        if not defended and effect is not None:
+            effects.setdefault(key, effect)
+        elif effect is not None and key not in effects:
+            effects[key] = self._undefended_effect(name)
+        probes = self.probes(name, left_out, shards)
+        if defended and effect is not None and price is not None:
+            probes["three"] = three_numbers(effect, price, effects.get(key))
+        return VictimFacts(
+            name=name,
+            defense=repr(victim.defense),
+            spec=_spec_of(victim),
+            random=is_random(victim, self.inputs.x[:1].to(victim.vae.dtype)),
+            defended=defended,
+            effect=effect,
+            price=price,
+            distance=mean("error_attacked", inside),
+            probes=probes,
+        )
+
+    def _undefended_effect(self, name: str) -> float:
+        """Mean damage of the undefended model by the plan's first attack, on all inputs."""
+        victim = undefended(self.named[name])
+        attack = self.plan.attacks[0].build()
+        context = self.context(name, range(self.plan.inputs))
+        found = attack(victim, context.x, generator=context.generator("undefended"))
+        moved = victim.reconstruct(found.x_adv, generator=context.generator("output"))
+        return float((moved - context.plain_output).flatten(1).norm(dim=1).mean())
+
+    def _checks(self, facts: list[VictimFacts], rows: list[dict[str, Any]]) -> list[Any]:
+        specs = {spec["name"]: spec for spec in self.plan.checks}
+        return [
+            run_check(
+                name,
+                Case(
+                    victim=victim.name,
+                    rows=[row for row in rows if row["victim"] == victim.name],
+                    probes=victim.probes,
+                    question=self.question.model_dump(),
+                    defended=victim.defended,
+                    random=victim.random,
+                    settings=self.plan.model_dump(mode="json"),
+                ),
+                specs.get(name),
+            )
+            for victim in facts
+            for name in check_names(self.plan)
+        ]
+
+
+def _columns(measure: Any, values: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """The values of a measure's columns, each a list of one for every input."""
+    wanted = {column.id for column in measure.columns}
+    if set(values) != wanted:
+        odd = sorted(set(values) ^ wanted)
+        raise ConfigError(f"{type(measure).__name__} promised other columns: {', '.join(odd)}")
+    columns: dict[str, list[Any]] = {}
+    for key, column in values.items():
+        listed = plain(list(column) if isinstance(column, tuple) else column)
+        if len(listed) != count:
+            raise ConfigError(f"{key} has {len(listed)} values for {count} inputs")
+        columns[key] = listed
+    return columns
+
+
+def _spec_of(victim: Victim) -> dict[str, Any] | None:
+    with contextlib.suppress(RobustVAEError):
+        spec: dict[str, Any] = registry.spec_of("defense", victim.defense)
+        return spec
+    return None

@@ -1,0 +1,32 @@
+"""Whether the tolerance is below what another input does."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from robustvae.records import Case, Outcome
+from robustvae.records.judging import Subject
+from robustvae.registry import register
+
+
+@register("check", "exchange_exceeds_tolerance")
+@final
+@dataclass(frozen=True)
+class ExchangeExceedsTolerance:
+    """Putting another input in its place moves the output by more than r."""
+
+    subject: ClassVar[Subject] = "usefulness"
+    meaning: ClassVar[str] = (
+        "If not, the model's outputs for different inputs are within r of each other, and every "
+        "margin is a statement about nothing."
+    )
+
+    def __call__(self, case: Case) -> Outcome:
+        """Compare the median distance of an exchange with r."""
+        moved = case.finite("exchange", case.inputs())
+        if not moved:
+            return Outcome(None, "not measured")
+        middle, r = statistics.median(moved), float(case.question["r"])
+        return Outcome(middle > r, f"median distance {middle:.3g}, r = {r:g}")

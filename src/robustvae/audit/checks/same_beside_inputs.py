@@ -1,0 +1,49 @@
+"""Whether the victim is as robust beside the audited inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from robustvae.records import Case, Outcome
+from robustvae.records.judging import Subject
+from robustvae.registry import register
+
+
+@register("check", "same_beside_inputs")
+@final
+@dataclass(frozen=True)
+class SameBesideInputs:
+    """Inputs beside the audited ones, shifted, noised or never seen, are no easier to attack.
+
+    Args:
+        factor: By which the damage or the error beside the inputs may be larger.
+    """
+
+    subject: ClassVar[Subject] = "evidence"
+    meaning: ClassVar[str] = (
+        "If they are, the victim knows the audited inputs by heart: the numbers say nothing about "
+        "any other input."
+    )
+
+    factor: float = 2.5  # shifted digits alone reach 1.5 with honest models
+
+    def __call__(self, case: Case) -> Outcome:
+        """Compare damage and reconstruction error on and beside the audited inputs."""
+        probe = case.probes.get("beside")
+        if not probe:
+            return Outcome(None, "not measured")
+        words, failed = [], False
+        for what in ("damage", "error"):
+            own = probe.get(what)
+            others = [
+                (name, float(value))
+                for name, value in (probe.get(f"{what}_beside") or {}).items()
+                if value is not None
+            ]
+            if own is None or not others:
+                continue
+            name, worst = max(others, key=lambda pair: pair[1])
+            failed |= worst > self.factor * float(own) + 1e-9
+            words.append(f"{what} {float(own):.3g}, {worst:.3g} on {name} inputs")
+        return Outcome(not failed if words else None, "; ".join(words) or "not measured")

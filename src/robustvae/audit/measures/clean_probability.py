@@ -1,0 +1,42 @@
+"""How likely an unattacked output stays within the tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from robustvae.audit.context import Context
+from robustvae.audit.measures.probability import probabilities
+from robustvae.records import Column
+from robustvae.registry import register
+
+
+@register("measure", "clean-probability")
+@final
+@dataclass(frozen=True)
+class CleanProbability:
+    """P(distance <= r) at the clean inputs, with its exact interval."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            id="probability_clean",
+            label="probability of staying within r without attack",
+            kind="share",
+            per="input",
+            better="higher",
+        ),
+        Column(
+            id="probability_clean_high",
+            label="its upper end",
+            kind="share",
+            per="input",
+            reduction="none",
+            rounding="up",
+        ),
+    )
+
+    def __call__(self, context: Context) -> Mapping[str, Any]:
+        """Measure the inputs."""
+        value, _, high = probabilities(context, context.x, "clean probability")
+        return {"probability_clean": value, "probability_clean_high": high}

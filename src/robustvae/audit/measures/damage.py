@@ -1,0 +1,50 @@
+"""How far an attack moves the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from robustvae.audit.context import Context, distance
+from robustvae.records import Column
+from robustvae.registry import register
+
+
+@register("measure", "damage")
+@final
+@dataclass(frozen=True)
+class Damage:
+    """Distance of the attacked output from the victim's own clean one, and beside noise."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            id="damage",
+            label="distance of the output from its own clean one",
+            unit="pixel units, l2",
+            better="lower",
+            headline="Damage by the worst attack",
+        ),
+        Column(
+            id="damage_noise",
+            label="the same under random noise of equal size",
+            unit="pixel units, l2",
+            better="lower",
+            headline="Damage by random noise of the same size",
+        ),
+        Column(
+            id="error_attacked",
+            label="distance of the attacked output from the clean input",
+            unit="pixel units, l2",
+            better="lower",
+        ),
+    )
+
+    def __call__(self, context: Context) -> Mapping[str, Any]:
+        """Measure one attack."""
+        output = context.output
+        return {
+            "damage": distance(context.attacked_output, output),
+            "damage_noise": distance(context.read(context.victim, context.noise, "output"), output),
+            "error_attacked": distance(context.attacked_output, context.x),
+        }

@@ -1,0 +1,48 @@
+"""A first guess at the margin, which is no bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from robustvae.audit.context import Context
+from robustvae.certificates import certify
+from robustvae.errors import UnsupportedError
+from robustvae.records import Column
+from robustvae.registry import register
+
+
+@register("measure", "first-order")
+@final
+@dataclass(frozen=True)
+class FirstOrder:
+    """The first-order estimate of the margin, from the networks' Jacobians at the input."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            id="first_order",
+            label="first-order estimate of the margin",
+            unit="pixel units",
+            per="input",
+        ),
+    )
+
+    def __call__(self, context: Context) -> Mapping[str, Any]:
+        """Measure the inputs."""
+        if context.defended:
+            raise UnsupportedError("first-order: it speaks of the undefended model only")
+        question = context.question
+        certificate = certify(
+            context.victim,
+            context.x,
+            r=question.r,
+            m=question.m,
+            displacement=question.displacement,
+            center=question.center,
+            norm=question.norm,
+            methods=("first_order",),
+            generator=context.generator("first order"),
+            rows=context.numbers,
+        )
+        return {"first_order": certificate.radius}

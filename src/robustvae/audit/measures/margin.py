@@ -1,0 +1,78 @@
+"""The upper end of the bracket: the smallest change that was seen to break an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+
+from robustvae.audit.context import Context
+from robustvae.errors import UnsupportedError
+from robustvae.perturb import ProjectedAscent
+from robustvae.records import Column
+from robustvae.registry import register
+from robustvae.robustness import Bisection, find_margins
+
+
+@register("measure", "margin")
+@final
+@dataclass(frozen=True)
+class Margin:
+    """Attacked upper bounds on the margin, from all attacks and a search of its own."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            id="margin_upper_box",
+            label="attacked upper bound on the margin, pixels kept in range",
+            unit="pixel units",
+            per="input",
+            rounding="up",
+            better="higher",
+            headline="Attacked: a change that breaks it, pixels kept in range",
+        ),
+        Column(
+            id="margin_upper_unconstrained",
+            label="attacked upper bound on the margin, unconstrained",
+            unit="pixel units",
+            per="input",
+            rounding="up",
+            better="higher",
+            headline="Attacked: a change that breaks it, unconstrained",
+        ),
+        Column(
+            id="margin_upper_status",
+            label="status of the attacked bound",
+            kind="text",
+            per="input",
+            reduction="none",
+        ),
+    )
+
+    def __call__(self, context: Context) -> Mapping[str, Any]:
+        """Measure the inputs, with every attacked input as a candidate."""
+        plan = context.plan.margins
+        if plan is None:
+            raise UnsupportedError("margin: the plan asks for no margins")
+        question = context.question
+        candidates = torch.stack([attacked.x_adv for attacked in context.attacks])
+        search = ProjectedAscent(steps=plan.steps, restarts=plan.restarts)
+        margins = find_margins(
+            context.victim,
+            context.x,
+            question.r,
+            question.m,
+            question.displacement,  # type: ignore[arg-type]
+            question.norm,
+            draws=context.plan.draws,
+            confidence=context.plan.confidence,
+            bisection=Bisection(search=search),
+            candidates=candidates,
+            generator=context.generator("margins"),
+        )
+        return {
+            "margin_upper_box": margins.box.estimate.value,
+            "margin_upper_unconstrained": margins.free.estimate.value,
+            "margin_upper_status": margins.free.estimate.status,
+        }

@@ -1,0 +1,268 @@
+"""Plans: the stages of an audit and the effort of each, validated, as YAML or in code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from robustvae import registry
+from robustvae.attacks import Attack
+from robustvae.errors import ConfigError, RobustVAEError, unknown
+from robustvae.perturb import Ball
+
+STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def normalized(family: str, spec: Any) -> dict[str, Any]:
+    """A spec as a mapping of its name and the fields that are not the member's defaults.
+
+    Two specs of equal members are equal, so that names made of them tell members apart.
+
+    Examples:
+        >>> from robustvae.audit.plan import normalized
+        >>> normalized("search", "projected-ascent:steps=50,restarts=3")
+        {'name': 'projected-ascent', 'restarts': 3}
+    """
+    member = registry.build(family, spec)
+    whole: dict[str, Any] = registry.spec_of(family, member)
+    try:
+        plain = registry.spec_of(family, registry.build(family, whole["name"]))
+    except RobustVAEError:  # a member with fields that have no default
+        plain = {}
+    different = {key: value for key, value in whole.items() if plain.get(key, _NO) != value}
+    return {"name": whole["name"], **different}
+
+
+_NO = object()
+
+
+def text(spec: Any) -> str:
+    """A spec in the command line's form.
+
+    Examples:
+        >>> from robustvae.audit.plan import text
+        >>> text({"name": "projected-ascent", "steps": 30})
+        'projected-ascent:steps=30'
+    """
+    if isinstance(spec, Mapping) and "name" in spec:
+        fields = ",".join(f"{key}={text(spec[key])}" for key in spec if key != "name")
+        inner = spec["name"] + (f":{fields}" if fields else "")
+        return f"({inner})" if fields and any(sign in fields for sign in "()") else inner
+    if isinstance(spec, Mapping):
+        return "(" + ",".join(f"{key}={text(value)}" for key, value in spec.items()) + ")"
+    if isinstance(spec, list | tuple):
+        return "[" + ",".join(map(text, spec)) + "]"
+    if isinstance(spec, bool) or spec is None:
+        return str(spec).lower()
+    return f"{spec:g}" if isinstance(spec, float) else str(spec)
+
+
+def _spec(family: str) -> Any:
+    """A field that holds a spec of one family, checked and normalized when it is read."""
+
+    def read(value: Any) -> dict[str, Any]:
+        try:
+            return normalized(family, value)
+        except RobustVAEError as error:
+            raise ValueError(str(error)) from None
+
+    return Annotated[dict[str, Any], BeforeValidator(read)]
+
+
+@final
+class AttackPlan(BaseModel):
+    """One attack of an audit: specs of its goal and search, and its ball.
+
+    Examples:
+        >>> from robustvae.audit import AttackPlan
+        >>> AttackPlan(goal="latent-shift", norm="linf", radius=0.1).id
+        'latent-shift, linf 0.1'
+        >>> AttackPlan(search="projected-ascent:steps=30", radius=1).id
+        'maximum-damage by projected-ascent:steps=30, l2 1'
+    """
+
+    model_config = STRICT
+
+    goal: _spec("goal") = {"name": "maximum-damage"}  # type: ignore[valid-type]
+    search: _spec("search") = {"name": "projected-ascent"}  # type: ignore[valid-type]
+    norm: Literal["l2", "linf"] = "l2"
+    radius: float = Field(gt=0, allow_inf_nan=False)
+
+    def build(self) -> Attack:
+        """The attack itself, kept to the input range."""
+        goal = registry.build("goal", self.goal)
+        return Attack(goal, registry.build("search", self.search), Ball(self.norm, self.radius))
+
+    @property
+    def id(self) -> str:
+        """The whole attack in words: two attacks with any difference have different ids."""
+        search = text(self.search)
+        by = "" if search == "projected-ascent" else f" by {search}"
+        return f"{text(self.goal)}{by}, {self.norm} {self.radius:g}"
+
+    @property
+    def ball(self) -> tuple[str, float]:
+        """Norm and radius."""
+        return self.norm, self.radius
+
+
+@final
+class MarginPlan(BaseModel):
+    """How margins are looked for.
+
+    Attributes:
+        steps: Gradients of each search.
+        restarts: Starts of each search.
+        gradients: Of the victim's decoder, an input, from which on only what attacks found is
+            shrunk, without a search of its own: a defense of many steps costs that many times.
+    """
+
+    model_config = STRICT
+
+    steps: int = Field(default=30, ge=1)
+    restarts: int = Field(default=3, ge=1)
+    gradients: float = Field(default=20000, gt=0)
+
+
+@final
+class Plan(BaseModel):
+    """What an audit does: validated, complete, and part of its record.
+
+    Unknown keys are refused by name. Radii and r are in pixel units of the input range [0, 1].
+
+    Examples:
+        >>> from robustvae.audit import Plan
+        >>> Plan(inputs=8, attacks=[{"radius": 1.0}]).attacks[0].id
+        'maximum-damage, l2 1'
+    """
+
+    model_config = STRICT
+
+    name: str = "custom"
+    about: str = ""
+    inputs: int = Field(default=32, ge=1, description="inputs, balanced over the classes")
+    shard: int = Field(default=16, ge=1, description="inputs computed and stored at once")
+    protocol: str | None = Field(default=None, description="the question, and the inputs")
+    r: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="tolerance")
+    m: float | None = Field(default=None, gt=0, lt=1, description="probability asked for")
+    norm: Literal["l2", "linf"] | None = None
+    displacement: Literal["centered", "full", "paired"] | None = None
+    center: Literal["mean", "own"] | None = None
+    attacks: tuple[AttackPlan, ...] = Field(min_length=1)
+    defenses: tuple[_spec("defense"), ...] = ()  # type: ignore[valid-type]
+    gradient_free: int = Field(
+        default=200, ge=0, description="queries of the gradient-free search in each ball; 0: none"
+    )
+    transfer: bool = Field(default=True, description="attacks made for the undefended model too")
+    longer: int = Field(
+        default=3, ge=1, description="times the steps of the first attack's longer run; 1: none"
+    )
+    draws: int = Field(default=1000, ge=10, description="draws to a probability")
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    margins: MarginPlan | None = MarginPlan()
+    certificates: bool = True
+    geometry: bool = True
+    probabilistic: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="the probabilistic certificate for inputs where the deterministic ones prove "
+        "nothing; auto leaves it out for convolutions, where it takes seconds for each input",
+    )
+    probes: int = Field(default=6, ge=0, description="inputs for the checks beside the rows")
+    measures: tuple[_spec("measure"), ...] = ()  # type: ignore[valid-type]
+    checks: tuple[_spec("check"), ...] = ()  # type: ignore[valid-type]
+    without: tuple[str, ...] = Field(default=(), description="measures and checks left out")
+    gallery: int = Field(default=6, ge=0)
+    minutes: float | None = Field(default=None, gt=0, description="budget the plan is cut to")
+
+    @model_validator(mode="after")
+    def _check_attacks(self) -> Plan:
+        ids = [attack.id for attack in self.attacks]
+        twice = next((name for name in ids if ids.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"the attack {twice!r} stands twice; give it once")
+        return self
+
+    @property
+    def balls(self) -> list[tuple[str, float]]:
+        """Norm and radius of every ball of the attacks, in their order."""
+        return list(dict.fromkeys(attack.ball for attack in self.attacks))
+
+
+def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
+    """The plan of a name, a YAML file, a mapping, or itself.
+
+    A mapping may name another plan as its `base`, whose values hold where it has none.
+
+    Raises:
+        UnknownNameError: Neither a known name nor a file, or an unknown key.
+        ConfigError: The file or mapping is no valid plan; the first thing wrong is named.
+
+    Examples:
+        >>> from robustvae.audit import read_plan
+        >>> read_plan({"base": "quick", "inputs": 3}).inputs
+        3
+    """
+    if isinstance(plan, Plan):
+        return plan
+    content: Any = plan
+    if isinstance(plan, str | Path):
+        name = str(plan)
+        known = registry.names("plan")
+        path = Path(registry.lookup("plan", name)) if name in known else Path(plan)
+        if not path.is_file():
+            raise unknown("plan", name, [*known, "FILE.yaml"])
+        content = read_yaml(path, "plan")
+        content = {"name": path.stem, **content}
+    if not isinstance(content, Mapping):
+        raise ConfigError(
+            f"a plan is a name, a YAML file or a mapping, got {type(content).__name__}: "
+            "see `robustvae list plan`"
+        )
+    content = dict(content)
+    base = content.pop("base", None)
+    if base is not None:
+        under = read_plan(base).model_dump(exclude_unset=True)
+        content = {**under, "name": "custom", **content}
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error) from None
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path} is no readable YAML: {reason[:300]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"a {kind} must be a mapping, {path} holds {type(content).__name__}")
+    return content
+
+
+def _explained(error: ValidationError) -> RobustVAEError:
+    """The first thing wrong with a plan; a mistyped key often shows as a missing one too."""
+    first = min(error.errors(), key=lambda part: part["type"] != "extra_forbidden")
+    place = [str(part) for part in first["loc"]]
+    where = ".".join(place) or "plan"
+    if first["type"] == "extra_forbidden":
+        kinds: dict[str, type[BaseModel]] = {"attacks": AttackPlan, "margins": MarginPlan}
+        kind = kinds.get(place[0], Plan)
+        inside = where.rpartition(".")[0]
+        fields = [f"{inside}.{name}".lstrip(".") for name in kind.model_fields]
+        return unknown("key of a plan", where, fields)
+    words = str(first["msg"]).removeprefix("Value error, ")
+    given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    return ConfigError(f"plan: {where}: {words}{given}")

@@ -1,0 +1,273 @@
+"""What is measured beside the rows, on a few inputs, for the checks to judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustvae.attacks import Attack
+from robustvae.attacks.attack import ready
+from robustvae.audit.context import Context, distance, nature_of
+from robustvae.audit.plan import AttackPlan
+from robustvae.defenses import Victim
+from robustvae.perturb import Ball, Score
+from robustvae.perturb.ascent import evaluate
+from robustvae.seeding import RowGenerator, randn, row_generators
+
+STEPS, RESTARTS = 20, 2  # of the probes' own attacks: enough to tell a function from a table
+_DIRECTIONS = 10
+_POINTS = 3  # inputs at which the gradient is compared with the function
+# root mean square step of a difference, a pixel: far above float32's rounding, far below an edge
+_STEP = 0.01
+_MARGIN = 0.06  # keeps the differences of such steps away from the ends of the range
+
+
+def probe(
+    context: Context, unseen: Tensor, note: Callable[[str, Exception], None]
+) -> dict[str, Any]:
+    """Everything that the checks judge beside the rows, in JSON's own types.
+
+    Args:
+        context: The first few inputs, with all attacks on them.
+        unseen: Inputs of the same data that the audit does not use, (N, ...), N possibly 0.
+        note: Told the name and the error of each probe that could not be made.
+    """
+    probes: dict[str, Any] = {}
+    stages: dict[str, Callable[[], Any]] = {
+        "repeat": lambda: _repeat(context),
+        "batch": lambda: _batch(context),
+        "again": lambda: _again(context),
+        "gradient": lambda: _gradient(context),
+        "larger": lambda: _larger(context),
+        "unbounded": lambda: _unbounded(context),
+        "finite": lambda: _finite(context, unseen),
+        "beside": lambda: _beside(context, unseen),
+    }
+    for name, stage in stages.items():
+        try:
+            probes[name] = stage()
+        except Exception as error:  # a stranger's model may raise anything: the rest goes on
+            note(f"probe {name}", error)
+            probes[name] = None
+    return probes
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Greatest distance of two outputs relative to their length."""
+    gap = distance(a, b) / b.flatten(1).norm(dim=1).clamp_min(1e-6)
+    return float(gap.nan_to_num(math.inf).max())
+
+
+def _repeat(context: Context) -> float:
+    """The same call twice, each with the generator in the same state."""
+    x, victim = context.x, context.victim
+    calls = [victim.reconstruct(x, generator=context.generator("repeat")) for _ in range(3)]
+    return max(_relative(call, calls[0]) for call in calls[1:])
+
+
+def _batch(context: Context) -> float | None:
+    """Each input alone, in a batch, and in the batch turned round; None where rows share draws."""
+    x, victim = context.x, context.victim
+    nature = nature_of(victim, x)
+    if nature.random and not nature.by_row:
+        return None
+    numbers = context.numbers
+
+    def read(rows: Sequence[int]) -> Tensor:
+        streams = row_generators(context.seed, "batch", [numbers[row] for row in rows], x.device)
+        return victim.reconstruct(x[list(rows)], generator=RowGenerator(streams))
+
+    everything = range(len(x))
+    together = read(everything)
+    alone = torch.cat([read([row]) for row in everything[:4]])
+    turned = read(everything[::-1]).flip(0)
+    return max(_relative(alone, together[: len(alone)]), _relative(turned, together))
+
+
+def _again(context: Context) -> float:
+    """The damage of the attacked inputs, measured in batches of another shape."""
+    gaps = []
+    for attacked in context.attacks:
+        fresh = dataclasses.replace(context, cache={}).about(attacked)
+        x = torch.cat([context.x, attacked.x_adv])
+        doubled = dataclasses.replace(
+            fresh, x=x, numbers=context.numbers * 2, attacked=None, attacks=()
+        )
+        both = doubled.read(context.victim, x, "output")
+        count = len(context.x)
+        damage = distance(both[count:], both[:count])
+        stored = distance(context.about(attacked).attacked_output, context.output)
+        scale = stored.clamp_min(0.05 * float(stored.max()) + 1e-6)
+        gaps.append(float(((damage - stored).abs() / scale).nan_to_num(math.inf).max()))
+    return max(gaps, default=0.0)
+
+
+def _score(context: Context, x: Tensor, attack: AttackPlan) -> Score:
+    goal = attack.build().goal
+    return goal.bind(context.victim, x, generator=context.generator("probe score"))
+
+
+def _gradient(context: Context) -> list[dict[str, Any]]:
+    """Gradient against central differences along random directions, at x and at the attack's end.
+
+    Two step sizes are compared first: where they contradict each other the differences say nothing.
+    """
+    attack = context.plan.attacks[0]
+    x = context.x[:_POINTS]
+    inside = _MARGIN + (1 - 2 * _MARGIN) * x
+    ends = [inside]
+    if context.attacks:
+        ends.append(_MARGIN + (1 - 2 * _MARGIN) * context.attacks[0].x_adv[:_POINTS])
+    points: list[dict[str, Any]] = []
+    with ready(context.victim, x, Ball("l2", 1.0)) as clean:
+        score = _score(context, clean, attack)
+        rows = torch.arange(len(x), device=x.device)
+        for place, end in enumerate(ends):
+            start = end
+            if place == 0:  # at x itself the gradient of a distance vanishes
+                shift = randn(*x.shape, like=x, generator=context.generator("probe start"))
+                start = end + 2 * _STEP * shift.clamp(-2.5, 2.5)
+            _, slope = evaluate(score, start, rows)
+            assert slope is not None
+            points += _compared(context, score, start, slope, rows)
+    return points
+
+
+def _compared(
+    context: Context, score: Score, start: Tensor, slope: Tensor, rows: Tensor
+) -> list[dict[str, Any]]:
+    count = len(start)
+    directions = randn(
+        _DIRECTIONS, 1, *start.shape[1:], like=start, generator=context.generator("directions")
+    ).clamp(-2.5, 2.5)
+    far = [sign * size * _STEP for size in (1.0, 0.5) for sign in (1, -1)]
+    candidates = torch.cat([(start + step * directions).flatten(0, 1) for step in far])
+    many = rows.repeat(len(far) * _DIRECTIONS)
+    values = torch.cat(
+        [
+            evaluate(score, part, which, gradient=False)[0]
+            for part, which in zip(candidates.split(250), many.split(250), strict=True)
+        ]
+    ).double()
+    up, down, near_up, near_down = values.view(4, _DIRECTIONS, count)
+    long, short = (up - down) / (2 * _STEP), (near_up - near_down) / _STEP
+    predicted = (directions.double() * slope.double()).flatten(2).sum(2)
+    points = []
+    for i in range(count):
+        one, other, own = long[:, i], short[:, i], predicted[:, i]
+        size = float(torch.maximum(one.norm(), other.norm()))
+        finite = math.isfinite(size) and bool(own.isfinite().all())
+        level = float(values.abs().max()) if finite else math.inf
+        flat = not finite or size <= 1e-4 * max(level, 1e-6)
+        agree = finite and float((one - other).norm()) <= 0.25 * size
+        lengths = float(own.norm() * other.norm())
+        cosine = float((own * other).sum()) / lengths if lengths > 0 else 0.0
+        points.append(
+            {
+                "trusted": bool(agree and not flat),
+                "agreement": cosine if math.isfinite(cosine) else 0.0,
+                "plateau": bool(flat and float(own.norm()) == 0),
+            }
+        )
+    return points
+
+
+def _shortened(attack: AttackPlan) -> Any:
+    """The attack's search with no more effort than probes need."""
+    search = attack.build().search
+    limits = {"steps": STEPS, "restarts": RESTARTS}
+    names = {f.name for f in dataclasses.fields(search)} if dataclasses.is_dataclass(search) else ()
+    changes = {
+        name: min(limit, getattr(search, name))
+        for name, limit in limits.items()
+        if name in names and getattr(search, name)
+    }
+    return dataclasses.replace(search, **changes) if changes else search  # type: ignore[type-var]
+
+
+def _run(context: Context, x: Tensor, radius: float, victim: Victim | None = None) -> Tensor:
+    """Scores of the plan's first attack with a probe's effort, at some radius, (B,)."""
+    attack = context.plan.attacks[0]
+    found = Attack(attack.build().goal, _shortened(attack), Ball(attack.norm, radius))(
+        victim or context.victim, x, generator=context.generator("probe attack")
+    )
+    return found.score
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.nan_to_num(0.0, 0.0, 0.0).mean())
+
+
+def _larger(context: Context) -> dict[str, float]:
+    radius = context.plan.attacks[0].radius
+    return {
+        "base": _mean(_run(context, context.x, radius)),
+        "double": _mean(_run(context, context.x, 2 * radius)),
+    }
+
+
+def _unbounded(context: Context) -> dict[str, float]:
+    attack, x = context.plan.attacks[0], context.x
+    radius = 1.0 if attack.norm == "linf" else math.sqrt(x[0].numel())
+    with ready(context.victim, x, Ball(attack.norm, radius)) as clean, torch.no_grad():
+        score = _score(context, clean, attack)
+        swapped = score(clean.roll(1, 0), torch.arange(len(x), device=x.device))
+    return {"whole": _mean(_run(context, x, radius)), "swapped": _mean(swapped)}
+
+
+def _neighbors(context: Context, unseen: Tensor) -> dict[str, Tensor]:
+    """Inputs beside the audited ones: shifted, lightly noised, and never seen by the audit."""
+    x = context.x
+    noise = randn(*x.shape, like=x, generator=context.generator("neighbors"))
+    shifted = torch.zeros_like(x)
+    shifted[..., 1:] = x[..., :-1]
+    groups = {"shifted": shifted, "noised": (x + 0.03 * noise).clamp(0, 1)}
+    if len(unseen):
+        groups["unseen"] = unseen[: len(x)].to(x)
+    return groups
+
+
+def _finite(context: Context, unseen: Tensor) -> dict[str, int]:
+    groups = _neighbors(context, unseen)
+    groups |= {f"attacked {i}": a.x_adv for i, a in enumerate(context.attacks)}
+    finite = count = 0
+    for images in groups.values():
+        try:
+            output = context.victim.reconstruct(images, generator=context.generator("finite"))
+            finite += int(output.flatten(1).isfinite().all(1).sum())
+        except (ValueError, ArithmeticError):  # a victim that refuses what it made itself
+            pass
+        count += len(images)
+    return {"finite": finite, "count": count}
+
+
+def _beside(context: Context, unseen: Tensor) -> dict[str, Any]:
+    """Damage by one attack, and reconstruction error, on and beside the audited inputs."""
+    attack = context.plan.attacks[0]
+    search = _shortened(attack)
+    measured: dict[str, Any] = {"damage_beside": {}, "error_beside": {}}
+    for name, x in {"own": context.x, **_neighbors(context, unseen)}.items():
+        goal = attack.build().goal
+        found = Attack(goal, search, Ball(attack.norm, attack.radius))(
+            context.victim, x, generator=context.generator("probe attack")
+        )
+        g = context.generator
+        clean = context.victim.reconstruct(x, generator=g("beside"))
+        moved = context.victim.reconstruct(found.x_adv, generator=g("beside"))
+        damage, error = _mean(distance(moved, clean)), _mean(distance(clean, x))
+        if name == "own":
+            measured |= {"damage": damage, "error": error}
+        else:
+            measured["damage_beside"][name] = damage
+            measured["error_beside"][name] = error
+    return measured
+
+
+def three_numbers(effect: float, price: float, undefended: float | None) -> dict[str, Any]:
+    """What `defense_worth_its_price` judges."""
+    return {"effect": effect, "price": price, "undefended": undefended}

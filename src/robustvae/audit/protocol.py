@@ -1,0 +1,280 @@
+"""The question from outside the victim: protocols, options, and a rule from the data alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
+
+from robustvae import registry
+from robustvae.audit.plan import STRICT, AttackPlan, Plan, read_plan, read_yaml
+from robustvae.data import Images
+from robustvae.errors import ConfigError, RangeError, unknown
+from robustvae.records import QuestionFacts
+from robustvae.seeding import shard_generator
+
+RULE_SHARE = 0.4  # of the typical distance of an input from the mean input
+RULE_INPUTS = 8  # fewer say too little of the data's spread
+_RULE_MOST = 2000  # inputs read for the rule, evenly spaced: the median hardly moves beyond
+QUESTION_KEYS = ("r", "m", "norm", "displacement", "center")
+
+
+@final
+class ProtocolQuestion(BaseModel):
+    """The question of a protocol."""
+
+    model_config = STRICT
+
+    r: float = Field(gt=0)
+    m: float = Field(default=0.5, gt=0, lt=1)
+    norm: Literal["l2", "linf"] = "l2"
+    displacement: Literal["centered", "full", "paired"] = "centered"
+    center: Literal["mean", "own"] = "mean"
+    box: bool = True
+
+
+@final
+class Reference(BaseModel):
+    """A model that was audited by the protocol: its name, and the number that ranks it."""
+
+    model_config = STRICT
+
+    name: str
+    score: float
+
+
+@final
+class Protocol(BaseModel):
+    """A named, versioned question with a suite and inputs: audits by it can be compared.
+
+    Examples:
+        >>> from robustvae.audit import read_protocol
+        >>> read_protocol("digits-l2-v1").question.norm
+        'l2'
+    """
+
+    model_config = STRICT
+
+    name: str
+    about: str = ""
+    data: str
+    split: str = "test"
+    inputs: int = Field(ge=1)
+    sha256: str = Field(description="of the inputs, so that no others pass for them")
+    question: ProtocolQuestion
+    attacks: tuple[AttackPlan, ...] = Field(min_length=1)
+    gradient_free: int = Field(default=500, ge=0)
+    ranked_by: str = "margin_upper_box"
+    references: tuple[Reference, ...] = ()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The audited inputs, and some that are not.
+
+    Attributes:
+        x: Audited inputs, (B, ...).
+        y: Their labels, (B,).
+        numbers: Their places in the data.
+        unseen: Other inputs of the same data, (N, ...), N possibly 0.
+        constant: The mean of the data, (1, ...).
+    """
+
+    x: Tensor
+    y: Tensor
+    numbers: tuple[int, ...]
+    unseen: Tensor
+    constant: Tensor
+
+
+def read_protocol(name: str | Path | Mapping[str, Any] | Protocol) -> Protocol:
+    """The protocol of a name, a YAML file, a mapping, or itself.
+
+    Raises:
+        UnknownNameError: Neither a known name nor a file.
+        ConfigError: No valid protocol; the first thing wrong is named.
+    """
+    if isinstance(name, Protocol):
+        return name
+    content: Any = name
+    if isinstance(name, str | Path):
+        known = registry.names("protocol")
+        path = Path(registry.lookup("protocol", str(name))) if str(name) in known else Path(name)
+        if not path.is_file():
+            raise unknown("protocol", str(name), [*known, "FILE.yaml"])
+        content = {"name": path.stem, **read_yaml(path, "protocol")}
+    try:
+        return Protocol.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"protocol: {where}: {first['msg']}") from None
+
+
+def settle(
+    plan: Plan, protocol: Protocol | None, options: Mapping[str, Any], images: Images
+) -> tuple[Plan, QuestionFacts]:
+    """The plan and the question, by precedence: protocol, options, plan, and the data's rule.
+
+    With a protocol its question, inputs and suite hold, and options for any of them are refused.
+    A plan of fewer inputs than the protocol's makes the record "shortened".
+
+    Raises:
+        ConfigError: An option beside a protocol, or too few inputs for the rule.
+    """
+    given = {key: options[key] for key in QUESTION_KEYS if options.get(key) is not None}
+    planned = {key: getattr(plan, key) for key in QUESTION_KEYS if getattr(plan, key) is not None}
+    if protocol is not None:
+        wrong = sorted({**planned, **given})
+        if wrong:
+            raise ConfigError(
+                f"the protocol {protocol.name} fixes {' and '.join(wrong)}: leave "
+                f"{'it' if len(wrong) == 1 else 'them'} out, or leave the protocol out"
+            )
+        shortened = plan.inputs < protocol.inputs
+        plan = plan.model_copy(
+            update={
+                "inputs": min(plan.inputs, protocol.inputs),
+                "attacks": protocol.attacks,
+                "gradient_free": protocol.gradient_free,
+                "protocol": protocol.name,
+            }
+        )
+        return plan, QuestionFacts(
+            **protocol.question.model_dump(),
+            rule=f"by the protocol {protocol.name}",
+            protocol=protocol.name,
+            shortened=shortened,
+        )
+    keys = {**planned, **given}
+    rule = "given"
+    if "r" not in keys:
+        keys["r"] = tolerance(images)
+        rule = "0.4 times the median l2 distance of the inputs given from their mean"
+    settled = {
+        "m": 0.5,
+        "norm": "l2",
+        "displacement": "centered",
+        "center": "mean",
+        "box": options.get("box", True),
+        **keys,
+    }
+    return plan, QuestionFacts(**settled, rule=rule)
+
+
+def tolerance(images: Images) -> float:
+    """The tolerance r that the data alone decides: nothing of any model enters.
+
+    0.4 times the median l2 distance of the given inputs from their mean, to two digits.
+
+    Raises:
+        ConfigError: Fewer than 8 inputs, or inputs that are all the same.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.audit.protocol import tolerance
+        >>> tolerance(rv.data.load("digits", split="test"))
+        0.86
+    """
+    if len(images) < RULE_INPUTS:
+        raise ConfigError(
+            f"r follows from the data with at least {RULE_INPUTS} inputs, got {len(images)}: "
+            "say r (--r on the command line)"
+        )
+    step = max(1, math.ceil(len(images) / _RULE_MOST))
+    x = images.read(torch.arange(0, len(images), step)).double().flatten(1)
+    middle = float((x - x.mean(0)).norm(dim=1).median())
+    if not middle > 0:
+        raise ConfigError("r cannot follow from inputs that are all the same: say r")
+    # two significant digits: a tolerance is chosen, not measured
+    return float(f"{RULE_SHARE * middle:.2g}")
+
+
+def choose(images: Images, plan: Plan, protocol: Protocol | None, seed: int) -> Inputs:
+    """The audited inputs, balanced over the classes, and some that are not.
+
+    Raises:
+        ConfigError: Inputs that are not the protocol's.
+        RangeError: Fewer inputs than the plan wants.
+    """
+    if plan.inputs > len(images):
+        raise RangeError(
+            f"the plan wants {plan.inputs} inputs, {images.name} has {len(images)}: "
+            f"give a plan with inputs: {len(images)}"
+        )
+    count, source = plan.inputs, seed
+    if protocol is not None:
+        count, source = protocol.inputs, 0  # the inputs are the protocol's, whatever the seed
+        if count > len(images):
+            raise ConfigError(
+                f"the protocol {protocol.name} is about {count} inputs of {protocol.data} "
+                f"({protocol.split}), got {len(images)} inputs of {images.name}"
+            )
+    rows = images.choose(count, stratified=True, generator=shard_generator(source, 0, "inputs"))
+    if protocol is not None:
+        digest = sha256(images.read(rows))
+        if digest != protocol.sha256:
+            raise ConfigError(
+                f"the protocol {protocol.name} is about other inputs than these of {images.name} "
+                f"({images.split}): give the {protocol.split} images of {protocol.data}"
+            )
+        rows = rows[: plan.inputs]
+    everything = images.read(torch.arange(0, len(images), max(1, len(images) // _RULE_MOST)))
+    held = set(rows.tolist())
+    others = [i for i in range(len(images)) if i not in held][: max(plan.probes, 1)]
+    unseen = images.read(torch.tensor(others)) if others else everything[:0]
+    return Inputs(
+        x=images.read(rows),
+        y=images.y[rows],
+        numbers=tuple(rows.tolist()),
+        unseen=unseen,
+        constant=everything.double().mean(0, keepdim=True).to(everything),
+    )
+
+
+def rank(protocol: Protocol | None, score: float | None) -> tuple[int | None, int | None]:
+    """Place of a score among the protocol's references, 1 the best, and how many are ranked."""
+    if protocol is None or not protocol.references or score is None:
+        return None, None
+    better = sum(reference.score > score for reference in protocol.references)
+    return better + 1, len(protocol.references) + 1
+
+
+def sha256(x: Tensor) -> str:
+    """SHA-256 of inputs, so that no others pass for these."""
+    return hashlib.sha256(x.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def read_profile(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a profile: a protocol, a plan, and measures and checks beside the plan's own.
+
+    Raises:
+        UnknownNameError: Neither a known name nor a file, or an unknown key.
+    """
+    content: Any = name
+    if isinstance(name, str | Path):
+        known = registry.names("profile")
+        path = Path(registry.lookup("profile", str(name))) if str(name) in known else Path(name)
+        if not path.is_file():
+            raise unknown("profile", str(name), [*known, "FILE.yaml"])
+        content = read_yaml(path, "profile")
+    allowed = ("about", "protocol", "plan", "measures", "checks")
+    for key in content:
+        if key not in allowed:
+            raise unknown("key of a profile", key, allowed)
+    return dict(content)
+
+
+def with_profile(plan: Any, profile: Mapping[str, Any]) -> Plan:
+    """The plan that is given, or else the profile's, with the profile's measures and checks."""
+    base = read_plan(profile.get("plan", "quick") if plan is None else plan)
+    extra = {key: (*getattr(base, key), *profile.get(key, ())) for key in ("measures", "checks")}
+    return read_plan({**base.model_dump(exclude_unset=True), **extra})

@@ -1,0 +1,104 @@
+"""What may be required of an audit: a check, or a bound on a headline number."""
+
+from __future__ import annotations
+
+import math
+
+from robustvae import registry
+from robustvae.audit.context import standard_measures
+from robustvae.audit.plan import Plan
+from robustvae.audit.summary import PREDICTORS
+from robustvae.records import Column, Record
+
+
+def measure_names(plan: Plan) -> list[str]:
+    """The measures that a plan asks for, the library's own first."""
+    names = [*standard_measures(), *(spec["name"] for spec in plan.measures)]
+    return [name for name in dict.fromkeys(names) if name not in plan.without]
+
+
+def check_names(plan: Plan) -> list[str]:
+    """Ids of the checks that a plan asks for, the library's own first."""
+    names = [*STANDARD_CHECKS, *(spec["name"] for spec in plan.checks)]
+    return [name for name in dict.fromkeys(names) if name not in plan.without]
+
+
+def columns_of(plan: Plan) -> list[Column]:
+    """The columns of every measure that a plan asks for."""
+    specs = {spec["name"]: spec for spec in plan.measures}
+    return [
+        column
+        for name in measure_names(plan)
+        for column in registry.build("measure", specs.get(name, name)).columns
+    ]
+
+
+def summary_keys(plan: Plan) -> list[str]:
+    """Every plain key that the summary may have; what could not be measured is not in a record.
+
+    Keys of one attack, of another ball or of another victim end in " / " and its name.
+    """
+    keys = [column.id for column in columns_of(plan) if column.reduction != "none"]
+    keys += ["tightness_deterministic", "tightness_probabilistic"]
+    keys += [f"predicts / {key}" for key in PREDICTORS]
+    attacks = [attack.id for attack in plan.attacks]
+    balls = [f"{norm} {radius:g}" for norm, radius in plan.balls]
+    of_attacks = [
+        column.id
+        for column in columns_of(plan)
+        if column.per == "attack" and column.reduction != "none"
+    ]
+    return [*keys, *(f"{key} / {place}" for place in (*balls, *attacks) for key in of_attacks)]
+
+
+def unmet(record: Record, key: str, sign: str | None = None, bound: float = math.nan) -> str | None:
+    """Why a requirement is not met, or None where it is.
+
+    Args:
+        record: An audit.
+        key: Id of a check, or key of the summary.
+        sign: ">=" or "<=" for a key of the summary; None for a check.
+        bound: On its mean.
+    """
+    if sign is None:
+        for check in record.checks:
+            if check.id == key and not check.passed:
+                return f"{key} ({check.victim}): {check.value}"
+        return None if any(c.id == key for c in record.checks) else f"{key}: it was not judged"
+    means = {entry.key: entry.mean for entry in record.summary}
+    mean = means.get(key)
+    if mean is None:
+        return f"{key} {sign} {bound:g}, it was not measured"
+    value = float(mean)
+    met = value >= bound if sign == ">=" else value <= bound
+    if not met:
+        return f"{key} {sign} {bound:g}, it is {value:.4g}"
+    if not record.verdict.passed:
+        return f"{key} {sign} {bound:g} holds, but not on sound evidence: {record.verdict.first}"
+    return None
+
+
+STANDARD_CHECKS = (
+    "samples_beat_constant",
+    "input_matters",
+    "exchange_exceeds_tolerance",
+    "attacks_ran",
+    "same_output_twice",
+    "same_output_in_any_batch",
+    "finite_everywhere",
+    "same_beside_inputs",
+    "gradient_seen",
+    "gradient_matches_function",
+    "gradient_beats_gradient_free",
+    "adaptive_at_least_transfer",
+    "inside_ball",
+    "score_recomputed",
+    "beats_random_noise",
+    "larger_radius_stronger",
+    "unbounded_attack_succeeds",
+    "certified_below_attacked",
+    "robust_without_attack",
+    "longer_search_same",
+    "defense_worth_its_price",
+    "clean_error_below_tolerance",
+)

@@ -1,0 +1,121 @@
+"""`audit`: a plan, a question from outside and victims make one record."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from robustvae import registry
+from robustvae.audit.arguments import as_images, header, named_victims, question_parts
+from robustvae.audit.auditor import Auditor, Run
+from robustvae.audit.budget import fit_to_minutes
+from robustvae.audit.plan import Plan, read_plan, text
+from robustvae.audit.protocol import (
+    choose,
+    read_profile,
+    read_protocol,
+    settle,
+    with_profile,
+)
+from robustvae.defenses import Victim
+from robustvae.errors import ShapeError, check_type
+from robustvae.models import VAE
+from robustvae.models.base import check_weights
+from robustvae.records import (
+    Record,
+)
+from robustvae.records.parts import Omission
+
+
+def audit(
+    victim: Victim | VAE | Mapping[str, Any],
+    images: Any,
+    plan: str | Path | Mapping[str, Any] | Plan | None = None,
+    *,
+    protocol: str | None = None,
+    profile: str | Mapping[str, Any] | None = None,
+    question: Any = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    victims: Mapping[str, Any] | None = None,
+    run: Run | None = None,
+) -> Record:
+    """Attack, defend, estimate and certify victims on a sample of inputs, at one question.
+
+    Warning:
+        What attacks and samples show holds for what was tried. Only the rows' `certified` is a
+        guarantee, and its kind says of which sort.
+
+    Args:
+        victim: A victim, a model, or several of them by name; the first one is the headline's.
+        images: Where the inputs are taken from, balanced over the classes; pixels in [0, 1].
+            `Images`, or a tensor, array or data set of them.
+        plan: "quick" (the default, under two minutes on two cores for the bundled models),
+            "standard", "thorough", a YAML file, a mapping, or a `Plan`.
+        protocol: A named question with its suite and inputs, such as "digits-l2-v1".
+        profile: A protocol, a plan and measures for a use; the arguments beside it go first.
+        question: r, m, norm, displacement and center as a mapping or an `rv.Question`; without a
+            protocol, an r that is not given follows from the data alone.
+        minutes: A budget: inputs, steps and draws are cut to it by a short measurement.
+        seed: Of every generator; with the plan, the model and the data it decides every number.
+        victims: More victims by name: victims, models, or specs of defenses of the first model.
+        run: Name, storage and progress.
+
+    Returns:
+        A `Record`; the same bytes for the same arguments, apart from `timing`.
+
+    Raises:
+        ShapeError: The images are not of the model's shape.
+        RangeError: The plan wants more inputs than there are.
+        NonFiniteError: A NaN or an infinity in the weights.
+        ConfigError: A bad plan, or a question that does not hold together.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> images = rv.data.load("digits", split="test")
+        >>> plan = {"base": "smoke", "inputs": 3}
+        >>> record = rv.audit(rv.load("digits-vae"), images, plan=plan, seed=0)
+        >>> len({row["input"] for row in record.rows})
+        3
+    """
+    started, created = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    run = Run() if run is None else run
+    check_type(run, "run", Run)
+    named = named_victims(victim, victims)
+    images = as_images(images)
+    if profile is not None:
+        keys = read_profile(profile)
+        stages = with_profile(plan, keys)
+        protocol = protocol or keys.get("protocol")
+    else:
+        stages = read_plan("quick" if plan is None else plan)
+    rules = protocol or stages.protocol
+    fixed = None if rules is None else read_protocol(rules)
+    stages, facts = settle(stages, fixed, question_parts(question), images)
+    for spec in stages.defenses:
+        defense = registry.build("defense", spec)
+        named.setdefault(text(spec), Victim(next(iter(named.values())).vae, defense))
+    for one in named.values():
+        if tuple(images.image_shape) != tuple(one.vae.image_shape):
+            raise ShapeError(
+                f"the model reads images of {tuple(one.vae.image_shape)}, "
+                f"got {images.name} with {images.image_shape}"
+            )
+        check_weights(one.vae)
+    left_out: list[Omission] = []
+    if minutes or stages.minutes:
+        budget = float(minutes or stages.minutes or 0.0)
+        stages, words = fit_to_minutes(stages, named, images, budget)
+        if words:
+            left_out.append(Omission(stage="plan", reason=words))
+            if facts.protocol is not None:
+                facts = facts.model_copy(update={"shortened": True})
+    inputs = choose(images, stages, fixed, seed)
+    auditor = Auditor(named, inputs, stages, facts, seed, run)
+    head = header(named, images, inputs, stages, facts, run.name, run.resume)
+    head["seed"] = seed
+    head["model"] = head["model"].model_copy(update={"source": run.source})
+    return auditor.record(head, images, fixed, left_out, (started, created))

@@ -1,0 +1,72 @@
+"""Results as typed, frozen values, to and from JSON, and files written whole.
+
+Nothing here imports torch: whatever reads a record needs none. `Record` and its parts are loaded
+when they are first asked for, since their library takes a while to start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from robustvae.records.estimate import Estimate
+from robustvae.records.files import (
+    check_folder,
+    file_sha256,
+    read_manifest,
+    write_bytes,
+    write_files,
+    write_set,
+    write_text,
+)
+from robustvae.records.values import plain
+
+if TYPE_CHECKING:
+    from robustvae.records.audit import Record
+    from robustvae.records.judging import Case, Check, Outcome
+    from robustvae.records.parts import (
+        CheckResult,
+        Column,
+        DataFacts,
+        ModelFacts,
+        QuestionFacts,
+        SummaryEntry,
+        Verdict,
+        VictimFacts,
+    )
+
+__all__ = [
+    "Case",
+    "Check",
+    "check_folder",
+    "CheckResult",
+    "Column",
+    "DataFacts",
+    "Estimate",
+    "file_sha256",
+    "ModelFacts",
+    "Outcome",
+    "plain",
+    "QuestionFacts",
+    "read_manifest",
+    "Record",
+    "SummaryEntry",
+    "Verdict",
+    "VictimFacts",
+    "write_bytes",
+    "write_files",
+    "write_set",
+    "write_text",
+]
+
+
+_HOMES = {"Case": "judging", "Check": "judging", "Outcome": "judging", "Record": "audit"}
+
+
+def __getattr__(name: str) -> Any:
+    """The parts of a record, loaded when first asked for."""
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name, "parts")
+    return getattr(importlib.import_module(f"robustvae.records.{home}"), name)

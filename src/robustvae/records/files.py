@@ -1,0 +1,205 @@
+"""Files that are written whole, and sets of them that are switched together."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from robustvae.errors import DataError, StorageError
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file whole or not at all: beside its place, then renamed into it.
+
+    Args:
+        path: The file; missing folders above it are made.
+        content: All of it.
+
+    Raises:
+        StorageError: The disk is full, the folder cannot be written to, or the like.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from robustvae.records import write_text
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(pathlib.Path(folder) / "a" / "b.txt", "whole").read_text()
+        'whole'
+    """
+    write_files({path: content})
+    return Path(path)
+
+
+def write_files(contents: Mapping[str | Path, bytes]) -> None:
+    """Write files that belong together: all beside their places, then all renamed into them.
+
+    Permissions are as the umask says. What a killed process left beside its places is removed.
+
+    Args:
+        contents: All of each file, by path; missing folders above are made.
+
+    Raises:
+        StorageError: As of `write_bytes`; then no file has changed.
+    """
+    beside: list[tuple[Path, Path]] = []
+    replaced: list[tuple[Path, Path | None]] = []
+    path = Path()
+    try:
+        for name, content in contents.items():
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+            if path.is_dir():  # a rename onto it would fail only after others were done
+                raise IsADirectoryError(21, "Is a directory")
+            temporary = _beside(path, "new")
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            beside.append((temporary, path))
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+        for temporary, path in beside:
+            saved = None
+            if len(beside) > 1 and path.exists():  # one rename alone needs no way back
+                saved = _beside(path, "old")
+                os.link(path, saved)
+            replaced.append((path, saved))
+            os.replace(temporary, path)
+        for folder in {path.parent for _, path in beside}:
+            _sync(folder)
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        for target, saved in reversed(replaced):
+            with contextlib.suppress(OSError):
+                if saved is not None:
+                    os.replace(saved, target)
+                elif not any(t.exists() and p == target for t, p in beside):
+                    os.unlink(target)
+        for temporary, _ in beside:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise StorageError(
+            f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    for _, saved in replaced:
+        if saved is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(saved)
+
+
+def write_set(
+    folder: str | Path, contents: Mapping[str, bytes], remove: Sequence[str] = ()
+) -> Path:
+    """Write the files of one result into a folder, with a manifest of their hashes.
+
+    Args:
+        folder: Where to; made if it is missing.
+        contents: All of each file, by its name within the folder.
+        remove: Names that an earlier result may have left and that do not belong to this one.
+
+    Returns:
+        The path of `manifest.json`.
+
+    Raises:
+        StorageError: As of `write_files`.
+
+    Examples:
+        >>> import tempfile
+        >>> from robustvae.records import read_manifest, write_set
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_set(folder, {"a.txt": b"1"})
+        ...     read_manifest(folder)
+        {'a.txt': True}
+    """
+    folder = Path(folder)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    manifest = json.dumps({"files": hashes}, indent=1, sort_keys=True) + "\n"
+    paths: dict[str | Path, bytes] = {folder / name: data for name, data in contents.items()}
+    write_files({**paths, folder / MANIFEST: manifest.encode()})
+    for name in remove:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{folder / name} is of another result and cannot be removed: {error.strerror}"
+            ) from None
+    return folder / MANIFEST
+
+
+def read_manifest(folder: str | Path) -> dict[str, bool]:
+    """Whether each file of a set is the one that was written with it.
+
+    Raises:
+        DataError: No manifest, or one that cannot be read.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        hashes = json.loads(path.read_text(encoding="utf-8"))["files"]
+        names = sorted(hashes)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is no readable manifest: {error}") from None
+    intact = {}
+    for name in names:
+        file = path.parent / Path(name).name
+        intact[name] = file.is_file() and file_sha256(file) == hashes[name]
+    return intact
+
+
+MANIFEST = "manifest.json"
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.(?:new|old)")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that no longer run left beside `path`."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        match = _LEFTOVER.fullmatch(other.name)
+        if match and match["name"] == path.name and not _runs(int(match["pid"])):
+            with contextlib.suppress(OSError):
+                other.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs as somebody else
+        return True
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise `StorageError` unless files can be written into `folder`, made where it is missing.
+
+    For what takes long and writes last.
+    """
+    write_bytes(Path(folder) / ".writable", b"").unlink()
+
+
+def write_text(path: str | Path, content: str) -> Path:
+    """`write_bytes` of UTF-8 text."""
+    return write_bytes(path, content.encode("utf-8"))
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,192 @@
+"""The verdict, as a function of rows and checks; and both made again from the rows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from robustvae import registry
+from robustvae.records.judging import Case
+from robustvae.records.parts import CheckResult, Verdict, VictimFacts
+
+if TYPE_CHECKING:  # a record judges itself when it is read
+    from robustvae.records.audit import Record
+
+# the usual limit of changes that pass unnoticed, 8 of 255 levels, as root mean square a pixel
+VISIBLE = 8 / 255
+
+
+def case(record: Record, victim: VictimFacts) -> Case:
+    """One victim's rows and probes, as checks see them."""
+    return Case(
+        victim=victim.name,
+        rows=[row for row in record.rows if row.get("victim") == victim.name],
+        probes=victim.probes,
+        question=record.question.model_dump(),
+        defended=victim.defended,
+        random=victim.random,
+        settings=record.plan,
+    )
+
+
+def run_check(name: str, evidence: Case, spec: Any = None) -> CheckResult:
+    """What a registered check says of one victim."""
+    check = registry.build("check", spec or name)
+    outcome = check(evidence)
+    sentence = (type(check).__doc__ or name).partition("\n\n")[0]
+    return CheckResult(
+        id=name,
+        victim=evidence.victim,
+        passed=outcome.passed,
+        value=outcome.value,
+        sentence=" ".join(sentence.split()),
+        meaning=" ".join(check.meaning.split()),
+        subject=check.subject,
+    )
+
+
+def judged(record: Record) -> Record:
+    """The same record with its checks and verdict made again from its rows and probes.
+
+    A check that is not installed here stays as it was stored, and says so.
+    """
+    victims = {victim.name: victim for victim in record.victims}
+    checks = []
+    for stored in record.checks:
+        if stored.victim not in victims or stored.id not in registry.names("check"):
+            note = stored.value.removesuffix(_NOT_HERE) + _NOT_HERE
+            checks.append(stored.model_copy(update={"value": note}))
+            continue
+        checks.append(run_check(stored.id, case(record, victims[stored.victim])))
+    verdict = verdict_of(record.rows, checks, record)
+    verdict = verdict.model_copy(update={"rank": record.verdict.rank, "of": record.verdict.of})
+    return record.model_copy(update={"checks": checks, "verdict": verdict})
+
+
+_NOT_HERE = " (as stored: this check is not installed here)"
+
+
+def verdict_of(
+    rows: Sequence[dict[str, Any]], checks: Sequence[CheckResult], of: Record
+) -> Verdict:
+    """What to think of the first victim, and which others failed a check."""
+    name = of.victims[0].name
+    mine = [check for check in checks if check.victim == name]
+    failed = {
+        subject: [c for c in mine if c.passed is False and c.subject == subject]
+        for subject in ("usefulness", "evidence", "robustness")
+    }
+    useful = _all_passed(check for check in mine if check.subject == "usefulness")
+    sound = _all_passed(check for check in mine if check.subject == "evidence")
+    inputs = Case(name, [row for row in rows if row.get("victim") == name], {}, {}).inputs()
+    size = _typical_size(inputs)
+    pixels = math.prod(of.model.image_shape) or 1
+    per_pixel = None if size is None else size / math.sqrt(pixels)
+    visible = None if per_pixel is None else per_pixel > VISIBLE
+    first = "; ".join(
+        (
+            _usefulness(useful, failed["usefulness"]),
+            _soundness(sound, failed["evidence"], inputs),
+            *_robustness(failed["robustness"]),
+            _visibility(visible, per_pixel),
+        )
+    )
+    sentences = [first[0].upper() + first[1:] + ".", _bracket(inputs, of)]
+    if of.question.clean_error is not None and float(of.question.clean_error) > of.question.r:
+        sentences.append(
+            f"The model's own error on clean inputs, {float(of.question.clean_error):.3g}, is "
+            f"larger than r = {of.question.r:g}: an output that moved by r is not yet a wrong one."
+        )
+    for other in of.victims[1:]:
+        names = [c.id for c in checks if c.victim == other.name and c.passed is False]
+        if names:
+            sentences.append(f"Victim {other.name!r} failed {', '.join(names)}.")
+    graver = [*failed["usefulness"], *failed["evidence"], *failed["robustness"]]
+    return Verdict(
+        useful=useful,
+        sound=sound,
+        visible=visible,
+        failed=tuple(check.id for check in graver),
+        sentences=tuple(sentences),
+    )
+
+
+def _all_passed(checks: Iterable[CheckResult]) -> bool | None:
+    answers = [check.passed for check in checks if check.passed is not None]
+    return all(answers) if answers else None
+
+
+def _names(checks: Sequence[CheckResult]) -> str:
+    return ", ".join(f"{check.id} failed: {check.value}" for check in checks)
+
+
+def _usefulness(useful: bool | None, failed: Sequence[CheckResult]) -> str:
+    if useful is None:
+        return "usefulness not judged"
+    return "useful" if useful else f"not useful ({_names(failed)})"
+
+
+def _soundness(sound: bool | None, failed: Sequence[CheckResult], inputs: Sequence[Any]) -> str:
+    if sound is False:
+        return f"not evidence of robustness ({_names(failed)})"
+    if sound is None:
+        return "evidence not checked"
+    return "evidence sound"
+
+
+def _robustness(failed: Sequence[CheckResult]) -> list[str]:
+    return [f"not robust ({_names(failed)})"] if failed else []
+
+
+def _visibility(visible: bool | None, per_pixel: float | None) -> str:
+    if visible is None or per_pixel is None:
+        return "no change that breaks it was measured"
+    seen = "visible" if visible else "hardly visible"
+    return f"the change that breaks it is {seen} ({per_pixel:.2g} RMS a pixel)"
+
+
+def _typical_size(inputs: Sequence[Any]) -> float | None:
+    """Median over inputs of the smallest change that broke one; None where none did."""
+    for column in ("margin_upper_box", "margin_upper_unconstrained"):
+        values = [float(row[column]) for row in inputs if row.get(column) is not None]
+        if values:
+            middle = statistics.median_low(values)
+            return middle if math.isfinite(middle) else None
+    return None
+
+
+def _mean(rows: Sequence[Any], column: str) -> tuple[float, int, int] | None:
+    """Mean of the finite values, how many they are, and how many there are in all."""
+    values = [float(row[column]) for row in rows if row.get(column) is not None]
+    finite = [value for value in values if math.isfinite(value)]
+    return (math.fsum(finite) / len(finite), len(finite), len(values)) if finite else None
+
+
+def _bracket(inputs: Sequence[Any], of: Record) -> str:
+    upper = _mean(inputs, "margin_upper_box") or _mean(inputs, "margin_upper_unconstrained")
+    lower = _mean(inputs, "certified")
+    if upper is None:
+        known = any(row.get("margin_upper_box") is not None for row in inputs)
+        words = "No attack tried broke any input" if known else "No margin was measured"
+    else:
+        mean, broken, count = upper
+        where = "on average" if broken == count else f"{broken} of {count} inputs, on average"
+        words = f"Attacks break it {where} with a change of size {_up(mean)}"
+    if lower is None:
+        return f"{words}; no certificate was asked for, so smaller changes may do so too."
+    if lower[0] == 0:
+        return f"{words}; nothing could be certified, so smaller changes may do so too."
+    kinds = sorted({row["certified_kind"] for row in inputs if row.get("certified")})
+    return f"{words}; the certified radius is {_down(lower[0])} on average ({', '.join(kinds)})."
+
+
+def _up(value: float) -> str:
+    scale = 10.0 ** (2 - math.floor(math.log10(value))) if value > 0 else 1.0
+    return f"{math.ceil(value * scale - 1e-9) / scale:.3g}"
+
+
+def _down(value: float) -> str:
+    scale = 10.0 ** (2 - math.floor(math.log10(value))) if value > 0 else 1.0
+    return f"{math.floor(value * scale + 1e-9) / scale:.3g}"
