@@ -64,7 +64,11 @@ def _call(words: list[str]) -> Any:
         return print_version()
     if words[:1] == ["list"] and len(words) < 3 and not "".join(words[1:]).startswith("-"):
         return importlib.import_module("robustvae.cli.listing").print_members(*words[1:])
-    return importlib.import_module("robustvae.cli.parser").parse(words)
+    parse = importlib.import_module("robustvae.cli.parser").parse
+    if not words:  # the help, and a code that tells a script that nothing was done
+        parse(["--help"])
+        return WRONG_USE
+    return parse(words)
 
 
 def print_version() -> None:

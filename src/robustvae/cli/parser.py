@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from robustvae.cli.common import from_options
 from robustvae.cli.entry import DONE, print_version
+from robustvae.errors import unknown
 
 # Files of this folder that are no commands.
 _HELPERS = ("__init__", "common", "entry", "listing", "parser", "printing")
@@ -59,8 +60,9 @@ class _Commands(TyperGroup):
             formatter.write_dl([(name, summary(name)) for name in command_names()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # Suggestions for a mistyped name are made from this mapping, which nothing else fills.
-        self.commands = dict.fromkeys(command_names())  # type: ignore[assignment]
+        # Our own error: that of click depends on its version.
+        if args[0] not in command_names() and not args[0].startswith("-"):
+            raise unknown("command", args[0], command_names())
         return super().resolve_command(ctx, args)
 
 
