@@ -6,14 +6,13 @@ import pytest
 import torch
 
 import robustvae as rv
-from experiments.papers.own import soundness
-from experiments.papers.own.soundness import judge, trials
 from robustvae import bounds
 from robustvae.certificates import lipschitz_constants, tangent
 from robustvae.certificates.methods import lipschitz
 from robustvae.metrics import clopper_pearson
 from robustvae.models import create
 from robustvae.robustness import rest_quantile
+from robustvae.testing import judge, soundness, trials
 
 SHAPE = (1, 4, 4)
 

@@ -61,7 +61,7 @@ class Spec:
         effort: Share of each defense's gradients.
         learn: Training images of the classifier.
         clean: Other clean images on which the price is measured.
-        defenses: "all"; "paper": undefended and HMC only; "chain": and the restarted one only.
+        defenses: "all", or one of `KINDS`.
         search: "projected", or "theirs": the authors' ascent, step for step.
         judge: Accuracy against the "label", or against the "prediction" as in the paper's code.
     """
@@ -80,6 +80,13 @@ class Spec:
     search: str = "projected"
 
 
+KINDS = {
+    "none": ("undefended",),
+    "chain": ("undefended", "HMC, restarted"),
+    "paper": ("undefended", "HMC", "HMC, restarted"),
+}
+
+
 def defenses_of(effort: float, kind: str = "all") -> dict[str, Defense]:
     """The rows; the robust mode assumes l-infinity 0.2 whatever the attack does."""
     many = max(20, share_of(200, effort))
@@ -91,9 +98,7 @@ def defenses_of(effort: float, kind: str = "all") -> dict[str, Defense]:
         "robust mode": RobustPosterior("linf", 0.2, share_of(100, effort)),
         "robust mode, restarted": RobustPosterior("linf", 0.2, many, start="prior", rate=0.4),
     }
-    if kind == "chain":
-        return {name: rows[name] for name in ("undefended", "HMC, restarted")}
-    return dict(list(rows.items())[:3]) if kind == "paper" else rows
+    return {name: rows[name] for name in KINDS.get(kind, rows)}
 
 
 def _ten(attack: Attack, victim: Victim, x: Tensor, spec: Spec, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from robustvae.testing.models import check_model
 from robustvae.testing.objectives import check_objective
 from robustvae.testing.planted import linear_vae, tiny_vae
 from robustvae.testing.searches import check_search
+from robustvae.testing.soundness import Trials, judge, trials
 
 __all__ = [
     "check_defense",
@@ -21,7 +22,10 @@ __all__ = [
     "check_search",
     "check_source",
     "ContractError",
+    "judge",
     "linear_vae",
     "members_of",
     "tiny_vae",
+    "Trials",
+    "trials",
 ]
