@@ -110,6 +110,7 @@ class Figure(_Frozen):
         about: What it shows.
         item: That makes ours.
         page: Where ours is, below `docs/results`.
+        picture: Ours, below `docs/img`.
         verdict: "cells" where the cells of a table say it.
         why: In a sentence.
     """
@@ -118,6 +119,7 @@ class Figure(_Frozen):
     about: str
     item: str = ""
     page: str = ""
+    picture: str = ""
     verdict: Verdict
     why: str = ""
 
@@ -363,7 +365,8 @@ def page(ledger: Ledger) -> str:
     ]
     for figure in ledger.figures:
         link = f"[{figure.page}]({figure.page})" if figure.page else ""
-        parts = [f"`{figure.item}`" if figure.item else "", link]
+        picture = f"[picture](../img/{figure.picture})" if figure.picture else ""
+        parts = [f"`{figure.item}`" if figure.item else "", link, picture]
         ours = " ".join(part for part in parts if part)
         lines.append(line([figure.key, figure.about, figure.verdict, figure.why, ours]))
     for paper, cells in _by_table(ledger).items():

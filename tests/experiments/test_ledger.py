@@ -103,6 +103,7 @@ def test_figures_name_items_and_pages_that_exist():
     items = load_items()
     for figure in ledger.read().figures:
         assert not figure.item or figure.item in items, figure.key
+        assert not figure.picture or (ROOT / "docs" / "img" / figure.picture).is_file(), figure.key
         assert not figure.page or (ledger.RESULTS / figure.page).is_file(), figure.key
         if figure.verdict not in ("not run", "cells"):
             assert figure.why, figure.key
