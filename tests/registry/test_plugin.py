@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def run(tmp_path_factory):
         ("defense", "rounded"),
         ("model", "linear-vae"),
         ("objective", "plain-loss"),
+        ("measure", "brightness"),
+        ("check", "something_darkened"),
         ("data", "stripes"),
     ],
 )
@@ -62,7 +65,21 @@ def test_members_keep_their_contracts(run):
     assert "passed" in told and "failed" not in told
 
 
-def test_model_is_trained_and_loaded(run, tmp_path):
+PLAN = """
+base: smoke
+inputs: 2
+attacks:
+  - goal: darkening
+    search: {name: random-walk, steps: 5}
+    norm: l2
+    radius: 0.5
+defenses: [rounded]
+measures: [brightness]
+checks: [something_darkened]
+"""
+
+
+def test_model_is_trained_and_audited(run, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         "name: mine\n"
@@ -75,6 +92,17 @@ def test_model_is_trained_and_loaded(run, tmp_path):
     run("-m", "robustvae", "train", str(recipe), "--out", str(out), "--quiet")
     told = run("-c", f"import robustvae as rv; print(type(rv.load({str(out)!r})).__name__)")
     assert "LinearVAE" in told
+    plan, report = tmp_path / "drill.yaml", tmp_path / "report"
+    plan.write_text(PLAN)
+    options = ["--data", "stripes", "--plan", str(plan), "--r", "0.5", "--out", str(report)]
+    # one epoch makes no useful model, and the audit says so
+    told = run("-m", "robustvae", "audit", str(out), *options, code=1)
+    assert "something_darkened" in told and "Not useful" in told
+    record = json.loads((report / "record.json").read_text())
+    assert {row["victim"] for row in record["rows"]} == {"undefended", "rounded"}
+    assert all(row["darkened"] is not None for row in record["rows"])
+    assert any(row["goal"] == "darkening" for row in record["rows"])
+    assert "fall of the output" in (report / "report.html").read_text()
 
 
 def test_broken_package_is_one_sentence(run):
