@@ -76,6 +76,7 @@ class RobustVAEWarning(UserWarning):
 
 
 _NAMED = 12
+ROUND_OFF = 1e-6  # beyond the range of pixels: what resizing and scaling in float32 leave behind
 _LONGEST = 600  # characters of a message on the terminal: about eight lines
 
 
@@ -268,9 +269,11 @@ def check_images(
     if not bool(x.isfinite().all()):
         raise NonFiniteError(f"{name} must be finite, got a NaN or an infinity")
     least, greatest = float(x.detach().min()), float(x.detach().max())
-    if (low is not None and least < low) or (high is not None and greatest > high):
+    too_low = low is not None and least < low - ROUND_OFF
+    if too_low or (high is not None and greatest > high + ROUND_OFF):
         raise RangeError(
-            f"{name} must lie in [{low:g}, {high:g}], got values from {least:g} to {greatest:g}"
+            f"{name} must lie in [{low:g}, {high:g}], got values from {least:.9g} to "
+            f"{greatest:.9g}: scale them, or wrap the model with pixels=(low, high)"
             if low is not None and high is not None
             else f"{name} is out of range: values from {least:g} to {greatest:g}"
         )

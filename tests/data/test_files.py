@@ -186,7 +186,7 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
     Image.fromarray(pixels(1, 8, 8)[0]).save(few / "a.png")
-    refused(lambda: read_folder(few, "test"), "no image for testing")
+    assert len(read_folder(few, "test")) == len(read_folder(few, "train")) == 1
     for wrong, error in (
         ({"size": 0}, errors.RangeError),
         ({"crop": "x"}, errors.DtypeError),

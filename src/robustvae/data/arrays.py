@@ -20,6 +20,7 @@ from robustvae.errors import DataError
 
 LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
 CHANNELS = (1, 3)
+WHITE = {"uint8": 255.0, "uint16": 65535.0}  # what stands for 1 in whole numbers
 
 
 @final
@@ -46,9 +47,12 @@ class Pixels:
 
     def read(self, rows: Tensor, epoch: int) -> Tensor:
         """Images in [0, 1], (n, C, H, W)."""
-        x = torch.from_numpy(np.array(self.array[rows.numpy()]))
-        x = x.movedim(-1, 1) if self.last else x.view(-1, *self.shape[1:])
-        return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
+        values = np.array(self.array[rows.numpy()])
+        if values.dtype == np.uint16:  # which torch does not turn around
+            values = values.astype(np.float32)
+        x = torch.from_numpy(values)
+        x = x.movedim(-1, 1).contiguous() if self.last else x.reshape(-1, *self.shape[1:])
+        return x.to(torch.float32).div_(WHITE.get(str(self.array.dtype), 1.0))
 
 
 def pixels_of(array: np.ndarray, where: str | Path) -> Pixels:
@@ -57,7 +61,7 @@ def pixels_of(array: np.ndarray, where: str | Path) -> Pixels:
     Raises:
         DataError: No images are stored like this.
     """
-    kinds = (np.uint8, np.float32, np.float64)
+    kinds = (np.bool_, np.uint8, np.uint16, np.float32, np.float64)
     if array.dtype not in kinds or array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(
             f"{where} holds no images: wanted bytes or numbers in [0, 1] of (N, H, W), "

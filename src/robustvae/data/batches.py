@@ -8,6 +8,7 @@ other one, and every name but those of numpy's own array makers, ends the readin
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _run(content: bytes) -> Any:
         del stack[start:]
         return values
 
-    for opcode, argument, _ in pickletools.genops(content):
+    for opcode, argument in _operations(content):
         name = opcode.name
         if name in VALUES:
             stack.append(argument)
@@ -190,3 +191,10 @@ def _expect(value: Any, wanted: Any) -> Any:
     if not isinstance(value, wanted):
         raise ValueError(f"it has a {type(value).__name__} where none belongs")
     return value
+
+
+def _operations(content: bytes) -> list[tuple[pickletools.OpcodeInfo, Any]]:
+    """Every operation with its argument; damaged text must not warn of its escapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [(opcode, argument) for opcode, argument, _ in pickletools.genops(content)]

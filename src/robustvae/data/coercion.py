@@ -112,8 +112,7 @@ def as_images(
             a DataLoader; a folder or npz file; the name of a data set; or a list of images.
         y: Labels of a tensor or an array.
         space: What the model reads, for inputs that are no images in [0, 1].
-        split: Of a folder or a named set; a folder without a split of its own and with few images
-            is taken whole.
+        split: Of a folder or a named set; a folder without a split of its own is taken whole.
         name: Name of the set; None for one that says what it was made of.
 
     Raises:
@@ -179,7 +178,7 @@ def _from_text(text: str | Path, split: str) -> Images:
 
     if isinstance(text, str) and not Path(text).expanduser().exists():
         return load(text, split=split)
-    return read_folder(Path(text).expanduser(), split)
+    return read_folder(Path(text).expanduser(), split, whole=True)
 
 
 def _from_items(items: Dataset, space: InputSpace | None, name: str, split: str) -> Images:

@@ -9,19 +9,16 @@ from typing import final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_npz
 from robustvae.data.images import Images, Source, rank_in_class
+from robustvae.data.pixels import SUFFIXES, is_image, read_pixels
 from robustvae.errors import DataError, DtypeError, RangeError, check_choice, check_count
 
 SPLITS = ("train", "test")
 TEST_EVERY = 10
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-GRAY = {"1", "L", "LA"}
 PARTITION, ATTRIBUTES, FACES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 PARTS = {"train": "0", "test": "2"}
 
@@ -50,6 +47,7 @@ class Files:
         crop: Side of the square cut out of the middle, in pixels; None for all of the image.
         size: Side that the square is scaled to; None leaves images as they are.
         shape: (N, C, H, W); every file must come to this.
+        guessed: Whether the channels are those of the first file.
     """
 
     paths: tuple[Path, ...]
@@ -57,13 +55,15 @@ class Files:
     crop: int | None
     size: int | None
     shape: Sequence[int]
+    guessed: bool = False
 
     def read(self, rows: Tensor, epoch: int) -> Tensor:
         """Images in [0, 1], (n, C, H, W)."""
         images = []
         for row in rows.tolist():
             path = self.paths[row]
-            x = fitted(_decoded(path, self.channels), self.crop, self.size, path)
+            pixels = read_pixels(path, self.channels, guessed=self.guessed)
+            x = fitted(pixels, self.crop, self.size, path)
             if tuple(x.shape[1:]) != tuple(self.shape[1:]):
                 raise DataError(
                     f"{path} is of {tuple(x.shape[1:])} where the first image is of "
@@ -101,6 +101,7 @@ def read_folder(
     crop: int | None = None,
     size: int | None = None,
     channels: int | None = None,
+    whole: bool = False,
 ) -> Images:
     """Images of your own, read as they are asked for.
 
@@ -112,8 +113,14 @@ def read_folder(
     - the folders train and test, each of them like the next;
     - images, all of label 0; or folders of images, one for each class, in the order of their names.
 
+    Images are read by their depth (1, 8, 16, 32 bits or floating type), turned as their camera was,
+    and laid on white where they are transparent. Only regular files count, and none whose name
+    begins with a dot.
+
     An npz file has an array `images` and, where there are labels, an array `labels`. Where nothing
-    says what is for testing, it is every tenth image of each class, in the order of the names.
+    says what is for testing, it is every tenth image of each class, in the order of the names; a
+    set with fewer than ten images of every class is not split: all of it is given for both. What
+    was decided stands in `about` of the result.
 
     Args:
         folder: The folder, or an npz file.
@@ -122,6 +129,7 @@ def read_folder(
         size: Scale to squares of this side, by antialiased bilinear interpolation; without `crop`
             the largest square in the middle is cut out first.
         channels: 1 or 3; None takes that of the first image.
+        whole: Give all images of a folder that says nothing of testing, whatever the split.
 
     Returns:
         Images in [0, 1], float32, under a name by which `load` finds them again.
@@ -156,7 +164,8 @@ def read_folder(
     name = f"folder:{folder}{fit}"
     top = Path(folder)
     if top.is_file() and top.suffix == ".npz":
-        return _one_part(_from_npz(top, fit, name, split))
+        images = _from_npz(top, fit, name, split)
+        return described(images, f"all of its {len(images)} images") if whole else _one_part(images)
     if not top.is_dir():
         raise DataError(f"no images: {top} is no folder and no npz file")
     partition = _table(top, PARTITION)
@@ -166,7 +175,10 @@ def read_folder(
         return _from_npz(top / f"{split}.npz", fit, name, split)
     if any((top / part).is_dir() for part in SPLITS):
         return _from_files(top / split, fit, name, split)
-    return _one_part(_from_files(top, fit, name, split))
+    images = _from_files(top, fit, name, split)
+    if whole:
+        return described(images, f"all of its {len(images)} images")
+    return _one_part(images)
 
 
 def fitted(x: Tensor, crop: int | None, size: int | None, where: Path) -> Tensor:
@@ -276,12 +288,23 @@ def _one_part(images: Images) -> Images:
     rank, _ = rank_in_class(images.y)
     for_testing = rank % TEST_EVERY == TEST_EVERY - 1
     mask = for_testing if images.split == "test" else ~for_testing
-    if not mask.any():
-        raise DataError(
-            f"{images.name} has no image for testing: every tenth of each class would be, "
-            f"and there are {len(images)} in all"
-        )
-    return images[mask]
+    if not for_testing.any():
+        return described(images, f"all of its {len(images)} images, too few to be split")
+    return described(
+        images[mask], f"{int(mask.sum())} of its {len(images)} images, the {images.split} part"
+    )
+
+
+def described(images: Images, words: str) -> Images:
+    """The same set with what was decided on it, in words."""
+    channels, height, width = images.image_shape
+    classes = len(images.y.unique())
+    copied = images[:]
+    copied.about = (
+        f"{images.name}: {words}; {channels} channels of {height} x {width}, "
+        f"{classes} class{'es' if classes != 1 else ''}"
+    )
+    return copied
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -292,24 +315,11 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return [path for path in _inside(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in _inside(folder) if is_image(path)]
 
 
 def _files(paths: list[Path], fit: Fit) -> Files:
-    first = _decoded(paths[0], fit.channels)
+    first = read_pixels(paths[0], fit.channels)
     shape = fitted(first, fit.crop, fit.size, paths[0]).shape[1:]
-    return Files(tuple(paths), shape[0], fit.crop, fit.size, (len(paths), *shape))
-
-
-def _decoded(path: Path, channels: int | None) -> Tensor:
-    """One image in [0, 1], (1, C, H, W); None takes the channels that it has."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if channels is None:
-                channels = 1 if image.mode in GRAY else 3
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        line = " ".join(str(error).split())[:160]
-        raise DataError(f"{path} cannot be read as an image: {line}") from None
-    x = torch.from_numpy(pixels).view(*pixels.shape[:2], channels)
-    return x.movedim(2, 0).unsqueeze(0).to(torch.float32).div_(255)
+    guessed = fit.channels is None
+    return Files(tuple(paths), shape[0], fit.crop, fit.size, (len(paths), *shape), guessed)

@@ -88,6 +88,9 @@ class Images:
             check_sizes(tuple(x.shape), "the shape of a source", axes=4)
         else:
             check_images(x)
+            x = x.clamp(
+                0, 1
+            ).contiguous()  # round-off beyond the range, and arrays that were turned
         for label in (y, *(labels or {}).values()):
             if not isinstance(label, Tensor) or label.dtype != torch.int64:
                 kind = getattr(label, "dtype", type(label).__name__)
@@ -100,6 +103,7 @@ class Images:
         self.split = split
         self.labels = dict(labels or {"label": y})
         self._epoch = 0
+        self.about = ""
 
     def __repr__(self) -> str:
         return f"Images(name={self.name!r}, split={self.split!r})"
