@@ -21,7 +21,13 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
         OutputTarget,
     )
     from robustvae.audit import audit, verify
-    from robustvae.certificates import Certificate, Question, certify
+    from robustvae.certificates import (
+        Certificate,
+        Question,
+        certified_curve,
+        certify,
+        certify_score,
+    )
     from robustvae.defenses import (
         HMC,
         InputNoise,
@@ -51,7 +57,9 @@ _HOMES = {
     "audit": "audit",
     "Ball": "perturb",
     "Certificate": "certificates",
+    "certified_curve": "certificates",
     "certify": "certificates",
+    "certify_score": "certificates",
     "check": "models",
     "ClassifierFlip": "attacks",
     "data": "",
@@ -96,7 +104,9 @@ __all__ = [
     "audit",
     "Ball",
     "Certificate",
+    "certified_curve",
     "certify",
+    "certify_score",
     "check",
     "ClassifierFlip",
     "data",

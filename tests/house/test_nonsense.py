@@ -135,6 +135,12 @@ PLAN = {
 }
 QUESTION = {"r": 1.0, "m": 0.5, "displacement": "centered"}
 
+
+def smooth() -> dict[str, Any]:
+    victim = rv.Victim(base().vae, rv.InputNoise(0.1))
+    return {"victim": victim, "x": base().x, "draws": 20, "generator": g()}
+
+
 # name: (what to call, arguments that work). A name of rv unless a dot follows a lower-case word.
 ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] = {
     "generator": (None, lambda: {"seed": 0}),
@@ -297,6 +303,8 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         },
     ),
     "Question": (None, lambda: {"r": 1.0, "m": 0.5, "norm": "l2", "displacement": "full"}),
+    "certified_curve": (None, lambda: {**smooth(), "sizes": [0.1], "m": 0.5}),
+    "certify_score": (None, lambda: {**smooth(), "sizes": [0.1], "quantile": 0.5}),
     "certify": (
         None,
         lambda: {"vae": base().vae, "x": base().x, **QUESTION, "norm": "l2", "generator": g()},

@@ -2,28 +2,51 @@
 
 from robustvae.certificates.certification import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
+from robustvae.certificates.curves import CertifiedCurve, certified_curve
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
 from robustvae.certificates.movement import Encoder, Movement
 from robustvae.certificates.propagation import Add, Cause, LinearBounds, Relaxation
 from robustvae.certificates.question import Question
+from robustvae.certificates.scoring import (
+    CertifiedDecision,
+    ExpectedScore,
+    ScoreBounds,
+    certified_auroc,
+    certified_tpr,
+    certify_decision,
+    certify_expectation,
+    certify_score,
+    median_probability,
+)
 from robustvae.certificates.tangent import tangent_reach
 
 __all__ = [
     "Add",
     "Cause",
     "Certificate",
+    "certified_auroc",
+    "certified_curve",
+    "certified_tpr",
+    "CertifiedCurve",
+    "CertifiedDecision",
     "certify",
+    "certify_decision",
+    "certify_expectation",
+    "certify_score",
     "Constants",
     "Design",
     "design",
     "Encoder",
+    "ExpectedScore",
     "global_margin",
     "isotropic_margin",
     "LinearBounds",
     "lipschitz_bound",
     "lipschitz_constants",
+    "median_probability",
     "Movement",
     "Question",
     "Relaxation",
+    "ScoreBounds",
     "tangent_reach",
 ]

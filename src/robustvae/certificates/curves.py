@@ -1,0 +1,224 @@
+"""Certified tolerances for every size of the change at once, from one set of draws (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from robustvae.certificates.methods.sampling import Sampler, lower_index, ready, upper_index
+from robustvae.certificates.methods.smoothing import shifted_level
+from robustvae.certificates.question import CENTERS, DISPLACEMENTS
+from robustvae.defenses import Victim
+from robustvae.errors import (
+    DtypeError,
+    RangeError,
+    check_choice,
+    check_count,
+    check_images,
+    check_number,
+    check_probability,
+    check_type,
+)
+from robustvae.models.base import check_weights
+from robustvae.seeding import row_numbers
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class CertifiedCurve:
+    """What r each input is certified for, by the size of the change.
+
+    Attributes:
+        sizes: l2 sizes, (K,), rising.
+        tolerance: r with P(||Delta|| <= r) >= m under every change of at most that size, (B, K),
+            float64; infinite where the draws do not suffice. The curve between sizes is the next
+            larger size's value.
+        confidence: Of each input: for its whole curve where `simultaneous`, else for each value.
+        simultaneous: Whether the values of one input hold together.
+        m: The probability.
+        displacement: "full" or "paired".
+        center: What "full" measures from.
+        centers: The victim's own mean outputs, (B, C, H, W), where `center` is "own".
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:2]
+        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1))
+        >>> band = rv.certified_curve(smooth, x, sizes=[0.05, 0.1], draws=500,
+        ...     generator=rv.generator(0))
+        >>> band
+        CertifiedCurve: 2 inputs, 2 sizes from 0.05 to 0.1 (l2), displacement full, center own
+          probabilistic, confidence 0.999 for each input's whole curve, m = 0.5
+          mean tolerance from 1.05 to 1.2
+        >>> bool((band.tolerance[:, 0] <= band.tolerance[:, 1]).all())
+        True
+    """
+
+    sizes: Tensor
+    tolerance: Tensor
+    confidence: float
+    simultaneous: bool
+    m: float
+    displacement: str
+    center: str
+    centers: Tensor | None = None
+
+    def at(self, size: float) -> Tensor:
+        """The tolerance at any size, (B,): the next larger size's, infinite beyond the last."""
+        check_number(size, "size", least=0)
+        place = int(torch.searchsorted(self.sizes, torch.tensor(size, dtype=self.sizes.dtype)))
+        if place == len(self.sizes):
+            return torch.full_like(self.tolerance[:, 0], math.inf)
+        return self.tolerance[:, place]
+
+    def radius(self, r: float) -> Tensor:
+        """The largest size at which each input is certified for r, (B,); 0 where none is."""
+        check_number(r, "r", least=0)
+        held = self.tolerance <= r
+        return torch.where(held, self.sizes[None, :], 0.0).amax(1)
+
+    def __repr__(self) -> str:
+        """Three lines: what is proved, in which sense, about how much."""
+        scope = "each input's whole curve" if self.simultaneous else "each value"
+        means = self.tolerance.mean(0)
+        return (
+            f"CertifiedCurve: {len(self.tolerance)} inputs, {len(self.sizes)} sizes from "
+            f"{float(self.sizes[0]):g} to {float(self.sizes[-1]):g} (l2), displacement "
+            f"{self.displacement}, center {self.center}\n"
+            f"  probabilistic, confidence {self.confidence:g} for {scope}, m = {self.m:g}\n"
+            f"  mean tolerance from {float(means[0]):.3g} to {float(means[-1]):.3g}"
+        )
+
+
+def certified_curve(
+    victim: Victim,
+    x: Tensor,
+    sizes: Sequence[float],
+    m: float = 0.5,
+    *,
+    generator: torch.Generator,
+    displacement: str = "full",
+    center: str = "own",
+    confidence: float = 0.999,
+    draws: int = 10_000,
+    simultaneous: bool = True,
+    rows: Sequence[int] | None = None,
+) -> CertifiedCurve:
+    """Tolerances r that every change of each size keeps with probability m, by smoothing.
+
+    With F the distribution of ||Delta|| at the input, its m-quantile under a change of size rho is
+    at most F^-1(Phi(Phi^-1(m) + rho / s)): an order statistic of one set of draws for each size.
+
+    Args:
+        victim: With noise on its input: `Victim(vae, InputNoise(stddev))`.
+        x: Images in [0, 1], (B, C, H, W).
+        sizes: l2 sizes of the change in pixel units, K of them, at least 0; sorted by us.
+        m: Probability with which the output must stay within r, in (0, 1).
+        generator: Of which one number is spent; all draws follow from it.
+        displacement: "full", or "paired" for two independent outputs.
+        center: "own" or "mean": see `Question`.
+        confidence: Of each input, in (0, 1).
+        draws: Of each input, shared by all sizes.
+        simultaneous: Whether all values of an input hold together: each then gets 1 / K of the
+            failure probability.
+        rows: The inputs' own numbers, from which their draws follow; None for their content.
+
+    Returns:
+        A `CertifiedCurve`.
+
+    Raises:
+        UnsupportedError: A victim without noise on its input, or whose rows are not independent.
+        RangeError: Sizes, m, confidence or draws out of range.
+
+    References:
+        docs/theory.md, "Smoothing"; Chiang et al., 2020 (percentiles).
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:2]
+        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1))
+        >>> band = rv.certified_curve(smooth, x, sizes=[0.05, 0.1], draws=500,
+        ...     generator=rv.generator(0))
+        >>> band.tolerance.shape
+        torch.Size([2, 2])
+    """
+    check_choice("displacement", displacement, DISPLACEMENTS)
+    check_choice("center", center, CENTERS)
+    check_probability(m, "m")
+    check_probability(confidence, "confidence")
+    check_type(simultaneous, "simultaneous", bool)
+    ordered = sorted_sizes(sizes)
+    sampler = sampler_of(victim, x, generator, rows, draws)
+    paired = displacement == "paired"
+    centers = None if paired else sampler.centers(center)
+    failure = (1 - confidence) / (len(ordered) if simultaneous else 1)
+    indices = [
+        upper_index(draws, shifted_level(m, size, sampler, up=True), failure) for size in ordered
+    ]
+    curves = []
+    with ready(victim):
+        for i, g in enumerate(sampler.generators("smoothing/draws")):
+            own = None if centers is None else centers[i : i + 1]
+            distances = sampler.distances(i, own, draws, g).cpu().sort().values
+            curves.append([math.inf if k is None else float(distances[k - 1]) for k in indices])
+    return CertifiedCurve(
+        sizes=torch.tensor(ordered, dtype=torch.float64),
+        tolerance=torch.tensor(curves, dtype=torch.float64),
+        confidence=confidence,
+        simultaneous=simultaneous,
+        m=m,
+        displacement="paired" if paired else "full",
+        center=center,
+        centers=centers if center == "own" else None,
+    )
+
+
+def sorted_sizes(sizes: Any) -> list[float]:
+    """The sizes as rising numbers.
+
+    Raises:
+        DtypeError: No sequence of numbers.
+        RangeError: None, or a negative one.
+    """
+    values = sizes.tolist() if hasattr(sizes, "tolist") else sizes
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise DtypeError(f"sizes must be a list of numbers, got {values!r}")
+    if not values:
+        raise RangeError("sizes must hold at least one number, got none")
+    for size in values:
+        check_number(size, "each of sizes", least=0)
+    return sorted(float(size) for size in values)
+
+
+def sampler_of(
+    victim: Victim,
+    x: Tensor,
+    generator: torch.Generator,
+    rows: Sequence[int] | None,
+    draws: int,
+) -> Sampler:
+    """A sampler of the victim at the inputs, all arguments validated."""
+    check_type(victim, "victim", Victim)
+    check_images(x, victim.vae.image_shape)
+    victim.vae.check(x)
+    check_weights(victim.vae)
+    check_count(draws, "draws")
+    check_type(generator, "generator", torch.Generator)
+    numbers = tuple(row_numbers(x, rows))
+    top = torch.iinfo(torch.int64).max
+    seed = int(torch.randint(top, (), generator=generator, device=generator.device))
+    return Sampler(victim, x, numbers, seed)
+
+
+def quantile_ends(
+    sampler: Sampler, level: float, size: float, draws: int, failure: float
+) -> tuple[int | None, int | None]:
+    """Order statistics below and above a quantile under a change of that size, failure for each."""
+    low = lower_index(draws, shifted_level(level, size, sampler, up=False), failure)
+    high = upper_index(draws, shifted_level(level, size, sampler, up=True), failure)
+    return low, high

@@ -1,0 +1,511 @@
+"""Certified scores and decisions of a smoothed victim: intervals, AUROC, expectations (ours)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
+from robustvae.certificates.methods.base import chunks
+from robustvae.certificates.methods.sampling import Sampler, Statistic, noise_of, ready
+from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
+from robustvae.defenses import Victim
+from robustvae.errors import (
+    ConfigError,
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+    check_choice,
+    check_count,
+    check_probability,
+    check_type,
+)
+from robustvae.metrics import clopper_pearson
+from robustvae.registry import build
+from robustvae.scores import ReconstructionError, Score
+
+Attacked = Literal["both", "anomalies", "normals"]
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoreBounds:
+    """Intervals that no change of each size moves a smoothed score's quantile out of.
+
+    Attributes:
+        sizes: l2 sizes, (K,), rising.
+        lower: Lower ends, (B, K), float64.
+        upper: Upper ends, (B, K), float64; infinite where the draws do not suffice.
+        at_rest: Lower and upper ends without any change, (2, B).
+        confidence: With which all ends of one input hold together.
+        confidence_of_all: With which those of all B inputs do.
+        quantile: Which quantile of the score over the victim's randomness.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:2]
+        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1))
+        >>> bounds = rv.certify_score(smooth, x, sizes=[0.1], draws=500, generator=rv.generator(0))
+        >>> bool((bounds.lower <= bounds.upper).all()), bounds.lower.shape
+        (True, torch.Size([2, 1]))
+    """
+
+    sizes: Tensor
+    lower: Tensor
+    upper: Tensor
+    at_rest: Tensor
+    confidence: float
+    confidence_of_all: float
+    quantile: float
+
+    def __repr__(self) -> str:
+        """Three lines: what is bounded, how surely, how far."""
+        widths = (self.upper - self.lower).mean(0)
+        return (
+            f"ScoreBounds: {len(self.lower)} inputs, {len(self.sizes)} sizes up to "
+            f"{float(self.sizes[-1]):g} (l2), quantile {self.quantile:g}\n"
+            f"  probabilistic, confidence {self.confidence:g} for each input, "
+            f"{self.confidence_of_all:g} for all\n"
+            f"  mean width from {float(widths[0]):.3g} to {float(widths[-1]):.3g}"
+        )
+
+
+def certify_score(
+    victim: Victim,
+    x: Tensor,
+    score: Any = "anomaly-score",
+    sizes: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+    *,
+    generator: torch.Generator,
+    quantile: float = 0.5,
+    confidence: float = 0.999,
+    draws: int = 10_000,
+    all_inputs: bool = False,
+    rows: Sequence[int] | None = None,
+) -> ScoreBounds:
+    """How far a smoothed score can be moved by changes of each size: an interval for each input.
+
+    With F the distribution of the score at the input, its q-quantile at a change of size rho stays
+    within [F^-1(Phi(Phi^-1(q) - rho / s)), F^-1(Phi(Phi^-1(q) + rho / s))]. The reconstruction
+    error reads the changed input besides its noisy reconstruction: by the triangle inequality both
+    ends move by rho more, the lower one to 0 at most; of a squared error the ends are squared.
+
+    Warning:
+        It speaks of the population quantile of the score under noise. A deployed median of k draws
+        strays from it by chance: see `median_probability`.
+
+    Args:
+        victim: With noise on its input: `Victim(vae, InputNoise(stddev))`.
+        x: Images in [0, 1], (B, C, H, W).
+        score: A registered score or spec ("anomaly-score", the l2 norm of the error), an object
+            of that family, or a function of the victim's outputs (n, C, H, W) to numbers (n,).
+        sizes: l2 sizes of the change in pixel units, K of them, at least 0; sorted by us.
+        generator: Of which one number is spent; all draws follow from it.
+        quantile: q, in (0, 1); the median by default.
+        confidence: With which all ends of one input hold, in (0, 1).
+        draws: Of each input, shared by all sizes.
+        all_inputs: Give every input 1 / B of the failure probability, so that the ends of all
+            inputs hold together with `confidence`.
+        rows: The inputs' own numbers, from which their draws follow; None for their content.
+
+    Returns:
+        `ScoreBounds`.
+
+    Raises:
+        UnsupportedError: A victim without noise on its input, whose rows are not independent, or a
+            score that reads the input in another way.
+        RangeError: A number out of range.
+
+    References:
+        docs/theory.md, "Smoothing"; Chiang et al., 2020 (percentiles).
+
+    Examples:
+        >>> import robustvae as rv
+        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:2]
+        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1))
+        >>> bounds = rv.certify_score(smooth, x, score="anomaly-score", sizes=[0.1, 0.2],
+        ...     draws=500, generator=rv.generator(0))
+        >>> bool((bounds.lower >= 0).all())
+        True
+    """
+    check_probability(quantile, "quantile")
+    check_probability(confidence, "confidence")
+    check_type(all_inputs, "all_inputs", bool)
+    ordered = sorted_sizes(sizes)
+    function = build("score", score) if not callable(score) else score
+    sampler = sampler_of(victim, x, generator, rows, draws)
+    error = function if isinstance(function, ReconstructionError) else None
+    # two ends of every size, and of no change
+    ends = 2 * (len(ordered) + 1)
+    failure = (1 - confidence) / ends / (len(x) if all_inputs else 1)
+    measured = ReconstructionError() if error else function
+    places = [quantile_ends(sampler, quantile, size, draws, failure) for size in [0.0, *ordered]]
+    lower, upper = [], []
+    with ready(victim):
+        for i, g in enumerate(sampler.generators("smoothing/score")):
+            values = _values(measured, sampler, i, draws, g)
+            floors = values.nan_to_num(nan=-math.inf).sort().values
+            roofs = values.nan_to_num(nan=math.inf).sort().values
+            pairs = zip(places, [0.0, *ordered], strict=True)
+            low, high = [], []
+            for (below, above), size in pairs:
+                moved = size if error else 0.0
+                low.append(-math.inf if below is None else float(floors[below - 1]) - moved)
+                high.append(math.inf if above is None else float(roofs[above - 1]) + moved)
+            lower.append(low)
+            upper.append(high)
+    least = torch.tensor(lower, dtype=torch.float64)
+    most = torch.tensor(upper, dtype=torch.float64)
+    if error is not None:
+        least = least.clamp_min(0)
+        if error.squared:
+            least, most = least.square(), most.square()
+    each = 1 - (1 - confidence) / (len(x) if all_inputs else 1)
+    return ScoreBounds(
+        sizes=torch.tensor(ordered, dtype=torch.float64),
+        lower=least[:, 1:],
+        upper=most[:, 1:],
+        at_rest=torch.stack([least[:, 0], most[:, 0]]),
+        confidence=each,
+        confidence_of_all=max(0.0, 1 - len(x) * (1 - each)),
+        quantile=quantile,
+    )
+
+
+def _values(
+    score: Callable[..., Any], sampler: Sampler, i: int, count: int, g: torch.Generator
+) -> Tensor:
+    """Draws of the score at input i, (count,), float64."""
+    if not _is_score(score):
+        return sampler.numbers(_checked(score), i, count, g)
+    if not isinstance(score, ReconstructionError) and getattr(score, "reads_input", True):
+        raise UnsupportedError(
+            f"the score {type(score).__name__} reads the changed input besides what the victim "
+            "makes of it, which smoothing does not cover: use 'anomaly-score', a score with "
+            "reads_input = False, or a function of the output"
+        )
+    parts = []
+    for n in chunks(count, sampler.at_once):
+        rows = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
+        parts.append(score(sampler.victim, rows, generator=g).detach().double().cpu())
+    return torch.cat(parts)
+
+
+def _is_score(score: Callable[..., Any]) -> bool:
+    """Whether it is called as scores are, (victim, x, *, generator), not with outputs alone."""
+    return isinstance(score, Score) and "generator" in inspect.signature(score).parameters
+
+
+def _checked(function: Callable[..., Any]) -> Statistic:
+    def statistic(output: Tensor) -> Tensor:
+        values: Tensor = function(output)
+        if not isinstance(values, Tensor) or values.shape != (len(output),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ShapeError(
+                f"a score must return one number for each of {len(output)} outputs, got {got}"
+            )
+        return values
+
+    return statistic
+
+
+def median_probability(votes: int, chance: float) -> float:
+    """P that the median of `votes` independent scores stays on the side that one score stays on.
+
+    The median of an odd number of draws does if more than half of them do, so no root of the votes
+    is lost: certify single draws and deploy their median.
+
+    Args:
+        votes: How many scores the system takes the median of; odd.
+        chance: With which a single score stays there, such as Phi(Phi^-1(F(h)) - rho / s) for a
+            bound h, in (0, 1).
+
+    Raises:
+        RangeError: An even number of votes, or a chance out of range.
+
+    Examples:
+        >>> from robustvae.certificates import median_probability
+        >>> round(median_probability(3, 0.9), 3)
+        0.972
+    """
+    from scipy.special import bdtrc
+
+    check_count(votes, "votes")
+    check_probability(chance, "chance")
+    if votes % 2 == 0:
+        raise RangeError(f"votes must be odd, so that there is a median, got {votes}")
+    return float(bdtrc((votes - 1) // 2, votes, chance))
+
+
+def certified_auroc(
+    normal: ScoreBounds, anomalous: ScoreBounds, attacked: Attacked = "both"
+) -> Tensor:
+    """Share of the pairs (normal, anomaly) that no attack of each size puts in the wrong order.
+
+    A pair counts where the anomaly's lower end lies above the normal's upper end; ties lose. All of
+    it holds with probability normal.confidence_of_all + anomalous.confidence_of_all - 1: ask
+    `certify_score` with `all_inputs=True` and half the failure probability for each side.
+
+    Args:
+        normal: Of normal inputs.
+        anomalous: Of anomalies, at the same sizes.
+        attacked: "both", or one side alone: "anomalies" (evasion) or "normals" (false alarm); the
+            other side's ends are those without a change.
+
+    Returns:
+        AUROC for each size, (K,), float64, from 0 to 1.
+
+    Raises:
+        ConfigError: Other sizes or another quantile on the two sides.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates import ScoreBounds, certified_auroc
+        >>> def about(value):
+        ...     ends = torch.tensor([[value - 1.0], [value + 1.0]])
+        ...     return ScoreBounds(torch.ones(1), ends[:1], ends[1:], ends, 0.999, 0.999, 0.5)
+        >>> float(certified_auroc(about(1.0), about(4.0))[0])
+        1.0
+    """
+    check_choice("attacked side", attacked, ("both", "anomalies", "normals"))
+    high, low = _ends(normal, anomalous, attacked)
+    return (low[None, :, :] > high[:, None, :]).double().mean((0, 1))
+
+
+def certified_tpr(
+    normal: ScoreBounds, anomalous: ScoreBounds, fpr: float = 0.05, attacked: Attacked = "both"
+) -> Tensor:
+    """Share of anomalies that no attack of each size hides, at a threshold of a fixed FPR.
+
+    The threshold is chosen on clean normals: the least one that at most `fpr` of their upper ends
+    without a change lie above; where normals are attacked too, of their attacked upper ends.
+
+    Args:
+        normal: Of normal inputs.
+        anomalous: Of anomalies, at the same sizes.
+        fpr: False positive rate allowed, in (0, 1).
+        attacked: As in `certified_auroc`.
+
+    Returns:
+        True positive rate for each size, (K,), float64.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates import ScoreBounds, certified_tpr
+        >>> def about(value):
+        ...     ends = torch.tensor([[value - 1.0], [value + 1.0]])
+        ...     return ScoreBounds(torch.ones(1), ends[:1], ends[1:], ends, 0.999, 0.999, 0.5)
+        >>> float(certified_tpr(about(1.0), about(4.0))[0])
+        1.0
+    """
+    check_probability(fpr, "fpr")
+    check_choice("attacked side", attacked, ("both", "anomalies", "normals"))
+    high, low = _ends(normal, anomalous, attacked)
+    allowed = int(fpr * len(high))
+    threshold = high.sort(0).values[len(high) - 1 - allowed]
+    return (low > threshold[None, :]).double().mean(0)
+
+
+def _ends(normal: ScoreBounds, anomalous: ScoreBounds, attacked: str) -> tuple[Tensor, Tensor]:
+    """Upper ends of the normals and lower ends of the anomalies, (N, K) each."""
+    for name, bounds in (("normal", normal), ("anomalous", anomalous)):
+        check_type(bounds, name, ScoreBounds)
+    same = torch.equal(normal.sizes, anomalous.sizes) and normal.quantile == anomalous.quantile
+    if not same:
+        raise ConfigError("both sides must have the same sizes and quantile: certify them alike")
+    high = normal.upper if attacked != "anomalies" else normal.at_rest[1][:, None]
+    low = anomalous.lower if attacked != "normals" else anomalous.at_rest[0][:, None]
+    sizes = len(normal.sizes)
+    return high.expand(-1, sizes), low.expand(-1, sizes)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ExpectedScore:
+    """Lower bounds on the mean of a bounded score under changes of each size.
+
+    Attributes:
+        sizes: l2 sizes, (K,), rising.
+        lower: Lower bounds on E[score], (B, K), float64.
+        mean: Its mean over the draws at the input itself, (B,).
+        confidence: With which all bounds of one input hold together.
+    """
+
+    sizes: Tensor
+    lower: Tensor
+    mean: Tensor
+    confidence: float
+
+
+def certify_expectation(
+    victim: Victim,
+    x: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor],
+    sizes: Sequence[float],
+    *,
+    generator: torch.Generator,
+    levels: int = 50,
+    confidence: float = 0.999,
+    draws: int = 10_000,
+    rows: Sequence[int] | None = None,
+) -> ExpectedScore:
+    """How low the mean of a score in [0, 1] can be brought by changes of each size.
+
+    E[f] >= sum_k (t_k - t_{k-1}) Phi(Phi^-1(P(f > t_k)) - rho / s), with Clopper-Pearson at
+    `levels` fixed levels t_k: a step function below the integral of P(f > t).
+
+    Args:
+        victim: With noise on its input: `Victim(vae, InputNoise(stddev))`.
+        x: Images in [0, 1], (B, C, H, W).
+        score: Of outputs (n, C, H, W) and the victim's own mean output (n, C, H, W) at the input,
+            to numbers in [0, 1], (n,): such as MS-SSIM.
+        sizes: l2 sizes of the change in pixel units, K of them.
+        generator: Of which one number is spent.
+        levels: How many.
+        confidence: Of all bounds of one input, in (0, 1).
+        draws: Of each input.
+        rows: The inputs' own numbers; None for their content.
+
+    Raises:
+        RangeError: A score outside [0, 1], or another number out of range.
+        UnsupportedError: A victim without noise on its input.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.certificates import certify_expectation
+        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:1]
+        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1))
+        >>> near = lambda a, b: (-(a - b).flatten(1).norm(dim=1)).exp()
+        >>> found = certify_expectation(smooth, x, near, [0.1], draws=500,
+        ...     generator=rv.generator(0))
+        >>> bool(found.lower[0, 0] < found.mean[0])
+        True
+    """
+    check_count(levels, "levels")
+    check_probability(confidence, "confidence")
+    ordered = sorted_sizes(sizes)
+    sampler = sampler_of(victim, x, generator, rows, draws)
+    centers = sampler.centers("own").to(x.dtype)
+    grid = torch.linspace(0, 1, levels + 1, dtype=torch.float64)[1:]
+    failure = (1 - confidence) / levels
+    lower, means = [], []
+    with ready(victim):
+        for i, g in enumerate(sampler.generators("smoothing/expectation")):
+            own = centers[i : i + 1]
+
+            def against(output: Tensor, own: Tensor = own) -> Tensor:
+                return score(output, own.expand_as(output))
+
+            values = sampler.numbers(_checked(against), i, draws, g)
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise RangeError("the score must lie in [0, 1] for every output: scale it")
+            above = (values[:, None] > grid).sum(0)
+            low = clopper_pearson(above, draws, 1 - failure, sides=1)[0]
+            # the same levels for every size: no further split
+            lower.append(
+                [
+                    sum(shifted_level(p, size, sampler, up=False) for p in low if p > 0) / levels
+                    for size in ordered
+                ]
+            )
+            means.append(float(values.mean()))
+    return ExpectedScore(
+        torch.tensor(ordered, dtype=torch.float64),
+        torch.tensor(lower, dtype=torch.float64),
+        torch.tensor(means, dtype=torch.float64),
+        confidence,
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CertifiedDecision:
+    """Decisions that no change below a radius turns.
+
+    Attributes:
+        decision: The class of the smoothed classifier, (B,); -1 where it abstains.
+        radius: l2 radius in pixel units, (B,), float64; 0 where it abstains.
+        confidence: Of each input.
+    """
+
+    decision: Tensor
+    radius: Tensor
+    confidence: float
+
+    def accuracy(self, labels: Tensor, size: float) -> float:
+        """Share of the inputs whose decision is the label up to a change of that size."""
+        right = (self.decision == labels.to(self.decision)) & (self.radius > size)
+        return float(right.double().mean())
+
+
+def certify_decision(
+    victim: Victim,
+    x: Tensor,
+    *,
+    generator: torch.Generator,
+    confidence: float = 0.999,
+    draws: int = 10_000,
+    choosing: int = 100,
+    rows: Sequence[int] | None = None,
+) -> CertifiedDecision:
+    """The class that the smoothed classifier decides for, and how far that holds.
+
+    The class is the most frequent one of `choosing` draws, which are used for nothing else; the
+    radius is s Phi^-1(p), p a Clopper-Pearson lower bound on its probability from fresh draws.
+
+    Args:
+        victim: With noise on its input, and a classifier.
+        x: Images in [0, 1], (B, C, H, W).
+        generator: Of which one number is spent.
+        confidence: Of each input, in (0, 1).
+        draws: That decide about the radius.
+        choosing: That choose the class.
+        rows: The inputs' own numbers; None for their content.
+
+    Raises:
+        ConfigError: A victim without a classifier.
+        UnsupportedError: A victim without noise on its input.
+
+    References:
+        Cohen et al., 2019, section 3.2.2.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.certificates import certify_decision
+        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:2]
+        >>> sign = lambda z: torch.stack([z[:, 0], -z[:, 0]], 1)
+        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1), sign)
+        >>> certify_decision(smooth, x, draws=500, generator=rv.generator(0)).radius.shape
+        torch.Size([2])
+    """
+    check_probability(confidence, "confidence")
+    check_count(choosing, "choosing")
+    sampler = sampler_of(victim, x, generator, rows, draws)
+    noise_of(victim)
+
+    def classes(i: int, count: int, g: torch.Generator) -> Tensor:
+        parts = []
+        for n in chunks(count, sampler.at_once):
+            rows_ = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
+            parts.append(victim.classify(rows_, generator=g).argmax(1))
+        return torch.cat(parts)
+
+    decisions, radii = [], []
+    with ready(victim):
+        choosers = sampler.generators("smoothing/choice")
+        deciders = sampler.generators("smoothing/decision")
+        for i, (chooser, decider) in enumerate(zip(choosers, deciders, strict=True)):
+            choice = int(classes(i, choosing, chooser).mode().values)
+            votes = int((classes(i, draws, decider) == choice).sum())
+            radius = sampler_radius(sampler, votes, draws, 1 - confidence, 0.5)
+            decisions.append(choice if radius > 0 else -1)
+            radii.append(radius)
+    return CertifiedDecision(
+        torch.tensor(decisions), torch.tensor(radii, dtype=torch.float64), confidence
+    )
