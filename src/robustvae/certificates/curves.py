@@ -51,10 +51,8 @@ class CertifiedCurve:
         >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1))
         >>> band = rv.certified_curve(smooth, x, sizes=[0.05, 0.1], draws=500,
         ...     generator=rv.generator(0))
-        >>> band
-        CertifiedCurve: 2 inputs, 2 sizes from 0.05 to 0.1 (l2), displacement full, center own
-          probabilistic, confidence 0.999 for each input's whole curve, m = 0.5
-          mean tolerance from 1.05 to 1.2
+        >>> str(band).splitlines()[0]
+        'CertifiedCurve: 2 inputs, 2 sizes from 0.05 to 0.1 (l2), displacement full, center own'
         >>> bool((band.tolerance[:, 0] <= band.tolerance[:, 1]).all())
         True
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,17 @@ class Options:
         list[str] | None,
         typer.Option(help="A bound to take instead of the guaranteed ones; may be repeated."),
     ] = None
+    defense: Annotated[
+        str | None,
+        typer.Option(help="A defense's spec: input-noise:stddev=0.25 is certified by smoothing."),
+    ] = None
+    center: Annotated[
+        str | None,
+        typer.Option(help="What full measures from: own with input noise, mean otherwise."),
+    ] = None
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the sampled methods, per input.")
+    ] = None
     out: OutFile = None
     seed: Seed = 0
     device: Device = "cpu"
@@ -53,13 +65,16 @@ def run(options: Options) -> None:
 
     A certificate of radius R says: no perturbation of norm below R brings the probability that the
     output stays within r down to m or below. Radius 0 means that nothing could be proved. Models
-    that nothing constrains, and hierarchies, have certificates by the method neyman_pearson.
+    that nothing constrains, and hierarchies, have certificates by the method neyman_pearson; any
+    model has one behind noise on its input. Kinds of certificates are printed apart.
 
     Examples:
 
         robustvae certify
 
         robustvae certify digits-vae --method neyman_pearson --inputs 10
+
+        robustvae certify digits-vae --defense input-noise:stddev=0.1 --displacement full --inputs 5
 
         robustvae certify digits-lipschitz-vae --r 1.5 --m 0.9 --displacement paired --out
         radii.json
@@ -75,14 +90,18 @@ def run(options: Options) -> None:
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
     common.check_fit(vae, images)
+    defenses = [] if options.defense is None else [options.defense]
+    victim = list(common.build_victims(vae, defenses).values())[-1]
     certificate = rv.certify(
-        vae,
+        victim,
         x,
         r=options.r,
         m=options.m,
         displacement=options.displacement,
         norm=options.norm,
         methods=options.method or None,
+        center=options.center,
+        draws=options.draws,
         generator=rv.generator(options.seed),
     )
     if options.out is not None:
@@ -92,7 +111,8 @@ def run(options: Options) -> None:
             "r": options.r,
             "m": options.m,
             "inputs": rows.tolist(),
-            **plain(certificate),
+            "defense": options.defense,
+            **plain(dataclasses.replace(certificate, centers=None)),
         }
         write_text(options.out, json.dumps(content, indent=1, sort_keys=True) + "\n")
     radii = sorted(certificate.radius.tolist())
@@ -107,11 +127,29 @@ def run(options: Options) -> None:
     if not options.quiet:
         question = f"{options.norm}, r = {options.r:g}, m = {options.m:g}"
         show(f"kind: {certificate.kind}, {options.displacement}, {question}")
+        if certificate.kind == "probabilistic":
+            each, together = certificate.confidence, certificate.confidence_of_all
+            show(f"confidence: {each:g} for each input, {together:g} for all of them together")
+        if certificate.simultaneous is not None:
+            mean = floored(float(certificate.simultaneous.mean()))
+            show(f"mean of radii that hold for all inputs together: {mean}")
         for name, bound in certificate.by_method.items():
             show(f"mean by {name}: {floored(float(bound.mean()))}")
         for assumption in certificate.assumptions:
             show(f"rests on: {assumption}")
-        if not any(radii):
-            show("nothing could be proved: abstain; other methods: --method neyman_pearson")
+        beside = certificate.beside
+        if beside is not None:
+            asked = [i for i, word in enumerate(beside.status) if word != "not asked"]
+            held = [float(beside.radius[i]) for i in asked if float(beside.radius[i]) > 0]
+            mean = floored(sum(held) / len(held)) if held else "none"
+            show(
+                f"beside, {beside.kind} ({beside.confidence:g}), never mixed in: {len(held)} of "
+                f"{len(asked)} inputs that have no radius above; mean {mean}"
+            )
+        silent = certificate.status.count("abstain")
+        if silent:
+            words = [word for word in dict.fromkeys(certificate.suggestions) if word]
+            hint = words[0] if words else "more draws, a larger r or a smaller m"
+            show(f"abstained on {silent} of {len(radii)} inputs; {hint}")
     if options.out is not None:
         show(f"written: {options.out}")
