@@ -15,7 +15,7 @@ from torch import nn
 import robustvae as rv
 from robustvae.errors import RobustVAEError, UnsupportedError
 from robustvae.models.base import frozen
-from robustvae.robustness import Bisection, displacements
+from robustvae.robustness import Budget, displacements
 
 _spec = importlib.util.spec_from_file_location("styles", Path(__file__).with_name("styles.py"))
 styles = importlib.util.module_from_spec(_spec)
@@ -156,8 +156,7 @@ def test_every_entry_point_works_or_refuses(name):
             0.5,
             "full",
             generator=g,
-            draws=10,
-            bisection=Bisection(search=search, rounds=1, rungs=2),
+            budget=Budget(starts=1, steps=2, draws=60, choosing=10),
         ),
         "certify": lambda: rv.certify(
             vae, x, r=1.0, m=0.5, displacement="full", norm="l2", generator=g

@@ -16,7 +16,7 @@ from experiments.harness.rows import measured
 from robustvae.attacks import Attack, MaximumDamage, likelihood_degradation
 from robustvae.models import VAE
 from robustvae.perturb import Ball, ProjectedAscent
-from robustvae.robustness import Bisection, find_margin, robustness_probability
+from robustvae.robustness import Budget, estimate_margin, robustness_probability
 
 PARTS = ("mean", "std", "both")
 
@@ -120,12 +120,10 @@ def _measure(vae: VAE, x: Tensor, spec: Spec, run: Run) -> dict[str, Any]:
         with torch.no_grad():
             damage = score(x_adv, torch.arange(len(x)))
         columns[f"Fig. 4, damage at l2 {spec.radius:g}: through {through}"] = damage
-    search = ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
-    found = find_margin(
-        victim, x, spec.r, 0.5, "centered", bisection=Bisection(search=search),
-        generator=run.noise("margin"),
-    )  # fmt: skip
-    columns["Fig. 9a: margin"] = torch.as_tensor(found.estimate.value)
+    budget = Budget(starts=spec.restarts, steps=spec.steps)
+    columns["Fig. 9a: margin"] = estimate_margin(
+        victim, x, spec.r, 0.5, "centered", budget=budget, generator=run.noise("margin")
+    ).value
     largest = _attack(vae, x, spec.sizes[-1], "mean", spec, run) - x
     direction = largest / largest.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     for size in spec.sizes:

@@ -100,7 +100,7 @@ class Readings:
         draws: int,
         generator: torch.Generator,
     ) -> None:
-        self._read, self._chunk = read, _chunk(victim.defense)
+        self._read, self._chunk = read, rows_at_once(victim)
         streams = by_row(generator, "readings", x).streams
         top = torch.iinfo(torch.int64).max
         # as many seeds as draws, and two at least: a random victim shows itself by two of them
@@ -166,10 +166,11 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm((a - b).flatten(-3), dim=-1)
 
 
-def _chunk(defense: Any) -> int:
-    """How many rows a defense, or what it wraps, runs at once."""
-    sizes = [2**16]
-    while defense is not None and len(sizes) < 10:
+def rows_at_once(victim: Victim) -> int:
+    """How many rows the victim's defense, or what it wraps, runs at once."""
+    sizes: list[int] = [2**16]
+    defense: Any = victim.defense
+    while defense is not None and len(sizes) < 10:  # wrapped ten deep: a loop
         chunk = getattr(defense, "chunk", None)
         sizes.append(chunk if isinstance(chunk, int) and chunk > 0 else 2**16)
         defense = getattr(defense, "defense", None)

@@ -1,0 +1,358 @@
+"""The margin from above: the least size at which a perturbation was seen to fail.
+
+A walk (`robustvae.robustness.walk`) looks for the nearest perturbation that fails, common draws
+place the boundary on the best direction, and a sequential test by fresh draws decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final, overload
+
+import torch
+from torch import Tensor
+
+from robustvae.certificates.question import Question
+from robustvae.defenses import Victim
+from robustvae.errors import RangeError, ShapeError, check_images, check_type
+from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
+from robustvae.records import Estimate
+from robustvae.robustness.betting import capital, log_capitals, upper_bound
+from robustvae.robustness.displacement import Ruler
+from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, size_of
+from robustvae.seeding import RowGenerator, by_row, row_generators, split
+
+OK = "ok"
+AT_REST = "not robust at rest"
+NONE_FOUND = "no failing perturbation found"
+UNDECIDED = "found one, but the fresh draws did not confirm it"
+INCONCLUSIVE = "inconclusive: the search met no gradient"
+
+# Tests of an input and threat model: how much longer the point is than the one before, and which
+# share of the risk. The last ones are for points that the choosing draws flattered.
+_TESTS = ((1.0, FIRST_RISK), (1.02, 0.15), (1.04, 0.1), (1.3, 0.05))
+_REST_RISK = 0.1  # share for the test of the input itself
+_STAGE = 64  # draws between two looks: pairs of them fill a batch, and many tests need few
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Margin:
+    """A margin bounded from above, with the perturbation that shows it.
+
+    Attributes:
+        value: The size in pixel units, (B,), float64; 0 with status "not robust at rest",
+            infinite where no failing perturbation was confirmed.
+        low: 0: nothing here shows that smaller perturbations are harmless.
+        high: As `value`.
+        confidence: With which each value is truly above its input's margin.
+        box: Whether the perturbed image stays in the pixel range.
+        status: One word or sentence for each input.
+        x_adv: The failing images, (B, C, H, W); `x` itself where none was confirmed.
+        probability_high: Upper bound on P(||Delta|| <= r) at `x_adv`, (B,), NaN where none was
+            confirmed; it holds with the confidence of one test.
+        largest: Largest size searched, in pixel units.
+    """
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+    confidence: float
+    box: bool
+    status: tuple[str, ...]
+    x_adv: Tensor
+    probability_high: Tensor
+    largest: float
+
+    @property
+    def estimate(self) -> Estimate:
+        """The numbers alone."""
+        return Estimate(self.value, self.low, self.high, self.confidence, self.box, self.status)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """The margins of the two threat models; the unconstrained one is never the larger.
+
+    Attributes:
+        unconstrained: Where the perturbed image may leave [0, 1].
+        box: Where it may not.
+    """
+
+    unconstrained: Margin
+    box: Margin
+
+
+@overload
+def estimate_margin(
+    victim: Victim,
+    x: Tensor,
+    r: float,
+    m: float,
+    displacement: str,
+    norm: str = ...,
+    box: bool = ...,
+    *,
+    center: str = ...,
+    generator: torch.Generator,
+    budget: Budget | None = ...,
+    candidates: Tensor | None = ...,
+    rows: Sequence[int] | None = ...,
+) -> Margin: ...
+@overload
+def estimate_margin(
+    victim: Victim,
+    x: Tensor,
+    r: float,
+    m: float,
+    displacement: str,
+    norm: str = ...,
+    box: None = ...,
+    *,
+    center: str = ...,
+    generator: torch.Generator,
+    budget: Budget | None = ...,
+    candidates: Tensor | None = ...,
+    rows: Sequence[int] | None = ...,
+) -> Margins: ...
+def estimate_margin(
+    victim: Victim,
+    x: Tensor,
+    r: float,
+    m: float,
+    displacement: str,
+    norm: str = "l2",
+    box: bool | None = True,
+    *,
+    center: str = "mean",
+    generator: torch.Generator,
+    budget: Budget | None = None,
+    candidates: Tensor | None = None,
+    rows: Sequence[int] | None = None,
+) -> Margin | Margins:
+    """The margin R(x) from above: the least size at which a perturbation was seen to fail.
+
+    R(x) = sup{rho : P(||Delta|| <= r) > m for every perturbation smaller than rho}. A walk along
+    the boundary looks for the nearest failing perturbation from several directions at once, all
+    inputs, directions and threat models in one batch; common draws place the boundary on the best
+    of them; fresh draws decide: a perturbation counts when the one-sided Clopper-Pearson upper
+    bound on its probability is at most m, with the risk split over the tests made for its input.
+    A victim that is not random is read once: then P is 0 or 1 and nothing is left to chance.
+
+    Warning:
+        An upper bound only. Nothing here shows that smaller perturbations are harmless, and a
+        margin of an unconstrained perturbation is no bound for those kept in the pixel range.
+
+    Args:
+        victim: What is judged, through its defense.
+        x: Clean images in [0, 1], (B, C, H, W).
+        r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
+        m: Probability in (0, 1) with which the output must stay within r.
+        displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
+        norm: "l2" or "linf", of the perturbation.
+        box: Whether the perturbed image must stay in [0, 1]; None asks both questions at once, and
+            a failure in the box counts for the unconstrained one too.
+        center: What "centered" and "full" measure from: "mean" or "own".
+        generator: Spent by search and draws, for each input by its own numbers.
+        budget: What it may cost.
+        candidates: Perturbed images (K, B, C, H, W) to consider as well, such as those that other
+            attacks found; the walk starts from the best of them too. They must lie in the box
+            unless `box` is False.
+        rows: The inputs' own numbers; see `robustvae.seeding.row_numbers`.
+
+    Returns:
+        A `Margin`, or both of them as `Margins` where `box` is None.
+
+    Raises:
+        RangeError: A setting out of range, or too few draws ever to confirm a failure.
+        ShapeError: Images of another shape.
+        DtypeError: `budget` or `candidates` of another type.
+        NonFiniteError: A weight or a clean reconstruction that is not finite.
+        UnsupportedError: "centered" of a posterior that is not Gaussian.
+
+    References:
+        [Barrett22] section 5 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5; Rony et
+        al., 2019 (DDN) and Pintor et al., 2021 (FMN), minimum-norm walks.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
+        >>> rv.estimate_margin(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).value
+        tensor([inf, inf, inf], dtype=torch.float64)
+    """
+    question = Question(
+        r=r, m=m, norm=norm, displacement=displacement, center=center, box=box is not False
+    )
+    how = Budget() if budget is None else budget
+    check_type(how, "budget", Budget)
+    check_type(victim, "victim", Victim)
+    largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
+    boxes = (True, False) if box is None else (box,)
+    streams = by_row(generator, "margin", x, rows)
+    for_ruler, for_search, for_choice, for_tests = split(streams, 4)
+    ruler = Ruler(victim, x, displacement, center, generator=for_ruler, chunk=how.chunk)
+    if ruler.is_random:
+        _check_draws(how, m, len(boxes))
+    if candidates is not None:
+        _check_candidates(candidates, x, all(boxes) or box is None)
+    with frozen(victim.vae), channels_last(victim.vae):
+        walk = Walk(ruler, question, how, boxes, largest, for_choice)
+        trail = walk.search(candidates, for_search)
+        made = _decide(walk, trail, for_tests, largest)
+    if box is not None:
+        return made[0]
+    return Margins(unconstrained=made[1], box=made[0])
+
+
+def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float) -> list[Margin]:
+    """Fresh draws judge each problem's point; the margins of the threat models in their order."""
+    ruler, question, how = walk.ruler, walk.question, walk.how
+    x, problems = ruler.x, len(trail.inputs)
+    batch = len(x)
+    count = problems // batch
+    value = torch.full((problems,), math.inf, dtype=torch.float64, device=x.device)
+    y, high = trail.x.clone(), torch.full_like(value, math.nan)
+    words = [
+        UNDECIDED if failing else INCONCLUSIVE if blind else NONE_FOUND
+        for failing, blind in zip(trail.failing.tolist(), trail.blind.tolist(), strict=True)
+    ]
+    tests = _Tests(ruler, question, how.draws, by_row(generator, "tests", x))
+
+    def accept(which: Tensor, point: Tensor, bound: Tensor, word: str) -> None:
+        y[which], high[which] = point, bound.to(high)
+        value[which] = size_of(point.double() - trail.x[which].double(), question.norm)
+        for place in which.tolist():
+            words[place] = word
+
+    risk, everyone = 1 - how.confidence, torch.arange(problems, device=x.device)
+    suspect = everyone[:batch][trail.suspect[:batch]]
+    if len(suspect):
+        bound = tests.bounds(suspect, x[suspect], _REST_RISK * risk, "rest")
+        failed = bound <= question.m
+        for own in range(count):  # the input is one point of both threat models
+            accept(suspect[failed] + own * batch, x[suspect[failed]], bound[failed], AT_REST)
+    share = trail.share.clone()
+    for number, (longer, part) in enumerate(_TESTS if ruler.is_random else _TESTS[:1]):
+        share = share * longer
+        waiting = everyone[trail.failing & value.isinf()]
+        if not len(waiting):
+            break
+        point = trail.point(share[waiting], waiting)
+        bound = tests.bounds(waiting, point, part * risk / count, f"test {number}")
+        passed = bound <= question.m
+        accept(waiting[passed], point[passed], bound[passed], OK)
+
+    margins = []
+    for own in range(count):
+        part_of = slice(own * batch, (own + 1) * batch)
+        margins.append(
+            Margin(
+                value[part_of],
+                torch.zeros_like(value[part_of]),
+                value[part_of],
+                how.confidence,
+                bool(trail.box[own * batch]),
+                tuple(words[part_of]),
+                y[part_of],
+                high[part_of],
+                largest,
+            )
+        )
+    if count == 2:
+        margins[1] = _smaller(margins[1], margins[0])
+    return margins
+
+
+@dataclass(eq=False)
+class _Tests:
+    """Sequential tests by fresh draws, each input and purpose from its own stream."""
+
+    ruler: Ruler
+    question: Question
+    draws: int
+    streams: RowGenerator
+
+    def bounds(self, which: Tensor, point: Tensor, risk: float, purpose: str) -> Tensor:
+        """Upper bounds on P(||Delta|| <= r) of problems `which`, (n,); 1 where none was reached.
+
+        A bound is computed for those whose test says at most m; the others keep 1.
+        """
+        ruler, batch, m = self.ruler, len(self.ruler.x), self.question.m
+        inputs = which % batch
+        bound = torch.ones(len(which), dtype=torch.float64, device=point.device)
+        if not ruler.is_random:
+            noise = ruler.noise(1, self.streams)
+            with torch.no_grad():
+                failed = ruler.distances(point, inputs, noise)[0] > self.question.r
+            return torch.where(failed, 0.0, bound)
+        seeds = [stream.initial_seed() for stream in self.streams.streams]
+        streams = RowGenerator(
+            [
+                row_generators(seeds[place % batch], f"{purpose}/{place // batch}", [0])[0]
+                for place in which.tolist()
+            ]
+        )
+        open_ = torch.arange(len(which), device=point.device)
+        seen = torch.empty(0, len(which), dtype=point.dtype, device=point.device)
+        pair = 2 if ruler.antithetic else 1
+        for begin in range(0, self.draws, _STAGE):
+            if not len(open_):
+                break
+            draws = min(_STAGE, self.draws - begin)
+            draws -= draws % pair
+            if not draws:
+                break
+            distances = ruler.fresh(
+                point[open_], inputs[open_], draws, streams.part(open_.tolist()), antithetic=True
+            )
+            within = (distances <= self.question.r).to(point.dtype)
+            seen = torch.cat([seen, within.unflatten(0, (-1, pair)).mean(1)])
+            passed = capital(log_capitals(seen, m)).amax(0) >= -math.log(risk)
+            if bool(passed.any()):
+                bound[open_[passed]] = upper_bound(seen[:, passed], risk).clamp_max(m)
+            open_, seen = open_[~passed], seen[:, ~passed]
+        return bound
+
+
+def _smaller(free: Margin, box: Margin) -> Margin:
+    """The unconstrained margin, or the one in the box where that is smaller."""
+    worse = box.value < free.value
+    value = torch.where(worse, box.value, free.value)
+    words = zip(worse.tolist(), free.status, box.status, strict=True)
+    return dataclasses.replace(
+        free,
+        value=value,
+        high=value,
+        status=tuple(theirs if other else ours for other, ours, theirs in words),
+        x_adv=torch.where(worse.view(-1, *(1,) * (free.x_adv.ndim - 1)), box.x_adv, free.x_adv),
+        probability_high=torch.where(worse, box.probability_high, free.probability_high),
+    )
+
+
+def _check_draws(how: Budget, m: float, boxes: int) -> None:
+    """Refuse a budget whose every test must fail."""
+    risk = FIRST_RISK * (1 - how.confidence) / boxes
+    logs = log_capitals(torch.zeros(4096, dtype=torch.float64), m)
+    need = int((capital(logs) < -math.log(risk)).sum()) + 1
+    if how.draws < need:
+        raise RangeError(
+            f"draws must be at least {need} to decide at m = {m:g}, got {how.draws}: "
+            "give Budget(draws=...) more, or a lower confidence"
+        )
+
+
+def _check_candidates(candidates: Tensor, x: Tensor, box: bool) -> None:
+    check_type(candidates, "candidates", Tensor)
+    if candidates.ndim != x.ndim + 1 or not len(candidates) or candidates.shape[1:] != x.shape:
+        wanted = ", ".join(map(str, x.shape))
+        raise ShapeError(
+            f"candidates must be (K, {wanted}) with K >= 1, got {tuple(candidates.shape)}"
+        )
+    low, high = (0.0, 1.0) if box else (None, None)
+    check_images(candidates.flatten(0, 1), name="candidates", low=low, high=high)

@@ -1,0 +1,408 @@
+"""Minimum-norm walks along the boundary between what holds and what fails.
+
+Every step turns towards the gradient of a surrogate and changes its length to where the surrogate,
+by its slope, meets the threshold. The threshold is calibrated by draws, and draws order the ends.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.certificates.question import Question
+from robustvae.errors import check_count, check_positive, check_probability
+from robustvae.perturb import Ball
+from robustvae.perturb.ascent import evaluate, start_shares
+from robustvae.robustness.betting import growth
+from robustvae.robustness.displacement import Noise, Ruler
+from robustvae.seeding import by_row, randn, row_generators, split
+
+_CALIBRATING = 64  # antithetic draws that set a threshold: each stands for several independent ones
+_SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
+_ROWS = 250  # candidates evaluated together: a batch that fits a processor's cache
+_TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
+# ones settle
+_STRIDE = 0.5  # the most by which a step may change the length, as a share of it
+_SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
+_TRIED = 96  # order statistics looked at below that: a tenth of them would do where m is a half
+_AIM = 0.5  # share of a test's draws after which it should be sure: chance may take the rest
+FIRST_RISK = 0.6  # of the risk, for the first test of a point
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """What a margin may cost, for each input and threat model.
+
+    Args:
+        starts: Directions that the search begins from.
+        steps: Gradients of each start; the better half go on for as many again.
+        draws: Fresh draws that a deciding test may spend; it stops as soon as it is sure.
+        choosing: Draws, common to all perturbations of an input, that place the boundary.
+        largest: Largest size, in pixel units; None for the diameter of the pixel cube, sqrt(D)
+            for l2 and 1 for linf.
+        confidence: With which each input's value is truly above its margin, in (0, 1); of all
+            threat models asked together.
+        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
+
+    Raises:
+        RangeError: A count, size or confidence out of range.
+
+    Examples:
+        >>> from robustvae.robustness import Budget
+        >>> Budget(steps=8).draws
+        1500
+    """
+
+    starts: int = 5
+    steps: int = 12
+    draws: int = 1500
+    choosing: int = 128
+    largest: float | None = None
+    confidence: float = 0.95
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        for name in ("starts", "steps", "draws", "choosing"):
+            check_count(getattr(self, name), name)
+        if self.largest is not None:
+            check_positive(self.largest, "largest")
+        check_probability(self.confidence, "confidence")
+        if self.chunk is not None:
+            check_count(self.chunk, "chunk")
+
+
+@dataclass(eq=False)
+class _Ends:
+    """Where walks ended, the smallest first: points (P, starts, ...), sizes, greatest slopes."""
+
+    y: Tensor
+    size: Tensor
+    slope: Tensor
+
+
+@dataclass(eq=False)
+class Trail:
+    """The best direction of each problem (threat model x input) and where its boundary lies.
+
+    `point(share)` is the perturbation at a share of the way from x to y.
+    """
+
+    box: Tensor  # (P,) bool
+    inputs: Tensor  # (P,) the input of each problem
+    x: Tensor  # (P, C, H, W)
+    y: Tensor
+    share: Tensor  # of the way at which the draws put the target probability
+    failing: Tensor  # whether the draws saw a failure there
+    blind: Tensor  # whether no gradient but 0 was met
+    suspect: Tensor  # whether the input itself seems to fail
+
+    def point(self, share: Tensor, which: Tensor | None = None) -> Tensor:
+        """The perturbed images at these shares, of all problems or of some."""
+        which = torch.arange(len(self.y), device=self.y.device) if which is None else which
+        x, y = self.x[which], self.y[which]
+        moved = x + share.view(-1, *(1,) * (x.ndim - 1)).to(x) * (y - x)
+        inside = self.box[which].view(-1, *(1,) * (x.ndim - 1))
+        return torch.where(inside, moved.clamp(0, 1), moved)
+
+
+class Walk:
+    """Minimum-norm walks of all problems and starts in one batch."""
+
+    def __init__(
+        self,
+        ruler: Ruler,
+        question: Question,
+        how: Budget,
+        boxes: tuple[bool, ...],
+        largest: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.ruler, self.question, self.how, self.largest = ruler, question, how, largest
+        self.boxes, x = boxes, ruler.x
+        # the log capital of a test that passes, the price of five stakes, and some for chance
+        risk = FIRST_RISK * (1 - how.confidence) / len(boxes)
+        self.needed = -math.log(risk) + 2.5
+        batch = len(x)
+        self.inputs = torch.arange(batch, device=x.device).repeat(len(boxes))
+        self.box = torch.tensor(boxes, device=x.device).repeat_interleave(batch)
+        coarse, fine, smooth = split(generator, 3)
+        self.coarse = ruler.noise(_CALIBRATING, coarse, antithetic=True)
+        self.fine = ruler.noise(how.choosing, fine, antithetic=True)
+        self.smooth = ruler.noise(_SURROGATE_DRAWS, smooth)
+        everyone = torch.arange(batch, device=x.device)
+        self.rest = self.reach(x, everyone, self.fine)
+        r = question.r
+        exact = not ruler.samples_posterior or ruler.displacement != "centered"
+        # noise across the mean's displacement adds its square; below 0.3 r the draws will tell
+        room = (r**2 - self.rest.square()).clamp_min((0.3 * r) ** 2).sqrt()
+        self.threshold = (torch.full_like(room, r) if exact else room).repeat(len(boxes))
+
+    def reach(self, y: Tensor, rows: Tensor, noise: Noise) -> Tensor:
+        """The largest tolerance at which a test of these perturbations would pass, (n,).
+
+        It stands for the m-quantile of ||Delta||, lower by what the test needs to be sure: a
+        perturbation is worth testing where it exceeds r. 0 where no tolerance would do.
+        """
+        size = max(1, self.ruler.rows_at_once // noise.draws)
+        with torch.no_grad():
+            parts = [
+                self._passing(self.ruler.distances(part, which, noise))
+                for part, which in zip(y.split(size), rows.split(size), strict=True)
+            ]
+        return torch.cat(parts)
+
+    def _passing(self, distances: Tensor) -> Tensor:
+        """As `reach`, of distances (draws, n) whose neighbors are antithetic pairs."""
+        if not self.ruler.is_random:
+            return distances[0]
+        draws, m = len(distances), self.question.m
+        pair = 2 if self.ruler.antithetic and draws % 2 == 0 else 1
+        pairs = distances.T.contiguous().unflatten(1, (-1, pair))
+        ordered = distances.sort(0).values
+        # the order statistics that can pass: none far above the m-quantile does
+        last = min(draws, math.ceil((m + 0.05) * draws))
+        tried = ordered[max(0, last - _TRIED) : last].T.contiguous()
+        nearer, further = pairs.amin(2).sort(1).values, pairs.amax(2).sort(1).values
+        one = torch.searchsorted(nearer, tried, right=True)
+        both = torch.searchsorted(further, tried, right=True)
+        gained = growth(both, one - both, pairs.shape[1] - one, m)
+        passes = gained >= self.needed / max(1.0, self.how.draws * _AIM / pair)
+        place = (passes.int() * torch.arange(1, tried.shape[1] + 1, device=tried.device)).amax(1)
+        best = tried.gather(1, (place.clamp_min(1) - 1).unsqueeze(1)).squeeze(1)
+        return torch.where(place > 0, best, torch.zeros_like(best))
+
+    def search(self, candidates: Tensor | None, generator: torch.Generator) -> Trail:
+        """The best direction of each problem."""
+        how, x = self.how, self.ruler.x[self.inputs]
+        problems, starts = len(x), how.starts
+        y = self._starts(generator)
+        if candidates is not None:
+            known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(0, 1)
+            known = self._fit(known, x)
+            y = torch.cat([known[:, :starts], y], 1)[:, : max(starts, 1)]
+        first = self._walk(x, y, self.threshold, (0.0, 0.5))
+        slope = first.slope
+        self._calibrate(x, first.y[:, 0])
+        half = -(-starts // 2)
+        ahead = first.y[:, :half]
+        if len(self.boxes) == 2:
+            # what failed in the box fails without it: the unconstrained walk starts there too
+            batch = problems // 2
+            also = torch.cat([ahead[:batch, :1], ahead[:batch, :1]])
+            ahead = torch.cat([ahead, also], 1)
+        second = self._walk(x, ahead, self.threshold, (0.5, 1.0))
+        slope = torch.maximum(slope, second.slope)
+        pool = [second.y[:, :2], first.y[:, :1]]
+        if candidates is not None:
+            pool.append(known)
+        return self._place(x, torch.cat(pool, 1), slope)
+
+    def _starts(self, generator: torch.Generator) -> Tensor:
+        """Random perturbations, (P, starts, C, H, W), the same for both threat models."""
+        x, how = self.ruler.x, self.how
+        share = 0.3 * start_shares(how.starts)  # of the largest size: margins are seldom near it
+        streams = by_row(generator, "starts", x)
+        seeds = [row_generators(stream, "start", range(how.starts)) for stream in streams.streams]
+        noise = torch.stack(
+            [torch.stack([randn(*x.shape[1:], like=x, generator=g) for g in own]) for own in seeds]
+        )
+        if self.question.norm == "linf":
+            unit = noise.sign()
+        else:
+            unit = noise / torch.linalg.vector_norm(noise.flatten(2), dim=2).view(
+                *noise.shape[:2], *(1,) * (x.ndim - 1)
+            )
+        size = (share * self.largest).view(1, -1, *(1,) * (x.ndim - 1)).to(x)
+        y = (x.unsqueeze(1) + size * unit).repeat(len(self.boxes), *(1,) * x.ndim)
+        return self._clip(y)
+
+    def _clip(self, y: Tensor) -> Tensor:
+        inside = self.box.view(-1, *(1,) * (y.ndim - 1))
+        return torch.where(inside, y.clamp(0, 1), y)
+
+    def _fit(self, y: Tensor, x: Tensor) -> Tensor:
+        return self._clip(y)
+
+    def _walk(self, x: Tensor, y: Tensor, threshold: Tensor, span: tuple[float, float]) -> _Ends:
+        """Walk from each start; ends in the order of their predicted sizes."""
+        problems, starts = y.shape[:2]
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        rows = self.inputs.repeat_interleave(starts)
+        center = x.repeat_interleave(starts, 0)
+        inside = self.box.repeat_interleave(starts)
+        level = threshold.repeat_interleave(starts)
+        now = y.flatten(0, 1)
+        best, size = now.clone(), torch.full_like(level, math.inf)
+        slopes = torch.zeros_like(level)
+        steps, norm = self.how.steps, self.question.norm
+        low, high = (math.log(turn) for turn in _TURN)
+
+        for k in range(steps):
+            value, gradient = self._evaluate(now, rows)
+            delta = now - center
+            reach = size_of(delta, norm).clamp_min(1e-9 * self.largest)
+            dual = size_of(gradient, "l1" if norm == "linf" else "l2")
+            slopes = torch.maximum(slopes, dual)
+            along = (gradient * delta).flatten(1).sum(1) / reach
+            # where the ray meets the threshold, by its slope: trusted near it, and where it failed
+            gap = level - value
+            there = reach + gap / along.clamp_min(1e-12)
+            near = (gap.abs() <= 0.1 * level) & ((there / reach - 1).abs() <= 0.2)
+            predicted = torch.where(near, there, reach.where(gap <= 0, math.inf))
+            better = predicted < size
+            best = torch.where(better.view(shape), now, best)
+            size = torch.where(better, predicted, size)
+            if k == steps - 1:
+                break
+            # the new length: where the surrogate reaches the threshold by the slope of the better
+            # direction, no further than a share of the length now
+            climb = torch.maximum(along, 0.5 * dual).clamp_min(1e-12)
+            stride = _STRIDE if k > 2 else 2.0  # the first steps have their scale to find
+            length = reach + (gap / climb).clamp(-0.5 * reach, stride * reach)
+            length = length.clamp(1e-9 * self.largest, self.largest)
+            place = span[0] + (span[1] - span[0]) * k / max(1, steps - 1)
+            turn = math.exp(low + (high - low) * place)
+            if norm == "linf":
+                unit, old = gradient.sign(), delta / reach.view(shape)
+            else:
+                unit = gradient / dual.clamp_min(1e-30).view(shape)
+                old = delta / reach.view(shape)
+            now = self._step(center, old + turn * unit, length, inside)
+        size = size.view(problems, starts)
+        order = size.argsort(1)
+        every = torch.arange(problems, device=x.device).unsqueeze(1)
+        ends = best.view(problems, starts, *x.shape[1:])[every, order]
+        return _Ends(ends, size[every, order], slopes.view(problems, starts).amax(1))
+
+    def _step(self, x: Tensor, direction: Tensor, length: Tensor, inside: Tensor) -> Tensor:
+        """The point of that length in a direction, in the box where it must be."""
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        norm = self.question.norm
+        if norm == "linf":
+            moved = x + (length.view(shape) * direction).clamp(
+                -length.view(shape), length.view(shape)
+            )
+            return torch.where(inside.view(shape), moved.clamp(0, 1), moved)
+        whole = size_of(direction, norm).clamp_min(1e-30).view(shape)
+        moved = x + length.view(shape) * direction / whole
+        if bool(inside.any()):
+            # twice as far, so that the projection fills what the clipped pixels leave over
+            far = x[inside] + 2 * (moved - x)[inside]
+            moved[inside] = Ball(norm, length[inside]).project(x[inside], far)
+        return moved
+
+    def _evaluate(self, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = [], []
+        noise = self.smooth
+        for part, which in zip(y.split(_ROWS), rows.split(_ROWS), strict=True):
+            value, slope = evaluate(
+                lambda y, rows: self.ruler.surrogate(y, rows, noise), part, which
+            )
+            values.append(value)
+            slopes.append(torch.zeros_like(part) if slope is None else slope)
+        return torch.cat(values), torch.cat(slopes)
+
+    def _calibrate(self, x: Tensor, y: Tensor) -> None:
+        """Set each threshold to what the surrogate is where the draws say that r is met."""
+        if not self.ruler.is_random:
+            return
+        with torch.no_grad():
+            value = torch.cat(
+                [
+                    self.ruler.surrogate(part, which, self.smooth)
+                    for part, which in zip(y.split(_ROWS), self.inputs.split(_ROWS), strict=True)
+                ]
+            )
+        quantile = self.reach(y, self.inputs, self.coarse)
+        r = self.question.r
+        across = quantile.square() - value.square()
+        met = (r**2 - across).clamp_min(0).sqrt()
+        # the same noise across the displacement at r as here; a share of r where that is no number
+        met = torch.where(met > 0.1 * r, met, value * (r / quantile.clamp_min(1e-12)))
+        usable = quantile.isfinite() & (value > 0)
+        self.threshold = torch.where(usable, met, self.threshold)
+
+    def _place(self, x: Tensor, pool: Tensor, slope: Tensor) -> Trail:
+        """Order the directions by draws and put the best one's boundary where its draws are."""
+        problems, count = pool.shape[:2]
+        rest = self.rest[self.inputs]
+        r = self.question.r
+        flat = pool.flatten(0, 1)
+        rows = self.inputs.repeat_interleave(count)
+        quantile = self.reach(flat, rows, self.coarse).view(problems, count)
+        size = size_of(flat - x.repeat_interleave(count, 0), self.question.norm).view(
+            problems, count
+        )
+        share = _meets(rest.unsqueeze(1), quantile, r)
+        reached = torch.where(share.isfinite(), share * size, math.inf)
+        reached = torch.where(reached <= self.largest, reached, math.inf)
+        pick = reached.argmin(1)
+        every = torch.arange(problems, device=x.device)
+        trail = Trail(
+            self.box,
+            self.inputs,
+            x,
+            pool[every, pick],
+            share[every, pick].nan_to_num(1.0, 1.0, 1.0),
+            torch.zeros_like(self.box),
+            slope == 0,
+            rest > r,
+        )
+        self._solve(trail, size[every, pick])
+        return trail
+
+    def _solve(self, trail: Trail, size: Tensor) -> None:
+        """Regula falsi for the share at which the quantile of the fine draws meets r."""
+        r, rest = self.question.r, self.rest[trail.inputs]
+        most = (self.largest / size.clamp_min(1e-12)).clamp_min(1e-9)
+        below, above = torch.zeros_like(rest), torch.full_like(rest, math.inf)
+        low, high = rest.clone(), torch.full_like(rest, math.inf)
+        share = torch.minimum(trail.share, most)
+        rounds = _SOLVING if self.ruler.is_random else 8
+        for k in range(rounds):
+            value = self.reach(trail.point(share), trail.inputs, self.fine)
+            fails = value > r
+            above = torch.where(fails & (share < above), share, above)
+            high = torch.where(fails & (share == above), value, high)
+            below = torch.where(~fails & (share > below), share, below)
+            low = torch.where(~fails & (share == below), value, low)
+            if k == rounds - 1:
+                break
+            found = above.isfinite()
+            # the square of the distance is nearly linear in the square of the share
+            middle = below + (above - below) * (
+                (r**2 - low.square()) / (high.square() - low.square()).clamp_min(1e-12)
+            ).clamp(0.05, 0.95)
+            if not self.ruler.is_random:
+                middle = 0.5 * (below + above)  # a step function has no slope
+            guess = share * _meets(rest, value, r).clamp(0.5, 2.0)
+            inside = (guess > below) & (guess < above)
+            if self.ruler.is_random:
+                middle = torch.where(inside, guess, middle)
+            onward = torch.minimum(torch.maximum(share * 1.1, guess), most)
+            share = torch.where(found, middle, onward.nan_to_num(1.0))
+        # the smallest share seen to fail, else where the last slope says that it would
+        ahead = torch.minimum((share * _meets(rest, value, r)).nan_to_num(math.inf), most)
+        trail.failing = above.isfinite() | (ahead < most)
+        near = torch.where((value - r).abs() < 0.03 * r, ahead, above)
+        best = near if self.ruler.is_random else above
+        trail.share = torch.where(best.isfinite(), best, torch.minimum(share, most))
+
+
+def _meets(rest: Tensor, value: Tensor, r: float) -> Tensor:
+    """The share of the way at which q^2 = rest^2 + (value^2 - rest^2) share^2 meets r^2."""
+    rise = value.square() - rest.square()
+    share = ((r**2 - rest.square()).clamp_min(1e-9 * r**2) / rise.clamp_min(1e-12)).sqrt()
+    return torch.where((rise > 0) & value.isfinite(), share, math.inf)
+
+
+def size_of(step: Tensor, norm: str) -> Tensor:
+    """The size of each step, (n,): "l2", "linf", or "l1", the dual of "linf"."""
+    order = {"l2": 2.0, "linf": math.inf, "l1": 1.0}[norm]
+    return torch.linalg.vector_norm(step.flatten(1), ord=order, dim=1)
