@@ -298,7 +298,7 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
             **QUESTION,
             "norm": "l2",
             "box": True,
-            "draws": 50,
+            "center": "mean",
             "generator": g(),
         },
     ),

@@ -19,7 +19,7 @@ from experiments.harness.figures import new_figures, save
 from experiments.harness.rows import measured
 from robustvae import bounds
 from robustvae.objectives import ELBO
-from robustvae.robustness import Bisection, find_margin
+from robustvae.robustness import Budget
 
 
 @final
@@ -175,15 +175,14 @@ def margins(spec: MarginSpec, run: Run) -> Result:
     for name, vae in vaes.items():
 
         def compute(vae: rv.VAE = vae) -> dict[str, Any]:
-            search = rv.ProjectedAscent(steps=spec.steps, restarts=spec.restarts, chunk=1000)
-            how = Bisection(search=search)
+            budget = Budget(starts=spec.restarts, steps=spec.steps)
             g = run.noise("attack")
-            found = find_margin(
-                rv.Victim(vae), x, spec.r, 0.5, "paired", box=False, bisection=how, generator=g
+            upper = rv.estimate_margin(
+                rv.Victim(vae), x, spec.r, 0.5, "paired", box=False, budget=budget, generator=g
             )
             with torch.no_grad():
                 errors = (vae.decode(vae.encode(x).mean).mean - x).flatten(1).norm(dim=1)
-            return {"attacked margin": torch.as_tensor(found.estimate.value), "error": errors}
+            return {"attacked margin": upper.value, "error": errors}
 
         part = run.part(name, compute, vae)
         rows += [measured(name, setting, values) for setting, values in part.items()]

@@ -24,7 +24,7 @@ from robustvae.attacks import AttackSuite
 from robustvae.certificates import global_margin, lipschitz_constants
 from robustvae.evaluation import negative_log_likelihood
 from robustvae.models import VAE, LipschitzVAE
-from robustvae.robustness import Bisection, find_margin
+from robustvae.robustness import Budget
 from robustvae.seeding import shard_generator
 
 DISPLACEMENTS = ("centered", "paired")
@@ -140,23 +140,19 @@ def attacked(vae: VAE, x: Tensor, spec: Spec, seed: int) -> dict[str, list[float
     for name, box in (("box", True), ("free", False)):
         g = shard_generator(seed, 0, f"attacks {name}")
         ask: dict[str, Any] = {"displacement": "centered", "box": box, "generator": g}
-        ask |= {**question, "confidence": 0.975}
-        few = rv.ProjectedAscent(steps=min(30, spec.steps), restarts=min(3, spec.restarts))
-        quick = Bisection(search=few, rounds=3, largest=6.0)
-        first = find_margin(victim, x, **ask, bisection=quick)
-        margin = torch.as_tensor(first.estimate.value)
+        ask |= question
+        quick = Budget(starts=min(3, spec.restarts), steps=min(15, spec.steps), largest=6.0)
+        first = rv.estimate_margin(victim, x, **ask, budget=quick)
+        margin = first.value
         radius = 1.05 * float(margin[margin.isfinite()].max())
         ball = rv.Ball("l2", radius) if box else rv.Ball("l2", radius, None, None)
         suite = AttackSuite(spec.suite, balls=(ball,))(victim, x, generator=g)
         images = [first.x_adv, *(row.x_adv for row in suite.rows if row.attack)]
         known += [y.clamp(0, 1) for y in images] if box else images
-        search = rv.ProjectedAscent(
-            steps=spec.steps, restarts=spec.restarts, chunk=1000, target=spec.r + 0.5
-        )
-        bisection = Bisection(search=search, rungs=1, rounds=4)
-        best = find_margin(victim, x, **ask, bisection=bisection, candidates=torch.stack(known))
+        budget = Budget(starts=len(known) + spec.restarts, steps=spec.steps, confidence=0.975)
+        best = rv.estimate_margin(victim, x, **ask, budget=budget, candidates=torch.stack(known))
         known.append(best.x_adv)
-        ends[name] = torch.as_tensor(best.estimate.value)
+        ends[name] = best.value
     ends["free"] = torch.minimum(ends["free"], ends["box"])
     return {f"attacked, {name}": ends[name].tolist() for name in ("free", "box")}
 

@@ -13,7 +13,7 @@ from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
 from robustvae import bounds
 from robustvae.jacobians import jacobian
-from robustvae.robustness import Bisection, find_margin, rest_quantile
+from robustvae.robustness import Budget, rest_quantile
 
 M = 0.5
 
@@ -60,10 +60,8 @@ def first_order(spec: Spec, run: Run) -> Result:
     slopes = jacobian(lambda y: vae.encode(y).mean, x)
 
     def attack() -> torch.Tensor:
-        search = rv.ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
-        how = Bisection(search=search)
-        value = find_margin(victim, x, r, M, box=False, bisection=how, **ask).estimate.value
-        return torch.as_tensor(value)
+        budget = Budget(starts=spec.restarts, steps=spec.steps)
+        return rv.estimate_margin(victim, x, r, M, box=False, budget=budget, **ask).value
 
     estimated = torch.tensor(run.part("attacked", attack, vae), dtype=torch.float64)
     usable = estimated.isfinite() & (estimated > 0)

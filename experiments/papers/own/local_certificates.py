@@ -15,7 +15,7 @@ import torch
 import robustvae as rv
 from experiments.harness import Result, Run, item
 from experiments.harness.rows import Row, measured
-from robustvae.robustness import Bisection, find_margins, rest_quantile
+from robustvae.robustness import Budget, estimate_margin, rest_quantile
 
 M = 0.5
 ROUTE: dict[str, Any] = {"methods": ["neyman_pearson"], "confidence": 0.999}
@@ -80,11 +80,14 @@ def local_certificates(spec: Spec, run: Run) -> Result:
                 part |= {f"{norm}, free": lower.radius, f"{norm}, box": within.radius}
                 part[f"{norm}, box / free"] = within.radius / lower.radius
                 if norm == "l2" and displacement in spec.attacked:
-                    search = rv.ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
-                    how = Bisection(search=search)
-                    upper = find_margins(victim, x, r, M, generator=g, bisection=how, **ask)
-                    for kind, proof in (("free", lower), ("box", within)):
-                        end = torch.as_tensor(getattr(upper, kind).estimate.value)
+                    budget = Budget(starts=spec.restarts, steps=spec.steps)
+                    upper = estimate_margin(
+                        victim, x, r, M, box=None, generator=g, budget=budget, **ask
+                    )
+                    for kind, proof, end in (
+                        ("free", lower, upper.unconstrained.value),
+                        ("box", within, upper.box.value),
+                    ):
                         part |= {
                             f"attacked, {kind}": end,
                             f"certified / attacked, {kind}": proof.radius / end,

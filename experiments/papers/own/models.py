@@ -13,7 +13,7 @@ from experiments.harness.rows import measured
 from robustvae.data import Images
 from robustvae.models import VAE
 from robustvae.objectives import ELBO
-from robustvae.robustness import Bisection, find_margins
+from robustvae.robustness import Budget, estimate_margin
 from robustvae.seeding import shard_generator
 
 TINY, CONV = "NVAE tiny", "conv28"
@@ -63,11 +63,11 @@ def digits_models(spec: DigitsSpec, run: Run) -> Result:
             if not bool((lower.radius > 0).any()):
                 methods = ["neyman_pearson"]
                 lower = rv.certify(vae, x, **question, generator=g, methods=methods)
-            search = rv.ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
-            upper = find_margins(
-                rv.Victim(vae), x, **question, generator=g, bisection=Bisection(search=search)
+            budget = Budget(starts=spec.restarts, steps=spec.steps)
+            upper = estimate_margin(
+                rv.Victim(vae), x, **question, box=None, generator=g, budget=budget
             )
-            free, box = (torch.as_tensor(e.estimate.value) for e in (upper.free, upper.box))
+            free, box = upper.unconstrained.value, upper.box.value
             return {
                 "squared error": (x_hat - images.x).flatten(1).square().sum(1),
                 "negative ELBO, nats": loss,

@@ -23,7 +23,7 @@ from robustvae.models.layout import channels_last
 from robustvae.records import Estimate
 from robustvae.robustness.betting import capital, log_capitals, upper_bound
 from robustvae.robustness.displacement import Ruler
-from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, size_of
+from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, meets, size_of
 from robustvae.seeding import RowGenerator, by_row, row_generators, split
 
 OK = "ok"
@@ -34,8 +34,10 @@ INCONCLUSIVE = "inconclusive: the search met no gradient"
 
 # Tests of an input and threat model: how much longer the point is than the one before, and which
 # share of the risk. The last ones are for points that the choosing draws flattered.
-_TESTS = ((1.0, FIRST_RISK), (1.02, 0.15), (1.04, 0.1), (1.3, 0.05))
+_TESTS = ((1.0, FIRST_RISK), (1.0, 0.2), (1.03, 0.07), (1.3, 0.03))
 _REST_RISK = 0.1  # share for the test of the input itself
+_FUTILE = 384  # draws after which a test may be given up
+_HOPE = 0.01  # how far below m the share must lie by then
 _STAGE = 64  # draws between two looks: pairs of them fill a batch, and many tests need few
 
 
@@ -222,7 +224,7 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
         UNDECIDED if failing else INCONCLUSIVE if blind else NONE_FOUND
         for failing, blind in zip(trail.failing.tolist(), trail.blind.tolist(), strict=True)
     ]
-    tests = _Tests(ruler, question, how.draws, by_row(generator, "tests", x))
+    tests = _Tests(walk, by_row(generator, "tests", x))
 
     def accept(which: Tensor, point: Tensor, bound: Tensor, word: str) -> None:
         y[which], high[which] = point, bound.to(high)
@@ -233,20 +235,24 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
     risk, everyone = 1 - how.confidence, torch.arange(problems, device=x.device)
     suspect = everyone[:batch][trail.suspect[:batch]]
     if len(suspect):
-        bound = tests.bounds(suspect, x[suspect], _REST_RISK * risk, "rest")
+        bound, _ = tests.bounds(suspect, x[suspect], _REST_RISK * risk, "rest")
         failed = bound <= question.m
         for own in range(count):  # the input is one point of both threat models
             accept(suspect[failed] + own * batch, x[suspect[failed]], bound[failed], AT_REST)
     share = trail.share.clone()
     for number, (longer, part) in enumerate(_TESTS if ruler.is_random else _TESTS[:1]):
-        share = share * longer
         waiting = everyone[trail.failing & value.isinf()]
         if not len(waiting):
             break
+        share[waiting] = share[waiting] * longer
         point = trail.point(share[waiting], waiting)
-        bound = tests.bounds(waiting, point, part * risk / count, f"test {number}")
+        bound, tolerance = tests.bounds(waiting, point, part * risk / count, f"test {number}")
         passed = bound <= question.m
         accept(waiting[passed], point[passed], bound[passed], OK)
+        # what a failed test drew tells where the next one should be, whose draws are new
+        again = waiting[~passed]
+        further = meets(walk.rest[trail.inputs[again]], tolerance[~passed], question.r)
+        share[again] = share[again] * further.clamp(1.0, 1.3)
 
     margins = []
     for own in range(count):
@@ -273,24 +279,27 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
 class _Tests:
     """Sequential tests by fresh draws, each input and purpose from its own stream."""
 
-    ruler: Ruler
-    question: Question
-    draws: int
+    walk: Walk
     streams: RowGenerator
 
-    def bounds(self, which: Tensor, point: Tensor, risk: float, purpose: str) -> Tensor:
-        """Upper bounds on P(||Delta|| <= r) of problems `which`, (n,); 1 where none was reached.
+    def bounds(
+        self, which: Tensor, point: Tensor, risk: float, purpose: str
+    ) -> tuple[Tensor, Tensor]:
+        """Upper bounds on P(||Delta|| <= r) of problems `which`, (n,), at most m where proved.
 
-        A bound is computed for those whose test says at most m; the others keep 1.
+        Beside them the tolerances at which the tests would have passed, (n,), of those that did
+        not: by their own draws.
         """
-        ruler, batch, m = self.ruler, len(self.ruler.x), self.question.m
+        ruler, question = self.walk.ruler, self.walk.question
+        batch, m, most = len(ruler.x), question.m, self.walk.how.draws
         inputs = which % batch
         bound = torch.ones(len(which), dtype=torch.float64, device=point.device)
+        tolerance = torch.full((len(which),), question.r).to(point)
         if not ruler.is_random:
             noise = ruler.noise(1, self.streams)
             with torch.no_grad():
-                failed = ruler.distances(point, inputs, noise)[0] > self.question.r
-            return torch.where(failed, 0.0, bound)
+                failed = ruler.distances(point, inputs, noise)[0] > question.r
+            return torch.where(failed, 0.0, bound), tolerance
         seeds = [stream.initial_seed() for stream in self.streams.streams]
         streams = RowGenerator(
             [
@@ -299,25 +308,27 @@ class _Tests:
             ]
         )
         open_ = torch.arange(len(which), device=point.device)
-        seen = torch.empty(0, len(which), dtype=point.dtype, device=point.device)
+        drawn = torch.empty(0, len(which), dtype=point.dtype, device=point.device)
         pair = 2 if ruler.antithetic else 1
-        for begin in range(0, self.draws, _STAGE):
-            if not len(open_):
-                break
-            draws = min(_STAGE, self.draws - begin)
+        while len(open_):
+            draws = min(_STAGE, most - len(drawn))
             draws -= draws % pair
-            if not draws:
-                break
-            distances = ruler.fresh(
+            fresh = ruler.fresh(
                 point[open_], inputs[open_], draws, streams.part(open_.tolist()), antithetic=True
             )
-            within = (distances <= self.question.r).to(point.dtype)
-            seen = torch.cat([seen, within.unflatten(0, (-1, pair)).mean(1)])
-            passed = capital(log_capitals(seen, m)).amax(0) >= -math.log(risk)
-            if bool(passed.any()):
-                bound[open_[passed]] = upper_bound(seen[:, passed], risk).clamp_max(m)
-            open_, seen = open_[~passed], seen[:, ~passed]
-        return bound
+            drawn = torch.cat([drawn, fresh])
+            within = (drawn <= question.r).to(point.dtype).unflatten(0, (-1, pair)).mean(1)
+            passed = capital(log_capitals(within, m)).amax(0) >= -math.log(risk)
+            bound[open_[passed]] = upper_bound(within[:, passed], risk).clamp_max(m)
+            hopeless = within.mean(0) > m - _HOPE if len(drawn) >= _FUTILE else ~passed & False
+            if most - len(drawn) < pair:
+                hopeless = torch.ones_like(passed)
+            leaving = hopeless & ~passed
+            if bool(leaving.any()):
+                tolerance[open_[leaving]] = self.walk.passing(drawn[:, leaving])
+            stays = ~(passed | leaving)
+            open_, drawn = open_[stays], drawn[:, stays]
+        return bound, tolerance
 
 
 def _smaller(free: Margin, box: Margin) -> Margin:

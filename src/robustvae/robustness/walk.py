@@ -27,9 +27,10 @@ _ROWS = 250  # candidates evaluated together: a batch that fits a processor's ca
 _TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
 # ones settle
 _STRIDE = 0.5  # the most by which a step may change the length, as a share of it
+_FINEST = 3  # times the choosing draws, at the end: where a test is made is worth a few draws
 _SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
-_TRIED = 96  # order statistics looked at below that: a tenth of them would do where m is a half
-_AIM = 0.5  # share of a test's draws after which it should be sure: chance may take the rest
+_TRIED = 96  # order statistics looked at: they place a quantile to half a percent
+_AIM = 0.6  # share of a test's draws after which it should be sure: chance may take the rest
 FIRST_RISK = 0.6  # of the risk, for the first test of a point
 
 
@@ -41,7 +42,8 @@ class Budget:
     Args:
         starts: Directions that the search begins from.
         steps: Gradients of each start; the better half go on for as many again.
-        draws: Fresh draws that a deciding test may spend; it stops as soon as it is sure.
+        draws: Fresh draws after which a deciding test should be sure. It stops as soon as it is,
+            and gives up where it will not be.
         choosing: Draws, common to all perturbations of an input, that place the boundary.
         largest: Largest size, in pixel units; None for the diameter of the pixel cube, sqrt(D)
             for l2 and 1 for linf.
@@ -58,7 +60,7 @@ class Budget:
         1500
     """
 
-    starts: int = 5
+    starts: int = 6
     steps: int = 12
     draws: int = 1500
     choosing: int = 128
@@ -131,9 +133,10 @@ class Walk:
         batch = len(x)
         self.inputs = torch.arange(batch, device=x.device).repeat(len(boxes))
         self.box = torch.tensor(boxes, device=x.device).repeat_interleave(batch)
-        coarse, fine, smooth = split(generator, 3)
+        coarse, fine, finest, smooth = split(generator, 4)
         self.coarse = ruler.noise(_CALIBRATING, coarse, antithetic=True)
         self.fine = ruler.noise(how.choosing, fine, antithetic=True)
+        self.finest = ruler.noise(_FINEST * how.choosing, finest, antithetic=True)
         self.smooth = ruler.noise(_SURROGATE_DRAWS, smooth)
         everyone = torch.arange(batch, device=x.device)
         self.rest = self.reach(x, everyone, self.fine)
@@ -152,12 +155,12 @@ class Walk:
         size = max(1, self.ruler.rows_at_once // noise.draws)
         with torch.no_grad():
             parts = [
-                self._passing(self.ruler.distances(part, which, noise))
+                self.passing(self.ruler.distances(part, which, noise))
                 for part, which in zip(y.split(size), rows.split(size), strict=True)
             ]
         return torch.cat(parts)
 
-    def _passing(self, distances: Tensor) -> Tensor:
+    def passing(self, distances: Tensor) -> Tensor:
         """As `reach`, of distances (draws, n) whose neighbors are antithetic pairs."""
         if not self.ruler.is_random:
             return distances[0]
@@ -165,9 +168,11 @@ class Walk:
         pair = 2 if self.ruler.antithetic and draws % 2 == 0 else 1
         pairs = distances.T.contiguous().unflatten(1, (-1, pair))
         ordered = distances.sort(0).values
-        # the order statistics that can pass: none far above the m-quantile does
+        # the order statistics that can pass: none above the m-quantile does, but for chance
         last = min(draws, math.ceil((m + 0.05) * draws))
-        tried = ordered[max(0, last - _TRIED) : last].T.contiguous()
+        first = max(0, math.floor((m - 0.3) * draws))
+        every = max(1, (last - first) // _TRIED)
+        tried = ordered[first:last:every].T.contiguous()
         nearer, further = pairs.amin(2).sort(1).values, pairs.amax(2).sort(1).values
         one = torch.searchsorted(nearer, tried, right=True)
         both = torch.searchsorted(further, tried, right=True)
@@ -339,7 +344,7 @@ class Walk:
         size = size_of(flat - x.repeat_interleave(count, 0), self.question.norm).view(
             problems, count
         )
-        share = _meets(rest.unsqueeze(1), quantile, r)
+        share = meets(rest.unsqueeze(1), quantile, r)
         reached = torch.where(share.isfinite(), share * size, math.inf)
         reached = torch.where(reached <= self.largest, reached, math.inf)
         pick = reached.argmin(1)
@@ -366,7 +371,8 @@ class Walk:
         share = torch.minimum(trail.share, most)
         rounds = _SOLVING if self.ruler.is_random else 8
         for k in range(rounds):
-            value = self.reach(trail.point(share), trail.inputs, self.fine)
+            noise = self.finest if k == rounds - 1 else self.fine
+            value = self.reach(trail.point(share), trail.inputs, noise)
             fails = value > r
             above = torch.where(fails & (share < above), share, above)
             high = torch.where(fails & (share == above), value, high)
@@ -381,21 +387,21 @@ class Walk:
             ).clamp(0.05, 0.95)
             if not self.ruler.is_random:
                 middle = 0.5 * (below + above)  # a step function has no slope
-            guess = share * _meets(rest, value, r).clamp(0.5, 2.0)
+            guess = share * meets(rest, value, r).clamp(0.5, 2.0)
             inside = (guess > below) & (guess < above)
             if self.ruler.is_random:
                 middle = torch.where(inside, guess, middle)
             onward = torch.minimum(torch.maximum(share * 1.1, guess), most)
             share = torch.where(found, middle, onward.nan_to_num(1.0))
         # the smallest share seen to fail, else where the last slope says that it would
-        ahead = torch.minimum((share * _meets(rest, value, r)).nan_to_num(math.inf), most)
+        ahead = torch.minimum((share * meets(rest, value, r)).nan_to_num(math.inf), most)
         trail.failing = above.isfinite() | (ahead < most)
-        near = torch.where((value - r).abs() < 0.03 * r, ahead, above)
+        near = torch.where((value - r).abs() < 0.1 * r, ahead, above)
         best = near if self.ruler.is_random else above
         trail.share = torch.where(best.isfinite(), best, torch.minimum(share, most))
 
 
-def _meets(rest: Tensor, value: Tensor, r: float) -> Tensor:
+def meets(rest: Tensor, value: Tensor, r: float) -> Tensor:
     """The share of the way at which q^2 = rest^2 + (value^2 - rest^2) share^2 meets r^2."""
     rise = value.square() - rest.square()
     share = ((r**2 - rest.square()).clamp_min(1e-9 * r**2) / rise.clamp_min(1e-12)).sqrt()
