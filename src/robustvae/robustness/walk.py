@@ -88,6 +88,7 @@ class _Ends:
     slope: Tensor
 
 
+@final
 @dataclass(eq=False)
 class Trail:
     """The best direction of each problem (threat model x input) and where its boundary lies.
@@ -113,6 +114,7 @@ class Trail:
         return torch.where(inside, moved.clamp(0, 1), moved)
 
 
+@final
 class Walk:
     """Minimum-norm walks of all problems and starts in one batch."""
 
