@@ -191,9 +191,12 @@ def estimate_margin(
     question = Question(
         r=r, m=m, norm=norm, displacement=displacement, center=center, box=box is not False
     )
+    if box is not None:
+        check_type(box, "box", bool)
     how = Budget() if budget is None else budget
     check_type(how, "budget", Budget)
     check_type(victim, "victim", Victim)
+    check_images(x, victim.vae.image_shape)
     largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
     boxes = (True, False) if box is None else (box,)
     streams = by_row(generator, "margin", x, rows)
