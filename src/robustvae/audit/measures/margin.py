@@ -10,10 +10,9 @@ import torch
 
 from robustvae.audit.context import Context
 from robustvae.errors import UnsupportedError
-from robustvae.perturb import ProjectedAscent
 from robustvae.records import Column
 from robustvae.registry import register
-from robustvae.robustness import Bisection, find_margins
+from robustvae.robustness import Budget, estimate_margin
 
 
 @register("measure", "margin")
@@ -57,22 +56,28 @@ class Margin:
             raise UnsupportedError("margin: the plan asks for no margins")
         question = context.question
         candidates = torch.stack([attacked.x_adv for attacked in context.attacks])
-        search = ProjectedAscent(steps=plan.steps, restarts=plan.restarts)
-        margins = find_margins(
+        budget = Budget(
+            starts=plan.restarts + 1,
+            # a walk of two halves: half the steps of a search each
+            steps=max(1, plan.steps // 2),
+            draws=context.plan.draws,
+            confidence=context.plan.confidence,
+        )
+        margins = estimate_margin(
             context.victim,
             context.x,
             question.r,
             question.m,
-            question.displacement,  # type: ignore[arg-type]
+            question.displacement,
             question.norm,
-            draws=context.plan.draws,
-            confidence=context.plan.confidence,
-            bisection=Bisection(search=search),
+            None,
+            center=question.center,
+            budget=budget,
             candidates=candidates,
             generator=context.generator("margins"),
         )
         return {
-            "margin_upper_box": margins.box.estimate.value,
-            "margin_upper_unconstrained": margins.free.estimate.value,
-            "margin_upper_status": margins.free.estimate.status,
+            "margin_upper_box": margins.box.value,
+            "margin_upper_unconstrained": margins.unconstrained.value,
+            "margin_upper_status": margins.unconstrained.status,
         }
