@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from robustvae.records import Estimate
 from robustvae.robustness.betting import capital, log_capitals, upper_bound
 from robustvae.robustness.displacement import Ruler
 from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, meets, size_of
-from robustvae.seeding import RowGenerator, by_row, row_generators, split
+from robustvae.seeding import RowGenerator, by_row, row_generators, row_numbers, split
 
 OK = "ok"
 AT_REST = "not robust at rest"
@@ -199,20 +200,40 @@ def estimate_margin(
     check_images(x, victim.vae.image_shape)
     largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
     boxes = (True, False) if box is None else (box,)
+    # in the order of their numbers, the same batch is computed alike whatever order it came in
     streams = by_row(generator, "margin", x, rows)
+    order = torch.tensor(np.argsort(row_numbers(x, rows), kind="stable"), device=x.device)
+    streams, x = streams.part(order.tolist()), x[order]
+    if candidates is not None:
+        _check_candidates(candidates, x, box is not False)
+        candidates = candidates[:, order]
     for_ruler, for_search, for_choice, for_tests = split(streams, 4)
     ruler = Ruler(victim, x, displacement, center, generator=for_ruler, chunk=how.chunk)
     if ruler.is_random:
         _check_draws(how, m, len(boxes))
-    if candidates is not None:
-        _check_candidates(candidates, x, all(boxes) or box is None)
     with frozen(victim.vae), channels_last(victim.vae):
         walk = Walk(ruler, question, how, boxes, largest, for_choice)
         trail = walk.search(candidates, for_search)
-        made = _decide(walk, trail, for_tests, largest)
+        margins = [
+            _turn(made, order.argsort()) for made in _decide(walk, trail, for_tests, largest)
+        ]
     if box is not None:
-        return made[0]
-    return Margins(unconstrained=made[1], box=made[0])
+        return margins[0]
+    return Margins(unconstrained=margins[1], box=margins[0])
+
+
+def _turn(margin: Margin, order: Tensor) -> Margin:
+    """The margin with its inputs in another order."""
+    value = margin.value[order]
+    return dataclasses.replace(
+        margin,
+        value=value,
+        low=margin.low[order],
+        high=value,
+        status=tuple(margin.status[place] for place in order.tolist()),
+        x_adv=margin.x_adv[order],
+        probability_high=margin.probability_high[order],
+    )
 
 
 def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float) -> list[Margin]:
