@@ -623,6 +623,23 @@ def _envelope_table() -> tuple[Tensor, Tensor]:
     return _TABLE[0]
 
 
+def chi_quantile(chance: float, latent: int) -> float:
+    """The length that a standard normal vector of dimension d exceeds with chance 1 - `chance`.
+
+    Rounded up.
+
+    Examples:
+        >>> from robustvae.bounds import chi_quantile
+        >>> round(chi_quantile(0.5, 2), 4)
+        1.1774
+    """
+    from scipy import special
+
+    check_probability(chance, "chance")
+    check_count(latent, "latent")
+    return float(special.chdtri(latent, 1 - chance)) ** 0.5 * (1 + 1e-6)
+
+
 def _normal_gap(probability: Any, m: float) -> Tensor:
     check_probability(m, "m")
     chance = _double(probability)

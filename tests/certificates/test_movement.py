@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from robustvae import bounds, errors
-from robustvae.certificates import lipschitz_constants
+from robustvae import bounds, errors, seeding
+from robustvae.certificates import certify, lipschitz_constants
 from robustvae.certificates.movement import Encoder, largest_radius
 from robustvae.models import create, wrap
 
@@ -140,6 +140,30 @@ def test_search_does_not_give_up():
         assert (radius > 0.5 * edge).all() and (radius <= edge).all()
     nothing = largest_radius(lambda rho: rho + torch.inf, torch.ones(2), torch.ones(2))
     assert (nothing == 0).all()
+
+
+def test_deployed_posterior_gets_a_certificate(generator):
+    """In 0.1 the search gave up for `full` and `paired` on networks like this one."""
+    vae = create("vae", architecture="conv8", latent=3).double()
+    with torch.no_grad():
+        vae.log_var_head.weight.mul_(8.0)
+        vae.mean_head.weight.mul_(8.0)
+    x = torch.rand(2, 1, 8, 8, generator=generator)
+    radii = {}
+    for displacement in ("centered", "full", "paired"):
+        lower = certify(
+            vae,
+            x,
+            r=2.0,
+            m=0.5,
+            displacement=displacement,
+            methods=["neyman_pearson"],
+            draws=300,
+            generator=seeding.generator(0),
+        )
+        radii[displacement] = lower.radius
+    assert all((radius > 0).all() for radius in radii.values()), radii
+    assert (radii["full"] <= radii["centered"] * 1.01).all()
 
 
 def normal_chance(low, high, mean, stddev):

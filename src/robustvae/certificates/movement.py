@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustvae import gate
 from robustvae.certificates.constants import lipschitz_bound
 from robustvae.certificates.propagation import Add, LinearBounds, Method, Relaxation, traced
+from robustvae.certificates.rounding import Arithmetic, forward_error
 from robustvae.errors import UnsupportedError
 from robustvae.models import (
     DLGM,
@@ -77,6 +78,7 @@ class Encoder:
 
     Attributes:
         width: Of the flat latent, how many coordinates that is, from the first.
+        networks: From an image to the mean, and to what the spread is made of where it is learned.
 
     Args:
         vae: The model in float64, on the CPU.
@@ -108,6 +110,9 @@ class Encoder:
             if vae.returns != "mean_log_var":
                 raise UnsupportedError("a wrapped encoder that returns no (mean, log_var)")
             graph = traced(vae.encoder, shape)
+            self.networks: tuple[nn.Module, ...] = tuple(
+                graph.only(k) for k in (0, 1)[: 1 + spread]
+            )
             self.relaxation = Relaxation(graph if spread else graph.only(0), shape=shape)
             self.slope = lipschitz_bound(graph.only(0), shape)
             return
@@ -135,8 +140,36 @@ class Encoder:
                 f"the encoder of {type(vae).__name__} is not known layer by layer"
             )
         others = [other] if spread and other is not None else []
+        spreads = [] if other is None else [other]
+        self.networks = tuple(nn.Sequential(trunk, part) for part in (head, *spreads))
         self.relaxation = Relaxation(trunk, head, *others, shape=shape)
         self.slope = lipschitz_bound(nn.Sequential(trunk, head), shape)
+
+    def rounding(self, x: Tensor, rad: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
+        """How far the computed posterior is off at any image within `rad` in l2 of each.
+
+        Args:
+            x: Images, (B, C, H, W).
+            rad: l2 radii, (B,).
+            arithmetic: In which the model runs.
+
+        Returns:
+            Of the mean in l2, and of any standard deviation relatively, (B,) each.
+        """
+        none = torch.zeros_like(rad)
+        mean = forward_error(self.networks[0], x, rad, none, arithmetic).error
+        if len(self.networks) == 1:
+            return mean, none + 16 * arithmetic.unit
+        error = forward_error(self.networks[1], x, rad, none, arithmetic).error
+        if isinstance(self.vae, LipschitzVAE):
+            # the least spread in the ball is not known here: relatively to the one at the image,
+            # which `over` bounds from below, so that a larger share only costs
+            share = error / self.posterior(x).stddev.amin(1) * 2
+        else:
+            share = torch.expm1(error)
+        # brought within a norm, a spread errs by as much again
+        factor = 1 if getattr(self.vae, "stddev_norm", None) is None else 2
+        return mean, factor * share + 32 * arithmetic.unit
 
     def posterior(self, x: Tensor) -> Gaussian:
         """The mean and spread of what is bounded, at the images, (B, `width`)."""

@@ -29,6 +29,8 @@ class Barrett:
             raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired displacement only")
         shared = grounds(task)
         constants, lengths = shared.constants, shared.stddev.norm(dim=1)
+        # their formulas know no rounding: what it adds to the mean is taken from r as well
+        left = shared.left(shared.plain_cap) - constants.a * shared.shift
         radii = [
             bounds.barrett_margin(
                 length[None],
@@ -41,6 +43,6 @@ class Barrett:
             )
             if r > 0
             else torch.zeros(1, dtype=torch.float64)
-            for length, r in zip(lengths, shared.r.tolist(), strict=True)
+            for length, r in zip(lengths, left.tolist(), strict=True)
         ]
         return Finding({"barrett": torch.cat(radii)}, shared.assumptions)

@@ -10,15 +10,18 @@ verified Lipschitz constants.
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustvae import bounds
 from robustvae.certificates.constants import (
+    OUTPUT_SLOPES,
     Constants,
     check_computation,
     fixed_stddev,
@@ -26,15 +29,26 @@ from robustvae.certificates.constants import (
 )
 from robustvae.certificates.methods.base import SILENT, Finding, Task, row_normals
 from robustvae.certificates.movement import Encoder
+from robustvae.certificates.rounding import Arithmetic, forward_error, unit_of
 from robustvae.certificates.tangent import tangent_reach
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, GaussianVAE, LipschitzVAE
 from robustvae.models.likelihoods import Distribution
 from robustvae.registry import register
 
-EVALUATION_FACTOR = 10.0
-"""How many times the largest evaluation error seen is taken for the largest there is."""
+LANES = 1
+"""In how many partial sums sums of products are assumed to be formed; 1 assumes nothing."""
 
+MEAN_UNITS = {
+    "bernoulli": 8,
+    "continuous_bernoulli": 8,
+    "continuous_bernoulli_exact": 64,
+    "gaussian": 0,
+}
+"""Error of the likelihood's mean, in units of the last place of 1; the tests look for more."""
+
+# A tangent reach beyond so many free ones is cut off: its rounding was not bounded further out.
+_FARTHEST = 1.8
 TAILS = ("noncentral", "trace_markov")
 # 1e-9 of r and of the spread: more than float64 loses between an input and its latent
 _SPARE = 1e-9
@@ -48,64 +62,191 @@ class Grounds:
     Attributes:
         constants: Of the model.
         exact: The model in float64, on the CPU.
-        posterior: Its posterior at the inputs.
-        r: What is left of r after the evaluation error, (B,); at most 0 where nothing is.
-        assumptions: What all of it rests on.
+        images: The inputs in float64, on the CPU.
+        posterior: Its posterior at them.
+        r: The tolerance, spared a little.
+        arithmetic: In which the model runs.
+        assumptions: What all of it rests on, but for the error itself.
+        paired: Whether both latents move.
     """
 
     constants: Constants
     exact: VAE
+    images: Tensor
     posterior: Distribution
-    r: Tensor
-    assumptions: tuple[str, ...]
+    r: float
+    arithmetic: Arithmetic
+    paired: bool
+    assumptions: tuple[str, ...] = ()
 
     @property
-    def usable(self) -> Tensor:
-        """`r` where it is positive, else a number next to 0, of which nothing is proved."""
-        return self.r.clamp_min(1e-30)
+    def plain_cap(self) -> Tensor:
+        """r / a: no latent further off can be forgiven by the constant alone, (B,)."""
+        rows = len(self.posterior.mean)
+        return torch.full((rows,), self.r / self.constants.a, dtype=torch.float64)
+
+    @functools.cached_property
+    def envelope_cap(self) -> Tensor:
+        """The free envelope's reach if nothing were lost by rounding, (B,)."""
+        if not self.constants.sigmoid or self.paired:
+            return self.plain_cap
+        logits = _logits(self.exact, self.posterior.mean)
+        wide = bounds.envelope_reach(logits, self.r) / self.constants.a_logits
+        return torch.maximum(self.plain_cap, wide)
 
     @property
+    def farthest(self) -> Tensor:
+        """No reach is taken beyond this, (B,)."""
+        return self.envelope_cap * _FARTHEST
+
+    def error(self, cap: Tensor) -> Tensor:
+        """Bound on what rounding adds to the distance of two outputs, (B,).
+
+        One output is of a latent within `cap` of the mean, the other of the mean itself; of a pair
+        the other is a draw too, within all but 1e-9 of its distribution.
+
+        Args:
+            cap: How far the latents may lie from the mean, in l2, (B,).
+        """
+        mean, none = self.posterior.mean, torch.zeros_like(cap)
+        other = none
+        if self.paired:
+            quantile = bounds.chi_quantile(1 - _SPARE, mean.shape[1])
+            other = self.posterior.stddev.amax(1) * quantile
+        errors = [self.output_error(mean, rad) for rad in (other + cap, other)]
+        return errors[0] + errors[1]
+
+    def output_error(self, mean: Tensor, rad: Tensor) -> Tensor:
+        """How far the computed output of a latent within `rad` of the mean is off, (B,)."""
+        vae, unit = self.exact, self.arithmetic.unit
+        assert isinstance(vae, GaussianVAE | LipschitzVAE)
+        # z = mu + sigma eta: a product and a sum, and the mean's own last digit
+        start = 4 * unit * (mean.norm(dim=1) + 2 * rad)
+        logits = forward_error(vae.decoder, mean, rad, start, self.arithmetic)
+        slope = OUTPUT_SLOPES[vae.likelihood]
+        if vae.likelihood == "gaussian":
+            return logits.error
+        # values of at most 1, each with the likelihood's own error
+        own = MEAN_UNITS[vae.likelihood] * unit * math.sqrt(logits.value[0].numel())
+        return slope * logits.error + own
+
+    def left(self, cap: Tensor) -> Tensor:
+        """What is left of r, (B,); a number next to 0, of which nothing is proved, at the least."""
+        return (self.r - self.error(cap)).clamp_min(1e-30)
+
+    @functools.cached_property
+    def shift(self) -> Tensor:
+        """Bound on what rounding adds to the movement of the mean, (B,).
+
+        At every input within the largest radius that any method can give.
+        """
+        return self.mean_error(self.farthest / self.constants.b) + self.mean_error(
+            torch.zeros_like(self.plain_cap)
+        )
+
+    def mean_error(self, rad: Tensor) -> Tensor:
+        """How far the computed mean of an input within `rad` is off, (B,)."""
+        vae, none = self.exact, torch.zeros_like(rad)
+        network = (
+            nn.Sequential(vae.trunk, vae.mean_head)
+            if isinstance(vae, GaussianVAE)
+            else vae.get_submodule("mean_net")
+        )
+        return forward_error(network, self.images, rad, none, self.arithmetic).error
+
+    @functools.cached_property
     def stddev(self) -> Tensor:
-        """Upper bound on the spread at the inputs, (B, d)."""
-        stddev: Tensor = self.posterior.stddev * (1 + _SPARE)
-        return stddev
+        """Upper bound on the spread at the inputs, with what rounding adds, (B, d)."""
+        vae, stddev = self.exact, self.posterior.stddev
+        none = torch.zeros(len(stddev), dtype=torch.float64)
+        far, unit = self.farthest / self.constants.b, self.arithmetic.unit
+        if isinstance(vae, LipschitzVAE) and vae.stddev_net is not None:
+            spread = forward_error(vae.stddev_net, self.images, far, none, self.arithmetic)
+            stddev = stddev + spread.error[:, None]
+        elif isinstance(vae, GaussianVAE) and vae.log_var_head is not None:
+            net = nn.Sequential(vae.trunk, vae.log_var_head)
+            log_var = forward_error(net, self.images, far, none, self.arithmetic)
+            # a common factor brings it within its norm: it errs by as much again
+            stddev = stddev * (log_var.error[:, None] * (1 if vae.stddev_norm is None else 2)).exp()
+        return stddev * (1 + _SPARE + 16 * unit)
 
 
-def grounds(task: Task) -> Grounds:
+def grounds(task: Task, lanes: int = LANES) -> Grounds:
     """What the methods of this family share, made once for a task.
 
     Raises:
         UnsupportedError: The victim does not draw from its own posterior, or a layer has no
             verified constant, by name; or the evaluation error leaves nothing of r.
     """
-    if "lipschitz" not in task.memo:
-        task.memo["lipschitz"] = _grounds(task)
-    shared: Grounds = task.memo["lipschitz"]
+    key = f"lipschitz, {lanes} lanes"
+    if key not in task.memo:
+        task.memo[key] = _grounds(task, lanes)
+    shared: Grounds = task.memo[key]
     return shared
 
 
-def _grounds(task: Task) -> Grounds:
+def _grounds(task: Task, lanes: int) -> Grounds:
     check_own_posterior(task)
     vae, ask = task.vae, task.question
     constants = lipschitz_constants(vae)
+    unit_of(vae.dtype, vae.device)
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
     images = task.x.to("cpu", torch.float64)
     noise = row_normals(images, task.generators("computation"))[:, 0]
     check_computation(exact, images, noise)
+    paired = ask.displacement == "paired"
     posterior = exact.encode(images)
-    error = evaluation_error(task, exact, constants)
-    r = ask.r * (1 - _SPARE) - 2 * error
+    spread = bool((posterior.stddev > 0).all())
+    if not spread:
+        raise UnsupportedError("a bound by the weights wants a positive spread in every coordinate")
+    shared = Grounds(
+        constants=constants,
+        exact=exact,
+        images=images,
+        posterior=posterior,
+        r=ask.r * (1 - _SPARE),
+        arithmetic=Arithmetic(vae.dtype, lanes),
+        paired=paired,
+    )
+    _check_rounding(vae, task.x, shared)
+    lost = float(shared.error(shared.plain_cap).max())
+    if not lost < shared.r:
+        raise UnsupportedError(
+            f"rounding in {str(vae.dtype).removeprefix('torch.')} may move an output by "
+            f"{lost:.1e}, which leaves nothing of r = {ask.r:g}; use vae.double()"
+        )
+    order = "in any order" if lanes == 1 else f"in at least {lanes} partial sums (assumed)"
     assumptions = [
-        "the stored weights, in exact arithmetic",
-        f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves an output by at most "
-        f"{float(error.max()):.1e} ({EVALUATION_FACTOR:g} times the largest seen); twice that is "
-        "taken from r",
+        "the stored weights in evaluation mode, in exact arithmetic",
+        f"sums of {str(vae.dtype).removeprefix('torch.')} products {order}, without TF32, bfloat16,"
+        f" Winograd or Fourier transforms, move two outputs by at most {lost:.1e} where t = r / a; "
+        "as much as is possible is taken from r",
     ]
     if ask.displacement == "centered" and not constants.fixed_stddev:
         assumptions.append(SILENT)
-    if not bool((r > 0).any()):
-        raise UnsupportedError("the evaluation error is larger than r")
-    return Grounds(constants, exact, posterior, r, tuple(assumptions))
+    return replace(shared, assumptions=tuple(assumptions))
+
+
+def _check_rounding(vae: VAE, x: Tensor, shared: Grounds) -> None:
+    """Refuse a model whose own evaluation lies further off than rounding can bring it.
+
+    Raises:
+        UnsupportedError: It runs otherwise than IEEE arithmetic of its floating type does.
+    """
+    none = torch.zeros(len(x), dtype=torch.float64)
+    mean = shared.posterior.mean
+    # a float64 copy errs itself; 1e-9 is far above that and far below anything that matters
+    allowed = shared.mean_error(none) + _SPARE * (1 + mean.norm(dim=1))
+    gap = (vae.encode(x).mean.double().cpu() - mean).norm(dim=1)
+    z = mean.to(vae.dtype)
+    clean = shared.exact.decode(z.double()).mean.flatten(1)
+    output = (vae.decode(z.to(x.device)).mean.double().cpu().flatten(1) - clean).norm(dim=1)
+    enough = shared.output_error(mean, none) + _SPARE * (1 + clean.norm(dim=1))
+    if not bool(((gap <= allowed) & (output <= enough)).all()):
+        raise UnsupportedError(
+            f"the model in {vae.dtype} lies further from float64 than rounding allows; look for "
+            "TF32, bfloat16 or autocast, or use vae.double()"
+        )
 
 
 def check_own_posterior(task: Task) -> None:
@@ -206,36 +347,39 @@ class Generalized:
         reaches += [tangent(task)] if "tangent" in task.methods else []
         widest = torch.stack([reach for reach in reaches if reach is not None]).amax(0)
         encoder = Encoder(shared.exact, spread=False)
-        radii = _coordinatewise(encoder, task, widest, shared.posterior.stddev)
-        return Finding({"generalized": radii * (shared.r > 0)}, shared.assumptions)
+        radii = _coordinatewise(encoder, task, widest, shared)
+        return Finding({"generalized": radii}, shared.assumptions)
 
 
 def plain_reach(shared: Grounds) -> Tensor:
     """t = r / a, (B,)."""
-    return shared.usable / shared.constants.a
+    return shared.left(shared.plain_cap) / shared.constants.a
 
 
 def envelope(task: Task) -> Tensor | None:
     """t by the free envelope, (B,); None where it says nothing."""
     shared = grounds(task)
-    if not shared.constants.sigmoid or task.question.displacement == "paired":
+    if not shared.constants.sigmoid or shared.paired:
         return None
     logits = _logits(shared.exact, shared.posterior.mean)
-    wide = bounds.envelope_reach(logits, shared.usable) / shared.constants.a_logits
+    left = shared.left(shared.envelope_cap)
+    wide = bounds.envelope_reach(logits, left) / shared.constants.a_logits
     return torch.maximum(plain_reach(shared), wide * (1 - bounds.SLACK))
 
 
 def tangent(task: Task) -> Tensor | None:
     """t by the tangent envelope, (B,); None where it says nothing."""
     shared = grounds(task)
-    if not shared.constants.sigmoid or task.question.displacement == "paired":
+    if not shared.constants.sigmoid or shared.paired:
         return None
     assert isinstance(shared.exact, GaussianVAE | LipschitzVAE)
+    left = shared.left(shared.farthest)
     try:
-        wide = tangent_reach(shared.exact.decoder, shared.posterior.mean, shared.usable)
+        wide = tangent_reach(shared.exact.decoder, shared.posterior.mean, left)
     except UnsupportedError:  # a decoder of other layers: the envelope speaks for it
         return None
-    return torch.maximum(plain_reach(shared), wide * (1 - bounds.SLACK))
+    wide = torch.minimum(wide * (1 - bounds.SLACK), shared.farthest)
+    return torch.maximum(plain_reach(shared), wide)
 
 
 def _by_tails(task: Task, prefix: str, reach: Tensor | None, tails: tuple[str, ...]) -> Finding:
@@ -243,9 +387,11 @@ def _by_tails(task: Task, prefix: str, reach: Tensor | None, tails: tuple[str, .
     if reach is None:
         return Finding({}, shared.assumptions)
     latent, b, m = task.vae.latent, shared.constants.b, task.question.m
+    # of a pair, draws beyond the quantile that rounding was bounded for count as failures
+    m = m + _SPARE if shared.paired else m
     moved = _moved_stddev(shared.stddev, shared.constants, task.question.displacement)
-    left = shared.r > 0
-    radii = {f"{prefix}{t}": _margin(t, reach, moved, b, m, latent) * left for t in tails}
+    motion = _Motion(b, shared.shift, moved)
+    radii = {f"{prefix}{tail}": _margin(tail, reach, motion, m, latent) for tail in tails}
     return Finding(radii, shared.assumptions)
 
 
@@ -282,28 +428,41 @@ def _moved_stddev(
     return with_slack
 
 
+@dataclass(frozen=True)
+class _Motion:
+    """How far mean and spread may move: the constant, what rounding adds, and the spread."""
+
+    b: float
+    rounding: Tensor
+    moved: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def shift_of(self, rho: Tensor, rows: Tensor) -> Tensor:
+        """Bounds on the movement of the means of some rows."""
+        return (self.b * rho + self.rounding[rows]) * (1 + bounds.SLACK)
+
+
 def _margin(
     name: str,
     reach: Tensor,
-    moved: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    b: float,
+    motion: _Motion,
     m: float,
     latent: int,
 ) -> Tensor:
     """The largest rho at which the method's probability is above m, (B,)."""
+    b, moved, shift_of = motion.b, motion.moved, motion.shift_of
 
     def ends(rho: Tensor) -> tuple[Tensor, Tensor]:
-        return b * rho * (1 + bounds.SLACK), moved(rho, everyone)[0]
+        return shift_of(rho, everyone), moved(rho, everyone)[0]
 
     def holds(rho: Tensor) -> Tensor:
         spread, trace = moved(rho, everyone)
-        shift = b * rho * (1 + bounds.SLACK)
+        shift = shift_of(rho, everyone)
         if name == "trace_markov":
             return bounds.trace_markov_probability(reach, shift, trace) > m
         return bounds.noncentral_probability(reach, shift, spread, latent) > m
 
     def spare(rho: Tensor, rows: Tensor) -> Tensor:
-        shift = b * rho * (1 + bounds.SLACK)
+        shift = shift_of(rho, rows)
         return bounds.isotropic_mass(reach[rows], shift, moved(rho, rows)[0], latent) - m
 
     everyone = torch.arange(len(reach))
@@ -313,63 +472,34 @@ def _margin(
     return bounds.largest(holds, reach / b)
 
 
-def _coordinatewise(encoder: Encoder, task: Task, reach: Tensor, stddev: Tensor) -> Tensor:
+def _coordinatewise(encoder: Encoder, task: Task, reach: Tensor, shared: Grounds) -> Tensor:
     """The generalized chi-square's radius: a bound on the mean's movement in every coordinate.
 
     Only for exact standard deviations; a bound on the movement's length would not do.
     """
-    ask, x = task.question, task.x.to("cpu", torch.float64)
+    ask, x, stddev = task.question, shared.images, shared.posterior.stddev
     if ask.displacement != "centered" and not fixed_stddev(encoder.vae):
-        raise UnsupportedError("the generalized chi-square with a spread that moves")
+        raise UnsupportedError(
+            "the generalized chi-square wants a spread that does not move, got displacement "
+            f"{ask.displacement!r} of a learned one; use displacement='centered'"
+        )
+    # a computed spread is off by a share of itself, which moves a draw by as much of its length;
+    # draws beyond the quantile count as failures
+    share = (shared.stddev / stddev - 1).amax(1)
+    length = stddev.amax(1) * bounds.chi_quantile(1 - _SPARE, stddev.shape[1]) * 2**0.5
+    inner = (reach - share * length).clamp_min(1e-30)
     if ask.displacement == "paired":
         stddev = stddev * 2**0.5
 
     def shifts(radius: Tensor) -> Tensor:
         mean = encoder.over(x, radius).mean
-        return torch.maximum(mean.upper, -mean.lower).clamp_min(0)
+        return torch.maximum(mean.upper, -mean.lower).clamp_min(0) + shared.shift[:, None]
 
     def holds(radius: Tensor) -> Tensor:
-        return bounds.generalized_probability(reach, shifts(radius), stddev) > ask.m
+        return bounds.generalized_probability(inner, shifts(radius), stddev) > ask.m + _SPARE
 
     # so small a ball has nearly the slope at the input
     small = torch.full_like(reach, 1e-6)
     steepest = (shifts(small) / small[:, None]).amax(1)
     upper = (reach + 3 * stddev.amax(1)) / steepest
     return bounds.largest(holds, upper, steps=10)
-
-
-def evaluation_error(task: Task, exact: VAE, constants: Constants) -> Tensor:
-    """How far each input's output moves because the model runs in its own floating type, in l2.
-
-    The largest difference seen between the model and its float64 copy, on the input, on it under
-    noise and on draws of their latents, times `EVALUATION_FACTOR`. 0 for float64. Each input is
-    evaluated by itself, since float sums depend on the size of the batch.
-
-    Args:
-        task: What is certified.
-        exact: The model in float64, on the CPU.
-        constants: Of the model.
-
-    Returns:
-        Distances in pixel units, (B,), float64.
-    """
-    vae, x = task.vae, task.x
-    found = torch.zeros(len(x), dtype=torch.float64)
-    if vae.dtype == torch.float64:
-        return found
-    sizes = x.new_tensor([0.0, 0.1, 1.0]).view(-1, *[1] * (x.ndim - 1))
-
-    def gap(one: Tensor, other: Tensor) -> float:
-        return float((one.double().cpu() - other).flatten(1).norm(dim=1).max())
-
-    noises = row_normals(x, task.generators("evaluation/input"), len(sizes))
-    latents = x.new_zeros(len(x), vae.latent)
-    draws = row_normals(latents, task.generators("evaluation/latent"), len(sizes))
-    for i in range(len(x)):
-        images = x[i] + sizes * noises[i]
-        q, q_exact = vae.encode(images), exact.encode(images.double().cpu())
-        z = q.mean + q.stddev * draws[i]
-        z_exact = q_exact.mean + q_exact.stddev * draws[i].double().cpu()
-        output = gap(vae.decode(z).mean, exact.decode(z.double().cpu()).mean)
-        found[i] = output + constants.a * gap(z, z_exact)
-    return EVALUATION_FACTOR * found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -16,13 +16,20 @@ from robustvae.certificates.methods.base import (
     Finding,
     Task,
     clean_probability,
-    row_normals,
 )
-from robustvae.certificates.methods.lipschitz import EVALUATION_FACTOR, check_own_posterior
+from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
 from robustvae.certificates.propagation import METHODS, Method
 from robustvae.certificates.question import Question
+from robustvae.certificates.rounding import Arithmetic, unit_of
+from robustvae.defenses import Victim
+from robustvae.errors import UnsupportedError
+from robustvae.metrics import clopper_pearson
 from robustvae.registry import register
+
+# Of what may be spent, the share that rounding may take before the statement is made of the model
+# evaluated in float64 instead: beyond a quarter more is lost than float32 is worth.
+_AFFORDED = 0.25
 
 # inputs whose bounds are propagated together
 _AT_ONCE = 16
@@ -47,64 +54,131 @@ class NeymanPearson:
         exact = copy.deepcopy(vae).to("cpu", torch.float64)
         still = ask.displacement == "centered" or fixed_stddev(vae)
         encoder = Encoder(exact, spread=not still)
-        error = 2 * EVALUATION_FACTOR * _evaluation_error(task, encoder)
-        failure = 1 - clean_probability(task, task.confidence)
+        unit_of(vae.dtype, vae.device)
+        own, wide = Arithmetic(vae.dtype), Arithmetic(torch.float64)
         images = task.x.to("cpu", torch.float64)
-        parts = [
-            _radius(encoder, images[i], failure[i], error[0, i], error[1, i], ask)
-            for i in torch.arange(len(images)).split(_AT_ONCE)
-        ]
-        method = min((used for _, used in parts), key=METHODS.index)
-        assumptions: tuple[str, ...] = (
-            "the stored weights, in exact arithmetic",
-            f"{task.draws or 1000} draws at the clean input; confidence {task.confidence:g} for "
-            "each input",
-            f"evaluation in {str(vae.dtype).removeprefix('torch.')} moves a latent by at most "
-            f"{float(error[0].max()) / 2:.1e} standard deviations ({EVALUATION_FACTOR:g} times the "
-            "largest seen); twice that is taken off",
+        # decided before any draw, and for each input alone
+        most, _ = clopper_pearson(task.draws or 1000, task.draws or 1000, task.confidence, sides=1)
+        best = bounds.neyman_pearson_shift(float(most), ask.m)
+        lost = torch.cat(
+            [
+                _rounding(encoder, part, best.expand(len(part)), own, ask)[0]
+                for part in images.split(_AT_ONCE)
+            ]
         )
+        proved = lost <= _AFFORDED * best
+        _check_rounding(task, encoder, own)
+        failure = torch.zeros(len(images), dtype=torch.float64)
+        double = replace(task, victim=Victim(exact), x=images)
+        for rows, asked in ((proved, task), (~proved, double)):
+            if bool(rows.any()):
+                failure[rows] = 1 - clean_probability(_only(asked, rows), task.confidence)
+        parts = []
+        for rows, arithmetic in ((proved, own), (~proved, wide)):
+            parts += [
+                (i, _radius(encoder, images[i], failure[i], arithmetic, ask))
+                for i in rows.nonzero()[:, 0].split(_AT_ONCE)
+                if len(i)
+            ]
+        method = min((part.method for _, part in parts), key=METHODS.index)
+        radii = torch.zeros(len(images), dtype=torch.float64)
+        for i, part in parts:
+            radii[i] = part.radius
+        name = str(vae.dtype).removeprefix("torch.")
+        assumptions: tuple[str, ...] = (
+            "the stored weights in evaluation mode, in exact arithmetic",
+            f"{task.draws or 1000} draws at the clean input, from float64 normals; confidence "
+            f"{task.confidence:g} for each input",
+        )
+        if bool(proved.any()):
+            assumptions += (
+                f"sums of {name} products in any order, without TF32, bfloat16, Winograd or "
+                f"Fourier transforms, move a latent by at most {float(lost[proved].max()):.1e} "
+                "standard deviations; as much is taken off",
+            )
+        if not bool(proved.all()):
+            assumptions += (
+                f"{int((~proved).sum())} of {len(images)} inputs: of the model evaluated in "
+                f"float64, since the bound on what {name} does to a latent, "
+                f"{float(lost[~proved].max()):.1e} standard deviations, is too large",
+            )
         if ask.displacement == "centered" and not fixed_stddev(vae):
             assumptions += (SILENT,)
-        radii = torch.cat([radius for radius, _ in parts])
         return Finding({f"neyman_pearson, {method}": radii}, assumptions)
 
 
-def _evaluation_error(task: Task, encoder: Encoder) -> Tensor:
-    """What the floating type does to each mean, in standard deviations, and to these, (2, B)."""
-    vae, x = task.vae, task.x
-    error = torch.zeros(2, len(x), dtype=torch.float64)
-    if vae.dtype == torch.float64:
-        return error
-    sizes = x.new_tensor([0.0, 0.1, 1.0]).view(-1, *[1] * (x.ndim - 1))
-    noises = row_normals(x, task.generators("evaluation/input"), len(sizes))
-    for i in range(len(x)):
-        probes = x[i] + sizes * noises[i]
-        q, exact = first(vae, probes, encoder.width), encoder.posterior(probes.cpu().double())
-        mean, spread = q.mean.cpu().double(), q.stddev.cpu().double()
-        stddev = encoder.posterior(x[i : i + 1].cpu().double()).stddev
-        error[0, i] = ((mean - exact.mean) / stddev).norm(dim=1).max()
-        error[1, i] = (spread / exact.stddev - 1).abs().max()
-    return error
+@dataclass(frozen=True)
+class _Part:
+    """Radii of some inputs, and how the encoder was bounded."""
+
+    radius: Tensor
+    method: Method
+
+
+def _only(task: Task, rows: Tensor) -> Task:
+    """The task for some of its inputs, by a mask."""
+    numbers = tuple(n for n, chosen in zip(task.rows, rows.tolist(), strict=True) if chosen)
+    return replace(task, x=task.x[rows.to(task.x.device)], rows=numbers)
+
+
+def _rounding(
+    encoder: Encoder, x: Tensor, budget: Tensor, arithmetic: Arithmetic, ask: Question
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What rounding does to a latent in standard deviations, and to these, relatively, (B,) each.
+
+    Also the radii (B,) at which the linear bounds at a point would spend the budget, and those up
+    to which rounding is bounded, half as far again: no radius beyond is asked for.
+    """
+    stddev = encoder.posterior(x).stddev
+    if not bool((stddev > 0).all()):
+        raise UnsupportedError("Neyman-Pearson wants a positive spread in every coordinate")
+    small = torch.full((len(x),), 1e-6, dtype=torch.float64)
+    slope = encoder.over(x, small, norm=ask.norm, box=ask.box).length((1 + bounds.SLACK) / stddev)
+    linear = small * budget / slope
+    upper = 1.5 * linear
+    sides = x[0].numel() ** 0.5 if ask.norm == "linf" else 1.0
+    moved_off, stddev_off = encoder.rounding(x, upper * sides, arithmetic)
+    clean_off, clean_stddev_off = encoder.rounding(x, torch.zeros_like(upper), arithmetic)
+    share = (stddev_off + clean_stddev_off).clamp(max=1 - 1e-6)
+    # a clean spread that is off by a share changes its unit by as much
+    error = (moved_off + clean_off) / stddev.amin(1) * (1 + share) + budget * share
+    return error, share, linear, upper
+
+
+def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> None:
+    """Refuse a model whose own evaluation lies further off than rounding can bring it.
+
+    Raises:
+        UnsupportedError: It runs otherwise than IEEE arithmetic of its floating type does.
+    """
+    images = task.x.to("cpu", torch.float64)
+    none = torch.zeros(len(images), dtype=torch.float64)
+    mean = encoder.posterior(images).mean
+    gap = (first(task.vae, task.x, encoder.width).mean.double().cpu() - mean).norm(dim=1)
+    # 1e-9: what two float64 evaluations may differ by
+    allowed = encoder.rounding(images, none, arithmetic)[0] + 1e-9 * (1 + mean.norm(dim=1))
+    if not bool((gap <= allowed).all()):
+        raise UnsupportedError(
+            f"the encoder in {arithmetic.dtype} lies further from float64 than rounding allows; "
+            "look for TF32, bfloat16 or autocast, or use vae.double()"
+        )
 
 
 def _radius(
-    encoder: Encoder,
-    x: Tensor,
-    failure: Tensor,
-    error: Tensor,
-    spread_error: Tensor,
-    ask: Question,
-) -> tuple[Tensor, Method]:
-    """The largest radius at which Neyman-Pearson keeps the event, and how the encoder was bounded.
+    encoder: Encoder, x: Tensor, failure: Tensor, arithmetic: Arithmetic, ask: Question
+) -> _Part:
+    """The largest radius at which Neyman-Pearson keeps the event.
 
-    `failure` bounds how rarely the event fails at the clean input, `error` what evaluation does to
-    the mean, in standard deviations, and `spread_error` to these, relatively.
+    `failure` bounds how rarely the event fails at the clean input.
     """
     stddev = encoder.posterior(x).stddev
-    budget = bounds.neyman_pearson_shift(1 - failure, ask.m) - error
-    possible = (failure < 1 - ask.m) & (budget > 0)
-    budget = torch.where(possible, budget, 1.0)
+    possible = failure < 1 - ask.m
     failure = torch.where(possible, failure, (1 - ask.m) / 2)
+    budget = bounds.neyman_pearson_shift(1 - failure, ask.m)
+    error, spread_error, linear, upper = _rounding(encoder, x, budget, arithmetic, ask)
+    budget = budget - error
+    possible &= budget > 0
+    budget = torch.where(possible, budget, 1.0)
     allowed = (1 - ask.m) * (1 - bounds.CDF_SLACK)
     used: list[Method] = []
 
@@ -127,7 +201,5 @@ def _radius(
         failed = torch.where(after < 1, spent.clamp_min(1.0 + 1e-9), torch.inf)
         return torch.where(after <= allowed, spent.clamp(max=1.0), failed)
 
-    small = torch.full_like(failure, 1e-6)
-    linear = small * budget / moved(small)[1]
-    radius = largest_radius(share, linear / 4, 1.5 * linear)
-    return radius * possible, min(used, key=METHODS.index)
+    radius = largest_radius(share, linear / 4, upper)
+    return _Part(radius * possible, min(used, key=METHODS.index))

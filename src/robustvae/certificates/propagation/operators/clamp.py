@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustvae.certificates.propagation.operator import Calls, Kinked
+from robustvae.certificates.propagation.operator import Calls, Kinked, Shape
 from robustvae.registry import register
 
 
@@ -77,6 +77,10 @@ class Cut(Kinked):
             kinks, lines = [*kinks, self.high], [*lines, 0.0]
         self.kinks, self.lines = tuple(kinks), tuple(lines)
 
+    def roundings(self, shape: Shape) -> int:
+        """The ends may be rounded."""
+        return 1
+
     def is_exact(self, low: Tensor, high: Tensor) -> Tensor:
         """No kink strictly within."""
         if not self.kinks:
@@ -98,6 +102,10 @@ class HardSigmoid(Kinked):
     kinks = (-3.0, 3.0)
     lines = (0.0, 1 / 6, 0.0)
     steepest = 1 / 6
+
+    def roundings(self, shape: Shape) -> int:
+        """A quotient and a sum near 1/2."""
+        return 8
 
     def value(self, x: Tensor) -> Tensor:
         """clamp(x / 6 + 1/2, 0, 1)."""

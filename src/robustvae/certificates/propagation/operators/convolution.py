@@ -101,6 +101,12 @@ class Convolution(Operator):
         zero = torch.zeros(1, *shape, dtype=torch.float64)
         return network.append(step, tuple(apply(zero, "plain").shape[1:]))
 
+    def roundings(self, shape: Shape) -> int:
+        """Products, their sum, the bias; a transposed one may sum over all that reaches a pixel."""
+        kernel = self.layer.weight[0, 0].numel()
+        channels = self.layer.in_channels // self.layer.groups
+        return int(kernel * channels) + 2
+
     def lipschitz(self, shape: Shape) -> float:
         """The norm of the periodic convolution that it is a part of."""
         if not shape:

@@ -34,6 +34,10 @@ class Dense(Operator):
         step = dense_step(self.layer.weight, self.layer.bias, node, shape)
         return network.append(step, (*shape[:-1], len(self.layer.weight)))
 
+    def roundings(self, shape: Shape) -> int:
+        """Products, their sum, the bias."""
+        return int(self.layer.weight.shape[1]) + 2
+
     def lipschitz(self, shape: Shape) -> float:
         """The verified spectral norm."""
         return spectral_norm_bound(self.layer.weight)
@@ -60,6 +64,10 @@ class Scaling(Operator):
         (node,) = reads
         shape = network.shape(node)
         return network.append(scaling_step(self.factor, self.shift, node, shape), shape)
+
+    def roundings(self, shape: Shape) -> int:
+        """The factor itself, the product, the sum."""
+        return 3
 
     def lipschitz(self, shape: Shape) -> float:
         """The factor's size."""
@@ -105,6 +113,10 @@ class BatchNorm(Operator):
         ones = [1] * (len(shape) - 1)
         factor, bias = self.factor.view(-1, *ones), self.bias.view(-1, *ones)
         return network.append(scaling_step(factor, bias, node, shape), shape)
+
+    def roundings(self, shape: Shape) -> int:
+        """The factor takes four, the shift three more, product and sum."""
+        return 10
 
     def lipschitz(self, shape: Shape) -> float:
         """The largest factor."""

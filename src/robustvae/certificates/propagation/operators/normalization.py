@@ -84,6 +84,13 @@ class Normalization(Operator):
             bias = None if bias is None else bias.view(-1, *ones)
         return network.append(scaling_step(weight, bias, node, shape), shape)
 
+    def roundings(self, shape: Shape) -> int:
+        """Not known: the mean, the variance and the division each lose something else."""
+        raise UnsupportedError(
+            f"the rounding of a {type(self.layer).__name__} in float32 has no bound here; use "
+            "vae.double()"
+        )
+
     def lipschitz(self, shape: Shape) -> float:
         """max |weight| / sqrt(eps), which is reached where a group is constant."""
         n = self.group(shape)[1] if shape else 2

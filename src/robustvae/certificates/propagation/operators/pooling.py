@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, ClassVar, final
 
 import torch
@@ -50,6 +51,10 @@ class _Axes(Operator):
         matrices = self.matrices(shape)
         step = axes_step(matrices, None, node, shape)
         return network.append(step, (shape[0], *(len(matrix) for matrix in matrices)))
+
+    def roundings(self, shape: Shape) -> int:
+        """At most all features of a channel, their sum, the divisor."""
+        return math.prod(shape[1:]) + 2
 
     def lipschitz(self, shape: Shape) -> float:
         """The product of the axes' norms."""

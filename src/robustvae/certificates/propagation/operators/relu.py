@@ -44,6 +44,10 @@ class LeakyRectifier(Kinked):
         if not math.isfinite(self.steepest):
             raise NonFiniteError("the slope of a LeakyReLU must be finite")
 
+    def roundings(self, shape: Shape) -> int:
+        """The slope, which may be rounded, and the product."""
+        return 2
+
     def value(self, x: Tensor) -> Tensor:
         """x, or slope x below 0."""
         return torch.where(x > 0, x, x * self.lines[0])
@@ -72,6 +76,10 @@ class ParametricRectifier(Kinked):
             self.below = self.below.view(-1, *[1] * (len(shape) - 1))
             self.lines = (self.below, 1.0)
         return super().build(network, reads)
+
+    def roundings(self, shape: Shape) -> int:
+        """The slope, which may be rounded, and the product."""
+        return 2
 
     def value(self, x: Tensor) -> Tensor:
         """x, or slope x below 0."""

@@ -52,6 +52,13 @@ class Upsample(_Axes):
             raise ShapeError(f"Upsample(mode={self.layer.mode!r}) got features of shape {shape}")
         return super().matrices(shape)
 
+    def roundings(self, shape: Shape) -> int:
+        """None where pixels are repeated; else positions, weights, products and sums."""
+        if self.layer.mode.startswith("nearest"):
+            return 0
+        # a position is a product and a difference, rounded at the size of the image
+        return 64 + 4 * max(shape[1:])
+
     def along(self, x: Tensor, axis: int) -> Tensor:
         """Along one axis, with the layer's own arithmetic for sizes and positions."""
         layer = self.layer
@@ -89,6 +96,10 @@ class Padding(_Axes):
         modes = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
         self.mode = next((mode for key, mode in modes.items() if key in name), "constant")
         self.constant = float(getattr(layer, "value", 0.0) or 0.0)
+
+    def roundings(self, shape: Shape) -> int:
+        """None: pixels are repeated; a constant may be rounded."""
+        return 1 if self.constant else 0
 
     def along(self, x: Tensor, axis: int) -> Tensor:
         """The sides of one axis; torch lists the last axis first."""
