@@ -97,6 +97,29 @@ def test_generalized_against_monte_carlo_and_against_the_noncentral(generator):
     assert_close(got[1], bounds.noncentral_probability(0.9, 0.5, 0.4, 3), atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("ratio", [2.0, 30.0, 100.0, 1000.0])
+def test_generalized_of_uneven_spreads(ratio, generator):
+    """Ruben's series alone gave 0.476 at a ratio of 30, and 0.0003 at 100, for 0.826."""
+    s = torch.logspace(0, -math.log10(ratio), 16)
+    shift = s * torch.rand(16, generator=generator)
+    draws = (torch.randn(100_000, 16, generator=generator) * s + shift).square().sum(1)
+    reach = float(draws.quantile(0.826).sqrt())
+    chance = float(bounds.generalized_probability(reach, shift[None], s[None]))
+    # the share of 100,000 draws has a standard deviation of 0.0012
+    assert abs(chance - 0.826) < 4 * 0.0012
+
+
+def test_inversion_agrees_with_the_series(generator):
+    for _ in range(8):
+        s = 0.3 + torch.rand(1, 5, generator=generator)
+        shift = torch.rand(1, 5, generator=generator)
+        reach = 0.5 + 3 * float(torch.rand((), generator=generator))
+        series = float(bounds.generalized_probability(reach, shift, s))
+        inverted = bounds._inverted_cdf(reach**2, s[0].square(), (shift / s)[0].square())
+        # both are lower bounds, each within 1e-9 of the value
+        assert abs(series - inverted) < 3e-9
+
+
 def test_generalized_against_imhof():
     """Ruben's series against Imhof's inversion integral, an independent method."""
     s = torch.tensor([[0.2, 0.9, 0.35, 0.5]])
