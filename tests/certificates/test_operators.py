@@ -15,6 +15,7 @@ from robustvae.certificates.propagation.operator import OPERATORS, Curve
 from robustvae.certificates.propagation.operators.clamp import Clamp
 from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
 from robustvae.models.orthogonal import MoveChannels
+from robustvae.registry.members import _members
 
 IMAGE, LINE, VECTOR = (4, 6, 5), (4, 7), (8,)
 
@@ -369,6 +370,6 @@ def test_plugin_operator_is_found(generator):
         assert lipschitz_bound(Half()) == pytest.approx(0.5)
         check(Half(), VECTOR, generator)
     finally:
-        registry._members.pop(("operator", "half"))
+        _members.pop(("operator", "half"))
         OPERATORS.pop(Half)
     assert math.isfinite(lipschitz_bound(nn.ReLU()))

@@ -107,7 +107,7 @@ def test_model_is_trained_and_audited(run, tmp_path):
 
 def test_broken_package_is_one_sentence(run):
     code = (
-        "import importlib.metadata as m, robustvae.registry as r;"
+        "import importlib.metadata as m, robustvae.registry.members as r;"
         "point = m.EntryPoint('goal.lost', 'no_such_module:Lost', r.GROUP);"
         "r._all_entry_points()['goal']['lost'] = point;"
         "print(next(e.summary for e in r.describe('goal') if e.name == 'lost'))"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import robustvae as rv
 from robustvae import registry
 from robustvae.errors import ConfigError, RobustVAEError, UnknownNameError, UnsupportedError
-from robustvae.registry import build, describe, lookup, names, parse, register, spec_of
+from robustvae.registry import build, describe, lookup, members, names, parse, register, spec_of
 
 MADE = [
     ("defense", rv.HMC(start=rv.PosteriorMean(), ball=rv.Ball("l2", 1.0))),
@@ -139,7 +139,7 @@ def test_listing_imports_no_torch():
     # the registry alone: what the package's own import costs is another test's matter
     bare = (
         "import sys, types; package = types.ModuleType('robustvae'); "
-        f"package.__path__ = {[str(registry._PACKAGE)]!r}; sys.modules['robustvae'] = package; "
+        f"package.__path__ = {[str(members._PACKAGE)]!r}; sys.modules['robustvae'] = package; "
     )
     assert subprocess.run([sys.executable, "-c", bare + code], check=False).returncode == 0
 

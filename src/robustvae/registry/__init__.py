@@ -1,0 +1,30 @@
+"""Names, specs and plug-ins: one registry of everything that can be chosen by name."""
+
+from robustvae.registry.members import (
+    FAMILIES,
+    GROUP,
+    Entry,
+    describe,
+    family_base,
+    lookup,
+    name_of,
+    names,
+    register,
+)
+from robustvae.registry.specs import build, spec_of
+from robustvae.registry.text import parse
+
+__all__ = [
+    "build",
+    "describe",
+    "Entry",
+    "FAMILIES",
+    "family_base",
+    "GROUP",
+    "lookup",
+    "name_of",
+    "names",
+    "parse",
+    "register",
+    "spec_of",
+]

@@ -1,0 +1,338 @@
+"""One registry of everything that can be chosen by name.
+
+A *family* is a kind of member: goals, searches, defenses, models, measures and so on. A member is
+registered in one of three ways:
+
+- by decorator, `@register("goal", "anomaly-score")`, the library's members and a user's alike;
+- by an entry point of an installed package, group `robustvae`, named `FAMILY.NAME`;
+- not at all: `package.module:Name` may stand wherever a name may stand.
+
+A *spec* says which member, with which fields: a name, a mapping `{"name": ..., field: ...}`, or on
+the command line `name:field=value,field=value`, nested in parentheses. Nothing here imports torch,
+and the library's own members are listed from its source, so listing imports none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from robustvae.errors import ConfigError, DtypeError, RobustVAEError, unknown
+
+GROUP = "robustvae"
+FAMILIES = {
+    "adaptation": "ways to steer the step size of a sampler",
+    "adapter": "ways to recognize and wrap a foreign model",
+    "certificate-method": "ways to bound a margin from below",
+    "check": "judgments of an audit's evidence",
+    "data": "data sets and sources of images",
+    "defense": "ways to read a latent off an input",
+    "executor": "ways to run the tasks of a campaign",
+    "goal": "what an attacker wants",
+    "measure": "columns of an audit",
+    "model": "autoencoders that can be made, saved and loaded",
+    "objective": "losses that training minimizes",
+    "operator": "layers that bound propagation knows",
+    "plan": "stages and effort of an audit",
+    "profile": "audits for a use",
+    "protocol": "named, versioned questions that make audits comparable",
+    "refinement": "transformations of an input before it is read",
+    "score": "numbers that a deployed system computes for an input",
+    "search": "ways to raise a goal within a ball",
+    "suite": "fixed lists of attacks",
+}
+"""Every family with what its members are."""
+
+FILES = {"plan": "audit/plans", "profile": "audit/profiles", "protocol": "audit/protocols"}
+"""Families whose own members are YAML files in a folder of the package."""
+
+# families whose members users know by another word
+_KINDS = {"data": "data set"}
+
+_PACKAGE = Path(__file__).parents[1]
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # package.module:Name
+_DECLARATION = re.compile(
+    r'^@register\("(?P<family>[\w-]+)", "(?P<name>[\w.-]+)"\)\n'
+    r"(?:@[^\n]*\n)*"
+    r"(?:class|def) (?P<object>\w+)",
+    re.MULTILINE,
+)
+_SUMMARY = re.compile(r'r?"""\s*(.+?)\s*(?:"""|\n\s*\n|\Z)', re.DOTALL)
+
+Member = TypeVar("Member")
+
+_members: dict[tuple[str, str], Any] = {}
+BASES: dict[str, type] = {}
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One member of a family, as `robustvae list` shows it.
+
+    Attributes:
+        family: Its family.
+        name: Its name.
+        summary: The first line of its docstring.
+        origin: "robustvae", the package that an entry point belongs to, or "this process".
+    """
+
+    family: str
+    name: str
+    summary: str
+    origin: str
+
+
+def register(family: str, name: str) -> Callable[[Member], Member]:
+    """Make a class or function a member of a family, under a name.
+
+    Args:
+        family: One of `FAMILIES`.
+        name: Letters, digits, dots and dashes.
+
+    Returns:
+        A decorator that returns its argument as it is.
+
+    Raises:
+        UnknownNameError: No such family.
+        ConfigError: A name that cannot be written in a spec, or that another member has.
+
+    Examples:
+        >>> from robustvae.registry import build, register
+        >>> import dataclasses
+        >>> @register("score", "brightness")
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Brightness:
+        ...     "Mean pixel of each image."
+        ...     gain: float = 1.0
+        >>> build("score", "brightness:gain=2")
+        Brightness(gain=2)
+    """
+    check_family(family)
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"a member's name is made of letters, digits, dots and dashes, got {name!r}: rename it"
+        )
+
+    def decorate(member: Member) -> Member:
+        holder = _members.get((family, name))
+        declared = _declared().get((family, name))
+        target = target_of(member)
+        # a module that is imported again, as in a notebook, may replace its own members
+        if holder is not None and target_of(holder) != target:
+            raise ConfigError(
+                f"the {family} {name!r} is {target_of(holder)} already, got {target}: rename one"
+            )
+        if declared is not None and declared[0] != target:
+            raise ConfigError(
+                f"the {family} {name!r} is the library's own {declared[0]}, got {target}: rename it"
+            )
+        _members[family, name] = member
+        return member
+
+    return decorate
+
+
+def family_base(family: str) -> Callable[[type], type]:
+    """Declare the protocol or base class that every member's instances of a family satisfy.
+
+    It tells the spec language which fields of other members hold specs of this family.
+    """
+    check_family(family)
+
+    def decorate(base: type) -> type:
+        BASES[family] = base
+        return base
+
+    return decorate
+
+
+def names(family: str) -> list[str]:
+    """Names of a family's members, sorted.
+
+    Examples:
+        >>> from robustvae.registry import names
+        >>> "latent-shift" in names("goal")
+        True
+    """
+    check_family(family)
+    own = {name for kind, name in (*_members, *_declared()) if kind == family}
+    return sorted({*own, *_files(family), *_entry_points(family)})
+
+
+def describe(family: str) -> list[Entry]:
+    """Every member of a family with its first docstring line; imports none of the library's own.
+
+    Examples:
+        >>> from robustvae.registry import describe
+        >>> next(entry.origin for entry in describe("goal") if entry.name == "latent-shift")
+        'robustvae'
+    """
+    return [_entry(family, name) for name in names(family)]
+
+
+def lookup(family: str, name: str) -> Any:
+    """The class, function or file that a name stands for.
+
+    Args:
+        family: One of `FAMILIES`.
+        name: A member's name, or `package.module:Name`.
+
+    Raises:
+        UnknownNameError: No such family or member; the nearest name is suggested.
+        ConfigError: A package that cannot be imported, or does not hold what its entry point says.
+
+    Examples:
+        >>> from robustvae.registry import lookup
+        >>> lookup("search", "projected-ascent").__name__
+        'ProjectedAscent'
+    """
+    check_family(family)
+    if not isinstance(name, str):
+        raise DtypeError(f"the name of a {family} must be text, got {name!r}: see `names`")
+    if (family, name) in _members:
+        return _members[family, name]
+    if (family, name) in _declared():
+        importlib.import_module(_declared()[family, name][0].partition(":")[0])
+        return _members[family, name]
+    if name in _files(family):
+        return _files(family)[name]
+    if name in _entry_points(family):
+        return _loaded(family, name)
+    if PATH.fullmatch(name):
+        return _imported(name)
+    raise unknown(_KINDS.get(family, family), name, names(family))
+
+
+def name_of(family: str, member: Any) -> str | None:
+    """The name under which a made member's class is registered, or None where it is not.
+
+    Examples:
+        >>> from robustvae.registry import build, name_of
+        >>> name_of("search", build("search", "lbfgs"))
+        'lbfgs'
+    """
+    check_family(family)
+    held = _members.items()
+    return next((name for (of, name), kind in held if of == family and kind is type(member)), None)
+
+
+def check_family(family: str) -> None:
+    """Raise `UnknownNameError` unless there is such a family."""
+    if family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+
+
+@functools.cache
+def _declared() -> dict[tuple[str, str], tuple[str, str]]:
+    """The library's own members, read off its source: (family, name) to (target, summary)."""
+    members: dict[tuple[str, str], tuple[str, str]] = {}
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "\n@register(" not in text:
+            continue
+        module = ".".join(("robustvae", *path.relative_to(_PACKAGE).with_suffix("").parts))
+        module = module.removesuffix(".__init__")
+        for match in _DECLARATION.finditer(text):
+            key = match["family"], match["name"]
+            target = f"{module}:{match['object']}"
+            if key in members:
+                raise ConfigError(f"{members[key][0]} and {target} are both {' '.join(key)}")
+            summary = _SUMMARY.search(text, match.end())
+            members[key] = target, " ".join(summary[1].split()) if summary else ""
+    return members
+
+
+@functools.cache
+def _files(family: str) -> dict[str, Path]:
+    folder = _PACKAGE / FILES[family] if family in FILES else None
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+@functools.cache
+def _all_entry_points() -> dict[str, dict[str, importlib.metadata.EntryPoint]]:
+    points: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        family, dot, name = point.name.partition(".")
+        if dot and name:
+            points.setdefault(family, {})[name] = point
+    return points
+
+
+def _entry_points(family: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return _all_entry_points().get(family, {})
+
+
+def _loaded(family: str, name: str) -> Any:
+    point = _entry_points(family)[name]
+    package = point.dist.name if point.dist else point.value
+    try:
+        member = point.load()
+    except Exception as error:  # somebody else's code: anything may come out of it
+        raise ConfigError(
+            f"the {family} {name!r} of the package {package} cannot be loaded: "
+            f"{type(error).__name__}: {shortened(str(error))}; mend or remove that package"
+        ) from error
+    _members[family, name] = member
+    return member
+
+
+def _imported(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        member = importlib.import_module(module)
+        for part in attribute.split("."):
+            member = getattr(member, part)
+    except RobustVAEError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(
+            f"{path} cannot be imported: {type(error).__name__}: {shortened(str(error))}; "
+            "a name of this form is package.module:Name"
+        ) from error
+    return member
+
+
+def _entry(family: str, name: str) -> Entry:
+    if (family, name) in _declared():
+        return Entry(family, name, _declared()[family, name][1], "robustvae")
+    if name in _files(family):
+        return Entry(family, name, _about(_files(family)[name]), "robustvae")
+    if name in _entry_points(family):
+        point = _entry_points(family)[name]
+        package = point.dist.name if point.dist else point.value
+        try:
+            return Entry(family, name, _first_line(_loaded(family, name)), package)
+        except ConfigError as error:
+            return Entry(family, name, str(error), package)
+    return Entry(family, name, _first_line(_members[family, name]), "this process")
+
+
+def _first_line(member: Any) -> str:
+    return " ".join((inspect.getdoc(member) or "").partition("\n\n")[0].split())
+
+
+def _about(path: Path) -> str:
+    """The `about:` line of a YAML file, without reading it as YAML."""
+    match = re.search(r"^about:\s*(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return match[1].strip().strip("\"'") if match else ""
+
+
+def target_of(member: Any) -> str:
+    """Where a class or function is defined, as `package.module:Name`."""
+    module = getattr(member, "__module__", "?")
+    return f"{module}:{getattr(member, '__qualname__', type(member).__name__)}"
+
+
+def shortened(value: object) -> str:
+    """The repr of a value in one line of at most 60 characters, for messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
