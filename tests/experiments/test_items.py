@@ -17,17 +17,14 @@ ITEMS = load_items()
 SECONDS = 120  # for all of them; a quiet core takes half of it
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def float32():
-    """As the command runs them."""
-    before = torch.get_default_dtype()
+    """As the command runs them; the house's float64 comes back with the next test."""
     torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="module")
-def results(float32):
+def results():
     return {}
 
 
