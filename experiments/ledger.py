@@ -200,7 +200,8 @@ def _judged(
     if verdict != "agrees":
         for pattern, settled, reason in causes:
             if fnmatch.fnmatchcase(key, pattern):
-                if ours is not None or not settled.startswith("off"):
+                fixed = settled in ("contradicts itself", "impossible here")
+                if fixed or (ours is None) == (settled == "not run"):
                     verdict, why = settled, reason
                 break
     return Cell(
@@ -376,6 +377,15 @@ def page(ledger: Ledger) -> str:
         )
         lines.append(line(["---", *["---:"] * 4, "---", "---:", "---", "---"]))
         lines += [line(_shown(cell)) for cell in cells]
+    reasons = Counter(
+        (cell.verdict, cell.why)
+        for cell in ledger.cells
+        if cell.verdict in ("not run", "impossible here")
+    )
+    lines += ["", "## Not run, or impossible here", ""]
+    lines += [line(["cells", "verdict", "why"]), line(["---:", "---", "---"])]
+    for (verdict, why), count in reasons.most_common():
+        lines.append(line([str(count), verdict, why]))
     commands = dict.fromkeys(cell.ours.command for cell in ledger.cells if cell.ours)
     lines += ["", "## Commands", "", "```sh", *commands, "```"]
     return "\n".join(lines) + "\n"

@@ -179,7 +179,7 @@ def estimate_margin(
         UnsupportedError: "centered" of a posterior that is not Gaussian.
 
     References:
-        [Barrett22] section 5 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5; Rony et
+        [Barrett22] section 6 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5; Rony et
         al., 2019 (DDN) and Pintor et al., 2021 (FMN), minimum-norm walks.
 
     Examples:

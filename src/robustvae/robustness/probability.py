@@ -240,7 +240,7 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
         `Estimate` of floats, in pixel units; the interval of a single input is [0, inf].
 
     References:
-        [Barrett22] Definition 3.
+        [Barrett22] Definition 2.2; [Camuto21] section 3.2.2 (the overall margin).
 
     Examples:
         >>> import robustvae as rv, torch
