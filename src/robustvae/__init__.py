@@ -11,13 +11,17 @@ from robustvae._lazy import attach
 if TYPE_CHECKING:  # the same names for type checkers and editors, which read no table
     from robustvae import data, errors, models, objectives, report
     from robustvae.attacks import (
+        AnomalyScore,
         Attack,
         AttackResult,
         AttackSuite,
+        BitRate,
         ClassifierFlip,
+        EncoderTarget,
         LatentShift,
         LatentTarget,
         MaximumDamage,
+        MetricDrop,
         OutputTarget,
     )
     from robustvae.audit import audit, verify
@@ -40,7 +44,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.evaluation import evaluate
     from robustvae.geometry import pullback
     from robustvae.models import VAE, check, wrap
-    from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent
+    from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, Universal
     from robustvae.records import Estimate, Record
     from robustvae.robustness import estimate_margin, robustness_probability
     from robustvae.seeding import draw, generator
@@ -51,11 +55,13 @@ __version__ = "0.1.0"
 
 # Where each public name lives; a family itself has the empty text.
 _HOMES = {
+    "AnomalyScore": "attacks",
     "Attack": "attacks",
     "AttackResult": "attacks",
     "AttackSuite": "attacks",
     "audit": "audit",
     "Ball": "perturb",
+    "BitRate": "attacks",
     "Certificate": "certificates",
     "certified_curve": "certificates",
     "certify": "certificates",
@@ -64,6 +70,7 @@ _HOMES = {
     "ClassifierFlip": "attacks",
     "data": "",
     "draw": "seeding",
+    "EncoderTarget": "attacks",
     "errors": "",
     "Estimate": "records",
     "estimate_margin": "robustness",
@@ -77,6 +84,7 @@ _HOMES = {
     "LBFGS": "perturb",
     "load": "zoo",
     "MaximumDamage": "attacks",
+    "MetricDrop": "attacks",
     "models": "",
     "objectives": "",
     "OneShot": "perturb",
@@ -91,6 +99,7 @@ _HOMES = {
     "report": "",
     "robustness_probability": "robustness",
     "RobustPosterior": "defenses",
+    "Universal": "perturb",
     "VAE": "models",
     "verify": "audit",
     "Victim": "defenses",
@@ -98,11 +107,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnomalyScore",
     "Attack",
     "AttackResult",
     "AttackSuite",
     "audit",
     "Ball",
+    "BitRate",
     "Certificate",
     "certified_curve",
     "certify",
@@ -111,6 +122,7 @@ __all__ = [
     "ClassifierFlip",
     "data",
     "draw",
+    "EncoderTarget",
     "errors",
     "Estimate",
     "estimate_margin",
@@ -124,6 +136,7 @@ __all__ = [
     "LBFGS",
     "load",
     "MaximumDamage",
+    "MetricDrop",
     "models",
     "objectives",
     "OneShot",
@@ -138,6 +151,7 @@ __all__ = [
     "report",
     "robustness_probability",
     "RobustPosterior",
+    "Universal",
     "VAE",
     "verify",
     "Victim",

@@ -83,42 +83,85 @@ def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
             f"pixels for its five scales, got {x.shape[-2]} x {x.shape[-1]}: "
             "use variant='kuzina2022'"
         )
-    terms, last = [], torch.ones_like(x[:, 0, 0, 0])
+    terms, weights = ms_ssim_terms(x, y, variant=variant)
+    return (terms.relu() ** weights.unsqueeze(1)).prod(dim=0)
+
+
+def default_variant(x: Tensor) -> str:
+    """The MS-SSIM variant for images of this size: the textbook's where it is defined.
+
+    Args:
+        x: Images, (B, C, H, W).
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.metrics import default_variant
+        >>> default_variant(torch.zeros(1, 1, 28, 28)), default_variant(torch.zeros(1, 3, 256, 256))
+        ('kuzina2022', 'wang2003')
+    """
+    return "wang2003" if min(x.shape[-2:]) >= _WANG_LEAST_SIDE else "kuzina2022"
+
+
+def ms_ssim_terms(x: Tensor, y: Tensor, *, variant: str) -> tuple[Tensor, Tensor]:
+    """The terms that `ms_ssim` multiplies, before they are cut off at 0, and their exponents.
+
+    Args:
+        x: Images in [0, 1], (B, C, H, W).
+        y: Images in [0, 1], the same shape.
+        variant: As in `ms_ssim`.
+
+    Returns:
+        Terms at most 1, (5, B): the contrast-structure of four scales, the similarity of the fifth;
+        and exponents, (5,).
+    """
+    terms = []
     for scale in range(len(_WEIGHTS)):
         if scale and min(x.shape[-2:]) > 1:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        last, contrast = _ssim(x, y, variant)
-        terms.append(contrast)
-    weights = last.new_tensor(_WEIGHTS)
-    powers = torch.stack(terms[:-1]).relu() ** weights[:-1, None]
-    copies = 1 if variant == "wang2003" else len(_WEIGHTS) - 1
-    return powers.prod(dim=0) * last.relu() ** (copies * weights[-1])
+        similarity, contrast = _ssim(x, y, variant)
+        terms.append(contrast if scale < len(_WEIGHTS) - 1 else similarity)
+    weights = x.new_tensor(_WEIGHTS)
+    if variant == "kuzina2022":
+        weights[-1] *= len(_WEIGHTS) - 1
+    return torch.stack(terms), weights
 
 
 def _ssim(x: Tensor, y: Tensor, variant: str) -> tuple[Tensor, Tensor]:
     """Mean similarity and mean contrast-structure term at one scale, (B,) each."""
-    channels = x.shape[1]
     if variant == "wang2003":
         size, border = _WANG_WINDOW, _WANG_WINDOW // 2
         x, y = (F.pad(image, [border] * 4, mode="reflect") for image in (x, y))
     else:
         size, border = min(_KUZINA_WINDOW, *x.shape[-2:]), 0
-    # The published code centers even windows on pixel size // 2, half a pixel off the middle.
-    offset = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
-    window = torch.exp(-(offset**2) / (2 * _SIGMA**2))
-    window = window / window.sum()
-    rows = window.view(1, 1, size, 1).expand(channels, 1, size, 1)
-    columns = window.view(1, 1, 1, size).expand(channels, 1, 1, size)
-    stacked = torch.cat([x, y, x * x, y * y, x * y])
-    moments = F.conv2d(F.conv2d(stacked, rows, groups=channels), columns, groups=channels)
-    mean_x, mean_y, xx, yy, xy = moments.chunk(5)
+    rows, columns = (_blur(side, size, x) for side in x.shape[-2:])
+
+    def blurred(image: Tensor) -> Tensor:
+        """The window's mean around every pixel where it fits, by two banded products."""
+        return rows @ image @ columns.mT
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    xx, yy, xy = blurred(x * x), blurred(y * y), blurred(x * y)
     variances = (xx - mean_x**2).clamp_min(0) + (yy - mean_y**2).clamp_min(0)
     c1, c2 = 0.01**2, 0.03**2
-    contrast = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    product = mean_x * mean_y
+    contrast = (2 * (xy - product) + c2) / (variances + c2)
+    luminance = (2 * product + c1) / (mean_x**2 + mean_y**2 + c1)
     height, width = contrast.shape[-2:]
     inner = contrast[..., border : height - border, border : width - border]
     return (luminance * contrast).mean(dim=(1, 2, 3)), inner.mean(dim=(1, 2, 3))
+
+
+def _blur(side: int, size: int, like: Tensor) -> Tensor:
+    """The Gaussian window at every place where it fits, (side - size + 1, side)."""
+    # The published code centers even windows on pixel size // 2, half a pixel off the middle.
+    offset = torch.arange(size, dtype=like.dtype, device=like.device) - size // 2
+    window = torch.exp(-(offset**2) / (2 * _SIGMA**2))
+    places = side - size + 1
+    banded = like.new_zeros(places, side)
+    index = torch.arange(places, device=like.device)
+    for k, weight in enumerate((window / window.sum()).tolist()):
+        banded[index, index + k] = weight
+    return banded
 
 
 def kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -> Tensor:

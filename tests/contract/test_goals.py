@@ -32,7 +32,11 @@ CASES = {
     "latent-shift": (rv.LatentShift(), TOP_CODE**2 / (2 * 0.1**2)),
     "maximum-damage": (rv.MaximumDamage(), TOP_OUTPUT),
     "weighted-sum": (WeightedSum((rv.MaximumDamage(),), (2.0,)), 2 * TOP_OUTPUT),
+    "encoder-target": (rv.EncoderTarget(), TOP_CODE**2),
     # no closed form: beats every random point
+    "anomaly-score": (rv.AnomalyScore(), None),
+    "metric-drop": (rv.MetricDrop("psnr"), None),
+    "bit-rate": (rv.BitRate(step=0.01), None),
     "latent-target": (rv.LatentTarget(X.flip(0) + 0.2), None),
     "output-target": (rv.OutputTarget(X.flip(0) + 0.2), None),
     "classifier-flip": (rv.ClassifierFlip(), None),

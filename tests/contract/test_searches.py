@@ -17,6 +17,8 @@ CASES = {
     "lbfgs": (rv.LBFGS(restarts=2), 0.99, BOTH),
     "one-shot": (rv.OneShot(), 0.9, ("l2",)),
     "random-search": (RandomSearch(steps=200), 0.1, BOTH),
+    # one change for all rows, whose slopes point elsewhere
+    "universal": (rv.Universal(), 0.0, BOTH),
     "square-search": (SquareSearch(steps=400), 0.5, BOTH),
 }
 

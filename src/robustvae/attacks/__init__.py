@@ -4,11 +4,15 @@ from robustvae.attacks.adaptive import Checkpointed, Implicit, StraightThrough, 
 from robustvae.attacks.attack import Attack, AttackResult, Search
 from robustvae.attacks.evidence import Check, evidence_checks
 from robustvae.attacks.goals import (
+    AnomalyScore,
+    BitRate,
     ClassifierFlip,
+    EncoderTarget,
     Goal,
     LatentShift,
     LatentTarget,
     MaximumDamage,
+    MetricDrop,
     OutputTarget,
     WeightedSum,
 )
@@ -24,6 +28,10 @@ from robustvae.attacks.suite import AttackSuite, SuiteResult, SuiteRow
 from robustvae.attacks.sweep import PenaltySweep, SweepResult, auddc, penalties, select_penalty
 
 __all__ = [
+    "AnomalyScore",
+    "BitRate",
+    "EncoderTarget",
+    "MetricDrop",
     "Attack",
     "AttackResult",
     "AttackSuite",

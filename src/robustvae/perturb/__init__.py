@@ -5,8 +5,10 @@ from robustvae.perturb.ball import Ball
 from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
 from robustvae.perturb.lbfgs import LBFGS, Minimum, minimize
 from robustvae.perturb.one_shot import OneShot
+from robustvae.perturb.universal import Universal
 
 __all__ = [
+    "Universal",
     "LBFGS",
     "Ball",
     "Minimum",

@@ -90,6 +90,7 @@ class Readings:
         x: Clean images, (B, C, H, W).
         draws: Noises of each input; one is enough where the victim is not random.
         generator: Spent by the noises.
+        probe: Find out by two readings whether they differ, whatever the defense says of itself.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Readings:
         x: Tensor,
         draws: int,
         generator: torch.Generator,
+        *,
+        probe: bool = False,
     ) -> None:
         self._read, self._chunk = read, rows_at_once(victim)
         streams = by_row(generator, "readings", x).streams
@@ -109,7 +112,7 @@ class Readings:
             for stream in streams
         ]
         self._device = streams[0].device
-        self.random = is_random(victim)
+        self.random = None if probe else is_random(victim)
         if self.random is None:
             with torch.no_grad():
                 one, other = (read(x[:1], generator=self._streams([0], draw)) for draw in range(2))
@@ -125,7 +128,7 @@ class Readings:
         places = rows.tolist()
         for draw in range(self.draws):
             if not self.random:
-                yield self._read(y, generator=self._streams(places[:1], draw))
+                yield self._read(y, generator=self._streams(places, draw))
                 continue
             parts = [
                 self._read(part, generator=self._streams(places[begin : begin + len(part)], draw))
