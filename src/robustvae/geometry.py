@@ -508,4 +508,9 @@ def _check(vae: VAE, x: Tensor, latent: str, part: str, std_term: str) -> None:
     check_choice("part", part, ("both", "mean", "std"))
     check_choice("std_term", std_term, ("expected", "paper"))
     check_type(vae, "vae", VAE)
+    if vae.output_only:
+        raise UnsupportedError(
+            "a pullback metric reads codes, and this model is a black box (output_only): wrap it "
+            "with encode= and decode="
+        )
     check_images(x, vae.image_shape, low=None, high=None)

@@ -17,6 +17,7 @@ from typing import Any
 from robustvae import data
 from robustvae.errors import (
     CheckpointError,
+    ConfigError,
     DtypeError,
     MissingExtraError,
     StorageError,
@@ -25,7 +26,7 @@ from robustvae.errors import (
     unknown,
 )
 from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
-from robustvae.models import VAE, checkpoint
+from robustvae.models import VAE, checkpoint, factories
 from robustvae.records import plain, write_files
 from robustvae.training import Recipe, recipe_names, train_recipe
 
@@ -36,6 +37,7 @@ ENVIRONMENT = "ROBUSTVAE_ZOO"
 EVALUATION = "evaluation.json"
 CARD = "README.md"
 RECORD = "card.json"  # the card of a model that was measured and whose weights are not kept
+HUB_BYTES = 2**32  # of weights fetched from the Hub without asking
 NOT_TRAINED = "not yet trained"
 NOT_KEPT = "measured, its weights are not kept here"
 
@@ -255,17 +257,30 @@ def train(
     return place
 
 
-def load(model: str | Path) -> VAE:
+def load(
+    model: str | Path,
+    weights: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    **options: Any,
+) -> VAE:
     """Load a model, in evaluation mode, on the CPU; never unpickles.
 
     Args:
-        model: The name of a bundled or trained model (see `names`), a checkpoint folder, or the id
-            "owner/name" of a model on the Hub (needs the extra `hub`), looked up in this order.
+        model: The name of a bundled or trained model (see `names`), a checkpoint folder, the id
+            "owner/name" of a model on the Hub (needs the extra `hub`), or "FILE.py:FACTORY", a
+            function without arguments in a file of yours, which is run and whose result is
+            wrapped; looked up in this order, but for the last, which its form shows.
+        weights: State for the module that the factory makes: safetensors, or a state dict of
+            torch, of which nothing but tensors is read.
+        revision: Commit, tag or branch on the Hub; give a commit for results that can be repeated.
+        options: Of `wrap`, for what a factory or the Hub gives.
 
     Raises:
         UnknownNameError: Neither a name nor a path; the nearest name is suggested. Also a recipe
             that nobody has trained here.
-        CheckpointError: A path that is no checkpoint of this library.
+        CheckpointError: A path that is no checkpoint of this library, or weights that do not fit.
+        ModelError: The factory raised, or made no model.
         MissingExtraError: A Hub id without the extra.
 
     Examples:
@@ -276,6 +291,10 @@ def load(model: str | Path) -> VAE:
     if not isinstance(model, str | Path) or not str(model).strip("\0 "):
         raise DtypeError(f"wanted a model's name or its checkpoint folder, got {model!r}")
     text = str(model)
+    if factories.is_factory(text):
+        return factories.load_factory(text, weights, **options)
+    if weights is not None:
+        raise ConfigError(f"weights= belongs to a factory, FILE.py:FACTORY, got the model {text!r}")
     if text in _stored():
         return checkpoint.load(_stored()[text])
     try:
@@ -283,14 +302,21 @@ def load(model: str | Path) -> VAE:
     except (OSError, ValueError):
         raise unknown("model", text, _stored()) from None
     if exists:
-        return checkpoint.load(text)
+        return _of_folder(Path(text), options)
     if isinstance(model, str) and _is_hub_id(text):
-        return checkpoint.load(_from_hub(text))
+        return _of_folder(Path(_from_hub(text, revision)), options)
     if isinstance(model, Path) or "/" in text or "\\" in text:
         return checkpoint.load(text)
     if text in recipe_names():
         raise UnknownNameError(f"{text} is {card(text)['status']}: robustvae zoo train {text}")
     raise unknown("model", text, _stored())
+
+
+def _of_folder(folder: Path, options: dict[str, Any]) -> VAE:
+    """Our own checkpoint, or what diffusers or pythae saved there."""
+    if factories.is_foreign_folder(folder):
+        return factories.load_foreign(folder, **options)
+    return checkpoint.load(folder)
 
 
 def _is_hub_id(text: str) -> bool:
@@ -303,7 +329,7 @@ def _is_hub_id(text: str) -> bool:
     )
 
 
-def _from_hub(identifier: str) -> str:
+def _from_hub(identifier: str, revision: str | None) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -311,12 +337,33 @@ def _from_hub(identifier: str) -> str:
             f"{identifier!r} is no folder here; to fetch it from the Hub: {install_command('hub')}"
         ) from None
     try:
+        size = _size_on_hub(identifier, revision)
+        if size > HUB_BYTES:
+            raise CheckpointError(
+                f"{identifier!r} holds {size / 2**30:.1f} GB of weights, more than "
+                f"{HUB_BYTES / 2**30:g} GB: fetch it yourself and give its folder"
+            )
         return str(
-            snapshot_download(identifier, allow_patterns=[checkpoint.CONFIG, checkpoint.WEIGHTS])
+            snapshot_download(identifier, revision=revision, allow_patterns=factories.PATTERNS)
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # the Hub's client raises many kinds, from network to permission
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{identifier!r} could not be fetched from the Hub: {line}") from None
+
+
+def _size_on_hub(identifier: str, revision: str | None) -> int:
+    """Bytes of what would be fetched."""
+    from huggingface_hub import HfApi
+
+    facts = HfApi().model_info(identifier, revision=revision, files_metadata=True)
+    files = facts.siblings or []
+    return sum(
+        one.size or 0
+        for one in files
+        if any(Path(one.rfilename).match(pattern) for pattern in factories.PATTERNS)
+    )
 
 
 def trained_on(model: str | Path) -> str | None:

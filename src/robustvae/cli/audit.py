@@ -38,6 +38,8 @@ class Options:
     model: Model = DEFAULT_MODEL
     data: Data = None
     split: Split = "test"
+    weights: common.Weights = None
+    pixels: common.Pixels = None
     plan: Annotated[
         str | None,
         typer.Option(help="quick (the default), standard, thorough, or a YAML file of your own."),
@@ -95,6 +97,8 @@ def run(options: Options) -> None:
 
         robustvae audit digits-vae --defense posterior-mode --r 1.0
 
+        robustvae audit my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
+
         robustvae audit runs/mine --data mnist --require inside_ball --require 'probability>=0.9'
     """
     from robustvae import report
@@ -105,7 +109,13 @@ def run(options: Options) -> None:
 
     stages = _stages(options.plan, options.profile)
     requirements = [_requirement(text, stages) for text in options.require or []]
-    vae = common.load_model(options.model, options.device)
+    vae = common.load_model(
+        options.model,
+        options.device,
+        weights=options.weights,
+        pixels=options.pixels,
+        data=options.data,
+    )
     victims = common.build_victims(vae, options.defense)
     images = common.load_images(options.model, options.data, options.split)
     check_folder(options.out)

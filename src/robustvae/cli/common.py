@@ -22,7 +22,8 @@ _PAUSE = 10.0  # seconds between lines of progress in a log: news without a floo
 Model = Annotated[
     str,
     typer.Argument(
-        help="A name (see `robustvae zoo list`), a checkpoint folder, or owner/name on the Hub."
+        help="A name (see `robustvae zoo list`), a checkpoint folder, owner/name on the Hub, or "
+        "FILE.py:FACTORY for a model of your own."
     ),
 ]
 Data = Annotated[
@@ -31,6 +32,14 @@ Data = Annotated[
         help="Data set, or folder:PATH for images of your own; "
         "by default the set that the model was trained on."
     ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="State for the model of FILE.py:FACTORY: safetensors, or a .pt state dict."),
+]
+Pixels = Annotated[
+    str | None,
+    typer.Option(help="What a model of your own reads, such as -1,1; images stay in [0, 1]."),
 ]
 Split = Annotated[str, typer.Option(help="Which part of the data: test or train.")]
 Tolerance = Annotated[
@@ -83,13 +92,24 @@ def from_options(run: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def load_model(model: str, device: str = "cpu") -> Any:
-    """The model of that name, folder or Hub id, on a device that computes."""
+def load_model(
+    model: str,
+    device: str = "cpu",
+    *,
+    weights: Path | None = None,
+    pixels: str | None = None,
+    data: str | None = None,
+) -> Any:
+    """The model of that name, folder, Hub id or FILE.py:FACTORY, on a device that computes."""
     import torch
 
     from robustvae import zoo
+    from robustvae.models.factories import is_factory
 
-    vae = zoo.load(model)
+    settings: dict[str, Any] = {} if pixels is None else {"pixels": read_pixels(pixels)}
+    if is_factory(model) and data is not None:
+        settings["fit_on"] = load_images(model, data)[:8].x
+    vae = zoo.load(model, weights, **settings)
     try:
         torch.ones(1, device=device).item()
         return vae.to(device)
@@ -102,10 +122,24 @@ def load_images(model: str, data: str | None, split: str = "test") -> Any:
     """The data set named, or else the one that the model's card names."""
     import robustvae.data
     from robustvae import zoo
+    from robustvae.models.factories import is_factory
 
+    if data is None and is_factory(model):
+        raise ConfigError(f"the data of {model} are not known: give --data FOLDER or a name")
+    if data is not None and Path(data).expanduser().exists():
+        return robustvae.data.as_images(Path(data), split=split)
     if data is None:
         data = zoo.trained_on(model) or "digits"
     return robustvae.data.load(data, split=split)
+
+
+def read_pixels(text: str) -> tuple[float, float]:
+    """The range that `--pixels LOW,HIGH` stands for."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--pixels must be LOW,HIGH, such as -1,1, got {text!r}") from None
+    return low, high
 
 
 def build_victims(vae: Any, defenses: list[str] | None) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""Diagnose a model before any number is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, final
+
+import typer
+
+from robustvae.cli import common
+from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, Split
+from robustvae.cli.entry import FAILED
+
+
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    model: Model = DEFAULT_MODEL
+    data: Data = None
+    split: Split = "test"
+    weights: common.Weights = None
+    pixels: common.Pixels = None
+    inputs: Annotated[int, typer.Option(min=1, max=8, help="How many inputs to look at.")] = 8
+    defense: Annotated[str | None, typer.Option(help="Look at the model behind this defense.")] = (
+        None
+    )
+    device: Device = "cpu"
+
+
+def run(options: Options) -> None:
+    """Diagnose a model: mode, range, randomness, gradients, finite values; with remedies.
+
+    Examples:
+
+        robustvae check
+
+        robustvae check my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
+    """
+    import robustvae as rv
+    from robustvae.cli.printing import show
+    from robustvae.registry import build
+
+    vae = common.load_model(
+        options.model,
+        options.device,
+        weights=options.weights,
+        pixels=options.pixels,
+        data=options.data,
+    )
+    images = common.load_images(options.model, options.data, options.split)
+    subject = vae
+    if options.defense is not None:
+        subject = rv.Victim(vae, build("defense", options.defense))
+    diagnosis = rv.check(subject, images[: min(options.inputs, len(images))])
+    for line in str(diagnosis).splitlines():
+        show(line)
+    if not diagnosis.passed:
+        raise typer.Exit(FAILED)
