@@ -33,10 +33,12 @@ NEEDS_SHAPE = {
 PLAN = {
     "inputs": 2,
     "draws": 20,
-    "defense_steps": 1,
-    "margin_steps": 1,
-    "margin_restarts": 1,
-    "attacks": [{"radius": 0.5, "steps": 2, "restarts": 1}],
+    "gradient_free": 5,
+    "longer": 1,
+    "probes": 1,
+    "gallery": 1,
+    "margins": {"steps": 1, "restarts": 1},
+    "attacks": [{"radius": 0.5, "search": {"name": "projected-ascent", "steps": 2, "restarts": 1}}],
 }
 
 
@@ -182,6 +184,17 @@ def test_diagnosis_accuses_no_style(name):
     before = state_of(model)
     found = rv.check(vae, inputs(vae))
     assert found.passed, str(found)
+    assert_same_state(state_of(model), before)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_audits_end_with_a_verdict(name):
+    _, model, vae = built(name)
+    before = state_of(model)
+    images = rv.data.from_tensor(inputs(vae, 8))
+    record = rv.audit(rv.Victim(vae), images, plan=PLAN)
+    assert len(record.rows) >= 2
+    assert record.verdict.first
     assert_same_state(state_of(model), before)
 
 
