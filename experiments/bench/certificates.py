@@ -108,9 +108,10 @@ def _certificates(vae: LipschitzVAE, x: Tensor, spec: Spec) -> dict[str, float]:
     stddev = 0.05 + 0.1 * torch.rand(spec.many, vae.latent, generator=rv.generator(0)).double()
     reach = 2 + 3 * torch.rand(spec.many, generator=rv.generator(1)).double()
     moved = lipschitz._moved_stddev(stddev, constants, "centered")
+    motion = lipschitz._Motion(constants.b, torch.zeros_like(reach), moved)
 
     def noncentral() -> Tensor:
-        return lipschitz._margin("noncentral", reach, moved, constants.b, M, vae.latent)
+        return lipschitz._margin("noncentral", reach, motion, M, vae.latent)
 
     def slow() -> Tensor:
         rows = torch.arange(spec.many)
