@@ -124,8 +124,9 @@ class MarginPlan(BaseModel):
     Attributes:
         steps: Gradients of each search.
         restarts: Starts of each search.
-        gradients: Of the victim's decoder, an input, from which on only what attacks found is
-            shrunk, without a search of its own: a defense of many steps costs that many times.
+        gradients: The most decoder gradients an input that a search may take; beyond it the
+            margin is left out. A random defense of many steps costs that many times; one without
+            randomness needs no search of its own, as what attacks found is shrunk.
     """
 
     model_config = STRICT

@@ -24,6 +24,8 @@ _DIRECTIONS = 10
 _POINTS = 3  # inputs at which the gradient is compared with the function
 # root mean square step of a difference, a pixel: far above float32's rounding, far below an edge
 _STEP = 0.01
+# share of the function's slope below which a gradient is none, whatever the chaos
+_HIDDEN = 1e-3
 _MARGIN = 0.06  # keeps the differences of such steps away from the ends of the range
 
 
@@ -171,6 +173,7 @@ def _compared(
             {
                 "trusted": bool(agree and not flat),
                 "agreement": cosine if math.isfinite(cosine) else 0.0,
+                "hidden": bool(not flat and float(own.norm()) <= _HIDDEN * size),
                 "plateau": bool(flat and float(own.norm()) == 0),
             }
         )

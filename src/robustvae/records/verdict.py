@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustvae import registry
-from robustvae.records.judging import Case
+from robustvae.records.judging import Case, Outcome
 from robustvae.records.parts import CheckResult, Verdict, VictimFacts
 
 if TYPE_CHECKING:  # a record judges itself when it is read
@@ -34,7 +34,10 @@ def case(record: Record, victim: VictimFacts) -> Case:
 def run_check(name: str, evidence: Case, spec: Any = None) -> CheckResult:
     """What a registered check says of one victim."""
     check = registry.build("check", spec or name)
-    outcome = check(evidence)
+    try:
+        outcome = check(evidence)
+    except Exception as error:  # a plug-in's check may raise anything: the others still judge
+        outcome = Outcome(None, f"could not be judged: {type(error).__name__}: {error}"[:200])
     sentence = (type(check).__doc__ or name).partition("\n\n")[0]
     return CheckResult(
         id=name,

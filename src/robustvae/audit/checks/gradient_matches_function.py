@@ -48,6 +48,10 @@ class GradientMatchesFunction:
         if not points:
             return Outcome(None, "not measured")
         agreements = informative(case)
+        hidden = sum(point.get("hidden", False) for point in points)
+        if agreements is None and 2 * hidden > len(points):
+            value = f"next to none at {hidden} of {len(points)} points, where the function moves"
+            return Outcome(False, value)
         if agreements is None:
             return Outcome(
                 None, "not informative: differences of two step sizes contradict each other"

@@ -33,7 +33,7 @@ class GradientSeen:
         rows = [row for row in case.roles("plan") if row.get("zero_gradients") is not None]
         blind = sum(row["status"] != "ok" or float(row["zero_gradients"]) > 0.5 for row in rows)
         value = f"{blind} of {len(rows)} attacks without a gradient"
-        flat = sum(point.get("plateau", False) for point in case.probes.get("gradient", []))
+        flat = sum(point.get("plateau", False) for point in case.probes.get("gradient") or [])
         if flat:
             value += f"; {flat} points on plateaus, where function and gradient are both flat"
         return Outcome(blind <= self.tolerated * len(rows) if rows else None, value)

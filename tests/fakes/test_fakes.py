@@ -1,0 +1,85 @@
+"""Every planted fake is named by the verdict's first sentence, and no honest victim accused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import robustvae as rv
+from tests.fakes.planted import FAKES, HONEST
+
+PLAN = {
+    "inputs": 8,
+    "shard": 8,
+    "draws": 60,
+    "margins": None,
+    "certificates": False,
+    "geometry": False,
+    "gallery": 0,
+    "probes": 4,
+    "gradient_free": 150,
+    "longer": 1,
+    "without": ["survival", "similarity", "first-order"],
+    "attacks": [
+        {"search": {"name": "projected-ascent", "steps": 20, "restarts": 3}, "radius": 1.0}
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return rv.data.load("digits", split="test")
+
+
+@pytest.fixture(scope="module")
+def honest_vae():
+    return rv.load("digits-vae")
+
+
+def judged(make, vae, images):
+    x = images.x.to(vae.dtype)
+    return rv.audit(make(vae, x), images, plan=PLAN, seed=0)
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_fake_is_named(name, digits, honest_vae):
+    record = judged(FAKES[name].make, honest_vae, digits)
+    named = [check for check in FAKES[name].caught_by if check in record.verdict.first]
+    assert named, record.verdict.first
+    assert not record.verdict.passed or record.verdict.failed
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_victim_is_not_accused(name, digits, honest_vae):
+    record = judged(HONEST[name], honest_vae, digits)
+    assert not record.verdict.failed, record.verdict.first
+    assert record.verdict.useful and record.verdict.sound
+
+
+@pytest.mark.parametrize("name", ["gradient_block_means", "gradient_flipped", "sigma_30"])
+def test_fake_is_named_on_large_images(name):
+    images, vae = stripes()
+    record = judged(FAKES[name].make, vae, images)
+    assert any(check in record.verdict.first for check in FAKES[name].caught_by)
+
+
+def test_honest_large_images_pass():
+    images, vae = stripes()
+    record = judged(HONEST["wrapped"], vae, images)
+    assert not record.verdict.failed, record.verdict.first
+
+
+def stripes():
+    """Images of 28 x 28 with a few degrees of freedom, and a small model trained on them."""
+    g = torch.Generator().manual_seed(3)
+    across = torch.linspace(0, 6.0, 28)
+    phase, wave, tilt = (torch.rand(256, 1, 1, generator=g) for _ in range(3))
+    x = torch.sin(
+        (1 + 2 * wave) * across[None, None, :] + 3 * tilt * across[None, :, None] + 6 * phase
+    )
+    images = rv.data.Images((0.5 + 0.45 * x).unsqueeze(1).float(), torch.arange(256) % 4, "stripes")
+    vae = rv.models.create(
+        "vae", architecture="mlp", latent=6, hidden=[64], image_shape=(1, 28, 28)
+    ).float()
+    rv.fit(vae, rv.objectives.ELBO(), images, epochs=40, batch_size=64, generator=rv.generator(0))
+    return images, vae
