@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robustvae.errors import StorageError
-from robustvae.records import write_files
+from robustvae.records import read_manifest, write_files, write_set
 
 
 def test_all_are_written(tmp_path: Path) -> None:
@@ -36,3 +36,60 @@ def test_none_is_written_where_one_fails(
         write_files(dict.fromkeys(paths, b"new"))
     assert [path.read_bytes() for path in paths] == [b"old", b"old"]
     assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_set_has_a_manifest(tmp_path: Path) -> None:
+    write_set(tmp_path, {"a": b"1", "b": b"2"})
+    assert read_manifest(tmp_path) == {"a": True, "b": True}
+    (tmp_path / "b").write_bytes(b"3")
+    (tmp_path / "a").unlink()
+    assert read_manifest(tmp_path) == {"a": False, "b": False}
+
+
+def test_folder_in_the_way_changes_nothing(tmp_path: Path) -> None:
+    write_set(tmp_path, {"a": b"1", "b": b"1"})
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").mkdir()
+    with pytest.raises(StorageError, match="Is a directory"):
+        write_set(tmp_path, {"a": b"2", "b": b"2"})
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "manifest.json"]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_failed_rename_is_taken_back(
+    tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    write_files(dict.fromkeys(paths, b"old"))
+    real, calls = os.replace, []
+
+    def failing(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == fails_at:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(StorageError, match="No space"):
+        write_files(dict.fromkeys(paths, b"new"))
+    assert [path.read_bytes() for path in paths] == [b"old", b"old"]
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_umask_decides_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_files({tmp_path / "private": b"1"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
+def test_leftovers_of_the_dead_go(tmp_path: Path) -> None:
+    dead = tmp_path / ".a.999999999-0123abcd.new"
+    mine = tmp_path / f".a.{os.getpid()}-0123abcd.new"
+    for path in (dead, mine):
+        path.write_bytes(b"half")
+    write_files({tmp_path / "a": b"1"})
+    assert not dead.exists() and mine.exists()

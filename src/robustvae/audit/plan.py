@@ -125,8 +125,7 @@ class MarginPlan(BaseModel):
         steps: Gradients of each search.
         restarts: Starts of each search.
         gradients: The most decoder gradients an input that a search may take; beyond it the
-            margin is left out. A random defense of many steps costs that many times; one without
-            randomness needs no search of its own, as what attacks found is shrunk.
+            margin is left out. A defense of many steps costs that many times.
     """
 
     model_config = STRICT

@@ -78,6 +78,8 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
             with contextlib.suppress(OSError):
                 if saved is not None:
                     os.replace(saved, target)
+                    # two links to one file: then the rename did nothing and left both
+                    saved.unlink(missing_ok=True)
                 elif not any(t.exists() and p == target for t, p in beside):
                     os.unlink(target)
         for temporary, _ in beside:

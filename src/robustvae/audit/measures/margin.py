@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from robustvae.audit.context import Context
+from robustvae.defenses.defense import cost
 from robustvae.errors import UnsupportedError
 from robustvae.records import Column
 from robustvae.registry import register
@@ -54,6 +55,13 @@ class Margin:
         plan = context.plan.margins
         if plan is None:
             raise UnsupportedError("margin: the plan asks for no margins")
+        # two halves of a walk from each start, in both boxes
+        gradients = 2 * (plan.restarts + 1) * plan.steps * _gradients_of(context)
+        if gradients > plan.gradients:
+            raise UnsupportedError(
+                f"margin: about {gradients:.0f} gradients an input, the plan allows "
+                f"{plan.gradients:g}; raise margins: gradients in the plan"
+            )
         question = context.question
         candidates = torch.stack([attacked.x_adv for attacked in context.attacks])
         budget = Budget(
@@ -75,9 +83,16 @@ class Margin:
             budget=budget,
             candidates=candidates,
             generator=context.generator("margins"),
+            rows=context.numbers,
         )
         return {
             "margin_upper_box": margins.box.value,
             "margin_upper_unconstrained": margins.unconstrained.value,
             "margin_upper_status": margins.unconstrained.status,
         }
+
+
+def _gradients_of(context: Context) -> float:
+    """Gradients of the decoder behind one of the victim; one where the defense does not say."""
+    price = cost(context.victim.defense)
+    return 1.0 if price is None else 1.0 + price.gradients

@@ -1,0 +1,122 @@
+"""A stored audit is computed again, and whatever was changed is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import robustvae as rv
+from robustvae.audit import Run
+from robustvae.audit.store import Store, packed, unpacked
+from robustvae.records import read_manifest
+from robustvae.records.audit import row_sha256
+
+
+@pytest.fixture(scope="module")
+def stored(digits, tmp_path_factory):
+    from tests.audit.conftest import ONE
+
+    folder = tmp_path_factory.mktemp("stored")
+    run = Run(name="digits-vae", source="digits-vae")
+    record = rv.audit(rv.load("digits-vae"), digits, plan=ONE, question={"r": 1.0}, run=run)
+    rv.report.write(record, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(stored, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(stored, folder)
+    return folder
+
+
+def test_stored_audit_is_verified(stored):
+    verification = rv.verify(stored)
+    assert verification.passed, str(verification)
+    assert verification.recomputed == verification.rows == 2
+    assert all(read_manifest(stored).values())
+
+
+def edited(folder, change, *, rehash=False):
+    path = folder / "record.json"
+    content = json.loads(path.read_text())
+    change(content)
+    if rehash:
+        content["hashes"] = [row_sha256(row) for row in content["rows"]]
+    path.write_text(json.dumps(content))
+
+
+def test_changed_row_is_named(copy):
+    edited(copy, lambda content: content["rows"][1].update(damage=9.0))
+    words = str(rv.verify(copy))
+    assert "NOT verified" in words
+    assert "record.json is not the file that was written" in words
+    assert "row 1 (input" in words and "was changed after it was measured" in words
+    assert "damage is stored as 9.0, computed again" in words
+    assert "summary damage is stored as" in words
+
+
+def test_careful_forger_is_named_too(copy):
+    edited(copy, lambda c: [row.update(certified=0.9) for row in c["rows"]], rehash=True)
+    (copy / "manifest.json").unlink()
+    words = str(rv.verify(copy, inputs=1))
+    assert "was changed after" not in words
+    assert "certified is stored as 0.9, computed again" in words
+
+
+def test_missing_inputs_are_named(copy):
+    (copy / "adversarials.safetensors").unlink()
+    verification = rv.verify(copy)
+    assert not verification.passed
+    assert any("adversarials.safetensors" in problem for problem in verification.problems)
+
+
+def test_exchanged_input_is_named(copy):
+    path = copy / "adversarials.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if "/" in key)
+    tensors[key] = tensors[key].flip(0)
+    save_file(tensors, path)
+    words = str(rv.verify(copy, inputs=0))
+    assert "is not the one in its row" in words
+
+
+def test_other_weights_are_named(copy):
+    vae = rv.load("digits-vae")
+    with torch.no_grad():
+        next(vae.parameters()).mul_(1.01)
+    words = str(rv.verify(copy, inputs=1, victim=vae))
+    assert "weights are not those that were audited" in words
+
+
+def test_unknown_model_is_not_checked(copy):
+    edited(copy, lambda content: content["model"].update(source="nowhere", name="nowhere"))
+    verification = rv.verify(copy)
+    assert verification.recomputed == 0
+    assert any("give victim=" in reason for reason in verification.not_checked)
+
+
+def test_damaged_shard_is_computed_again(digits, one, tmp_path):
+    vae, run = rv.load("digits-vae"), Run(keep=tmp_path, resume=True)
+    first = rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=Run(keep=tmp_path))
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    content["shard"]["rows"][0]["damage"] = 999.0
+    path.write_text(json.dumps(content))
+    again = rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=run)
+    assert again.rows == first.rows
+    assert any("damaged and computed again" in entry.reason for entry in again.left_out)
+    for text in ("{}", "[]", "", json.dumps({"sha256": "", "shard": {}})):
+        path.write_text(text)
+        assert Store(tmp_path, {}, True).read(0) is None
+        assert rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=run).rows == first.rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_survive_storage(dtype):
+    x = torch.randn(3, 1, 2, 2, dtype=dtype)
+    assert torch.equal(unpacked(json.loads(json.dumps(packed(x)))), x)
