@@ -26,7 +26,7 @@ from robustvae.errors import (
     check_images,
     check_type,
 )
-from robustvae.jacobians import jacobian, lanczos, products
+from robustvae.jacobians import Products, jacobian, lanczos, products, spectral_sums
 from robustvae.models import VAE, Gaussian
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
@@ -38,6 +38,7 @@ Normalize = Literal["max", "trace"]
 
 _ELEMENTS_AT_ONCE = 2**24
 _ELEMENTS_IN_CACHE = 2**19
+_ROWS_AT_MOST = 512  # backward passes for one input's whole Jacobian
 _STEPS = tuple(10.0 ** (-2 + 3 * i / 39) for i in range(40))
 
 
@@ -273,6 +274,101 @@ def leading_pullback(
     return Geometry(values, directions, latent, part, std_term, complete=False)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """What a summary of a pullback metric holds, at any size.
+
+    Attributes:
+        spectral_radius: The largest eigenvalue, (B,), float64.
+        effective_rank: exp of the entropy of the normalized spectrum, (B,), float64.
+        is_exact: Whether the whole spectrum was computed; else the radius is a lower bound that is
+            tight to the residual of Lanczos, and the rank an estimate by random probes.
+    """
+
+    spectral_radius: Tensor
+    effective_rank: Tensor
+    is_exact: bool
+
+
+def spectrum(
+    vae: VAE,
+    x: Tensor,
+    part: Part = "both",
+    *,
+    probes: int = 4,
+    steps: int = 24,
+    generator: torch.Generator,
+) -> Spectrum:
+    """Spectral radius and effective rank of the pullback metric, whatever the size of the model.
+
+    Small models get the whole spectrum. Beyond 2^24 entries of a Jacobian or 512 rows of it the
+    two are found matrix-free, with `probes` x `steps` products an input: the radius by Lanczos, the
+    rank from the sums of l and l log l by stochastic Lanczos quadrature.
+
+    Args:
+        vae: Its encoder's `mean` and `stddev` are read in evaluation mode.
+        x: Images, (B, C, H, W); not held to [0, 1].
+        part: "mean", "std" or "both"; codes without a spread are read by their mean.
+        probes: Random vectors of the quadrature.
+        steps: Products for each.
+        generator: Spent on the vectors.
+
+    Raises:
+        UnsupportedError: A black box.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.geometry import spectrum
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> spectrum(vae, torch.rand(3, 1, 4, 4), generator=rv.generator(0)).is_exact
+        True
+    """
+    _check(vae, x, "flat", part, "expected")
+    if part == "both" and getattr(vae, "has_spread", True) is False:
+        part = "mean"
+    rows = vae.latent * (2 if part == "both" else 1)
+    if is_small(vae, x):
+        metric = pullback(vae, x, part=part, count=1)
+        return Spectrum(metric.spectral_radius, metric.effective_rank, True)
+    radii, ranks = [], []
+    with frozen(vae), channels_last(vae):
+        for image in x.detach().split(1):  # one graph at a time: a large one fills the memory
+            at = products(_encoder(vae, part), image)
+
+            def operator(u: Tensor, at: Products = at) -> Tensor:
+                return at.jvp(at.vjp(u))
+
+            like = at.value
+            top = lanczos(operator, like, steps=min(steps, rows), generator=generator)
+            total, weighted = spectral_sums(
+                operator,
+                like,
+                [lambda v: v.clamp_min(0), lambda v: torch.special.xlogy(*[v.clamp_min(0)] * 2)],
+                probes=probes,
+                steps=steps,
+                generator=generator,
+            )
+            radii.append(top.values[:, 0].double().clamp_min(0))
+            entropy = torch.where(total > 0, total.log() - weighted / total, 0.0)
+            ranks.append(entropy.exp().clamp(1, rows))
+    return Spectrum(torch.cat(radii), torch.cat(ranks), False)
+
+
+def is_small(vae: VAE, x: Tensor) -> bool:
+    """Whether `spectrum` takes the whole Jacobian of each input.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.geometry import is_small
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> is_small(vae, torch.rand(3, 1, 4, 4))
+        True
+    """
+    rows = vae.latent * (2 if getattr(vae, "has_spread", True) else 1)
+    return rows <= _ROWS_AT_MOST and rows * x[0].numel() <= _ELEMENTS_AT_ONCE
+
+
 def decoder_metric(vae: VAE, z: Tensor, *, batched: bool | None = None, chunk: int = 128) -> Tensor:
     """The metric that the decoder pulls back from images to the latent, G_z = J_g^T J_g.
 
@@ -500,7 +596,10 @@ def _laid_out(vae: VAE, batched: bool) -> contextlib.AbstractContextManager[None
 
 def _convolutional(vae: VAE) -> bool:
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-    return any(isinstance(module, kinds) for module in vae.modules())
+    # a stranger's code may hold what no vectorized product goes through
+    return getattr(vae, "is_foreign", False) or any(
+        isinstance(module, kinds) for module in vae.modules()
+    )
 
 
 def _check(vae: VAE, x: Tensor, latent: str, part: str, std_term: str) -> None:

@@ -6,7 +6,7 @@ evaluation mode. D is the number of elements of one input row, k of one output r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -80,7 +80,8 @@ def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
     """Matrix-free products with the Jacobian of each row of a batched map.
 
     J^T u is a backward pass; J v is a backward pass through that one, which is linear in u, so
-    neither evaluates `f` again. The graphs live as long as the result.
+    neither evaluates `f` again. Where a layer's backward pass has no derivative of its own, as with
+    fused attention, J v is a central difference. The graphs live as long as the result.
 
     Args:
         f: Map from (B, ...) to (B, ...) that treats each row alone, differentiable twice.
@@ -97,11 +98,18 @@ def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
         (tensor([[2., 4.]]), tensor([[2., 4.]]))
     """
     inputs, value = _evaluate(f, x)
-    with torch.enable_grad():
-        cotangent = torch.zeros_like(value, requires_grad=True)
-        product = _vjp(value, inputs, cotangent, create_graph=True)
+    product: Tensor | None
+    try:
+        with torch.enable_grad():
+            cotangent = torch.zeros_like(value, requires_grad=True)
+            product = _vjp(value, inputs, cotangent, create_graph=True)
+        _vjp(product, cotangent, torch.zeros_like(product))
+    except (RuntimeError, NotImplementedError):  # a layer whose backward pass has no derivative
+        product = None
 
     def jvp(tangent: Tensor) -> Tensor:
+        if product is None:
+            return _difference(f, x, tangent)
         return _vjp(product, cotangent, tangent.to(product).reshape(product.shape)).flatten(1)
 
     def vjp(u: Tensor) -> Tensor:
@@ -167,28 +175,8 @@ def lanczos(
     steps = min(n, 4 * count + 20) if steps is None else min(steps, n)
     if not count <= steps:
         raise RangeError(f"count must be at most steps and n = {n}, got {count} with {steps} steps")
-    basis = like.new_zeros(batch, steps, n)
-    diagonal = like.new_zeros(batch, steps)
-    side = like.new_zeros(batch, steps)
-    v = _unit(randn(batch, n, like=like, generator=generator))
-    for step in range(steps):
-        basis[:, step] = v
-        w = operator(v)
-        diagonal[:, step] = (v * w).sum(1)
-        scale = w.norm(dim=1)
-        w = _reject(w, basis[:, : step + 1])
-        length = w.norm(dim=1)
-        is_exhausted = length <= 100 * torch.finfo(w.dtype).eps * scale.clamp_min(
-            diagonal.abs().amax(1)
-        )
-        fresh = _reject(randn(batch, n, like=like, generator=generator), basis[:, : step + 1])
-        side[:, step] = length.masked_fill(is_exhausted, 0)
-        v = _unit(torch.where(is_exhausted[:, None], fresh, w))
-    inner = side[:, :-1]
-    tridiagonal = (
-        torch.diag_embed(diagonal) + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
-    )
-    values, small = torch.linalg.eigh(tridiagonal)
+    start = _unit(randn(batch, n, like=like, generator=generator))
+    values, small, basis, side = _krylov(operator, start, steps, generator)
     values, small = values.flip(1)[:, :count], small.flip(2)[:, :, :count]
     residual = (side[:, -1:] * small[:, -1]).abs() if steps < n else torch.zeros_like(values)
     return Eigenpairs(values, small.mT @ basis, residual)
@@ -233,6 +221,85 @@ def power_iteration(
     return Eigenpairs(value[:, None], previous[:, None], residual[:, None])
 
 
+def spectral_sums(
+    operator: Callable[[Tensor], Tensor],
+    like: Tensor,
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    probes: int = 4,
+    steps: int = 24,
+    generator: torch.Generator,
+) -> Tensor:
+    """Sums of functions over the eigenvalues of symmetric operators, estimated matrix-free.
+
+    Stochastic Lanczos quadrature: the sum is n times the mean of v^T f(A) v over random unit
+    vectors v, and each of these is read off a small tridiagonal matrix. Exact for `steps` = n but
+    for the choice of v, whose error falls with the root of `probes` and of n.
+
+    Args:
+        operator: Vectors (B, n) to A v, (B, n), with A symmetric, one per row.
+        like: Any tensor (B, n): its shape, device and dtype are taken.
+        functions: Of eigenvalues, elementwise.
+        probes: Random vectors.
+        steps: Dimension of each Krylov space.
+        generator: Spent on the vectors.
+
+    Returns:
+        The sums, (functions, B), float64.
+
+    References:
+        Ubaru, Chen & Saad, 2017, Algorithm 1.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.jacobians import spectral_sums
+        >>> scale = torch.arange(1.0, 5.0)
+        >>> g = rv.generator(0)
+        >>> sums = spectral_sums(lambda v: 2 * v, torch.zeros(1, 4), [torch.square], generator=g)
+        >>> round(sums.item(), 3)
+        16.0
+    """
+    batch, n = like.shape
+    check_count(probes, "probes")
+    check_count(steps, "steps")
+    total = torch.zeros(len(functions), batch, dtype=torch.float64, device=like.device)
+    for _ in range(probes):
+        start = _unit(randn(batch, n, like=like, generator=generator))
+        values, small, _, _ = _krylov(operator, start, min(steps, n), generator)
+        weights = small[:, 0].double().square()
+        total += torch.stack([(weights * f(values.double())).sum(1) for f in functions])
+    return n * total / probes
+
+
+def _krylov(
+    operator: Callable[[Tensor], Tensor], start: Tensor, steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors in the basis; the basis; the side diagonal."""
+    like, (batch, n), v = start, start.shape, start
+    basis = like.new_zeros(batch, steps, n)
+    diagonal = like.new_zeros(batch, steps)
+    side = like.new_zeros(batch, steps)
+    for step in range(steps):
+        basis[:, step] = v
+        w = operator(v)
+        diagonal[:, step] = (v * w).sum(1)
+        scale = w.norm(dim=1)
+        w = _reject(w, basis[:, : step + 1])
+        length = w.norm(dim=1)
+        is_exhausted = length <= 100 * torch.finfo(w.dtype).eps * scale.clamp_min(
+            diagonal.abs().amax(1)
+        )
+        fresh = _reject(randn(batch, n, like=like, generator=generator), basis[:, : step + 1])
+        side[:, step] = length.masked_fill(is_exhausted, 0)
+        v = _unit(torch.where(is_exhausted[:, None], fresh, w))
+    inner = side[:, :-1]
+    tridiagonal = (
+        torch.diag_embed(diagonal) + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
+    )
+    values, small = torch.linalg.eigh(tridiagonal)
+    return values, small, basis, side
+
+
 def _evaluate(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         inputs = x.detach().requires_grad_(True)
@@ -240,6 +307,19 @@ def _evaluate(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]
         if len(value) != len(x):
             raise ShapeError(f"f must keep the number of rows, {len(x)}, got {tuple(value.shape)}")
         return inputs, value.flatten(1)
+
+
+@torch.no_grad()
+def _difference(f: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor:
+    """J v by a central difference, (B, k)."""
+    v = tangent.to(x).reshape(x.shape)
+    length = torch.linalg.vector_norm(v.flatten(1), dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+    # the root of rounding that balances it against curvature, for a step across all pixels
+    step = torch.finfo(x.dtype).eps ** (1 / 3) * max(x[0].numel(), 1) ** 0.5
+    shape = (-1, *[1] * (x.ndim - 1))
+    step_v = v * (step / length).reshape(shape)
+    change = f(x + step_v).flatten(1) - f(x - step_v).flatten(1)
+    return change * (length / (2 * step)).reshape(-1, 1)
 
 
 def _vjp(value: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool = False) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import robustvae as rv
+from robustvae import geometry as metrics
 from robustvae.errors import RangeError, ShapeError, UnknownNameError, UnsupportedError
 from robustvae.geometry import Geometry, decoder_metric, leading_pullback, pullback, step_curves
 from robustvae.models import Gaussian
@@ -346,3 +347,50 @@ def test_bad_arguments_are_refused(generator):
         step_curves(vae, x, found, count=1, steps=[0.0])
     with pytest.raises(ShapeError, match="geometry"):
         step_curves(vae, x[:2], found, count=1)
+
+
+class Attention(torch.nn.Module):
+    """Codes of fused attention, whose backward pass has no derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.out = torch.nn.Linear(4, 8), torch.nn.Linear(32, 3)
+        self.back = torch.nn.Linear(3, 16)
+
+    def encode(self, x):
+        q = self.tokens(x.reshape(len(x), 1, 4, 4))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        return self.out(mixed.flatten(1))
+
+    def decode(self, z):
+        return torch.sigmoid(self.back(z)).reshape(-1, 1, 4, 4)
+
+
+def test_large_models_need_no_jacobian(monkeypatch):
+    g = generator(0)
+    vae = rv.models.create("vae", architecture="mlp", latent=12, image_shape=(1, 8, 8), hidden=[32])
+    x = torch.rand(3, 1, 8, 8, generator=g)
+    exact = metrics.spectrum(vae, x, generator=g)
+    monkeypatch.setattr(metrics, "_ROWS_AT_MOST", 1)
+    found = metrics.spectrum(vae, x, probes=64, generator=g)
+    assert exact.is_exact and not found.is_exact
+    torch.testing.assert_close(found.spectral_radius, exact.spectral_radius)
+    # the rank's standard error with 64 probes of 24 rows is some percent
+    torch.testing.assert_close(found.effective_rank, exact.effective_rank, rtol=0.15, atol=0)
+
+
+def test_fused_attention_has_a_spectrum(monkeypatch):
+    g = generator(0)
+    model = Attention()
+    vae = rv.wrap(model, image_shape=(1, 4, 4))
+    x = torch.rand(2, 1, 4, 4, generator=g)
+    exact = metrics.spectrum(vae, x, generator=g)
+    monkeypatch.setattr(metrics, "_ROWS_AT_MOST", 1)
+    found = metrics.spectrum(vae, x, generator=g)
+    torch.testing.assert_close(found.spectral_radius, exact.spectral_radius, rtol=1e-4, atol=1e-8)
+
+
+def test_black_boxes_have_no_metric():
+    vae = rv.wrap(torch.nn.Identity(), image_shape=(1, 4, 4), output_only=True)
+    with pytest.raises(UnsupportedError, match="black box"):
+        pullback(vae, torch.rand(2, 1, 4, 4))

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import torch
+
 from robustvae.audit.context import Context
 from robustvae.errors import UnsupportedError
-from robustvae.geometry import pullback
+from robustvae.geometry import is_small, spectrum
 from robustvae.records import Column
 from robustvae.registry import register
 
@@ -36,8 +38,14 @@ class Geometry:
         """Measure the inputs."""
         if not context.plan.geometry:
             raise UnsupportedError("geometry: the plan asks for none")
-        metric = pullback(context.plain.vae, context.x)
-        return {
-            "spectral_radius": metric.spectral_radius,
-            "effective_rank": metric.effective_rank,
-        }
+        vae, x = context.plain.vae, context.x
+
+        def measure(row: slice, generator: torch.Generator) -> torch.Tensor:
+            metric = spectrum(vae, x[row], generator=generator)
+            return torch.stack([metric.spectral_radius, metric.effective_rank], 1)
+
+        if is_small(vae, x):  # nothing is drawn, and all inputs go at once
+            both = measure(slice(None), context.generator("geometry"))
+        else:
+            both = torch.cat(context.each("geometry", measure))
+        return {"spectral_radius": both[:, 0], "effective_rank": both[:, 1]}
