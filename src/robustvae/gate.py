@@ -126,9 +126,9 @@ def admit_model(model: nn.Module, *kinds: type[nn.Module]) -> None:
     admit_process()
     admit_call(model)
     if type(model) not in kinds:
-        known = ", ".join(kind.__name__ for kind in kinds)
+        names = ", ".join(kind.__name__ for kind in kinds)
         raise UnsupportedError(
-            f"bounds by the weights are known for {known}, got {type(model).__name__}; use "
+            f"bounds by the weights are known for {names}, got {type(model).__name__}; use "
             "methods=['smoothing'], which reads no weights"
         )
 

@@ -116,11 +116,11 @@ class Implicit:
         curvature = 0.5 * (curvature + curvature.mT)
         scale = curvature.diagonal(dim1=1, dim2=2).abs().mean(1).clamp_min(1e-12)
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        solved = torch.linalg.solve(
+        newton_step = torch.linalg.solve(
             curvature + self.damping * scale.view(-1, 1, 1) * eye,
             (slope - slope.detach()).unsqueeze(2),
         )
-        return z + solved.squeeze(2)
+        return z + newton_step.squeeze(2)
 
 
 @final
@@ -162,12 +162,15 @@ class Truncated:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
-        own, cut = self.defense, self.defense.steps - self.last
+        sampler, cut = self.defense, self.defense.steps - self.last
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            target = target_of(vae, part, own.ball)
-            z = own.begin(vae, part, generator=generator)
-            kernel, adaptation = own.kernel(own.scale(vae, part), graph=graph), own.adaptation
+            target = target_of(vae, part, sampler.ball)
+            z = sampler.begin(vae, part, generator=generator)
+            kernel, adaptation = (
+                sampler.kernel(sampler.scale(vae, part), graph=graph),
+                sampler.adaptation,
+            )
             if cut:
                 with torch.no_grad():
                     first = hmc(
@@ -184,7 +187,7 @@ class Truncated:
                 target, z, kernel, steps=self.last, adaptation=adaptation, generator=generator
             ).z
 
-        return in_chunks(read, vae, x, own.chunk)
+        return in_chunks(read, vae, x, sampler.chunk)
 
 
 @final
@@ -231,16 +234,16 @@ class Checkpointed:
         return in_chunks(read, vae, x, self.defense.chunk)
 
     def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
-        own = self.defense
-        z = own.begin(vae, x, generator=generator)
-        scale = own.scale(vae, x)
-        size = torch.as_tensor(own.step_size, dtype=x.dtype, device=x.device)
-        adapting = own.adaptation.warmup_steps(own.steps)
-        done = 0
-        while done < own.steps:
+        sampler = self.defense
+        z = sampler.begin(vae, x, generator=generator)
+        scale = sampler.scale(vae, x)
+        size = torch.as_tensor(sampler.step_size, dtype=x.dtype, device=x.device)
+        adapting = sampler.adaptation.warmup_steps(sampler.steps)
+        start = 0
+        while start < sampler.steps:
             # A segment ends where the warm-up does, so that each is all warm-up or none of it.
-            steps = min(self.segment, (adapting if done < adapting else own.steps) - done)
-            adaptation = own.adaptation.part(done, steps, own.steps)
+            steps = min(self.segment, (adapting if start < adapting else sampler.steps) - start)
+            adaptation = sampler.adaptation.part(start, steps, sampler.steps)
 
             def run(
                 x: Tensor,
@@ -253,9 +256,9 @@ class Checkpointed:
             ) -> tuple[Tensor, Tensor]:
                 with ready(vae, x):  # the backward pass comes when the model is its owner's again
                     chain = hmc(
-                        target_of(vae, x, own.ball),
+                        target_of(vae, x, sampler.ball),
                         z,
-                        replace(own.kernel(scale, graph=graph), step_size=size),
+                        replace(sampler.kernel(scale, graph=graph), step_size=size),
                         steps=steps,
                         adaptation=adaptation,
                         generator=generator,
@@ -263,7 +266,7 @@ class Checkpointed:
                 return chain.z, chain.step_size
 
             z, size = _Segment.apply(run, generator, x, z, scale)
-            done += steps
+            start += steps
         return z
 
 
@@ -292,9 +295,9 @@ class _Segment(torch.autograd.Function):
         after = ctx.generator.get_state()
         ctx.generator.set_state(ctx.state)
         with torch.enable_grad():
-            given = [v if v is None else v.detach().requires_grad_() for v in ctx.saved_tensors]
-            end, _ = ctx.run(*given, True)
-            leaves = [v for v in given if v is not None]
+            inputs = [v if v is None else v.detach().requires_grad_() for v in ctx.saved_tensors]
+            end, _ = ctx.run(*inputs, True)
+            leaves = [v for v in inputs if v is not None]
             slopes = torch.autograd.grad(end, leaves, pulled[0], materialize_grads=True)
         ctx.generator.set_state(after)
         return None, None, *slopes, *[None] * (3 - len(slopes))

@@ -135,20 +135,20 @@ class Attack:
         with ready(victim, x, self.ball) as clean:
             streams = by_row(generator, "attack", clean, rows)
             for_search, for_starts, for_score = split(streams, 3)
-            seen, search = aimed(self.search, victim)
-            score = bound(self.goal, seen, clean, generator=for_search)
-            found = search(score, clean, self.ball, generator=for_starts)
-            x_adv = self.ball.project(clean, found.y).contiguous()
+            victim_seen, search = aimed(self.search, victim)
+            score = bound(self.goal, victim_seen, clean, generator=for_search)
+            result = search(score, clean, self.ball, generator=for_starts)
+            x_adv = self.ball.project(clean, result.y).contiguous()
             value = self._score(victim, clean, x_adv, for_score)
-        blind = (found.gradient_norm == 0) | ~found.score.isfinite() | ~value.isfinite()
+        blind = (result.gradient_norm == 0) | ~result.score.isfinite() | ~value.isfinite()
         return AttackResult(
             x_adv,
             self.ball.size(x, x_adv),
             value,
             tuple("inconclusive" if row else "ok" for row in blind.tolist()),
-            found.queries,
-            found.gradient_norm,
-            found.zero_gradients,
+            result.queries,
+            result.gradient_norm,
+            result.zero_gradients,
         )
 
     def score(

@@ -89,10 +89,10 @@ def evidence_checks(
     def run(search: Search | AimedSearch, radius: float = radius, at: Victim = victim) -> Tensor:
         """Scores of one attack on `at`, as `victim` sees what it found, (B,)."""
         attack = Attack(goal, search, _resized(ball, radius))
-        found = attack(at, x, generator=next(seeds))
+        result = attack(at, x, generator=next(seeds))
         if at is victim:
-            return found.score
-        return attack.score(victim, x, found.x_adv, generator=next(seeds))
+            return result.score
+        return attack.score(victim, x, result.x_adv, generator=next(seeds))
 
     with ready(victim, x, ball) as clean:
         score = goal.bind(victim, clean, generator=next(seeds))
@@ -101,13 +101,13 @@ def evidence_checks(
         rows = torch.arange(len(x), device=x.device)
         with torch.no_grad():
             again = score(raw.y, rows)
-            turned = score(raw.y.flip(0), rows.flip(0)).flip(0)
+            reverse = score(raw.y.flip(0), rows.flip(0)).flip(0)
             # what replacing an image by another input of the batch achieves
-            swapped = score(clean.roll(1, 0), rows).mean()
+            exchange = score(clean.roll(1, 0), rows).mean()
         inside = ball.contains(clean, raw.y)
     base = run(search)
     mean = float(base.mean())
-    checks = [_inside(inside), _honest(raw.score, again, turned), _gradients(raw)]
+    checks = [_inside(inside), _honest(raw.score, again, reverse), _gradients(raw)]
 
     larger = float(run(search, 2 * radius).mean())
     checks.append(
@@ -148,12 +148,12 @@ def evidence_checks(
                 "masked or the search is broken.",
             )
         )
-    whole = float(run(search, _everything(ball, x)).mean())
+    unbounded = float(run(search, _everything(ball, x)).mean())
     checks.append(
         Check(
             "unbounded attack succeeds",
-            whole >= float(swapped),
-            f"mean score {whole:.4g}; putting another input in its place: {float(swapped):.4g}",
+            unbounded >= float(exchange),
+            f"mean score {unbounded:.4g}; with another input in its place {float(exchange):.4g}",
             "With the whole pixel range allowed an attack does at least as much as exchanging the "
             "image for another. If not, the search cannot see, whatever the radius.",
         )
@@ -166,12 +166,12 @@ def evidence_checks(
         checks.append(Check("seeing beats transfer", None, "no defense", meaning))
     else:
         plain = dataclasses.replace(victim, defense=PosteriorMean())
-        moved = float(run(search, at=plain).mean())
+        transfer = float(run(search, at=plain).mean())
         checks.append(
             Check(
                 "seeing beats transfer",
-                mean >= moved - _SLACK * abs(moved),
-                f"mean score {mean:.4g}, transferred {moved:.4g}",
+                mean >= transfer - _SLACK * abs(transfer),
+                f"mean score {mean:.4g}, transferred {transfer:.4g}",
                 meaning,
             )
         )

@@ -49,12 +49,12 @@ def adversarial_accuracy(
     with torch.no_grad():
         now = victim.classify(x_adv, generator=generator).argmax(1)
         if against == "prediction":
-            wanted = victim.classify(x, generator=generator).argmax(1)
+            target = victim.classify(x, generator=generator).argmax(1)
         elif label is None or tuple(label.shape) != (len(x),):
             raise ShapeError(f"against='label' needs label of shape ({len(x)},)")
         else:
-            wanted = label.to(now)
-    return (now == wanted).to(x.dtype)
+            target = label.to(now)
+    return (now == target).to(x.dtype)
 
 
 def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
     """
     with torch.no_grad(), frozen(vae):
         clean = _log_likelihood(vae, x, x)
-        moved = _log_likelihood(vae, x, x_adv)
-    return (moved - clean).abs() / clean.abs().clamp_min(torch.finfo(x.dtype).tiny)
+        attacked = _log_likelihood(vae, x, x_adv)
+    return (attacked - clean).abs() / clean.abs().clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def noise_robustness(
@@ -118,8 +118,8 @@ def noise_robustness(
     noise = randn(*x.shape, like=x, generator=generator)
     with torch.no_grad(), frozen(vae):
         noisy = [x + scale * noise for scale in scales]
-        made = [_log_likelihood(vae, x, y.clamp(0, 1) if box else y) for y in noisy]
-    return torch.stack(made, dim=1)
+        values = [_log_likelihood(vae, x, y.clamp(0, 1) if box else y) for y in noisy]
+    return torch.stack(values, dim=1)
 
 
 def success_curve(least: Tensor, radii: Sequence[float]) -> Tensor:

@@ -141,8 +141,8 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        with np.load(folder / "adversarials.npz", allow_pickle=False) as stored:
-            arrays = {name: torch.from_numpy(stored[name]) for name in (*_ARRAYS, "radius")}
+        with np.load(folder / "adversarials.npz", allow_pickle=False) as archive:
+            arrays = {name: torch.from_numpy(archive[name]) for name in (*_ARRAYS, "radius")}
         if manifest["format"] != FORMAT:
             raise DataError(f"{folder} has format {manifest['format']!r}, wanted {FORMAT}")
         ball = Ball(radius=arrays["radius"], **manifest["ball"])
@@ -170,7 +170,7 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
 def _measure(vae: VAE, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     victim, g = Victim(vae), new_generator(_SEED)
     with torch.no_grad():
-        apart = victim.reconstruct(x_adv, generator=g) - victim.reconstruct(x, generator=g)
+        change = victim.reconstruct(x_adv, generator=g) - victim.reconstruct(x, generator=g)
         p, q = vae.encode(x_adv), vae.encode(x)
         divergence = metrics.symmetric_kl(p.mean, p.stddev, q.mean, q.stddev)
-    return torch.linalg.vector_norm(apart.flatten(1), dim=1), divergence
+    return torch.linalg.vector_norm(change.flatten(1), dim=1), divergence

@@ -156,25 +156,25 @@ class AttackSuite:
         clean, rows = reconstruct(x), []
         for ball in balls:
             seeds = split(generator, len(members) + 1)
-            made = []
+            results = []
             for (name, goal, search), seed in zip(members, seeds, strict=False):
                 try:
-                    found = Attack(goal, search, ball)(victim, x, generator=seed)
+                    result = Attack(goal, search, ball)(victim, x, generator=seed)
                 except UnsupportedError:
                     continue
-                made.append((name, True, found.x_adv, found.status))
+                results.append((name, True, result.x_adv, result.status))
             fine = ("ok",) * len(x)
             floors = {
                 "noise": outward(x, ball, generator=seeds[-1]),
                 "blur": stretched(x, blur(x), ball),
                 "JPEG": stretched(x, jpeg(x), ball),
             }
-            made += [(name, False, y, fine) for name, y in floors.items()]
-            here = [
+            results += [(name, False, y, fine) for name, y in floors.items()]
+            of_ball = [
                 SuiteRow(name, attack, ball, ball.size(x, y), _far(reconstruct(y), clean), y, how)
-                for name, attack, y, how in made
+                for name, attack, y, how in results
             ]
-            rows += [_worst([row for row in here if row.attack], ball), *here]
+            rows += [_worst([row for row in of_ball if row.attack], ball), *of_ball]
         return SuiteResult(label, tuple(rows))
 
 

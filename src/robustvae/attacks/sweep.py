@@ -132,18 +132,18 @@ class PenaltySweep:
         with ready(victim, x, Ball("l2", 1.0)) as clean:
             score = self.goal.bind(victim, clean, generator=for_search)
             weights = torch.tensor(self.weights, dtype=clean.dtype, device=clean.device)
-            rest, _ = evaluate(score, clean, torch.arange(len(x)), gradient=False)
+            start_value, _ = evaluate(score, clean, torch.arange(len(x)), gradient=False)
             cost = weights * _reach(clean).unsqueeze(1)
-            asked = cost > _NEGLIGIBLE * rest.abs().unsqueeze(1)
-            asked[:, weights.argmin()] = True
-            scale = gain_scale(cost, rest.unsqueeze(1))
+            is_costly = cost > _NEGLIGIBLE * start_value.abs().unsqueeze(1)
+            is_costly[:, weights.argmin()] = True
+            scale = gain_scale(cost, start_value.unsqueeze(1))
             box = torch.zeros_like(clean[:1].flatten(1)), torch.ones_like(clean[:1].flatten(1))
             y = clean.unsqueeze(1).repeat(1, count, 1, 1, 1)
-            reached = rest.unsqueeze(1).repeat(1, count)
-            evaluations = torch.zeros_like(asked, dtype=torch.long)
+            best_value = start_value.unsqueeze(1).repeat(1, count)
+            evaluations = torch.zeros_like(is_costly, dtype=torch.long)
             rows = torch.arange(len(x), device=clean.device).unsqueeze(1)
             first = math.ceil(_FIRST * self.steps) if self.warm else self.steps
-            after, todo = _after(asked, weights) if self.warm else None, asked
+            after, todo = _after(is_costly, weights) if self.warm else None, is_costly
             for steps in (first, self.steps - first):
                 if not steps or not bool(todo.any()):
                     break
@@ -161,14 +161,16 @@ class PenaltySweep:
                 y[todo] = end.y.view(-1, *x.shape[1:])
                 evaluations[todo] += end.evaluations
                 size = torch.linalg.vector_norm((y - clean.unsqueeze(1)).flatten(2), dim=2)
-                reached[todo] = weights[which] * size[todo] - end.value
-                value = weights * size - reached
+                best_value[todo] = weights[which] * size[todo] - end.value
+                value = weights * size - best_value
                 # every penalty may use what the search found for another one
-                best = (weights.view(1, -1, 1) * size.unsqueeze(1) - reached.unsqueeze(1)).argmin(2)
-                y, size, reached = y[rows, best], size[rows, best], reached[rows, best]
-                gained = value - (weights * size - reached)
-                value = value - gained
-                after, todo = None, asked & (gained > GAIN * torch.maximum(value.abs(), scale))
+                best = (
+                    weights.view(1, -1, 1) * size.unsqueeze(1) - best_value.unsqueeze(1)
+                ).argmin(2)
+                y, size, best_value = y[rows, best], size[rows, best], best_value[rows, best]
+                gain = value - (weights * size - best_value)
+                value = value - gain
+                after, todo = None, is_costly & (gain > GAIN * torch.maximum(value.abs(), scale))
             target = self.goal.target.to(clean).expand_as(clean)
 
             def read(image: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class PenaltySweep:
         return SweepResult(
             y,
             size,
-            reached,
+            best_value,
             value,
             weights,
             select_penalty(value, weights),
@@ -219,13 +221,13 @@ def _objective(score: Score, x: Tensor, pairs: Tensor, weights: Tensor) -> Objec
     images = x.flatten(1)
 
     def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        here, weight = pairs[k], weights[k]
-        value, slope = evaluate(score, flat.view(-1, *x.shape[1:]), here)
-        moved = flat - images.index_select(0, here)
-        size = torch.linalg.vector_norm(moved, dim=1)
+        image, weight = pairs[k], weights[k]
+        value, slope = evaluate(score, flat.view(-1, *x.shape[1:]), image)
+        step = flat - images.index_select(0, image)
+        size = torch.linalg.vector_norm(step, dim=1)
         pull = weight / size.where(size > 0, torch.inf)
         slope = torch.zeros_like(flat) if slope is None else slope.flatten(1).neg()
-        slope.addcmul_(pull.unsqueeze(1), moved)
+        slope.addcmul_(pull.unsqueeze(1), step)
         still = (size == 0).nonzero().squeeze(1)
         if len(still):
             slope[still] = _least(slope[still], flat[still], weight[still])
@@ -241,8 +243,8 @@ def _reach(x: Tensor) -> Tensor:
 
 def _least(slope: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """The least subgradient of weight x ||y - x|| - score at y = x, where the norm has its kink."""
-    blocked = ((y <= 0) & (slope > 0)) | ((y >= 1) & (slope < 0))
-    length = torch.linalg.vector_norm(slope.masked_fill(blocked, 0), dim=1)
+    at_bound = ((y <= 0) & (slope > 0)) | ((y >= 1) & (slope < 0))
+    length = torch.linalg.vector_norm(slope.masked_fill(at_bound, 0), dim=1)
     share = (1 - weight / length.clamp_min(torch.finfo(y.dtype).tiny)).clamp_min(0)
     return slope * share.unsqueeze(1)
 
@@ -309,13 +311,13 @@ def auddc(
         return torch.linalg.vector_norm((a - b).flatten(-3), dim=-1)
 
     tiny = torch.finfo(x.dtype).tiny
-    spent = far(x_adv, x.unsqueeze(1)) / far(target, x).clamp_min(tiny).unsqueeze(1)
+    share = far(x_adv, x.unsqueeze(1)) / far(target, x).clamp_min(tiny).unsqueeze(1)
     nearest = far(target_hat, target).unsqueeze(1)
     span = (far(x_hat, target).unsqueeze(1) - nearest).clamp_min(tiny)
     left = ((far(adv_hat, target.unsqueeze(1)) - nearest) / span).clamp(0, 1)
-    spent, order = spent.clamp(0, 1).sort(1)
+    share, order = share.clamp(0, 1).sort(1)
     lowest = left.gather(1, order).cummin(1).values
-    ones = torch.ones_like(spent[:, :1])
-    across = torch.cat([torch.zeros_like(ones), spent, ones], 1)
+    ones = torch.ones_like(share[:, :1])
+    grid = torch.cat([torch.zeros_like(ones), share, ones], 1)
     up = torch.cat([ones, lowest, lowest[:, -1:]], 1)
-    return torch.trapezoid(up, across, dim=1)
+    return torch.trapezoid(up, grid, dim=1)

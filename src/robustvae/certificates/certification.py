@@ -102,10 +102,10 @@ class Certificate:
 
     def __repr__(self) -> str:
         """Three lines: what is proved, in which sense, about how much."""
-        held = self.radius[self.radius > 0].tolist()
-        ends = f"radii from {min(held):.3g} to {max(held):.3g}" if held else "no radius"
+        radii = self.radius[self.radius > 0].tolist()
+        ends = f"radii from {min(radii):.3g} to {max(radii):.3g}" if radii else "no radius"
         return (
-            f"Certificate: {len(held)} of {len(self.radius)} inputs, {ends} ({self.norm})\n"
+            f"Certificate: {len(radii)} of {len(self.radius)} inputs, {ends} ({self.norm})\n"
             f"  {self.kind}, confidence {self.confidence:g} for each input, displacement "
             f"{self.displacement}, center {self.center}\n"
             f"  methods: {', '.join(sorted(set(self.method)))}"
@@ -213,8 +213,8 @@ def certify(
     if question is None:
         if r is None:
             raise ConfigError("certify needs the tolerance r, or a whole question=")
-        smoothed = isinstance(vae, Victim) and vae.noise is not None and displacement != "paired"
-        center = center or ("own" if smoothed else "mean")
+        is_smooth = isinstance(vae, Victim) and vae.noise is not None and displacement != "paired"
+        center = center or ("own" if is_smooth else "mean")
         question = Question(r=r, m=m, norm=norm, displacement=displacement, center=center, box=box)
     elif r is not None:
         raise ConfigError("certify takes r or a whole question, got both: leave one out")
@@ -228,8 +228,8 @@ def certify(
         check_count(draws, "draws")
     check_type(generator, "generator", torch.Generator)
     usual = GUARANTEED if victim.noise is None else ("smoothing",)
-    asked = _methods(methods, usual)
-    probabilistic = sum(method.kind == "probabilistic" for method in asked.values())
+    members = _methods(methods, usual)
+    probabilistic = sum(method.kind == "probabilistic" for method in members.values())
     task = Task(
         victim=victim,
         x=x,
@@ -238,9 +238,9 @@ def certify(
         draws=draws,
         rows=tuple(row_numbers(x, rows)),
         seed=_seed(generator),
-        methods=tuple(asked),
+        methods=tuple(members),
     )
-    certificate = _answer(task, asked, confidence)
+    certificate = _answer(task, members, confidence)
     return certificate if methods is not None else _with_suggestions(task, certificate)
 
 
@@ -266,20 +266,20 @@ def _methods(methods: Sequence[Any] | None, usual: tuple[str, ...]) -> dict[str,
     if methods is not None and (isinstance(methods, str) or not isinstance(methods, Sequence)):
         raise ConfigError(f"methods must be a list of names or specs, got {methods!r}")
     specs = usual if methods is None else methods
-    made = [build("certificate-method", spec) for spec in specs]
-    if not made:
+    members = [build("certificate-method", spec) for spec in specs]
+    if not members:
         raise ConfigError("methods must name at least one method, or be None for the usual ones")
-    asked: dict[str, Method] = {}
-    for one in made:
+    by_name: dict[str, Method] = {}
+    for one in members:
         name = name_of("certificate-method", one) or type(one).__name__
-        if one not in asked.values():  # one method with other fields is another method
-            asked[name if name not in asked else f"{name} {len(asked) + 1}"] = one
-    kinds = {method.kind for method in asked.values()}
+        if one not in by_name.values():  # one method with other fields is another method
+            by_name[name if name not in by_name else f"{name} {len(by_name) + 1}"] = one
+    kinds = {method.kind for method in by_name.values()}
     if len(kinds) > 1:
         raise ConfigError(
             f"methods of several kinds at once: {', '.join(sorted(kinds))}; ask for each kind apart"
         )
-    return asked
+    return by_name
 
 
 def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certificate:
@@ -299,15 +299,15 @@ def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certific
     # one l2 radius within a linf ball's inscribed l2 ball
     per_pixel = x[0].numel() ** -0.5 * (1 - bounds.SLACK)
     for name, finding in findings.items():
-        converted = ask.norm not in asked[name].norms
+        needs_conversion = ask.norm not in asked[name].norms
         for bound, radii in finding.radii.items():
             # not a number is not a proof
-            proved = radii.nan_to_num(nan=0.0, posinf=torch.inf)
+            proof = radii.nan_to_num(nan=0.0, posinf=torch.inf)
             if bound in by_method:
                 bound = f"{bound}, {name}"
-            by_method[bound] = proved * per_pixel if converted else proved
+            by_method[bound] = proof * per_pixel if needs_conversion else proof
         assumptions += finding.assumptions
-        if converted:
+        if needs_conversion:
             assumptions.append("linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
     radius = torch.zeros(len(x), dtype=torch.float64)
     names = ["none"] * len(x)
@@ -315,22 +315,22 @@ def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certific
         for i in (radii > radius).nonzero()[:, 0].tolist():
             names[i] = bound
         radius = torch.maximum(radius, radii)
-    sampled = kind == "probabilistic"
+    is_sampled = kind == "probabilistic"
     alone = next(iter(findings.values())) if len(asked) == len(findings) == 1 else Finding({})
     together = alone.simultaneous
     if together is not None:
-        together = (together * per_pixel if converted else together).to(x.device)
+        together = (together * per_pixel if needs_conversion else together).to(x.device)
     return Certificate(
         radius=radius.to(x.device),
         kind=kind,
-        confidence=confidence if sampled else 1.0,
+        confidence=confidence if is_sampled else 1.0,
         method=tuple(names),
         status=tuple("ok" if value > 0 else "abstain" for value in radius.tolist()),
         assumptions=tuple(dict.fromkeys([*assumptions, *refusals])),
         displacement=ask.displacement,
         norm=ask.norm,
         by_method={name: radii.to(x.device) for name, radii in by_method.items()},
-        box=ask.box and sampled,
+        box=ask.box and is_sampled,
         center=ask.center,
         centers=alone.centers,
         simultaneous=together,

@@ -85,8 +85,8 @@ def lipschitz_constants(vae: VAE) -> Constants:
         b = lipschitz_bound(nn.Sequential(vae.trunk, vae.mean_head), vae.image_shape)
         log_c = 0.0
         if vae.log_var_head is not None:
-            whole = nn.Sequential(vae.trunk, vae.log_var_head)
-            log_c = _up(lipschitz_bound(whole, vae.image_shape) / 2)
+            network = nn.Sequential(vae.trunk, vae.log_var_head)
+            log_c = _up(lipschitz_bound(network, vae.image_shape) / 2)
         c = _up(math.exp(10.0) * log_c)  # the log variance is clamped at 20
         if vae.stddev_norm is not None:
             log_c *= 2  # the common factor of the projection can grow as well

@@ -172,14 +172,14 @@ def design(
 
     def reached(decoder: float, rule: str = "ours") -> float:
         a, b = slope * decoder * (1 + SPARE), ratio * decoder * (1 + SPARE)
-        spared = r * (1 - SPARE)
+        tolerance = r * (1 - SPARE)
         if rule == "ours":
             return isotropic_margin(
-                stddev, r=spared, m=m, a=a, b=b, latent=latent, displacement=displacement
+                stddev, r=tolerance, m=m, a=a, b=b, latent=latent, displacement=displacement
             )
         form = "paired" if displacement == "paired" else "centered"
         return bounds.barrett_global_margin(
-            stddev, r=spared, m=m, a=a, b=b, latent=latent, displacement=form
+            stddev, r=tolerance, m=m, a=a, b=b, latent=latent, displacement=form
         )
 
     low, high = 1e-3, 1e6

@@ -209,11 +209,15 @@ class Encoder:
     @torch.no_grad()
     def _check(self, x: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> None:
         """Refuse bounds that stand around something else than what the encoder computes."""
-        own = self.posterior(x.to(self.vae.dtype))
-        apart = (own.mean.to(mean) - mean).abs() / (1 + mean.abs())
-        spread = own.stddev.to(low)
+        posterior = self.posterior(x.to(self.vae.dtype))
+        discrepancy = (posterior.mean.to(mean) - mean).abs() / (1 + mean.abs())
+        spread = posterior.stddev.to(low)
         # float32 evaluation errs by some 1e-5 of the scale; what is meant here is another function
-        close = (apart <= _OTHER) & (spread >= low * (1 - _OTHER)) & (spread <= high * (1 + _OTHER))
+        close = (
+            (discrepancy <= _OTHER)
+            & (spread >= low * (1 - _OTHER))
+            & (spread <= high * (1 + _OTHER))
+        )
         if not bool(close.all()):
             raise UnsupportedError("the encoder does not compute what its layers, taken alone, do")
 
@@ -226,11 +230,11 @@ class Encoder:
         elif not isinstance(self.vae, LipschitzVAE):
             return low, high
         low = low.clamp_min(0)
-        most = self.vae.stddev_norm
-        if most is None:
+        cap = self.vae.stddev_norm
+        if cap is None:
             return low, high
         short, long = (end.norm(dim=1, keepdim=True) for end in (low, high))
-        return low * (most / long).clamp(max=1.0), high * (most / short).clamp(max=1.0)
+        return low * (cap / long).clamp(max=1.0), high * (cap / short).clamp(max=1.0)
 
 
 def first(vae: VAE, x: Tensor, width: int) -> Gaussian:
@@ -296,10 +300,10 @@ def largest_radius(
     left = torch.full_like(upper, steps)
     for _ in range(TRIES + steps):
         share = holds(radius).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        held = share <= 1
+        is_held = share <= 1
         asking = left > 0
-        low = torch.where(held & asking, torch.maximum(low, radius), low)
-        high = torch.where(held | ~asking, high, torch.minimum(high, radius))
+        low = torch.where(is_held & asking, torch.maximum(low, radius), low)
+        high = torch.where(is_held | ~asking, high, torch.minimum(high, radius))
         left = torch.where(asking & (low > 0), left - 1, left)
         if not bool((left > 0).any()):
             break
@@ -307,7 +311,7 @@ def largest_radius(
         guess = radius * (0.98 / share.clamp_min(1e-12)) ** 0.6
         inside = share.isfinite() & (guess > low) & (guess < high)
         # a failed share that promises little is not believed while nothing has held
-        inside &= held | (low > 0) | (guess < 0.8 * radius)
+        inside &= is_held | (low > 0) | (guess < 0.8 * radius)
         between = torch.where(low > 0, (low * high).sqrt(), DOWN * high)
         radius = torch.where(left > 0, torch.where(inside, guess, between), low)
     return low

@@ -66,11 +66,11 @@ def tangent_reach(decoder: nn.Module, z: Tensor, r: float | Tensor, steps: int =
     if z.ndim != 2 or z.shape[1] != stages[0].weight.shape[1]:
         raise ShapeError(f"z must be (B, {stages[0].weight.shape[1]}), got {tuple(z.shape)}")
     tolerances = torch.as_tensor(r, dtype=torch.float64).cpu().expand(len(z))
-    found = [
+    parts = [
         _reach(stages, part, tolerance, steps)
         for part, tolerance in zip(z.double().split(32), tolerances.split(32), strict=True)
     ]
-    return torch.cat(found) if found else z.new_zeros(0, dtype=torch.float64)
+    return torch.cat(parts) if parts else z.new_zeros(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ def _center(stages: list[_Stage], z: Tensor) -> tuple[list[_Pairs], Tensor]:
         features = features @ stage.weight.mT + stage.bias
         if stage.sort:
             u, v = _split(features, stage.sort)
-            lost = _SPARE * (1 + u.abs() + v.abs())
+            rounding = _SPARE * (1 + u.abs() + v.abs())
             rows = torch.sub(*_split(stage.weight.mT, stage.sort)).norm(dim=0) / 2**0.5
-            apart = ((u - v).abs() / 2**0.5 - lost).clamp_min(0)
+            distance = ((u - v).abs() / 2**0.5 - rounding).clamp_min(0)
             sign = torch.where(u >= v, 1.0, -1.0).to(z)
-            pairs.append(_Pairs(apart, sign, rows * norm * (1 + _SPARE)))
+            pairs.append(_Pairs(distance, sign, rows * norm * (1 + _SPARE)))
             features = _joined(torch.maximum(u, v), torch.minimum(u, v), stage.sort)
         norm *= stage.norm
     return pairs, features
@@ -182,9 +182,9 @@ def _followed(
     the move, it gives |q|: price ((|q| - D)^2 - (q - D)^2) + m (|q| - D) - w (q - D) is at most 0
     for w = m as long as m <= 2 price D, else at most (move - D) (m - 2 price D) for the w below.
     """
-    added = torch.zeros_like(reach)
+    excess_sum = torch.zeros_like(reach)
     for stage, sorted_, before in zip(stages[:0:-1], stages[-2::-1], pairs[::-1], strict=True):
-        added = added + 1e-10 * tilt.norm(dim=1) * stage.norm * reach  # rounding
+        excess_sum = excess_sum + 1e-10 * tilt.norm(dim=1) * stage.norm * reach  # rounding
         tilt, price = tilt @ stage.weight, price * stage.norm**2
         one, two = _split(tilt, sorted_.sort)
         level, m = (one + two) / 2**0.5, (one - two) / 2**0.5
@@ -192,13 +192,13 @@ def _followed(
         move = before.steepness * reach[:, None]
         beyond = (move - before.apart).clamp_min(0)
         excess = (m - free).clamp_min(0)
-        added = added + (beyond * excess).sum(1)
-        turned = (m * before.apart + free * beyond) / move.clamp_min(1e-30)
-        w = torch.where((excess > 0) & (beyond > 0), turned, m) * before.sign
+        excess_sum = excess_sum + (beyond * excess).sum(1)
+        new_tilt = (m * before.apart + free * beyond) / move.clamp_min(1e-30)
+        w = torch.where((excess > 0) & (beyond > 0), new_tilt, m) * before.sign
         tilt = _joined((level + w) / 2**0.5, (level - w) / 2**0.5, sorted_.sort)
     first = stages[0]
     slope = (tilt @ first.weight).norm(dim=1) + 1e-10 * tilt.norm(dim=1) * first.norm
-    return price * first.norm**2 * reach.square() + slope * reach + added
+    return price * first.norm**2 * reach.square() + slope * reach + excess_sum
 
 
 def _reach(stages: list[_Stage], z: Tensor, r: Tensor, steps: int) -> Tensor:
@@ -208,12 +208,12 @@ def _reach(stages: list[_Stage], z: Tensor, r: Tensor, steps: int) -> Tensor:
     tilt, price, guess = _multipliers(stages, pairs, logits, free, r.float(), steps)
     cell = (r / (2 * logits.shape[1] ** 0.5)).clamp_max(_CELL)
     budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price, cell) * (1 + _SPARE)
-    found = bounds.largest(
+    largest = bounds.largest(
         lambda reach: _followed(stages, pairs, tilt, price, reach) * (1 + _SPARE) <= budget,
         guess * 1.1,
         steps=20,
     )
-    return torch.maximum(free, found)
+    return torch.maximum(free, largest)
 
 
 def _multipliers(
@@ -239,26 +239,26 @@ def _multipliers(
     square = moves.square()
 
     def excess(tilt: Tensor, price: Tensor) -> Tensor:
-        here, cost = tilt.gather(1, near), price[:, None]
+        local_tilt, cost = tilt.gather(1, near), price[:, None]
         with torch.no_grad():
             worth = torch.addcmul(gain, cost[:, :, None], square, value=-1)
-            pick = worth.addcmul_(here[:, :, None], moves, value=-1).argmax(2, keepdim=True)
-            flip = _newton(moves.gather(2, pick)[:, :, 0], y, start, here, cost)
-            flipped = (torch.sigmoid(y + flip) - start).square()
-            small = -here / (2 * cost)
+            pick = worth.addcmul_(local_tilt[:, :, None], moves, value=-1).argmax(2, keepdim=True)
+            flip = _newton(moves.gather(2, pick)[:, :, 0], y, start, local_tilt, cost)
+            mirror_gain = (torch.sigmoid(y + flip) - start).square()
+            small = -local_tilt / (2 * cost)
             slid = (torch.sigmoid(y + small) - start).square()
-        flips = flipped - cost * flip.square() - here * flip
-        slides = slid - cost * small.square() - here * small
-        aside = (tilt.square().sum(1) - here.square().sum(1)) / (4 * price)
+        flips = mirror_gain - cost * flip.square() - local_tilt * flip
+        slides = slid - cost * small.square() - local_tilt * small
+        aside = (tilt.square().sum(1) - local_tilt.square().sum(1)) / (4 * price)
         return torch.maximum(flips, slides).sum(1) + aside
 
     norm = math.prod(stage.norm for stage in stages)
     reach = reach.float()
     tilt = torch.zeros(logits.shape, dtype=torch.float32)
-    untilted = r**2 / (norm * reach).square()
-    starts = torch.stack([share * untilted for share in (0.4, 0.55, 0.7, 0.85, 1.0)])
-    gone = torch.stack([(r**2 - excess(tilt, price)) / price for price in starts])
-    log_price = starts.gather(0, gone.argmax(0, keepdim=True))[0].log()
+    flat_price = r**2 / (norm * reach).square()
+    starts = torch.stack([share * flat_price for share in (0.4, 0.55, 0.7, 0.85, 1.0)])
+    gains = torch.stack([(r**2 - excess(tilt, price)) / price for price in starts])
+    log_price = starts.gather(0, gains.argmax(0, keepdim=True))[0].log()
     unit = (r**2 / (4 * norm * reach * logits.shape[1] ** 0.5))[:, None]
     best, best_tilt, best_price = reach.clone(), tilt.clone(), log_price.exp()
     tilt.requires_grad_(True)
@@ -284,10 +284,10 @@ def _multipliers(
 
 def _newton(move: Tensor, y: Tensor, start: Tensor, tilt: Tensor, price: Tensor) -> Tensor:
     """One step towards the maximum of phi from points of a grid, at most to the next point."""
-    moved = torch.sigmoid(y + move)
-    change, steep = moved - start, moved * (1 - moved)
+    end = torch.sigmoid(y + move)
+    change, steep = end - start, end * (1 - end)
     slope = 2 * change * steep - 2 * price * move - tilt
-    curve = 2 * steep.square() + 2 * change * steep * (1 - 2 * moved) - 2 * price
+    curve = 2 * steep.square() + 2 * change * steep * (1 - 2 * end) - 2 * price
     step = slope / (-curve).clamp_min(1e-6)
     return move + torch.maximum(torch.minimum(step, 0.3 * move.abs()), -0.3 * move.abs())
 
@@ -298,7 +298,7 @@ def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float | Tensor = 
     Moves are cut into cells, and those cells that may hold the maximum into finer ones. Beyond
     them phi < 0 = phi(0), since f < 1. Where y is far from 0, f is next to nothing in all cells.
     """
-    found = []
+    values = []
     cells = torch.as_tensor(cell).expand(len(logits)).tolist()
     for y, n, cost, size in zip(logits, tilt, price.tolist(), cells, strict=True):
         end = float((n.abs() + (n.square() + 4 * cost).sqrt()).amax()) / (2 * cost)
@@ -313,9 +313,9 @@ def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float | Tensor = 
         finer = (torch.arange(_FINER, dtype=torch.float64) + 0.5) * size - width / 2
         within = centers[row, column][:, None] + finer
         _, upper = _cells(y[row, None], n[row, None], cost, within, size / 2)
-        most = torch.zeros_like(y).scatter_reduce(0, row, upper.amax(1), "amax")
-        found.append(total + float(most.sum()))
-    return torch.tensor(found, dtype=torch.float64)
+        greatest = torch.zeros_like(y).scatter_reduce(0, row, upper.amax(1), "amax")
+        values.append(total + float(greatest.sum()))
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _cells(
@@ -326,10 +326,10 @@ def _cells(
     phi'' <= min(0.32, 2 s' (1 + s')) - 2 cost, with s' the sigmoid's largest slope in the cell.
     """
     at = y + centers
-    moved = torch.sigmoid(at)
-    change = moved - torch.sigmoid(y)
+    end = torch.sigmoid(at)
+    change = end - torch.sigmoid(y)
     value = change.square() - (cost * centers + n) * centers
-    slope = (2 * change * moved * (1 - moved) - 2 * cost * centers - n).abs()
+    slope = (2 * change * end * (1 - end) - 2 * cost * centers - n).abs()
     nearest = torch.sigmoid((half - at.abs()).clamp_max(0))
     steep = nearest * (1 - nearest)
     curve = (2 * steep * (1 + steep)).clamp_max(0.32) - 2 * cost

@@ -18,7 +18,7 @@ from robustvae.data.mnist import MNIST
 from robustvae.errors import DataError, DtypeError, check_choice, check_type, unknown
 from robustvae.registry import register
 
-ON_DISK: dict[str, IdxSet] = {published.name: published for published in (FASHION_MNIST, MNIST)}
+ON_DISK: dict[str, IdxSet] = {member.name: member for member in (FASHION_MNIST, MNIST)}
 FOLDER = "folder"
 CHANGES: dict[str, tuple[type | None, Callable[..., Change]]] = {
     "blur": (float, Blurred),

@@ -100,8 +100,8 @@ def cost(defense: object) -> Cost | None:
         >>> cost(rv.PosteriorMode(steps=50)).gradients
         50
     """
-    told = getattr(defense, "cost", None)
-    return told if isinstance(told, Cost) else None
+    statement = getattr(defense, "cost", None)
+    return statement if isinstance(statement, Cost) else None
 
 
 @contextlib.contextmanager

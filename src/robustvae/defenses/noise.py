@@ -81,8 +81,8 @@ class InputNoise:
     @property
     def cost(self) -> Cost | None:
         """What one image takes, all votes together; None where the inner defense does not say."""
-        told = cost(self.defense)
-        return None if told is None else told.times(self.votes)
+        base_cost = cost(self.defense)
+        return None if base_cost is None else base_cost.times(self.votes)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of one draw for each image, (B, C, H, W)."""

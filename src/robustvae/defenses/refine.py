@@ -207,8 +207,8 @@ class Redraw:
     @property
     def cost(self) -> Cost | None:
         """What one image takes; None where the defense does not say."""
-        told = cost(self.defense)
-        return None if told is None else told + Cost(0, 1)
+        base_cost = cost(self.defense)
+        return None if base_cost is None else base_cost + Cost(0, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Reconstructions, (B, C, H, W)."""

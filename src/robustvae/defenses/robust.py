@@ -167,17 +167,17 @@ def estimate_radius(
         raise RangeError("radii must hold at least one radius")
     if len(x) < 2 or len(clean) < 2:
         raise ShapeError(f"wanted two images on either side, got {len(x)} and {len(clean)}")
-    tried = tuple(sorted(float(radius) for radius in radii))
+    candidates = tuple(sorted(float(radius) for radius in radii))
     excess, stderr = [], []
-    for radius in tried:
+    for radius in candidates:
         defense = RobustPosterior(norm, radius, steps)
-        (here, spread), (there, other) = (
+        (near_mean, spread), (there, other) = (
             mean_stderr(_energy(vae, part, defense, generator)) for part in (x, clean)
         )
-        excess.append(here - there)
+        excess.append(near_mean - there)
         stderr.append(math.hypot(spread, other))
-    enough = [r for r, e, s in zip(tried, excess, stderr, strict=True) if e <= 2 * s]
-    return RadiusEstimate(min(enough, default=math.inf), tried, tuple(excess), tuple(stderr))
+    enough = [r for r, e, s in zip(candidates, excess, stderr, strict=True) if e <= 2 * s]
+    return RadiusEstimate(min(enough, default=math.inf), candidates, tuple(excess), tuple(stderr))
 
 
 def _energy(vae: VAE, x: Tensor, defense: RobustPosterior, generator: torch.Generator) -> Tensor:

@@ -264,8 +264,8 @@ def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
     free = center.clamp(0, 1)
     inside = ((free - x).flatten(1).norm(dim=1) <= radius).view(-1, 1, 1, 1)
     with torch.no_grad():
-        found, multiplier = _boundary(p, x, radius)
-    return torch.where(inside, free, _differentiable(p, x, found, multiplier, radius))
+        point, multiplier = _boundary(p, x, radius)
+    return torch.where(inside, free, _differentiable(p, x, point, multiplier, radius))
 
 
 def _boundary(p: Distribution, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -279,19 +279,19 @@ def _boundary(p: Distribution, x: Tensor, radius: float) -> tuple[Tensor, Tensor
     tiny = torch.finfo(x.dtype).tiny
     for _ in range(8 if x.dtype == torch.float32 else 16):
         multiplier = power.exp()
-        moved = _pulled(p, x, multiplier)
-        slack = (moved - x).square() * _compliance(p, moved, multiplier)
-        size = (moved - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
+        point = _pulled(p, x, multiplier)
+        slack = (point - x).square() * _compliance(p, point, multiplier)
+        size = (point - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
         far = size > radius
         low, high = torch.where(far, power, low), torch.where(far, high, power)
         slack = slack.sum((1, 2, 3), keepdim=True).clamp_min(tiny)
-        wanted = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
-        outside = (wanted < low) | (wanted > high)
-        power = torch.where(outside, 0.5 * (low + high), wanted)
+        proposal = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
+        outside = (proposal < low) | (proposal > high)
+        power = torch.where(outside, 0.5 * (low + high), proposal)
     multiplier = power.exp()
-    found = _pulled(p, x, multiplier)
-    size = (found - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
-    return x + (found - x) * (radius / size), multiplier
+    end = _pulled(p, x, multiplier)
+    size = (end - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
+    return x + (end - x) * (radius / size), multiplier
 
 
 def _compliance(p: Distribution, value: Tensor, multiplier: Tensor) -> Tensor:
@@ -308,15 +308,15 @@ def _pulled(p: Distribution, x: Tensor, multiplier: Tensor) -> Tensor:
     """The minimizer over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2."""
     if isinstance(p, Gaussian):
         precision = p.stddev.square().reciprocal()
-        pulled = (p.mean * precision + multiplier * x) / (precision + multiplier)
-        return pulled.clamp(0, 1)
+        point = (p.mean * precision + multiplier * x) / (precision + multiplier)
+        return point.clamp(0, 1)
     # logit(x') + nu x' = c. From logit 0, the inflection point, Newton's steps are monotone.
-    wanted = _logits(p) + multiplier * x
-    logit = torch.zeros_like(wanted)
+    logits = _logits(p) + multiplier * x
+    logit = torch.zeros_like(logits)
     for _ in range(12):
         mean = torch.sigmoid(logit)
         slope = 1 + multiplier * mean * (1 - mean)
-        logit = logit - (logit + multiplier * mean - wanted) / slope
+        logit = logit - (logit + multiplier * mean - logits) / slope
     return torch.sigmoid(logit)
 
 
@@ -337,8 +337,8 @@ def _differentiable(
     along = (offset * force * compliance).sum((1, 2, 3), keepdim=True)
     strength = (offset.square() * compliance).sum((1, 2, 3), keepdim=True)
     change = (excess - along) / strength.clamp_min(torch.finfo(x.dtype).tiny)
-    moved = -compliance * (force + change * offset)
-    return found + (moved - moved.detach())
+    step = -compliance * (force + change * offset)
+    return found + (step - step.detach())
 
 
 def _center(p: Distribution) -> Tensor:

@@ -179,8 +179,8 @@ class _Subject:
     def output(self, x: Tensor, seed: int = 0) -> Tensor:
         """What comes out for inputs, by one generator."""
         if self.is_victim:
-            made: Tensor = self.model.reconstruct(x, generator=generator(seed, x.device))
-            return made
+            result: Tensor = self.model.reconstruct(x, generator=generator(seed, x.device))
+            return result
         with frozen(self.vae):
             return self.vae.decode(self.vae.encode(x).mean).mean
 
@@ -241,8 +241,8 @@ def _items(subject: _Subject) -> Iterator[Item]:
     for look in looks:
         name = look.__name__.strip("_")
         try:
-            found = look(subject)
-            yield from found
+            item = look(subject)
+            yield from item
         except RobustVAEError as error:
             yield Item(name, None, f"could not be judged: {_line(error)}")
         except Exception as error:  # a stranger's code may raise anything on unusual inputs
@@ -264,7 +264,7 @@ def _mode(vae: VAE) -> Item:
 
 def _runs(subject: _Subject) -> Item:
     x = subject.x.clone()
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         with torch.no_grad(), quiet(subject.vae):
             subject.output(x)
@@ -275,7 +275,7 @@ def _runs(subject: _Subject) -> Item:
             f"reconstructing {len(x)} inputs raised {type(error).__name__}: {_line(error)}",
             "see the message; wrap with image_shape=, latent=, pixels= or returns=",
         )
-    subject.seconds = time.perf_counter() - began
+    subject.seconds = time.perf_counter() - start
     # a large model is probed in fewer places, so that the diagnosis stays one of seconds
     subject.probes = max(LEAST_PROBES, min(PROBES, int(len(x) / max(subject.seconds, 1e-6))))
     return Item("runs", True, f"{len(x)} inputs are reconstructed")
@@ -302,7 +302,7 @@ def _repeats(subject: _Subject) -> Iterator[Item]:
         before = _random_states()
         with frozen(vae):
             vae.decode(vae.encode(x).mean).mean  # noqa: B018
-        touched = not _equal_states(before, _random_states())
+        is_changed = not _equal_states(before, _random_states())
         codes, images = [], []
         with frozen(vae):
             for seed in (0, 1):
@@ -326,16 +326,16 @@ def _repeats(subject: _Subject) -> Iterator[Item]:
                 f"let {call} return the mean (or a distribution), and leave drawing to the library",
             )
     subject.repeats = _close(codes[0], codes[1], SAME) and _close(images[0], images[1], SAME)
-    random_inside = touched and not subject.repeats
+    random_inside = is_changed and not subject.repeats
     yield Item(
         "global_random_state",
-        not touched,
+        not is_changed,
         "the global random state is left alone"
-        if not touched
+        if not is_changed
         else "the model draws from the global random state"
         + ("" if random_inside else ", though what is read of its output does not change"),
-        "" if not touched else "use eval-mode behavior without draws, or a generator of its own",
-        fixed=touched and not random_inside,
+        "" if not is_changed else "use eval-mode behavior without draws, or a generator of its own",
+        fixed=is_changed and not random_inside,
     )
     if subject.is_victim:
         yield from _generator(subject)
@@ -413,8 +413,8 @@ def _batch(subject: _Subject) -> Iterator[Item]:
         yield Item("batch_independent", None, "the model draws random numbers inside its calls")
         return
     with torch.no_grad(), quiet(subject.vae):
-        whole = subject.output(x)
-        is_random = subject.is_victim and not _close(subject.output(x, seed=1), whole, SAME)
+        together = subject.output(x)
+        is_random = subject.is_victim and not _close(subject.output(x, seed=1), together, SAME)
         if is_random:
             yield Item(
                 "batch_independent",
@@ -423,10 +423,10 @@ def _batch(subject: _Subject) -> Iterator[Item]:
             )
             return
         alone = subject.output(x[:1])
-        turned = subject.output(x.flip(0)).flip(0)
+        reverse = subject.output(x.flip(0)).flip(0)
     for name, pair, words in (
-        ("batch_independent", (whole[:1], alone), "its neighbors in the batch"),
-        ("order_independent", (whole, turned), "its place in the batch"),
+        ("batch_independent", (together[:1], alone), "its neighbors in the batch"),
+        ("order_independent", (together, reverse), "its place in the batch"),
     ):
         same = _close(pair[0], pair[1], SAME)
         yield Item(
@@ -473,22 +473,22 @@ def _range(subject: _Subject) -> Iterator[Item]:
     errors: dict[str, float] = {}
     with torch.no_grad(), quiet(vae):
         for name, into, back, _ in candidates:
-            made = vae.decode(vae.encode(into(x)).mean).mean
-            if made.shape != x.shape:
+            output = vae.decode(vae.encode(into(x)).mean).mean
+            if output.shape != x.shape:
                 yield Item("pixel_range", None, "the output is no image of the input's shape")
                 return
-            errors[name] = float((back(made) - x).square().mean())
+            errors[name] = float((back(output) - x).square().mean())
         tanh = _is_tanh(vae, x, subject.probes)
-    own = errors["[0, 1]"]
+    unit_error = errors["[0, 1]"]
     constant = float((x - x.mean(0, keepdim=True)).square().mean()) if len(x) > 1 else math.inf
     constant = min(constant, float(x.var()) or math.inf)
     best = min(errors, key=lambda name: errors[name])
     remedy = next(words for name, _, _, words in candidates if name == best)
-    if best != "[0, 1]" and errors[best] < BETTER * own and errors[best] < USEFUL * constant:
+    if best != "[0, 1]" and errors[best] < BETTER * unit_error and errors[best] < USEFUL * constant:
         yield Item(
             "pixel_range",
             False,
-            f"the model reads {best}: squared error {errors[best]:.3g}, not {own:.3g}",
+            f"the model reads {best}: squared error {errors[best]:.3g}, not {unit_error:.3g}",
             f"wrap with {remedy}",
         )
     elif tanh:
@@ -499,7 +499,9 @@ def _range(subject: _Subject) -> Iterator[Item]:
             "wrap with pixels=(-1, 1), or with decode=lambda z: (decoder(z) + 1) / 2",
         )
     else:
-        yield Item("pixel_range", True, f"no other range than [0, 1] fits better ({own:.3g})")
+        yield Item(
+            "pixel_range", True, f"no other range than [0, 1] fits better ({unit_error:.3g})"
+        )
 
 
 def _is_tanh(vae: VAE, x: Tensor, probes: int) -> bool:
@@ -575,12 +577,12 @@ def _kind(subject: _Subject) -> Iterator[Item]:
     with torch.no_grad(), quiet(vae):
         likelihood = vae.decode(vae.encode(x).mean)
         outputs = likelihood.mean
-        probed = None if vae.output_only else _probed(vae, x, subject.probes)
+        code = None if vae.output_only else _probed(vae, x, subject.probes)
     if outputs.shape != x.shape:
         yield Item(name, None, "the output is no image of the input's shape")
         return
-    if isinstance(likelihood, Bernoulli) and probed is not None:
-        low, high = float(probed.min()), float(probed.max())
+    if isinstance(likelihood, Bernoulli) and code is not None:
+        low, high = float(code.min()), float(code.max())
         # the logistic function of numbers in [0, 1] lies in [0.5, 0.7311]
         if low >= 0.4999 and high <= 0.7312 and high - low > 0.05:
             yield Item(
@@ -591,17 +593,21 @@ def _kind(subject: _Subject) -> Iterator[Item]:
             )
             return
     if not isinstance(likelihood, Bernoulli):
-        own = float((outputs - x).square().mean())
-        squashed = float((torch.sigmoid(outputs) - x).square().mean())
+        raw_error = float((outputs - x).square().mean())
+        sigmoid_error = float((torch.sigmoid(outputs) - x).square().mean())
         outside = float(((outputs < -0.25) | (outputs > 1.25)).double().mean())
         constant = float(x.var()) if x.numel() > 1 else math.inf
-        if outside > 0.1 and squashed < BETTER * own and squashed < USEFUL * constant:
+        if (
+            outside > 0.1
+            and sigmoid_error < BETTER * raw_error
+            and sigmoid_error < USEFUL * constant
+        ):
             low, high = float(outputs.min()), float(outputs.max())
             yield Item(
                 name,
                 False,
                 f"outputs from {low:.3g} to {high:.3g} are logits, taken for a mean: their "
-                f"sigmoid has squared error {squashed:.3g}, they have {own:.3g}",
+                f"sigmoid has squared error {sigmoid_error:.3g}, they have {raw_error:.3g}",
                 "wrap with likelihood='bernoulli', or outputs='logits'",
             )
             return
@@ -620,12 +626,12 @@ def _likelihood(subject: _Subject) -> Iterator[Item]:
         yield Item(name, True, f"the likelihood is {type(likelihood).__name__}")
         return
     residual = float((likelihood.mean - x).square().mean().sqrt())
-    stated = float(likelihood.stddev.square().mean().sqrt())
-    fits = residual < FAR * stated
+    spread = float(likelihood.stddev.square().mean().sqrt())
+    fits = residual < FAR * spread
     yield Item(
         name,
         fits,
-        f"residuals of {residual:.3g} for a stated spread of {stated:.3g}",
+        f"residuals of {residual:.3g} for a stated spread of {spread:.3g}",
         "" if fits else "wrap with stddev='fit', fit_on=x",
     )
 
@@ -640,20 +646,20 @@ def _finite(subject: _Subject) -> Iterator[Item]:
         "noise": noise[:2],
     }
     with torch.no_grad(), quiet(subject.vae):
-        broken = [
+        faults = [
             words
             for words, case in cases.items()
             if not bool(subject.output(case).isfinite().all())
         ]
     yield Item(
         "finite_outputs",
-        not broken,
+        not faults,
         f"all outputs are finite in {_type_of(subject.vae)}"
-        if not broken
+        if not faults
         else f"outputs hold a NaN or an infinity in {_type_of(subject.vae)} for "
-        f"{', '.join(broken)}",
+        f"{', '.join(faults)}",
         ""
-        if not broken
+        if not faults
         else "run the model in float32 (model.float()), or look for log(0), 0/0 and exp overflow",
     )
 
@@ -695,10 +701,10 @@ def _gradient(subject: _Subject) -> Iterator[Item]:
             yield Item(name, None, "the model draws random numbers inside its calls")
         return
     double = subject.in_double()
-    judged = double or subject
+    double_subject = double or subject
     result = check_gradient(
-        judged.output,
-        judged.x,
+        double_subject.output,
+        double_subject.x,
         seconds=(2 if double is not None else 1) * subject.seconds,
         is_exact=double is not None,
     )

@@ -181,11 +181,11 @@ def _judged(
     worst, where, unclear, judged = 0.0, "", 0, 0
     for words, rows in parts.items():
         scale = norm(fine[rows], dim=0).maximum(norm(slopes[rows], dim=0))
-        seen = scale > floor
+        is_large = scale > floor
         chaos = norm(coarse[rows] - fine[rows], dim=0) / scale.clamp_min(floor)
         error = norm(slopes[rows] - fine[rows], dim=0) / scale.clamp_min(floor)
-        clear = seen & (chaos <= CHAOTIC)
-        unclear += int((seen & ~clear).sum())
+        clear = is_large & (chaos <= CHAOTIC)
+        unclear += int((is_large & ~clear).sum())
         judged += int(clear.sum())
         excess = (error / (MARGIN * chaos).clamp_min(least))[clear]
         if len(excess) and float(excess.max()) > worst:

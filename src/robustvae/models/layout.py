@@ -178,8 +178,8 @@ class _Chain:
 
     def __call__(self, x: Tensor) -> Tensor:
         # hooks may be set at any time, by a goal or by the user, and each must see its layer
-        watched = not all(map(_unwatched, self.layers))
-        for part in self.layers if watched else self.parts:
+        is_watched = not all(map(_unwatched, self.layers))
+        for part in self.layers if is_watched else self.parts:
             x = part(x)
         return x
 
@@ -288,8 +288,8 @@ class _Fast:
         if isinstance(layer, nn.ConvTranspose2d):
             if layer.out_channels > _NARROW:
                 return self.plain(x)
-            made = _spread(x, self, _grown(layer, (x.shape[2], x.shape[3])))
-            return made if layer.bias is None else made.add_(layer.bias.detach()[:, None, None])
+            image = _spread(x, self, _grown(layer, (x.shape[2], x.shape[3])))
+            return image if layer.bias is None else image.add_(layer.bias.detach()[:, None, None])
         size = _size(layer, (x.shape[2], x.shape[3]))
         if self.collects(size):
             return _collected(x, self, size)
@@ -390,9 +390,9 @@ def _gathered(x: Tensor, fast: _Fast, size: tuple[int, int], weight: Tensor) -> 
         return (columns @ weight).unflatten(0, (len(x), *size)).permute(0, 3, 1, 2)
     # no view may leave a function's forward pass, or activations could not work in place
     shape = (len(x), weight.shape[1], *size)
-    made = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    torch.mm(columns, weight, out=made.permute(0, 2, 3, 1).flatten(0, 2))
-    return made
+    result = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    torch.mm(columns, weight, out=result.permute(0, 2, 3, 1).flatten(0, 2))
+    return result
 
 
 def _spread(x: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
@@ -416,26 +416,26 @@ def _spread(x: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
 def _collected(x: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
     """A convolution to few pixels: one product for each of them."""
     images, bias = x.permute(0, 2, 3, 1), fast.layer.bias
-    made = x.new_empty(len(x), *size, fast.layer.out_channels)
+    result = x.new_empty(len(x), *size, fast.layer.out_channels)
     for i, j, rows, columns, taps in fast.seen((x.shape[2], x.shape[3])):
-        seen, pixel = images[:, rows, columns].flatten(1), made[:, i, j]
+        window, pixel = images[:, rows, columns].flatten(1), result[:, i, j]
         if bias is None:
-            torch.mm(seen, taps, out=pixel)
+            torch.mm(window, taps, out=pixel)
         else:
-            torch.addmm(bias.detach(), seen, taps, out=pixel)
-    return made.permute(0, 3, 1, 2)
+            torch.addmm(bias.detach(), window, taps, out=pixel)
+    return result.permute(0, 3, 1, 2)
 
 
 def _returned(y: Tensor, fast: _Fast, size: tuple[int, int]) -> Tensor:
     """The transpose of `_collected` without its bias, to images of `size`."""
     pixels = y.permute(0, 2, 3, 1)
-    whole = (len(y), *size, fast.layer.in_channels)
+    shape = (len(y), *size, fast.layer.in_channels)
     if pixels.shape[1:3] == (1, 1):
         (_, _, rows, columns, taps), *_ = fast.seen(size)
         if (rows.stop - rows.start, columns.stop - columns.start) == size:
-            return (pixels[:, 0, 0] @ taps.mT).view(whole).permute(0, 3, 1, 2)
-    images = y.new_zeros(whole)
+            return (pixels[:, 0, 0] @ taps.mT).view(shape).permute(0, 3, 1, 2)
+    images = y.new_zeros(shape)
     for i, j, rows, columns, taps in fast.seen(size):
-        sides = (rows.stop - rows.start, columns.stop - columns.start, whole[3])
+        sides = (rows.stop - rows.start, columns.stop - columns.start, shape[3])
         images[:, rows, columns] += (pixels[:, i, j] @ taps.mT).unflatten(1, sides)
     return images.permute(0, 3, 1, 2)

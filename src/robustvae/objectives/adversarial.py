@@ -200,8 +200,8 @@ def bind_harm(harm: str, vae: VAE, x: Tensor) -> Harm:
         return -vae.decode(vae.encode(y).mean).log_prob(x).flatten(1).sum(1)
 
     def damage(y: Tensor) -> Tensor:
-        moved = vae.decode(vae.encode(y).mean).mean - x_hat
-        return torch.linalg.vector_norm(moved.flatten(1), dim=1)
+        change = vae.decode(vae.encode(y).mean).mean - x_hat
+        return torch.linalg.vector_norm(change.flatten(1), dim=1)
 
     def similarity(y: Tensor) -> Tensor:
         y_hat = vae.decode(vae.encode(y).mean).mean.to(x.dtype)

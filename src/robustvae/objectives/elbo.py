@@ -100,9 +100,9 @@ class ELBO:
         likelihood, prior = vae.given(z)
         distortion = -likelihood.log_prob(x).flatten(1).sum(1)
         layers = layer_kls(vae, q, z, prior)
-        weighed = sum((at_least(kl, self.free_bits) for kl in layers), torch.zeros_like(distortion))
+        kl_sum = sum((at_least(kl, self.free_bits) for kl in layers), torch.zeros_like(distortion))
         return {
-            "loss": distortion + self.beta * weighed,
+            "loss": distortion + self.beta * kl_sum,
             "distortion": distortion,
             "kl": torch.stack(layers).sum(0),
             **(by_layer(layers) if len(layers) > 1 else {}),

@@ -99,8 +99,8 @@ class Mixup:
         }
         if self.squared:
             penalties = {name: norm.square() for name, norm in penalties.items()}
-            drawn = draw(q_mixed, generator=generator)
-            penalties["mixup_kl"] = torch.stack(layer_kls(vae, q_mixed, drawn)).sum(0)
+            latents = draw(q_mixed, generator=generator)
+            penalties["mixup_kl"] = torch.stack(layer_kls(vae, q_mixed, latents)).sum(0)
         penalty = torch.stack(list(penalties.values())).sum(0)
         return {**terms, **penalties, "loss": terms["loss"] + self.weight * penalty}
 

@@ -138,12 +138,12 @@ class TotalCorrelation:
         index_code = q.log_prob(z_top).sum(1) - log_joint
         total_correlation = log_joint - log_product
         dimension_kl = log_product - p.log_prob(z_top).sum(1)
-        weighed = (
+        weight_sum = (
             self.alpha * index_code + self.beta * total_correlation + self.gamma * dimension_kl
         )
-        own = index_code + total_correlation + dimension_kl
+        kl_sum = index_code + total_correlation + dimension_kl
         penalties = [at_least(kl, self.free_bits) for kl in lower]
-        penalties.append(at_least(weighed, self.free_bits, judged_by=own))
+        penalties.append(at_least(weight_sum, self.free_bits, judged_by=kl_sum))
         return {
             "loss": distortion + self.weight * torch.stack(penalties).sum(0),
             "distortion": distortion,
@@ -200,9 +200,9 @@ def log_aggregate(
 
 def _top(distribution: Distribution, z: Tensor, width: int) -> Gaussian:
     """The top layer's Gaussian given the layer of `z` it depends on."""
-    given = conditionals(distribution, z)
-    if not isinstance(given, Gaussian):
+    layers = conditionals(distribution, z)
+    if not isinstance(layers, Gaussian):
         raise UnsupportedError(
-            f"total correlation wants Gaussian latents, got {type(given).__name__}"
+            f"total correlation wants Gaussian latents, got {type(layers).__name__}"
         )
-    return Gaussian(given.mean[..., -width:], given.stddev[..., -width:])
+    return Gaussian(layers.mean[..., -width:], layers.stddev[..., -width:])

@@ -205,8 +205,8 @@ def start_shares(restarts: int) -> Tensor:
         # van der Corput: the next point halves one of the widest gaps
         bits = bin(len(places) - 1)[2:]
         places.append(sum(int(bit) * 0.5 ** (k + 1) for k, bit in enumerate(reversed(bits))))
-    chosen = torch.tensor([places[k % len(places)] for k in range(restarts)])
-    return torch.tensor(_FIRST_START) ** (1 - chosen)
+    order = torch.tensor([places[k % len(places)] for k in range(restarts)])
+    return torch.tensor(_FIRST_START) ** (1 - order)
 
 
 def _worst(
@@ -287,7 +287,7 @@ def _climb(
         torch.zeros_like(start),
         torch.zeros_like(start),
     )
-    gone: list[_Climb] = []
+    finished: list[_Climb] = []
     here = ball.rows(rows)
     reach = here.radii(now.center).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
 
@@ -307,7 +307,7 @@ def _climb(
         if search.target is not None:
             stay = now.best_score < search.target
             if not bool(stay.all()):
-                gone.append(now.part(~stay))
+                finished.append(now.part(~stay))
                 now, reach = now.part(stay), reach[stay]
                 gradient, length, better = gradient[stay], length[stay], better[stay]
                 if not len(now.rows):
@@ -327,8 +327,8 @@ def _climb(
             unit = now.kept / (1 - _BETAS[0] ** (count + 1)) / spread * pixels**-0.5
         elif search.momentum:
             now.kept = search.momentum * now.kept + unit
-            whole = torch.linalg.vector_norm(now.kept, dim=(1, 2, 3), keepdim=True)
-            unit = now.kept / whole.clamp_min(tiny)
+            full_length = torch.linalg.vector_norm(now.kept, dim=(1, 2, 3), keepdim=True)
+            unit = now.kept / full_length.clamp_min(tiny)
         if rule == "sign":
             unit = unit.sign() * pixels**-0.5
 
@@ -344,12 +344,12 @@ def _climb(
             rate = now.rate
         now.y = here.project(now.center, torch.addcmul(now.y, rate * reach, unit))
 
-    ended = _Climb(
-        *(torch.cat(parts) for parts in zip(*(p.all() for p in [*gone, now]), strict=True))
+    result = _Climb(
+        *(torch.cat(parts) for parts in zip(*(p.all() for p in [*finished, now]), strict=True))
     )
-    ended = ended.part(ended.place.argsort())
-    share = ended.zeros / ended.gradients.clamp_min(1)
-    return SearchResult(ended.best, ended.best_score, ended.gradient_norm, share, ended.queries)
+    result = result.part(result.place.argsort())
+    share = result.zeros / result.gradients.clamp_min(1)
+    return SearchResult(result.best, result.best_score, result.gradient_norm, share, result.queries)
 
 
 @dataclass
@@ -398,7 +398,7 @@ def evaluate(
         if gradient:
             slope = torch.zeros_like(y)
             if value.requires_grad:
-                (found,) = torch.autograd.grad(value.sum(), y, allow_unused=True)
-                if found is not None:
-                    slope = found.nan_to_num(0.0, 0.0, 0.0)
+                (grad,) = torch.autograd.grad(value.sum(), y, allow_unused=True)
+                if grad is not None:
+                    slope = grad.nan_to_num(0.0, 0.0, 0.0)
     return value.detach().nan_to_num(-math.inf, math.inf, -math.inf), slope

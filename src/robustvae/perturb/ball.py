@@ -150,24 +150,24 @@ class Ball:
         radius = radius * (1 - 4 * torch.finfo(x.dtype).eps)
         step = y - x
         # only the ray through y matters: scaled, so that no square overflows
-        whole = _length(step, "linf").view(shape).clamp_min(1)
-        step = step / whole
+        factor = _length(step, "linf").view(shape).clamp_min(1)
+        step = step / factor
         length = _length(step, "l2").view(shape).clamp_min(torch.finfo(x.dtype).tiny)
         if not self.box:
-            return x + step * torch.minimum(radius / length, whole)
+            return x + step * torch.minimum(radius / length, factor)
         room = self.clip(y) - x
         inside = _length(room, "l2").view(shape) <= radius
         # d -> the room left in the direction of d; only pixels that clip(y) moved can hit the box
         cap = torch.where(step > 0, (self.high or 0.0) - x, x - (self.low or 0.0)).clamp_min(0)
         square, cap_square = step.square(), cap.square()
-        tau_square = torch.minimum(radius / length, whole).square()
+        tau_square = torch.minimum(radius / length, factor).square()
         for _ in range(_NEWTON_STEPS):
             full = square * tau_square >= cap_square
-            spent = cap_square.where(full, 0).flatten(1).sum(1).view(shape)
+            square_at_cap = cap_square.where(full, 0).flatten(1).sum(1).view(shape)
             moving = square.where(~full, 0).flatten(1).sum(1).view(shape)
-            better = (radius.square() - spent).clamp_min(0) / moving.clamp_min(1e-30)
+            better = (radius.square() - square_at_cap).clamp_min(0) / moving.clamp_min(1e-30)
             tau_square = torch.where(moving > 0, torch.maximum(better, tau_square), tau_square)
-        tau = torch.where(inside, whole, tau_square.sqrt())
+        tau = torch.where(inside, factor, tau_square.sqrt())
         return self.clip(x + tau * step)
 
     def sample(self, x: Tensor, *, generator: torch.Generator) -> Tensor:

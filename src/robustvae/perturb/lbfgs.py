@@ -99,34 +99,34 @@ def minimize(
     after = torch.full((n,), -1, device=device) if after is None else after
     waiting = torch.ones(n, dtype=torch.bool, device=device)
     over = ~waiting
-    ended = Minimum(
+    result = Minimum(
         torch.minimum(torch.maximum(start, low), high),
         start.new_full((n,), torch.inf),
         start.new_zeros(n),
         torch.zeros(n, dtype=torch.long, device=device),
         torch.zeros_like(over),
     )
-    seats, taken = _Seats.empty(min(n, together or n), start, memory), 0
+    seats, next_row = _Seats.empty(min(n, together or n), start, memory), 0
     while True:
-        now = seats.first(taken)
+        now = seats.first(next_row)
         steep = now.downhill.abs()
         flat = steep.amax(1) <= gradient_tolerance
         now.converged.logical_or_(flat & (now.evaluations > 0))
         left = now.converged | (now.evaluations >= steps)
-        if not taken or bool(left.any()):
-            done = now.row[left]
-            ended.y[done], ended.value[done] = now.y[left], now.value[left]
-            ended.gradient_norm[done] = now.gradient_norm[left]
-            ended.evaluations[done] = now.evaluations[left]
-            ended.converged[done] = now.converged[left]
-            over[done] = True
+        if not next_row or bool(left.any()):
+            row_numbers = now.row[left]
+            result.y[row_numbers], result.value[row_numbers] = now.y[left], now.value[left]
+            result.gradient_norm[row_numbers] = now.gradient_norm[left]
+            result.evaluations[row_numbers] = now.evaluations[left]
+            result.converged[row_numbers] = now.converged[left]
+            over[row_numbers] = True
             rows = (waiting & ((after < 0) | over[after])).nonzero().squeeze(1)
-            rows = rows[: len(seats.row) - taken + len(done)]
+            rows = rows[: len(seats.row) - next_row + len(row_numbers)]
             waiting[rows] = False
             begin = torch.where(after[rows] < 0, rows, after[rows])
-            taken = seats.hand_over(left, rows, ended.y[begin], low[rows], high[rows])
-            if not taken:
-                return ended
+            next_row = seats.hand_over(left, rows, result.y[begin], low[rows], high[rows])
+            if not next_row:
+                return result
             continue
 
         direction = _two_loop(now)
@@ -143,8 +143,8 @@ def minimize(
         norm = torch.linalg.vector_norm(gradient, dim=1)
         now.gradient_norm.copy_(torch.maximum(now.gradient_norm, norm))
         step, change = trial - now.y, gradient - now.gradient
-        promised = torch.linalg.vecdot(now.gradient, step)
-        good = (value <= now.value + _ARMIJO * promised) & (promised < 0)
+        prediction = torch.linalg.vecdot(now.gradient, step)
+        good = (value <= now.value + _ARMIJO * prediction) & (prediction < 0)
         good |= now.evaluations == 0
         now.evaluations.add_(1)
         against = torch.maximum(torch.maximum(now.value.abs(), value.abs()), scale[now.row])
@@ -153,18 +153,18 @@ def minimize(
         now.converged.logical_or_(now.stalled >= 3)
 
         bad = (~good).nonzero().squeeze(1)
-        excess = (value - now.value - promised)[bad].nan_to_num(torch.inf).clamp_min(1e-30)
-        share = (-promised[bad] / (2 * excess)).clamp(0.1, 0.5).nan_to_num(0.1)
+        excess = (value - now.value - prediction)[bad].nan_to_num(torch.inf).clamp_min(1e-30)
+        share = (-prediction[bad] / (2 * excess)).clamp(0.1, 0.5).nan_to_num(0.1)
         shorter = now.length[bad] * share
-        spent = step[bad].abs().amax(1) <= _SHORTEST * (1 + now.y[bad].abs().amax(1))
-        spent |= shorter <= _SHORTEST
+        is_shortest = step[bad].abs().amax(1) <= _SHORTEST * (1 + now.y[bad].abs().amax(1))
+        is_shortest |= shorter <= _SHORTEST
         now.length.zero_()
         # what a refused step tells of the curvature turns the direction; a second is shortened
-        now.length[bad] = shorter.where(now.refused[bad] & ~spent, 0)
-        learned = good | ~now.refused
+        now.length[bad] = shorter.where(now.refused[bad] & ~is_shortest, 0)
+        is_informative = good | ~now.refused
         now.refused.copy_(~good)
-        again = bad[spent]
-        learned[again] = False
+        again = bad[is_shortest]
+        is_informative[again] = False
         now.converged[again] = now.newest[again] < 0  # nothing is left to forget
         now.forget(again)
         for here, found in ((now.y, trial), (now.value, value), (now.gradient, gradient)):
@@ -174,7 +174,7 @@ def minimize(
         torch.sub(now.y, now.gradient, out=now.free).clamp_(now.low, now.high)
         now.free.sub_(now.y).ne_(0)
         torch.mul(now.gradient, now.free, out=now.downhill).neg_()
-        now.remember(learned, step.mul_(now.free), change.mul_(now.free))
+        now.remember(is_informative, step.mul_(now.free), change.mul_(now.free))
 
 
 @dataclass(eq=False)
@@ -228,14 +228,14 @@ class _Seats:
     def remember(self, which: Tensor, step: Tensor, change: Tensor) -> None:
         """A pair for those of these that curve upwards."""
         curve, length = torch.linalg.vecdot(step, change), torch.linalg.vecdot(change, change)
-        kept = (which & (curve > 1e-10 * length)).nonzero().squeeze(1)
-        self.newest[kept] += 1
+        index = (which & (curve > 1e-10 * length)).nonzero().squeeze(1)
+        self.newest[index] += 1
         memory = self.pairs.shape[1] // 2
-        slot = 2 * memory * kept + self.newest[kept] % memory
-        ring, change = self.pairs.flatten(0, 1), change.index_select(0, kept)
-        ring.index_copy_(0, slot, step.index_select(0, kept))
+        slot = 2 * memory * index + self.newest[index] % memory
+        ring, change = self.pairs.flatten(0, 1), change.index_select(0, index)
+        ring.index_copy_(0, slot, step.index_select(0, index))
         ring.index_copy_(0, slot + memory, change)
-        self.beside.flatten(0, 1).index_copy_(0, 2 * kept, change)
+        self.beside.flatten(0, 1).index_copy_(0, 2 * index, change)
 
     def first(self, taken: int) -> _Seats:
         """Views of the first seats."""
@@ -244,19 +244,19 @@ class _Seats:
     def hand_over(self, left: Tensor, row: Tensor, y: Tensor, low: Tensor, high: Tensor) -> int:
         """Give the seats of who left to new rows, close the gaps; the seats then taken."""
         before, empty = len(left), left.nonzero().squeeze(1)
-        taken = before - len(empty) + len(row)
-        added = torch.arange(before, max(before, taken), device=left.device)
-        new = torch.cat([empty[: len(row)], added])
+        next_row = before - len(empty) + len(row)
+        numbers = torch.arange(before, max(before, next_row), device=left.device)
+        new = torch.cat([empty[: len(row)], numbers])
         gaps = empty[len(row) :]
-        gaps = gaps[gaps < taken]
-        last = torch.arange(min(before, taken), before, device=left.device)
+        gaps = gaps[gaps < next_row]
+        last = torch.arange(min(before, next_row), before, device=left.device)
         last = last[~left[last]]
         for field in vars(self).values():
             field[gaps] = field[last]
             field[new] = 0
         self.row[new], self.y[new], self.low[new], self.high[new] = row, y, low, high
         self.value[new], self.newest[new] = torch.inf, -1
-        return taken
+        return next_row
 
 
 def _two_loop(now: _Seats) -> Tensor:
@@ -265,12 +265,12 @@ def _two_loop(now: _Seats) -> Tensor:
     The recursion runs over coefficients: the pairs are read twice, whatever their number.
     """
     memory = now.pairs.shape[1] // 2
-    changed, along = (now.beside @ now.pairs.mT).unbind(1)
+    turn_products, along = (now.beside @ now.pairs.mT).unbind(1)
     at = now.newest % memory
     columns = at.view(-1, 1, 1).expand(-1, 2 * memory, 1)
-    now.products.scatter_(2, columns, changed.unsqueeze(2))
+    now.products.scatter_(2, columns, turn_products.unsqueeze(2))
     rows = (memory + at).view(-1, 1, 1).expand(-1, 1, memory)
-    now.products.scatter_(1, rows, changed[:, memory:].unsqueeze(1))
+    now.products.scatter_(1, rows, turn_products[:, memory:].unsqueeze(1))
 
     slots = torch.arange(memory, device=at.device)
     order = (at.unsqueeze(1) + 1 + slots) % memory  # the newest last
@@ -279,19 +279,19 @@ def _two_loop(now: _Seats) -> Tensor:
     products = now.products.flatten(1).gather(1, pick.flatten(1)).view_as(now.products)
     st, tt = products[:, :memory], products[:, memory:]
     along = along.gather(1, both)
-    own, length = st.diagonal(dim1=1, dim2=2), tt.diagonal(dim1=1, dim2=2)
-    empty = own <= 0
+    curve, length = st.diagonal(dim1=1, dim2=2), tt.diagonal(dim1=1, dim2=2)
+    empty = curve <= 0
     # the recursions over the pairs are triangular systems
     system = st.triu()
     system.diagonal(dim1=1, dim2=2).add_(empty)
     alpha = _solved(system, along[:, :memory], upper=True)
-    scale = (own[:, -1:] / length[:, -1:]).where(~empty[:, -1:], 1.0)
+    scale = (curve[:, -1:] / length[:, -1:]).where(~empty[:, -1:], 1.0)
     changes = -alpha * scale
     inner = scale * along[:, memory:] + (tt @ changes.unsqueeze(2)).squeeze(2)
-    steps = _solved(system.mT, own * alpha - inner, upper=False)
+    steps = _solved(system.mT, curve * alpha - inner, upper=False)
     weights = torch.empty_like(along).scatter_(1, both, torch.cat([steps, changes], 1))
-    made = (weights.unsqueeze(1) @ now.pairs).squeeze(1)
-    return made.addcmul_(scale, now.downhill).mul_(now.free)
+    combination = (weights.unsqueeze(1) @ now.pairs).squeeze(1)
+    return combination.addcmul_(scale, now.downhill).mul_(now.free)
 
 
 def _solved(system: Tensor, right: Tensor, *, upper: bool) -> Tensor:
@@ -359,30 +359,30 @@ class LBFGS:
             ]
         )
         low, high = bounds(center, around)
-        curved = ball.norm == "l2"
+        is_round = ball.norm == "l2"
 
         def project(flat: Tensor, k: Tensor) -> Tensor:
             y = flat.view(-1, *x.shape[1:])
-            return around.rows(k).project(center[k], y) if curved else y
+            return around.rows(k).project(center[k], y) if is_round else y
 
         def objective(flat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = evaluate(lambda y, r: score(project(y, k), r), flat, rows[k])
             return -value, -slope if slope is not None else torch.zeros_like(flat)
 
-        found = minimize(
+        minimum = minimize(
             objective, start.flatten(1), low, high, steps=self.steps, memory=self.memory
         )
-        y = project(found.y, torch.arange(len(rows), device=x.device))
+        y = project(minimum.y, torch.arange(len(rows), device=x.device))
         shape = (len(inputs), self.restarts)
-        best = first_best(-found.value.view(shape))
+        best = first_best(-minimum.value.view(shape))
         pick = torch.arange(len(inputs), device=x.device) * self.restarts + best
-        norm = found.gradient_norm.view(shape)
+        norm = minimum.gradient_norm.view(shape)
         return SearchResult(
             y[pick],
-            -found.value[pick],
+            -minimum.value[pick],
             norm.amax(1),
             (norm == 0).to(x).mean(1),
-            found.evaluations.view(shape).sum(1),
+            minimum.evaluations.view(shape).sum(1),
         )
 
 

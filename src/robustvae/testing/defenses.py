@@ -52,13 +52,13 @@ def check_defense(
         torch.equal(z, read(x, generator=generator(1))),
         f"{what} gives other latents for the same generator",
     )
-    moved = not torch.equal(z, read(x, generator=generator(2)))
+    is_moved = not torch.equal(z, read(x, generator=generator(2)))
     random = getattr(defense, "is_random", None)
     require(
-        random is None or random or not moved,
+        random is None or random or not is_moved,
         f"{what} says that it is not random and depends on its generator",
     )
-    if not moved:
+    if not is_moved:
         alone = torch.cat([read(row, generator=generator(1)) for row in x.split(1)])
         require(close(alone, z, 1e-6), f"{what} lets a row's latent depend on the other rows")
     if differentiable:

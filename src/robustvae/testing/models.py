@@ -55,8 +55,8 @@ def check_model(vae: VAE) -> None:
     again = registry.build("model", registry.spec_of("model", vae))
     require(type(again) is type(vae), f"{what} has a config that makes another model")
     with tempfile.TemporaryDirectory() as folder:
-        loaded = checkpoint.load(checkpoint.save(vae, f"{folder}/model"))
+        copy = checkpoint.load(checkpoint.save(vae, f"{folder}/model"))
     require(
-        checkpoint.weights_sha256(loaded) == checkpoint.weights_sha256(vae),
+        checkpoint.weights_sha256(copy) == checkpoint.weights_sha256(vae),
         f"{what} comes back from a checkpoint with other weights",
     )

@@ -52,7 +52,5 @@ def check_search(search: Search, *, share: float = 0.9, norms: tuple[str, ...] =
         require(bool((result.queries >= 1).all()), f"{what} counts no queries")
         length = slope.flatten(1).norm(dim=1) if norm == "l2" else slope.abs().flatten(1).sum(1)
         best = (0.1 * length).square()
-        reached = float((again / best).min())
-        require(
-            reached >= share, f"{what} reaches {reached:.2f} of the optimum in {norm}, not {share}"
-        )
+        ratio = float((again / best).min())
+        require(ratio >= share, f"{what} reaches {ratio:.2f} of the optimum in {norm}, not {share}")

@@ -146,8 +146,8 @@ class Readings:
 
 def is_random(victim: Victim) -> bool | None:
     """Whether two readings of one image can differ, as the defense says; None where it does not."""
-    said = getattr(victim.defense, "is_random", None)
-    return said if isinstance(said, bool) else None
+    statement = getattr(victim.defense, "is_random", None)
+    return statement if isinstance(statement, bool) else None
 
 
 def targets(target: Tensor, x: Tensor) -> Tensor:

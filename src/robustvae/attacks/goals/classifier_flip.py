@@ -74,14 +74,14 @@ class ClassifierFlip:
 
         def score(y: Tensor, rows: Tensor) -> Tensor:
             logits = read(y, rows)
-            wanted = label[rows].expand(logits.shape[:2])
+            target = label[rows].expand(logits.shape[:2])
             if self.loss == "cross_entropy":
                 loss = functional.cross_entropy(
-                    logits.flatten(0, 1), wanted.flatten(), reduction="none"
+                    logits.flatten(0, 1), target.flatten(), reduction="none"
                 )
                 return loss.reshape(logits.shape[:2]).mean(0)
-            own = logits.gather(2, wanted.unsqueeze(2)).squeeze(2)
-            others = logits.scatter(2, wanted.unsqueeze(2), -torch.inf)
-            return (others.amax(2) - own).mean(0)
+            target_logit = logits.gather(2, target.unsqueeze(2)).squeeze(2)
+            others = logits.scatter(2, target.unsqueeze(2), -torch.inf)
+            return (others.amax(2) - target_logit).mean(0)
 
         return score

@@ -50,30 +50,34 @@ def apart(
     generator: torch.Generator,
 ) -> Score:
     """How far the code of a candidate is from that of its row in `other`; see `LatentShift`."""
-    vae, picked = victim.vae, coordinates(victim.vae, layers)
+    vae, coordinate_index = victim.vae, coordinates(victim.vae, layers)
     if divergence == "latent" or not reads_encoder_mean(victim.defense):
         read = Readings(victim.latent, victim, x, draws, generator)
         everyone = torch.arange(len(x), device=x.device)
         with torch.no_grad():
-            code = read(other, everyone).mean(0)[:, picked]
-        return lambda y, rows: (read(y, rows)[..., picked] - code[rows]).square().sum(2).mean(0)
+            code = read(other, everyone).mean(0)[:, coordinate_index]
+        return lambda y, rows: (
+            (read(y, rows)[..., coordinate_index] - code[rows]).square().sum(2).mean(0)
+        )
     with torch.no_grad():
         q = vae.encode(other)
         if divergence != "means":
             check_gaussian(q, f"divergence={divergence!r}")
-        mean, stddev = q.mean[:, picked], q.stddev[:, picked]
+        mean, stddev = q.mean[:, coordinate_index], q.stddev[:, coordinate_index]
     if divergence == "samples":
         streams = by_row(generator, "samples", x)
         one, two = randn(2, draws, *mean.shape, like=mean, generator=streams, axis=2)
 
         def drawn(y: Tensor, rows: Tensor) -> Tensor:
-            p = _part(vae.encode(y), picked)
+            p = _part(vae.encode(y), coordinate_index)
             gap = p[0] + one[:, rows] * p[1] - mean[rows] - two[:, rows] * stddev[rows]
             return gap.square().sum(2).mean(0)
 
         return drawn
     measure = _DIVERGENCES[divergence]
-    return lambda y, rows: measure(*_part(vae.encode(y), picked), mean[rows], stddev[rows])
+    return lambda y, rows: measure(
+        *_part(vae.encode(y), coordinate_index), mean[rows], stddev[rows]
+    )
 
 
 def _part(q: Distribution, picked: slice | Tensor) -> tuple[Tensor, Tensor]:

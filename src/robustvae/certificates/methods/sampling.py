@@ -121,20 +121,20 @@ class Sampler:
             count: How many.
             g: Spent by the draws.
         """
-        found = []
+        parts = []
         for n in chunks(count, self.at_once):
             end = self.outputs(i, n, g).double()
             begin = self.outputs(i, n, g).double() if center is None else center
-            found.append((end - begin).flatten(1).norm(dim=1))
-        return torch.cat(found).nan_to_num(nan=torch.inf)
+            parts.append((end - begin).flatten(1).norm(dim=1))
+        return torch.cat(parts).nan_to_num(nan=torch.inf)
 
     def numbers(self, statistic: Statistic, i: int, count: int, g: torch.Generator) -> Tensor:
         """`count` draws of a statistic of the output at input i, (count,), float64."""
-        found = [
+        parts = [
             statistic(self.outputs(i, n, g)).detach().double().cpu()
             for n in chunks(count, self.at_once)
         ]
-        return torch.cat(found)
+        return torch.cat(parts)
 
 
 @contextlib.contextmanager

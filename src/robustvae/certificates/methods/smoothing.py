@@ -64,26 +64,26 @@ class Smoothing:
         """Radii by the lemma, from draws of each input alone."""
         noise, ask = noise_of(task.victim), task.question
         sampler = Sampler(task.victim, task.x, task.rows, task.seed)
-        paired = ask.displacement == "paired"
-        centers = None if paired else sampler.centers(ask.center)
+        is_paired = ask.displacement == "paired"
+        centers = None if is_paired else sampler.centers(ask.center)
         looks = self.looks(task.draws)
         failure = 1 - task.confidence
         radii, simultaneous = [], []
-        spent = torch.zeros(len(task.x), dtype=torch.long)
+        draws = torch.zeros(len(task.x), dtype=torch.long)
         with ready(task.victim):
             for i, generator in enumerate(sampler.generators("smoothing/draws")):
                 center = None if centers is None else centers[i : i + 1]
                 inside, count, look = self._decide(
                     sampler, i, center, looks, (ask.r, ask.m, failure), generator
                 )
-                spent[i] = count
+                draws[i] = count
                 share = failure * _look_share(look, len(looks))
                 radii.append(sampler_radius(sampler, inside, count, share, ask.m))
                 split = share / len(task.x)
                 simultaneous.append(sampler_radius(sampler, inside, count, split, ask.m))
-        told = (
+        assumption = (
             "the second draw of each pair"
-            if paired
+            if is_paired
             else (
                 "its own mean output over draws used for nothing else"
                 if ask.center == "own"
@@ -95,7 +95,7 @@ class Smoothing:
             "input, fresh for every use and unknown to the attacker",
             f"draws in batches of {sampler.at_once}, independent as far as a check on four rows "
             "shows",
-            f"displacement from {told}; confidence {task.confidence:g} for each input",
+            f"displacement from {assumption}; confidence {task.confidence:g} for each input",
         ]
         if ask.displacement == "centered":
             assumptions.append("of a victim with a defense, centered means the same as full")
@@ -104,15 +104,15 @@ class Smoothing:
             tuple(assumptions),
             simultaneous=torch.tensor(simultaneous, dtype=torch.float64),
             centers=None if ask.center == "mean" else centers,
-            spent=spent,
+            spent=draws,
         )
 
     def looks(self, asked: int | None) -> list[int]:
         """Counts of draws after which a decision may be taken, rising."""
         first = asked or self.draws
-        sizes, most = [first], max(first, self.most or 0)
-        while sizes[-1] < most:
-            sizes.append(min(2 * sizes[-1], most))
+        sizes, greatest = [first], max(first, self.most or 0)
+        while sizes[-1] < greatest:
+            sizes.append(min(2 * sizes[-1], greatest))
         return sizes
 
     @staticmethod
@@ -139,12 +139,12 @@ class Smoothing:
                     return 0, count, look
             if look < len(looks):
                 share = failure * _look_share(look, len(looks))
-                reached = sampler_radius(sampler, inside, count, share, m)
+                radius = sampler_radius(sampler, inside, count, share, m)
                 share = failure * _look_share(look + 1, len(looks))
                 # what the next look would say if its draws fell like those so far
                 likely = math.floor(inside / count * looks[look])
-                promised = sampler_radius(sampler, likely, looks[look], share, m)
-                if promised <= _GAIN * reached:
+                prospect = sampler_radius(sampler, likely, looks[look], share, m)
+                if prospect <= _GAIN * radius:
                     return inside, count, look
         return inside, count, len(looks)
 
@@ -170,6 +170,6 @@ def shifted_level(level: float, size: float, sampler: Sampler, *, up: bool) -> f
     """
     step = (size + sampler.grid_slack) / sampler.stddev if size > 0 else 0.0
     normal = torch.special.ndtri(torch.tensor(level, dtype=torch.float64))
-    shifted = float(torch.special.ndtr(normal + (step if up else -step)))
+    result = float(torch.special.ndtr(normal + (step if up else -step)))
     spare = bounds.CDF_SLACK
-    return float(np.clip(shifted + (spare if up else -spare), 0.0, 1.0))
+    return float(np.clip(result + (spare if up else -spare), 0.0, 1.0))

@@ -136,8 +136,10 @@ class Curve(Operator):
     def _gap(self, point: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """phi(p) - phi(v) - slope (p - v), and a bound on what its rounding did."""
         image, start, line = self.value(point), self.value(value), slope * (point - value)
-        lost = self.precision * (image.abs() + start.abs() + line.abs()) + 2 * self.doubt() + TINY
-        return image - start - line, lost
+        rounding = (
+            self.precision * (image.abs() + start.abs() + line.abs()) + 2 * self.doubt() + TINY
+        )
+        return image - start - line, rounding
 
 
 class Smooth(Curve):
@@ -189,8 +191,8 @@ class Smooth(Curve):
         for kink in self.kinks:
             knots.append(torch.full_like(low, kink))
         points = torch.stack(knots).clamp(low, high).sort(0).values
-        gaps, lost = self._gap(points, slope, value)
-        most, least = (gaps + lost).amax(0), (gaps - lost).amin(0)
+        gaps, rounding = self._gap(points, slope, value)
+        greatest, least = (gaps + rounding).amax(0), (gaps - rounding).amin(0)
         start, end = points[:-1], points[1:]
         width = (end - start) * UP
         bottom, top = self.slopes(start, end)
@@ -201,20 +203,27 @@ class Smooth(Curve):
         by_slope = width * top * (bottom / (top + bottom).clamp_min(TINY))
         by_curve = self.curvature(start, end) * width.square() / 8
         excess = torch.where(turns, torch.minimum(by_slope, by_curve), 0.0) * UP
-        upper = torch.maximum(gaps[:-1], gaps[1:]) + torch.maximum(lost[:-1], lost[1:]) + excess
-        lower = torch.minimum(gaps[:-1], gaps[1:]) - torch.maximum(lost[:-1], lost[1:]) - excess
-        most, least = torch.maximum(most, upper.amax(0)), torch.minimum(least, lower.amin(0))
+        upper = (
+            torch.maximum(gaps[:-1], gaps[1:]) + torch.maximum(rounding[:-1], rounding[1:]) + excess
+        )
+        lower = (
+            torch.minimum(gaps[:-1], gaps[1:]) - torch.maximum(rounding[:-1], rounding[1:]) - excess
+        )
+        greatest, least = (
+            torch.maximum(greatest, upper.amax(0)),
+            torch.minimum(least, lower.amin(0)),
+        )
         # v itself is in the interval, where the remainder is 0
-        return least.clamp_max(0), most.clamp_min(0)
+        return least.clamp_max(0), greatest.clamp_min(0)
 
     def ratio(
         self, slope: Tensor, value: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor]:
         """By the mean value theorem."""
-        least, most = self.slopes(low, high)
+        least, greatest = self.slopes(low, high)
         doubt = ROUNDING * (self.value(value).abs() + value.abs() + high - low)
         doubt = 4 * doubt + 2 * self.doubt() + TINY
-        return torch.maximum(most - slope, slope - least).clamp_min(0) + ROUNDING, doubt
+        return torch.maximum(greatest - slope, slope - least).clamp_min(0) + ROUNDING, doubt
 
 
 class Kinked(Curve):
@@ -240,12 +249,12 @@ class Kinked(Curve):
     def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Of the lines that the interval touches."""
         ends = (-math.inf, *self.kinks, math.inf)
-        least, most = torch.full_like(low, math.inf), torch.full_like(low, -math.inf)
+        least, greatest = torch.full_like(low, math.inf), torch.full_like(low, -math.inf)
         for line, start, end in zip(self.lines, ends, ends[1:], strict=False):
-            touched = (low <= end) & (high >= start)
-            least = torch.where(touched, least.clamp_max(line), least)
-            most = torch.where(touched, most.clamp_min(line), most)
-        return least, most
+            is_reached = (low <= end) & (high >= start)
+            least = torch.where(is_reached, least.clamp_max(line), least)
+            greatest = torch.where(is_reached, greatest.clamp_min(line), greatest)
+        return least, greatest
 
     def chord(self, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """From end to end; the line itself where there is but one."""
@@ -257,10 +266,13 @@ class Kinked(Curve):
     ) -> tuple[Tensor, Tensor]:
         """At the ends and the kinks, where alone it can be extreme."""
         points = [low, high, *(torch.full_like(low, k).clamp(low, high) for k in self.kinks)]
-        gaps, lost = self._gap(torch.stack(points), slope, value)
-        least, most = (gaps - lost).amin(0).clamp_max(0), (gaps + lost).amax(0).clamp_min(0)
+        gaps, rounding = self._gap(torch.stack(points), slope, value)
+        least, greatest = (
+            (gaps - rounding).amin(0).clamp_max(0),
+            (gaps + rounding).amax(0).clamp_min(0),
+        )
         exact = self.is_exact(low, high) & (slope == self.derivative((low + high) / 2))
-        return torch.where(exact, 0.0, least), torch.where(exact, 0.0, most)
+        return torch.where(exact, 0.0, least), torch.where(exact, 0.0, greatest)
 
     def ratio(
         self, slope: Tensor, value: Tensor, low: Tensor, high: Tensor
@@ -276,10 +288,10 @@ class Kinked(Curve):
             far = gap.abs() > near
             secant = (self.value(point) - self.value(value)) / torch.where(far, gap, 1.0)
             ratio = torch.where(far, torch.maximum(ratio, (secant - slope).abs()), ratio)
-        crossed = ~(self.is_exact(low, high) & (slope == self.derivative((low + high) / 2)))
+        has_kink = ~(self.is_exact(low, high) & (slope == self.derivative((low + high) / 2)))
         doubt = 4 * ROUNDING * (self.value(value).abs() + value.abs() + high - low) + TINY
         doubt = doubt + 2 * self.steepest * near
-        return ratio * UP * crossed, doubt * crossed
+        return ratio * UP * has_kink, doubt * has_kink
 
 
 OPERATORS: dict[type[nn.Module], type[Operator]] = {}

@@ -82,8 +82,8 @@ class Window:
         place, _ = self.places()
         flat = factor.flatten(2)
         channels = torch.arange(flat.shape[1])
-        seen = flat[owner[:, None, None], channels[None, :, None], place[:, None, :]]
-        return replace(self, data=self.data * seen.reshape(self.data.shape))
+        weights = flat[owner[:, None, None], channels[None, :, None], place[:, None, :]]
+        return replace(self, data=self.data * weights.reshape(self.data.shape))
 
 
 def dense(rows: Window | Tensor) -> Tensor:
@@ -171,10 +171,10 @@ class NormalLine(Line):
 
     def pull(self, rows: Window | Tensor, owner: Tensor) -> Window | Tensor:
         """By the Jacobian, which is symmetric."""
-        grouped = self.groups(dense(rows))
+        by_group = self.groups(dense(rows))
         y = self.y[owner]
-        along = (grouped * y).sum(2, keepdim=True) / y.shape[2]
-        return self.back((grouped - along * y) * self.scale[owner])
+        along = (by_group * y).sum(2, keepdim=True) / y.shape[2]
+        return self.back((by_group - along * y) * self.scale[owner])
 
 
 @final
@@ -231,6 +231,6 @@ def operator_bound(matrix: Tensor) -> float:
     narrow = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     gram = narrow @ narrow.mT
     gram = (gram + gram.mT) / 2
-    lost = gamma(sum(matrix.shape) + 8) * float(narrow.square().sum())
+    rounding = gamma(sum(matrix.shape) + 8) * float(narrow.square().sum())
     fourth = float((gram @ gram).norm()) + gamma(2 * len(gram) + 8) * float(gram.norm()) ** 2
-    return math.ldexp(float((fourth**0.5 + lost) ** 0.5 * UP), int(exponent))
+    return math.ldexp(float((fourth**0.5 + rounding) ** 0.5 * UP), int(exponent))

@@ -229,18 +229,18 @@ class CurveStep(Step):
         low, high = torch.where(finite, low, value), torch.where(finite, high, value)
         slope = self.curve.chord(value, low, high)
         slope = torch.where(finite & slope.isfinite(), slope, 0.0)
-        least, most = self.curve.remainder(slope, value, low, high)
+        least, greatest = self.curve.remainder(slope, value, low, high)
         ratio, doubt = self.curve.ratio(slope, value, low, high)
         # where the interval is not bounded nothing is: an infinite remainder says so
-        wide = ~(finite & least.isfinite() & most.isfinite() & ratio.isfinite())
-        middle = torch.where(wide, 0.0, (least + most) / 2)
-        half = torch.where(wide, torch.inf, (most - least) / 2 * UP)
+        wide = ~(finite & least.isfinite() & greatest.isfinite() & ratio.isfinite())
+        middle = torch.where(wide, 0.0, (least + greatest) / 2)
+        half = torch.where(wide, torch.inf, (greatest - least) / 2 * UP)
         ratio = torch.where(wide, torch.inf, ratio)
-        passed = torch.zeros_like(before.value)
-        flat = [self._whole(passed, part).flatten(1) for part in (middle, half, ratio, doubt)]
+        zeros = torch.zeros_like(before.value)
+        flat = [self._whole(zeros, part).flatten(1) for part in (middle, half, ratio, doubt)]
         middle, half, ratio, doubt = flat
         total = ((middle.abs() + half).norm(dim=1)) * UP
-        return CurveLine(middle, half, total, self._whole(passed + 1, slope), ratio, doubt)
+        return CurveLine(middle, half, total, self._whole(zeros + 1, slope), ratio, doubt)
 
     def advance(self, before: Sequence[State], ball: Ball) -> State:
         """The images of the interval; what rounding did before grows by the slopes there."""
@@ -248,14 +248,17 @@ class CurveStep(Step):
         value, low, high = self.interval(state)
         finite = low.isfinite() & high.isfinite()
         ends = torch.where(finite, low, value), torch.where(finite, high, value)
-        least, most = self.curve.remainder(torch.zeros_like(value), value, *ends)
-        least, most = torch.where(finite, least, -torch.inf), torch.where(finite, most, torch.inf)
+        least, greatest = self.curve.remainder(torch.zeros_like(value), value, *ends)
+        least, greatest = (
+            torch.where(finite, least, -torch.inf),
+            torch.where(finite, greatest, torch.inf),
+        )
         image = self.curve.value(value)
         # the slopes near the interval, not the steepest of all: where a curve saturates, rounding
         # before it is lost, and what follows may bring it back to size
-        lost = state.slack[..., self.after :]
+        slack = state.slack[..., self.after :]
         slope = torch.maximum(
-            *(end.abs() for end in self.curve.slopes(ends[0] - lost, ends[1] + lost))
+            *(end.abs() for end in self.curve.slopes(ends[0] - slack, ends[1] + slack))
         )
         size = slope * state.size[..., self.after :] + 2 * image.abs() + TINY
         width = torch.where(finite, ends[1] - ends[0], 0.0)
@@ -264,7 +267,7 @@ class CurveStep(Step):
         return State(
             self._whole(state.value, image),
             self._whole(state.low, least),
-            self._whole(state.high, most),
+            self._whole(state.high, greatest),
             self._whole(state.size, size),
             state.terms + 4 * image[0].numel() + 32,
             state.depth + 1,
@@ -331,8 +334,8 @@ class NormalStep(Step):
         half = (tangent + left_out) * UP
         low = torch.maximum(-half, -(n**0.5) * UP - y)
         high = torch.minimum(half, n**0.5 * UP - y)
-        lost = self.groups(state.size).norm(dim=2, keepdim=True)
-        size = largest * lost + 2 * n**0.5
+        group_norm = self.groups(state.size).norm(dim=2, keepdim=True)
+        size = largest * group_norm + 2 * n**0.5
         return State(
             self.back(y),
             self.back(low),

@@ -154,14 +154,14 @@ class Relaxation:
             raise RangeError(f"x must be finite and lie in the box, [{low:g}, {high:g}]")
         sweep = _Sweep(self._steps, x.double(), radius.double(), norm, (low, high), memory, work)
         sweep.backwards = method == "crown"
-        used: Method = method
+        name: Method = method
         for node, step in enumerate(self._steps, start=1):
             if method == "crown" and isinstance(step, CurveStep):
-                used = used if sweep.tighten(step) else "crown-ibp"
+                name = name if sweep.tighten(step) else "crown-ibp"
             elif method == "crown" and sweep.is_nonlinear(step):
-                used = used if sweep.tighten_all(step.parents[0]) else "crown-ibp"
+                name = name if sweep.tighten_all(step.parents[0]) else "crown-ibp"
             sweep.advance(node, step)
-        return tuple(sweep.bounds(output, used) for output in self._outputs)
+        return tuple(sweep.bounds(output, name) for output in self._outputs)
 
     def shape(self, node: int) -> tuple[int, ...]:
         """Of a node's features, without the batch."""
@@ -287,8 +287,8 @@ class _Sweep:
             sides = rows.slope.shape[1] ** 0.5 if self.norm == "linf" else 1.0
             total = operator_bound(rows.slope * ratio[:, None]) * float(self.radius[b]) * sides
             total += sum(cause.length(ratio) for cause in rows.causes)
-            lost = float((ratio * slack[b, features]).norm() + line.doubt[b].norm())
-            line.total[b] = min(float(line.total[b]), (total + lost) * UP)
+            rounding = float((ratio * slack[b, features]).norm() + line.doubt[b].norm())
+            line.total[b] = min(float(line.total[b]), (total + rounding) * UP)
 
     def tighten(self, step: CurveStep) -> bool:
         """Narrow the interval before an activation by backward rows; False if that is too dear."""
@@ -296,9 +296,9 @@ class _Sweep:
         if before.depth <= (0 if self.box and self.norm == "l2" else 1):
             return True
         _, low, high = step.interval(before)
-        needed = torch.zeros_like(before.value, dtype=torch.bool)
-        needed[..., step.after :] = ~step.curve.is_exact(low, high) & (high > low)
-        return self._narrow(step.parents[0], needed)
+        mask_of_needs = torch.zeros_like(before.value, dtype=torch.bool)
+        mask_of_needs[..., step.after :] = ~step.curve.is_exact(low, high) & (high > low)
+        return self._narrow(step.parents[0], mask_of_needs)
 
     def tighten_all(self, node: int) -> bool:
         """Narrow every interval of a node."""
@@ -311,9 +311,9 @@ class _Sweep:
         if self._bytes(int(needed.sum()), node) > self.work:
             return False
         low, high = before.low.flatten(1).clone(), before.high.flatten(1).clone()
-        wanted = {b: mask.nonzero()[:, 0] for b, mask in enumerate(needed.flatten(1))}
+        index = {b: mask.nonzero()[:, 0] for b, mask in enumerate(needed.flatten(1))}
         slack = before.slack.flatten(1)
-        self.rows = self._backward(node, wanted)
+        self.rows = self._backward(node, index)
         for b, rows in self.rows.items():
             features = rows.features
             down, up = self._most(-rows.slope, b), self._most(rows.slope, b)
@@ -378,20 +378,20 @@ class _Sweep:
             size = _norm(slope) if self.norm == "l2" else slope.abs().sum(1)
             return size * radius * UP
         low, high = ends.low[b].flatten(), ends.high[b].flatten()
-        most = torch.maximum(slope * low, slope * high).sum(1)
+        greatest = torch.maximum(slope * low, slope * high).sum(1)
         if self.norm == "linf":
-            return most * UP
+            return greatest * UP
         open_ = slope * torch.where(slope > 0, high > 0, low < 0)
         price = open_.norm(dim=1) / radius
         for _ in range(_PRICES):
             # 1e-300: a price of 0 lets every pixel go to its end, whatever it is divided by
             step = (slope / price.clamp_min(1e-300)[:, None]).clamp(low, high)
             gain = (step * (slope - price[:, None] * step / 2)).sum(1)
-            most = torch.minimum(most, price * radius.square() / 2 + gain)
-            stopped = (step == low) | (step == high)
-            left = (radius.square() - (step * stopped).square().sum(1)).clamp_min(1e-300)
-            price = (slope * ~stopped).norm(dim=1) / left.sqrt()
-        return most * UP
+            greatest = torch.minimum(greatest, price * radius.square() / 2 + gain)
+            at_end = (step == low) | (step == high)
+            left = (radius.square() - (step * at_end).square().sum(1)).clamp_min(1e-300)
+            price = (slope * ~at_end).norm(dim=1) / left.sqrt()
+        return greatest * UP
 
     def _backward(self, node: int, wanted: dict[int, Tensor]) -> dict[int, Rows]:
         """The rows of some features of a node, by input: f = v + slope (p - x) + remainder.
@@ -411,8 +411,8 @@ class _Sweep:
         parts: dict[int, list[Rows]] = {b: [] for b in wanted}
         # four arrays of the widest node are alive at a time
         count = max(1, self.memory // (8 * 4 * widest))
-        for own, chosen in zip(owner.split(count), features.split(count), strict=True):
-            for b, rows in self._pull(node, own, chosen, shape, loose if keep else None):
+        for rows_of_part, columns in zip(owner.split(count), features.split(count), strict=True):
+            for b, rows in self._pull(node, rows_of_part, columns, shape, loose if keep else None):
                 parts[b].append(rows)
         return {b: Rows.joined(found or [self._no_rows()]) for b, found in parts.items()}
 
@@ -454,8 +454,8 @@ class _Sweep:
                     low[cut] += torch.maximum(middle - half, -total)
                     high[cut] += torch.minimum(middle + half, total)
                     if loose is not None and len(columns):
-                        most = line.most(b)[columns]
-                        causes[b].append(Cause(part, most, float(line.total[b])))
+                        greatest = line.most(b)[columns]
+                        causes[b].append(Cause(part, greatest, float(line.total[b])))
             for parent, back in step.pull(row, owner, line):
                 other = pending.get(parent)
                 pending[parent] = back if other is None else dense(other) + dense(back)

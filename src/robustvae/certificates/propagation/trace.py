@@ -313,13 +313,13 @@ class _Translation:
         self, node: fx.Node, read: int, others: list[Any], options: dict[str, Any]
     ) -> int:
         """The mean over all pixels, as global pooling writes it."""
-        given = dict(zip(("dim", "keepdim"), others, strict=False)) | options
-        axes = given.get("dim")
+        arguments = dict(zip(("dim", "keepdim"), others, strict=False)) | options
+        axes = arguments.get("dim")
         axes = (axes,) if isinstance(axes, int) else tuple(axes or ())
         ndim = self.seen[read].ndim
         if ndim == 4 and sorted(axis % ndim for axis in axes) == [2, 3]:
             mean = self._append(nn.AdaptiveAvgPool2d(1), read)
-            return mean if given.get("keepdim") else self._append(nn.Flatten(), mean)
+            return mean if arguments.get("keepdim") else self._append(nn.Flatten(), mean)
         raise _unknown(node)
 
     def _reshaped(self, read: int, sizes: tuple[int, ...]) -> int:

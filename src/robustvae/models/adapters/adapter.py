@@ -53,10 +53,10 @@ def matched(
         words: What was recognized.
         needs_spread: Whether codes without a spread are no match.
     """
-    found = trial.code(encode, decode)
-    if found is None:
+    code = trial.code(encode, decode)
+    if code is None:
         return None
-    reading, shape, pick = found
+    reading, shape, pick = code
     if needs_spread and reading.mean is not None and reading.spread is None:
         return None
     prior, missing = prior_of(trial.module, shape)
@@ -99,15 +99,15 @@ def in_words(reading: CodeReading) -> str:
 
 def prior_of(module: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
     """The prior of a module, as a distribution of shape (d,), or why it has none here."""
-    held = getattr(module, "prior", None)
-    if isinstance(held, torch.distributions.Distribution):
-        size = torch.Size(held.batch_shape + held.event_shape).numel()
+    prior = getattr(module, "prior", None)
+    if isinstance(prior, torch.distributions.Distribution):
+        size = torch.Size(prior.batch_shape + prior.event_shape).numel()
         width = torch.Size(shape).numel()
-        if size == width and not isinstance(held, torch.distributions.MixtureSameFamily):
-            return held, ""
-        if size == 1 and isinstance(held, torch.distributions.Normal):
+        if size == width and not isinstance(prior, torch.distributions.MixtureSameFamily):
+            return prior, ""
+        if size == 1 and isinstance(prior, torch.distributions.Normal):
             return torch.distributions.Normal(
-                held.loc.reshape(1).expand(width), held.scale.reshape(1).expand(width)
+                prior.loc.reshape(1).expand(width), prior.scale.reshape(1).expand(width)
             ), ""
         return None, OWN_PRIOR.format(name="attribute prior")
     names = [
@@ -115,7 +115,7 @@ def prior_of(module: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
         for name, _ in _named(module)
         if any(word in name.lower() for word in ("prior", "pseudo_input", "vamp", "idle_input"))
     ]
-    if held is not None and not names:
+    if prior is not None and not names:
         names = ["attribute prior"]
     return None, OWN_PRIOR.format(name=names[0]) if names else ""
 

@@ -35,7 +35,7 @@ class CompressAI:
         analysis, synthesis = (getattr(module, name, None) for name in ("g_a", "g_s"))
         if not (isinstance(module, nn.Module) and callable(analysis) and callable(synthesis)):
             return None
-        wanted = forward_output(trial)
+        expected = forward_output(trial)
         kind = type(module).__name__
         fallback: Match | None = None
         for quantize in (by_forward, by_hyperprior, by_mean_hyperprior, by_rounding):
@@ -52,9 +52,11 @@ class CompressAI:
                 is_straight_through=True,
                 assumptions=("gradients pass the rounding straight through",),
             )
-            made = trial.run(path, trial.run(analysis, trial.x))
-            pick = trial.reconstruction(made)
-            if wanted is None or (pick is not None and same(picked(made, pick, "decode"), wanted)):
+            output = trial.run(path, trial.run(analysis, trial.x))
+            pick = trial.reconstruction(output)
+            if expected is None or (
+                pick is not None and same(picked(output, pick, "decode"), expected)
+            ):
                 return match
             fallback = match
         if fallback is None:

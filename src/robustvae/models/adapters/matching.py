@@ -47,9 +47,9 @@ def _said_match(trial: Trial, said: Said) -> Match | None:
         if code is None:
             continue
         for second, decode in decoders_of(trial):
-            made = trial.run(decode, code)
-            pick: Pick | None = trial.reconstruction(made)
-            if said.reconstruction is not None and made is not None:
+            decoding = trial.run(decode, code)
+            pick: Pick | None = trial.reconstruction(decoding)
+            if said.reconstruction is not None and decoding is not None:
                 pick = (said.reconstruction,)
             if pick is None:
                 continue

@@ -41,17 +41,17 @@ class Plain:
 
 def _repeats_forward(trial: Trial, match: Match) -> bool:
     """Whether nothing stands between encoder and decoder in the module's own forward pass."""
-    wanted, again = (forward_output(trial, seed) for seed in (0, 1))
-    if wanted is None or again is None:
+    expected, again = (forward_output(trial, seed) for seed in (0, 1))
+    if expected is None or again is None:
         # without a forward pass to compare with, a codebook must not be left out silently
         is_module = isinstance(trial.module, nn.Module)
         return not is_module or next(quantizers_of(trial.module), None) is None
-    if not same(wanted, again):
+    if not same(expected, again):
         return True
     code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
-    made = None if code is None else trial.run(match.decode, code)
-    pick = trial.reconstruction(made)
-    return pick is not None and same(picked(made, pick, "decode"), wanted)
+    output = None if code is None else trial.run(match.decode, code)
+    pick = trial.reconstruction(output)
+    return pick is not None and same(picked(output, pick, "decode"), expected)
 
 
 Half = Callable[[Tensor], Any]

@@ -56,8 +56,8 @@ class Pythae:
             )
         flow = next((name for name in ("iaf_flow", "net") if _is_flow(module, name)), None)
         if flow is not None:
-            pushed = FlowEncoder(encoder, getattr(module, flow), match.code, _pusher(flow))
-            match = replace(match, encode=pushed, code=CodeReading())
+            flow_encoder = FlowEncoder(encoder, getattr(module, flow), match.code, _pusher(flow))
+            match = replace(match, encode=flow_encoder, code=CodeReading())
         return replace(match, output=_loss(config, match.output.reconstruction))
 
 

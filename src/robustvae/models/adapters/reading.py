@@ -247,11 +247,11 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
     if isinstance(output, torch.distributions.Normal):
         output = Gaussian(output.loc, output.scale)
     elif isinstance(output, torch.distributions.Bernoulli):
-        given = vars(output).get("probs")
-        if given is not None and not bool(((given >= 0) & (given <= 1)).all()):
+        probs = vars(output).get("probs")
+        if probs is not None and not bool(((probs >= 0) & (probs <= 1)).all()):
             raise RangeError(
                 f"{name} must return probabilities in [0, 1], got values from "
-                f"{float(given.min()):g} to {float(given.max()):g}: if they are logits, give "
+                f"{float(probs.min()):g} to {float(probs.max()):g}: if they are logits, give "
                 "Bernoulli(logits=...)"
             )
         output = Bernoulli(output.logits)
@@ -265,15 +265,17 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
             f"{name} must return a distribution with mean, stddev and log_prob, "
             f"got {type(output).__name__}"
         )
-    got = tuple((output.logits if isinstance(output, Bernoulli) else output.mean).shape)
-    if got != shape and (got[:1] != shape[:1] or math.prod(got[1:]) != math.prod(shape[1:])):
-        raise ShapeError(f"{name} must return a distribution of shape {shape}, got {got}")
+    shape_got = tuple((output.logits if isinstance(output, Bernoulli) else output.mean).shape)
+    if shape_got != shape and (
+        shape_got[:1] != shape[:1] or math.prod(shape_got[1:]) != math.prod(shape[1:])
+    ):
+        raise ShapeError(f"{name} must return a distribution of shape {shape}, got {shape_got}")
     if isinstance(output, Gaussian):
         if bool((output.stddev < 0).any()):
             raise RangeError(f"{name} must return standard deviations of at least 0")
         stddev = output.stddev.expand_as(output.mean)
         return Gaussian(output.mean.reshape(shape), stddev.reshape(shape))
-    if got == shape:
+    if shape_got == shape:
         distribution: Distribution = output
         return distribution
     if isinstance(output, Bernoulli):

@@ -70,12 +70,12 @@ def quiet(*modules: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Within: a module's calls; afterwards its buffers are as before."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    copies = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in kept:
+            for buffer, value in copies:
                 if buffer.shape == value.shape and not torch.equal(buffer, value):
                     buffer.copy_(value)
 
@@ -133,8 +133,8 @@ class Trial:
         images = [key for key, part in parts.items() if self.is_image(part)]
         # the input itself is often returned beside the reconstruction
         others = [key for key in images if not self._is_input(parts[key])]
-        named = [key for key in others if RECONSTRUCTIONS.match(str(key).lower())]
-        choice = (named or others or images)[:1]
+        names = [key for key in others if RECONSTRUCTIONS.match(str(key).lower())]
+        choice = (names or others or images)[:1]
         return (choice[0],) if choice else None
 
     def _is_input(self, value: Tensor) -> bool:
@@ -159,10 +159,10 @@ class Trial:
                 continue
             if decode is None:
                 return reading, tuple(code.shape[1:]), None
-            made = self.run(decode, code)
+            decoding = self.run(decode, code)
             pick: Pick | None = ()
-            if not is_image_distribution(self, made):
-                pick = self.reconstruction(made)
+            if not is_image_distribution(self, decoding):
+                pick = self.reconstruction(decoding)
                 if pick is None:
                     continue
             else:
@@ -202,14 +202,14 @@ class Trial:
                 yield CodeReading((first_half,), (second_half,), "log_var")
             return
         parts = fields_of(output)
-        held = getattr(output, "latent_dist", None)
-        if held is not None:
+        distribution = getattr(output, "latent_dist", None)
+        if distribution is not None:
             yield CodeReading(("latent_dist", "mean"), ("latent_dist", "std"), "stddev")
         dists = [key for key, part in parts.items() if is_distribution(part)]
         yield from (CodeReading((key, "mean"), (key, "stddev"), "stddev") for key in dists)
         yield from self._by_name(parts)
         again = self.run(encode, self.x, seed=1)
-        repeated = fields_of(again)
+        fields_again = fields_of(again)
         steady: list[Step] = [
             key
             for key, part in parts.items()
@@ -217,8 +217,8 @@ class Trial:
             and part.is_floating_point()
             and part.ndim > 1
             and len(part) == len(self.x)
-            and isinstance(repeated.get(key), Tensor)
-            and torch.equal(part, repeated[key])
+            and isinstance(fields_again.get(key), Tensor)
+            and torch.equal(part, fields_again[key])
         ]
         codes = [key for key in steady if not self.is_image(parts[key])] or steady
         pairs = [
@@ -351,14 +351,14 @@ class Trial:
         noise = torch.randn((DRAWS, *mean.shape[1:]), generator=generator(0), dtype=mean.dtype).to(
             mean.device
         )
-        made = self.run(decode, mean + spread * noise)
+        decoding = self.run(decode, mean + spread * noise)
         pick = Trial(self.module, self.x[:1].expand(DRAWS, *self.x.shape[1:]), self.space)
-        place = pick.reconstruction(made)
+        place = pick.reconstruction(decoding)
         if place is None:
             return None
-        drawn = picked(made, place, "decode").flatten(1)
-        loss = (drawn.mean(0) - outputs.mean(0)).square().sum() + (
-            drawn.std(0) - outputs.std(0)
+        samples = picked(decoding, place, "decode").flatten(1)
+        loss = (samples.mean(0) - outputs.mean(0)).square().sum() + (
+            samples.std(0) - outputs.std(0)
         ).square().sum()
         return float(loss) if math.isfinite(float(loss)) else None
 

@@ -55,6 +55,6 @@ def _decodes(trial: Trial, match: Match) -> bool:
     if not bool((one == other).all()):
         return True
     code = trial.mean_of(match.code, first)
-    made = None if code is None else trial.run(match.decode, code)
-    place = trial.reconstruction(made)
-    return place is not None and same(picked(made, place, "decode"), one)
+    decoding = None if code is None else trial.run(match.decode, code)
+    place = trial.reconstruction(decoding)
+    return place is not None and same(picked(decoding, place, "decode"), one)

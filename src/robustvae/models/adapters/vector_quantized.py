@@ -33,7 +33,7 @@ class VectorQuantized:
         if not isinstance(trial.module, nn.Module):
             return None
         kind = type(trial.module).__name__
-        wanted = forward_output(trial)
+        expected = forward_output(trial)
         for name, quantizer in quantizers_of(trial.module):
             for first, encode in trial.parts(ENCODERS):
                 for second, decode in trial.parts(DECODERS):
@@ -41,7 +41,7 @@ class VectorQuantized:
                         path = QuantizedDecoder(quantizer, decode, view)
                         words = f"{kind}.{first}, {kind}.{name} (codebook) and {kind}.{second}"
                         match = matched(trial, encode, path, words)
-                        if match is not None and _fits(trial, match, wanted):
+                        if match is not None and _fits(trial, match, expected):
                             return _finished(match, path)
         return None
 
@@ -77,11 +77,11 @@ def _fits(trial: Trial, match: Match, wanted: Tensor | None) -> bool:
     code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
     if code is None or match.code.spread is not None:
         return False
-    made = trial.run(match.decode, code)
-    pick = trial.reconstruction(made)
+    output = trial.run(match.decode, code)
+    pick = trial.reconstruction(output)
     if pick is None:
         return False
-    return wanted is None or same(picked(made, pick, "decode"), wanted)
+    return wanted is None or same(picked(output, pick, "decode"), wanted)
 
 
 @final

@@ -213,8 +213,8 @@ class WrappedVAE(VAE):
     def returns(self) -> str:
         """What `encoder` returns: "mean_log_var", or "distribution"."""
         code = self._match.code
-        known = code.mean is not None and code.spread is not None and code.kind == "log_var"
-        return "mean_log_var" if known else "distribution"
+        is_known = code.mean is not None and code.spread is not None and code.kind == "log_var"
+        return "mean_log_var" if is_known else "distribution"
 
     @property
     def module_dtype(self) -> torch.dtype | None:
@@ -269,13 +269,13 @@ class WrappedVAE(VAE):
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
         output, shape = self._match.output, (len(z), *self.image_shape)
-        made = self.call_decode(z)
-        if output.pair is not None and isinstance(made, tuple | list):
-            made = self._gaussian(made, shape, z, output.pair)
-        is_tensor = isinstance(made, Tensor)
-        if is_distribution(made) or (output.reconstruction is None and not is_tensor):
-            return _in_unit(as_distribution(made, shape, "decode"), self.space)
-        u = flattened(picked(made, output.reconstruction or (), "decode"), shape, "decode", z)
+        result = self.call_decode(z)
+        if output.pair is not None and isinstance(result, tuple | list):
+            result = self._gaussian(result, shape, z, output.pair)
+        is_tensor = isinstance(result, Tensor)
+        if is_distribution(result) or (output.reconstruction is None and not is_tensor):
+            return _in_unit(as_distribution(result, shape, "decode"), self.space)
+        u = flattened(picked(result, output.reconstruction or (), "decode"), shape, "decode", z)
         return likelihood_of(u, output, self.space)
 
     def _gaussian(self, made: Any, shape: tuple[int, ...], z: Tensor, kind: SpreadKind) -> Gaussian:
@@ -389,8 +389,8 @@ class BlackBox(VAE):
         """What the module makes of the input; of images the library's shape, else (B, ...)."""
         u = self.space.to_model(z.reshape(len(z), *self.image_shape))
         with user_call("forward", self._forward, u):
-            made = self._forward(u)
-        value = picked(made, self._pick, "forward")
+            result = self._forward(u)
+        value = picked(result, self._pick, "forward")
         if len(value) != len(z) or not value.is_floating_point():
             raise ShapeError(
                 f"forward must return {len(z)} rows of floating type, got {tuple(value.shape)} "

@@ -126,7 +126,7 @@ def wrap(
         >>> mine.decode(mine.encode(torch.rand(3, 1, 4, 4)).mean).mean.shape
         torch.Size([3, 1, 4, 4])
     """
-    said = Said(
+    statements = Said(
         latent=latent,
         image_shape=image_shape,
         pixels=pixels,
@@ -146,11 +146,11 @@ def wrap(
     if log_var is not None and code_stddev is not None:
         raise ConfigError("log_var and code_stddev are two ways to say the spread: give one")
     if model is None:
-        vae = _of_functions(encode, decode, said)
+        vae = _of_functions(encode, decode, statements)
     else:
         if encode is not None or decode is not None:
             raise ConfigError("give a model, or encode= and decode=, not both")
-        vae = _of_module(model, said)
+        vae = _of_module(model, statements)
     # a bare tensor is in plain sight of who wrote the function: it stands in `unseen` only
     opaque = [what for what in getattr(vae, "unseen", ()) if what.startswith(OPAQUE)]
     if opaque:
@@ -200,14 +200,14 @@ def _code_shape(encode: Any, space: InputSpace, said: Said) -> tuple[int, ...]:
     owners = nn.ModuleList(reached(encode).modules)
     trial = Trial(owners, _example(space, said, encode), space)
     reading = said.reading
-    found = trial.code(encode, None) if reading is None else None
+    code = trial.code(encode, None) if reading is None else None
     if reading is not None:
         mean = trial.mean_of(reading, trial.run(encode, trial.x))
         if mean is not None:
             return tuple(mean.shape[1:])
-    if found is None:
+    if code is None:
         raise ShapeError("the latent's dimension is not known: give latent=d")
-    return found[1]
+    return code[1]
 
 
 def _of_module(model: Any, said: Said) -> VAE:
@@ -282,10 +282,10 @@ def _gives_logits(match: Match, space: InputSpace) -> bool:
     first = next(iter(vae.parameters()), None)
     z = z.to(vae.device if first is not None else z.device, vae.dtype)
     trial = Trial(vae, z, space)
-    made = trial.run(vae.call_decode, z)
-    if made is None or (match.output.reconstruction is None and not isinstance(made, Tensor)):
+    output = trial.run(vae.call_decode, z)
+    if output is None or (match.output.reconstruction is None and not isinstance(output, Tensor)):
         return False
-    u = picked(made, match.output.reconstruction or (), "decode")
+    u = picked(output, match.output.reconstruction or (), "decode")
     return not (float(u.min()) >= 0 and float(u.max()) <= 1)
 
 
@@ -314,10 +314,10 @@ def _black_box(model: Any, said: Said) -> VAE:
     pick: Pick | None = None if said.reconstruction is None else (said.reconstruction,)
     for space in shapes_of(model, said):
         trial = Trial(model, _example(space, said, model), space)
-        found = build("adapter", "black-box").match(trial)
-        if isinstance(found, BlackBox):
+        match = build("adapter", "black-box").match(trial)
+        if isinstance(match, BlackBox):
             if pick is None:
-                return found
+                return match
             return BlackBox(model, pick, space, f"{type(model).__name__}.forward as a black box")
     raise _refusal(model, said, None)
 

@@ -130,10 +130,10 @@ class ELU(Smooth):
         ends = [self.alpha * torch.exp(end.clamp_max(0)) for end in (low, high)]
         below = low <= 0
         least = torch.where(below, torch.minimum(*ends), 1.0)
-        most = torch.where(below, torch.maximum(*ends), 1.0)
+        greatest = torch.where(below, torch.maximum(*ends), 1.0)
         above = high >= 0
         least = torch.where(above, least.clamp_max(1.0), least)
-        return least, torch.where(above, most.clamp_min(1.0), most)
+        return least, torch.where(above, greatest.clamp_min(1.0), greatest)
 
     def curvature(self, low: Tensor, high: Tensor) -> Tensor:
         """|alpha| exp(x) below 0, nothing above."""

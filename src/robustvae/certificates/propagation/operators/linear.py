@@ -107,8 +107,8 @@ class BatchNorm(Operator):
         """One affine step."""
         (node,) = reads
         shape = network.shape(node)
-        wanted = 3 if isinstance(self.layer, nn.BatchNorm2d) else len(shape)
-        if len(shape) != wanted or shape[0] != len(self.factor):
+        axes = 3 if isinstance(self.layer, nn.BatchNorm2d) else len(shape)
+        if len(shape) != axes or shape[0] != len(self.factor):
             raise ShapeError(f"a batch norm of {len(self.factor)} channels got the shape {shape}")
         ones = [1] * (len(shape) - 1)
         factor, bias = self.factor.view(-1, *ones), self.bias.view(-1, *ones)

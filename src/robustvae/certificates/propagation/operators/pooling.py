@@ -154,16 +154,20 @@ class MaxPool(Operator):
             line = torch.zeros(1, 1, size, dtype=torch.float64)
             pool = functional.max_pool1d(line, taps, stride, padding, dilation, layer.ceil_mode)
             start = torch.arange(pool.shape[-1]) * stride - padding
-            seen = start[None, :] + torch.arange(taps)[:, None] * dilation
-            within = (seen >= 0) & (seen < size)
-            first = torch.where(within, seen, size).amin(0)
-            places.append(torch.where(within, seen, first))
+            positions = start[None, :] + torch.arange(taps)[:, None] * dilation
+            within = (positions >= 0) & (positions < size)
+            first = torch.where(within, positions, size).amin(0)
+            places.append(torch.where(within, positions, first))
         flat = torch.arange(shape[0])[None, :]
         out: Shape = (shape[0],)
-        for axis, seen in enumerate(places):
+        for axis, positions in enumerate(places):
             size = shape[1 + axis]
-            flat = (flat[:, None, :, None] * size + seen[None, :, None, :]).flatten(2).flatten(0, 1)
-            out = (*out, seen.shape[1])
+            flat = (
+                (flat[:, None, :, None] * size + positions[None, :, None, :])
+                .flatten(2)
+                .flatten(0, 1)
+            )
+            out = (*out, positions.shape[1])
         return flat, out
 
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:
@@ -174,8 +178,8 @@ class MaxPool(Operator):
         count, size = index.shape
         ones = torch.ones(1, count * size, dtype=torch.float64)
         # (n, window): one window's values lie together
-        gathered = pick_step(index.T.reshape(1, -1), ones, node, shape, (size, count))
-        node = network.append(gathered, (size, count))
+        gather_step = pick_step(index.T.reshape(1, -1), ones, node, shape, (size, count))
+        node = network.append(gather_step, (size, count))
         while count > 1:
             pairs, odd = count // 2, count % 2
             one, two = torch.arange(pairs), pairs + torch.arange(pairs)
@@ -188,14 +192,14 @@ class MaxPool(Operator):
             wide = (size, count)
             step = last_axis(torch.stack([first, second]), signs, node, wide, count)
             node = network.append(step, wide)
-            kept = pairs + odd
-            node = network.append(CurveStep((node,), RECTIFIER, after=kept), wide)
-            every = torch.arange(kept)
-            behind = torch.where(every < pairs, kept + every, every)
-            signs = torch.ones(2, kept, dtype=torch.float64)
+            width = pairs + odd
+            node = network.append(CurveStep((node,), RECTIFIER, after=width), wide)
+            every = torch.arange(width)
+            behind = torch.where(every < pairs, width + every, every)
+            signs = torch.ones(2, width, dtype=torch.float64)
             signs[1, pairs:] = 0.0
-            step = last_axis(torch.stack([every, behind]), signs, node, wide, kept)
-            node, count = network.append(step, (size, kept)), kept
+            step = last_axis(torch.stack([every, behind]), signs, node, wide, width)
+            node, count = network.append(step, (size, width)), width
         step = pick_step(
             torch.arange(size)[None], torch.ones(1, size, dtype=torch.float64), node, (size, 1), out
         )
@@ -204,7 +208,7 @@ class MaxPool(Operator):
     def lipschitz(self, shape: Shape) -> float:
         """The root of how many windows see one feature: max is 1-Lipschitz in the largest."""
         index, _ = self.windows(shape)
-        seen = [torch.bincount(row) for row in index]
-        most = max(len(row) for row in seen)
-        total = sum(torch.nn.functional.pad(row, (0, most - len(row))) for row in seen)
+        counts = [torch.bincount(row) for row in index]
+        greatest = max(len(row) for row in counts)
+        total = sum(torch.nn.functional.pad(row, (0, greatest - len(row))) for row in counts)
         return float(torch.as_tensor(total).max()) ** 0.5 * (1 + 1e-12)

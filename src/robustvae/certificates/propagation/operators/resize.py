@@ -47,8 +47,8 @@ class Upsample(_Axes):
     def matrices(self, shape: Shape) -> list[Tensor]:
         """As many axes as the features have."""
         self.axes = len(shape) - 1
-        wanted = {"linear": 1, "bilinear": 2}.get(self.layer.mode, self.axes)
-        if self.axes != wanted or self.axes not in (1, 2):
+        axes = {"linear": 1, "bilinear": 2}.get(self.layer.mode, self.axes)
+        if self.axes != axes or self.axes not in (1, 2):
             raise ShapeError(f"Upsample(mode={self.layer.mode!r}) got features of shape {shape}")
         return super().matrices(shape)
 

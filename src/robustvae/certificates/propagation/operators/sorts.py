@@ -33,8 +33,8 @@ class Sort(Operator):
             raise ShapeError(f"{size} features do not divide into groups of {group}")
         index = torch.arange(size)
         if isinstance(self.layer, MaxMin):
-            most, least = index.chunk(2)
-            return exchange(network, node, most, least)
+            greatest, least = index.chunk(2)
+            return exchange(network, node, greatest, least)
         place = index % group
         for turn in range(1 if group == 2 else group):
             least = index[(place % 2 == turn % 2) & (place < group - 1)]
@@ -74,12 +74,12 @@ def exchange(network: Builder, node: int, most: Tensor, least: Tensor) -> int:
     signs[0], signs[1, size:] = 1.0, -1.0
     wide = (*shape[:-1], size + pairs)
     node_wide = network.append(last_axis(index, signs, node, shape, size + pairs), wide)
-    bent = network.append(CurveStep((node_wide,), RECTIFIER, after=size), wide)
+    curve = network.append(CurveStep((node_wide,), RECTIFIER, after=size), wide)
     index = torch.stack([every, every])
     signs = torch.zeros(2, size, dtype=torch.float64)
     signs[0] = 1.0
     behind = size + torch.arange(pairs)
     index[0, most], index[1, most], signs[1, most] = first, behind, 1.0
     index[0, least], index[1, least], signs[1, least] = second, behind, -1.0
-    step = last_axis(index, signs, bent, wide, size)
+    step = last_axis(index, signs, curve, wide, size)
     return network.append(replace(step, pairs=(node, most, least)), shape)
