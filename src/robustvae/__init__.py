@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.models import VAE, check, wrap
     from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, Universal
     from robustvae.records import Estimate, Record
+    from robustvae.report.compare import compare
     from robustvae.robustness import estimate_margin, robustness_probability
     from robustvae.seeding import draw, generator
     from robustvae.training import fit
@@ -68,6 +69,7 @@ _HOMES = {
     "certify_score": "certificates",
     "check": "models",
     "ClassifierFlip": "attacks",
+    "compare": "report.compare",
     "data": "",
     "draw": "seeding",
     "EncoderTarget": "attacks",
@@ -120,6 +122,7 @@ __all__ = [
     "certify_score",
     "check",
     "ClassifierFlip",
+    "compare",
     "data",
     "draw",
     "EncoderTarget",

@@ -1,0 +1,27 @@
+"""Write a static site of many audits: ranked by protocol, a page for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(help="Where audits lie, at any depth.")],
+    out: Annotated[Path, typer.Option(help="Folder for the site.")] = Path("board"),
+) -> None:
+    """Write a static site of many audits: ranked by protocol, a page for each.
+
+    An audit of no protocol, of a shortened one, or whose verdict did not pass is shown and not
+    ranked.
+
+    Examples:
+
+        robustvae board audits --out site
+    """
+    from robustvae.cli.printing import show
+    from robustvae.report.board import board
+
+    show(f"board: {board(folder, out)}")

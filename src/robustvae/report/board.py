@@ -1,0 +1,180 @@
+"""A static site of many audits: ranked by protocol, filtered by word, a page for each."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from robustvae.errors import DataError, RobustVAEError
+from robustvae.records import Record, write_files
+from robustvae.report.compare import CLEAN_ERROR, compare, question_in_words
+from robustvae.report.files import read
+from robustvae.report.numbers import NOT_MEASURED, near
+from robustvae.report.page import render
+from robustvae.report.table import Row, Table
+
+_FILES = ("record.json", "adversarials.safetensors", "rows.parquet", "rows.jsonl")
+_SIDE = 260.0  # of the picture, in its own units
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """One row of the board."""
+
+    rank: str
+    cells: list[str]
+    page: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Section:
+    """All audits of one question."""
+
+    title: str
+    head: list[str]
+    entries: list[Entry]
+    points: list[dict[str, Any]]
+    axes: dict[str, str]
+
+
+def board(folder: str | Path, out: str | Path) -> Path:
+    """Write a static site of all audits under a folder.
+
+    Audits are grouped by their question. Within a group the rows are ranked by the attacked upper
+    bound of the margin. An audit of no protocol, of a shortened one, or whose verdict did not pass
+    is shown and not ranked, with the reason.
+
+    Args:
+        folder: Where audits lie, at any depth.
+        out: Where to write: `index.html` and a folder for each audit, with its page, its record
+            and its adversarials.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        DataError: No audit there that can be read.
+        StorageError: The disk refused.
+    """
+    paths = sorted(Path(folder).rglob("record.json"))
+    paths = [path for path in paths if not path.is_relative_to(Path(out))]
+    records: dict[Path, Record] = {}
+    faults: list[str] = []
+    for path in paths:
+        try:
+            records[path] = read(path)
+        except RobustVAEError as error:
+            faults.append(f"{path.parent.name}: {error}")
+    if not records:
+        reason = f" ({faults[0]})" if faults else ""
+        raise DataError(
+            f"{folder} holds no audit that can be read{reason}: run robustvae audit --out "
+            f"{folder}/NAME"
+        )
+    places = {path: f"{_slug(record)}" for path, record in records.items()}
+    contents: dict[str | Path, bytes] = {}
+    for path, record in records.items():
+        page = Path(out) / places[path]
+        contents[page / "report.html"] = render(record).encode()
+        for name in _FILES:
+            if (path.parent / name).is_file():
+                contents[page / name] = (path.parent / name).read_bytes()
+    groups: dict[str, list[Path]] = {}
+    for path, record in records.items():
+        groups.setdefault(question_in_words(record), []).append(path)
+    sections = [
+        _section([records[path] for path in group], [places[path] for path in group])
+        for _, group in sorted(groups.items())
+    ]
+    environment = Environment(
+        loader=PackageLoader("robustvae.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("board.html")
+    text = template.render(sections=sections, faults=faults, count=len(records), side=_SIDE)
+    index = Path(out) / "index.html"
+    # The index comes last, so that it never names a page that is not there.
+    write_files({**contents, index: text.encode()})
+    return index
+
+
+def _section(records: list[Record], places: list[str]) -> Section:
+    key = "margin_upper_box" if records[0].question.box else "margin_upper_unconstrained"
+    table = compare(records)
+    # What ranks stands first among the numbers.
+    headings = sorted(table.headings, key=lambda heading: heading.id != key)
+    table = replace(table, headings=tuple(headings))
+    owners = [i for i, record in enumerate(records) for _ in record.victims]
+    reasons = [_reason(records[i]) for i in owners]
+    values = [row.cells[key].mean if key in row.cells else None for row in table.rows]
+    reasons = [
+        reason or ("no margin was measured" if value is None else "")
+        for reason, value in zip(reasons, values, strict=True)
+    ]
+    order = sorted(range(len(table.rows)), key=lambda i: (bool(reasons[i]), -(values[i] or 0.0), i))
+    body = table.body()
+    entries, rank = [], 0
+    for i in order:
+        rank += not reasons[i]
+        page = f"{places[owners[i]]}/report.html"
+        shown = NOT_MEASURED if reasons[i] else str(rank)
+        entries.append(Entry(shown, body[i], page, reasons[i]))
+    points, axes = _points(table, [table.rows[i] for i in order], key)
+    return Section(table.title, table.head(), entries, points, axes)
+
+
+def _reason(record: Record) -> str:
+    """Why an audit is not ranked; empty where it is."""
+    if not record.verdict.passed:
+        return record.verdict.first
+    if record.question.protocol is None:
+        return "no protocol"
+    return "shortened" if record.question.shortened else ""
+
+
+def _points(table: Table, rows: list[Row], key: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Robustness against clean error, in the picture's units; best is the upper left corner."""
+    pairs = [
+        (number, row, row.cells[CLEAN_ERROR].mean, row.cells[key].mean)
+        for number, row in enumerate(rows, 1)
+        if CLEAN_ERROR in row.cells and key in row.cells
+    ]
+    pairs = [pair for pair in pairs if pair[3] < float("inf")]
+    if len(pairs) < 2:
+        return [], {}
+    right = max(error for *_, error, _ in pairs) * 1.1 or 1.0
+    top = max(margin for *_, margin in pairs) * 1.1 or 1.0
+    points = []
+    for number, row, error, margin in pairs:
+        better = any(
+            e <= error and m >= margin and (e, m) != (error, margin) for _, _, e, m in pairs
+        )
+        points.append(
+            {
+                "x": round(_SIDE * error / right, 1),
+                "y": round(_SIDE * (1 - margin / top), 1),
+                "number": number,
+                "label": " ".join(row.names.values()),
+                "front": not better,
+            }
+        )
+    heading = next(h for h in table.headings if h.id == key)
+    return points, {"x": near(right), "y": near(top), "name": heading.label}
+
+
+def _slug(record: Record) -> str:
+    """A folder's name: the model's, and what tells its audits apart."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", record.model.name).strip("-.") or "model"
+    digest = hashlib.sha256(record.to_json().encode()).hexdigest()
+    return f"{name[:40]}-{digest[:8]}"

@@ -1,0 +1,212 @@
+"""Several audits side by side: one row for each victim, differences over the inputs they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustvae.errors import ConfigError, DtypeError
+from robustvae.records import Record
+from robustvae.records.intervals import mean_interval
+from robustvae.report import reading
+from robustvae.report.files import read
+from robustvae.report.numbers import given, norm, number
+from robustvae.report.table import Cell, Heading, Row, Table, cell_of
+
+# What belongs beside every margin, whether it is a key number of its record or not: a model that
+# reconstructs badly, or a defense that costs much, is robust for the wrong reason.
+CLEAN_ERROR = "error_clean"
+_BESIDE = (CLEAN_ERROR, "price")
+_QUESTION = ("norm", "r", "m", "displacement", "center", "box")
+
+
+def compare(records: Sequence[Record | str | Path]) -> Table:
+    """One table of several audits that ask the same question of the same data.
+
+    Each victim of each record is a row. The rows below are compared with the first: the difference
+    of a column is a mean over the inputs that both rows have, so what makes inputs hard or easy
+    cancels, with its 95 % interval.
+
+    Args:
+        records: Records, or the folders that audits wrote.
+
+    Returns:
+        A `Table`: `.to_csv() .to_latex() .to_html() .to_markdown() .to_json() .to_frame()`.
+
+    Raises:
+        DtypeError: Something that is neither a record nor the path of one.
+        DataError: A path that holds no record.
+        ConfigError: No records, or records of different questions or data; the first difference is
+            named.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> images = rv.data.load("digits", split="test")
+        >>> names = ("digits-vae", "digits-lipschitz-vae")
+        >>> ask = {"plan": "smoke", "question": {"r": 0.86}, "seed": 0}
+        >>> records = [rv.audit(rv.load(name), images, **ask) for name in names]
+        >>> table = rv.compare(records)
+        >>> len(table.rows), len(table.differences)
+        (2, 1)
+    """
+    if not isinstance(records, list | tuple):
+        kind = type(records).__name__
+        raise DtypeError(f"compare wants a list of records, got {kind}: write [record, other]")
+    loaded = [_record(record) for record in records]
+    if not loaded:
+        raise ConfigError("compare wants at least one record, got none: name the folders of audits")
+    check_comparable(loaded)
+    victims = [(record, place) for record in loaded for place in range(len(record.victims))]
+    headings = _headings(loaded)
+    labels = _labels(victims)
+    rows = [
+        Row(name, _cells(record, place, headings))
+        for name, (record, place) in zip(labels, victims, strict=True)
+    ]
+    differences = [
+        Row(labels[i], cells)
+        for i in range(1, len(victims))
+        if (cells := _differences(victims[0], victims[i], headings))
+    ]
+    used = {key for row in rows for key in row.cells}
+    return Table(
+        title=question_in_words(loaded[0]),
+        headings=tuple(heading for heading in headings if heading.id in used),
+        rows=tuple(rows),
+        differences=tuple(differences),
+        notes=tuple(_notes(loaded, bool(differences), len(victims))),
+    )
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise `ConfigError` unless all records ask the same question of the same data."""
+    first = records[0]
+    for other in records[1:]:
+        for key in _QUESTION:
+            one, two = getattr(first.question, key), getattr(other.question, key)
+            if one != two:
+                raise _unequal(key, one, two, first, other)
+        for key in ("name", "split"):
+            one, two = getattr(first.data, key), getattr(other.data, key)
+            if one != two:
+                raise _unequal(f"data {key}", one, two, first, other)
+        if first.question.name != other.question.name:
+            raise _unequal("protocol", first.question.name, other.question.name, first, other)
+
+
+def question_in_words(record: Record) -> str:
+    """The question and the data of a record, in one line."""
+    question, data = record.question, record.data
+    box = "pixels kept in range" if question.box else "unconstrained"
+    name = f"{question.name}: " if question.name else ""
+    return (
+        f"{name}{data.name} ({data.split}), {norm(question.norm)}, r = {given(question.r)}, "
+        f"m = {given(question.m)}, {question.displacement}, {box}"
+    )
+
+
+def _unequal(what: str, one: Any, two: Any, first: Record, other: Record) -> ConfigError:
+    return ConfigError(
+        f"these audits ask different questions: {what} is {one} in {first.title!r} and {two} in "
+        f"{other.title!r}; audit both with the same --protocol, or the same --data, --r, --m, "
+        "--norm and plan"
+    )
+
+
+def _record(record: Record | str | Path) -> Record:
+    if isinstance(record, Record):
+        return record
+    if isinstance(record, str | Path):
+        return read(record)
+    raise DtypeError(
+        f"compare wants records or the folders of audits, got {type(record).__name__}: "
+        "use rv.audit, or a path"
+    )
+
+
+def _labels(victims: Sequence[tuple[Record, int]]) -> list[dict[str, str]]:
+    """Model and defense of each row; equal ones are numbered."""
+    seen: dict[tuple[str, str], int] = {}
+    labels = []
+    for record, place in victims:
+        victim = record.victims[place]
+        key = (record.model.name, victim.name)
+        seen[key] = seen.get(key, 0) + 1
+        number_of = f" ({seen[key]})" if seen[key] > 1 else ""
+        labels.append({"model": record.model.name + number_of, "victim": victim.name})
+    return labels
+
+
+def _headings(records: Sequence[Record]) -> list[Heading]:
+    """The key numbers of all records, in the order of the first that has them."""
+    headings: dict[str, Heading] = {}
+    for record in records:
+        key_numbers = reading.headlines(record)
+        beside = [e for e in record.summary if e.key in _BESIDE and e not in key_numbers]
+        for entry in [*key_numbers, *beside]:
+            if " / " not in entry.key and entry.key not in headings:
+                headings[entry.key] = Heading(
+                    entry.key,
+                    entry.headline or entry.label,
+                    entry.unit,
+                    entry.rounding,
+                    entry.better,
+                )
+    return list(headings.values())
+
+
+def _cells(record: Record, place: int, headings: Iterable[Heading]) -> dict[str, Cell]:
+    victim = record.victims[place]
+    suffix = "" if place == 0 else f" / {victim.name}"
+    entries = {entry.key: entry for entry in record.summary}
+    cells: dict[str, Cell | None] = {}
+    for heading in headings:
+        entry = entries.get(heading.id + suffix)
+        if entry is not None:
+            cells[heading.id] = cell_of(entry.mean, entry.low, entry.high, entry.n)
+    return {key: cell for key, cell in cells.items() if cell is not None}
+
+
+def _differences(
+    first: tuple[Record, int], other: tuple[Record, int], headings: Iterable[Heading]
+) -> dict[str, Cell]:
+    """Means of the differences over shared inputs, which are those of the same data and number."""
+    cells = {}
+    for heading in headings:
+        one, two = (_by_input(record, place, heading.id) for record, place in (first, other))
+        gaps = [two[key] - one[key] for key in one if key in two]
+        if gaps:
+            low, high = mean_interval(gaps)
+            cells[heading.id] = Cell(math.fsum(gaps) / len(gaps), low, high, len(gaps))
+    return cells
+
+
+def _by_input(record: Record, place: int, key: str) -> dict[Any, float]:
+    """A column's finite number for each input: of the worst attack in the first ball."""
+    victim = record.victims[place].name
+    column = next((column for column in record.columns if column.id == key), None)
+    if column is None:
+        return {}
+    groups = reading.worst(record, victim)
+    rows: Iterable[dict[str, Any]] = reading.rows_of(record, victim)
+    if column.per == "attack" and groups:
+        rows = groups[0].rows
+    values: dict[Any, float] = {}
+    for row in rows:
+        value = number(row.get(key))
+        if value is not None and math.isfinite(value):
+            values.setdefault(row.get("input"), value)
+    return values
+
+
+def _notes(records: Sequence[Record], differences: bool, victims: int) -> Iterable[str]:
+    for record in records:
+        if not record.verdict.passed:
+            yield f"{record.title}: {record.verdict.first}"
+    yield "Means over inputs with half the width of their 95 % intervals; ↑ higher is better."
+    if differences:
+        yield "Differences are over the inputs that both rows have, with their own intervals."
+    elif victims > 1:
+        yield "The rows share no inputs: differences of their means have no paired interval."

@@ -1,0 +1,130 @@
+"""Several records side by side: equal questions only, differences over shared inputs."""
+
+import csv
+import io
+import json
+import math
+import re
+
+import pytest
+
+import robustvae as rv
+from robustvae.errors import ConfigError, DataError, DtypeError
+from robustvae.report.board import board
+from robustvae.report.compare import compare
+from robustvae.report.table import Cell, Heading, Row, Table
+
+
+def named(record, name, **changes):
+    model = record.model.model_copy(update={"name": name})
+    return record.model_copy(update={"model": model, "title": f"{name} on digits", **changes})
+
+
+def asked(record, **changes):
+    return record.model_copy(update={"question": record.question.model_copy(update=changes)})
+
+
+@pytest.fixture
+def pair(make_record):
+    """Two audits of the same inputs; the second moves every damage by exactly 0.5."""
+    first = make_record(12)
+    rows = [{**row, "damage": row["damage"] + 0.5} for row in first.rows]
+    entries = [
+        entry.model_copy(update={"mean": entry.mean + 0.5}) if entry.key == "damage" else entry
+        for entry in first.summary
+    ]
+    second = named(first, "other", rows=rows, summary=entries)
+    return named(first, "one"), second
+
+
+def test_differences_are_over_shared_inputs(pair):
+    table = compare(pair)
+    gap = table.differences[0].cells["damage"]
+    assert math.isclose(gap.mean, 0.5, rel_tol=1e-9) and gap.n == 12
+    assert gap.high - gap.low < 1e-9  # the spread of the inputs cancels
+    one, two = (row.cells["damage"] for row in table.rows)
+    assert math.isclose(two.mean - one.mean, 0.5, rel_tol=1e-9)
+
+
+def test_inputs_of_one_record_only_are_left_out(pair):
+    first, second = pair
+    rows = [row for row in second.rows if row["input"] != first.rows[0]["input"]]
+    gap = compare([first, named(second, "other", rows=rows)]).differences[0].cells["damage"]
+    assert gap.n == 11
+    moved = [{**row, "input": row["input"] + 1000} for row in second.rows]
+    table = compare([first, named(second, "other", rows=moved)])
+    assert table.differences == () and "share no inputs" in repr(table)
+
+
+@pytest.mark.parametrize("change", [{"r": 9.0}, {"m": 0.9}, {"norm": "linf"}, {"box": False}])
+def test_unequal_questions_are_refused(pair, change):
+    key = next(iter(change))
+    with pytest.raises(ConfigError, match=rf"{key} is .* in 'one on digits' and .* --protocol"):
+        compare([pair[0], asked(pair[1], **change)])
+
+
+def test_what_is_no_record_is_refused(pair, tmp_path):
+    with pytest.raises(DtypeError, match="list of records"):
+        compare(pair[0])
+    with pytest.raises(DtypeError, match="int"):
+        compare([pair[0], 3])
+    with pytest.raises(ConfigError, match="at least one"):
+        compare([])
+    with pytest.raises(DataError):
+        compare([tmp_path / "nothing"])
+
+
+def test_numbers_survive_csv_and_json(pair):
+    table = compare(pair)
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [row["model"] for row in rows] == ["one", "other"]
+    for row, written in zip(table.rows, rows, strict=True):
+        assert float(written["damage"]) == row.cells["damage"].mean
+    content = json.loads(table.to_json())
+    assert content["rows"][1]["damage"] == table.rows[1].cells["damage"].mean
+    assert content["differences"][0]["damage_n"] == 12
+
+
+def test_every_form_escapes_outside_text():
+    hostile = "<b>&_%|x\x1b"
+    heading = Heading("a", "a", "l2", "down", "higher")
+    table = Table("t<i>", (heading,), (Row({"model": hostile}, {"a": Cell(0.19999)}),))
+    assert "&lt;b&gt;&amp;_%|x" in table.to_html() and "<b>" not in table.to_html()
+    assert r"&lt;b&gt;&amp;_%\|x" in table.to_markdown()
+    assert r"<b>\&\_\%|x" in table.to_latex()
+    assert "0.199 " in table.to_latex() and "0.2" not in table.to_html()  # floored
+
+
+def test_latex_has_a_cell_for_every_heading(pair):
+    text = compare(pair).to_latex()
+    columns = len(re.search(r"\{(l+r+)\}", text)[1])
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 4  # heading, two rows, one difference
+    assert all(len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in lines)
+
+
+def test_infinite_margins_stay_infinite():
+    table = Table("t", (Heading("a", "a"),), (Row({"m": "x"}, {"a": Cell(math.inf)}),))
+    assert json.loads(table.to_json())["rows"][0]["a"] == "inf"
+    assert "∞" in table.to_markdown()
+
+
+def test_board_ranks_and_links_every_audit(pair, tmp_path):
+    audits, site = tmp_path / "audits", tmp_path / "site"
+    for number, record in enumerate(pair):
+        asked_as = asked(record, protocol="digits-l2-v1")
+        rv.report.write(asked_as, audits / str(number))
+    rv.report.write(asked(named(pair[0], "alone"), r=9.0), audits / "third")
+    (audits / "bad").mkdir()
+    (audits / "bad" / "record.json").write_text("{}")
+    page = board(audits, site).read_text()
+    links = re.findall(r'href="([^"]+)"', page)
+    assert len(links) == 3 and all((site / link).is_file() for link in links)
+    assert page.count("<section>") == 3  # two questions, and what could not be read
+    assert "bad: " in page and "no protocol" in page
+    assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_board_without_audits_says_so(tmp_path):
+    with pytest.raises(DataError, match="robustvae audit"):
+        board(tmp_path, tmp_path / "site")
