@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustvae.certificates.question import Question
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import RangeError, ShapeError, check_images, check_type
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
@@ -43,7 +44,8 @@ _STAGE = 64  # draws between two looks: pairs of them fill a batch, and many tes
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Margin:
     """A margin bounded from above, with the perturbation that shows it.
 
@@ -78,7 +80,8 @@ class Margin:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Margins:
     """The margins of the two threat models; the unconstrained one is never the larger.
 
