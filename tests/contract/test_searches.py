@@ -23,8 +23,12 @@ CASES = {
 }
 
 
+# searches that look at the victim have their evidence in tests/attacks
+AIMED = {"code-space"}
+
+
 def test_every_search_has_evidence():
-    assert set(CASES) == members_of("robustvae", "search")
+    assert set(CASES) | AIMED == members_of("robustvae", "search")
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -2,6 +2,7 @@
 
 from robustvae.attacks.adaptive import Checkpointed, Implicit, StraightThrough, Truncated
 from robustvae.attacks.attack import Attack, AttackResult, Search
+from robustvae.attacks.code_space import CodeSpace
 from robustvae.attacks.evidence import Check, evidence_checks
 from robustvae.attacks.goals import (
     AnomalyScore,
@@ -28,6 +29,7 @@ from robustvae.attacks.suite import AttackSuite, SuiteResult, SuiteRow
 from robustvae.attacks.sweep import PenaltySweep, SweepResult, auddc, penalties, select_penalty
 
 __all__ = [
+    "CodeSpace",
     "AnomalyScore",
     "BitRate",
     "EncoderTarget",

@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -27,6 +27,11 @@ from robustvae.models.likelihoods import (
     PointMass,
 )
 from robustvae.perturb import Ball
+
+_COLD_SWEEPS = 12  # Newton's steps on the logits from 0, which arrive for every multiplier
+_WARM_SWEEPS = 2  # from where they were for a multiplier nearby
+_WARM_STEPS = 2  # on the multiplier, from that of a step of the search before
+_WARM_TRIES = 3  # rounds of those, before all begins anew
 
 
 def posterior(vae: VAE, x: Tensor) -> Target:
@@ -198,18 +203,19 @@ class RobustTarget:
     x: Tensor
     norm: str
     radius: float
+    _warm: _Warm = field(default_factory=lambda: _Warm(), repr=False, compare=False)
 
     def __call__(self, z: Tensor) -> Tensor:
         """-U_R, in nats, (B,), at latents (B, d)."""
         p = self.vae.decode(z)
         with torch.no_grad():
-            best = nearest(p, self.x, self.norm, self.radius)
+            best = _nearest(p, self.x, self.norm, self.radius, self._warm)
             offset = _negative_entropy(p, best)
         return (p.log_prob(best) - offset).flatten(1).sum(1) + self._prior(z)
 
     def rows(self, index: Tensor) -> RobustTarget:
         """The robust posterior of the images `index`, (b,) whole numbers, alone."""
-        return replace(self, x=self.x[index])
+        return replace(self, x=self.x[index], _warm=_Warm())
 
     def with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """-U_R, (B,), and its gradient, (B, d), both differentiable in `x` and `z`."""
@@ -257,6 +263,18 @@ def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
         >>> nearest(Bernoulli(torch.tensor([9.0, 0.0]).view(1, 1, 1, 2)), x, "linf", 0.25)
         tensor([[[[0.9500, 0.2500]]]])
     """
+    return _nearest(p, x, norm, radius, None)
+
+
+@dataclass(eq=False)
+class _Warm:
+    """Where the last solution of one target lay: the next one, a step of a search on, is near."""
+
+    power: Tensor | None = None  # log of the multiplier, (B, 1, 1, 1)
+    logit: Tensor | None = None  # of the image, (B, C, H, W)
+
+
+def _nearest(p: Distribution, x: Tensor, norm: str, radius: float, warm: _Warm | None) -> Tensor:
     center = _center(p)
     if norm == "linf":
         low, high = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
@@ -264,34 +282,68 @@ def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
     free = center.clamp(0, 1)
     inside = ((free - x).flatten(1).norm(dim=1) <= radius).view(-1, 1, 1, 1)
     with torch.no_grad():
-        point, multiplier = _boundary(p, x, radius)
+        point, multiplier = _boundary(p, x, radius, inside, warm)
     return torch.where(inside, free, _differentiable(p, x, point, multiplier, radius))
 
 
-def _boundary(p: Distribution, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def _boundary(
+    p: Distribution, x: Tensor, radius: float, inside: Tensor, warm: _Warm | None
+) -> tuple[Tensor, Tensor]:
     """Solve deviance'(x') + nu (x' - x) = 0 with ||x' - x|| = radius for x' and nu.
 
     Newton's steps on 1/||x' - x|| = 1/radius, nearly linear in nu, within a bracket of log nu;
-    a step that leaves the bracket halves it instead.
+    a step that leaves the bracket halves it instead. The logits of x' go on from one step to the
+    next, and from one call to the next where the caller keeps them; what a few warm steps do not
+    bring to the sphere, to a thousandth, is solved from scratch.
     """
+    cold = 8 if x.dtype == torch.float32 else 16
+    begin = None
+    if warm is not None and warm.power is not None and len(warm.power) == len(x):
+        begin = warm.power, warm.logit
+        for _ in range(_WARM_TRIES):
+            power, logit, size = _newton(p, x, radius, begin, _WARM_STEPS)
+            begin = power, logit
+            if not bool((((size / radius - 1).abs() > 1e-3) & ~inside).any()):
+                break
+        else:
+            begin = None
+    if begin is None:
+        power, _, _ = _newton(p, x, radius, None, cold)
+        logit = None
+    multiplier = power.exp()
+    found, logit = _pulled(p, x, multiplier, logit, _COLD_SWEEPS if begin is None else _WARM_SWEEPS)
+    if warm is not None:
+        warm.power, warm.logit = power, logit
+    size = (found - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
+    return x + (found - x) * (radius / size), multiplier
+
+
+def _newton(
+    p: Distribution,
+    x: Tensor,
+    radius: float,
+    begin: tuple[Tensor, Tensor | None] | None,
+    steps: int,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Log multiplier, logits of the image (None for a Gaussian), and ||x' - x|| before the last."""
     low = torch.full_like(x[:, :1, :1, :1], -14.0)
-    high, power = torch.full_like(low, 14.0), torch.zeros_like(low)
-    tiny = torch.finfo(x.dtype).tiny
-    for _ in range(8 if x.dtype == torch.float32 else 16):
+    high = torch.full_like(low, 14.0)
+    power, logit = (torch.zeros_like(low), None) if begin is None else begin
+    size, tiny = low, torch.finfo(x.dtype).tiny
+    for _ in range(steps):
         multiplier = power.exp()
-        point = _pulled(p, x, multiplier)
-        slack = (point - x).square() * _compliance(p, point, multiplier)
-        size = (point - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
+        # from scratch the multiplier jumps, and the logits begin anew with each of its values
+        kept, sweeps = (None, _COLD_SWEEPS) if begin is None else (logit, _WARM_SWEEPS)
+        moved, logit = _pulled(p, x, multiplier, kept, sweeps)
+        slack = (moved - x).square() * _compliance(p, moved, multiplier)
+        size = (moved - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
         far = size > radius
         low, high = torch.where(far, power, low), torch.where(far, high, power)
         slack = slack.sum((1, 2, 3), keepdim=True).clamp_min(tiny)
-        proposal = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
-        outside = (proposal < low) | (proposal > high)
-        power = torch.where(outside, 0.5 * (low + high), proposal)
-    multiplier = power.exp()
-    end = _pulled(p, x, multiplier)
-    size = (end - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
-    return x + (end - x) * (radius / size), multiplier
+        wanted = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
+        outside = (wanted < low) | (wanted > high)
+        power = torch.where(outside, 0.5 * (low + high), wanted)
+    return power, logit, size
 
 
 def _compliance(p: Distribution, value: Tensor, multiplier: Tensor) -> Tensor:
@@ -304,20 +356,24 @@ def _compliance(p: Distribution, value: Tensor, multiplier: Tensor) -> Tensor:
     return variance / (1 + multiplier * variance)
 
 
-def _pulled(p: Distribution, x: Tensor, multiplier: Tensor) -> Tensor:
-    """The minimizer over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2."""
+def _pulled(
+    p: Distribution, x: Tensor, multiplier: Tensor, logit: Tensor | None, sweeps: int
+) -> tuple[Tensor, Tensor | None]:
+    """The minimizer over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2, and its logits."""
     if isinstance(p, Gaussian):
         precision = p.stddev.square().reciprocal()
-        point = (p.mean * precision + multiplier * x) / (precision + multiplier)
-        return point.clamp(0, 1)
+        pulled = (p.mean * precision + multiplier * x) / (precision + multiplier)
+        return pulled.clamp(0, 1), None
     # logit(x') + nu x' = c. From logit 0, the inflection point, Newton's steps are monotone.
-    logits = _logits(p) + multiplier * x
-    logit = torch.zeros_like(logits)
-    for _ in range(12):
+    wanted = _logits(p) + multiplier * x
+    logit = torch.zeros_like(wanted) if logit is None else logit
+    for _ in range(sweeps):
         mean = torch.sigmoid(logit)
         slope = 1 + multiplier * mean * (1 - mean)
-        logit = logit - (logit + multiplier * mean - logits) / slope
-    return torch.sigmoid(logit)
+        logit = logit - (logit + multiplier * mean - wanted) / slope
+        # the root lies between c - nu and c: a step from afar may not leave that
+        logit = torch.minimum(torch.maximum(logit, wanted - multiplier), wanted)
+    return torch.sigmoid(logit), logit
 
 
 def _differentiable(

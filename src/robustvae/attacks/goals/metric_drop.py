@@ -92,7 +92,7 @@ class MetricDrop:
             for output in read.each(y, rows):
                 image, center = output.clamp(0, 1), clean[rows]
                 if search:
-                    total = total - _stand_in(image, center, variant)
+                    total = total - similarity_stand_in(image, center, variant)
                 else:
                     total = total - ms_ssim(image, center, variant=variant)
             return total / read.draws
@@ -100,8 +100,14 @@ class MetricDrop:
         return drop
 
 
-def _stand_in(x: Tensor, y: Tensor, variant: str) -> Tensor:
-    """The logarithm of MS-SSIM, continued by tangents where a term is small, (B,)."""
+def similarity_stand_in(x: Tensor, y: Tensor, variant: str) -> Tensor:
+    """The logarithm of MS-SSIM, continued by tangents where a term is small, (B,).
+
+    Args:
+        x: Images in [0, 1], (B, C, H, W).
+        y: Images in [0, 1], the same shape.
+        variant: As in `robustvae.metrics.ms_ssim`.
+    """
     terms, weights = ms_ssim_terms(x, y, variant=variant)
     small = terms < _KNEE
     logs = torch.where(
