@@ -311,11 +311,11 @@ def _boundary(
         power, _, _ = _newton(p, x, radius, None, cold)
         logit = None
     multiplier = power.exp()
-    found, logit = _pulled(p, x, multiplier, logit, _COLD_SWEEPS if begin is None else _WARM_SWEEPS)
+    point, logit = _pulled(p, x, multiplier, logit, _COLD_SWEEPS if begin is None else _WARM_SWEEPS)
     if warm is not None:
         warm.power, warm.logit = power, logit
-    size = (found - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
-    return x + (found - x) * (radius / size), multiplier
+    size = (point - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
+    return x + (point - x) * (radius / size), multiplier
 
 
 def _newton(
