@@ -11,6 +11,7 @@ from robustvae.certificates.methods.lipschitz import (
     TraceMarkov,
 )
 from robustvae.certificates.methods.neyman_pearson import NeymanPearson
+from robustvae.certificates.methods.sampled_reach import SampledReach
 from robustvae.certificates.methods.smoothing import Smoothing
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Method",
     "NeymanPearson",
     "Noncentral",
+    "SampledReach",
     "Smoothing",
     "Tangent",
     "Task",

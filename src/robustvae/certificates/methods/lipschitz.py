@@ -90,7 +90,7 @@ class Grounds:
         """The free envelope's reach if nothing were lost by rounding, (B,)."""
         if not self.constants.sigmoid or self.paired:
             return self.plain_cap
-        logits = _logits(self.exact, self.posterior.mean)
+        logits = decoder_logits(self.exact, self.posterior.mean)
         wide = bounds.envelope_reach(logits, self.r) / self.constants.a_logits
         return torch.maximum(self.plain_cap, wide)
 
@@ -361,7 +361,7 @@ def envelope(task: Task) -> Tensor | None:
     shared = grounds(task)
     if not shared.constants.sigmoid or shared.paired:
         return None
-    logits = _logits(shared.exact, shared.posterior.mean)
+    logits = decoder_logits(shared.exact, shared.posterior.mean)
     left = shared.left(shared.envelope_cap)
     wide = bounds.envelope_reach(logits, left) / shared.constants.a_logits
     return torch.maximum(plain_reach(shared), wide * (1 - bounds.SLACK))
@@ -395,7 +395,8 @@ def _by_tails(task: Task, prefix: str, reach: Tensor | None, tails: tuple[str, .
     return Finding(radii, shared.assumptions)
 
 
-def _logits(vae: VAE, z: Tensor) -> Tensor:
+def decoder_logits(vae: VAE, z: Tensor) -> Tensor:
+    """What the decoder computes before the likelihood's mean, flat, (n, D)."""
     assert isinstance(vae, GaussianVAE | LipschitzVAE)
     logits: Tensor = vae.decoder(z)
     return logits.flatten(1)
