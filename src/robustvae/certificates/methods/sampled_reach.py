@@ -18,7 +18,6 @@ from robustvae.errors import UnsupportedError, check_count
 from robustvae.models import GaussianVAE, LipschitzVAE
 from robustvae.registry import register
 
-
 # rounding is bounded for latents within so many times r / a of a draw; reaches are cut off there
 _FARTHEST = 3.0
 
