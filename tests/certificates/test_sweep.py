@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -387,3 +389,71 @@ def test_the_operator_bound_is_never_below(shape, generator):
     )
     true = float(torch.linalg.matrix_norm(matrix, 2))
     assert true <= rows.operator_bound(matrix) <= (1.0 if 3 in shape else 2.0) * true * 1.0001
+
+
+def slow_crown(layers, x, radius, norm):
+    """Backward CROWN with chords as published, one input and one dense matrix at a time.
+
+    Args:
+        layers: (weight, bias) pairs with a ReLU between.
+        x: Center, (D,).
+        radius: Of the ball.
+        norm: "l2" or "linf".
+
+    Returns:
+        Lower and upper bounds on f(p) - f(x), and the slope.
+    """
+    dual = 2 if norm == "l2" else 1
+    values, lines = [x], []
+    for k, (weight, bias) in enumerate(layers):
+        # rows of this layer, taken back through every activation before it
+        matrix, low, high = weight, torch.zeros(len(weight)), torch.zeros(len(weight))
+        for (slope, least, most), (before, _) in zip(lines[::-1], layers[:k][::-1], strict=True):
+            plus, minus = matrix.clamp_min(0), matrix.clamp_max(0)
+            low = low + plus @ least + minus @ most
+            high = high + plus @ most + minus @ least
+            matrix = (matrix * slope) @ before
+        reach = radius * matrix.norm(p=dual, dim=1)
+        low, high = low - reach, high + reach
+        if k == len(layers) - 1:
+            return low, high, matrix
+        center = weight @ values[-1] + bias
+        down, up = center + low, center + high
+        slope = torch.where(up <= 0, 0.0, torch.where(down >= 0, 1.0, up / (up - down)))
+        ends = [h.clamp_min(0) - center.clamp_min(0) - slope * (h - center) for h in (down, up)]
+        kink = -center.clamp_min(0) + slope * center
+        crossed = (down < 0) & (up > 0)
+        ends.append(torch.where(crossed, kink, ends[0]))
+        bounds = torch.stack(ends)
+        lines.append((slope, bounds.amin(0), bounds.amax(0)))
+        values.append(center.clamp_min(0))
+    raise AssertionError("a network without layers")
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_crown_matches_the_slow_definition(norm, generator):
+    """Hardly ever wider; the same slope and intervals where no whole-vector bound is the sharper."""
+    widths, layers = (9, 14, 12, 10, 4), []
+    for n, k in itertools.pairwise(widths):
+        layers.append(
+            (torch.randn(k, n, generator=generator) / 2, torch.randn(k, generator=generator))
+        )
+    net = nn.Sequential()
+    for weight, bias in layers:
+        linear_layer = nn.Linear(weight.shape[1], len(weight)).requires_grad_(False)
+        linear_layer.weight.copy_(weight)
+        linear_layer.bias.copy_(bias)
+        net.extend([linear_layer, nn.ReLU()])
+    net = net[:-1]
+    x = torch.randn(6, 9, generator=generator)
+    for radius in (0.01, 0.1, 0.5):
+        (bounds,) = Relaxation(net, shape=(9,)).over(x, torch.full((6,), radius), norm=norm)
+        for b in range(6):
+            low, high, slope = slow_crown(layers, x[b], radius, norm)
+            # other intervals before an activation mean other chords, which may cost a little
+            spare = 0.01 * (high - low)
+            assert (bounds.upper[b] <= high + spare).all()
+            assert (bounds.lower[b] >= low - spare).all()
+            if radius == 0.01:
+                assert_close(bounds.slope[b], slope, rtol=1e-2, atol=1e-2)
+                assert (bounds.upper[b] - bounds.lower[b] >= 0.8 * (high - low)).all()
