@@ -159,15 +159,12 @@ class InputSpace:
     @property
     def scale(self) -> float | None:
         """Size in the owner's unit of a step of 1 in [0, 1]; None where channels differ."""
-        spans = set(
-            high - low
-            for low, high in zip(
-                _stretched(self._each(self.low), self._each(self.high)),
-                _stretched(self._each(self.high), self._each(self.low)),
-                strict=True,
-            )
-        )
-        return spans.pop() if len(spans) == 1 else None
+        lows, highs = self._each(self.low), self._each(self.high)
+        pairs = zip(_stretched(lows, highs), _stretched(highs, lows), strict=True)
+        spans = [high - low for low, high in pairs]
+        # 1 / std - mean / std and its like differ by rounding where they are equal
+        same = max(spans) - min(spans) <= 1e-9 * max(spans)
+        return spans[0] if same else None
 
     def to_model(self, x: Tensor) -> Tensor:
         """Images in [0, 1], (B, C, H, W), as the model reads them, (B, *shape).
