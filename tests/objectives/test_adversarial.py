@@ -54,11 +54,11 @@ def test_search_reaches_the_worst_case(norm: str, harm: str, generator: torch.Ge
     x = torch.full((6, 1, 1, 2), 0.5)
     radii = (0.1, 0.3)
     objective = Adversarial(radii=radii, norm=norm, harm=harm, steps=20)
-    _, found = objective.attack(linear(weight), x, generator=generator)
+    _, harms = objective.attack(linear(weight), x, generator=generator)
     dual = float(weight.abs().sum() if norm == "linf" else weight.norm())
     shift = torch.tensor(radii).repeat(3) * dual
     worst = 5**0.5 * shift if harm == "damage" else shift.square()
-    torch.testing.assert_close(found, worst, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(harms, worst, rtol=1e-3, atol=1e-4)
 
 
 def test_search_matches_its_definition(vae: rv.VAE, x: Tensor) -> None:
@@ -86,10 +86,10 @@ def test_radius_and_box_are_kept(
     harm: str, norm: str, vae: rv.VAE, x: Tensor, generator: torch.Generator
 ) -> None:
     objective = Adversarial(radii=(0.05, 0.3, 0.6), norm=norm, harm=(harm,), steps=2, step=3.0)
-    x_adv, found = objective.attack(vae, x, generator=generator)
+    x_adv, harms = objective.attack(vae, x, generator=generator)
     radii = torch.tensor([0.05, 0.3, 0.6] * 2)
     assert bool(Ball(norm, radii).contains(x, x_adv).all())
-    assert bool(found.isfinite().all()) and float(found.min()) > 0
+    assert bool(harms.isfinite().all()) and float(harms.min()) > 0
 
 
 def test_more_steps_do_more_harm(vae: rv.VAE, x: Tensor) -> None:

@@ -151,7 +151,7 @@ def robust_training(spec: Spec, run: Run) -> Result:
             for goal in GOALS:
                 strength[f"{goal}, linf {radius:g}"] = run.part(
                     f"{name}, {goal}, linf {radius:g}",
-                    functools.partial(held, vae, x, goal, radius, spec, run),
+                    functools.partial(strength_of, vae, x, goal, radius, spec, run),
                     vae,
                 )
             both = zip(*(strength[f"{goal}, linf {radius:g}"] for goal in GOALS), strict=True)
@@ -161,10 +161,10 @@ def robust_training(spec: Spec, run: Run) -> Result:
         first = run.model(spec.models[0])
         for radius in RADII if name != spec.models[0] else ():
             setting = f"found on {spec.models[0]}, linf {radius:g}"
-            found = functools.partial(attacked, first, x, radius, spec, run)
-            moved = run.tensor(f"MS-SSIM, {setting}", x, found, first)
-            left = functools.partial(similarities, vae, moved, x, run)
-            add(name, setting, run.part(f"{name}, {setting}", left, vae, first), EVIDENCE)
+            search = functools.partial(attacked, first, x, radius, spec, run)
+            moved = run.tensor(f"MS-SSIM, {setting}", x, search, first)
+            judge = functools.partial(similarities, vae, moved, x, run)
+            add(name, setting, run.part(f"{name}, {setting}", judge, vae, first), EVIDENCE)
         slopes = run.part(f"{name}, slopes", functools.partial(slope_errors, vae, x, run), vae)
         add(name, "error of the gradient, relative", slopes, EVIDENCE)
         steps, cost = training_cost(name)
@@ -213,7 +213,7 @@ def price(vae: VAE, x: Tensor, spec: Spec, run: Run) -> dict[str, list[float]]:
     return errors
 
 
-def held(vae: VAE, x: Tensor, goal: str, radius: float, spec: Spec, run: Run) -> list[float]:
+def strength_of(vae: VAE, x: Tensor, goal: str, radius: float, spec: Spec, run: Run) -> list[float]:
     """MS-SSIM that an attack leaves, image by image."""
     search = ProjectedAscent(steps=spec.steps, restarts=spec.restarts, chunk=100)
     attack = Attack(GOALS[goal], search, Ball("linf", radius))

@@ -96,8 +96,8 @@ def advise(
     everything = measured_choices()
     check_choice("data set with measured choices", data, {choice.data for choice in everything})
     if radius not in RADII:
-        known = " and ".join(map(str, RADII))
-        raise ConfigError(f"choices were attacked at l-infinity {known}, not {radius!r}: take one")
+        radii = " and ".join(map(str, RADII))
+        raise ConfigError(f"choices were attacked at l-infinity {radii}, not {radius!r}: take one")
     for name, wish in (
         ("similarity", similarity),
         ("certified", certified),
