@@ -276,19 +276,25 @@ def steep_sigmoid(vae: VAE, x: Tensor) -> Any:
 @fake(*USELESS)
 def sigma_30(vae: VAE, x: Tensor) -> Any:
     """A posterior so wide that what is sampled has nothing to do with the input."""
-    return wrapped(vae, lambda images: Normal(vae.encode(images).mean, torch.tensor(30.0)))
+    return wrapped(
+        vae, lambda images: Normal(vae.encode(images).mean, torch.tensor(30.0, dtype=x.dtype))
+    )
 
 
 @fake(*USELESS)
 def sigma_million(vae: VAE, x: Tensor) -> Any:
     """The same with a spread of a million."""
-    return wrapped(vae, lambda images: Normal(vae.encode(images).mean, torch.tensor(1e6)))
+    return wrapped(
+        vae, lambda images: Normal(vae.encode(images).mean, torch.tensor(1e6, dtype=x.dtype))
+    )
 
 
 @fake(*USELESS)
 def codes_shrunk(vae: VAE, x: Tensor) -> Any:
     """Codes of a thousandth and spread 1: the decoder sees the prior."""
-    return wrapped(vae, lambda images: Normal(1e-3 * vae.encode(images).mean, torch.tensor(1.0)))
+    return wrapped(
+        vae, lambda images: Normal(1e-3 * vae.encode(images).mean, torch.tensor(1.0, dtype=x.dtype))
+    )
 
 
 @fake(*USELESS)
@@ -337,12 +343,12 @@ HONEST: dict[str, Callable[[VAE, Tensor], Any]] = {
     "posterior_sample": lambda vae, x: rv.Victim(vae, rv.PosteriorSample()),
     "posterior_mode": lambda vae, x: rv.Victim(vae, rv.PosteriorMode(steps=10)),
     "robust_mode": lambda vae, x: rv.Victim(
-        vae, rv.RobustPosterior(norm="linf", radius=0.1, steps=20)
+        vae, rv.RobustPosterior(norm="linf", radius=0.1, steps=10)
     ),
     "robust_mode_l2": lambda vae, x: rv.Victim(
-        vae, rv.RobustPosterior(norm="l2", radius=0.5, steps=20)
+        vae, rv.RobustPosterior(norm="l2", radius=0.5, steps=6)
     ),
-    "hmc": lambda vae, x: rv.Victim(vae, rv.HMC(steps=10)),
+    "hmc": lambda vae, x: rv.Victim(vae, rv.HMC(steps=3)),
     "wrapped": lambda vae, x: wrapped(vae),
     "blurred": lambda vae, x: behind(
         vae, lambda images: functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)

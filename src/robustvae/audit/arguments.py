@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from robustvae import data, registry
+from robustvae import registry
 from robustvae.audit.plan import Plan
 from robustvae.audit.protocol import Inputs, sha256
 from robustvae.data import Images
@@ -46,20 +45,6 @@ def named_victims(victim: Any, victims: Mapping[str, Any] | None = None) -> dict
                 "wrap a module of your own with rv.wrap"
             )
     return named
-
-
-def as_images(images: Any) -> Images:
-    """Labeled images from a set, a tensor or array, or a data set of pairs."""
-    if isinstance(images, Images):
-        return images
-    convert = getattr(data, "as_images", None)
-    if convert is not None:
-        converted: Images = convert(images)
-        return converted
-    if hasattr(images, "__array__") or isinstance(images, Tensor):
-        x = torch.as_tensor(images).float()
-        return Images(x, torch.zeros(len(x), dtype=torch.int64), "images", "given")
-    return data.from_dataset(images, name="images", split="given")
 
 
 def question_parts(question: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from robustvae.attacks.attack import ready
 from robustvae.audit.context import Context, distance, nature_of
 from robustvae.audit.plan import AttackPlan
 from robustvae.defenses import Victim
+from robustvae.models.diagnosis import check
 from robustvae.perturb import Ball, Score
 from robustvae.perturb.ascent import evaluate
 from robustvae.seeding import RowGenerator, randn, row_generators
@@ -41,6 +42,7 @@ def probe(
     """
     probes: dict[str, Any] = {}
     stages: dict[str, Callable[[], Any]] = {
+        "diagnosis": lambda: _diagnosis(context),
         "repeat": lambda: _repeat(context),
         "batch": lambda: _batch(context),
         "again": lambda: _again(context),
@@ -57,6 +59,14 @@ def probe(
             note(f"probe {name}", error)
             probes[name] = None
     return probes
+
+
+def _diagnosis(context: Context) -> list[dict[str, Any]]:
+    """What `rv.check` says of the victim."""
+    return [
+        {"name": i.name, "passed": i.passed or i.fixed, "message": i.message, "remedy": i.remedy}
+        for i in check(context.victim, context.x).items
+    ]
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

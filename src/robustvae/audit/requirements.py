@@ -98,6 +98,7 @@ STANDARD_CHECKS = (
     "unbounded_attack_succeeds",
     "certified_below_attacked",
     "robust_without_attack",
+    "diagnosis_passed",
     "longer_search_same",
     "defense_worth_its_price",
     "clean_error_below_tolerance",

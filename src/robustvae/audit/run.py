@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae import registry
-from robustvae.audit.arguments import as_images, header, named_victims, question_parts
+from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor, Run
 from robustvae.audit.budget import fit_to_minutes
 from robustvae.audit.plan import Plan, read_plan, text
@@ -20,6 +20,7 @@ from robustvae.audit.protocol import (
     settle,
     with_profile,
 )
+from robustvae.data.coercion import as_images
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_type
 from robustvae.models import VAE

@@ -68,6 +68,7 @@ def judged(record: Record) -> Record:
     return record.model_copy(update={"checks": checks, "verdict": verdict})
 
 
+_SAID = "clean_error_below_tolerance"  # the sentence on r and the clean error says the same
 _NOT_HERE = " (as stored: this check is not installed here)"
 
 
@@ -102,6 +103,11 @@ def verdict_of(
             f"The model's own error on clean inputs, {float(of.question.clean_error):.3g}, is "
             f"larger than r = {of.question.r:g}: an output that moved by r is not yet a wrong one."
         )
+    sentences += [
+        f"To note: {check.id} failed ({check.value})."
+        for check in mine
+        if check.subject == "note" and check.passed is False and check.id != _SAID
+    ]
     for other in of.victims[1:]:
         names = [c.id for c in checks if c.victim == other.name and c.passed is False]
         if names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -29,12 +30,25 @@ class RobustWithoutAttack:
     share: float = 0.5
 
     def __call__(self, case: Case) -> Outcome:
-        """Count the inputs whose probability without attack is surely at most m."""
-        highs = case.numbers("probability_clean_high", case.inputs())
-        if not highs:
+        """Count the inputs whose output moves too far by itself.
+
+        An undefended model by the probability that was measured; a defended one by how far two of
+        its own outputs lie apart, since its distance from the undefended output is its price.
+        """
+        rows, r = case.inputs(), float(case.question["r"])
+        if case.defended:
+            spreads = case.numbers("own_spread", rows)
+            far = [spread > _TWO_DRAWS * r for spread in spreads]
+        else:
+            highs = case.numbers("probability_clean_high", rows)
+            far = [high <= float(case.question["m"]) for high in highs]
+        if not far:
             return Outcome(None, "not measured")
-        failing = sum(high <= float(case.question["m"]) for high in highs)
+        failing = sum(far)
         return Outcome(
-            failing <= self.share * len(highs),
-            f"{failing} of {len(highs)} inputs not robust without attack",
+            failing <= self.share * len(far),
+            f"{failing} of {len(far)} inputs not robust without attack",
         )
+
+
+_TWO_DRAWS = math.sqrt(2)  # two draws lie further apart than each from the center by this much

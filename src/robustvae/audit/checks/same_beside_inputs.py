@@ -26,7 +26,7 @@ class SameBesideInputs:
         "any other input."
     )
 
-    factor: float = 2.5  # shifted digits alone reach 1.5 with honest models
+    factor: float = 2.5  # honest models differ by up to 1.5 between samples of a few inputs
 
     def __call__(self, case: Case) -> Outcome:
         """Compare damage and reconstruction error on and beside the audited inputs."""
@@ -39,7 +39,8 @@ class SameBesideInputs:
             others = [
                 (name, float(value))
                 for name, value in (probe.get(f"{what}_beside") or {}).items()
-                if value is not None
+                # a shifted input may be unlike any training input: its error says nothing
+                if value is not None and (what, name) != ("error", "shifted")
             ]
             if own is None or not others:
                 continue

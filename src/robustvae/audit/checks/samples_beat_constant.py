@@ -34,6 +34,8 @@ class SamplesBeatConstant:
         rows = case.inputs()
         errors = case.numbers("error_sampled", rows)
         constant = case.numbers("error_constant", rows)
+        if not errors and rows and all("error_sampled" in row for row in rows):
+            return Outcome(False, "what is sampled could not be measured")
         if not errors or not constant:
             return Outcome(None, "not measured")
         ours, theirs = math.fsum(errors) / len(errors), math.fsum(constant) / len(constant)

@@ -55,6 +55,13 @@ class Usefulness:
             per="input",
         ),
         Column(
+            id="own_spread",
+            label="distance between two outputs of the victim for one input",
+            unit="pixel units, l2",
+            per="input",
+            better="lower",
+        ),
+        Column(
             id="price",
             label="distance of the clean output from the undefended one",
             unit="pixel units, l2",
@@ -73,12 +80,14 @@ class Usefulness:
             context.each("sampled", lambda row, g: sampler.reconstruct(x[row], generator=g))
         )
         other, other_output = others(context)
+        second = context.read(context.victim, x, "second") if context.random else output
         return {
             "error_clean": distance(output, x),
             "error_sampled": distance(sampled, x),
             "error_constant": distance(context.constant.expand_as(x), x),
             "error_other": distance(sampled, other),
             "exchange": distance(output, other_output),
+            "own_spread": distance(second, output),
             "price": distance(output, context.plain_output),
         }
 
