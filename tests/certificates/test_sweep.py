@@ -432,7 +432,7 @@ def slow_crown(layers, x, radius, norm):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_crown_matches_the_slow_definition(norm, generator):
-    """Hardly ever wider; the same slope and intervals where no whole-vector bound is the sharper."""
+    """Hardly ever wider; the same slope and intervals where no whole-vector bound is sharper."""
     widths, layers = (9, 14, 12, 10, 4), []
     for n, k in itertools.pairwise(widths):
         layers.append(
