@@ -143,10 +143,10 @@ class Auditor:
 
         def outputs() -> Tensor:
             # computed for the whole audit in one go, the same whatever the shards are
-            whole = dataclasses.replace(context, x=everything, numbers=numbers)
+            widened = dataclasses.replace(context, x=everything, numbers=numbers)
             result: Tensor = context.once(
                 ("all outputs", context.name),
-                lambda: whole.read(context.victim, everything, "output"),
+                lambda: widened.read(context.victim, everything, "output"),
             )
             return result
 
@@ -176,25 +176,25 @@ class Auditor:
         for role, attack_plan, attack, target in jobs:
             name = attack_plan.id if role == "plan" else f"{attack_plan.id} ({role})"
             try:
-                found = self.attack(context, attack, target, role)
+                result = self.attack(context, attack, target, role)
             except Exception as error:  # a stranger's model may raise anything: the rest goes on
                 note(f"attack {name}", error)
-                found = nothing_found(context.x)
+                result = nothing_found(context.x)
             knows = statements.knows(role, context.defended)
-            results.append(Attacked(attack_plan, name, role, knows, found))
+            results.append(Attacked(attack_plan, name, role, knows, result))
         return results
 
     def attack(self, context: Context, attack: Attack, target: Victim, role: str) -> AttackResult:
         """One attack on the context's inputs; a transferred one is scored on the victim."""
         # a purpose without the shard: what an input draws follows from the input itself
         purpose = f"attack {role} {attack.ball.norm} {attack.ball.radius:g}"
-        found = attack(target, context.x, generator=context.streams(purpose))
+        result = attack(target, context.x, generator=context.streams(purpose))
         if target is context.victim:
-            return found
+            return result
         score = attack.score(
-            context.victim, context.x, found.x_adv, generator=context.streams("transferred")
+            context.victim, context.x, result.x_adv, generator=context.streams("transferred")
         )
-        return dataclasses.replace(found, score=score)
+        return dataclasses.replace(result, score=score)
 
     def shard(self, name: str, places: range, label: str) -> dict[str, Any]:
         """Rows, pictures and attacked inputs of one victim on some inputs."""
@@ -234,19 +234,19 @@ class Auditor:
     ) -> tuple[dict[str, dict[str, list[Any]]], dict[str, list[Any]]]:
         """Columns of every measure: of attacks by the attack's id, and of the inputs."""
         values: dict[str, dict[str, list[Any]]] = {one.id: {} for one in context.attacks}
-        shared: dict[str, list[Any]] = {}
+        common: dict[str, list[Any]] = {}
         for name, measure in self.measures:
             step(name)
             try:
                 if measure.columns[0].per == "input":
-                    shared |= _columns(measure, measure(context), len(context.x))
+                    common |= _columns(measure, measure(context), len(context.x))
                     continue
                 for one in context.attacks:
                     part = measure(context.about(one))
                     values[one.id] |= _columns(measure, part, len(context.x))
             except Exception as error:  # a stranger's model may raise anything: the rest goes on
                 note(name, error)
-        return values, shared
+        return values, common
 
     def rows(
         self,
@@ -296,14 +296,14 @@ class Auditor:
         """The first inputs under the worst attack in the first ball."""
         ball = self.plan.balls[0]
         inside = [row for row in rows if (row["norm"], row["radius"]) == ball]
-        chosen = {row["input"]: row["attack"] for row in worst(inside)}
+        attack_of = {row["input"]: row["attack"] for row in worst(inside)}
         by_id = {one.id: one for one in attacked}
         items = []
         try:
             for i, number in enumerate(context.numbers[: self.plan.gallery]):
-                if number in chosen:
-                    shown = pictures.panels(context.about(by_id[chosen[number]]), i)
-                    items.append({**shown, "input": number, "label": int(self.inputs.y[i])})
+                if number in attack_of:
+                    images = pictures.panels(context.about(by_id[attack_of[number]]), i)
+                    items.append({**images, "input": number, "label": int(self.inputs.y[i])})
         except Exception as error:  # as above
             note("pictures", error)
         return items
@@ -315,11 +315,11 @@ class Auditor:
         context = self.context(
             name, range(min(self.plan.probes, self.plan.shard, self.plan.inputs))
         )
-        stored = shards[0]["adversarials"]
+        arrays = shards[0]["adversarials"]
         attacked = []
         for attack in self.plan.attacks:
-            if attack.id in stored:
-                x_adv = unpacked(stored[attack.id])[: len(context.x)].to(context.x)
+            if attack.id in arrays:
+                x_adv = unpacked(arrays[attack.id])[: len(context.x)].to(context.x)
                 empty = nothing_found(context.x)
                 result = dataclasses.replace(empty, x_adv=x_adv)
                 attacked.append(Attacked(attack, attack.id, "plan", "", result))
@@ -363,9 +363,9 @@ class Auditor:
             self.step(f"{name}: checks on the evidence")
             facts.append(self._facts(name, own, shards, left_out, effects))
         left_out = list(dict.fromkeys(left_out))
-        for damaged in store.damaged:
+        for fault in store.damaged:
             left_out.append(
-                Omission(stage="resume", reason=f"{damaged} was damaged and computed again")
+                Omission(stage="resume", reason=f"{fault} was damaged and computed again")
             )
         first = [row for row in rows if row["victim"] == facts[0].name]
         inputs = list({row["input"]: row for row in first}.values())
@@ -453,21 +453,21 @@ class Auditor:
             return sum(values) / len(values) if values else None
 
         effect, price = mean("damage", inside), mean("price", inputs)
-        defended = is_defended(victim)
+        has_defense = is_defended(victim)
         key = str(id(victim.vae))
-        if not defended and effect is not None:
+        if not has_defense and effect is not None:
             effects.setdefault(key, effect)
         elif effect is not None and key not in effects:
             effects[key] = self._undefended_effect(name)
         probes = self.probes(name, left_out, shards)
-        if defended and effect is not None and price is not None:
+        if has_defense and effect is not None and price is not None:
             probes["three"] = three_numbers(effect, price, effects.get(key))
         return VictimFacts(
             name=name,
             defense=repr(victim.defense),
             spec=_spec_of(victim),
             random=is_random(victim, self.inputs.x[:1].to(victim.vae.dtype)),
-            defended=defended,
+            defended=has_defense,
             effect=effect,
             price=price,
             distance=mean("error_attacked", inside),
@@ -479,9 +479,9 @@ class Auditor:
         victim = undefended(self.named[name])
         attack = self.plan.attacks[0].build()
         context = self.context(name, range(self.plan.inputs))
-        found = attack(victim, context.x, generator=context.generator("undefended"))
-        moved = victim.reconstruct(found.x_adv, generator=context.generator("output"))
-        return float((moved - context.plain_output).flatten(1).norm(dim=1).mean())
+        result = attack(victim, context.x, generator=context.generator("undefended"))
+        output = victim.reconstruct(result.x_adv, generator=context.generator("output"))
+        return float((output - context.plain_output).flatten(1).norm(dim=1).mean())
 
     def _checks(self, facts: list[VictimFacts], rows: list[dict[str, Any]]) -> list[Any]:
         specs = {spec["name"]: spec for spec in self.plan.checks}
@@ -506,9 +506,9 @@ class Auditor:
 
 def _columns(measure: Any, values: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
     """The values of a measure's columns, each a list of one for every input."""
-    wanted = {column.id for column in measure.columns}
-    if set(values) != wanted:
-        odd = sorted(set(values) ^ wanted)
+    ids = {column.id for column in measure.columns}
+    if set(values) != ids:
+        odd = sorted(set(values) ^ ids)
         raise ConfigError(f"{type(measure).__name__} promised other columns: {', '.join(odd)}")
     columns: dict[str, list[Any]] = {}
     for key, column in values.items():

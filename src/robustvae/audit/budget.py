@@ -29,38 +29,38 @@ def fit_to_minutes(
 
     Fewer inputs first, down to 8; then fewer steps, queries and draws.
     """
-    needed = sum(_seconds(plan, victim, images) for victim in named.values())
-    allowed = _SAFETY * 60 * minutes
-    if needed <= allowed:
+    estimate = sum(_seconds(plan, victim, images) for victim in named.values())
+    budget = _SAFETY * 60 * minutes
+    if estimate <= budget:
         return plan, ""
-    share = allowed / needed
+    share = budget / estimate
     inputs = max(min(_LEAST_INPUTS, plan.inputs), int(plan.inputs * share))
-    rest = min(1.0, share * plan.inputs / inputs)
+    share_left = min(1.0, share * plan.inputs / inputs)
     update: dict[str, Any] = {"inputs": inputs, "shard": min(plan.shard, inputs)}
     words = f"cut to {minutes:g} minutes: {inputs} of {plan.inputs} inputs"
-    if rest < 1:
+    if share_left < 1:
         attacks = []
         for attack in plan.attacks:
             search = dict(attack.search)
             for key, least in (("steps", 5), ("restarts", 1)):
-                held = getattr(attack.build().search, key, None)
-                if isinstance(held, int):
-                    search[key] = max(least, int(held * rest**0.5))
+                value = getattr(attack.build().search, key, None)
+                if isinstance(value, int):
+                    search[key] = max(least, int(value * share_left**0.5))
             attacks.append(attack.model_copy(update={"search": search}))
         update |= {
             "attacks": tuple(attacks),
-            "gradient_free": int(plan.gradient_free * rest),
-            "longer": 1 if rest < 0.5 else plan.longer,
-            "draws": max(100, int(plan.draws * rest)),
+            "gradient_free": int(plan.gradient_free * share_left),
+            "longer": 1 if share_left < 0.5 else plan.longer,
+            "draws": max(100, int(plan.draws * share_left)),
         }
         if plan.margins is not None:
             update["margins"] = plan.margins.model_copy(
                 update={
-                    "steps": max(5, int(plan.margins.steps * rest**0.5)),
-                    "restarts": max(1, int(plan.margins.restarts * rest**0.5)),
+                    "steps": max(5, int(plan.margins.steps * share_left**0.5)),
+                    "restarts": max(1, int(plan.margins.restarts * share_left**0.5)),
                 }
             )
-        words += f", {100 * rest:.0f} % of the steps, queries and draws"
+        words += f", {100 * share_left:.0f} % of the steps, queries and draws"
     return plan.model_copy(update=update), words
 
 

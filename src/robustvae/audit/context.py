@@ -274,9 +274,9 @@ def nature_of(victim: Victim, x: Tensor) -> Nature:
         victim: What is asked.
         x: At least one input, (B, ...).
     """
-    held = _SEEN.get(id(victim))
-    if held is not None and held[0] is victim:
-        return held[1]
+    entry = _SEEN.get(id(victim))
+    if entry is not None and entry[0] is victim:
+        return entry[1]
     nature = _look(victim, x[:1].detach())
     if len(_SEEN) > _MOST_SEEN:
         _SEEN.clear()
@@ -296,8 +296,8 @@ def _look(victim: Victim, x: Tensor) -> Nature:
         streams = row_generators(0, "nature", numbers, x.device)
         return victim.reconstruct(rows, generator=RowGenerator(streams))
 
-    said = getattr(victim.defense, "is_random", None)
-    random = said if isinstance(said, bool) else not same(read(x, [1]), read(x, [2]))
+    statement = getattr(victim.defense, "is_random", None)
+    random = statement if isinstance(statement, bool) else not same(read(x, [1]), read(x, [2]))
     if not random:
         return Nature(random=False, by_row=True)
     try:

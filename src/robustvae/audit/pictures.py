@@ -33,12 +33,12 @@ def panels(context: Context, i: int) -> dict[str, Any]:
     scale = float(difference.abs().max())
     pictures["difference"] = _signed_picture(difference, scale)
     size = float(context.ball.size(context.x, context.x_adv)[i])
-    moved = float((context.attacked_output - context.output)[i].norm())
+    distance_moved = float((context.attacked_output - context.output)[i].norm())
     return {
         "attack": attacked.id,
         "panels": pictures,
-        "caption": f"size {size:.3g} ({context.ball.norm}); the output moved by {moved:.3g}; "
-        f"difference shown on a scale of ±{scale:.2g}",
+        "caption": f"size {size:.3g} ({context.ball.norm}); the output moved by "
+        f"{distance_moved:.3g}; difference shown on a scale of ±{scale:.2g}",
     }
 
 

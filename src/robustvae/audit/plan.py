@@ -218,10 +218,10 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
     content: Any = plan
     if isinstance(plan, str | Path):
         name = str(plan)
-        known = registry.names("plan")
-        path = Path(registry.lookup("plan", name)) if name in known else Path(plan)
+        plans = registry.names("plan")
+        path = Path(registry.lookup("plan", name)) if name in plans else Path(plan)
         if not path.is_file():
-            raise unknown("plan", name, [*known, "FILE.yaml"])
+            raise unknown("plan", name, [*plans, "FILE.yaml"])
         content = read_yaml(path, "plan")
         content = {"name": path.stem, **content}
     if not isinstance(content, Mapping):
@@ -264,5 +264,5 @@ def _explained(error: ValidationError) -> RobustVAEError:
         fields = [f"{inside}.{name}".lstrip(".") for name in kind.model_fields]
         return unknown("key of a plan", where, fields)
     words = str(first["msg"]).removeprefix("Value error, ")
-    given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
-    return ConfigError(f"plan: {where}: {words}{given}")
+    value_text = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    return ConfigError(f"plan: {where}: {words}{value_text}")

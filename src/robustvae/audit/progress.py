@@ -40,12 +40,12 @@ class Lines:
 
     def line(self, done: int, total: int, words: str, now: float) -> str:
         """One line of progress."""
-        spent = now - self.begin
+        seconds = now - self.begin
         share = f"{100 * done // max(total, 1)} %"
         if not done:
-            return f"{share} after {duration(spent)}: {words}"
-        remaining = spent * (total - done) / done
-        return f"{share} after {duration(spent)}, about {duration(remaining)} to go: {words}"
+            return f"{share} after {duration(seconds)}: {words}"
+        remaining = seconds * (total - done) / done
+        return f"{share} after {duration(seconds)}, about {duration(remaining)} to go: {words}"
 
 
 def duration(seconds: float) -> str:

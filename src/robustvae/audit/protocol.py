@@ -106,10 +106,12 @@ def read_protocol(name: str | Path | Mapping[str, Any] | Protocol) -> Protocol:
         return name
     content: Any = name
     if isinstance(name, str | Path):
-        known = registry.names("protocol")
-        path = Path(registry.lookup("protocol", str(name))) if str(name) in known else Path(name)
+        protocols = registry.names("protocol")
+        path = (
+            Path(registry.lookup("protocol", str(name))) if str(name) in protocols else Path(name)
+        )
         if not path.is_file():
-            raise unknown("protocol", str(name), [*known, "FILE.yaml"])
+            raise unknown("protocol", str(name), [*protocols, "FILE.yaml"])
         content = {"name": path.stem, **read_yaml(path, "protocol")}
     try:
         return Protocol.model_validate(content)
@@ -130,16 +132,16 @@ def settle(
     Raises:
         ConfigError: An option beside a protocol, or too few inputs for the rule.
     """
-    given = {key: options[key] for key in QUESTION_KEYS if options.get(key) is not None}
-    planned = {key: getattr(plan, key) for key in QUESTION_KEYS if getattr(plan, key) is not None}
+    explicit = {key: options[key] for key in QUESTION_KEYS if options.get(key) is not None}
+    from_plan = {key: getattr(plan, key) for key in QUESTION_KEYS if getattr(plan, key) is not None}
     if protocol is not None:
-        wrong = sorted({**planned, **given})
+        wrong = sorted({**from_plan, **explicit})
         if wrong:
             raise ConfigError(
                 f"the protocol {protocol.name} fixes {' and '.join(wrong)}: leave "
                 f"{'it' if len(wrong) == 1 else 'them'} out, or leave the protocol out"
             )
-        shortened = plan.inputs < protocol.inputs
+        is_short = plan.inputs < protocol.inputs
         plan = plan.model_copy(
             update={
                 "inputs": min(plan.inputs, protocol.inputs),
@@ -152,14 +154,14 @@ def settle(
             **protocol.question.model_dump(),
             rule=f"by the protocol {protocol.name}",
             protocol=protocol.name,
-            shortened=shortened,
+            shortened=is_short,
         )
-    keys = {**planned, **given}
+    keys = {**from_plan, **explicit}
     rule = "given"
     if "r" not in keys:
         keys["r"] = tolerance(images)
         rule = "0.4 times the median l2 distance of the inputs given from their mean"
-    settled = {
+    facts = {
         "m": 0.5,
         "norm": "l2",
         "displacement": "centered",
@@ -167,7 +169,7 @@ def settle(
         "box": options.get("box", True),
         **keys,
     }
-    return plan, QuestionFacts(**settled, rule=rule)
+    return plan, QuestionFacts(**facts, rule=rule)
 
 
 def tolerance(images: Images) -> float:
@@ -228,8 +230,8 @@ def choose(images: Images, plan: Plan, protocol: Protocol | None, seed: int) -> 
             )
         rows = rows[: plan.inputs]
     everything = images.read(torch.arange(0, len(images), max(1, len(images) // _RULE_MOST)))
-    held = set(rows.tolist())
-    others = [i for i in range(len(images)) if i not in held][: max(plan.probes, 1)]
+    chosen_rows = set(rows.tolist())
+    others = [i for i in range(len(images)) if i not in chosen_rows][: max(plan.probes, 1)]
     unseen = images.read(torch.tensor(others)) if others else everything[:0]
     return Inputs(
         x=images.read(rows),
@@ -261,15 +263,15 @@ def read_profile(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     content: Any = name
     if isinstance(name, str | Path):
-        known = registry.names("profile")
-        path = Path(registry.lookup("profile", str(name))) if str(name) in known else Path(name)
+        profiles = registry.names("profile")
+        path = Path(registry.lookup("profile", str(name))) if str(name) in profiles else Path(name)
         if not path.is_file():
-            raise unknown("profile", str(name), [*known, "FILE.yaml"])
+            raise unknown("profile", str(name), [*profiles, "FILE.yaml"])
         content = read_yaml(path, "profile")
-    allowed = ("about", "protocol", "plan", "measures", "checks")
+    keys = ("about", "protocol", "plan", "measures", "checks")
     for key in content:
-        if key not in allowed:
-            raise unknown("key of a profile", key, allowed)
+        if key not in keys:
+            raise unknown("key of a profile", key, keys)
     return dict(content)
 
 

@@ -78,11 +78,11 @@ def proved(
         ]
         if not radii:
             continue
-        least, most = (math.floor(end(radii) * 1e3) / 1e3 for end in (min, max))
+        least, greatest = (math.floor(end(radii) * 1e3) / 1e3 for end in (min, max))
         words += [
             f"{len(radii)} of {len(rows)} inputs have a {kind} certificate, with radii from "
-            f"{least:.3f} to {most:.3f} ({question.norm}, pixel units): no change of smaller norm, "
-            f"kept in range or not, brings P(D <= {question.r:g}) down to {question.m:g} or below.",
+            f"{least:.3f} to {greatest:.3f} ({question.norm}, pixel units): no change of smaller "
+            f"norm, kept in range or not, brings P(D <= {question.r:g}) down to {question.m:g} or below.",
             *(f"It rests on: {assumption}." for assumption in merged(notes.get((kind, True), []))),
         ]
     if words:

@@ -49,12 +49,12 @@ class Store:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             shard: dict[str, Any] = content["shard"]
-            whole = content["sha256"] == _digest(shard) and all(
+            is_complete = content["sha256"] == _digest(shard) and all(
                 isinstance(shard[part], kind) for part, kind in _PARTS.items()
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            whole = False
-        if not whole:
+            is_complete = False
+        if not is_complete:
             self.damaged.append(path.name)
             return None
         return shard

@@ -27,9 +27,9 @@ def summarize(
     """
     entries: list[SummaryEntry] = []
     for place, victim in enumerate(victims):
-        own = [row for row in rows if row["victim"] == victim]
+        members = [row for row in rows if row["victim"] == victim]
         suffix = "" if place == 0 else f" / {victim}"
-        entries += _of_victim(own, columns, suffix)
+        entries += _of_victim(members, columns, suffix)
     return entries
 
 
@@ -39,8 +39,8 @@ def worst(rows: Iterable[Row], by: str = "damage") -> list[Row]:
     for row in rows:
         if row.get(by) is None:
             continue
-        held = greatest.get(row["input"])
-        if held is None or float(row[by]) > float(held[by]):
+        row_before = greatest.get(row["input"])
+        if row_before is None or float(row[by]) > float(row_before[by]):
             greatest[row["input"]] = row
     return list(greatest.values())
 

@@ -167,8 +167,8 @@ def _statements(stored: Record, record: Record) -> list[str]:
                 f"check {before.id} ({before.victim}) is stored as {_word(before.passed)}, the "
                 f"rows say {_word(after.passed)}: {after.value}"
             )
-    ranked = judged(stored).verdict
-    if stored.verdict.first.partition("; rank")[0].rstrip(".") != ranked.first.rstrip("."):
+    verdict = judged(stored).verdict
+    if stored.verdict.first.partition("; rank")[0].rstrip(".") != verdict.first.rstrip("."):
         problems.append(f"the verdict is stored as {stored.verdict.first!r}")
     names = [victim.name for victim in stored.victims]
     fresh = {entry.key: entry for entry in summarize(stored.rows, stored.columns, names)}
@@ -237,12 +237,12 @@ def _rows(
     labels = {row["input"]: row["label"] for row in record.rows}
     everything = tensors["x"]
     sample = sorted({round(i * (len(order) - 1) / max(count - 1, 1)) for i in range(count)})
-    named: dict[str, Victim] = {}
+    victims: dict[str, Victim] = {}
     for facts in record.victims:
         if facts.spec is None:
             not_checked.append(f"rows of {facts.name}, whose defense no spec can say")
             continue
-        named[facts.name] = Victim(vae, registry.build("defense", facts.spec))
+        victims[facts.name] = Victim(vae, registry.build("defense", facts.spec))
     inputs = Inputs(
         x=everything,
         y=torch.tensor([labels[number] if labels[number] is not None else 0 for number in order]),
@@ -252,16 +252,16 @@ def _rows(
     )
     plan = Plan.model_validate(record.plan)
     quiet = Run(progress=lambda done, total, what: None)
-    auditor = Auditor(named, inputs, plan, record.question, record.seed, quiet)
+    auditor = Auditor(victims, inputs, plan, record.question, record.seed, quiet)
     by_place = {
         (row["victim"], row["input"], row["attack"]): (i, row) for i, row in enumerate(record.rows)
     }
     recomputed = 0
-    for name in named:
+    for name in victims:
         context = auditor.context(name, sample)
         attacked = []
-        own = {row["attack"]: row for row in record.rows if row["victim"] == name}
-        for attack, row in own.items():
+        by_attack = {row["attack"]: row for row in record.rows if row["victim"] == name}
+        for attack, row in by_attack.items():
             x_adv = tensors[f"{name}/{attack}"][sample].to(context.x)
             ball = AttackPlan.model_validate({"norm": row["norm"], "radius": row["radius"]})
             result = dataclasses.replace(nothing_found(context.x), x_adv=x_adv)
@@ -269,12 +269,12 @@ def _rows(
                 Attacked(ball, str(attack), str(row["role"]), str(row["knows"]), result)
             )
         context = dataclasses.replace(context, attacks=tuple(attacked))
-        values, shared = auditor.measured(context, lambda stage, error: None, lambda words: None)
+        values, common = auditor.measured(context, lambda stage, error: None, lambda words: None)
         for i, number in enumerate(context.numbers):
             for one in attacked:
                 place, row = by_place[name, number, one.id]
                 fresh = {key: column[i] for key, column in values[one.id].items()}
-                fresh |= {key: column[i] for key, column in shared.items()}
+                fresh |= {key: column[i] for key, column in common.items()}
                 differing = _differences(record.columns, row, fresh)
                 problems += [
                     f"row {place} (input {number}, {one.id}): {words}" for words in differing

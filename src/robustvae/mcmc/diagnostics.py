@@ -110,9 +110,12 @@ def ess(draws: Tensor) -> Tensor:
     _check(draws)
     length = draws.shape[0]
     deviation = draws.detach() - draws.detach().mean(0)
+    # Twice the length, so that the circular correlation of the transform wraps onto zeros.
     spectrum = torch.fft.rfft(deviation, n=2 * length, dim=0)
     covariance = torch.fft.irfft(spectrum.abs().square(), n=2 * length, dim=0)[:length]
     correlation = covariance / covariance[0].clamp_min(torch.finfo(draws.dtype).tiny)
+    # Sums of neighboring lags are positive and falling for a reversible chain, whatever the sign of
+    # single ones: what breaks that is noise, and the sum stops there.
     pairs = correlation[: length // 2 * 2].unflatten(0, (-1, 2)).sum(1)
     positive = (pairs > 0).cumprod(0)
     total = (pairs.cummin(0).values * positive).sum(0)

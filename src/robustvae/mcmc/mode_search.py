@@ -60,11 +60,15 @@ def mode_search(
     best, highest = state.z, state.log_density.detach()
     mean = square = torch.zeros_like(state.z)
     for t in range(1, steps):
+        # Adam's usual memories: ten gradients for the direction, a thousand for the scale.
         mean = 0.9 * mean + 0.1 * state.gradient
         square = 0.999 * square + 0.001 * state.gradient.square()
+        # A cosine down to 0: the last steps settle within the mode that the first ones reached.
         length = 0.5 * rate * (1 + math.cos(math.pi * (t - 1) / steps))
+        # 1e-16, not Adam's 1e-8 after the root: near a flat mode gradients of 1e-8 still count.
         uphill = mean / (1 - 0.9**t) / (square / (1 - 0.999**t) + 1e-16).sqrt()
         state = evaluate(log_density, state.z + length * uphill, graph=graph)
+        # The best is kept, not the last: momentum overshoots, and more steps must never be worse.
         height = state.log_density.detach()
         higher = height > highest
         best = torch.where(higher.unsqueeze(1), state.z, best)

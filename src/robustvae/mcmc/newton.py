@@ -53,17 +53,22 @@ def lbfgs(log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10) -
         gain = trial.log_density - state.log_density
         higher = gain >= _ARMIJO * prediction
         move, turn = trial.z - state.z, state.gradient - trial.gradient
+        # A pair without curvature would make the quasi-Newton matrix indefinite; 1e-10 of the turn's
+        # own square is where rounding in float32 begins to decide the sign.
         is_curved = higher & ((move * turn).sum(1) > 1e-10 * turn.square().sum(1))
         moves, turns = (
             torch.where(is_curved.unsqueeze(1), torch.cat([old[1:], new.unsqueeze(0)]), old)
             for old, new in ((moves, move), (turns, turn))
         )
+        # The parabola through both heights and the slope has its top here. Where the trial left the
+        # numbers the step is cut tenfold; never below 0.1, so that one bad trial does not stop it.
         shortfall = torch.where(gain.isfinite(), prediction - gain, 10 * prediction)
         share = (0.5 * prediction / shortfall.clamp_min(torch.finfo(gain.dtype).tiny)).clamp(
             0.1, 0.5
         )
         state = _moved(higher, trial, state)
         has_pair = (moves[-1] != 0).any(1)
+        # With curvature known the natural length is 1; without, a step of careful size.
         fresh = torch.where(has_pair, torch.ones_like(length), _careful(state.gradient))
         length = torch.where(higher, fresh, share * length)
     return Mode(state.z, state.log_density, steps)
@@ -104,11 +109,13 @@ def gauss_newton(log_density: LogDensity, precision: LogDensity, z: Tensor, *, s
     for _ in range(1, steps):
         matrix = precision(state.z)
         more = damping.unsqueeze(1) * matrix.diagonal(dim1=1, dim2=2)
+        # `_ex` raises for no row: a matrix that is not definite gives NaN, which is refused below.
         root, _ = torch.linalg.cholesky_ex(matrix + torch.diag_embed(more))
         way = torch.cholesky_solve(state.gradient.unsqueeze(2), root).squeeze(2)
         trial = evaluate(log_density, state.z + way)
         higher = trial.log_density > state.log_density
         state = _moved(higher, trial, state)
+        # Below 0.1 damping slows the last steps and steadies nothing, so it is dropped to none.
         smaller_damping = torch.where(damping > 0.4, 0.25 * damping, torch.zeros_like(damping))
         damping = torch.where(higher, smaller_damping, (4 * damping).clamp_min(1))
     return Mode(state.z, state.log_density, steps)

@@ -87,10 +87,10 @@ class Universal:
                 length = torch.linalg.vector_norm(slope.flatten(1), dim=1)
                 norm = torch.maximum(norm, length)
                 zeros = zeros + (length == 0).to(zeros)
-                whole = slope.sum(0, keepdim=True)
-                unit = whole / torch.linalg.vector_norm(whole).clamp_min(1e-30)
+                total = slope.sum(0, keepdim=True)
+                unit = total / torch.linalg.vector_norm(total).clamp_min(1e-30)
                 if ball.norm == "linf":
-                    unit = whole.sign() * x[0].numel() ** -0.5
+                    unit = total.sign() * x[0].numel() ** -0.5
                 rate = self.step * (1 - count / self.steps) * reach
                 change = around.project(origin, change + rate * unit)
         gradients = self.steps * self.restarts

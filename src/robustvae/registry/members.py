@@ -124,16 +124,17 @@ def register(family: str, name: str) -> Callable[[Member], Member]:
 
     def decorate(member: Member) -> Member:
         holder = _members.get((family, name))
-        declared = _declared().get((family, name))
+        declaration = _declared().get((family, name))
         target = target_of(member)
         # a module that is imported again, as in a notebook, may replace its own members
         if holder is not None and target_of(holder) != target:
             raise ConfigError(
                 f"the {family} {name!r} is {target_of(holder)} already, got {target}: rename one"
             )
-        if declared is not None and declared[0] != target:
+        if declaration is not None and declaration[0] != target:
             raise ConfigError(
-                f"the {family} {name!r} is the library's own {declared[0]}, got {target}: rename it"
+                f"the {family} {name!r} is the library's own {declaration[0]}, got {target}: "
+                "rename it"
             )
         _members[family, name] = member
         return member
@@ -164,8 +165,8 @@ def names(family: str) -> list[str]:
         True
     """
     check_family(family)
-    own = {name for kind, name in (*_members, *_declared()) if kind == family}
-    return sorted({*own, *_files(family), *_entry_points(family)})
+    members = {name for kind, name in (*_members, *_declared()) if kind == family}
+    return sorted({*members, *_files(family), *_entry_points(family)})
 
 
 def describe(family: str) -> list[Entry]:
@@ -221,8 +222,8 @@ def name_of(family: str, member: Any) -> str | None:
         'lbfgs'
     """
     check_family(family)
-    held = _members.items()
-    return next((name for (of, name), kind in held if of == family and kind is type(member)), None)
+    pairs = _members.items()
+    return next((name for (of, name), kind in pairs if of == family and kind is type(member)), None)
 
 
 def check_family(family: str) -> None:

@@ -105,11 +105,11 @@ def _made(member: Callable[..., Any], fields: Mapping[str, Any], what: str) -> A
     if missing:
         raise ConfigError(f"{what} needs {' and '.join(missing)}: say {missing[0]}=...")
     hints = _hints(member)
-    converted = {
+    arguments = {
         name: _converted(value, hints.get(name, Any), f"{name} of {what}")
         for name, value in fields.items()
     }
-    return member(**converted)
+    return member(**arguments)
 
 
 def _hints(member: Any) -> dict[str, Any]:

@@ -41,9 +41,9 @@ class _Reader:
         self.depth = 0
 
     def fail(self, wanted: str) -> ConfigError:
-        rest = self.text[self.place : self.place + 20] or "the end"
+        remainder = self.text[self.place : self.place + 20] or "the end"
         return ConfigError(
-            f"spec {shortened(self.text)}: wanted {wanted} at {rest!r}; "
+            f"spec {shortened(self.text)}: wanted {wanted} at {remainder!r}; "
             "write name:field=value,field=(name:field=value)"
         )
 
@@ -100,10 +100,10 @@ class _Reader:
                 if not self.take(",") and self.text[self.place : self.place + 1] != "]":
                     raise self.fail("a comma or a closing bracket")
             return items
-        quoted = re.compile(r"\s*(?:'([^']*)'|\"([^\"]*)\")").match(self.text, self.place)
-        if quoted:
-            self.place = quoted.end()
-            return quoted[1] if quoted[1] is not None else quoted[2]
+        quotation = re.compile(r"\s*(?:'([^']*)'|\"([^\"]*)\")").match(self.text, self.place)
+        if quotation:
+            self.place = quotation.end()
+            return quotation[1] if quotation[1] is not None else quotation[2]
         word = re.compile(r"[^,()\[\]]+").match(self.text, self.place)
         if word is None or not word.group().strip():
             raise self.fail("a value")

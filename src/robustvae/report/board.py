@@ -128,8 +128,8 @@ def _section(records: list[Record], places: list[str]) -> Section:
     for i in order:
         rank += not reasons[i]
         page = f"{places[owners[i]]}/report.html"
-        shown = NOT_MEASURED if reasons[i] else str(rank)
-        entries.append(Entry(shown, body[i], page, reasons[i]))
+        place = NOT_MEASURED if reasons[i] else str(rank)
+        entries.append(Entry(place, body[i], page, reasons[i]))
     points, axes = _points(table, [table.rows[i] for i in order], key)
     return Section(table.title, table.head(), entries, points, axes)
 

@@ -54,12 +54,12 @@ def compare(records: Sequence[Record | str | Path]) -> Table:
     if not isinstance(records, list | tuple):
         kind = type(records).__name__
         raise DtypeError(f"compare wants a list of records, got {kind}: write [record, other]")
-    loaded = [_record(record) for record in records]
-    if not loaded:
+    audits = [_record(record) for record in records]
+    if not audits:
         raise ConfigError("compare wants at least one record, got none: name the folders of audits")
-    check_comparable(loaded)
-    victims = [(record, place) for record in loaded for place in range(len(record.victims))]
-    headings = _headings(loaded)
+    check_comparable(audits)
+    victims = [(record, place) for record in audits for place in range(len(record.victims))]
+    headings = _headings(audits)
     labels = _labels(victims)
     rows = [
         Row(name, _cells(record, place, headings))
@@ -70,13 +70,13 @@ def compare(records: Sequence[Record | str | Path]) -> Table:
         for i in range(1, len(victims))
         if (cells := _differences(victims[0], victims[i], headings))
     ]
-    used = {key for row in rows for key in row.cells}
+    keys = {key for row in rows for key in row.cells}
     return Table(
-        title=question_in_words(loaded[0]),
-        headings=tuple(heading for heading in headings if heading.id in used),
+        title=question_in_words(audits[0]),
+        headings=tuple(heading for heading in headings if heading.id in keys),
         rows=tuple(rows),
         differences=tuple(differences),
-        notes=tuple(_notes(loaded, bool(differences), len(victims))),
+        notes=tuple(_notes(audits, bool(differences), len(victims))),
     )
 
 
@@ -128,13 +128,13 @@ def _record(record: Record | str | Path) -> Record:
 
 def _labels(victims: Sequence[tuple[Record, int]]) -> list[dict[str, str]]:
     """Model and defense of each row; equal ones are numbered."""
-    seen: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     labels = []
     for record, place in victims:
         victim = record.victims[place]
         key = (record.model.name, victim.name)
-        seen[key] = seen.get(key, 0) + 1
-        number_of = f" ({seen[key]})" if seen[key] > 1 else ""
+        counts[key] = counts.get(key, 0) + 1
+        number_of = f" ({counts[key]})" if counts[key] > 1 else ""
         labels.append({"model": record.model.name + number_of, "victim": victim.name})
     return labels
 

@@ -94,10 +94,10 @@ class _Axis:
     def over(cls, values: Iterable[float], start: float, stop: float) -> _Axis:
         numbers = [value for value in values if value >= 0]
         positive = [value for value in numbers if value > 0] or [1.0]
-        least, most = min(positive), max(positive)
-        if most / least <= _LOG_RATIO:
-            return cls(0.0, most * 1.06, start, stop)
-        low, high = _nice_below(least), most * 1.15
+        least, greatest = min(positive), max(positive)
+        if greatest / least <= _LOG_RATIO:
+            return cls(0.0, greatest * 1.06, start, stop)
+        low, high = _nice_below(least), greatest * 1.15
         zero = start if 0.0 in numbers else None
         return cls(low, high, start, stop, log=True, zero=zero).between(start, stop)
 
@@ -130,34 +130,34 @@ def bracket(record: Record, width: int = 760) -> str:
     Returns:
         SVG, or "" where the record holds no margins.
     """
-    found = sorted(brackets(rows_of(record)), key=_order)
-    if not found:
+    members = sorted(brackets(rows_of(record)), key=_order)
+    if not members:
         return ""
     wide = width >= 560
-    ends = [v for b in found for v in (b.certified, b.free, b.box, b.first_order)]
+    ends = [v for b in members for v in (b.certified, b.free, b.box, b.first_order)]
     open_ended = any(v is not None and math.isinf(v) for v in ends)
-    keys = _bracket_keys(found)
+    keys = _bracket_keys(members)
     key, top = _legend(keys, width, 60)
     top += 26 if open_ended else 10
     bottom = top + (300 if wide else 250)
     axis = _Axis.over(finite(ends), bottom, top)
     left, right = 52.0, width - (140.0 if wide else 10.0)
-    step = (right - left) / len(found)
+    step = (right - left) / len(members)
     radius = min(4.5, max(1.6, step * 0.32))
     parts = [key, *_y_axis(axis, left, right)]
-    for i, b in enumerate(found):
+    for i, b in enumerate(members):
         x = left + (i + 0.5) * step
         parts.append(_bracket_column(b, axis, x, step, radius, top, bottom))
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
     if wide:
-        parts.append(_means(found, axis, right))
+        parts.append(_means(members, axis, right))
     parts.append(_text(left - 44, _legend_height(keys, width) + 17, "size of change (ℓ₂)"))
-    below = 40 if any(b.abstained for b in found) else 24
-    words = f"{len(found)} inputs, sorted by the size at which attacks break them"
+    below = 40 if any(b.abstained for b in members) else 24
+    words = f"{len(members)} inputs, sorted by the size at which attacks break them"
     if not wide:
-        words = f"{len(found)} inputs, sorted"
+        words = f"{len(members)} inputs, sorted"
     parts.append(_text((left + right) / 2, bottom + below, words, anchor="middle"))
-    label = "The bracket of each input. " + _bracket_alt(found)
+    label = "The bracket of each input. " + _bracket_alt(members)
     return _svg(width, bottom + below + 12, label, parts)
 
 
@@ -172,14 +172,16 @@ def coverage(record: Record, width: int = 760) -> str:
         SVG with a panel for each displacement, or "" where no input has a certificate.
     """
     panels = {record.question.displacement: brackets(rows_of(record))}
-    panels = {name: found for name, found in panels.items() if any(b.certified for b in found)}
+    panels = {
+        name: members for name, members in panels.items() if any(b.certified for b in members)
+    }
     if not panels:
         return ""
-    ends = [v for found in panels.values() for b in found for v in (b.certified, b.free, b.box)]
+    ends = [v for members in panels.values() for b in members for v in (b.certified, b.free, b.box)]
     scale = _Axis(0.0, max(finite(ends)) * 1.06, 52.0, width - 14.0)
     keys: list[tuple[str, Mark]] = [
         (words, _bar(kind))
-        for words, kind, known in (
+        for words, kind, ends_of_kind in (
             ("certified: nothing smaller breaks it", "proved", True),
             (
                 "not broken by attacks (unconstrained)",
@@ -188,14 +190,14 @@ def coverage(record: Record, width: int = 760) -> str:
             ),
             ("the same, pixels in range", "box", any(v is not None for v in ends[2::3])),
         )
-        if known
+        if ends_of_kind
     ]
     key, y = _legend(keys, width, 8)
     parts, words = [key], []
-    for name, found in panels.items():
-        panel, y, told = _coverage_panel(name, found, scale, y)
+    for name, members in panels.items():
+        panel, y, sentences = _coverage_panel(name, members, scale, y)
         parts += panel
-        words.append(told)
+        words.append(sentences)
     label = "Share of inputs at each size of change. " + "; ".join(words) + "."
     return _svg(width, y, label, parts)
 
@@ -211,7 +213,7 @@ def _coverage_panel(
         parts.append(_text(scale.start - 8, axis(share) + 4, f"{share:g}", anchor="end"))
     for tick in scale.ticks():
         parts.append(_text(scale(tick), bottom + 16, _trimmed(near(tick)), anchor="middle"))
-    told = []
+    sentences = []
     for kind, values in (
         ("box", [b.box for b in found]),
         ("free", [b.free for b in found]),
@@ -219,21 +221,21 @@ def _coverage_panel(
     ):
         if all(value is None for value in values):
             continue
-        known = sorted(value for value in values if value is not None)
-        path, left = f"M{scale.start:.1f} {axis(sum(v > 0 for v in known) / len(found)):.1f}", 0
-        for i, value in enumerate(known):
+        numbers = sorted(value for value in values if value is not None)
+        path, left = f"M{scale.start:.1f} {axis(sum(v > 0 for v in numbers) / len(found)):.1f}", 0
+        for i, value in enumerate(numbers):
             if 0 < value < math.inf:
-                left = len(known) - i - 1
+                left = len(numbers) - i - 1
                 path += f"H{scale(value):.1f}V{axis(left / len(found)):.1f}"
         parts.append(f'<path class="shares {kind}" d="{path}H{scale.stop:.1f}"/>')
-        middle = known[(len(known) - 1) // 2]
-        shown = {"proved": floor(middle)}.get(kind, ceil(middle))
+        middle = numbers[(len(numbers) - 1) // 2]
+        text = {"proved": floor(middle)}.get(kind, ceil(middle))
         name = {"proved": "certified", "free": "attacked", "box": "attacked in range"}[kind]
-        told.append(f"{name} median {shown}")
+        sentences.append(f"{name} median {text}")
     parts.append(f'<path class="axis" d="M{scale.start} {bottom:.1f}H{scale.stop:.1f}"/>')
     place = (scale.start + scale.stop) / 2
     parts.append(_text(place, bottom + 34, "size of change (ℓ₂)", anchor="middle"))
-    return parts, bottom + 46, f"{displacement}: {', '.join(told)}"
+    return parts, bottom + 46, f"{displacement}: {', '.join(sentences)}"
 
 
 def damage(record: Record, width: int = 760) -> str:
@@ -246,19 +248,19 @@ def damage(record: Record, width: int = 760) -> str:
     Returns:
         SVG with a panel for each ball, or "" where the record holds no damage.
     """
-    shown = [attack for attack in worst(record) if attack.column("damage")]
-    if not shown:
+    groups = [attack for attack in worst(record) if attack.column("damage")]
+    if not groups:
         return ""
     keys: list[tuple[str, Mark]] = [("attacked", _dot("free", 4))]
-    if any(attack.column("damage_noise") for attack in shown):
+    if any(attack.column("damage_noise") for attack in groups):
         keys.append(("random noise of the same size", _dot("noise", 3.6)))
-    if any(attack.inconclusive for attack in shown):
+    if any(attack.inconclusive for attack in groups):
         keys.append(("search inconclusive", _cross("none", 3.2)))
     limit = record.question.r
     key, y = _legend(keys, width, 8)
     parts, words = [key], []
-    scale = _Axis.over((v for a in shown for k in _DAMAGES for v in a.column(k)), 0.0, -1.0)
-    for attack in shown:
+    scale = _Axis.over((v for a in groups for k in _DAMAGES for v in a.column(k)), 0.0, -1.0)
+    for attack in groups:
         panel, y = _damage_panel(attack, scale, limit, width, y)
         parts += panel
         words.append(f"{attack.name}: {_times(attack)}")
@@ -277,7 +279,7 @@ def similarity(record: Record, width: int = 760) -> str:
         SVG, or "" where the record holds no similarities.
     """
     rows: list[tuple[str, str, Mark | None, list[float]]] = []
-    found = worst(record)
+    groups = worst(record)
     clean = {row.get("input"): row.get("ms_ssim_clean") for row in rows_of(record)}
     if finite(clean.values()):
         rows.append(("", "clean, to the input itself", _dot("clean", 2.6), finite(clean.values())))
@@ -285,7 +287,7 @@ def similarity(record: Record, width: int = 760) -> str:
         ("ms_ssim_noise", "random noise of the same size", _dot("noise", 2.6)),
         ("ms_ssim_attacked", "attacked", _dot("free", 2.6)),
     ]
-    for attack in found:
+    for attack in groups:
         lines = [(attack.name, *kind[1:], attack.column(kind[0])) for kind in kinds]
         rows += [line for line in lines if line[3]]
     if not rows:
@@ -320,8 +322,8 @@ def similarity(record: Record, width: int = 760) -> str:
 
 def _order(b: Bracket) -> tuple[float, float]:
     ends = (b.free, b.box, b.certified)
-    known = [end for end in ends if end is not None]
-    return (known[0] if known else math.inf, b.certified or 0.0)
+    numbers = [end for end in ends if end is not None]
+    return (numbers[0] if numbers else math.inf, b.certified or 0.0)
 
 
 def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
@@ -369,11 +371,11 @@ def _bracket_column(
         bar("gap2", place(b.free), place(b.box))
     if b.first_order is not None:
         parts.append(_diamond("guess", radius * 0.95)(x, place(b.first_order)))
-    for value, kind, raised in ((b.box, "box", 16.0), (b.free, "free", 4.0)):
+    for value, kind, offset in ((b.box, "box", 16.0), (b.free, "free", 4.0)):
         if value is None:
             continue
         if math.isinf(value):
-            parts.append(_arrow(f"open{kind}", radius)(x, top - raised))
+            parts.append(_arrow(f"open{kind}", radius)(x, top - offset))
         else:
             parts.append(_dot(kind, radius * (0.9 if kind == "box" else 1))(x, axis(value)))
     if b.abstained:
@@ -397,14 +399,14 @@ def _bracket_title(b: Bracket) -> str:
 
 def _bracket_alt(found: Sequence[Bracket]) -> str:
     words = [f"{len(found)} inputs"]
-    for name, values, shown in (
+    for name, values, text in (
         (f"certified{kind_in_words(found)}", [b.certified for b in found], floor),
         ("attacked unconstrained", [b.free for b in found], ceil),
         ("attacked with pixels in range", [b.box for b in found], ceil),
     ):
         numbers = finite(values)
         if numbers:
-            words.append(f"{name} from {shown(min(numbers))} to {shown(max(numbers))}")
+            words.append(f"{name} from {text(min(numbers))} to {text(max(numbers))}")
     return "; ".join(words) + "."
 
 
@@ -415,12 +417,12 @@ def _means(found: Sequence[Bracket], axis: _Axis, x: float) -> str:
         ("free", "attacked", everywhere(b.free for b in found), ceil),
         ("box", "in range", everywhere(b.box for b in found), ceil),
     ]
-    shown = sorted(
+    entries = sorted(
         ((axis(value), kind, name, form(value)) for kind, name, value, form in means if value),
         reverse=True,
     )
     parts, last = [], math.inf
-    for y, kind, name, value in shown:
+    for y, kind, name, value in entries:
         at = min(y, last - 17)
         last = at
         parts.append(
@@ -428,7 +430,7 @@ def _means(found: Sequence[Bracket], axis: _Axis, x: float) -> str:
             f'd="M{x:.1f} {y:.1f}h8L{x + 16:.1f} {at:.1f}h6"/>'
         )
         parts.append(_text(x + 26, at + 4, f"{value} {name}", kind="strong"))
-    if shown:
+    if entries:
         parts.append(_text(x + 26, last - 14, "means"))
     return "".join(parts)
 
@@ -499,12 +501,12 @@ def _times(attack: AttackRows) -> str:
 def _strip(axis: _Axis, y: float, name: str, mark: Mark | None, values: list[float]) -> str:
     """One line of dots, stacked where they would cover each other, with mean and error."""
     parts = [_text(axis.start, y + 12, name)]
-    taken: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for value in sorted(values):
         x = axis(min(max(value, 0.0), 1.0))
         bin_ = round(x / 4)
-        level = taken.get(bin_, 0)
-        taken[bin_] = level + 1
+        level = counts.get(bin_, 0)
+        counts[bin_] = level + 1
         offset = (level + 1) // 2 * (3.2 if level % 2 else -3.2)
         if mark is not None:
             parts.append(mark(x, y + 28 + max(-9.0, min(9.0, offset))))
@@ -543,11 +545,11 @@ def _legend_height(keys: list[tuple[str, Mark]], width: int) -> float:
 def _legend_places(keys: list[tuple[str, Mark]], width: int) -> list[tuple[float, float]]:
     places, x, y = [], 0.0, 16.0
     for words, _ in keys:
-        needed = 20 + len(words) * _GLYPH + 12
-        if x and x + needed > width:
+        width_of_entry = 20 + len(words) * _GLYPH + 12
+        if x and x + width_of_entry > width:
             x, y = 0.0, y + 20
         places.append((x, y))
-        x += needed
+        x += width_of_entry
     return places
 
 
@@ -593,14 +595,14 @@ def _bar(kind: str) -> Mark:
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
-    placed = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    styled = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{placed}{styled}>{_escaped(words)}</text>'
+    anchor_text = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    class_text = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{anchor_text}{class_text}>{_escaped(words)}</text>'
 
 
 def _fitted(words: str, width: float) -> str:
-    most = max(8, int(width / 7.2))
-    return words if len(words) <= most else words[: most - 1] + "…"
+    limit = max(8, int(width / 7.2))
+    return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
 def _trimmed(words: str) -> str:

@@ -59,9 +59,9 @@ def _shown(value: Any, digits: int, rounding: str) -> str:
     if parsed == 0:
         return "0"
     context = Context(prec=digits, rounding=rounding)
-    shown = context.create_decimal(repr(parsed))
-    exponent = shown.adjusted()
+    figure = context.create_decimal(repr(parsed))
+    exponent = figure.adjusted()
     if exponent < digits:
-        shown = shown.quantize(Decimal(1).scaleb(exponent - digits + 1))
-    text = f"{shown:f}" if -5 <= exponent < 7 else f"{shown.scaleb(-exponent):f}e{exponent}"
+        figure = figure.quantize(Decimal(1).scaleb(exponent - digits + 1))
+    text = f"{figure:f}" if -5 <= exponent < 7 else f"{figure.scaleb(-exponent):f}e{exponent}"
     return text.replace("-", MINUS)

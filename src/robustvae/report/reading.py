@@ -95,20 +95,20 @@ def brackets(rows: Iterable[Row]) -> list[Bracket]:
     inputs: dict[Any, list[Row]] = {}
     for row in rows:
         inputs.setdefault(row.get("input"), []).append(row)
-    found = (
+    candidates = (
         Bracket(
             input=name,
-            label=first(own, "label"),
-            certified=number(first(own, "certified")),
-            kind=first(own, "certified_kind"),
-            abstained=first(own, "certified_status") == "abstain",
-            free=number(first(own, "margin_upper_unconstrained")),
-            box=number(first(own, "margin_upper_box")),
-            first_order=number(first(own, "first_order")),
+            label=first(rows_of_input, "label"),
+            certified=number(first(rows_of_input, "certified")),
+            kind=first(rows_of_input, "certified_kind"),
+            abstained=first(rows_of_input, "certified_status") == "abstain",
+            free=number(first(rows_of_input, "margin_upper_unconstrained")),
+            box=number(first(rows_of_input, "margin_upper_box")),
+            first_order=number(first(rows_of_input, "first_order")),
         )
-        for name, own in inputs.items()
+        for name, rows_of_input in inputs.items()
     )
-    return [bracket for bracket in found if bracket.measured]
+    return [bracket for bracket in candidates if bracket.measured]
 
 
 def kind_in_words(found: Iterable[Bracket]) -> str:
@@ -125,10 +125,10 @@ def rows_of(record: Record, victim: str | None = None) -> list[Row]:
 
 def attacks(record: Record, victim: str | None = None) -> list[AttackRows]:
     """The rows of each attack on one victim, in the order in which the attacks came."""
-    named: dict[str, list[Row]] = {}
+    by_name: dict[str, list[Row]] = {}
     for row in rows_of(record, victim):
-        named.setdefault(str(row.get("attack")), []).append(row)
-    return [AttackRows(name, tuple(rows), record.question.m) for name, rows in named.items()]
+        by_name.setdefault(str(row.get("attack")), []).append(row)
+    return [AttackRows(name, tuple(rows), record.question.m) for name, rows in by_name.items()]
 
 
 def worst(record: Record, victim: str | None = None) -> list[AttackRows]:
@@ -136,11 +136,11 @@ def worst(record: Record, victim: str | None = None) -> list[AttackRows]:
     balls: dict[str, dict[Any, Row]] = {}
     for row in rows_of(record, victim):
         ball = f"worst attack in {row.get('norm')} {given(row.get('radius'))}"
-        held = balls.setdefault(ball, {})
+        by_input = balls.setdefault(ball, {})
         damage = number(row.get("damage"))
-        before = number(held.get(row.get("input"), {}).get("damage"))
+        before = number(by_input.get(row.get("input"), {}).get("damage"))
         if damage is not None and (before is None or damage > before):
-            held[row.get("input")] = row
+            by_input[row.get("input")] = row
     return [
         AttackRows(name, tuple(rows.values()), record.question.m)
         for name, rows in balls.items()
@@ -186,9 +186,9 @@ def mean_stderr(values: Iterable[Any]) -> tuple[float | None, float | None]:
 
 def everywhere(values: Iterable[float | None]) -> float | None:
     """Mean of values that are all there and finite; None where one is not."""
-    listed = list(values)
-    whole = all(value is not None and math.isfinite(value) for value in listed)
-    return mean(listed) if whole else None
+    numbers = list(values)
+    is_complete = all(value is not None and math.isfinite(value) for value in numbers)
+    return mean(numbers) if is_complete else None
 
 
 def headlines(record: Record) -> list[SummaryEntry]:
@@ -210,16 +210,16 @@ def margin_in_words(record: Record) -> str:
         else f"with probability {near(1 - question.m)} or more"
     )
     if question.displacement == "paired":
-        moved = (
+        event = (
             "two draws of the reconstruction, of the changed and of the clean input, "
             f"lie more than r = {given(question.r)} apart"
         )
     else:
-        moved = (
+        event = (
             f"the reconstruction lands more than r = {given(question.r)} away from the clean one"
         )
     return (
-        f"A change breaks the model when {moved} {often} (m = {given(question.m)}). "
+        f"A change breaks the model when {event} {often} (m = {given(question.m)}). "
         f"r is {question.rule}. "
         f"Sizes are {norm(question.norm)} and distances \N{SCRIPT SMALL L}\N{SUBSCRIPT TWO} in "
         "pixel units: turning one pixel from black to white is 1."
@@ -228,10 +228,10 @@ def margin_in_words(record: Record) -> str:
 
 def bracket_facts(record: Record) -> Iterator[str]:
     """Sentences under the bracket figure."""
-    found = brackets(rows_of(record))
-    positive = [b for b in found if b.certified]
-    if any(b.certified is not None for b in found):
-        yield f"Certified above zero: {len(positive)} of {len(found)} inputs."
+    members = brackets(rows_of(record))
+    positive = [b for b in members if b.certified]
+    if any(b.certified is not None for b in members):
+        yield f"Certified above zero: {len(positive)} of {len(members)} inputs."
         ratios = [b.certified / b.free for b in positive if b.certified and b.free]
         share = mean(ratios)
         if share is not None:
@@ -243,12 +243,12 @@ def bracket_facts(record: Record) -> Iterator[str]:
             "What is certified for unconstrained changes holds for pixels kept in range too; an "
             "unconstrained attack says nothing about them."
         )
-    untouched = sum(b.upper is not None and math.isinf(b.upper) for b in found)
-    if untouched:
-        yield f"No attack broke {untouched} of {len(found)} inputs: their upper end is open."
-    at_rest = sum(b.upper == 0 for b in found)
+    open_count = sum(b.upper is not None and math.isinf(b.upper) for b in members)
+    if open_count:
+        yield f"No attack broke {open_count} of {len(members)} inputs: their upper end is open."
+    at_rest = sum(b.upper == 0 for b in members)
     if at_rest:
-        yield f"{at_rest} of {len(found)} inputs are not robust even when left alone: margin 0."
+        yield f"{at_rest} of {len(members)} inputs are not robust even when left alone: margin 0."
 
 
 def _compare(row: Row, key: str, m: float | None) -> float:

@@ -69,10 +69,10 @@ class Cell:
 
     def text(self, heading: Heading) -> str:
         """The mean, with half the width of its interval where it has one."""
-        shown = _ROUND[heading.rounding](self.mean)
+        text = _ROUND[heading.rounding](self.mean)
         if self.low is None or self.high is None or not 0 < self.high - self.low < math.inf:
-            return shown  # an interval of no width says that all inputs are equal, not how sure
-        return f"{shown} ± {ceil((self.high - self.low) / 2, 2)}"
+            return text  # an interval of no width says that all inputs are equal, not how sure
+        return f"{text} ± {ceil((self.high - self.low) / 2, 2)}"
 
 
 @final

@@ -48,10 +48,10 @@ def table(record: Record) -> Group:
                 Text(entry.unit),
             )
         parts += [Text(), numbers]
-    found = [*reading.worst(record), *reading.attacks(record)]
-    if found:
+    groups = [*reading.worst(record), *reading.attacks(record)]
+    if groups:
         lines = _table(("attack", "damage", "noise", "broken", "inconclusive"), text=(0,))
-        for attack in found:
+        for attack in groups:
             means = (reading.mean(attack.column(key)) for key in ("damage", "damage_noise"))
             lines.add_row(
                 Text(attack.name),

@@ -109,9 +109,9 @@ class Trail:
         """The perturbed images at these shares, of all problems or of some."""
         which = torch.arange(len(self.y), device=self.y.device) if which is None else which
         x, y = self.x[which], self.y[which]
-        moved = x + share.view(-1, *(1,) * (x.ndim - 1)).to(x) * (y - x)
+        position = x + share.view(-1, *(1,) * (x.ndim - 1)).to(x) * (y - x)
         inside = self.box[which].view(-1, *(1,) * (x.ndim - 1))
-        return torch.where(inside, moved.clamp(0, 1), moved)
+        return torch.where(inside, position.clamp(0, 1), position)
 
 
 @final
@@ -169,19 +169,21 @@ class Walk:
         draws, m = len(distances), self.question.m
         pair = 2 if self.ruler.antithetic and draws % 2 == 0 else 1
         pairs = distances.T.contiguous().unflatten(1, (-1, pair))
-        ordered = distances.sort(0).values
+        ascending = distances.sort(0).values
         # the order statistics that can pass: none above the m-quantile does, but for chance
         last = min(draws, math.ceil((m + 0.05) * draws))
         first = max(0, math.floor((m - 0.3) * draws))
         every = max(1, (last - first) // _TRIED)
-        tried = ordered[first:last:every].T.contiguous()
+        thresholds = ascending[first:last:every].T.contiguous()
         nearer, further = pairs.amin(2).sort(1).values, pairs.amax(2).sort(1).values
-        one = torch.searchsorted(nearer, tried, right=True)
-        both = torch.searchsorted(further, tried, right=True)
-        gained = growth(both, one - both, pairs.shape[1] - one, m)
-        passes = gained >= self.needed / max(1.0, self.how.draws * _AIM / pair)
-        place = (passes.int() * torch.arange(1, tried.shape[1] + 1, device=tried.device)).amax(1)
-        best = tried.gather(1, (place.clamp_min(1) - 1).unsqueeze(1)).squeeze(1)
+        one = torch.searchsorted(nearer, thresholds, right=True)
+        both = torch.searchsorted(further, thresholds, right=True)
+        growths = growth(both, one - both, pairs.shape[1] - one, m)
+        passes = growths >= self.needed / max(1.0, self.how.draws * _AIM / pair)
+        place = (
+            passes.int() * torch.arange(1, thresholds.shape[1] + 1, device=thresholds.device)
+        ).amax(1)
+        best = thresholds.gather(1, (place.clamp_min(1) - 1).unsqueeze(1)).squeeze(1)
         return torch.where(place > 0, best, torch.zeros_like(best))
 
     def search(self, candidates: Tensor | None, generator: torch.Generator) -> Trail:
@@ -190,9 +192,11 @@ class Walk:
         problems, starts = len(x), how.starts
         y = self._starts(generator)
         if candidates is not None:
-            known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(0, 1)
-            known = self._fit(known, x)
-            y = torch.cat([known[:, :starts], y], 1)[:, : max(starts, 1)]
+            starts_known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(
+                0, 1
+            )
+            starts_known = self._fit(starts_known, x)
+            y = torch.cat([starts_known[:, :starts], y], 1)[:, : max(starts, 1)]
         first = self._walk(x, y, self.threshold, (0.0, 0.5))
         slope = first.slope
         self._calibrate(x, first.y[:, 0])
@@ -207,7 +211,7 @@ class Walk:
         slope = torch.maximum(slope, second.slope)
         pool = [second.y[:, :2], first.y[:, :1]]
         if candidates is not None:
-            pool.append(known)
+            pool.append(starts_known)
         return self._place(x, torch.cat(pool, 1), slope)
 
     def _starts(self, generator: torch.Generator) -> Tensor:
@@ -261,10 +265,10 @@ class Walk:
             gap = level - value
             there = reach + gap / along.clamp_min(1e-12)
             near = (gap.abs() <= 0.1 * level) & ((there / reach - 1).abs() <= 0.2)
-            predicted = torch.where(near, there, reach.where(gap <= 0, math.inf))
-            better = predicted < size
+            prediction = torch.where(near, there, reach.where(gap <= 0, math.inf))
+            better = prediction < size
             best = torch.where(better.view(shape), now, best)
-            size = torch.where(better, predicted, size)
+            size = torch.where(better, prediction, size)
             if k == steps - 1:
                 break
             # the new length: where the surrogate reaches the threshold by the slope of the better
@@ -292,17 +296,17 @@ class Walk:
         shape = (-1,) + (1,) * (x.ndim - 1)
         norm = self.question.norm
         if norm == "linf":
-            moved = x + (length.view(shape) * direction).clamp(
+            position = x + (length.view(shape) * direction).clamp(
                 -length.view(shape), length.view(shape)
             )
-            return torch.where(inside.view(shape), moved.clamp(0, 1), moved)
-        whole = size_of(direction, norm).clamp_min(1e-30).view(shape)
-        moved = x + length.view(shape) * direction / whole
+            return torch.where(inside.view(shape), position.clamp(0, 1), position)
+        full_length = size_of(direction, norm).clamp_min(1e-30).view(shape)
+        position = x + length.view(shape) * direction / full_length
         if bool(inside.any()):
             # twice as far, so that the projection fills what the clipped pixels leave over
-            far = x[inside] + 2 * (moved - x)[inside]
-            moved[inside] = Ball(norm, length[inside]).project(x[inside], far)
-        return moved
+            far = x[inside] + 2 * (position - x)[inside]
+            position[inside] = Ball(norm, length[inside]).project(x[inside], far)
+        return position
 
     def _evaluate(self, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         values, slopes = [], []
@@ -328,17 +332,19 @@ class Walk:
             )
         quantile = self.reach(y, self.inputs, self.coarse)
         r = self.question.r
-        across = quantile.square() - value.square()
-        met = (r**2 - across).clamp_min(0).sqrt()
+        square_gap = quantile.square() - value.square()
+        distance_left = (r**2 - square_gap).clamp_min(0).sqrt()
         # the same noise across the displacement at r as here; a share of r where that is no number
-        met = torch.where(met > 0.1 * r, met, value * (r / quantile.clamp_min(1e-12)))
+        distance_left = torch.where(
+            distance_left > 0.1 * r, distance_left, value * (r / quantile.clamp_min(1e-12))
+        )
         usable = quantile.isfinite() & (value > 0)
-        self.threshold = torch.where(usable, met, self.threshold)
+        self.threshold = torch.where(usable, distance_left, self.threshold)
 
     def _place(self, x: Tensor, pool: Tensor, slope: Tensor) -> Trail:
         """Order the directions by draws and put the best one's boundary where its draws are."""
         problems, count = pool.shape[:2]
-        rest = self.rest[self.inputs]
+        rest_level = self.rest[self.inputs]
         r = self.question.r
         flat = pool.flatten(0, 1)
         rows = self.inputs.repeat_interleave(count)
@@ -346,10 +352,10 @@ class Walk:
         size = size_of(flat - x.repeat_interleave(count, 0), self.question.norm).view(
             problems, count
         )
-        share = meets(rest.unsqueeze(1), quantile, r)
-        reached = torch.where(share.isfinite(), share * size, math.inf)
-        reached = torch.where(reached <= self.largest, reached, math.inf)
-        pick = reached.argmin(1)
+        share = meets(rest_level.unsqueeze(1), quantile, r)
+        lengths = torch.where(share.isfinite(), share * size, math.inf)
+        lengths = torch.where(lengths <= self.largest, lengths, math.inf)
+        pick = lengths.argmin(1)
         every = torch.arange(problems, device=x.device)
         trail = Trail(
             self.box,
@@ -359,18 +365,18 @@ class Walk:
             share[every, pick].nan_to_num(1.0, 1.0, 1.0),
             torch.zeros_like(self.box),
             slope == 0,
-            rest > r,
+            rest_level > r,
         )
         self._solve(trail, size[every, pick])
         return trail
 
     def _solve(self, trail: Trail, size: Tensor) -> None:
         """Regula falsi for the share at which the quantile of the fine draws meets r."""
-        r, rest = self.question.r, self.rest[trail.inputs]
-        most = (self.largest / size.clamp_min(1e-12)).clamp_min(1e-9)
-        below, above = torch.zeros_like(rest), torch.full_like(rest, math.inf)
-        low, high = rest.clone(), torch.full_like(rest, math.inf)
-        share = torch.minimum(trail.share, most)
+        r, rest_level = self.question.r, self.rest[trail.inputs]
+        greatest = (self.largest / size.clamp_min(1e-12)).clamp_min(1e-9)
+        below, above = torch.zeros_like(rest_level), torch.full_like(rest_level, math.inf)
+        low, high = rest_level.clone(), torch.full_like(rest_level, math.inf)
+        share = torch.minimum(trail.share, greatest)
         rounds = _SOLVING if self.ruler.is_random else 8
         for k in range(rounds):
             noise = self.finest if k == rounds - 1 else self.fine
@@ -382,25 +388,25 @@ class Walk:
             low = torch.where(~fails & (share == below), value, low)
             if k == rounds - 1:
                 break
-            found = above.isfinite()
+            is_finite = above.isfinite()
             # the square of the distance is nearly linear in the square of the share
             middle = below + (above - below) * (
                 (r**2 - low.square()) / (high.square() - low.square()).clamp_min(1e-12)
             ).clamp(0.05, 0.95)
             if not self.ruler.is_random:
                 middle = 0.5 * (below + above)  # a step function has no slope
-            guess = share * meets(rest, value, r).clamp(0.5, 2.0)
+            guess = share * meets(rest_level, value, r).clamp(0.5, 2.0)
             inside = (guess > below) & (guess < above)
             if self.ruler.is_random:
                 middle = torch.where(inside, guess, middle)
-            onward = torch.minimum(torch.maximum(share * 1.1, guess), most)
-            share = torch.where(found, middle, onward.nan_to_num(1.0))
+            onward = torch.minimum(torch.maximum(share * 1.1, guess), greatest)
+            share = torch.where(is_finite, middle, onward.nan_to_num(1.0))
         # the smallest share seen to fail, else where the last slope says that it would
-        ahead = torch.minimum((share * meets(rest, value, r)).nan_to_num(math.inf), most)
-        trail.failing = above.isfinite() | (ahead < most)
+        ahead = torch.minimum((share * meets(rest_level, value, r)).nan_to_num(math.inf), greatest)
+        trail.failing = above.isfinite() | (ahead < greatest)
         near = torch.where((value - r).abs() < 0.1 * r, ahead, above)
         best = near if self.ruler.is_random else above
-        trail.share = torch.where(best.isfinite(), best, torch.minimum(share, most))
+        trail.share = torch.where(best.isfinite(), best, torch.minimum(share, greatest))
 
 
 def meets(rest: Tensor, value: Tensor, r: float) -> Tensor:

@@ -107,16 +107,16 @@ def trials(
     """
     total = Trials()
     while total.done < count:
-        found = certify(vae, x, r, m, displacement, generator=generator, methods=methods)
-        held = found.radius > 0
-        total.inputs += int(held.sum())
-        total.abstained += int((~held).sum())
-        if not bool(held.any()):
+        certificate = certify(vae, x, r, m, displacement, generator=generator, methods=methods)
+        is_positive = certificate.radius > 0
+        total.inputs += int(is_positive.sum())
+        total.abstained += int((~is_positive).sum())
+        if not bool(is_positive.any()):
             break
-        inside = x[held]
-        radius = found.radius[held].to(x.dtype)
-        perturbed = _attacked(vae, inside, radius, suite, generator)
-        for direction, attacked in _directions(inside, perturbed, generator):
+        inside = x[is_positive]
+        radius = certificate.radius[is_positive].to(x.dtype)
+        attacks = _attacked(vae, inside, radius, suite, generator)
+        for direction, attacked in _directions(inside, attacks, generator):
             total.add(
                 _round(vae, inside, direction, radius, r, m, displacement, generator, attacked)
             )
@@ -129,12 +129,12 @@ def _attacked(
     vae: VAE, x: Tensor, radius: Tensor, suite: str, generator: torch.Generator
 ) -> list[tuple[Tensor, bool]]:
     """The perturbations of the suite at each input's own radius, and whether by an attack."""
-    made = []
+    steps = []
     for box in ((0.0, 1.0), (None, None)):
         ball = Ball("l2", radius, *box)
-        found = AttackSuite(suite, balls=(ball,))(Victim(vae), x, generator=generator)
-        made += [(row.x_adv - x, row.attack) for row in found.rows]
-    return made
+        result = AttackSuite(suite, balls=(ball,))(Victim(vae), x, generator=generator)
+        steps += [(row.x_adv - x, row.attack) for row in result.rows]
+    return steps
 
 
 def _directions(
@@ -178,15 +178,15 @@ def _round(
     adversarial: bool,
 ) -> Trials:
     """Both signs of one direction at all shares, and the same clipped to the pixel range."""
-    moved = []
+    points = []
     for share in SHARES:
         step = share * radius.view(-1, 1, 1, 1) * direction
-        moved += [x + step, x - step, (x + step).clamp(0, 1)]
-    x_adv = torch.cat(moved)
-    clean = x.repeat(len(moved), 1, 1, 1)
-    most = torch.cat([share * radius for share in SHARES for _ in range(3)])
+        points += [x + step, x - step, (x + step).clamp(0, 1)]
+    x_adv = torch.cat(points)
+    clean = x.repeat(len(points), 1, 1, 1)
+    largest = torch.cat([share * radius for share in SHARES for _ in range(3)])
     size = (x_adv - clean).double().flatten(1).norm(dim=1)
-    assert bool((size <= most.double() * (1 + 1e-6) + 1e-6).all())  # the image's own rounding
+    assert bool((size <= largest.double() * (1 + 1e-6) + 1e-6).all())  # the image's own rounding
     with torch.no_grad():
         violated, undecided, draws = judge(
             vae, clean, x_adv, r, m, displacement, generator=generator
@@ -218,7 +218,7 @@ def judge(
         q_adv = Gaussian(q_adv.mean, q.stddev)
     inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
-    violated = spent = before = 0
+    violations = draw_count = before = 0
     for look in LOOKS:
         draws = look - before
         for rows in open_.split(max(1, _ROWS // draws)):
@@ -227,17 +227,17 @@ def judge(
             if displacement == "paired":
                 start = _outputs(vae, x, q, rows, draws, generator)
             inside[rows] += ((end - start).norm(dim=2) <= r).sum(0)
-        spent += len(open_) * draws
+        draw_count += len(open_) * draws
         before = look
         count = inside[open_].cpu().numpy()
         _, high = clopper_pearson(count, look, 1 - VIOLATED, sides=1)
         low, _ = clopper_pearson(count, look, 1 - HELD, sides=1)
-        broken = np.asarray(high) <= m
-        violated += int(broken.sum())
-        open_ = open_[torch.as_tensor(~broken & ~(np.asarray(low) > m), device=x.device)]
+        is_violation = np.asarray(high) <= m
+        violations += int(is_violation.sum())
+        open_ = open_[torch.as_tensor(~is_violation & ~(np.asarray(low) > m), device=x.device)]
         if not len(open_):
             break
-    return violated, len(open_), spent
+    return violations, len(open_), draw_count
 
 
 def _outputs(

@@ -23,14 +23,16 @@ class BeatsRandomNoise:
 
     def __call__(self, case: Case) -> Outcome:
         """Compare the worst attack on each input with the noise beside it."""
-        words, failed, judged = [], False, False
+        words, any_failure, any_judgment = [], False, False
         for ball, rows in case.balls():
             damage, noise = case.best("damage", rows), case.best("damage_noise", rows)
             gains = [damage[name] - noise[name] for name in damage.keys() & noise.keys()]
             if not gains or max(damage.values()) <= 1e-9:
                 continue
-            judged = True
+            any_judgment = True
             mean, stderr = mean_stderr(gains)
-            failed |= mean <= (2 * stderr if len(gains) > 1 and math.isfinite(stderr) else 0.0)
+            any_failure |= mean <= (2 * stderr if len(gains) > 1 and math.isfinite(stderr) else 0.0)
             words.append(f"{ball}: {mean:.3g} more ({stderr:.2g} standard error)")
-        return Outcome(not failed if judged else None, "; ".join(words) or "nothing moved")
+        return Outcome(
+            not any_failure if any_judgment else None, "; ".join(words) or "nothing moved"
+        )

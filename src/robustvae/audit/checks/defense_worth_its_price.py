@@ -28,8 +28,8 @@ class DefenseWorthItsPrice:
         probe = case.probes.get("three")
         if not case.defended or not probe or probe.get("undefended") is None:
             return Outcome(None, "no defense")
-        saved = float(probe["undefended"]) - float(probe["effect"])
+        benefit = float(probe["undefended"]) - float(probe["effect"])
         price = float(probe["price"])
         return Outcome(
-            saved > price, f"saves {saved:.3g} under attack, costs {price:.3g} without one"
+            benefit > price, f"saves {benefit:.3g} under attack, costs {price:.3g} without one"
         )

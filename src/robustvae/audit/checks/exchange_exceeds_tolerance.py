@@ -25,8 +25,8 @@ class ExchangeExceedsTolerance:
 
     def __call__(self, case: Case) -> Outcome:
         """Compare the median distance of an exchange with r."""
-        moved = case.finite("exchange", case.inputs())
-        if not moved:
+        exchange = case.finite("exchange", case.inputs())
+        if not exchange:
             return Outcome(None, "not measured")
-        middle, r = statistics.median(moved), float(case.question["r"])
+        middle, r = statistics.median(exchange), float(case.question["r"])
         return Outcome(middle > r, f"median distance {middle:.3g}, r = {r:g}")

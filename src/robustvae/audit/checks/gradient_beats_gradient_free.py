@@ -32,7 +32,7 @@ class GradientBeatsGradientFree:
 
     def __call__(self, case: Case) -> Outcome:
         """Compare scores of the same goal in the same ball, input by input."""
-        words, failed, judged = [], False, False
+        words, any_failure, any_judgment = [], False, False
         for ball, rows in case.balls():
             for goal in dict.fromkeys(
                 row["goal"] for row in rows if row["role"] == "gradient-free"
@@ -43,12 +43,12 @@ class GradientBeatsGradientFree:
                 result = paired(ours, theirs)
                 if result is None or max(result.first, result.second) <= 1e-9:
                     continue
-                judged = True
+                any_judgment = True
                 behind = result.second > result.first * (1 + self.slack)
-                failed |= behind and result.gap > 2 * result.stderr
+                any_failure |= behind and result.gap > 2 * result.stderr
                 words.append(f"{ball}: {result.first:.3g} against {result.second:.3g}")
-        if not judged:
+        if not any_judgment:
             return Outcome(None, "nothing moved, or no search without gradients ran")
         if case.probes.get("gradient") and informative(case) is None:
             return Outcome(None, f"{'; '.join(words)}; no gradient to be trusted, both count")
-        return Outcome(not failed, "; ".join(words))
+        return Outcome(not any_failure, "; ".join(words))

@@ -18,8 +18,8 @@ def informative(case: Case) -> list[float] | None:
     an accept step, no finite difference says what the gradient should be.
     """
     points = case.probes.get("gradient") or []
-    trusted = [float(point["agreement"]) for point in points if point.get("trusted")]
-    return trusted if points and 2 * len(trusted) >= len(points) else None
+    agreements = [float(point["agreement"]) for point in points if point.get("trusted")]
+    return agreements if points and 2 * len(agreements) >= len(points) else None
 
 
 @register("check", "gradient_matches_function")

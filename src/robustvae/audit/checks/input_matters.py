@@ -31,10 +31,10 @@ class InputMatters:
     def __call__(self, case: Case) -> Outcome:
         """Compare the mean distances over the inputs."""
         rows = case.inputs()
-        own, other = case.numbers("error_sampled", rows), case.numbers("error_other", rows)
-        if not own or not other:
+        errors, other = case.numbers("error_sampled", rows), case.numbers("error_other", rows)
+        if not errors or not other:
             return Outcome(None, "not measured")
-        ours, theirs = math.fsum(own) / len(own), math.fsum(other) / len(other)
+        ours, theirs = math.fsum(errors) / len(errors), math.fsum(other) / len(other)
         return Outcome(
             ours < self.share * theirs,
             f"mean distance to the own input {ours:.3g}, to another {theirs:.3g}",
