@@ -12,7 +12,7 @@ import robustvae as rv
 from robustvae.errors import ConfigError, DataError, DtypeError
 from robustvae.report.board import board
 from robustvae.report.compare import compare
-from robustvae.report.table import Cell, Heading, Row, Table
+from robustvae.report.tables import Cell, Heading, Row, Table
 
 
 def named(record, name, **changes):

@@ -82,7 +82,8 @@ def proved(
         words += [
             f"{len(radii)} of {len(rows)} inputs have a {kind} certificate, with radii from "
             f"{least:.3f} to {greatest:.3f} ({question.norm}, pixel units): no change of smaller "
-            f"norm, kept in range or not, brings P(D <= {question.r:g}) down to {question.m:g} or below.",
+            f"norm, kept in range or not, brings P(D <= {question.r:g}) down to {question.m:g} or "
+            "below.",
             *(f"It rests on: {assumption}." for assumption in merged(notes.get((kind, True), []))),
         ]
     if words:

@@ -53,8 +53,8 @@ def lbfgs(log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10) -
         gain = trial.log_density - state.log_density
         higher = gain >= _ARMIJO * prediction
         move, turn = trial.z - state.z, state.gradient - trial.gradient
-        # A pair without curvature would make the quasi-Newton matrix indefinite; 1e-10 of the turn's
-        # own square is where rounding in float32 begins to decide the sign.
+        # A pair without curvature would make the quasi-Newton matrix indefinite; 1e-10 of the
+        # turn's own square is where rounding in float32 begins to decide the sign.
         is_curved = higher & ((move * turn).sum(1) > 1e-10 * turn.square().sum(1))
         moves, turns = (
             torch.where(is_curved.unsqueeze(1), torch.cat([old[1:], new.unsqueeze(0)]), old)

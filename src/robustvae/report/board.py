@@ -16,7 +16,7 @@ from robustvae.report.compare import CLEAN_ERROR, compare, question_in_words
 from robustvae.report.files import read
 from robustvae.report.numbers import NOT_MEASURED, near
 from robustvae.report.page import render
-from robustvae.report.table import Row, Table
+from robustvae.report.tables import Row, Table
 
 _FILES = ("record.json", "adversarials.safetensors", "rows.parquet", "rows.jsonl")
 _SIDE = 260.0  # of the picture, in its own units

@@ -13,7 +13,7 @@ from robustvae.records.intervals import mean_interval
 from robustvae.report import reading
 from robustvae.report.files import read
 from robustvae.report.numbers import given, norm, number
-from robustvae.report.table import Cell, Heading, Row, Table, cell_of
+from robustvae.report.tables import Cell, Heading, Row, Table, cell_of
 
 # What belongs beside every margin, whether it is a key number of its record or not: a model that
 # reconstructs badly, or a defense that costs much, is robust for the wrong reason.

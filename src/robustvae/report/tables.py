@@ -98,7 +98,7 @@ class Table:
         notes: Sentences that belong under it.
 
     Examples:
-        >>> from robustvae.report.table import Cell, Heading, Row, Table
+        >>> from robustvae.report.tables import Cell, Heading, Row, Table
         >>> heading = Heading("certified", "certified radius", rounding="down")
         >>> row = Row({"model": "a", "defense": ""}, {"certified": Cell(0.19999)})
         >>> print(Table("digits", (heading,), (row,)).to_csv(), end="")
