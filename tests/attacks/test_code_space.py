@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import robustvae as rv
-from robustvae.attacks import CodeSpace
+from robustvae.attacks import CodeSpace, Through
 from robustvae.errors import RangeError, UnsupportedError
 from robustvae.metrics import ms_ssim
 from robustvae.registry import build
@@ -57,3 +57,21 @@ def test_other_defenses_are_refused(victim, x):
         CodeSpace()(lambda y, rows: y, x, BALL, generator=generator(0))
     with pytest.raises(RangeError, match="steps"):
         CodeSpace(steps=0)
+
+
+@pytest.mark.parametrize("gradient", ["transfer", "straight-through", "implicit"])
+def test_stand_ins_find_what_victim_judges(victim, x, gradient):
+    """What the stand-in led to is scored on the defended victim, and beats no attack at all."""
+    search = Through("projected-ascent:steps=4,restarts=1", gradient=gradient)
+    attack = rv.Attack(rv.MaximumDamage(), search, rv.Ball("linf", 0.3))
+    found = attack(victim, x[:3], generator=generator(0))
+    again = attack.score(victim, x[:3], found.x_adv, generator=generator(3))
+    torch.testing.assert_close(found.score, again)
+    assert (found.score > 0.1).all()
+
+
+def test_stand_ins_refuse_what_they_cannot(victim, x):
+    implicit = Through(gradient="implicit")
+    attack = rv.Attack(rv.MaximumDamage(), implicit, BALL)
+    with pytest.raises(UnsupportedError, match="looks for no mode"):
+        attack(rv.Victim(victim.vae), x, generator=generator(0))

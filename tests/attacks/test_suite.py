@@ -23,7 +23,7 @@ from robustvae.attacks import (
     store,
     success_curve,
 )
-from robustvae.attacks.suite import SUITES, WORST, stretched
+from robustvae.attacks.suite import WORST, standard, stretched
 from robustvae.data.changes import blur, jpeg
 from robustvae.defenses import PosteriorMode, PosteriorSample, Victim
 from robustvae.models import create
@@ -79,8 +79,30 @@ def test_the_standard_suite_runs_whole(x):
     """Few inputs and one ball: every member of the standard suite works on a small model."""
     suite = AttackSuite("standard", balls=(Ball("l2", 0.5),))
     found = suite(Victim(make_vae()), x[:2], generator=generator(0))
-    assert [row.name for row in found.rows[1:-3]] == [name for name, *_ in SUITES["standard"][1]]
+    assert [row.name for row in found.rows[1:-3]] == [name for name, *_ in standard().members]
     assert all(row.status == ("ok", "ok") for row in found.rows)
+
+
+def test_adaptive_suite_keeps_reported_worst(x, monkeypatch):
+    """Attacks that cannot be put to a victim are left out; by similarity the least one leads."""
+    from robustvae.attacks import suite as module
+
+    short = [
+        (name, goal, module.ProjectedAscent(steps=2, restarts=1))
+        if "ascent" in name
+        else (name, goal, module.CodeSpace(2, 2, 1, 1) if "code" in name else search)
+        for name, goal, search in module._ADAPTIVE[:4]
+    ]
+    monkeypatch.setattr(module, "_ADAPTIVE", tuple(short))
+    ball = Ball("linf", 0.2)
+    suite = AttackSuite("adaptive", balls=(ball,))
+    defended = suite(Victim(make_vae(), PosteriorMode(steps=3)), x[:2], generator=generator(0))
+    rows = [row for row in defended.rows if row.attack and row.name != WORST]
+    least = torch.stack([row.similarity for row in rows]).amin(0)
+    torch.testing.assert_close(defended.worst(ball, by="similarity").similarity, least)
+    assert "similarity, code space" in {row.name for row in rows}
+    plain = suite(Victim(make_vae()), x[:2], generator=generator(0))
+    assert "similarity, code space" not in {row.name for row in plain.rows}
 
 
 def test_floors_have_the_size_of_the_attack():

@@ -8,14 +8,17 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.attacks.attack import Attack, Search
-from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage
+from robustvae.attacks.attack import AimedSearch, Attack, Search
+from robustvae.attacks.code_space import CodeSpace
+from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage, MetricDrop
+from robustvae.attacks.through import Through
 from robustvae.data.changes import blur, jpeg
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
-from robustvae.metrics import mean_stderr
+from robustvae.metrics import default_variant, mean_stderr, ms_ssim
 from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, SquareSearch, outward
+from robustvae.registry import build, register
 from robustvae.seeding import split
 
 _BALLS = (Ball("linf", 0.1), Ball("linf", 0.2), Ball("l2", 1.0), Ball("l2", 2.0))
@@ -32,8 +35,51 @@ _SMOKE: tuple[tuple[str, Goal, Search], ...] = (
     ("damage, ascent", MaximumDamage(), ProjectedAscent(steps=10, restarts=2)),
     ("damage, square search", MaximumDamage(), SquareSearch(steps=20)),
 )
-SUITES = {"standard": ("1", _STANDARD, _BALLS), "smoke": ("1", _SMOKE, (_BALLS[0], _BALLS[2]))}
+_ADAPTIVE: tuple[tuple[str, Goal, Search | AimedSearch], ...] = (
+    ("latent shift, ascent", LatentShift(), ProjectedAscent()),
+    ("damage, ascent", MaximumDamage(), ProjectedAscent()),
+    ("similarity, ascent", MetricDrop(center="mean"), ProjectedAscent()),
+    ("similarity, code space", MetricDrop(center="mean"), CodeSpace(60, 8, 40)),
+    ("damage, transferred", MaximumDamage(), Through()),
+    ("damage, straight through", MaximumDamage(), Through(gradient="straight-through")),
+    ("damage, square search", MaximumDamage(), SquareSearch(steps=1000)),
+)
 WORST = "worst of the attacks"
+
+
+@final
+@dataclass(frozen=True)
+class Suite:
+    """A fixed list of attacks: what a member of the family "suite" is.
+
+    Attributes:
+        version: Raised whenever a member changes, so that results say what they came from.
+        members: Name, goal and search of each attack. Attacks that a victim cannot be put to are
+            left out by name.
+        balls: Where each attack is made.
+    """
+
+    version: str
+    members: tuple[tuple[str, Goal, Search | AimedSearch], ...]
+    balls: tuple[Ball, ...]
+
+
+@register("suite", "standard")
+def standard() -> Suite:
+    """Six attacks on code and output, by gradients, curvature and none, in four balls."""
+    return Suite("1", _STANDARD, _BALLS)
+
+
+@register("suite", "adaptive")
+def adaptive() -> Suite:
+    """Attacks that know the defense: on similarity, over codes, transferred, straight through."""
+    return Suite("1", _ADAPTIVE, _BALLS)
+
+
+@register("suite", "smoke")
+def smoke() -> Suite:
+    """Three attacks of seconds in two balls, for tests only."""
+    return Suite("1", _SMOKE, (_BALLS[0], _BALLS[2]))
 
 
 @final
@@ -49,6 +95,7 @@ class SuiteRow:
         damage: ||reconstruction(x_adv) - reconstruction(x)||_2 by the victim, in pixel units, (B,).
         x_adv: Attacked images, (B, C, H, W).
         status: As in `AttackResult`; "ok" for floors.
+        similarity: MS-SSIM of those two reconstructions, in [0, 1], (B,).
     """
 
     name: str
@@ -58,6 +105,7 @@ class SuiteRow:
     damage: Tensor
     x_adv: Tensor
     status: tuple[str, ...]
+    similarity: Tensor
 
 
 @final
@@ -74,12 +122,20 @@ class SuiteResult:
     suite: str
     rows: tuple[SuiteRow, ...]
 
-    def worst(self, ball: Ball) -> SuiteRow:
-        """The pointwise worst case over all attacks in one of the suite's balls."""
-        for row in self.rows:
-            if row.name == WORST and row.ball == ball:
-                return row
-        raise RangeError(f"{self.suite} has no ball {ball.norm} {ball.radius}")
+    def worst(self, ball: Ball, by: str = "damage") -> SuiteRow:
+        """The pointwise worst case over all attacks in one of the suite's balls.
+
+        Args:
+            ball: The ball.
+            by: "damage", the most, or "similarity", the least: the reported metric decides.
+        """
+        check_choice("by", by, ("damage", "similarity"))
+        rows = [row for row in self.rows if row.attack and row.name != WORST and row.ball == ball]
+        if not rows:
+            raise RangeError(f"{self.suite} has no ball {ball.norm} {ball.radius}")
+        if by == "similarity":
+            return _worst(rows, ball, by)
+        return next(row for row in self.rows if row.name == WORST and row.ball == ball)
 
     def table(self) -> str:
         """The table as text: mean damage with its standard error, and inconclusive inputs."""
@@ -109,7 +165,8 @@ class AttackSuite:
     an attack that does no better is seen for what it is.
 
     Args:
-        name: "standard" (version 1), or "smoke", the same in seconds, for tests only.
+        name: A member of the family "suite": "standard", "adaptive" for defended victims, "smoke"
+            for tests, or one of your own that returns a `Suite`.
         balls: Other balls than the suite's own; the result then says "custom balls".
 
     Raises:
@@ -133,7 +190,7 @@ class AttackSuite:
 
     def __post_init__(self) -> None:
         """Refuse an unknown suite."""
-        check_choice("attack suite", self.name, SUITES)
+        build("suite", self.name)
         if self.balls is not None:
             check_type(self.balls, "balls", tuple)
             for ball in self.balls:
@@ -141,8 +198,9 @@ class AttackSuite:
 
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> SuiteResult:
         """Run every attack and every floor on each of `x`, (B, C, H, W), in [0, 1]."""
-        version, members, balls = SUITES[self.name]
-        label = f"{self.name}-{version}"
+        suite = build("suite", self.name)
+        members, balls = suite.members, suite.balls
+        label = f"{self.name}-{suite.version}"
         if self.balls is not None:
             balls, label = self.balls, f"{label}, custom balls"
         (for_images,) = split(generator, 1)
@@ -171,8 +229,19 @@ class AttackSuite:
             }
             results += [(name, False, y, fine) for name, y in floors.items()]
             of_ball = [
-                SuiteRow(name, attack, ball, ball.size(x, y), _far(reconstruct(y), clean), y, how)
-                for name, attack, y, how in results
+                SuiteRow(
+                    name,
+                    attack,
+                    ball,
+                    ball.size(x, y),
+                    _far(output, clean),
+                    y,
+                    how,
+                    ms_ssim(output.clamp(0, 1), clean.clamp(0, 1), variant=default_variant(x)),
+                )
+                for (name, attack, y, how), output in (
+                    (result, reconstruct(result[2])) for result in results
+                )
             ]
             rows += [_worst([row for row in of_ball if row.attack], ball), *of_ball]
         return SuiteResult(label, tuple(rows))
@@ -184,21 +253,27 @@ def stretched(x: Tensor, y: Tensor, ball: Ball) -> Tensor:
     return ball.project(x, x + (y - x) * (ball.radii(x) / size).view(-1, 1, 1, 1))
 
 
-def _worst(rows: list[SuiteRow], ball: Ball) -> SuiteRow:
-    damage = torch.stack([row.damage for row in rows])
-    best = damage.argmax(0)
+def _worst(rows: list[SuiteRow], ball: Ball, by: str = "damage") -> SuiteRow:
+    harm = torch.stack([row.damage if by == "damage" else -row.similarity for row in rows])
+    best = harm.argmax(0)
     at = torch.arange(len(best), device=best.device)
+
+    def chosen(name: str) -> Tensor:
+        return torch.stack([getattr(row, name) for row in rows])[best, at]
+
+    status = tuple(
+        "ok" if any(row.status[i] == "ok" for row in rows) else "inconclusive"
+        for i in range(len(best))
+    )
     return SuiteRow(
         WORST,
         True,
         ball,
-        torch.stack([row.size for row in rows])[best, at],
-        damage[best, at],
-        torch.stack([row.x_adv for row in rows])[best, at],
-        tuple(
-            "ok" if any(row.status[i] == "ok" for row in rows) else "inconclusive"
-            for i in range(len(best))
-        ),
+        chosen("size"),
+        chosen("damage"),
+        chosen("x_adv"),
+        status,
+        chosen("similarity"),
     )
 
 
