@@ -9,6 +9,8 @@ the two together.
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ DEFENSES = {
     "robust mode": "robust-posterior:norm=linf,radius=0.2,steps=100",
     "HMC": "hmc:steps=26,step_size=0.5,mass=encoder",
 }
+CERTIFIED = {
+    "mnist-conv28-noise-0.25": "smoothing-mnist-0.25.json",
+    "mnist-conv28-noise-0.5": "smoothing-mnist-0.5.json",
+}
+"""Records of the item own/smoothing: the model smoothed by the noise it was trained under."""
+
 PLAIN = {"mnist": "mnist-conv28", "fashion-mnist": "fashion-conv28"}
 
 
@@ -58,8 +66,7 @@ def _trained(name: str, data: str) -> list[dict[str, Any]]:
                 "similarity_stderr": [round(row["stderr"], 4) for row in worst],
                 "images": worst[0]["n"],
                 "attacks": "damage and MS-SSIM, 4 starts of 50 steps each",
-                "certified": None,
-                "certified_at": "",
+                **_certified(model),
                 "gradients": 0,
                 "epochs": rows[model, "epochs, from the start"]["measured"],
                 "step_cost": rows[model, "cost of a step over a plain one"]["measured"],
@@ -67,6 +74,21 @@ def _trained(name: str, data: str) -> list[dict[str, Any]]:
             }
         )
     return choices
+
+
+def _certified(model: str) -> dict[str, Any]:
+    """The mean certified radius, rounded down, with its question and the price of the noise."""
+    if model not in CERTIFIED:
+        return {"certified": None, "certified_at": ""}
+    content = json.loads((RESULTS / CERTIFIED[model]).read_text(encoding="utf-8"))
+    rows = {(row["section"], row["what"]): row["measured"] for row in content["rows"]}
+    terms = re.search(r"r = ([\d.]+), noise ([\d.]+)", " ".join(content["protocol"]))
+    assert terms is not None, f"{CERTIFIED[model]} names no r and noise"
+    price = rows["", "squared error, times the plain one's"]
+    return {
+        "certified": math.floor(rows["center own", "certified"] * 1000) / 1000,
+        "certified_at": f"r {terms[1]}, noise {terms[2]}, draws {price:.2f}x",
+    }
 
 
 def _defended(name: str, data: str) -> list[dict[str, Any]]:

@@ -94,6 +94,8 @@ def run(options: Options) -> None:
 
 
 def _row(choice: Choice, least: float, attacks: list[str]) -> tuple[object, ...]:
+    from robustvae.cli.printing import floored
+
     return (
         "*" if choice.front else "",
         choice.model,
@@ -103,7 +105,7 @@ def _row(choice: Choice, least: float, attacks: list[str]) -> tuple[object, ...]
             f"{mean:.3f} ± {stderr:.3f}"
             for mean, stderr in zip(choice.similarity, choice.similarity_stderr, strict=True)
         ),
-        "" if choice.certified is None else f"{choice.certified:.2f} ({choice.certified_at})",
+        "" if choice.certified is None else f"{floored(choice.certified)} ({choice.certified_at})",
         choice.gradients,
         f"{choice.epochs:g}; {choice.step_cost:g}x",
         _LETTERS[attacks.index(f"{choice.images} images, {choice.attacks}")],
