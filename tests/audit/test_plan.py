@@ -118,3 +118,14 @@ def test_profile_adds_and_yields(digits):
     assert with_profile("quick", profile).measures == ({"name": "damage"},)
     with pytest.raises(errors.UnknownNameError, match="key of a profile"):
         read_profile({"plam": "smoke"})
+
+
+def test_rank_counts_a_model_once():
+    from robustvae.audit.protocol import rank
+
+    protocol = read_protocol("digits-l2-v1")
+    names = [reference.name for reference in protocol.references]
+    assert names == ["digits-vae", "digits-lipschitz-vae"]
+    assert rank(protocol, 0.2579, "digits-vae") == (2, 2)
+    assert rank(protocol, 9.0, "another") == (1, 3)
+    assert rank(read_protocol("digits-linf-v1"), 1.0, "another") == (None, None)

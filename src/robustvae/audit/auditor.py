@@ -406,7 +406,9 @@ class Auditor:
         verdict = verdict_of(record.rows, record.checks, record)
         if fixed is not None and not question.shortened and verdict.passed:
             score = next((e.mean for e in record.summary if e.key == fixed.ranked_by), None)
-            place_, count = rank(fixed, None if score is None else float(score))
+            place_, count = None, None
+            if score is not None:
+                place_, count = rank(fixed, float(score), model.name)
             if place_ is not None:
                 first_words = verdict.sentences[0].removesuffix(".")
                 words = f"{first_words}; rank {place_} of {count} in {fixed.name}."

@@ -242,12 +242,21 @@ def choose(images: Images, plan: Plan, protocol: Protocol | None, seed: int) -> 
     )
 
 
-def rank(protocol: Protocol | None, score: float | None) -> tuple[int | None, int | None]:
-    """Place of a score among the protocol's references, 1 the best, and how many are ranked."""
-    if protocol is None or not protocol.references or score is None:
+def rank(protocol: Protocol, score: float, name: str) -> tuple[int | None, int | None]:
+    """Place of a model among the protocol's references, 1 the best, and how many are ranked.
+
+    A reference of the same name is the model itself and is not counted twice.
+
+    Examples:
+        >>> from robustvae.audit import read_protocol
+        >>> from robustvae.audit.protocol import rank
+        >>> rank(read_protocol("digits-l2-v1"), 0.5, "mine")
+        (2, 3)
+    """
+    others = [reference for reference in protocol.references if reference.name != name]
+    if not others:
         return None, None
-    better = sum(reference.score > score for reference in protocol.references)
-    return better + 1, len(protocol.references) + 1
+    return 1 + sum(reference.score > score for reference in others), len(others) + 1
 
 
 def sha256(x: Tensor) -> str:
