@@ -64,8 +64,13 @@ def probe(
 def _diagnosis(context: Context) -> list[dict[str, Any]]:
     """What `rv.check` says of the victim."""
     return [
-        {"name": i.name, "passed": i.passed or i.fixed, "message": i.message, "remedy": i.remedy}
-        for i in check(context.victim, context.x).items
+        {
+            "name": item.name,
+            "passed": True if item.fixed else item.passed,
+            "message": item.message,
+            "remedy": item.remedy,
+        }
+        for item in check(context.victim, context.x).items
     ]
 
 

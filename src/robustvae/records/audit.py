@@ -65,8 +65,7 @@ class Record(BaseModel):
     Examples:
         >>> import robustvae as rv
         >>> images = rv.data.load("digits", split="test")
-        >>> plan = {"inputs": 2, "attacks": [{"radius": 0.5}], "effort": "smoke"}
-        >>> record = rv.audit(rv.load("digits-vae"), images, plan=plan, seed=0)
+        >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
         >>> rv.Record.from_json(record.to_json()) == record
         True
     """

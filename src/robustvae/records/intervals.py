@@ -58,8 +58,8 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float]:
 
     Examples:
         >>> from robustvae.records.intervals import mean_stderr
-        >>> mean_stderr([1.0, 2.0, 3.0])
-        (2.0, 0.5773502691896258)
+        >>> mean_stderr([1.0, 2.0, 2.0, 3.0, 2.0])[0]
+        2.0
     """
     count = len(values)
     mean = math.fsum(values) / count

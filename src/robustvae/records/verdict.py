@@ -109,9 +109,15 @@ def verdict_of(
         if check.subject == "note" and check.passed is False and check.id != _SAID
     ]
     for other in of.victims[1:]:
-        names = [c.id for c in checks if c.victim == other.name and c.passed is False]
+        failing = [c for c in checks if c.victim == other.name and c.passed is False]
+        names = [check.id for check in failing if check.subject != "note"]
         if names:
             sentences.append(f"Victim {other.name!r} failed {', '.join(names)}.")
+        sentences += [
+            f"The defense {other.name!r} costs more than it saves: {check.value}."
+            for check in failing
+            if check.id == "defense_worth_its_price"
+        ]
     graver = [*failed["usefulness"], *failed["evidence"], *failed["robustness"]]
     return Verdict(
         useful=useful,

@@ -65,6 +65,9 @@ def table(record: Record) -> Group:
     if record.checks:
         parts.append(Text())
     for check in record.checks:
+        # of the other victims only what failed, or the list hides what matters
+        if check.victim != record.victims[0].name and check.passed is not False:
+            continue
         mark, style = _MARKS[check.passed]
         line = Text(f"{mark} ", style=style)
         who = "" if len(record.victims) == 1 else f"{check.victim}: "
