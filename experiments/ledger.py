@@ -210,7 +210,7 @@ def _judged(
 
 
 def _measured() -> Iterator[tuple[str, Ours]]:
-    yield from _old_color()
+    yield from _old_strength()
     yield from _old_ratio()
     yield from _zoo()
     for kind in ("strength", "rule", "undefended"):  # a later one replaces an earlier one
@@ -277,16 +277,20 @@ def _repeated(key: str, ours: Ours) -> Iterator[tuple[str, Ours]]:
         yield f"kuzina2022/table-4/{radius}/{row}/{data}/{what}", ours
 
 
-def _old_color() -> Iterator[tuple[str, Ours]]:
-    """ColorMNIST, measured by version 0.1 on one draw of 50; its model is not stored."""
-    for labels, name in (("digit", "color-mnist"), ("color", "color-mnist-label-color")):
+def _old_strength() -> Iterator[tuple[str, Ours]]:
+    """What version 0.1 measured on one draw of 50 images; no ColorMNIST model is stored."""
+    for model, labels, name in (
+        ("color-mnist-conv28", "digit", "color-mnist"),
+        ("color-mnist-conv28", "color", "color-mnist-label-color"),
+        ("fashion-conv28", None, "fashion-mnist"),
+    ):
         content = json.loads((RESULTS / f"defense-strength-{name}.json").read_text("utf-8"))
         for row in content["rows"]:
             if row["what"] in ("undefended", *CHAINS):
-                key = cell_of("color-mnist-conv28", row["what"], row["setting"], labels)
+                key = cell_of(model, row["what"], row["setting"], labels)
                 if key is not None:
                     numbers = {"value": row["measured"], "error": row["stderr"], "n": row["n"]}
-                    ours = _of(content["facts"], "color-mnist-conv28", **_rounded(numbers))
+                    ours = _of(content["facts"], model, **_rounded(numbers))
                     yield key, ours
                     yield from _repeated(key, ours)
 
