@@ -26,10 +26,13 @@ from robustvae.attacks.scores import (
 )
 from robustvae.attacks.stored import Rescored, rescore, store
 from robustvae.attacks.suite import AttackSuite, SuiteResult, SuiteRow
+from robustvae.attacks.survival import resubmissions, survival
 from robustvae.attacks.sweep import PenaltySweep, SweepResult, auddc, penalties, select_penalty
 from robustvae.attacks.through import Through
 
 __all__ = [
+    "resubmissions",
+    "survival",
     "Through",
     "CodeSpace",
     "AnomalyScore",
