@@ -39,8 +39,8 @@ class Spec:
     """
 
     models: tuple[tuple[str, str, int], ...] = (
-        ("fashion-conv28", "fashion_mnist", 20),
-        ("mnist-conv28", "mnist", 50),
+        ("zoo/fashion-conv28", "fashion_mnist", 20),
+        ("zoo/mnist-conv28", "mnist", 50),
     )
     radius: float = 0.2
     mode: int = 100
