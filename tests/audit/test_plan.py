@@ -129,3 +129,12 @@ def test_rank_counts_a_model_once():
     assert rank(protocol, 0.2579, "digits-vae") == (2, 2)
     assert rank(protocol, 9.0, "another") == (1, 3)
     assert rank(read_protocol("digits-linf-v1"), 1.0, "another") == (None, None)
+
+
+def test_suite_adds_its_attacks():
+    plan = Plan(attacks=[{"radius": 7}], suite="smoke")
+    assert len(plan.attacks) == 7 and plan.attacks[0].radius == 7
+    assert Plan.model_validate(plan.model_dump()) == plan
+    assert len(Plan(suite="smoke").attacks) == 6
+    with pytest.raises(errors.ConfigError, match="unknown suite"):
+        read_plan({"suite": "smok", "attacks": [{"radius": 1}]})

@@ -39,7 +39,7 @@ from robustvae.audit.store import Store, adversarials_bytes, packed, tensor_sha2
 from robustvae.audit.summary import summarize, worst
 from robustvae.data import Images
 from robustvae.defenses import Victim
-from robustvae.errors import ConfigError, RobustVAEError
+from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError
 from robustvae.perturb import SquareSearch
 from robustvae.records import (
     Column,
@@ -177,6 +177,9 @@ class Auditor:
             name = attack_plan.id if role == "plan" else f"{attack_plan.id} ({role})"
             try:
                 result = self.attack(context, attack, target, role)
+            except UnsupportedError as error:  # this victim cannot be put to it: no row
+                note(f"attack {name}", error)
+                continue
             except Exception as error:  # a stranger's model may raise anything: the rest goes on
                 note(f"attack {name}", error)
                 result = nothing_found(context.x)

@@ -159,6 +159,7 @@ class Plan(BaseModel):
     norm: Literal["l2", "linf"] | None = None
     displacement: Literal["centered", "full", "paired"] | None = None
     center: Literal["mean", "own"] | None = None
+    suite: str | None = Field(default=None, description="a registered suite, beside the attacks")
     attacks: tuple[AttackPlan, ...] = Field(min_length=1)
     defenses: tuple[_spec("defense"), ...] = ()  # type: ignore[valid-type]
     gradient_free: int = Field(
@@ -185,6 +186,20 @@ class Plan(BaseModel):
     gallery: int = Field(default=6, ge=0)
     minutes: float | None = Field(default=None, gt=0, description="budget the plan is cut to")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_suite(cls, content: Any) -> Any:
+        """A suite's attacks stand after the plan's own, each under its own id."""
+        if not isinstance(content, Mapping) or content.get("suite") is None:
+            return content
+        try:
+            attacks = attacks_of(str(content["suite"]))
+        except RobustVAEError as error:
+            raise ValueError(str(error)) from None
+        own = [AttackPlan.model_validate(attack) for attack in content.get("attacks", ())]
+        known = {attack.id for attack in own}
+        return {**content, "attacks": [*own, *(a for a in attacks if a.id not in known)]}
+
     @model_validator(mode="after")
     def _check_attacks(self) -> Plan:
         ids = [attack.id for attack in self.attacks]
@@ -197,6 +212,27 @@ class Plan(BaseModel):
     def balls(self) -> list[tuple[str, float]]:
         """Norm and radius of every ball of the attacks, in their order."""
         return list(dict.fromkeys(attack.ball for attack in self.attacks))
+
+
+def attacks_of(suite: str) -> list[AttackPlan]:
+    """The attacks of a registered suite, in each of its balls.
+
+    Examples:
+        >>> from robustvae.audit.plan import attacks_of
+        >>> len(attacks_of("smoke"))
+        6
+    """
+    members = registry.build("suite", suite)
+    return [
+        AttackPlan(
+            goal=registry.spec_of("goal", goal),
+            search=registry.spec_of("search", search),
+            norm=ball.norm,
+            radius=float(ball.radius),
+        )
+        for ball in members.balls
+        for _, goal, search in members.members
+    ]
 
 
 def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
