@@ -1,4 +1,4 @@
-"""Diagnose a model before any number is believed."""
+"""Diagnose a model: mode, range, randomness, gradients, finite values; with remedies."""
 
 from __future__ import annotations
 
