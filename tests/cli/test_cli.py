@@ -322,7 +322,8 @@ def test_termination_ends_like_an_interrupt(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == cli.INTERRUPTED
-    assert run.stderr.startswith("error: interrupted") and run.stderr.count("\n") == 1
+    line = run.stderr.strip()  # older versions of click print an empty line of their own
+    assert line.startswith("error: interrupted") and "\n" not in line
 
 
 @pytest.mark.parametrize("name", ["[/foo]d", "a[red]b", "x\x1b[31my", "\x1b]0;title\x07"])

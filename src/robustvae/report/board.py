@@ -64,7 +64,10 @@ def board(folder: str | Path, out: str | Path) -> Path:
         DataError: No audit there that can be read.
         StorageError: The disk refused.
     """
-    paths = sorted(Path(folder).rglob("record.json"))
+    try:
+        paths = sorted(Path(folder).rglob("record.json"))
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        raise DataError(f"{folder!r} cannot be searched for audits: {error}") from None
     paths = [path for path in paths if not path.is_relative_to(Path(out))]
     records: dict[Path, Record] = {}
     faults: list[str] = []
