@@ -85,8 +85,8 @@ def test_certificates_keep_kinds_apart(digits, one, monkeypatch):
         answer = real(victim, x, methods=methods, rows=rows, **options)
         if "neyman_pearson" in methods:
             return answer
-        proved = torch.full_like(answer.radius, 0.05 * (rows[0] % 2))  # of every other input
-        return dataclasses.replace(answer, radius=proved, method=("tangent",))
+        odd = torch.tensor([0.05 * (row % 2) for row in rows]).to(answer.radius)
+        return dataclasses.replace(answer, radius=odd, method=("tangent",) * len(rows))
 
     monkeypatch.setattr(measure, "certify", certify)
     plan = {**one, "inputs": 12, "shard": 12, "draws": 20}

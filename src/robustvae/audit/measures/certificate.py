@@ -10,7 +10,7 @@ from torch import nn
 
 from robustvae import registry
 from robustvae.audit.context import Context
-from robustvae.certificates import Question, certify
+from robustvae.certificates import Certificate, Question, certify
 from robustvae.certificates.certification import GUARANTEED
 from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError
@@ -54,7 +54,7 @@ def _columns(kind: str, words: str) -> tuple[Column, ...]:
 class CertificateMeasure:
     """Certified lower bounds on the margin: deterministic, and probabilistic where it proves 0.
 
-    Each input is asked about alone, so its certificate does not depend on the others.
+    Kinds are decided input by input, and no certificate depends on the other inputs.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -93,23 +93,28 @@ class CertificateMeasure:
             raise UnsupportedError(
                 "certificate: no method speaks of this defense; input noise has one (smoothing)"
             )
-        values: dict[str, list[Any]] = {column.id: [] for column in self.columns}
+        count = len(context.x)
+        values: dict[str, list[Any]] = {column.id: [None] * count for column in self.columns}
         notes = context.once("rests on", dict)
-        for row, number in enumerate(context.numbers):
-            best, best_kind = 0.0, None
-            for kind, methods in kinds.items():
-                radius, method = self._ask(context, row, number, methods, kind, notes, best)
-                values[f"certified_{kind}"].append(radius)
-                share = None if radius is None else float(radius > 0)
-                values[f"certified_{kind}_share"].append(share)
-                values[f"certified_{kind}_method"].append(method)
-                if radius is not None and radius > best:
-                    best, best_kind = radius, kind
-            values["certified"].append(best)
-            values["certified_kind"].append(best_kind)
-            values["certified_status"].append("ok" if best > 0 else "abstain")
-        empty = [None] * len(context.x)
-        return {name: column or empty for name, column in values.items()}
+        values["certified"] = [0.0] * count
+        for kind, methods in kinds.items():
+            # a further kind is asked for where no other has proved anything
+            rows = [row for row in range(count) if values["certified"][row] == 0]
+            if not rows:
+                continue
+            certificate = self._ask(context, rows, methods)
+            for place, row in enumerate(rows):
+                radius = float(certificate.radius[place])
+                values[f"certified_{kind}"][row] = radius
+                values[f"certified_{kind}_share"][row] = float(radius > 0)
+                values[f"certified_{kind}_method"][row] = certificate.method[place]
+                notes.setdefault((kind, radius > 0), []).append(list(certificate.assumptions))
+                if radius > 0:
+                    values["certified"][row], values["certified_kind"][row] = radius, kind
+        values["certified_status"] = [
+            "ok" if radius > 0 else "abstain" for radius in values["certified"]
+        ]
+        return values
 
     def _methods(self, context: Context) -> dict[str, tuple[str, ...] | None]:
         """The methods of each kind that apply to the victim; None stands for the usual ones."""
@@ -126,22 +131,13 @@ class CertificateMeasure:
         return kinds
 
     def _ask(
-        self,
-        context: Context,
-        row: int,
-        number: int,
-        methods: tuple[str, ...] | None,
-        kind: str,
-        notes: dict[tuple[str, bool], list[list[str]]],
-        best: float,
-    ) -> tuple[float | None, str | None]:
-        """One kind's radius of one input, alone; none where another kind has proved one."""
-        if best > 0:
-            return None, None
+        self, context: Context, rows: list[int], methods: tuple[str, ...] | None
+    ) -> Certificate:
+        """One kind's certificate of some inputs; each input's is the same in any batch."""
         question = context.question
-        certificate = certify(
+        return certify(
             context.victim,
-            context.x[row : row + 1],
+            context.x[rows],
             question=Question(
                 r=question.r,
                 m=question.m,
@@ -152,11 +148,8 @@ class CertificateMeasure:
             ),
             methods=methods,
             generator=context.generator("certificate"),
-            rows=[number],
+            rows=[context.numbers[row] for row in rows],
         )
-        radius = float(certificate.radius[0])
-        notes.setdefault((kind, radius > 0), []).append(list(certificate.assumptions))
-        return radius, certificate.method[0]
 
 
 def _has_noise(victim: Victim) -> bool:
