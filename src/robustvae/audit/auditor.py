@@ -138,7 +138,9 @@ class Auditor:
     def partners(self, context: Context) -> Any:
         """For every input the next one of the audit, and how to get the victim's output for it."""
         numbers = self.inputs.numbers
-        rows = {number: (i + 1) % len(numbers) for i, number in enumerate(numbers)}
+        # the next greater number, so that the partner does not depend on the order of the inputs
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        rows = {numbers[i]: j for i, j in zip(order, [*order[1:], order[0]], strict=True)}
         everything = self.inputs.x.to(context.x)
 
         def outputs() -> Tensor:
