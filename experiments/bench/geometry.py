@@ -22,9 +22,8 @@ from torch import Tensor
 import robustvae as rv
 from experiments.bench.timing import interleaved, seconds
 from experiments.harness import Result, Row, Run, item
-from robustvae import geometry
 from robustvae.geometry import leading_pullback, pullback
-from robustvae.jacobians import jacobian
+from robustvae.jacobians import eigenpairs, jacobian
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
 
@@ -123,7 +122,7 @@ def _compare(
         "ours": lambda: pullback(vae, x),
         "ours, top 5": lambda: pullback(vae, x, count=5),
         "jacobian": stacked,
-        "decomposition": lambda: geometry._decompose(jacobians, jacobians.shape[1]),
+        "decomposition": lambda: eigenpairs(jacobians, jacobians.shape[1]),
         "svd": lambda: torch.linalg.svd(jacobians, full_matrices=False),
         "full svd": lambda: torch.linalg.svd(jacobians[:FEW], full_matrices=True),
         "eigh float32": lambda: [torch.linalg.eigh(part) for part in metrics],

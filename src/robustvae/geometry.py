@@ -26,7 +26,17 @@ from robustvae.errors import (
     check_images,
     check_type,
 )
-from robustvae.jacobians import Products, jacobian, lanczos, products, spectral_sums
+from robustvae.jacobians import (
+    Products,
+    ELEMENTS_IN_CACHE,
+    eigenpairs,
+    jacobian,
+    lanczos,
+    products,
+    share_of,
+    signs,
+    spectral_sums,
+)
 from robustvae.models import VAE, Gaussian
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
@@ -37,7 +47,6 @@ StdTerm = Literal["expected", "paper"]
 Normalize = Literal["max", "trace"]
 
 _ELEMENTS_AT_ONCE = 2**24
-_ELEMENTS_IN_CACHE = 2**19
 _ROWS_AT_MOST = 512  # backward passes for one input's whole Jacobian
 _STEPS = tuple(10.0 ** (-2 + 3 * i / 39) for i in range(40))
 
@@ -88,9 +97,9 @@ class Geometry:
             check_choice("normalize", normalize, ("max", "trace"))
         values = self._all("entropy")
         if normalize == "trace":
-            values = _ratio(values, values.sum(1, keepdim=True))
+            values = share_of(values, values.sum(1, keepdim=True))
         if normalize == "max":
-            values = _ratio(values, values[:, :1])
+            values = share_of(values, values[:, :1])
         return -torch.special.xlogy(values, values).sum(1) + 0.0
 
     @property
@@ -102,7 +111,7 @@ class Geometry:
     def anisotropy(self) -> Tensor:
         """The largest eigenvalue by the mean of all n, (B,): from 1 (isotropic) to n."""
         values = self._all("anisotropy")
-        return _ratio(values[:, 0], values.mean(1))
+        return share_of(values[:, 0], values.mean(1))
 
     def log_volume(self, cut: float = 1e-12) -> Tensor:
         """Half the log of the product of the eigenvalues above `cut` times the largest, (B,).
@@ -203,7 +212,7 @@ def pullback(
     check_count(rank, "count")
     if batched is None:
         batched = not _convolutional(vae)
-    room = 2 * _ELEMENTS_IN_CACHE if batched else _ELEMENTS_AT_ONCE
+    room = 2 * ELEMENTS_IN_CACHE if batched else _ELEMENTS_AT_ONCE
     at_once = chunk or max(1, room // (n * x[0].numel()))
     values, directions = [], []
     with frozen(vae), _laid_out(vae, batched):
@@ -211,7 +220,7 @@ def pullback(
             stacked = jacobian(_encoder(vae, part), inputs, batched=batched, chunk=at_once)
             if latent == "riemannian":
                 stacked = _root(vae, inputs, part, std_term, batched) @ stacked
-            value, direction = _decompose(stacked, rank)
+            value, direction = eigenpairs(stacked, rank)
             values.append(value)
             directions.append(direction.reshape(len(inputs), rank, *x.shape[1:]))
     return Geometry(torch.cat(values), torch.cat(directions), latent, part, std_term)
@@ -269,7 +278,7 @@ def leading_pullback(
             steps=steps,
             generator=generator,
         )
-    directions = (_sign(top.vectors) * top.vectors).reshape(len(x), count, *x.shape[1:])
+    directions = (signs(top.vectors) * top.vectors).reshape(len(x), count, *x.shape[1:])
     values = top.values.double().clamp_min(0)
     return Geometry(values, directions, latent, part, std_term, complete=False)
 
@@ -562,31 +571,6 @@ def _weight(vae: VAE, x: Tensor, part: str, std_term: str) -> Callable[[Tensor],
     if part != "both":
         return full if part == "mean" else std
     return lambda w: torch.cat([full(w[:, :d]), std(w[:, d:])], 1)
-
-
-def _decompose(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, (B, n), and the first `count` eigenvectors, (B, count, D), of J^T J."""
-    # few images at a time: their float64 copies stay in the cache
-    at_once = max(1, _ELEMENTS_IN_CACHE // stacked[0].numel())
-    gram = torch.cat([part.double() @ part.double().mT for part in stacked.split(at_once)])
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.flip(1).clamp_min(0)
-    top = vectors.flip(2)[:, :, :count].mT.to(stacked) @ stacked
-    length = torch.linalg.vector_norm(top, dim=2, keepdim=True)
-    noise = stacked.shape[1] * torch.finfo(torch.float64).eps ** 0.5
-    least = max(noise, 64 * torch.finfo(stacked.dtype).eps)
-    visible = length > least * values[:, :1, None].sqrt()
-    return values, top.div_(_sign(top) * length.where(visible, math.inf))
-
-
-def _sign(vectors: Tensor) -> Tensor:
-    """1, or -1 where the entry largest in size of a vector is negative, (B, count, 1)."""
-    low, high = vectors.aminmax(dim=2, keepdim=True)
-    return torch.where(low + high < 0, -1.0, 1.0).to(vectors)
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), 0.0)
 
 
 def _laid_out(vae: VAE, batched: bool) -> contextlib.AbstractContextManager[None]:

@@ -6,6 +6,7 @@ evaluation mode. D is the number of elements of one input row, k of one output r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -17,6 +18,8 @@ from robustvae.errors import RangeError, ShapeError, check_choice, check_count
 from robustvae.seeding import randn
 
 Mode = Literal["auto", "reverse", "forward"]
+
+ELEMENTS_IN_CACHE = 2**19  # of float64 copies of Jacobians that are decomposed at once
 
 
 def jacobian(
@@ -369,3 +372,29 @@ def _reject(w: Tensor, basis: Tensor) -> Tensor:
 
 def _unit(v: Tensor) -> Tensor:
     return v / v.norm(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+
+
+def eigenpairs(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, (B, n), and the first `count` eigenvectors, (B, count, D), of J^T J."""
+    # few images at a time: their float64 copies stay in the cache
+    at_once = max(1, ELEMENTS_IN_CACHE // stacked[0].numel())
+    gram = torch.cat([part.double() @ part.double().mT for part in stacked.split(at_once)])
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.flip(1).clamp_min(0)
+    top = vectors.flip(2)[:, :, :count].mT.to(stacked) @ stacked
+    length = torch.linalg.vector_norm(top, dim=2, keepdim=True)
+    noise = stacked.shape[1] * torch.finfo(torch.float64).eps ** 0.5
+    least = max(noise, 64 * torch.finfo(stacked.dtype).eps)
+    visible = length > least * values[:, :1, None].sqrt()
+    return values, top.div_(signs(top) * length.where(visible, math.inf))
+
+
+def signs(vectors: Tensor) -> Tensor:
+    """1, or -1 where the entry largest in size of a vector is negative, (B, count, 1)."""
+    low, high = vectors.aminmax(dim=2, keepdim=True)
+    return torch.where(low + high < 0, -1.0, 1.0).to(vectors)
+
+
+def share_of(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 0 where the whole is not positive."""
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), 0.0)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robustvae.errors import RobustVAEError
 from robustvae.models.adapters.trial import quiet
 from robustvae.models.base import VAE, frozen
+from robustvae.models.comparisons import close, equal_states, gap, identical, line, random_states
 from robustvae.models.gradients import check_gradient
 from robustvae.models.items import Item
 from robustvae.models.likelihoods import Bernoulli, Gaussian, PointMass
@@ -63,7 +62,7 @@ class Subject:
             with torch.no_grad(), frozen(twin), frozen(self.vae):
                 one = twin.decode(twin.encode(x).mean).mean
                 other = self.vae.decode(self.vae.encode(self.x).mean).mean
-            if not _close(one, other.double(), 1e-2):
+            if not close(one, other.double(), 1e-2):
                 return None
             model = replace(self.model, vae=twin) if self.is_victim else twin
             return Subject(model, twin, x)
@@ -98,9 +97,9 @@ def look(subject: Subject) -> Iterator[Item]:
             items = part(subject)
             yield from items
         except RobustVAEError as error:
-            yield Item(name, None, f"could not be judged: {_line(error)}")
+            yield Item(name, None, f"could not be judged: {line(error)}")
         except Exception as error:  # a stranger's code may raise anything on unusual inputs
-            yield Item(name, None, f"could not be judged: {type(error).__name__}: {_line(error)}")
+            yield Item(name, None, f"could not be judged: {type(error).__name__}: {line(error)}")
 
 
 def _mode(vae: VAE) -> Item:
@@ -126,7 +125,7 @@ def _runs(subject: Subject) -> Item:
         return Item(
             "runs",
             False,
-            f"reconstructing {len(x)} inputs raised {type(error).__name__}: {_line(error)}",
+            f"reconstructing {len(x)} inputs raised {type(error).__name__}: {line(error)}",
             "see the message; wrap with image_shape=, latent=, pixels= or returns=",
         )
     subject.seconds = time.perf_counter() - start
@@ -153,10 +152,10 @@ def _why_not(subject: Subject, failure: Item) -> Iterator[Item]:
 def _repeats(subject: Subject) -> Iterator[Item]:
     vae, x = subject.vae, subject.x
     with torch.no_grad(), quiet(vae):
-        before = _random_states()
+        before = random_states()
         with frozen(vae):
             vae.decode(vae.encode(x).mean).mean  # noqa: B018
-        is_changed = not _equal_states(before, _random_states())
+        is_changed = not equal_states(before, random_states())
         codes, images = [], []
         with frozen(vae):
             for seed in (0, 1):
@@ -170,16 +169,16 @@ def _repeats(subject: Subject) -> Iterator[Item]:
         ("encode_repeats", codes, "encode"),
         ("decode_repeats", images, "decode"),
     ):
-        if _close(pair[0], pair[1], SAME):
+        if close(pair[0], pair[1], SAME):
             yield Item(name, True, f"{call} gives the same for the same input")
         else:
             yield Item(
                 name,
                 False,
-                f"{call} draws random numbers: two calls differ by {_gap(*pair):.2g}",
+                f"{call} draws random numbers: two calls differ by {gap(*pair):.2g}",
                 f"let {call} return the mean (or a distribution), and leave drawing to the library",
             )
-    subject.repeats = _close(codes[0], codes[1], SAME) and _close(images[0], images[1], SAME)
+    subject.repeats = close(codes[0], codes[1], SAME) and close(images[0], images[1], SAME)
     random_inside = is_changed and not subject.repeats
     yield Item(
         "global_random_state",
@@ -200,25 +199,25 @@ def _generator(subject: Subject) -> Iterator[Item]:
         one = subject.output(subject.x)
         with seeded(5):
             other = subject.output(subject.x)
-    same = torch.equal(one, other) or _close(one, other, SAME)
+    same = torch.equal(one, other) or close(one, other, SAME)
     yield Item(
         "same_generator_same_output",
         same,
         "one generator gives one output"
         if same
-        else f"the same generator gives outputs {_gap(one, other):.2g} apart",
+        else f"the same generator gives outputs {gap(one, other):.2g} apart",
         "" if same else "draw all random numbers of the defense from `generator`",
     )
     y = subject.x.clone().requires_grad_()
     with torch.enable_grad():
         graph = subject.output(y).detach()
-    same = _close(graph, one, SAME)
+    same = close(graph, one, SAME)
     yield Item(
         "gradients_change_nothing",
         same,
         "the output is the same with and without gradients"
         if same
-        else f"with gradients the output differs by {_gap(graph, one):.2g}",
+        else f"with gradients the output differs by {gap(graph, one):.2g}",
         "" if same else "compute the same output whether or not the input requires a gradient",
     )
 
@@ -232,7 +231,7 @@ def _state(subject: Subject) -> Iterator[Item]:
     changed = [
         name
         for name, value in vae.named_buffers()
-        if name not in state or not _identical(value, state[name])
+        if name not in state or not identical(value, state[name])
     ]
     changed += [
         name for name, value in vae.named_parameters() if value._version != versions.get(name)
@@ -268,7 +267,7 @@ def _batch(subject: Subject) -> Iterator[Item]:
         return
     with torch.no_grad(), quiet(subject.vae):
         together = subject.output(x)
-        is_random = subject.is_victim and not _close(subject.output(x, seed=1), together, SAME)
+        is_random = subject.is_victim and not close(subject.output(x, seed=1), together, SAME)
         if is_random:
             yield Item(
                 "batch_independent",
@@ -282,13 +281,13 @@ def _batch(subject: Subject) -> Iterator[Item]:
         ("batch_independent", (together[:1], alone), "its neighbors in the batch"),
         ("order_independent", (together, reverse), "its place in the batch"),
     ):
-        same = _close(pair[0], pair[1], SAME)
+        same = close(pair[0], pair[1], SAME)
         yield Item(
             name,
             same,
             f"an input's output does not depend on {words}"
             if same
-            else f"an input's output depends on {words}: it moves by {_gap(*pair):.2g}",
+            else f"an input's output depends on {words}: it moves by {gap(*pair):.2g}",
             "" if same else "normalize by stored statistics (model.eval()), not by the batch's own",
         )
 
@@ -581,34 +580,3 @@ def _gradient(subject: Subject) -> Iterator[Item]:
         )
         return
     yield Item("gradient_matches_differences", result.agrees, result.message, result.remedy)
-
-
-def _random_states() -> tuple[Tensor, Any, Any]:
-    return torch.get_rng_state(), _numpy_state(), random.getstate()
-
-
-def _numpy_state() -> bytes:
-    state: Any = np.random.get_state()
-    return bytes(state[1].tobytes())
-
-
-def _equal_states(one: tuple[Tensor, Any, Any], other: tuple[Tensor, Any, Any]) -> bool:
-    return torch.equal(one[0], other[0]) and one[1:] == other[1:]
-
-
-def _identical(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _gap(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
-
-
-def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    size = max(float(other.nan_to_num(0, 0, 0).abs().max()), 1e-3)
-    difference = (one - other).abs()
-    return bool((difference.nan_to_num(0) <= tolerance * size).all())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:240]

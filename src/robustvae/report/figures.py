@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import final
 
 from robustvae.records import Record
+from robustvae.report import marks
+from robustvae.report.marks import Mark
 from robustvae.report.numbers import ceil, floor, given, near, number
 from robustvae.report.reading import (
     AttackRows,
@@ -68,8 +70,6 @@ _GLYPH = 6.6  # width of a character at 12 px, generous
 _LOG_RATIO = 100.0  # of the greatest to the least positive value, from which an axis is logarithmic
 _ZERO_STRIP = 16.0
 _DAMAGES = ("damage_noise", "damage")
-
-Mark = Callable[[float, float], str]
 
 
 @final
@@ -180,7 +180,7 @@ def coverage(record: Record, width: int = 760) -> str:
     ends = [v for members in panels.values() for b in members for v in (b.certified, b.free, b.box)]
     scale = _Axis(0.0, max(finite(ends)) * 1.06, 52.0, width - 14.0)
     keys: list[tuple[str, Mark]] = [
-        (words, _bar(kind))
+        (words, marks.bar(kind))
         for words, kind, ends_of_kind in (
             ("certified: nothing smaller breaks it", "proved", True),
             (
@@ -251,11 +251,11 @@ def damage(record: Record, width: int = 760) -> str:
     groups = [attack for attack in worst(record) if attack.column("damage")]
     if not groups:
         return ""
-    keys: list[tuple[str, Mark]] = [("attacked", _dot("free", 4))]
+    keys: list[tuple[str, Mark]] = [("attacked", marks.dot("free", 4))]
     if any(attack.column("damage_noise") for attack in groups):
-        keys.append(("random noise of the same size", _dot("noise", 3.6)))
+        keys.append(("random noise of the same size", marks.dot("noise", 3.6)))
     if any(attack.inconclusive for attack in groups):
-        keys.append(("search inconclusive", _cross("none", 3.2)))
+        keys.append(("search inconclusive", marks.cross("none", 3.2)))
     limit = record.question.r
     key, y = _legend(keys, width, 8)
     parts, words = [key], []
@@ -282,10 +282,12 @@ def similarity(record: Record, width: int = 760) -> str:
     groups = worst(record)
     clean = {row.get("input"): row.get("ms_ssim_clean") for row in rows_of(record)}
     if finite(clean.values()):
-        rows.append(("", "clean, to the input itself", _dot("clean", 2.6), finite(clean.values())))
+        rows.append(
+            ("", "clean, to the input itself", marks.dot("clean", 2.6), finite(clean.values()))
+        )
     kinds: list[tuple[str, str, Mark]] = [
-        ("ms_ssim_noise", "random noise of the same size", _dot("noise", 2.6)),
-        ("ms_ssim_attacked", "attacked", _dot("free", 2.6)),
+        ("ms_ssim_noise", "random noise of the same size", marks.dot("noise", 2.6)),
+        ("ms_ssim_attacked", "attacked", marks.dot("free", 2.6)),
     ]
     for attack in groups:
         lines = [(attack.name, *kind[1:], attack.column(kind[0])) for kind in kinds]
@@ -329,20 +331,22 @@ def _order(b: Bracket) -> tuple[float, float]:
 def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
     keys: list[tuple[str, Mark]] = []
     if any(b.certified for b in found):
-        keys.append((f"certified{kind_in_words(found)}: nothing smaller breaks it", _bar("proved")))
+        keys.append(
+            (f"certified{kind_in_words(found)}: nothing smaller breaks it", marks.bar("proved"))
+        )
     if any(b.free is not None for b in found):
-        keys.append(("attacked: this change breaks it (unconstrained)", _dot("free", 4)))
+        keys.append(("attacked: this change breaks it (unconstrained)", marks.dot("free", 4)))
     if any(b.box is not None for b in found):
-        keys.append(("attacked, pixels kept in range", _dot("box", 3.6)))
+        keys.append(("attacked, pixels kept in range", marks.dot("box", 3.6)))
     if any(b.certified is not None and b.upper is not None for b in found):
-        keys.append(("not known", _bar("gap")))
+        keys.append(("not known", marks.bar("gap")))
     if any(b.first_order is not None for b in found):
-        keys.append(("first-order estimate: no bound", _diamond("guess", 4)))
+        keys.append(("first-order estimate: no bound", marks.diamond("guess", 4)))
     if any(math.inf in (b.free, b.box) for b in found):
         kind = "openfree" if any(b.free == math.inf for b in found) else "openbox"
-        keys.append(("no attack broke it: open end", _arrow(kind, 5)))
+        keys.append(("no attack broke it: open end", marks.arrow(kind, 5)))
     if any(b.abstained for b in found):
-        keys.append(("abstained: nothing certified", _cross("none", 3.2)))
+        keys.append(("abstained: nothing certified", marks.cross("none", 3.2)))
     return keys
 
 
@@ -370,16 +374,16 @@ def _bracket_column(
     if b.free is not None and b.box is not None:
         bar("gap2", place(b.free), place(b.box))
     if b.first_order is not None:
-        parts.append(_diamond("guess", radius * 0.95)(x, place(b.first_order)))
+        parts.append(marks.diamond("guess", radius * 0.95)(x, place(b.first_order)))
     for value, kind, offset in ((b.box, "box", 16.0), (b.free, "free", 4.0)):
         if value is None:
             continue
         if math.isinf(value):
-            parts.append(_arrow(f"open{kind}", radius)(x, top - offset))
+            parts.append(marks.arrow(f"open{kind}", radius)(x, top - offset))
         else:
-            parts.append(_dot(kind, radius * (0.9 if kind == "box" else 1))(x, axis(value)))
+            parts.append(marks.dot(kind, radius * (0.9 if kind == "box" else 1))(x, axis(value)))
     if b.abstained:
-        parts.append(_cross("none", min(3.2, radius))(x, bottom + 10))
+        parts.append(marks.cross("none", min(3.2, radius))(x, bottom + 10))
     return f"<g>{''.join(parts)}</g>"
 
 
@@ -457,7 +461,7 @@ def _damage_panel(
         parts.append(_text(right + 6, axis(limit) + 4, f"r = {given(limit)}"))
     step = (right - left) / len(rows)
     radius = min(4.0, max(1.5, step * 0.32))
-    marks = (_dot("noise", radius * 0.9), _dot("free", radius))
+    pair = (marks.dot("noise", radius * 0.9), marks.dot("free", radius))
     for i, row in enumerate(rows):
         x = left + (i + 0.5) * step
         values = [column[i] for column in columns]
@@ -467,11 +471,11 @@ def _damage_panel(
             drawn.append(f'<path class="stem" d="M{x:.1f} {axis(noise):.1f}V{axis(hit):.1f}"/>')
         drawn += [
             mark(x, axis(value))
-            for mark, value in zip(marks, values, strict=True)
+            for mark, value in zip(pair, values, strict=True)
             if value is not None and math.isfinite(value)
         ]
         if inconclusive(row):
-            drawn.append(_cross("none", min(3.2, radius))(x, bottom + 10))
+            drawn.append(marks.cross("none", min(3.2, radius))(x, bottom + 10))
         parts.append(f"<g>{''.join(drawn)}</g>")
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
     below = 34 if attack.inconclusive else 22
@@ -551,47 +555,6 @@ def _legend_places(keys: list[tuple[str, Mark]], width: int) -> list[tuple[float
         places.append((x, y))
         x += width_of_entry
     return places
-
-
-def _dot(kind: str, radius: float) -> Mark:
-    return lambda x, y: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
-
-
-def _diamond(kind: str, radius: float) -> Mark:
-    def mark(x: float, y: float) -> str:
-        r = radius
-        return (
-            f'<path class="{kind}" d="M{x:.1f} {y - r:.1f}l{r:.1f} {r:.1f}l{-r:.1f} {r:.1f}'
-            f'l{-r:.1f} {-r:.1f}z"/>'
-        )
-
-    return mark
-
-
-def _arrow(kind: str, radius: float) -> Mark:
-    def mark(x: float, y: float) -> str:
-        r = radius
-        return (
-            f'<path class="{kind}" d="M{x:.1f} {y + 1.2 * r:.1f}v{-2.4 * r:.1f}'
-            f'm{-r:.1f} {r:.1f}l{r:.1f} {-r:.1f}l{r:.1f} {r:.1f}"/>'
-        )
-
-    return mark
-
-
-def _cross(kind: str, radius: float) -> Mark:
-    def mark(x: float, y: float) -> str:
-        r = radius
-        return (
-            f'<path class="{kind}" d="M{x - r:.1f} {y - r:.1f}l{2 * r:.1f} {2 * r:.1f}'
-            f'm0 {-2 * r:.1f}l{-2 * r:.1f} {2 * r:.1f}"/>'
-        )
-
-    return mark
-
-
-def _bar(kind: str) -> Mark:
-    return lambda x, y: f'<rect class="{kind}" x="{x - 5}" y="{y - 6}" width="10" height="12"/>'
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:

@@ -1,0 +1,56 @@
+"""Marks of the figures: a class and a size make a function from a place to a piece of SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Mark = Callable[[float, float], str]
+
+
+def dot(kind: str, radius: float) -> Mark:
+    """A disc."""
+    return lambda x, y: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
+
+
+def diamond(kind: str, radius: float) -> Mark:
+    """A square on its tip."""
+
+    def mark(x: float, y: float) -> str:
+        r = radius
+        return (
+            f'<path class="{kind}" d="M{x:.1f} {y - r:.1f}l{r:.1f} {r:.1f}l{-r:.1f} {r:.1f}'
+            f'l{-r:.1f} {-r:.1f}z"/>'
+        )
+
+    return mark
+
+
+def arrow(kind: str, radius: float) -> Mark:
+    """An arrow upwards, for what lies beyond the axis."""
+
+    def mark(x: float, y: float) -> str:
+        r = radius
+        return (
+            f'<path class="{kind}" d="M{x:.1f} {y + 1.2 * r:.1f}v{-2.4 * r:.1f}'
+            f'm{-r:.1f} {r:.1f}l{r:.1f} {-r:.1f}l{r:.1f} {r:.1f}"/>'
+        )
+
+    return mark
+
+
+def cross(kind: str, radius: float) -> Mark:
+    """A cross of two strokes."""
+
+    def mark(x: float, y: float) -> str:
+        r = radius
+        return (
+            f'<path class="{kind}" d="M{x - r:.1f} {y - r:.1f}l{2 * r:.1f} {2 * r:.1f}'
+            f'm0 {-2 * r:.1f}l{-2 * r:.1f} {2 * r:.1f}"/>'
+        )
+
+    return mark
+
+
+def bar(kind: str) -> Mark:
+    """A short bar, for legends."""
+    return lambda x, y: f'<rect class="{kind}" x="{x - 5}" y="{y - 6}" width="10" height="12"/>'
