@@ -157,11 +157,11 @@ def _blur(side: int, size: int, like: Tensor) -> Tensor:
     offset = torch.arange(size, dtype=like.dtype, device=like.device) - size // 2
     window = torch.exp(-(offset**2) / (2 * _SIGMA**2))
     places = side - size + 1
-    banded = like.new_zeros(places, side)
+    bands = like.new_zeros(places, side)
     index = torch.arange(places, device=like.device)
     for k, weight in enumerate((window / window.sum()).tolist()):
-        banded[index, index + k] = weight
-    return banded
+        bands[index, index + k] = weight
+    return bands
 
 
 def kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -> Tensor:

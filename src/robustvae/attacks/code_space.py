@@ -184,7 +184,7 @@ class _CodeSearch:
         vae, spec, variant = self.victim.vae, self.spec, default_variant(x)
         with torch.no_grad():
             z = self.victim.latent(y, generator=streams)
-        found, reach = [], ball.radii(x).view(-1, *(1,) * (x.ndim - 1))
+        result, reach = [], ball.radii(x).view(-1, *(1,) * (x.ndim - 1))
         inverse = _inverse_fisher(vae, z)
         for step in range(spec.tracked):
             if step % 5 == 0:
@@ -199,15 +199,15 @@ class _CodeSearch:
                 loss = similarity_stand_in(picture, clean.clamp(0, 1), variant)
                 (gradient,) = torch.autograd.grad(loss.sum(), at)
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-            moved = code.detach()
-            z = torch.where(moved.isfinite().all(1, keepdim=True), moved, z)
+            shift = code.detach()
+            z = torch.where(shift.isfinite().all(1, keepdim=True), shift, z)
             length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30).view_as(reach)
             unit = gradient.sign() if ball.norm == "linf" else gradient / length
             rate = 0.25 * (1 - step / spec.tracked)
             y = ball.project(x, y - rate * reach * unit)
             if step % 5 == 4 or step == spec.tracked - 1:
-                found.append(y)
-        return found
+                result.append(y)
+        return result
 
 
 def _better(

@@ -148,12 +148,12 @@ def evidence_checks(
                 "masked or the search is broken.",
             )
         )
-    unbounded = float(run(search, _everything(ball, x)).mean())
+    free_attack = float(run(search, _everything(ball, x)).mean())
     checks.append(
         Check(
             "unbounded attack succeeds",
-            unbounded >= float(exchange),
-            f"mean score {unbounded:.4g}; with another input in its place {float(exchange):.4g}",
+            free_attack >= float(exchange),
+            f"mean score {free_attack:.4g}; with another input in its place {float(exchange):.4g}",
             "With the whole pixel range allowed an attack does at least as much as exchanging the "
             "image for another. If not, the search cannot see, whatever the radius.",
         )

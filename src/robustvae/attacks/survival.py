@@ -101,5 +101,5 @@ def resubmissions(
     check_count(times, "times")
     streams = by_row(generator, "resubmissions", x, rows)
     return torch.stack(
-        [attack.score(victim, x, x_adv, generator=own) for own in split(streams, times)]
+        [attack.score(victim, x, x_adv, generator=local) for local in split(streams, times)]
     )

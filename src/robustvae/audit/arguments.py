@@ -27,24 +27,24 @@ def named_victims(victim: Any, victims: Mapping[str, Any] | None = None) -> dict
         DtypeError: Something that is neither a victim, a model, nor the spec of a defense.
         ConfigError: No victim at all.
     """
-    given = dict(victim) if isinstance(victim, Mapping) else {"victim": victim}
-    if not given:
+    values = dict(victim) if isinstance(victim, Mapping) else {"victim": victim}
+    if not values:
         raise ConfigError("an audit needs a victim: give a model or a Victim")
-    named: dict[str, Victim] = {}
-    for name, one in {**given, **(victims or {})}.items():
+    by_name: dict[str, Victim] = {}
+    for name, one in {**values, **(victims or {})}.items():
         if isinstance(one, Victim):
-            named[str(name)] = one
+            by_name[str(name)] = one
         elif isinstance(one, VAE):
-            named[str(name)] = Victim(one)
-        elif named:
-            first = next(iter(named.values()))
-            named[str(name)] = dataclasses.replace(first, defense=registry.build("defense", one))
+            by_name[str(name)] = Victim(one)
+        elif by_name:
+            first = next(iter(by_name.values()))
+            by_name[str(name)] = dataclasses.replace(first, defense=registry.build("defense", one))
         else:
             raise DtypeError(
                 f"victim must be a Victim or a model, got {type(one).__name__}: "
                 "wrap a module of your own with rv.wrap"
             )
-    return named
+    return by_name
 
 
 def question_parts(question: Any) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def question_parts(question: Any) -> dict[str, Any]:
     if question is None:
         return {}
     if isinstance(question, Mapping):
-        allowed = ("r", "m", "norm", "displacement", "center", "box")
+        limit = ("r", "m", "norm", "displacement", "center", "box")
         for key in question:
-            if key not in allowed:
-                raise unknown("part of a question", key, allowed)
+            if key not in limit:
+                raise unknown("part of a question", key, limit)
         return dict(question)
     if dataclasses.is_dataclass(question) and not isinstance(question, type):
         return {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}

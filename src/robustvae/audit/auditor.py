@@ -145,10 +145,10 @@ class Auditor:
 
         def outputs() -> Tensor:
             # computed for the whole audit in one go, the same whatever the shards are
-            widened = dataclasses.replace(context, x=everything, numbers=numbers)
+            wider = dataclasses.replace(context, x=everything, numbers=numbers)
             result: Tensor = context.once(
                 ("all outputs", context.name),
-                lambda: widened.read(context.victim, everything, "output"),
+                lambda: wider.read(context.victim, everything, "output"),
             )
             return result
 
@@ -215,8 +215,8 @@ class Auditor:
         self.step(f"{label}: attacks")
         attacked = self.attacks(context, note)
         context = dataclasses.replace(context, attacks=tuple(attacked))
-        values, shared = self.measured(context, note, lambda name: self.step(f"{label}: {name}"))
-        rows = self.rows(context, attacked, values, shared)
+        values, common = self.measured(context, note, lambda name: self.step(f"{label}: {name}"))
+        rows = self.rows(context, attacked, values, common)
         self.step(f"{label}: pictures")
         gallery = self.gallery(context, attacked, rows, note) if places.start == 0 else []
         notes = context.cache.get("rests on", {})
@@ -354,19 +354,19 @@ class Auditor:
         effects: dict[str, float] = {}
         for place, name in enumerate(self.named):
             shards = list(self._shards(name, place, store))
-            own = [row for shard in shards for row in shard["rows"]]
-            rows += own
+            local = [row for shard in shards for row in shard["rows"]]
+            rows += local
             for shard in shards:
                 gallery += shard["gallery"] if place == 0 else []
                 left_out += [Omission(**entry) for entry in shard["left_out"]]
                 if place == 0:
-                    for kind, held, lists in shard["notes"]:
-                        notes.setdefault((kind, held), []).extend(lists)
+                    for kind, holding, lists in shard["notes"]:
+                        notes.setdefault((kind, holding), []).extend(lists)
             for attack in shards[0]["adversarials"]:
                 parts = [unpacked(shard["adversarials"][attack]) for shard in shards]
                 tensors[f"{name}/{attack}"] = torch.cat(parts)
             self.step(f"{name}: checks on the evidence")
-            facts.append(self._facts(name, own, shards, left_out, effects))
+            facts.append(self._facts(name, local, shards, left_out, effects))
         left_out = list(dict.fromkeys(left_out))
         for fault in store.damaged:
             left_out.append(
@@ -374,7 +374,7 @@ class Auditor:
             )
         first = [row for row in rows if row["victim"] == facts[0].name]
         inputs = list({row["input"]: row for row in first}.values())
-        started, created = clock
+        start_time, creation = clock
         clean = [float(row["error_clean"]) for row in inputs if row.get("error_clean") is not None]
         question = self.question
         if clean:
@@ -403,8 +403,8 @@ class Auditor:
             "left_out": left_out,
             "references": statements.REFERENCES,
             "timing": {
-                "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "seconds": round(time.monotonic() - started, 1),
+                "created": creation.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "seconds": round(time.monotonic() - start_time, 1),
             },
         }
         record = Record.model_validate(draft)
@@ -519,10 +519,10 @@ def _columns(measure: Any, values: Mapping[str, Any], count: int) -> dict[str, l
         raise ConfigError(f"{type(measure).__name__} promised other columns: {', '.join(odd)}")
     columns: dict[str, list[Any]] = {}
     for key, column in values.items():
-        listed = plain(list(column) if isinstance(column, tuple) else column)
-        if len(listed) != count:
-            raise ConfigError(f"{key} has {len(listed)} values for {count} inputs")
-        columns[key] = listed
+        listing = plain(list(column) if isinstance(column, tuple) else column)
+        if len(listing) != count:
+            raise ConfigError(f"{key} has {len(listing)} values for {count} inputs")
+        columns[key] = listing
     return columns
 
 

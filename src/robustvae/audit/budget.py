@@ -79,9 +79,9 @@ def _seconds(plan: Plan, victim: Victim, images: Images) -> float:
     victim.reconstruct(many, generator=generator(0))
     forward = (time.monotonic() - begin) / 64
     gradients = 0.0
-    for place, planned in enumerate(plan.attacks):
-        found = planned.build().search
-        steps = getattr(found, "steps", 50) * getattr(found, "restarts", 1)
+    for place, schedule in enumerate(plan.attacks):
+        result = schedule.build().search
+        steps = getattr(result, "steps", 50) * getattr(result, "restarts", 1)
         gradients += steps * (1 + (plan.longer if place == 0 and plan.longer > 1 else 0))
     if plan.margins is not None:
         gradients += plan.margins.steps * plan.margins.restarts * _MARGIN_ROUNDS

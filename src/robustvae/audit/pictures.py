@@ -20,15 +20,15 @@ def panels(context: Context, i: int) -> dict[str, Any]:
     assert attacked is not None, "pictures are of an attack"
     if context.x.ndim != 4:
         raise UnsupportedError("pictures: the inputs are no images")
-    shown = {
+    display = {
         "input": context.x,
         "attacked": context.x_adv,
         "reconstruction": context.output,
         "attacked reconstruction": context.attacked_output,
     }
     if context.defended:
-        shown["undefended reconstruction"] = context.plain_output
-    pictures = {name: _picture(images[i]) for name, images in shown.items()}
+        display["undefended reconstruction"] = context.plain_output
+    pictures = {name: _picture(images[i]) for name, images in display.items()}
     difference = (context.x_adv - context.x)[i]
     scale = float(difference.abs().max())
     pictures["difference"] = _signed_picture(difference, scale)
@@ -50,8 +50,8 @@ def _picture(image: Tensor) -> dict[str, Any]:
 def _signed_picture(difference: Tensor, scale: float) -> dict[str, Any]:
     """Blue where pixels were lowered, orange where raised, white where untouched."""
     signed = (difference.mean(0) / max(scale, 1e-12)).clamp(-1, 1).cpu().double().numpy()[..., None]
-    lowered, raised = np.array([33, 102, 172]), np.array([216, 96, 16])
-    far = np.where(signed < 0, lowered, raised)
+    low_pixels, increase = np.array([33, 102, 172]), np.array([216, 96, 16])
+    far = np.where(signed < 0, low_pixels, increase)
     pixels = 255 + np.abs(signed) * (far - 255)
     return _encoded(pixels.round().astype(np.uint8).transpose(2, 0, 1))
 

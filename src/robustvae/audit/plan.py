@@ -35,13 +35,13 @@ def normalized(family: str, spec: Any) -> dict[str, Any]:
         {'name': 'projected-ascent', 'restarts': 3}
     """
     member = registry.build(family, spec)
-    whole: dict[str, Any] = registry.spec_of(family, member)
+    total: dict[str, Any] = registry.spec_of(family, member)
     try:
-        plain = registry.spec_of(family, registry.build(family, whole["name"]))
+        plain = registry.spec_of(family, registry.build(family, total["name"]))
     except RobustVAEError:  # a member with fields that have no default
         plain = {}
-    different = {key: value for key, value in whole.items() if plain.get(key, _NO) != value}
-    return {"name": whole["name"], **different}
+    different = {key: value for key, value in total.items() if plain.get(key, _NO) != value}
+    return {"name": total["name"], **different}
 
 
 _NO = object()
@@ -196,9 +196,9 @@ class Plan(BaseModel):
             attacks = attacks_of(str(content["suite"]))
         except RobustVAEError as error:
             raise ValueError(str(error)) from None
-        own = [AttackPlan.model_validate(attack) for attack in content.get("attacks", ())]
-        known = {attack.id for attack in own}
-        return {**content, "attacks": [*own, *(a for a in attacks if a.id not in known)]}
+        local = [AttackPlan.model_validate(attack) for attack in content.get("attacks", ())]
+        options = {attack.id for attack in local}
+        return {**content, "attacks": [*local, *(a for a in attacks if a.id not in options)]}
 
     @model_validator(mode="after")
     def _check_attacks(self) -> Plan:

@@ -102,8 +102,8 @@ def _batch(context: Context) -> float | None:
     everything = range(len(x))
     together = read(everything)
     alone = torch.cat([read([row]) for row in everything[:4]])
-    turned = read(everything[::-1]).flip(0)
-    return max(_relative(alone, together[: len(alone)]), _relative(turned, together))
+    rotation = read(everything[::-1]).flip(0)
+    return max(_relative(alone, together[: len(alone)]), _relative(rotation, together))
 
 
 def _again(context: Context) -> float:
@@ -112,15 +112,15 @@ def _again(context: Context) -> float:
     for attacked in context.attacks:
         fresh = dataclasses.replace(context, cache={}).about(attacked)
         x = torch.cat([context.x, attacked.x_adv])
-        doubled = dataclasses.replace(
+        pair = dataclasses.replace(
             fresh, x=x, numbers=context.numbers * 2, attacked=None, attacks=()
         )
-        both = doubled.read(context.victim, x, "output")
+        both = pair.read(context.victim, x, "output")
         count = len(context.x)
         damage = distance(both[count:], both[:count])
-        stored = distance(context.about(attacked).attacked_output, context.output)
-        scale = stored.clamp_min(0.05 * float(stored.max()) + 1e-6)
-        gaps.append(float(((damage - stored).abs() / scale).nan_to_num(math.inf).max()))
+        stock = distance(context.about(attacked).attacked_output, context.output)
+        scale = stock.clamp_min(0.05 * float(stock.max()) + 1e-6)
+        gaps.append(float(((damage - stock).abs() / scale).nan_to_num(math.inf).max()))
     return max(gaps, default=0.0)
 
 
@@ -173,23 +173,23 @@ def _compared(
     ).double()
     up, down, near_up, near_down = values.view(4, _DIRECTIONS, count)
     long, short = (up - down) / (2 * _STEP), (near_up - near_down) / _STEP
-    predicted = (directions.double() * slope.double()).flatten(2).sum(2)
+    prediction = (directions.double() * slope.double()).flatten(2).sum(2)
     points = []
     for i in range(count):
-        one, other, own = long[:, i], short[:, i], predicted[:, i]
+        one, other, local = long[:, i], short[:, i], prediction[:, i]
         size = float(torch.maximum(one.norm(), other.norm()))
-        finite = math.isfinite(size) and bool(own.isfinite().all())
+        finite = math.isfinite(size) and bool(local.isfinite().all())
         level = float(values.abs().max()) if finite else math.inf
         flat = not finite or size <= 1e-4 * max(level, 1e-6)
         agree = finite and float((one - other).norm()) <= 0.25 * size
-        lengths = float(own.norm() * other.norm())
-        cosine = float((own * other).sum()) / lengths if lengths > 0 else 0.0
+        lengths = float(local.norm() * other.norm())
+        cosine = float((local * other).sum()) / lengths if lengths > 0 else 0.0
         points.append(
             {
                 "trusted": bool(agree and not flat),
                 "agreement": cosine if math.isfinite(cosine) else 0.0,
-                "hidden": bool(not flat and float(own.norm()) <= _HIDDEN * size),
-                "plateau": bool(flat and float(own.norm()) == 0),
+                "hidden": bool(not flat and float(local.norm()) <= _HIDDEN * size),
+                "plateau": bool(flat and float(local.norm()) == 0),
             }
         )
     return points
@@ -211,10 +211,10 @@ def _shortened(attack: AttackPlan) -> Any:
 def _run(context: Context, x: Tensor, radius: float, victim: Victim | None = None) -> Tensor:
     """Scores of the plan's first attack with a probe's effort, at some radius, (B,)."""
     attack = context.plan.attacks[0]
-    found = Attack(attack.build().goal, _shortened(attack), Ball(attack.norm, radius))(
+    result = Attack(attack.build().goal, _shortened(attack), Ball(attack.norm, radius))(
         victim or context.victim, x, generator=context.generator("probe attack")
     )
-    return found.score
+    return result.score
 
 
 def _mean(values: Tensor) -> float:
@@ -234,17 +234,17 @@ def _unbounded(context: Context) -> dict[str, float]:
     radius = 1.0 if attack.norm == "linf" else math.sqrt(x[0].numel())
     with ready(context.victim, x, Ball(attack.norm, radius)) as clean, torch.no_grad():
         score = _score(context, clean, attack)
-        swapped = score(clean.roll(1, 0), torch.arange(len(x), device=x.device))
-    return {"whole": _mean(_run(context, x, radius)), "swapped": _mean(swapped)}
+        exchange = score(clean.roll(1, 0), torch.arange(len(x), device=x.device))
+    return {"whole": _mean(_run(context, x, radius)), "swapped": _mean(exchange)}
 
 
 def _neighbors(context: Context, unseen: Tensor) -> dict[str, Tensor]:
     """Inputs beside the audited ones: shifted, lightly noised, and never seen by the audit."""
     x = context.x
     noise = randn(*x.shape, like=x, generator=context.generator("neighbors"))
-    shifted = torch.zeros_like(x)
-    shifted[..., 1:] = x[..., :-1]
-    groups = {"shifted": shifted, "noised": (x + 0.03 * noise).clamp(0, 1)}
+    offset_copy = torch.zeros_like(x)
+    offset_copy[..., 1:] = x[..., :-1]
+    groups = {"shifted": offset_copy, "noised": (x + 0.03 * noise).clamp(0, 1)}
     if len(unseen):
         groups["unseen"] = unseen[: len(x)].to(x)
     return groups
@@ -271,13 +271,13 @@ def _beside(context: Context, unseen: Tensor) -> dict[str, Any]:
     measured: dict[str, Any] = {"damage_beside": {}, "error_beside": {}}
     for name, x in {"own": context.x, **_neighbors(context, unseen)}.items():
         goal = attack.build().goal
-        found = Attack(goal, search, Ball(attack.norm, attack.radius))(
+        result = Attack(goal, search, Ball(attack.norm, attack.radius))(
             context.victim, x, generator=context.generator("probe attack")
         )
         g = context.generator
         clean = context.victim.reconstruct(x, generator=g("beside"))
-        moved = context.victim.reconstruct(found.x_adv, generator=g("beside"))
-        damage, error = _mean(distance(moved, clean)), _mean(distance(clean, x))
+        shift = context.victim.reconstruct(result.x_adv, generator=g("beside"))
+        damage, error = _mean(distance(shift, clean)), _mean(distance(clean, x))
         if name == "own":
             measured |= {"damage": damage, "error": error}
         else:

@@ -70,8 +70,8 @@ def unmet(record: Record, key: str, sign: str | None = None, bound: float = math
     if mean is None:
         return f"{key} {sign} {bound:g}, it was not measured"
     value = float(mean)
-    met = value >= bound if sign == ">=" else value <= bound
-    if not met:
+    encounters = value >= bound if sign == ">=" else value <= bound
+    if not encounters:
         return f"{key} {sign} {bound:g}, it is {value:.4g}"
     if not record.verdict.passed:
         return f"{key} {sign} {bound:g} holds, but not on sound evidence: {record.verdict.first}"

@@ -82,10 +82,10 @@ def audit(
         >>> len({row["input"] for row in record.rows})
         3
     """
-    started, created = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    start_time, creation = time.monotonic(), datetime.datetime.now(datetime.UTC)
     run = Run() if run is None else run
     check_type(run, "run", Run)
-    named = named_victims(victim, victims)
+    by_name = named_victims(victim, victims)
     images = as_images(images)
     if profile is not None:
         keys = read_profile(profile)
@@ -94,12 +94,12 @@ def audit(
     else:
         stages = read_plan("quick" if plan is None else plan)
     rules = protocol or stages.protocol
-    fixed = None if rules is None else read_protocol(rules)
-    stages, facts = settle(stages, fixed, question_parts(question), images)
+    constants = None if rules is None else read_protocol(rules)
+    stages, facts = settle(stages, constants, question_parts(question), images)
     for spec in stages.defenses:
         defense = registry.build("defense", spec)
-        named.setdefault(text(spec), Victim(next(iter(named.values())).vae, defense))
-    for one in named.values():
+        by_name.setdefault(text(spec), Victim(next(iter(by_name.values())).vae, defense))
+    for one in by_name.values():
         if tuple(images.image_shape) != tuple(one.vae.image_shape):
             raise ShapeError(
                 f"the model reads images of {tuple(one.vae.image_shape)}, "
@@ -109,14 +109,14 @@ def audit(
     left_out: list[Omission] = []
     if minutes or stages.minutes:
         budget = float(minutes or stages.minutes or 0.0)
-        stages, words = fit_to_minutes(stages, named, images, budget)
+        stages, words = fit_to_minutes(stages, by_name, images, budget)
         if words:
             left_out.append(Omission(stage="plan", reason=words))
             if facts.protocol is not None:
                 facts = facts.model_copy(update={"shortened": True})
-    inputs = choose(images, stages, fixed, seed)
-    auditor = Auditor(named, inputs, stages, facts, seed, run)
-    head = header(named, images, inputs, stages, facts, run.name, run.resume)
+    inputs = choose(images, stages, constants, seed)
+    auditor = Auditor(by_name, inputs, stages, facts, seed, run)
+    head = header(by_name, images, inputs, stages, facts, run.name, run.resume)
     head["seed"] = seed
     head["model"] = head["model"].model_copy(update={"source": run.source})
-    return auditor.record(head, images, fixed, left_out, (started, created))
+    return auditor.record(head, images, constants, left_out, (start_time, creation))

@@ -90,8 +90,8 @@ def proved(
         return words
     reasons = "; ".join(
         reason
-        for (_, held), lists in notes.items()
-        if not held
+        for (_, holding), lists in notes.items()
+        if not holding
         for reason in merged(lists)
         if reason.startswith("not covered")
     )

@@ -109,28 +109,28 @@ def verify(
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no record.json: {error}") from None
     record = Record.from_json(text)
-    stored = Record.model_validate(json.loads(text))
+    stock = Record.model_validate(json.loads(text))
     problems += _files(folder)
-    problems += _statements(stored, record)
+    problems += _statements(stock, record)
     tensors: dict[str, Tensor] = {}
     try:
         tensors = read_adversarials(folder)
         problems += _inputs(record, tensors)
     except DataError as error:
         problems.append(str(error))
-    recomputed = 0
+    recomputation = 0
     numbers: tuple[int, ...] = ()
     vae = _model(record, victim, problems, not_checked)
     if vae is not None and tensors and inputs:
         try:
-            recomputed, numbers = _rows(record, vae, tensors, inputs, problems, not_checked)
+            recomputation, numbers = _rows(record, vae, tensors, inputs, problems, not_checked)
         except (RobustVAEError, RuntimeError, KeyError, IndexError) as error:
             problems.append(f"the rows cannot be computed again: {error}")
     return Verification(
         passed=not problems,
         problems=tuple(problems),
         rows=len(record.rows),
-        recomputed=recomputed,
+        recomputed=recomputation,
         inputs=numbers,
         not_checked=tuple(not_checked),
     )
@@ -256,7 +256,7 @@ def _rows(
     by_place = {
         (row["victim"], row["input"], row["attack"]): (i, row) for i, row in enumerate(record.rows)
     }
-    recomputed = 0
+    recomputation = 0
     for name in victims:
         context = auditor.context(name, sample)
         attacked = []
@@ -279,8 +279,8 @@ def _rows(
                 problems += [
                     f"row {place} (input {number}, {one.id}): {words}" for words in differing
                 ]
-                recomputed += 1
-    return recomputed, tuple(_whole(order[i]) for i in sample)
+                recomputation += 1
+    return recomputation, tuple(_whole(order[i]) for i in sample)
 
 
 def _whole(number: Any) -> int:
@@ -295,17 +295,17 @@ def _differences(
     for column in columns:
         if column.id not in fresh:
             continue
-        stored, again = row[column.id], fresh[column.id]
+        stock, again = row[column.id], fresh[column.id]
         if column.id in _SEARCHED:
             # a search of its own: only a change that is clearly smaller refutes the stored bound
             high = math.inf if again is None else float(again)
-            if stored is not None and float(stored) > _SMALLER * high:
-                words.append(f"{column.id} is stored as {stored}, a change of {again} breaks it")
+            if stock is not None and float(stock) > _SMALLER * high:
+                words.append(f"{column.id} is stored as {stock}, a change of {again} breaks it")
         elif column.kind in ("text", "flag", "count"):
-            if stored != again and not column.id.endswith("status"):
-                words.append(f"{column.id} is stored as {stored}, computed again {again}")
-        elif not _close(stored, again, _RELATIVE, _SHARE if column.kind == "share" else _ABSOLUTE):
-            words.append(f"{column.id} is stored as {stored}, computed again {again}")
+            if stock != again and not column.id.endswith("status"):
+                words.append(f"{column.id} is stored as {stock}, computed again {again}")
+        elif not _close(stock, again, _RELATIVE, _SHARE if column.kind == "share" else _ABSOLUTE):
+            words.append(f"{column.id} is stored as {stock}, computed again {again}")
     return words
 
 

@@ -87,8 +87,8 @@ def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
             break
         terms *= 2
     for row in (left >= 1e-10).nonzero()[:, 0].tolist():
-        inverted = _inverted_cdf(float(quantile[row]), variances[row], noncentral[row])
-        value[row] = max(float(value[row]), inverted)
+        inverse = _inverted_cdf(float(quantile[row]), variances[row], noncentral[row])
+        value[row] = max(float(value[row]), inverse)
     return (value - CDF_SLACK).clamp(0, 1)
 
 
@@ -138,5 +138,5 @@ def _inverted_cdf(q: float, variances: Tensor, noncentral: Tensor) -> float:
         size = -(square.log() / 4 + noncentral[:, None] * twice.square() / (2 * square)).sum(0)
         angle = (twice.atan() / 2 + noncentral[:, None] * twice / (2 * square)).sum(0) - u * q
         total += float((size.exp() * angle.sin() / (order + 0.5)).sum())
-    lost = beyond(q + period) + tail(count * step) + 1e-15 * count
-    return 0.5 - total / math.pi - lost
+    losses = beyond(q + period) + tail(count * step) + 1e-15 * count
+    return 0.5 - total / math.pi - losses

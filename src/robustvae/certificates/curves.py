@@ -77,8 +77,8 @@ class CertifiedCurve:
     def radius(self, r: float) -> Tensor:
         """The largest size at which each input is certified for r, (B,); 0 where none is."""
         check_number(r, "r", least=0)
-        held = self.tolerance <= r
-        return torch.where(held, self.sizes[None, :], 0.0).amax(1)
+        holding = self.tolerance <= r
+        return torch.where(holding, self.sizes[None, :], 0.0).amax(1)
 
     def __repr__(self) -> str:
         """Three lines: what is proved, in which sense, about how much."""
@@ -150,27 +150,27 @@ def certified_curve(
     check_probability(m, "m")
     check_probability(confidence, "confidence")
     check_type(simultaneous, "simultaneous", bool)
-    ordered = sorted_sizes(sizes)
+    ranking = sorted_sizes(sizes)
     sampler = sampler_of(victim, x, generator, rows, draws)
-    paired = displacement == "paired"
-    centers = None if paired else sampler.centers(center)
-    failure = (1 - confidence) / (len(ordered) if simultaneous else 1)
+    pairs = displacement == "paired"
+    centers = None if pairs else sampler.centers(center)
+    failure = (1 - confidence) / (len(ranking) if simultaneous else 1)
     indices = [
-        upper_index(draws, shifted_level(m, size, sampler, up=True), failure) for size in ordered
+        upper_index(draws, shifted_level(m, size, sampler, up=True), failure) for size in ranking
     ]
     curves = []
     with ready(victim):
         for i, g in enumerate(sampler.generators("smoothing/draws")):
-            own = None if centers is None else centers[i : i + 1]
-            distances = sampler.distances(i, own, draws, g).cpu().sort().values
+            local = None if centers is None else centers[i : i + 1]
+            distances = sampler.distances(i, local, draws, g).cpu().sort().values
             curves.append([math.inf if k is None else float(distances[k - 1]) for k in indices])
     return CertifiedCurve(
-        sizes=torch.tensor(ordered, dtype=torch.float64),
+        sizes=torch.tensor(ranking, dtype=torch.float64),
         tolerance=torch.tensor(curves, dtype=torch.float64),
         confidence=confidence,
         simultaneous=simultaneous,
         m=m,
-        displacement="paired" if paired else "full",
+        displacement="paired" if pairs else "full",
         center=center,
         centers=centers if center == "own" else None,
     )

@@ -52,10 +52,10 @@ def unit_of(dtype: torch.dtype, device: torch.device) -> float:
             f"a rounding bound wants a model in float32 or float64, got {dtype}; use vae.double()"
         )
     if dtype == torch.float32:
-        reduced = torch.get_float32_matmul_precision() != "highest"
+        reduction = torch.get_float32_matmul_precision() != "highest"
         if device.type == "cuda":
-            reduced |= torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
-        if reduced:
+            reduction |= torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+        if reduction:
             raise UnsupportedError(
                 "a rounding bound wants float32 products, got TF32 or bfloat16 ones allowed; use "
                 "torch.set_float32_matmul_precision('highest') and "

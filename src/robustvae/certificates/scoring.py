@@ -137,41 +137,41 @@ def certify_score(
     check_probability(quantile, "quantile")
     check_probability(confidence, "confidence")
     check_type(all_inputs, "all_inputs", bool)
-    ordered = sorted_sizes(sizes)
+    ranking = sorted_sizes(sizes)
     function = build("score", score) if not callable(score) else score
     sampler = sampler_of(victim, x, generator, rows, draws)
     error = function if isinstance(function, ReconstructionError) else None
     # two ends of every size, and of no change
-    ends = 2 * (len(ordered) + 1)
+    ends = 2 * (len(ranking) + 1)
     failure = (1 - confidence) / ends / (len(x) if all_inputs else 1)
     measured = ReconstructionError() if error else function
-    places = [quantile_ends(sampler, quantile, size, draws, failure) for size in [0.0, *ordered]]
+    places = [quantile_ends(sampler, quantile, size, draws, failure) for size in [0.0, *ranking]]
     lower, upper = [], []
     with ready(victim):
         for i, g in enumerate(sampler.generators("smoothing/score")):
             values = _values(measured, sampler, i, draws, g)
             floors = values.nan_to_num(nan=-math.inf).sort().values
             roofs = values.nan_to_num(nan=math.inf).sort().values
-            pairs = zip(places, [0.0, *ordered], strict=True)
+            pairs = zip(places, [0.0, *ranking], strict=True)
             low, high = [], []
             for (below, above), size in pairs:
-                moved = size if error else 0.0
-                low.append(-math.inf if below is None else float(floors[below - 1]) - moved)
-                high.append(math.inf if above is None else float(roofs[above - 1]) + moved)
+                shift = size if error else 0.0
+                low.append(-math.inf if below is None else float(floors[below - 1]) - shift)
+                high.append(math.inf if above is None else float(roofs[above - 1]) + shift)
             lower.append(low)
             upper.append(high)
     least = torch.tensor(lower, dtype=torch.float64)
-    most = torch.tensor(upper, dtype=torch.float64)
+    uppers = torch.tensor(upper, dtype=torch.float64)
     if error is not None:
         least = least.clamp_min(0)
         if error.squared:
-            least, most = least.square(), most.square()
+            least, uppers = least.square(), uppers.square()
     each = 1 - (1 - confidence) / (len(x) if all_inputs else 1)
     return ScoreBounds(
-        sizes=torch.tensor(ordered, dtype=torch.float64),
+        sizes=torch.tensor(ranking, dtype=torch.float64),
         lower=least[:, 1:],
-        upper=most[:, 1:],
-        at_rest=torch.stack([least[:, 0], most[:, 0]]),
+        upper=uppers[:, 1:],
+        at_rest=torch.stack([least[:, 0], uppers[:, 0]]),
         confidence=each,
         confidence_of_all=max(0.0, 1 - len(x) * (1 - each)),
         quantile=quantile,
@@ -206,9 +206,9 @@ def _checked(function: Callable[..., Any]) -> Statistic:
     def statistic(output: Tensor) -> Tensor:
         values: Tensor = function(output)
         if not isinstance(values, Tensor) or values.shape != (len(output),):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            actual = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ShapeError(
-                f"a score must return one number for each of {len(output)} outputs, got {got}"
+                f"a score must return one number for each of {len(output)} outputs, got {actual}"
             )
         return values
 
@@ -307,8 +307,8 @@ def certified_tpr(
     check_probability(fpr, "fpr")
     check_choice("attacked side", attacked, ("both", "anomalies", "normals"))
     high, low = _ends(normal, anomalous, attacked)
-    allowed = int(fpr * len(high))
-    threshold = high.sort(0).values[len(high) - 1 - allowed]
+    limit = int(fpr * len(high))
+    threshold = high.sort(0).values[len(high) - 1 - limit]
     return (low > threshold[None, :]).double().mean(0)
 
 
@@ -389,7 +389,7 @@ def certify_expectation(
     """
     check_count(levels, "levels")
     check_probability(confidence, "confidence")
-    ordered = sorted_sizes(sizes)
+    ranking = sorted_sizes(sizes)
     sampler = sampler_of(victim, x, generator, rows, draws)
     centers = sampler.centers("own").to(x.dtype)
     grid = torch.linspace(0, 1, levels + 1, dtype=torch.float64)[1:]
@@ -411,12 +411,12 @@ def certify_expectation(
             lower.append(
                 [
                     sum(shifted_level(p, size, sampler, up=False) for p in low if p > 0) / levels
-                    for size in ordered
+                    for size in ranking
                 ]
             )
             means.append(float(values.mean()))
     return ExpectedScore(
-        torch.tensor(ordered, dtype=torch.float64),
+        torch.tensor(ranking, dtype=torch.float64),
         torch.tensor(lower, dtype=torch.float64),
         torch.tensor(means, dtype=torch.float64),
         confidence,

@@ -183,10 +183,10 @@ def _followed(
     for w = m as long as m <= 2 price D, else at most (move - D) (m - 2 price D) for the w below.
     """
     excess_sum = torch.zeros_like(reach)
-    for stage, sorted_, before in zip(stages[:0:-1], stages[-2::-1], pairs[::-1], strict=True):
+    for stage, ordering, before in zip(stages[:0:-1], stages[-2::-1], pairs[::-1], strict=True):
         excess_sum = excess_sum + 1e-10 * tilt.norm(dim=1) * stage.norm * reach  # rounding
         tilt, price = tilt @ stage.weight, price * stage.norm**2
-        one, two = _split(tilt, sorted_.sort)
+        one, two = _split(tilt, ordering.sort)
         level, m = (one + two) / 2**0.5, (one - two) / 2**0.5
         free = 2 * price[:, None] * before.apart
         move = before.steepness * reach[:, None]
@@ -195,7 +195,7 @@ def _followed(
         excess_sum = excess_sum + (beyond * excess).sum(1)
         new_tilt = (m * before.apart + free * beyond) / move.clamp_min(1e-30)
         w = torch.where((excess > 0) & (beyond > 0), new_tilt, m) * before.sign
-        tilt = _joined((level + w) / 2**0.5, (level - w) / 2**0.5, sorted_.sort)
+        tilt = _joined((level + w) / 2**0.5, (level - w) / 2**0.5, ordering.sort)
     first = stages[0]
     slope = (tilt @ first.weight).norm(dim=1) + 1e-10 * tilt.norm(dim=1) * first.norm
     return price * first.norm**2 * reach.square() + slope * reach + excess_sum

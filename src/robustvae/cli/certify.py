@@ -139,12 +139,12 @@ def run(options: Options) -> None:
             show(f"rests on: {assumption}")
         beside = certificate.beside
         if beside is not None:
-            asked = [i for i, word in enumerate(beside.status) if word != "not asked"]
-            held = [float(beside.radius[i]) for i in asked if float(beside.radius[i]) > 0]
-            mean = floored(sum(held) / len(held)) if held else "none"
+            questions = [i for i, word in enumerate(beside.status) if word != "not asked"]
+            holding = [float(beside.radius[i]) for i in questions if float(beside.radius[i]) > 0]
+            mean = floored(sum(holding) / len(holding)) if holding else "none"
             show(
-                f"beside, {beside.kind} ({beside.confidence:g}), never mixed in: {len(held)} of "
-                f"{len(asked)} inputs that have no radius above; mean {mean}"
+                f"beside, {beside.kind} ({beside.confidence:g}), never mixed in: {len(holding)} of "
+                f"{len(questions)} inputs that have no radius above; mean {mean}"
             )
         silent = certificate.status.count("abstain")
         if silent:

@@ -299,12 +299,12 @@ def described(images: Images, words: str) -> Images:
     """The same set with what was decided on it, in words."""
     channels, height, width = images.image_shape
     classes = len(images.y.unique())
-    copied = images[:]
-    copied.about = (
+    duplicate = images[:]
+    duplicate.about = (
         f"{images.name}: {words}; {channels} channels of {height} x {width}, "
         f"{classes} class{'es' if classes != 1 else ''}"
     )
-    return copied
+    return duplicate
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -321,5 +321,5 @@ def _images_in(folder: Path) -> list[Path]:
 def _files(paths: list[Path], fit: Fit) -> Files:
     first = read_pixels(paths[0], fit.channels)
     shape = fitted(first, fit.crop, fit.size, paths[0]).shape[1:]
-    guessed = fit.channels is None
-    return Files(tuple(paths), shape[0], fit.crop, fit.size, (len(paths), *shape), guessed)
+    guess = fit.channels is None
+    return Files(tuple(paths), shape[0], fit.crop, fit.size, (len(paths), *shape), guess)

@@ -333,16 +333,16 @@ def _newton(
     for _ in range(steps):
         multiplier = power.exp()
         # from scratch the multiplier jumps, and the logits begin anew with each of its values
-        kept, sweeps = (None, _COLD_SWEEPS) if begin is None else (logit, _WARM_SWEEPS)
-        moved, logit = _pulled(p, x, multiplier, kept, sweeps)
-        slack = (moved - x).square() * _compliance(p, moved, multiplier)
-        size = (moved - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
+        selection, sweeps = (None, _COLD_SWEEPS) if begin is None else (logit, _WARM_SWEEPS)
+        shift, logit = _pulled(p, x, multiplier, selection, sweeps)
+        slack = (shift - x).square() * _compliance(p, shift, multiplier)
+        size = (shift - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
         far = size > radius
         low, high = torch.where(far, power, low), torch.where(far, high, power)
         slack = slack.sum((1, 2, 3), keepdim=True).clamp_min(tiny)
-        wanted = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
-        outside = (wanted < low) | (wanted > high)
-        power = torch.where(outside, 0.5 * (low + high), wanted)
+        target = (multiplier + (size / radius - 1) * size.square() / slack).clamp_min(tiny).log()
+        outside = (target < low) | (target > high)
+        power = torch.where(outside, 0.5 * (low + high), target)
     return power, logit, size
 
 
@@ -362,17 +362,17 @@ def _pulled(
     """The minimizer over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2, and its logits."""
     if isinstance(p, Gaussian):
         precision = p.stddev.square().reciprocal()
-        pulled = (p.mean * precision + multiplier * x) / (precision + multiplier)
-        return pulled.clamp(0, 1), None
+        pull = (p.mean * precision + multiplier * x) / (precision + multiplier)
+        return pull.clamp(0, 1), None
     # logit(x') + nu x' = c. From logit 0, the inflection point, Newton's steps are monotone.
-    wanted = _logits(p) + multiplier * x
-    logit = torch.zeros_like(wanted) if logit is None else logit
+    target = _logits(p) + multiplier * x
+    logit = torch.zeros_like(target) if logit is None else logit
     for _ in range(sweeps):
         mean = torch.sigmoid(logit)
         slope = 1 + multiplier * mean * (1 - mean)
-        logit = logit - (logit + multiplier * mean - wanted) / slope
+        logit = logit - (logit + multiplier * mean - target) / slope
         # the root lies between c - nu and c: a step from afar may not leave that
-        logit = torch.minimum(torch.maximum(logit, wanted - multiplier), wanted)
+        logit = torch.minimum(torch.maximum(logit, target - multiplier), target)
     return torch.sigmoid(logit), logit
 
 

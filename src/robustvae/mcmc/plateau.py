@@ -88,14 +88,14 @@ def hmc_to_plateau(
     rows = torch.arange(len(z), device=z.device)  # who is still there, by number
     order = [torch.zeros(0, dtype=rows.dtype, device=rows.device)]
     size = torch.as_tensor(kernel.step_size, dtype=z.dtype, device=z.device).expand(len(z))
-    settled = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    settlement = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     gradients, divergences = (torch.zeros_like(rows) for _ in range(2))
     ends: list[tuple[Tensor, Tensor, Tensor]] = []
     height = torch.full_like(size, -torch.inf)
     blocks = max(1, steps // block)
     for number in range(blocks):
         chain = hmc(
-            target if len(rows) == len(settled) else target.rows(rows),
+            target if len(rows) == len(settlement) else target.rows(rows),
             z,
             replace(kernel, step_size=size, mass=kernel.mass.rows(rows)),
             steps=block,
@@ -106,9 +106,9 @@ def hmc_to_plateau(
         divergences = divergences.index_add(0, rows, chain.divergences)
         # A chain leaves one block after it settled, so that the positions returned are not those
         # that were selected for being high.
-        leaving = settled[rows] if number + 1 < blocks else torch.ones_like(settled[rows])
+        leaving = settlement[rows] if number + 1 < blocks else torch.ones_like(settlement[rows])
         mean = chain.trace.mean(0)
-        settled = settled.index_put((rows,), settled[rows] | (mean <= height))
+        settlement = settlement.index_put((rows,), settlement[rows] | (mean <= height))
         order.append(rows[leaving])
         ends.append((chain.z[leaving], chain.log_density[leaving], chain.step_size[leaving]))
         stays = ~leaving
@@ -117,4 +117,4 @@ def hmc_to_plateau(
             break
     back = torch.cat(order).argsort()
     position, density, size = (torch.cat(part)[back] for part in zip(*ends, strict=True))
-    return Plateau(position, density, settled, divergences, size, gradients)
+    return Plateau(position, density, settlement, divergences, size, gradients)

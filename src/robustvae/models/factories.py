@@ -163,9 +163,9 @@ def _load_state(model: Any, weights: str | Path) -> None:
         target = model._owners[0]
     if not isinstance(target, nn.Module):
         raise CheckpointError(f"weights need a module, got {type(model).__name__} from the factory")
-    wanted = set(target.state_dict())
+    targets = set(target.state_dict())
     prefixes = {key.split(".")[0] + "." for key in state}
-    if not wanted & set(state) and len(prefixes) == 1:
+    if not targets & set(state) and len(prefixes) == 1:
         prefix = prefixes.pop()  # as DataParallel, compile and Lightning put before every name
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     try:

@@ -178,7 +178,7 @@ def _judged(
     norm = torch.linalg.vector_norm
     # along random directions and along the gradient, each point by itself: a lie at one place shows
     parts = {"random directions": slice(1, None), "the gradient": slice(0, 1)}
-    worst, where, unclear, judged = 0.0, "", 0, 0
+    worst, where, unclear, verdicts = 0.0, "", 0, 0
     for words, rows in parts.items():
         scale = norm(fine[rows], dim=0).maximum(norm(slopes[rows], dim=0))
         is_large = scale > floor
@@ -186,12 +186,12 @@ def _judged(
         error = norm(slopes[rows] - fine[rows], dim=0) / scale.clamp_min(floor)
         clear = is_large & (chaos <= CHAOTIC)
         unclear += int((is_large & ~clear).sum())
-        judged += int(clear.sum())
+        verdicts += int(clear.sum())
         excess = (error / (MARGIN * chaos).clamp_min(least))[clear]
         if len(excess) and float(excess.max()) > worst:
             worst, where = float(excess.max()), words
             wrong = float(error[clear][excess.argmax()])
-    if judged == 0 or unclear > judged:
+    if verdicts == 0 or unclear > verdicts:
         return GradientCheck(
             True,
             None,
@@ -207,7 +207,7 @@ def _judged(
             "partly detached backward pass",
         )
     return GradientCheck(
-        True, True, f"the gradient agrees with central differences at {judged} places"
+        True, True, f"the gradient agrees with central differences at {verdicts} places"
     )
 
 

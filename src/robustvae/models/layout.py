@@ -225,22 +225,22 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: _Run) -> Tensor:
-        ctx.run, ctx.sizes, kept = run, [], []
+        ctx.run, ctx.sizes, selection = run, [], []
         for fast, rectified in zip(run.layers, run.rectified, strict=True):
             ctx.sizes.append(tuple(x.shape[2:]))
             x = fast.forward(x)
             if rectified:
-                kept.append(x.relu_())
-        ctx.save_for_backward(*kept)
+                selection.append(x.relu_())
+        ctx.save_for_backward(*selection)
         return x
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        y, kept, ours = gradients[0], list(ctx.saved_tensors), False
+        y, selection, ours = gradients[0], list(ctx.saved_tensors), False
         layers = zip(ctx.run.layers, ctx.run.rectified, ctx.sizes, strict=True)
         for fast, rectified, size in reversed(list(layers)):
             if rectified:
-                y = _passed(y, kept.pop(), ours)
+                y = _passed(y, selection.pop(), ours)
             y, ours = fast.transpose(y, size), True
         return y, None
 

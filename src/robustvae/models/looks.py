@@ -228,25 +228,25 @@ def _state(subject: Subject) -> Iterator[Item]:
     versions = {name: value._version for name, value in vae.named_parameters()}
     with torch.no_grad():
         subject.output(x)
-    changed = [
+    changes = [
         name
         for name, value in vae.named_buffers()
         if name not in state or not identical(value, state[name])
     ]
-    changed += [
+    changes += [
         name for name, value in vae.named_parameters() if value._version != versions.get(name)
     ]
     with torch.no_grad():
         for name, value in vae.named_buffers():  # left as it was, whatever the model does
-            if name in changed and name in state and value.shape == state[name].shape:
+            if name in changes and name in state and value.shape == state[name].shape:
                 value.copy_(state[name])
     yield Item(
         "state_unchanged",
-        not changed,
+        not changes,
         "weights and buffers are the same after a call"
-        if not changed
-        else f"a call in evaluation mode changes {', '.join(changed[:3])}",
-        "" if not changed else "update buffers in training mode only (if self.training: ...)",
+        if not changes
+        else f"a call in evaluation mode changes {', '.join(changes[:3])}",
+        "" if not changes else "update buffers in training mode only (if self.training: ...)",
     )
     same = torch.equal(x, subject.x)
     yield Item(

@@ -287,9 +287,9 @@ def _climb(
         torch.zeros_like(start),
         torch.zeros_like(start),
     )
-    finished: list[_Climb] = []
-    here = ball.rows(rows)
-    reach = here.radii(now.center).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
+    finish: list[_Climb] = []
+    current = ball.rows(rows)
+    reach = current.radii(now.center).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
 
     for count in range(search.steps + 1):
         value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)
@@ -307,12 +307,12 @@ def _climb(
         if search.target is not None:
             stay = now.best_score < search.target
             if not bool(stay.all()):
-                finished.append(now.part(~stay))
+                finish.append(now.part(~stay))
                 now, reach = now.part(stay), reach[stay]
                 gradient, length, better = gradient[stay], length[stay], better[stay]
                 if not len(now.rows):
                     break
-                here = ball.rows(now.rows)
+                current = ball.rows(now.rows)
 
         if ball.norm == "l2" and rule != "normalized" and 2 * count >= search.steps:
             rule = "normalized"
@@ -336,16 +336,16 @@ def _climb(
         if search.schedule == "linear":
             rate = search.step * (1 - count / search.steps)
         elif search.schedule == "plateau":
-            stalled = torch.where(better, 0, now.stalled + 1)
-            halve = stalled >= search.patience
-            now.stalled = stalled.where(~halve, 0)
+            stall = torch.where(better, 0, now.stalled + 1)
+            halve = stall >= search.patience
+            now.stalled = stall.where(~halve, 0)
             now.rate = torch.where(halve.view(shape), now.rate / 2, now.rate)
             now.y = torch.where(halve.view(shape), now.best, now.y)
             rate = now.rate
-        now.y = here.project(now.center, torch.addcmul(now.y, rate * reach, unit))
+        now.y = current.project(now.center, torch.addcmul(now.y, rate * reach, unit))
 
     result = _Climb(
-        *(torch.cat(parts) for parts in zip(*(p.all() for p in [*finished, now]), strict=True))
+        *(torch.cat(parts) for parts in zip(*(p.all() for p in [*finish, now]), strict=True))
     )
     result = result.part(result.place.argsort())
     share = result.zeros / result.gradients.clamp_min(1)

@@ -167,10 +167,10 @@ def minimize(
         is_informative[again] = False
         now.converged[again] = now.newest[again] < 0  # nothing is left to forget
         now.forget(again)
-        for here, found in ((now.y, trial), (now.value, value), (now.gradient, gradient)):
-            before = here[bad]
-            here.copy_(found)
-            here[bad] = before
+        for current, results in ((now.y, trial), (now.value, value), (now.gradient, gradient)):
+            before = current[bad]
+            current.copy_(results)
+            current[bad] = before
         torch.sub(now.y, now.gradient, out=now.free).clamp_(now.low, now.high)
         now.free.sub_(now.y).ne_(0)
         torch.mul(now.gradient, now.free, out=now.downhill).neg_()
@@ -205,12 +205,12 @@ class _Seats:
         pixels = like.shape[1]
         y, low, high, gradient, free = (like.new_zeros(seats, pixels) for _ in range(5))
         value, norm, length = (like.new_zeros(seats) for _ in range(3))
-        row, newest, evaluations, stalled = (value.long() for _ in range(4))
+        row, newest, evaluations, stall = (value.long() for _ in range(4))
         beside, pairs = (like.new_zeros(seats, k, pixels) for k in (2, 2 * memory))
         products = like.new_zeros(seats, 2 * memory, memory)
         return cls(
             row, y, low, high, value, gradient, norm, free, beside, pairs, products, newest,
-            length, evaluations, stalled, value.bool(), value.bool(),
+            length, evaluations, stall, value.bool(), value.bool(),
         )  # fmt: skip
 
     @property

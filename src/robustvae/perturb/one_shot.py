@@ -94,7 +94,7 @@ class OneShot:
         """
         rows = torch.arange(len(x), device=x.device)
         y = x.detach().clone().requires_grad_()
-        norms, spent = torch.zeros_like(x.flatten(1)[:, 0]), 0
+        norms, cost = torch.zeros_like(x.flatten(1)[:, 0]), 0
         with torch.enable_grad():
             value = score(y, rows)
             slope = None
@@ -102,8 +102,8 @@ class OneShot:
                 (slope,) = torch.autograd.grad(value.sum(), y, create_graph=True, allow_unused=True)
 
         def hessian(v: Tensor) -> Tensor:
-            nonlocal norms, spent
-            spent += 1
+            nonlocal norms, cost
+            cost += 1
             if slope is None or not slope.requires_grad:
                 return torch.zeros_like(v)
             (product,) = torch.autograd.grad(
@@ -121,4 +121,4 @@ class OneShot:
             steps=self.steps,
             generator=by_row(generator, "eigenvectors", x),
         )
-        return pairs.vectors.view(len(x), self.count, *x.shape[1:]), spent, norms
+        return pairs.vectors.view(len(x), self.count, *x.shape[1:]), cost, norms

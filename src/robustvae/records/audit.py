@@ -113,8 +113,8 @@ class Record(BaseModel):
                 if key not in columns:
                     raise ValueError(f"rows[{i}].{key} is unknown")
                 if not columns[key].accepts(value):
-                    shown = json.dumps(value)[:60]
-                    raise ValueError(f"rows[{i}].{key} is {shown}, not a {columns[key].kind}")
+                    display = json.dumps(value)[:60]
+                    raise ValueError(f"rows[{i}].{key} is {display}, not a {columns[key].kind}")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -180,12 +180,12 @@ class Record(BaseModel):
     def _lines(self) -> Iterator[str]:
         yield f"Record of {self.title}: {len(self.rows)} rows, {len(self.victims)} victims"
         yield self.verdict.first
-        shown = [
+        display = [
             f"{entry.headline} {entry.mean if entry.mean is None else f'{float(entry.mean):.3g}'}"
             for entry in self.summary
             if entry.headline
         ]
-        yield "; ".join(shown) or "no key numbers"
+        yield "; ".join(display) or "no key numbers"
 
 
 def row_sha256(row: dict[str, Any]) -> str:

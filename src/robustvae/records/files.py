@@ -48,7 +48,7 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
         StorageError: As of `write_bytes`; then no file has changed.
     """
     beside: list[tuple[Path, Path]] = []
-    replaced: list[tuple[Path, Path | None]] = []
+    replacement: list[tuple[Path, Path | None]] = []
     path = Path()
     try:
         for name, content in contents.items():
@@ -65,21 +65,21 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
                 handle.flush()
                 os.fsync(handle.fileno())
         for temporary, path in beside:
-            saved = None
+            backup = None
             if len(beside) > 1 and path.exists():  # one rename alone needs no way back
-                saved = _beside(path, "old")
-                os.link(path, saved)
-            replaced.append((path, saved))
+                backup = _beside(path, "old")
+                os.link(path, backup)
+            replacement.append((path, backup))
             os.replace(temporary, path)
         for folder in {path.parent for _, path in beside}:
             _sync(folder)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        for target, saved in reversed(replaced):
+        for target, backup in reversed(replacement):
             with contextlib.suppress(OSError):
-                if saved is not None:
-                    os.replace(saved, target)
+                if backup is not None:
+                    os.replace(backup, target)
                     # two links to one file: then the rename did nothing and left both
-                    saved.unlink(missing_ok=True)
+                    backup.unlink(missing_ok=True)
                 elif not any(t.exists() and p == target for t, p in beside):
                     os.unlink(target)
         for temporary, _ in beside:
@@ -88,10 +88,10 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
         raise StorageError(
             f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
         ) from None
-    for _, saved in replaced:
-        if saved is not None:
+    for _, backup in replacement:
+        if backup is not None:
             with contextlib.suppress(OSError):
-                os.unlink(saved)
+                os.unlink(backup)
 
 
 def write_set(

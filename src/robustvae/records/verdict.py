@@ -57,12 +57,12 @@ def judged(record: Record) -> Record:
     """
     victims = {victim.name: victim for victim in record.victims}
     checks = []
-    for stored in record.checks:
-        if stored.victim not in victims or stored.id not in registry.names("check"):
-            note = stored.value.removesuffix(_NOT_HERE) + _NOT_HERE
-            checks.append(stored.model_copy(update={"value": note}))
+    for stock in record.checks:
+        if stock.victim not in victims or stock.id not in registry.names("check"):
+            note = stock.value.removesuffix(_NOT_HERE) + _NOT_HERE
+            checks.append(stock.model_copy(update={"value": note}))
             continue
-        checks.append(run_check(stored.id, case(record, victims[stored.victim])))
+        checks.append(run_check(stock.id, case(record, victims[stock.victim])))
     verdict = verdict_of(record.rows, checks, record)
     verdict = verdict.model_copy(update={"rank": record.verdict.rank, "of": record.verdict.of})
     return record.model_copy(update={"checks": checks, "verdict": verdict})
@@ -78,7 +78,7 @@ def verdict_of(
     """What to think of the first victim, and which others failed a check."""
     name = of.victims[0].name
     mine = [check for check in checks if check.victim == name]
-    failed = {
+    failures = {
         subject: [c for c in mine if c.passed is False and c.subject == subject]
         for subject in ("usefulness", "evidence", "robustness")
     }
@@ -91,9 +91,9 @@ def verdict_of(
     visible = None if per_pixel is None else per_pixel > VISIBLE
     first = "; ".join(
         (
-            _usefulness(useful, failed["usefulness"]),
-            _soundness(sound, failed["evidence"], inputs),
-            *_robustness(failed["robustness"]),
+            _usefulness(useful, failures["usefulness"]),
+            _soundness(sound, failures["evidence"], inputs),
+            *_robustness(failures["robustness"]),
             _visibility(visible, per_pixel),
         )
     )
@@ -118,7 +118,7 @@ def verdict_of(
             for check in failing
             if check.id == "defense_worth_its_price"
         ]
-    graver = [*failed["usefulness"], *failed["evidence"], *failed["robustness"]]
+    graver = [*failures["usefulness"], *failures["evidence"], *failures["robustness"]]
     return Verdict(
         useful=useful,
         sound=sound,
@@ -158,8 +158,8 @@ def _robustness(failed: Sequence[CheckResult]) -> list[str]:
 def _visibility(visible: bool | None, per_pixel: float | None) -> str:
     if visible is None or per_pixel is None:
         return "no change that breaks it was measured"
-    seen = "visible" if visible else "hardly visible"
-    return f"the change that breaks it is {seen} ({per_pixel:.2g} RMS a pixel)"
+    history = "visible" if visible else "hardly visible"
+    return f"the change that breaks it is {history} ({per_pixel:.2g} RMS a pixel)"
 
 
 def _typical_size(inputs: Sequence[Any]) -> float | None:
@@ -183,11 +183,11 @@ def _bracket(inputs: Sequence[Any], of: Record) -> str:
     upper = _mean(inputs, "margin_upper_box") or _mean(inputs, "margin_upper_unconstrained")
     lower = _mean(inputs, "certified")
     if upper is None:
-        known = any(row.get("margin_upper_box") is not None for row in inputs)
-        words = "No attack tried broke any input" if known else "No margin was measured"
+        options = any(row.get("margin_upper_box") is not None for row in inputs)
+        words = "No attack tried broke any input" if options else "No margin was measured"
     else:
-        mean, broken, count = upper
-        where = "on average" if broken == count else f"{broken} of {count} inputs, on average"
+        mean, breaks, count = upper
+        where = "on average" if breaks == count else f"{breaks} of {count} inputs, on average"
         words = f"Attacks break it {where} with a change of size {_up(mean)}"
     if lower is None:
         return f"{words}; no certificate was asked for, so smaller changes may do so too."

@@ -465,18 +465,18 @@ def _damage_panel(
     for i, row in enumerate(rows):
         x = left + (i + 0.5) * step
         values = [column[i] for column in columns]
-        drawn = [f"<title>{_escaped(_damage_title(row))}</title>"]
+        sample = [f"<title>{_escaped(_damage_title(row))}</title>"]
         noise, hit = values
         if noise is not None and hit is not None:
-            drawn.append(f'<path class="stem" d="M{x:.1f} {axis(noise):.1f}V{axis(hit):.1f}"/>')
-        drawn += [
+            sample.append(f'<path class="stem" d="M{x:.1f} {axis(noise):.1f}V{axis(hit):.1f}"/>')
+        sample += [
             mark(x, axis(value))
             for mark, value in zip(pair, values, strict=True)
             if value is not None and math.isfinite(value)
         ]
         if inconclusive(row):
-            drawn.append(marks.cross("none", min(3.2, radius))(x, bottom + 10))
-        parts.append(f"<g>{''.join(drawn)}</g>")
+            sample.append(marks.cross("none", min(3.2, radius))(x, bottom + 10))
+        parts.append(f"<g>{''.join(sample)}</g>")
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
     below = 34 if attack.inconclusive else 22
     words = f"{len(rows)} inputs, sorted by damage"

@@ -47,12 +47,12 @@ def growth(both: Tensor, one: Tensor, none: Tensor, m: float) -> Tensor:
     best = torch.full(both.shape, -math.inf, dtype=torch.float64, device=both.device)
     for share in _STAKES:
         stake = share / (1 - m)
-        gained = (
+        gain = (
             none * math.log1p(stake * m)
             + one * math.log1p(stake * (m - 0.5))
             + (both + 1) * math.log1p(stake * (m - 1))
         )
-        best = torch.maximum(best, gained.double() / (both + one + none + 1))
+        best = torch.maximum(best, gain.double() / (both + one + none + 1))
     return best
 
 
@@ -64,6 +64,6 @@ def upper_bound(x: Tensor, risk: float) -> Tensor:
         middle = (low + high) / 2
         scaled = stakes.view(-1, *(1,) * middle.ndim) / (1 - middle)
         logs = torch.log1p(scaled.unsqueeze(1) * (middle - x.double())).cumsum(1)
-        rejected = capital(logs).amax(0) >= -math.log(risk)
-        low, high = torch.where(rejected, low, middle), torch.where(rejected, middle, high)
+        rejections = capital(logs).amax(0) >= -math.log(risk)
+        low, high = torch.where(rejections, low, middle), torch.where(rejections, middle, high)
     return high

@@ -303,13 +303,13 @@ class Ruler:
     def _read(self, y: Tensor, rows: Tensor, seeds: Tensor) -> Tensor:
         """Outputs of a defended victim, (n, len(y), D), draw k of row i by its own seed."""
         n = len(seeds)
-        repeated = y.repeat(n, *(1,) * (y.ndim - 1))
+        repeats = y.repeat(n, *(1,) * (y.ndim - 1))
         numbers = seeds[:, rows.cpu()].flatten()
-        places = torch.arange(len(repeated))
+        places = torch.arange(len(repeats))
         size = min(rows_at_once(self.victim), self.rows_at_once)
         outputs = [
             self.victim.reconstruct(part, generator=_streams(numbers, place)).flatten(1)
-            for part, place in zip(repeated.split(size), places.split(size), strict=True)
+            for part, place in zip(repeats.split(size), places.split(size), strict=True)
         ]
         return torch.cat(outputs).unflatten(0, (n, len(y)))
 

@@ -218,7 +218,7 @@ def estimate_margin(
         walk = Walk(ruler, question, how, boxes, largest, for_choice)
         trail = walk.search(candidates, for_search)
         margins = [
-            _turn(made, order.argsort()) for made in _decide(walk, trail, for_tests, largest)
+            _turn(output, order.argsort()) for output in _decide(walk, trail, for_tests, largest)
         ]
     if box is not None:
         return margins[0]
@@ -263,9 +263,9 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
     suspect = everyone[:batch][trail.suspect[:batch]]
     if len(suspect):
         bound, _ = tests.bounds(suspect, x[suspect], _REST_RISK * risk, "rest")
-        failed = bound <= question.m
-        for own in range(count):  # the input is one point of both threat models
-            accept(suspect[failed] + own * batch, x[suspect[failed]], bound[failed], AT_REST)
+        failures = bound <= question.m
+        for side in range(count):  # the input is one point of both threat models
+            accept(suspect[failures] + side * batch, x[suspect[failures]], bound[failures], AT_REST)
     share = trail.share.clone()
     for number, (longer, part) in enumerate(_TESTS if ruler.is_random else _TESTS[:1]):
         waiting = everyone[trail.failing & value.isinf()]
@@ -274,23 +274,23 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
         share[waiting] = share[waiting] * longer
         point = trail.point(share[waiting], waiting)
         bound, tolerance = tests.bounds(waiting, point, part * risk / count, f"test {number}")
-        passed = bound <= question.m
-        accept(waiting[passed], point[passed], bound[passed], OK)
+        successes = bound <= question.m
+        accept(waiting[successes], point[successes], bound[successes], OK)
         # what a failed test drew tells where the next one should be, whose draws are new
-        again = waiting[~passed]
-        further = meets(walk.rest[trail.inputs[again]], tolerance[~passed], question.r)
+        again = waiting[~successes]
+        further = meets(walk.rest[trail.inputs[again]], tolerance[~successes], question.r)
         share[again] = share[again] * further.clamp(1.0, 1.3)
 
     margins = []
-    for own in range(count):
-        part_of = slice(own * batch, (own + 1) * batch)
+    for side in range(count):
+        part_of = slice(side * batch, (side + 1) * batch)
         margins.append(
             Margin(
                 value[part_of],
                 torch.zeros_like(value[part_of]),
                 value[part_of],
                 how.confidence,
-                bool(trail.box[own * batch]),
+                bool(trail.box[side * batch]),
                 tuple(words[part_of]),
                 y[part_of],
                 high[part_of],
@@ -318,15 +318,15 @@ class _Tests:
         not: by their own draws.
         """
         ruler, question = self.walk.ruler, self.walk.question
-        batch, m, most = len(ruler.x), question.m, self.walk.how.draws
+        batch, m, upper = len(ruler.x), question.m, self.walk.how.draws
         inputs = which % batch
         bound = torch.ones(len(which), dtype=torch.float64, device=point.device)
         tolerance = torch.full((len(which),), question.r).to(point)
         if not ruler.is_random:
             noise = ruler.noise(1, self.streams)
             with torch.no_grad():
-                failed = ruler.distances(point, inputs, noise)[0] > question.r
-            return torch.where(failed, 0.0, bound), tolerance
+                failures = ruler.distances(point, inputs, noise)[0] > question.r
+            return torch.where(failures, 0.0, bound), tolerance
         seeds = [stream.initial_seed() for stream in self.streams.streams]
         streams = RowGenerator(
             [
@@ -335,26 +335,26 @@ class _Tests:
             ]
         )
         open_ = torch.arange(len(which), device=point.device)
-        drawn = torch.empty(0, len(which), dtype=point.dtype, device=point.device)
+        sample = torch.empty(0, len(which), dtype=point.dtype, device=point.device)
         pair = 2 if ruler.antithetic else 1
         while len(open_):
-            draws = min(_STAGE, most - len(drawn))
+            draws = min(_STAGE, upper - len(sample))
             draws -= draws % pair
             fresh = ruler.fresh(
                 point[open_], inputs[open_], draws, streams.part(open_.tolist()), antithetic=True
             )
-            drawn = torch.cat([drawn, fresh])
-            within = (drawn <= question.r).to(point.dtype).unflatten(0, (-1, pair)).mean(1)
-            passed = capital(log_capitals(within, m)).amax(0) >= -math.log(risk)
-            bound[open_[passed]] = upper_bound(within[:, passed], risk).clamp_max(m)
-            hopeless = within.mean(0) > m - _HOPE if len(drawn) >= _FUTILE else ~passed & False
-            if most - len(drawn) < pair:
-                hopeless = torch.ones_like(passed)
-            leaving = hopeless & ~passed
+            sample = torch.cat([sample, fresh])
+            within = (sample <= question.r).to(point.dtype).unflatten(0, (-1, pair)).mean(1)
+            successes = capital(log_capitals(within, m)).amax(0) >= -math.log(risk)
+            bound[open_[successes]] = upper_bound(within[:, successes], risk).clamp_max(m)
+            hopeless = within.mean(0) > m - _HOPE if len(sample) >= _FUTILE else ~successes & False
+            if upper - len(sample) < pair:
+                hopeless = torch.ones_like(successes)
+            leaving = hopeless & ~successes
             if bool(leaving.any()):
-                tolerance[open_[leaving]] = self.walk.passing(drawn[:, leaving])
-            stays = ~(passed | leaving)
-            open_, drawn = open_[stays], drawn[:, stays]
+                tolerance[open_[leaving]] = self.walk.passing(sample[:, leaving])
+            stays = ~(successes | leaving)
+            open_, sample = open_[stays], sample[:, stays]
         return bound, tolerance
 
 
@@ -388,9 +388,9 @@ def _check_draws(how: Budget, m: float, boxes: int) -> None:
 def _check_candidates(candidates: Tensor, x: Tensor, box: bool) -> None:
     check_type(candidates, "candidates", Tensor)
     if candidates.ndim != x.ndim + 1 or not len(candidates) or candidates.shape[1:] != x.shape:
-        wanted = ", ".join(map(str, x.shape))
+        target = ", ".join(map(str, x.shape))
         raise ShapeError(
-            f"candidates must be (K, {wanted}) with K >= 1, got {tuple(candidates.shape)}"
+            f"candidates must be (K, {target}) with K >= 1, got {tuple(candidates.shape)}"
         )
     low, high = (0.0, 1.0) if box else (None, None)
     check_images(candidates.flatten(0, 1), name="candidates", low=low, high=high)

@@ -210,16 +210,16 @@ def rest_quantile(
     distances = displacements(
         victim, x, x, displacement, generator=generator, draws=draws, chunk=chunk
     )
-    ordered = distances.double().sort(0).values
+    ranking = distances.double().sort(0).values
     below = bdtr(np.arange(draws), draws, m)  # P(at most k of the draws lie below the quantile)
     tail = (1 - confidence) / 2
     least = int((below <= tail).sum())
-    most = int((below < 1 - tail).sum())
-    infinite = torch.full_like(ordered[0], math.inf)
+    upper = int((below < 1 - tail).sum())
+    infinite = torch.full_like(ranking[0], math.inf)
     return Estimate(
-        value=ordered[math.ceil(m * draws) - 1],
-        low=ordered[least - 1] if least else torch.zeros_like(infinite),
-        high=ordered[most] if most < draws else infinite,
+        value=ranking[math.ceil(m * draws) - 1],
+        low=ranking[least - 1] if least else torch.zeros_like(infinite),
+        high=ranking[upper] if upper < draws else infinite,
         confidence=confidence,
         box=None,
     )

@@ -221,7 +221,10 @@ class Walk:
         streams = by_row(generator, "starts", x)
         seeds = [row_generators(stream, "start", range(how.starts)) for stream in streams.streams]
         noise = torch.stack(
-            [torch.stack([randn(*x.shape[1:], like=x, generator=g) for g in own]) for own in seeds]
+            [
+                torch.stack([randn(*x.shape[1:], like=x, generator=g) for g in local])
+                for local in seeds
+            ]
         )
         if self.question.norm == "linf":
             unit = noise.sign()

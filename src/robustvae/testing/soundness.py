@@ -150,9 +150,9 @@ def _directions(
         kinds += [(change, attack, blend) for blend in (_BLENDS if attack else _BLENDS[:1])]
         kinds += [(None, False, few) for few in (0, 1, 3)] * attack
     for i in torch.randperm(len(kinds), generator=generator).tolist():
-        found, attack, how = kinds[i]
-        if found is not None:
-            yield _unit(_unit(found) + how * _unit(noise())), attack
+        result, attack, how = kinds[i]
+        if result is not None:
+            yield _unit(_unit(result) + how * _unit(noise())), attack
             continue
         direction = noise()
         if how:  # on a few pixels only
@@ -188,13 +188,13 @@ def _round(
     size = (x_adv - clean).double().flatten(1).norm(dim=1)
     assert bool((size <= largest.double() * (1 + 1e-6) + 1e-6).all())  # the image's own rounding
     with torch.no_grad():
-        violated, undecided, draws = judge(
+        violations, open_rows, draws = judge(
             vae, clean, x_adv, r, m, displacement, generator=generator
         )
     return Trials(
         done=len(x_adv),
-        violations=violated,
-        undecided=undecided,
+        violations=violations,
+        undecided=open_rows,
         adversarial=len(x_adv) * adversarial,
         box=int(((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1).sum()),
         draws=draws,

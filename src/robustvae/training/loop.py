@@ -220,8 +220,8 @@ class _Batches:
                 f"the model reads images of {tuple(vae.image_shape)}, "
                 f"{images.name} has {images.image_shape}"
             )
-        held = images.x.to(vae.device, vae.dtype) if images.in_memory else None
-        return cls(vae, images, held)
+        holding = images.x.to(vae.device, vae.dtype) if images.in_memory else None
+        return cls(vae, images, holding)
 
     @property
     def device(self) -> torch.device:

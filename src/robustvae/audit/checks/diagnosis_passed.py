@@ -25,6 +25,6 @@ class DiagnosisPassed:
         items = case.probes.get("diagnosis")
         if not items:
             return Outcome(None, "not made")
-        failed = [item for item in items if item["passed"] is False]
-        words = [f"{item['name']}: {item['message']}; {item['remedy']}" for item in failed]
-        return Outcome(not failed, "; ".join(words)[:400] or f"{len(items)} items passed")
+        failures = [item for item in items if item["passed"] is False]
+        words = [f"{item['name']}: {item['message']}; {item['remedy']}" for item in failures]
+        return Outcome(not failures, "; ".join(words)[:400] or f"{len(items)} items passed")

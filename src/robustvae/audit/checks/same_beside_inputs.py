@@ -33,18 +33,18 @@ class SameBesideInputs:
         probe = case.probes.get("beside")
         if not probe:
             return Outcome(None, "not measured")
-        words, failed = [], False
+        words, failures = [], False
         for what in ("damage", "error"):
-            own = probe.get(what)
+            local = probe.get(what)
             others = [
                 (name, float(value))
                 for name, value in (probe.get(f"{what}_beside") or {}).items()
                 # a shifted input may be unlike any training input: its error says nothing
                 if value is not None and (what, name) != ("error", "shifted")
             ]
-            if own is None or not others:
+            if local is None or not others:
                 continue
             name, worst = max(others, key=lambda pair: pair[1])
-            failed |= worst > self.factor * float(own) + 1e-9
-            words.append(f"{what} {float(own):.3g}, {worst:.3g} on {name} inputs")
-        return Outcome(not failed if words else None, "; ".join(words) or "not measured")
+            failures |= worst > self.factor * float(local) + 1e-9
+            words.append(f"{what} {float(local):.3g}, {worst:.3g} on {name} inputs")
+        return Outcome(not failures if words else None, "; ".join(words) or "not measured")

@@ -32,10 +32,10 @@ class UnboundedAttackSucceeds:
         probe = case.probes.get("unbounded")
         if not probe:
             return Outcome(None, "not measured")
-        unbounded, exchange = float(probe["whole"]), float(probe["swapped"])
-        words = f"mean score {unbounded:.3g}; another input in its place {exchange:.3g}"
-        if max(unbounded, exchange) <= 1e-9:
+        free_attack, exchange = float(probe["whole"]), float(probe["swapped"])
+        words = f"mean score {free_attack:.3g}; another input in its place {exchange:.3g}"
+        if max(free_attack, exchange) <= 1e-9:
             return Outcome(None, "nothing moved")
         if case.probes.get("gradient") and informative(case) is None:
             return Outcome(None, f"{words}; no gradient to be trusted")
-        return Outcome(unbounded >= self.share * exchange, words)
+        return Outcome(free_attack >= self.share * exchange, words)

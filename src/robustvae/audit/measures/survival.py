@@ -38,9 +38,9 @@ class Survival:
         """Measure one attack."""
         if context.x.ndim != 4:
             raise UnsupportedError("survival: inputs are no images, which alone have files")
-        rounded = (context.x_adv * 255).round() / 255
-        sent = jpeg(context.x_adv.clamp(0, 1))
+        rounding = (context.x_adv * 255).round() / 255
+        jpeg_images = jpeg(context.x_adv.clamp(0, 1))
         return {
             name: distance(context.read(context.victim, images, "output"), context.output)
-            for name, images in (("damage_8bit", rounded), ("damage_jpeg", sent))
+            for name, images in (("damage_8bit", rounding), ("damage_jpeg", jpeg_images))
         }

@@ -76,16 +76,16 @@ class Usefulness:
         sampler = context.victim
         if not context.defended:  # the audit draws from the posterior, so its samples are judged
             sampler = replace(context.victim, defense=PosteriorSample())
-        sampled = torch.cat(
+        samples = torch.cat(
             context.each("sampled", lambda row, g: sampler.reconstruct(x[row], generator=g))
         )
         other, other_output = others(context)
         second = context.read(context.victim, x, "second") if context.random else output
         return {
             "error_clean": distance(output, x),
-            "error_sampled": distance(sampled, x),
+            "error_sampled": distance(samples, x),
             "error_constant": distance(context.constant.expand_as(x), x),
-            "error_other": distance(sampled, other),
+            "error_other": distance(samples, other),
             "exchange": distance(output, other_output),
             "own_spread": distance(second, output),
             "price": distance(output, context.plain_output),

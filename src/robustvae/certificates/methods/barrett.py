@@ -27,10 +27,10 @@ class Barrett:
         """Radii by their two tail bounds."""
         if task.question.displacement != "paired":
             raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired displacement only")
-        shared = grounds(task)
-        constants, lengths = shared.constants, shared.stddev.norm(dim=1)
+        common = grounds(task)
+        constants, lengths = common.constants, common.stddev.norm(dim=1)
         # their formulas know no rounding: what it adds to the mean is taken from r as well
-        left = shared.left(shared.plain_cap) - constants.a * shared.shift
+        left = common.left(common.plain_cap) - constants.a * common.shift
         radii = [
             bounds.barrett_margin(
                 length[None],
@@ -45,4 +45,4 @@ class Barrett:
             else torch.zeros(1, dtype=torch.float64)
             for length, r in zip(lengths, left.tolist(), strict=True)
         ]
-        return Finding({"barrett": torch.cat(radii)}, shared.assumptions)
+        return Finding({"barrett": torch.cat(radii)}, common.assumptions)

@@ -127,8 +127,8 @@ class Grounds:
         if vae.likelihood == "gaussian":
             return logits.error
         # values of at most 1, each with the likelihood's own error
-        own = MEAN_UNITS[vae.likelihood] * unit * math.sqrt(logits.value[0].numel())
-        return slope * logits.error + own
+        local = MEAN_UNITS[vae.likelihood] * unit * math.sqrt(logits.value[0].numel())
+        return slope * logits.error + local
 
     def left(self, cap: Tensor) -> Tensor:
         """What is left of r, (B,); a number next to 0, of which nothing is proved, at the least."""
@@ -181,8 +181,8 @@ def grounds(task: Task, lanes: int = LANES) -> Grounds:
     key = f"lipschitz, {lanes} lanes"
     if key not in task.memo:
         task.memo[key] = _grounds(task, lanes)
-    shared: Grounds = task.memo[key]
-    return shared
+    common: Grounds = task.memo[key]
+    return common
 
 
 def _grounds(task: Task, lanes: int) -> Grounds:
@@ -194,37 +194,37 @@ def _grounds(task: Task, lanes: int) -> Grounds:
     images = task.x.to("cpu", torch.float64)
     noise = row_normals(images, task.generators("computation"))[:, 0]
     check_computation(exact, images, noise)
-    paired = ask.displacement == "paired"
+    pairs = ask.displacement == "paired"
     posterior = exact.encode(images)
     spread = bool((posterior.stddev > 0).all())
     if not spread:
         raise UnsupportedError("a bound by the weights wants a positive spread in every coordinate")
-    shared = Grounds(
+    common = Grounds(
         constants=constants,
         exact=exact,
         images=images,
         posterior=posterior,
         r=ask.r * (1 - _SPARE),
         arithmetic=Arithmetic(vae.dtype, lanes),
-        paired=paired,
+        paired=pairs,
     )
-    _check_rounding(vae, task.x, shared)
-    lost = float(shared.error(shared.plain_cap).max())
-    if not lost < shared.r:
+    _check_rounding(vae, task.x, common)
+    losses = float(common.error(common.plain_cap).max())
+    if not losses < common.r:
         raise UnsupportedError(
             f"rounding in {str(vae.dtype).removeprefix('torch.')} may move an output by "
-            f"{lost:.1e}, which leaves nothing of r = {ask.r:g}; use vae.double()"
+            f"{losses:.1e}, which leaves nothing of r = {ask.r:g}; use vae.double()"
         )
     order = "in any order" if lanes == 1 else f"in at least {lanes} partial sums (assumed)"
     assumptions = [
         "the stored weights in evaluation mode, in exact arithmetic",
         f"sums of {str(vae.dtype).removeprefix('torch.')} products {order}, without TF32, bfloat16,"
-        f" Winograd or Fourier transforms, move two outputs by at most {lost:.1e} where t = r / a; "
-        "as much as is possible is taken from r",
+        f" Winograd or Fourier transforms, move two outputs by at most {losses:.1e} where t = r / a"
+        "; as much as is possible is taken from r",
     ]
     if ask.displacement == "centered" and not constants.fixed_stddev:
         assumptions.append(SILENT)
-    return replace(shared, assumptions=tuple(assumptions))
+    return replace(common, assumptions=tuple(assumptions))
 
 
 def _check_rounding(vae: VAE, x: Tensor, shared: Grounds) -> None:
@@ -236,13 +236,13 @@ def _check_rounding(vae: VAE, x: Tensor, shared: Grounds) -> None:
     none = torch.zeros(len(x), dtype=torch.float64)
     mean = shared.posterior.mean
     # a float64 copy errs itself; 1e-9 is far above that and far below anything that matters
-    allowed = shared.mean_error(none) + _SPARE * (1 + mean.norm(dim=1))
+    limit = shared.mean_error(none) + _SPARE * (1 + mean.norm(dim=1))
     gap = (vae.encode(x).mean.double().cpu() - mean).norm(dim=1)
     z = mean.to(vae.dtype)
     clean = shared.exact.decode(z.double()).mean.flatten(1)
     output = (vae.decode(z.to(x.device)).mean.double().cpu().flatten(1) - clean).norm(dim=1)
     enough = shared.output_error(mean, none) + _SPARE * (1 + clean.norm(dim=1))
-    if not bool(((gap <= allowed) & (output <= enough)).all()):
+    if not bool(((gap <= limit) & (output <= enough)).all()):
         raise UnsupportedError(
             f"the model in {vae.dtype} lies further from float64 than rounding allows; look for "
             "TF32, bfloat16 or autocast, or use vae.double()"
@@ -341,14 +341,14 @@ class Generalized:
 
     def __call__(self, task: Task) -> Finding:
         """Radii by the sum of noncentral chi-squares, one a coordinate."""
-        shared = grounds(task)
-        reaches: list[Tensor | None] = [plain_reach(shared)]
+        common = grounds(task)
+        reaches: list[Tensor | None] = [plain_reach(common)]
         reaches += [envelope(task)] if "envelope" in task.methods else []
         reaches += [tangent(task)] if "tangent" in task.methods else []
         widest = torch.stack([reach for reach in reaches if reach is not None]).amax(0)
-        encoder = Encoder(shared.exact, spread=False)
-        radii = _coordinatewise(encoder, task, widest, shared)
-        return Finding({"generalized": radii}, shared.assumptions)
+        encoder = Encoder(common.exact, spread=False)
+        radii = _coordinatewise(encoder, task, widest, common)
+        return Finding({"generalized": radii}, common.assumptions)
 
 
 def plain_reach(shared: Grounds) -> Tensor:
@@ -358,41 +358,41 @@ def plain_reach(shared: Grounds) -> Tensor:
 
 def envelope(task: Task) -> Tensor | None:
     """t by the free envelope, (B,); None where it says nothing."""
-    shared = grounds(task)
-    if not shared.constants.sigmoid or shared.paired:
+    common = grounds(task)
+    if not common.constants.sigmoid or common.paired:
         return None
-    logits = decoder_logits(shared.exact, shared.posterior.mean)
-    left = shared.left(shared.envelope_cap)
-    wide = bounds.envelope_reach(logits, left) / shared.constants.a_logits
-    return torch.maximum(plain_reach(shared), wide * (1 - bounds.SLACK))
+    logits = decoder_logits(common.exact, common.posterior.mean)
+    left = common.left(common.envelope_cap)
+    wide = bounds.envelope_reach(logits, left) / common.constants.a_logits
+    return torch.maximum(plain_reach(common), wide * (1 - bounds.SLACK))
 
 
 def tangent(task: Task) -> Tensor | None:
     """t by the tangent envelope, (B,); None where it says nothing."""
-    shared = grounds(task)
-    if not shared.constants.sigmoid or shared.paired:
+    common = grounds(task)
+    if not common.constants.sigmoid or common.paired:
         return None
-    assert isinstance(shared.exact, GaussianVAE | LipschitzVAE)
-    left = shared.left(shared.farthest)
+    assert isinstance(common.exact, GaussianVAE | LipschitzVAE)
+    left = common.left(common.farthest)
     try:
-        wide = tangent_reach(shared.exact.decoder, shared.posterior.mean, left)
+        wide = tangent_reach(common.exact.decoder, common.posterior.mean, left)
     except UnsupportedError:  # a decoder of other layers: the envelope speaks for it
         return None
-    wide = torch.minimum(wide * (1 - bounds.SLACK), shared.farthest)
-    return torch.maximum(plain_reach(shared), wide)
+    wide = torch.minimum(wide * (1 - bounds.SLACK), common.farthest)
+    return torch.maximum(plain_reach(common), wide)
 
 
 def _by_tails(task: Task, prefix: str, reach: Tensor | None, tails: tuple[str, ...]) -> Finding:
-    shared = grounds(task)
+    common = grounds(task)
     if reach is None:
-        return Finding({}, shared.assumptions)
-    latent, b, m = task.vae.latent, shared.constants.b, task.question.m
+        return Finding({}, common.assumptions)
+    latent, b, m = task.vae.latent, common.constants.b, task.question.m
     # of a pair, draws beyond the quantile that rounding was bounded for count as failures
-    m = m + _SPARE if shared.paired else m
-    moved = _moved_stddev(shared.stddev, shared.constants, task.question.displacement)
-    motion = _Motion(b, shared.shift, moved)
+    m = m + _SPARE if common.paired else m
+    shift = _moved_stddev(common.stddev, common.constants, task.question.displacement)
+    motion = _Motion(b, common.shift, shift)
     radii = {f"{prefix}{tail}": _margin(tail, reach, motion, m, latent) for tail in tails}
-    return Finding(radii, shared.assumptions)
+    return Finding(radii, common.assumptions)
 
 
 def decoder_logits(vae: VAE, z: Tensor) -> Tensor:
@@ -407,19 +407,19 @@ def _moved_stddev(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """For radii of some rows: the largest standard deviation s and trace T of the difference."""
     norm = stddev.norm(dim=1)
-    most, total = stddev.square().amax(1).sqrt(), stddev.square().sum(1)
+    upper, total = stddev.square().amax(1).sqrt(), stddev.square().sum(1)
 
     def bound(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         if displacement == "centered":
-            return most[rows], total[rows]
-        own = stddev[rows].square()
+            return upper[rows], total[rows]
+        local = stddev[rows].square()
         after = (stddev[rows] + constants.c * rho[:, None]).square()
         if constants.log_c < float("inf"):
-            grown = stddev[rows] * (constants.log_c * rho[:, None]).clamp(max=300).exp()
-            after = torch.minimum(after, grown.square())
+            growth = stddev[rows] * (constants.log_c * rho[:, None]).clamp(max=300).exp()
+            after = torch.minimum(after, growth.square())
         trace = torch.minimum(after.sum(1), (norm[rows] + constants.c * rho).square())
         if displacement == "paired":
-            after, trace = own + after, total[rows] + trace
+            after, trace = local + after, total[rows] + trace
         return after.amax(1).sqrt(), trace
 
     def with_slack(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -450,13 +450,13 @@ def _margin(
     latent: int,
 ) -> Tensor:
     """The largest rho at which the method's probability is above m, (B,)."""
-    b, moved, shift_of = motion.b, motion.moved, motion.shift_of
+    b, shifts, shift_of = motion.b, motion.moved, motion.shift_of
 
     def ends(rho: Tensor) -> tuple[Tensor, Tensor]:
-        return shift_of(rho, everyone), moved(rho, everyone)[0]
+        return shift_of(rho, everyone), shifts(rho, everyone)[0]
 
     def holds(rho: Tensor) -> Tensor:
-        spread, trace = moved(rho, everyone)
+        spread, trace = shifts(rho, everyone)
         shift = shift_of(rho, everyone)
         if name == "trace_markov":
             return bounds.trace_markov_probability(reach, shift, trace) > m
@@ -464,7 +464,7 @@ def _margin(
 
     def spare(rho: Tensor, rows: Tensor) -> Tensor:
         shift = shift_of(rho, rows)
-        return bounds.isotropic_mass(reach[rows], shift, moved(rho, rows)[0], latent) - m
+        return bounds.isotropic_mass(reach[rows], shift, shifts(rho, rows)[0], latent) - m
 
     everyone = torch.arange(len(reach))
     if name == "noncentral" and m >= 0.5:

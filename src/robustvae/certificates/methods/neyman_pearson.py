@@ -55,26 +55,26 @@ class NeymanPearson:
         still = ask.displacement == "centered" or fixed_stddev(vae)
         encoder = Encoder(exact, spread=not still)
         unit_of(vae.dtype, vae.device)
-        own, wide = Arithmetic(vae.dtype), Arithmetic(torch.float64)
+        local, wide = Arithmetic(vae.dtype), Arithmetic(torch.float64)
         images = task.x.to("cpu", torch.float64)
         # decided before any draw, and for each input alone
-        most, _ = clopper_pearson(task.draws or 1000, task.draws or 1000, task.confidence, sides=1)
-        best = bounds.neyman_pearson_shift(float(most), ask.m)
-        lost = torch.cat(
+        upper, _ = clopper_pearson(task.draws or 1000, task.draws or 1000, task.confidence, sides=1)
+        best = bounds.neyman_pearson_shift(float(upper), ask.m)
+        losses = torch.cat(
             [
-                _rounding(encoder, part, best.expand(len(part)), own, ask)[0]
+                _rounding(encoder, part, best.expand(len(part)), local, ask)[0]
                 for part in images.split(_AT_ONCE)
             ]
         )
-        proved = lost <= _AFFORDED * best
-        _check_rounding(task, encoder, own)
+        proofs = losses <= _AFFORDED * best
+        _check_rounding(task, encoder, local)
         failure = torch.zeros(len(images), dtype=torch.float64)
         double = replace(task, victim=Victim(exact), x=images)
-        for rows, asked in ((proved, task), (~proved, double)):
+        for rows, questions in ((proofs, task), (~proofs, double)):
             if bool(rows.any()):
-                failure[rows] = 1 - clean_probability(_only(asked, rows), task.confidence)
+                failure[rows] = 1 - clean_probability(_only(questions, rows), task.confidence)
         parts = []
-        for rows, arithmetic in ((proved, own), (~proved, wide)):
+        for rows, arithmetic in ((proofs, local), (~proofs, wide)):
             parts += [
                 (i, _radius(encoder, images[i], failure[i], arithmetic, ask))
                 for i in rows.nonzero()[:, 0].split(_AT_ONCE)
@@ -90,17 +90,17 @@ class NeymanPearson:
             f"{task.draws or 1000} draws at the clean input, from float64 normals; confidence "
             f"{task.confidence:g} for each input",
         )
-        if bool(proved.any()):
+        if bool(proofs.any()):
             assumptions += (
                 f"sums of {name} products in any order, without TF32, bfloat16, Winograd or "
-                f"Fourier transforms, move a latent by at most {float(lost[proved].max()):.1e} "
+                f"Fourier transforms, move a latent by at most {float(losses[proofs].max()):.1e} "
                 "standard deviations; as much is taken off",
             )
-        if not bool(proved.all()):
+        if not bool(proofs.all()):
             assumptions += (
-                f"{int((~proved).sum())} of {len(images)} inputs: of the model evaluated in "
+                f"{int((~proofs).sum())} of {len(images)} inputs: of the model evaluated in "
                 f"float64, since the bound on what {name} does to a latent, "
-                f"{float(lost[~proved].max()):.1e} standard deviations, is too large",
+                f"{float(losses[~proofs].max()):.1e} standard deviations, is too large",
             )
         if ask.displacement == "centered" and not fixed_stddev(vae):
             assumptions += (SILENT,)
@@ -117,7 +117,7 @@ class _Part:
 
 def _only(task: Task, rows: Tensor) -> Task:
     """The task for some of its inputs, by a mask."""
-    numbers = tuple(n for n, chosen in zip(task.rows, rows.tolist(), strict=True) if chosen)
+    numbers = tuple(n for n, choice in zip(task.rows, rows.tolist(), strict=True) if choice)
     return replace(task, x=task.x[rows.to(task.x.device)], rows=numbers)
 
 
@@ -156,8 +156,8 @@ def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> Non
     mean = encoder.posterior(images).mean
     gap = (first(task.vae, task.x, encoder.width).mean.double().cpu() - mean).norm(dim=1)
     # 1e-9: what two float64 evaluations may differ by
-    allowed = encoder.rounding(images, none, arithmetic)[0] + 1e-9 * (1 + mean.norm(dim=1))
-    if not bool((gap <= allowed).all()):
+    limit = encoder.rounding(images, none, arithmetic)[0] + 1e-9 * (1 + mean.norm(dim=1))
+    if not bool((gap <= limit).all()):
         raise UnsupportedError(
             f"the encoder in {arithmetic.dtype} lies further from float64 than rounding allows; "
             "look for TF32, bfloat16 or autocast, or use vae.double()"
@@ -179,27 +179,27 @@ def _radius(
     budget = budget - error
     possible &= budget > 0
     budget = torch.where(possible, budget, 1.0)
-    allowed = (1 - ask.m) * (1 - bounds.CDF_SLACK)
-    used: list[Method] = []
+    limit = (1 - ask.m) * (1 - bounds.CDF_SLACK)
+    usage: list[Method] = []
 
     def moved(radius: Tensor) -> tuple[Movement, Tensor]:
-        found = encoder.over(x, radius, norm=ask.norm, box=ask.box)
-        used.append(found.method)
-        return found, found.length((1 + bounds.SLACK) / stddev)
+        result = encoder.over(x, radius, norm=ask.norm, box=ask.box)
+        usage.append(result.method)
+        return result, result.length((1 + bounds.SLACK) / stddev)
 
     def share(radius: Tensor) -> Tensor:
-        found, shift = moved(radius)
+        result, shift = moved(radius)
         if not encoder.spread:
             return shift / budget
-        least, most = (
-            found.least * (1 - spread_error[:, None]),
-            found.most * (1 + spread_error[:, None]),
+        least, uppers = (
+            result.least * (1 - spread_error[:, None]),
+            result.most * (1 + spread_error[:, None]),
         )
-        after = bounds.moved_failure(failure, shift + error, stddev, least, most)
-        spent = ((after / failure).log() / (allowed / failure).log()).clamp_min(0).sqrt()
+        after = bounds.moved_failure(failure, shift + error, stddev, least, uppers)
+        cost = ((after / failure).log() / (limit / failure).log()).clamp_min(0).sqrt()
         # at a failure of 1 the share has reached its end and says nothing of how far off it is
-        failed = torch.where(after < 1, spent.clamp_min(1.0 + 1e-9), torch.inf)
-        return torch.where(after <= allowed, spent.clamp(max=1.0), failed)
+        failures = torch.where(after < 1, cost.clamp_min(1.0 + 1e-9), torch.inf)
+        return torch.where(after <= limit, cost.clamp(max=1.0), failures)
 
     radius = largest_radius(share, linear / 4, upper)
-    return _Part(radius * possible, min(used, key=METHODS.index))
+    return _Part(radius * possible, min(usage, key=METHODS.index))

@@ -54,8 +54,8 @@ class SampledReach:
 
     def __call__(self, task: Task) -> Finding:
         """Radii from order statistics of the reaches."""
-        shared, ask = grounds(task), task.question
-        if not shared.constants.fixed_stddev:
+        common, ask = grounds(task), task.question
+        if not common.constants.fixed_stddev:
             raise UnsupportedError(
                 "the sampled reach with a spread that is not the same for every input: use "
                 "methods=['neyman_pearson']"
@@ -63,23 +63,23 @@ class SampledReach:
         count = task.draws or self.draws
         place = lower_index(count, 1 - ask.m, 1 - task.confidence)
         together = lower_index(count, 1 - ask.m, (1 - task.confidence) / len(task.x))
-        mean, b = shared.posterior.mean, shared.constants.b
+        mean, b = common.posterior.mean, common.constants.b
         noises = row_normals(mean, task.generators("sampled reach"), count)
         partners = row_normals(mean, task.generators("sampled reach/partner"), count)
-        farthest = _FARTHEST * shared.plain_cap
-        shift = shared.mean_error(farthest / b) + shared.mean_error(torch.zeros_like(farthest))
+        farthest = _FARTHEST * common.plain_cap
+        shift = common.mean_error(farthest / b) + common.mean_error(torch.zeros_like(farthest))
         radii = torch.zeros(2, len(mean), dtype=torch.float64)
         for i in range(len(mean)):
-            pair = [shared.posterior.stddev[i] * noise[i] for noise in (noises, partners)]
+            pair = [common.posterior.stddev[i] * noise[i] for noise in (noises, partners)]
             if ask.displacement != "paired":
                 pair[1] = torch.zeros_like(pair[1])
-            reach = self.reaches(shared, mean[i], pair, farthest[i]).sort().values
+            reach = self.reaches(common, mean[i], pair, farthest[i]).sort().values
             for row, k in enumerate((place, together)):
                 if k is not None:
-                    moved = float(reach[k - 1]) * (1 - bounds.SLACK) - float(shift[i])
-                    radii[row, i] = max(0.0, moved / (b * (1 + bounds.SLACK)))
+                    shifts = float(reach[k - 1]) * (1 - bounds.SLACK) - float(shift[i])
+                    radii[row, i] = max(0.0, shifts / (b * (1 + bounds.SLACK)))
         assumptions = (
-            *shared.assumptions,
+            *common.assumptions,
             f"{count} disjoint pairs of draws; confidence {task.confidence:g} for each input",
         )
         return Finding({"sampled_reach": radii[0]}, assumptions, simultaneous=radii[1])
@@ -102,8 +102,8 @@ class SampledReach:
         gap = (shared.exact.decode(z).mean - shared.exact.decode(other).mean).flatten(1).norm(dim=1)
         rows = mean.expand_as(z)
         near, far = (aside.norm(dim=1) for aside in reversed(pair))
-        lost = shared.output_error(rows, far + farthest) + shared.output_error(rows, near)
-        left = shared.r - gap * (1 + bounds.SLACK) - lost
+        losses = shared.output_error(rows, far + farthest) + shared.output_error(rows, near)
+        left = shared.r - gap * (1 + bounds.SLACK) - losses
         reach = left / shared.constants.a * (1 - bounds.SLACK)
         usable = (left > 0).nonzero()[:, 0]
         if not shared.constants.sigmoid or not len(usable):
@@ -113,6 +113,6 @@ class SampledReach:
         wide = bounds.envelope_reach(decoder_logits(shared.exact, z), tolerance)
         wide = wide / shared.constants.a_logits * (1 - bounds.SLACK)
         with contextlib.suppress(UnsupportedError):  # other layers: the free envelope speaks
-            tilted = tangent_reach(shared.exact.decoder, z, tolerance, self.steps)
-            wide = torch.maximum(wide, tilted * (1 - bounds.SLACK))
+            tilt = tangent_reach(shared.exact.decoder, z, tolerance, self.steps)
+            wide = torch.maximum(wide, tilt * (1 - bounds.SLACK))
         return reach.index_put((usable,), torch.maximum(reach[usable], wide)).clamp(max=farthest)

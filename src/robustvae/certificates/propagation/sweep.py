@@ -414,7 +414,7 @@ class _Sweep:
         for rows_of_part, columns in zip(owner.split(count), features.split(count), strict=True):
             for b, rows in self._pull(node, rows_of_part, columns, shape, loose if keep else None):
                 parts[b].append(rows)
-        return {b: Rows.joined(found or [self._no_rows()]) for b, found in parts.items()}
+        return {b: Rows.joined(result or [self._no_rows()]) for b, result in parts.items()}
 
     def _no_rows(self) -> Rows:
         none = torch.zeros(0, dtype=torch.float64)

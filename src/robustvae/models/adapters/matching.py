@@ -20,8 +20,8 @@ def first_match(
 ) -> tuple[Match, InputSpace] | VAE | None:
     """What the first adapter recognizes in the first of several trials, and the space of it."""
     if said is not None and said.reading is not None:
-        found = ((_said_match(trial, said), trial.space) for trial in trials)
-        return next(((match, space) for match, space in found if match is not None), None)
+        result = ((_said_match(trial, said), trial.space) for trial in trials)
+        return next(((match, space) for match, space in result if match is not None), None)
     specs = names("adapter") if said is None or said.adapter is None else [said.adapter]
     adapters: list[Adapter] = [build("adapter", spec) for spec in specs]
     for one in sorted(adapters, key=lambda adapter: adapter.priority):

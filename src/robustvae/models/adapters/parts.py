@@ -166,8 +166,8 @@ def rebound(function: Callable[..., Any], memo: dict[int, Any]) -> Callable[...,
         memo: Copies by the id of the original, as in `copy.deepcopy`; all modules are in it.
     """
     if id(function) in memo:
-        copied: Callable[..., Any] = memo[id(function)]
-        return copied
+        duplicate: Callable[..., Any] = memo[id(function)]
+        return duplicate
     if isinstance(function, functools.partial):
         return functools.partial(
             _copied(function.func, memo),
@@ -188,23 +188,23 @@ def _of_copies(function: types.FunctionType, memo: dict[int, Any]) -> types.Func
         for name in _global_names(function.__code__)
         if name in function.__globals__
     }
-    changed = {
-        name: copied
+    changes = {
+        name: duplicate
         for name, value in names.items()
-        if (copied := _copied(value, memo)) is not value
+        if (duplicate := _copied(value, memo)) is not value
     }
     cells = tuple(
         types.CellType(_copied(cell.cell_contents, memo)) if _is_full(cell) else cell
         for cell in function.__closure__ or ()
     )
-    scope = {**function.__globals__, **changed} if changed else function.__globals__
+    scope = {**function.__globals__, **changes} if changes else function.__globals__
     defaults = _copied(function.__defaults__, memo)
-    copied = types.FunctionType(
+    duplicate = types.FunctionType(
         function.__code__, scope, function.__name__, defaults, cells or None
     )
-    copied.__kwdefaults__ = _copied(function.__kwdefaults__, memo)
-    copied.__module__ = function.__module__
-    return copied
+    duplicate.__kwdefaults__ = _copied(function.__kwdefaults__, memo)
+    duplicate.__module__ = function.__module__
+    return duplicate
 
 
 def _is_full(cell: types.CellType) -> bool:

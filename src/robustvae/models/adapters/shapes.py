@@ -81,17 +81,17 @@ def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
     ]
     first = _first_layer(modules)
     channels = getattr(first, "in_channels", None)
-    stated = False
+    statement = False
     for holder in holders:
         for name in ATTRIBUTES:
             value = None if holder is None else _entry(holder, name)
             if isinstance(value, int) and not isinstance(value, bool) and channels:
-                stated = True
+                statement = True
                 yield (channels, value, value)
             if isinstance(value, tuple | list) and value and all(type(n) is int for n in value):
-                stated = True
+                statement = True
                 yield (channels, *value) if channels and len(value) == 2 else tuple(value)
-    if stated:
+    if statement:
         return
     if isinstance(first, nn.Linear):
         n = first.in_features

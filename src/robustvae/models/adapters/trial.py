@@ -231,12 +231,12 @@ class Trial:
             yield self.roles(encode, output, (one, other), decode)
         yield from (CodeReading((key,)) for key in codes)
         # a code that is drawn inside `encode` and returned without what it was drawn from
-        drawn = [
+        sample = [
             key
             for key, part in parts.items()
             if key not in steady and isinstance(part, Tensor) and part.ndim > 1
         ]
-        yield from (CodeReading((key,)) for key in drawn)
+        yield from (CodeReading((key,)) for key in sample)
 
     @staticmethod
     def _by_name(parts: dict[Step, Any]) -> Iterator[CodeReading]:
