@@ -46,7 +46,7 @@ def test_jacobian_is_jacrev(make, mode, batched):
     assert not found.requires_grad and not x.requires_grad
 
 
-def test_jacobian_under_no_grad_and_with_frozen_weights():
+def test_jacobian_under_no_grad_frozen_weights():
     f, x = dense().to(NUMBER).requires_grad_(False), points()
     with torch.no_grad():
         found = jacobian(f, x)
@@ -89,7 +89,7 @@ def symmetric(n, spectrum):
 
 
 @pytest.mark.parametrize("steps", [None, 40])
-def test_lanczos_finds_the_top_of_the_spectrum(steps):
+def test_lanczos_finds_top_of_spectrum(steps):
     matrix = symmetric(40, [0.5**i for i in range(40)])
     top = lanczos(
         lambda v: (matrix @ v[:, :, None])[:, :, 0],
@@ -105,7 +105,7 @@ def test_lanczos_finds_the_top_of_the_spectrum(steps):
     assert (top.residual < 1e-8).all()
 
 
-def test_lanczos_residual_bounds_the_error_before_convergence():
+def test_lanczos_residual_bounds_error_before_convergence():
     matrix = symmetric(60, torch.linspace(1, 2, 60))
     values = torch.linalg.eigvalsh(matrix)
     top = lanczos(
@@ -123,7 +123,7 @@ def test_lanczos_residual_bounds_the_error_before_convergence():
     assert (top.residual > 1e-3).any()
 
 
-def test_lanczos_goes_on_when_the_krylov_space_closes():
+def test_lanczos_goes_krylov_space_closes():
     matrix = symmetric(10, [3, 3, 3, 1, 1, 0, 0, 0, 0, 0])
     top = lanczos(
         lambda v: (matrix @ v[:, :, None])[:, :, 0],

@@ -86,7 +86,7 @@ def test_the_published_attack_sees_nothing(vae, x):
 @pytest.mark.parametrize(
     "mode", [PosteriorMode(steps=400), RobustPosterior(radius=0.05, steps=400)]
 )
-def test_the_implicit_gradient_is_that_of_the_mode(vae, x, mode):
+def test_implicit_gradient_is_that_of_mode(vae, x, mode):
     slope, difference = slope_and_difference(vae, Implicit(mode), x, mode)
     torch.testing.assert_close(slope, difference, rtol=1e-2, atol=1e-6)
     plain = mode(vae, x, generator=generator(0))
@@ -106,7 +106,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("wrap", [Checkpointed, Truncated])
 @pytest.mark.parametrize("options", CHAINS.values(), ids=CHAINS)
-def test_the_chain_attacked_is_the_one_given(vae, x, wrap, options):
+def test_chain_attacked_is_one_given(vae, x, wrap, options):
     own = HMC(steps=5, n_leapfrog=2, step_size=0.2, adapt=None, **options)
     cuts = {Checkpointed: {"segment": 2}, Truncated: {"last": 2}}
     at = x.clone().requires_grad_()
@@ -134,7 +134,7 @@ def test_the_acceptance_wanted_is_the_samplers(vae, x):
 
 @pytest.mark.parametrize("wrap", [Checkpointed, lambda own: Truncated(own, last=2)])
 @pytest.mark.parametrize("options", [{"average": True}, {"plateau": 2}, {"force": "bfloat16"}])
-def test_chains_that_cannot_be_cut_are_refused(wrap, options):
+def test_chains_cannot_cut_refused(wrap, options):
     with pytest.raises(errors.UnsupportedError, match="no average, no plateau and the exact force"):
         wrap(HMC(steps=6, **options))
 
@@ -149,7 +149,7 @@ def test_chains_that_cannot_be_cut_are_refused(wrap, options):
     ],
     ids=lambda d: type(d).__name__,
 )
-def test_a_model_in_training_is_left_as_it_was(defense, x):
+def test_model_in_training_left_as(defense, x):
     """Its running statistics too; and what is differentiated is the model at rest."""
     shape = {"architecture": "mlp", "latent": 3, "image_shape": (1, 4, 4), "hidden": (12,)}
     vae = create("vae", **shape, activation="tanh", batch_norm=True, seed=5).double()
@@ -165,7 +165,7 @@ def test_a_model_in_training_is_left_as_it_was(defense, x):
 
 
 @pytest.mark.parametrize("adapt", [None, "chain", "paper"])
-def test_checkpoints_save_the_graph_and_change_no_code(vae, x, adapt):
+def test_checkpoints_save_graph_change_no_code(vae, x, adapt):
     own = HMC(steps=7, n_leapfrog=2, adapt=adapt)
     z = Checkpointed(own, segment=3)(vae, x, generator=generator(0))
     assert z.shape == (2, 3) and z.isfinite().all()
@@ -174,7 +174,7 @@ def test_checkpoints_save_the_graph_and_change_no_code(vae, x, adapt):
 
 
 @pytest.mark.parametrize("last", [3, 6])
-def test_truncated_gradients_are_those_of_the_last_transitions(vae, x, last):
+def test_truncated_gradients_of_last_transitions(vae, x, last):
     """With the start carried over by the encoder's mean: the chain rule by hand."""
     own = HMC(steps=6, n_leapfrog=2, adapt=None)
     at = x.clone().requires_grad_()
@@ -187,7 +187,7 @@ def test_truncated_gradients_are_those_of_the_last_transitions(vae, x, last):
     assert (slope.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_straight_through_has_the_codes_of_the_defense_and_the_slope_of_the_encoder(vae, x):
+def test_straight_through_codes_defense_slope_encoder(vae, x):
     own = PosteriorMode(steps=10)
     at = x.clone().requires_grad_()
     z = StraightThrough(own)(vae, at, generator=generator(0))
@@ -220,7 +220,7 @@ def test_nonsense_is_refused():
         Implicit(PosteriorMode(), damping=0.0)
 
 
-def test_a_second_derivative_through_checkpoints_is_refused():
+def test_second_derivative_through_checkpoints_is_refused():
     vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
     x = torch.full((1, 1, 4, 4), 0.5).requires_grad_()
     chain = Checkpointed(HMC(steps=2, adapt=None), segment=1)
@@ -229,7 +229,7 @@ def test_a_second_derivative_through_checkpoints_is_refused():
         torch.autograd.grad(z.square().sum(), x, create_graph=True)
 
 
-def test_a_double_model_walks_its_own_chain_whatever_the_default_type():
+def test_double_model_walks_chain_whatever_default():
     with torch.random.fork_rng():
         vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4)).double()
     x = torch.full((2, 1, 4, 4), 0.3, dtype=torch.float64)

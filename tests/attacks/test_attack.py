@@ -90,7 +90,7 @@ NAMES = sorted(goals(images()))
 
 @pytest.mark.parametrize("radius", [0.1, 0.5])
 @pytest.mark.parametrize("goal", [LatentShift(), LatentShift("means"), MaximumDamage()])
-def test_a_linear_vae_is_attacked_along_its_top_singular_direction(goal, radius):
+def test_linear_vae_attacked_along_top_singular(goal, radius):
     vae, w, v = linear_vae()
     x = 0.5 + 0.01 * images()
     attack = Attack(goal, ProjectedAscent(steps=60, restarts=5), Ball("l2", radius, None, None))
@@ -137,9 +137,7 @@ DRAWN = ("samples", "elbo", "std", "both")
     st.sampled_from([torch.float32, torch.float64]),
 )
 @settings(max_examples=3, deadline=None)
-def test_what_comes_back_is_in_the_ball_and_has_the_score_it_says(
-    name, how, norm, radius, box, dtype
-):
+def test_comes_back_ball_score_says(name, how, norm, radius, box, dtype):
     vae, x = small_vae().to(dtype), images().to(dtype)
     x[0], x[1] = x[0].round(), 0.0  # corners of the box
     victim = Victim(vae, classifier=copy.deepcopy(CLASSIFIER).to(dtype))
@@ -162,7 +160,7 @@ def test_what_comes_back_is_in_the_ball_and_has_the_score_it_says(
         torch.testing.assert_close(found.score, strange)
 
 
-def test_what_a_search_claims_is_not_believed():
+def test_what_search_claims_is_not_believed():
     x, vae = images(), small_vae()
     ball = Ball("l2", 0.3)
     attack = Attack(MaximumDamage(), Liar(), ball)
@@ -192,7 +190,7 @@ def test_a_detached_defense_is_inconclusive():
 
 
 @pytest.mark.parametrize("defense", [PosteriorSample(), HMC(steps=2, n_leapfrog=2)])
-def test_random_defenses_are_averaged_and_attacked_by_their_gradient(defense):
+def test_random_defenses_averaged_attacked_gradient(defense):
     x, victim = images(2), Victim(small_vae(), defense)
     for goal in (MaximumDamage(draws=2), LatentShift("latent", draws=2)):
         attack = Attack(goal, ProjectedAscent(steps=3, restarts=1), Ball("linf", 0.3))
@@ -205,7 +203,7 @@ def test_random_defenses_are_averaged_and_attacked_by_their_gradient(defense):
         assert not torch.equal(first, fresh)
 
 
-def test_the_model_the_modes_and_the_random_states_are_left_alone():
+def test_model_modes_random_states_left_alone():
     vae = create("vae", architecture="conv8", latent=3).double()
     vae.train()
     vae.trunk.eval()
@@ -226,7 +224,7 @@ def test_the_model_the_modes_and_the_random_states_are_left_alone():
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
-def test_the_faster_convolutions_have_the_same_derivatives(shape):
+def test_faster_convolutions_have_same_derivatives(shape):
     """First and second, and the modules are as they were."""
     vae = create("vae", architecture="conv8", latent=3, image_shape=shape).double()
     x = rand(2, *shape, like=like, generator=generator(1)).requires_grad_()
@@ -249,7 +247,7 @@ def test_the_faster_convolutions_have_the_same_derivatives(shape):
         torch.testing.assert_close(a, b)
 
 
-def test_one_seed_one_result_and_clean_inputs_are_not_written_to():
+def test_seed_result_clean_inputs_not_written():
     x, vae = images(), small_vae()
     kept = x.clone()
     attack = Attack(LatentShift(), ProjectedAscent(steps=4, restarts=3), Ball("l2", 0.5))
@@ -258,7 +256,7 @@ def test_one_seed_one_result_and_clean_inputs_are_not_written_to():
     assert torch.equal(one.x_adv, two.x_adv) and torch.equal(x, kept)
 
 
-def test_the_published_maximum_damage_is_the_average_over_fixed_noise():
+def test_published_maximum_damage_average_over_fixed():
     """On a linear VAE the best direction is known: fresh noise at each step loses most of it."""
     vae, w, v = linear_vae()
     x = 0.5 + 0.01 * images()
@@ -304,7 +302,7 @@ def test_nonsense_is_refused_in_one_sentence(goal, x, ball, error):
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_not_finite_are_refused():
+def test_weights_not_finite_refused():
     vae, x = small_vae(), images()
     with torch.no_grad():
         next(vae.parameters())[0, 0] = torch.nan

@@ -55,7 +55,7 @@ def test_an_honest_attack_passes(vae, x, ball, goal):
     assert all(found.values()), found
 
 
-def test_an_honest_attack_on_a_defense_passes(vae, x):
+def test_honest_attack_on_defense_passes(vae, x):
     found = checks(vae, x, defense=PosteriorMode(steps=15), ball=Ball("linf", 0.2))
     assert found["seeing beats transfer"] and found["gradients"] and found["honest score"]
     random = checks(

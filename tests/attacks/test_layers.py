@@ -63,7 +63,7 @@ def by_layer(vae: VAE, x: Tensor, y: Tensor) -> dict[str, list[Tensor]]:
 
 
 @pytest.mark.parametrize(("name", "layers"), [*CHOICES, ("dlgm", None), ("nvae", None)])
-def test_a_divergence_is_the_sum_over_the_layers_named(name, layers, x):
+def test_divergence_is_sum_over_layers_named(name, layers, x):
     vae = model(name)
     y, rows = (
         (x + 0.2 * randn(*x.shape, like=x, generator=generator(2))).clamp(0, 1),
@@ -79,7 +79,7 @@ def test_a_divergence_is_the_sum_over_the_layers_named(name, layers, x):
         assert (wanted > 1e-6).all()
 
 
-def test_the_bottom_of_a_dlgm_does_not_see_the_links_upwards(x):
+def test_bottom_dlgm_not_see_links_upwards(x):
     vae = model("dlgm")
     y, rows = x.roll(1, 0), torch.arange(3)
 
@@ -100,7 +100,7 @@ def test_the_bottom_of_a_dlgm_does_not_see_the_links_upwards(x):
 
 @pytest.mark.parametrize(("name", "layers"), CHOICES)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_an_attack_on_some_layers_moves_them_most(name, layers, norm, x):
+def test_attack_on_some_layers_moves_most(name, layers, norm, x):
     """Further than an attack on the other layers does, where there are others."""
     vae, ball = model(name), Ball(norm, 0.5 if norm == "l2" else 0.1)
     others = tuple(sorted(set(range(3)) - set(layers))) or layers
@@ -126,6 +126,6 @@ def test_layers_that_are_none_are_refused(layers):
             make(layers=layers)
 
 
-def test_layers_that_are_not_there_are_refused(x):
+def test_layers_not_there_refused(x):
     with pytest.raises(errors.RangeError, match=r"0\.\.2"):
         LatentShift(layers=(3,)).bind(Victim(model("dlgm")), x, generator=generator(0))

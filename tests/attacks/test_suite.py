@@ -43,7 +43,7 @@ def x() -> Tensor:
     return rand(4, 1, 8, 8, like=like, generator=generator(1))
 
 
-def test_the_suite_is_led_by_the_pointwise_worst_case(x):
+def test_suite_led_by_pointwise_worst_case(x):
     victim = Victim(make_vae())
     found = AttackSuite("smoke")(victim, x, generator=generator(0))
     assert found.suite == "smoke-1"
@@ -67,7 +67,7 @@ def test_the_suite_is_led_by_the_pointwise_worst_case(x):
         found.worst(Ball("l2", 9.0))
 
 
-def test_the_suite_can_be_pointed_at_a_defense_and_at_other_balls(x):
+def test_suite_can_pointed_defense_other_balls(x):
     suite = AttackSuite("smoke", balls=(Ball("linf", 0.1),))
     victim = Victim(make_vae(), PosteriorMode(steps=3))
     assert suite(victim, x[:2], generator=generator(0)).suite == "smoke-1, custom balls"
@@ -105,7 +105,7 @@ def test_adaptive_suite_keeps_reported_worst(x, monkeypatch):
     assert "similarity, code space" not in {row.name for row in plain.rows}
 
 
-def test_floors_have_the_size_of_the_attack():
+def test_floors_have_size_of_attack():
     x = 0.4 + 0.2 * rand(3, 3, 9, 9, like=like, generator=generator(1))
     for ball in (Ball("linf", 0.05), Ball("l2", 0.5)):
         for y in (blur(x), jpeg(x)):
@@ -118,7 +118,7 @@ def test_floors_have_the_size_of_the_attack():
         jpeg(torch.zeros(1, 2, 8, 8))
 
 
-def test_the_two_adversarial_accuracies_are_told_apart(x):
+def test_two_adversarial_accuracies_are_told_apart(x):
     vae = make_vae()
     classifier = nn.Linear(3, 3).double()
     victim = Victim(vae, classifier=classifier)
@@ -169,7 +169,7 @@ def stored(tmp_path, x, **more):
     return vae, store(tmp_path / "s", Victim(vae), x, found, ball, attack="shift", **more)
 
 
-def test_stored_adversarials_are_scored_again_by_anyone(tmp_path, x):
+def test_stored_adversarials_scored_again_by_anyone(tmp_path, x):
     _, folder = stored(tmp_path, x)
     found = rescore(folder)
     assert found.agrees and found.same_model and found.inside.all()

@@ -44,7 +44,7 @@ def test_the_paper_s_penalties():
 
 
 @pytest.mark.parametrize("make", [LatentTarget, OutputTarget])
-def test_every_pair_and_penalty_is_scipy_s(x, make):
+def test_every_pair_and_penalty_scipy_s(x, make):
     """A convex latent objective: one minimum, which both must find."""
     victim, goal = linear_victim(), make(x.flip(0))
     sweep = PenaltySweep(goal, weights=(0.0, 0.01, 0.1, 1.0, 100.0))
@@ -76,7 +76,7 @@ def test_every_pair_and_penalty_is_scipy_s(x, make):
     torch.testing.assert_close(found.score[:, 2], score(found.x_adv[:, 2], torch.arange(3)))
 
 
-def test_20_problems_of_a_network_are_scipy_s(x):
+def test_20_problems_of_network_scipy_s(x):
     """Ours is at most 1e-4 of the value at rest above what scipy's L-BFGS-B ends with."""
     torch.random.default_generator.set_state(generator(5).get_state())
     vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4), hidden=(8,)).double()
@@ -106,7 +106,7 @@ def test_20_problems_of_a_network_are_scipy_s(x):
     assert (found.size[:, 0] > 0).all()
 
 
-def test_penalties_that_leave_no_way_out_cost_one_evaluation(x):
+def test_penalties_leave_no_way_out_cost(x):
     """Where the penalty outweighs the slope at x in every open direction, x is the minimum."""
     victim, goal = linear_victim(), LatentTarget(x.flip(0))
     x = x.clone()
@@ -130,7 +130,7 @@ def test_negligible_penalties_share_one_search(x):
     torch.testing.assert_close(found.x_adv[:, 1], found.x_adv[:, 0])
 
 
-def test_warm_starts_cost_fewer_evaluations_and_end_no_higher(x):
+def test_warm_starts_cost_fewer_evaluations_end(x):
     """A convex objective: one minimum from any start."""
     goal, weights = LatentTarget(x.flip(0)), penalties(24, -10.0, 2.0)
     warm, cold = (
@@ -143,7 +143,7 @@ def test_warm_starts_cost_fewer_evaluations_and_end_no_higher(x):
     assert warm.evaluations.max() <= 200
 
 
-def test_a_weak_model_has_a_small_area(x):
+def test_weak_model_has_small_area(x):
     """All-powerful attacks leave no area, powerless ones leave all of it."""
     target, x_hat, target_hat = x.flip(0), x, x.flip(0)
     line = torch.linspace(0, 1, 11).view(1, -1, 1, 1, 1)
@@ -157,7 +157,7 @@ def test_a_weak_model_has_a_small_area(x):
     assert (gone[picked] < 1e-6).all()
 
 
-def test_selection_breaks_ties_by_the_largest_penalty():
+def test_selection_breaks_ties_by_largest_penalty():
     weights = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
     objective = torch.tensor([[0.0, 1.0, 3.0, 3.0, 4.0], [9.0, 2.0, 2.0, 2.0, 2.0]])
     # means 2.75 and 2; in the second row nothing lies above, so the largest at the mean is taken
@@ -166,7 +166,7 @@ def test_selection_breaks_ties_by_the_largest_penalty():
         select(objective, weights[:3])
 
 
-def test_a_sweep_on_a_network_lowers_what_it_minimizes(x):
+def test_sweep_on_network_lowers_what_minimizes(x):
     torch.random.default_generator.set_state(generator(5).get_state())
     vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4), hidden=(8,)).double()
     goal = LatentTarget(x[:1])

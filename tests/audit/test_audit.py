@@ -188,7 +188,7 @@ def test_tolerance_ignores_the_model(digits, one):
         rv.audit(rv.load("digits-vae"), digits[:5], plan=plan)
 
 
-def test_defense_is_a_row_with_three_numbers(digits, one):
+def test_defense_is_row_with_three_numbers(digits, one):
     vae = rv.load("digits-vae")
     defense = {"name": "robust-posterior", "norm": "l2", "radius": 1.0, "steps": 4}
     plan = {**one, "draws": 20, "certificates": False}

@@ -30,7 +30,7 @@ def noncentral_oracle(x, degrees, noncentral):
 @pytest.mark.parametrize("degrees", [1, 2, 10, 64])
 @pytest.mark.parametrize("noncentral", [1e-6, 0.7, 30.0, 900.0])
 @pytest.mark.parametrize("deviations", [0.3, 1.0, 4.0])
-def test_noncentral_routine_against_a_high_precision_oracle(degrees, noncentral, deviations):
+def test_noncentral_routine_against_high_precision_oracle(degrees, noncentral, deviations):
     mean, deviation = degrees + noncentral, math.sqrt(2 * (degrees + 2 * noncentral))
     reach = math.sqrt(mean + deviations * deviation)
     got = float(bounds.noncentral_probability(reach, math.sqrt(noncentral), 1.0, degrees))
@@ -47,14 +47,14 @@ def test_noncentral_against_monte_carlo(generator):
         assert abs(share - got) < 4 * math.sqrt(0.25 / 200_000)
 
 
-def test_below_one_half_only_the_triangle_inequality_stands():
+def test_below_half_only_triangle_inequality_stands():
     """At D >= t it says nothing; just below, the central chi-square at (t - D)^2 / s^2."""
     assert bounds.noncentral_probability(1.0, 1.05, 0.4, 2) == 0.0
     got = bounds.noncentral_probability(1.0, 0.96, 0.4, 2)
     assert_close(got, torch.tensor(-math.expm1(-0.005)), atol=2e-9, rtol=0)
 
 
-def test_below_one_half_the_isotropic_mass_is_no_bound(generator):
+def test_below_half_isotropic_mass_no_bound(generator):
     """Why the route stops at 1/2: with the mean outside the ball, spread helps."""
     shift, reach = torch.tensor([1.5, 0.0]), 1.0
     noise = torch.randn(100_000, 2, generator=generator)
@@ -68,7 +68,7 @@ stddevs = st.lists(st.floats(0.2, 1.0), min_size=2, max_size=6)
 
 @settings(max_examples=60, deadline=None)
 @given(stddevs, st.floats(0, 2), st.floats(0.2, 3), st.integers(0, 2**31))
-def test_noncentral_is_below_the_true_mass_in_every_direction(spreads, size, reach, seed):
+def test_noncentral_below_true_mass_direction(spreads, size, reach, seed):
     """N(shift, diag s_j^2) puts at least F on the ball, whatever the direction of the shift."""
     g = torch.Generator().manual_seed(seed)
     s = torch.tensor(spreads)
@@ -87,7 +87,7 @@ def test_no_single_direction_is_the_worst():
     assert bounds.noncentral_probability(1.378, 1.069, 1.0, 2) <= along.min()
 
 
-def test_generalized_against_monte_carlo_and_against_the_noncentral(generator):
+def test_generalized_against_monte_carlo_against_noncentral(generator):
     s = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.4]])
     shifts = torch.tensor([[0.1, 0.4, 0.3], [0.5, 0.0, 0.0]])
     got = bounds.generalized_probability(0.9, shifts, s)
@@ -236,7 +236,7 @@ def brute_envelope(logits, r, starts=60, generator=None):
     return best
 
 
-def test_envelope_is_below_what_an_adversary_reaches_and_above_the_slope(generator):
+def test_envelope_below_adversary_reaches_above_slope(generator):
     logits = 5 * torch.randn(20, 16, generator=generator)
     for r in (0.2, 0.8, 1.5):
         reach = bounds.envelope_reach(logits, r)
@@ -244,7 +244,7 @@ def test_envelope_is_below_what_an_adversary_reaches_and_above_the_slope(generat
         assert (reach <= brute_envelope(logits, r, generator=generator)).all()
 
 
-def test_envelope_is_nearly_exact_for_one_pixel():
+def test_envelope_nearly_exact_for_one_pixel():
     """One pixel: the reach solves |s(y + e) - s(y)| = r in closed form."""
     y = torch.linspace(-6, 6, 41)[:, None]
     share = torch.sigmoid(y.abs())
@@ -255,7 +255,7 @@ def test_envelope_is_nearly_exact_for_one_pixel():
         assert (reach <= exact + 1e-9).all()
 
 
-def test_a_slope_of_one_fifth_is_caught():
+def test_slope_of_one_fifth_is_caught():
     """The sigmoid's slope is 1/4: a reach of 5 r is reached from gray pixels."""
     gray = torch.zeros(1, 4)
     moved = torch.sigmoid(gray + 5 * 0.1 / 2) - 0.5
@@ -263,7 +263,7 @@ def test_a_slope_of_one_fifth_is_caught():
     assert bounds.envelope_reach(gray, 0.1) < 5 * 0.1 * 0.82
 
 
-def test_first_order_spectral_is_never_below_camuto(generator):
+def test_first_order_spectral_never_below_camuto(generator):
     jacobian = torch.randn(30, 5, 12, generator=generator)
     stddev = 0.1 + torch.rand(30, 5, generator=generator)
     p = 0.5 + 0.5 * torch.rand(30, generator=generator)
@@ -304,7 +304,7 @@ def test_bad_input_is_refused():
 
 
 @pytest.mark.parametrize("m", [0.5, 0.7, 0.95])
-def test_crossing_is_plain_bisection_in_fewer_questions(m, generator):
+def test_crossing_plain_bisection_in_fewer_questions(m, generator):
     spread = 0.05 + 0.2 * torch.rand(200, generator=generator)
     reach = 0.2 + 3 * torch.rand(200, generator=generator)
     asked = 0

@@ -6,7 +6,7 @@ import robustvae as rv
 from robustvae.training import train_recipe
 
 
-def test_certificate_is_positive_and_a_fair_share_of_the_attacked_bound(generator):
+def test_certificate_positive_fair_share_attacked_bound(generator):
     """r = 1, m = 1/2, centered, free: positive on 90 %, on average 0.3 of what attacks reach."""
     vae = rv.load("digits-lipschitz-vae")
     images = rv.data.load("digits", split="test")
@@ -22,7 +22,7 @@ def test_certificate_is_positive_and_a_fair_share_of_the_attacked_bound(generato
     assert (lower.radius / high).mean() >= 0.3
 
 
-def test_constants_of_the_stored_weights_are_those_of_the_recipe():
+def test_constants_of_stored_weights_of_recipe():
     constants = rv.certificates.lipschitz_constants(rv.load("digits-lipschitz-vae"))
     assert 2.0 - 1e-5 < constants.b < 2.0 + 1e-5
     assert 1.0 - 1e-5 < constants.a < 1.0 + 1e-5

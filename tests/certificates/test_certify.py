@@ -198,7 +198,7 @@ def test_neyman_pearson_is_probabilistic_and_sound(generator):
         assert not violations(vae, x, found.radius, displacement, generator).any()
 
 
-def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
+def test_neyman_pearson_serves_plain_models_convolutions(generator):
     """No constant of the decoder is needed, and the encoder's bound is local."""
     vae = create("vae", architecture="conv8", latent=4)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_neyman_pearson_serves_plain_models_with_convolutions(generator):
     assert not violations(vae, x, found.radius, "centered", generator, r=r).any()
 
 
-def test_a_boxed_certificate_says_so_and_is_larger(generator):
+def test_boxed_certificate_says_so_and_larger(generator):
     vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:4].float()
     ask = {"r": 1.0, "m": M, "displacement": "centered"}
     free, box = (
@@ -225,7 +225,7 @@ def test_a_boxed_certificate_says_so_and_is_larger(generator):
     assert not deterministic.box
 
 
-def test_neyman_pearson_of_a_linear_model_is_the_closed_form(generator):
+def test_neyman_pearson_linear_model_closed_form(generator):
     """Fixed sigma, linear encoder: sigma (Phi^-1(p) - Phi^-1(m)) / K."""
     vae = linear(generator)
     x = torch.rand(2, *SHAPE, generator=generator)
@@ -261,7 +261,7 @@ def test_neyman_pearson_serves_hierarchies(kind, displacement, generator):
     assert not refuted(vae, x, found.radius, displacement, generator, r).any()
 
 
-def test_the_lowest_layer_alone_says_too_much_of_a_centered_seatbelt(generator, monkeypatch):
+def test_lowest_layer_alone_says_much_centered(generator, monkeypatch):
     """Its upper layer keeps its spread about a mean that moves: left out, trials find it out."""
     vae, x = (
         hierarchy("seatbelt", between=(), lift=30.0),
@@ -286,7 +286,7 @@ def test_the_lowest_layer_alone_says_too_much_of_a_centered_seatbelt(generator, 
     assert refuted(vae, x, broken.radius, "centered", generator, r).any()
 
 
-def test_the_joint_of_a_hierarchy_is_as_certain_as_its_lowest_layer(generator):
+def test_joint_hierarchy_certain_lowest_layer(generator):
     """Full and paired: what is drawn after the first layer does not see the image."""
     deep = hierarchy("seatbelt")
     flat = create("vae", architecture="mlp", image_shape=SHAPE, latent=3, hidden=[8])
@@ -329,7 +329,7 @@ def refuted(vae, x, radius, displacement, generator, r):
 @pytest.mark.parametrize(
     "name", ["plain", "plain, tanh", "lipschitz, learned sigma", "lipschitz, clipped sigma"]
 )
-def test_neyman_pearson_serves_a_spread_that_moves(name, displacement, norm, generator):
+def test_neyman_pearson_serves_spread_that_moves(name, displacement, norm, generator):
     vae, x = MODELS[name](), torch.rand(3, *SHAPE, generator=generator)
     with torch.no_grad():
         r = 2 * float(delta(vae, x, x, displacement, 200, generator).quantile(0.9))
@@ -343,7 +343,7 @@ def test_neyman_pearson_serves_a_spread_that_moves(name, displacement, norm, gen
         assert (found.radius < centered.radius).all()
 
 
-def test_first_order_is_no_guarantee_and_serves_any_model(generator):
+def test_first_order_no_guarantee_serves_any(generator):
     x = torch.rand(3, *SHAPE, generator=generator)
     wrapped = rv.models.wrap(
         encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 0.1),
@@ -409,7 +409,7 @@ def test_what_is_no_number_is_refused(generator):
         certify(out_of_sight, x, R, M, "full", generator=generator, methods=["first_order"])
 
 
-def test_what_is_not_covered_abstains_by_name(generator):
+def test_what_not_covered_abstains_by_name(generator):
     x = torch.rand(2, 1, 8, 8, generator=generator)
 
     class Odd(nn.Module):
@@ -435,7 +435,7 @@ def test_not_robust_at_rest_abstains(generator):
     assert found.status == ("abstain", "abstain") and (found.radius == 0).all()
 
 
-def test_linf_is_the_l2_radius_over_the_root_of_the_pixels(generator):
+def test_linf_l2_radius_over_root_pixels(generator):
     vae, x = lipschitz().double(), torch.rand(3, *SHAPE, generator=generator)
     l2 = certify(vae, x, R, M, "centered", generator=generator)
     linf = certify(vae, x, R, M, "centered", generator=generator, norm="linf")
@@ -452,7 +452,7 @@ def test_coverage_is_a_falling_share(generator):
     assert shares[0] == (found.radius > 0).double().mean()
 
 
-def test_state_of_the_model_is_left_alone(generator):
+def test_state_of_model_is_left_alone(generator):
     vae, x = lipschitz().train(), torch.rand(2, *SHAPE, generator=generator)
     before = {k: v.clone() for k, v in vae.state_dict().items()}
     certify(vae, x, R, M, "centered", generator=generator)
@@ -485,7 +485,7 @@ def test_constants_are_reached_by_no_pair(generator):
                 q = q + 1e-3 * grad / scale.reshape(-1, *[1] * (grad.ndim - 1))
 
 
-def test_a_layer_that_is_not_covered_is_named():
+def test_layer_not_covered_named():
     with pytest.raises(errors.UnsupportedError, match="Mish"):
         lipschitz_bound(nn.Sequential(nn.Linear(2, 2), nn.Mish()))
     hooked = nn.Linear(2, 2)
@@ -540,7 +540,7 @@ def test_speed_of_many_inputs(generator):
 
 
 @pytest.mark.parametrize("displacement", ["centered", "paired"])
-def test_generalized_chi_square_is_the_closed_form_of_a_diagonal_encoder(displacement, generator):
+def test_generalized_chi_square_closed_form_diagonal(displacement, generator):
     """mu_j = w_j x_j over the whole ball: every coordinate can move by w_j rho."""
     vae = linear(generator)
     gains = torch.tensor([1.5, 0.2, 0.1, 0.05])

@@ -81,7 +81,7 @@ def half_space_rate(shift_of_index, monkeypatch):
     return float((bounds.upper[:, 0] < top).double().mean())
 
 
-def test_order_statistic_off_by_one_is_caught(monkeypatch):
+def test_order_statistic_off_by_one_caught(monkeypatch):
     """Failure 0.2 over four ends: 0.05 for the upper one."""
     rate = half_space_rate(0, monkeypatch)
     assert not too_often(rate, 3000, 0.05) and rate > 0.02
@@ -162,7 +162,7 @@ def test_attacked_scores_stay_inside(generator):
         assert ((error >= bounds.lower[:, 0]).double().mean(0) > 0.5 - 0.125).all()
 
 
-def test_scores_that_read_the_input_are_refused(generator):
+def test_scores_that_read_input_are_refused(generator):
     smooth = rv.Victim(rv.load("digits-vae"), rv.InputNoise(0.1))
     x = rv.data.load("digits", split="test").x[:2]
     with pytest.raises(errors.UnsupportedError, match="reads the changed input"):
@@ -202,7 +202,7 @@ def test_auroc_and_rate_by_hand():
     assert certificates.certified_tpr(normal, anomalous, 0.1, "anomalies").tolist() == [0.5]
 
 
-def test_expectation_of_a_half_space_is_met():
+def test_expectation_of_half_space_is_met():
     """f = 1 below a threshold: E_delta[f] = Phi(Phi^-1(p) - rho / s), whatever the levels."""
     step = lambda out, center: (out.flatten(1)[:, 0] <= 1.0).double()  # noqa: E731
     found = scoring.certify_expectation(

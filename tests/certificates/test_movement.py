@@ -65,7 +65,7 @@ MODELS = {
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_posterior_of_the_ball_is_within(name, norm, generator):
+def test_every_posterior_of_ball_is_within(name, norm, generator):
     vae = MODELS[name]().double().eval().requires_grad_(False)
     x = torch.rand(4, *vae.image_shape, generator=generator)
     radius = torch.tensor([0.0, 0.01, 0.1, 0.5])
@@ -91,7 +91,7 @@ def test_every_posterior_of_the_ball_is_within(name, norm, generator):
 
 
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt"])
-def test_the_mean_path_of_what_the_likelihood_reads(kind, generator):
+def test_mean_path_of_what_likelihood_reads(kind, generator):
     """All layers of a Seatbelt, the lowest of a DLGM; exact at a linear posterior."""
     vae = hierarchy(kind, hidden=[], between=[]).double().requires_grad_(False)
     x = torch.rand(2, *SHAPE, generator=generator)
@@ -115,7 +115,7 @@ def test_other_models_are_refused_by_name():
         Encoder(wrapped(nn.Sequential(nn.Mish(), TwoHeads())))
 
 
-def test_the_largest_radius_is_one_that_holds():
+def test_largest_radius_is_one_that_holds():
     edge = torch.tensor([0.01, 0.3, 1.0, 50.0])
     asked = []
 
@@ -171,7 +171,7 @@ def normal_chance(low, high, mean, stddev):
     return torch.special.ndtr(ends[1]) - torch.special.ndtr(ends[0])
 
 
-def test_what_a_moved_normal_can_do_to_an_event(generator):
+def test_what_moved_normal_can_to_event(generator):
     """Half-lines and intervals of one coordinate: their exact chances never exceed the bound."""
     one = torch.ones(1, 1)
     for _ in range(300):
@@ -191,7 +191,7 @@ def test_what_a_moved_normal_can_do_to_an_event(generator):
                 assert normal_chance(low, high, mean, stddev) <= bound
 
 
-def test_a_moved_normal_far_below_the_sharp_bound_is_a_mistake():
+def test_moved_normal_far_below_sharp_bound():
     """At a fixed spread it is above the exact worst case, and not by much."""
     one = torch.ones(3, 2)
     failure, shift = torch.tensor([0.001, 0.01, 0.1]), torch.tensor([2.0, 1.0, 0.3])

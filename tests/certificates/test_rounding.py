@@ -95,7 +95,7 @@ def test_missing_term_is_caught(generator):
     assert (seen > forward_error(net, x, none, none, Arithmetic(torch.float64)).error).all()
 
 
-def test_norm_of_sizes_is_an_upper_bound(generator):
+def test_norm_of_sizes_is_upper_bound(generator):
     from robustvae.certificates.rounding import _Steps
 
     for layer, shape in ((nn.Linear(7, 5), (7,)), (nn.Conv2d(2, 3, 3, stride=2), SHAPE)):

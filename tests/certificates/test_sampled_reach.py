@@ -26,7 +26,7 @@ def linear(**options):
 
 
 @pytest.mark.parametrize("displacement", ["centered", "paired"])
-def test_linear_models_have_the_quantile_of_the_gap(displacement, generator):
+def test_linear_models_have_quantile_of_gap(displacement, generator):
     """With an isometry t = (r - ||gap||) / a exactly, and ||gap|| has a chi distribution."""
     from scipy.stats import chi
 

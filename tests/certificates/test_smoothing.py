@@ -112,7 +112,7 @@ def false_about_centers(count=2000):
     return float((lower.radius.numpy() > S * (norm.ppf(inside) - norm.ppf(0.3))).mean())
 
 
-def test_center_chosen_on_the_same_draws_is_caught(monkeypatch):
+def test_center_chosen_on_same_draws_caught(monkeypatch):
     assert not too_often(false_about_centers(), 2000, 0.2)
     right = Sampler.generators
     monkeypatch.setattr(sampling, "_CENTER_DRAWS", 12)
@@ -183,7 +183,7 @@ def test_votes_need_the_square_root(monkeypatch):
     assert probability_at(float(wrong.radius)) == 0.0
 
 
-def test_last_bits_of_the_input_are_hidden(monkeypatch):
+def test_last_bits_of_input_are_hidden(monkeypatch):
     """A victim that looks whether its input lies on the grid learns nothing of the clean one."""
 
     def betray(z):
@@ -208,7 +208,7 @@ def test_last_bits_of_the_input_are_hidden(monkeypatch):
     assert victim.reconstruct(y, generator=rv.generator(1)).abs().min() == 100
 
 
-def test_float32_sums_on_the_grid_are_exact():
+def test_float32_sums_on_grid_are_exact():
     x = torch.rand(3, 1, 4, 4, dtype=torch.float32)
     noisy = rv.InputNoise(3.0).noisy(x, generator=rv.generator(0))
     ticks = noisy.double() * 2**20
@@ -217,7 +217,7 @@ def test_float32_sums_on_the_grid_are_exact():
     assert torch.equal(noisy.double(), wide)
 
 
-def test_noise_has_its_spread_and_no_end():
+def test_noise_spread_and_no_end():
     g = rv.generator(0)
     draws = rv.InputNoise(0.25).noisy(torch.zeros(400_000, 1, 1, 1), generator=g).flatten()
     assert abs(float(draws.std()) - 0.25) < 4 * 0.25 / (2 * 400_000) ** 0.5
@@ -235,7 +235,7 @@ def test_noise_passes_gradients_and_keeps_values():
     assert clipped.min() >= 0 and clipped.max() <= 1
 
 
-def test_identity_is_never_above_its_exact_margin(generator):
+def test_identity_never_above_exact_margin(generator):
     """Full, about the own center: the exact margin is a noncentral chi-square's."""
     width, r = 5, 1.8
     victim = rv.Victim(plain_function(width=width), rv.InputNoise(S))
@@ -337,7 +337,7 @@ class Counting:
         (rv.HMC(steps=4, adapt="paper"), "other rows of its batch"),
     ],
 )
-def test_draws_that_are_not_independent_are_refused(defense, says):
+def test_draws_not_independent_refused(defense, says):
     victim = rv.Victim(rv.load("digits-vae").double(), rv.InputNoise(0.1, defense))
     x = rv.data.load("digits", split="test").x[:2].double()
     lower = certify(victim, x, 1.0, generator=rv.generator(0), draws=20)

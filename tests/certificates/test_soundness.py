@@ -56,7 +56,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("displacement", ["centered", "paired", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_violation_on_models_of_every_kind(kind, displacement, generator):
+def test_no_violation_models_kind(kind, displacement, generator):
     x = torch.rand(4, *SHAPE, generator=generator).double()
     found = trials(
         KINDS[kind]().double(), x, 0.6, 0.5, displacement, count=600, generator=generator
@@ -141,7 +141,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_bounds_are_caught_by_the_same_trials(name, generator, monkeypatch):
+def test_broken_bounds_caught_by_same_trials(name, generator, monkeypatch):
     make, methods, r, m, break_, how = BROKEN[name]
     displacement = "paired" if "paired" in name else "centered"
     vae = make()
@@ -154,7 +154,7 @@ def test_broken_bounds_are_caught_by_the_same_trials(name, generator, monkeypatc
     assert broken.inputs > 0 and broken.violations > 0
 
 
-def test_a_trial_is_decided_by_its_true_probability(generator):
+def test_trial_decided_by_true_probability(generator):
     """Drawn at rest, ||Delta|| has a known law: r on either side of its median decides."""
     vae, x = linear(), torch.rand(40, *SHAPE, generator=generator).double()
     size = 2.0 * 0.02 * torch.randn(200_000, 4, generator=generator).norm(dim=1)

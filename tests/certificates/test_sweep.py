@@ -173,7 +173,7 @@ def check_sound(network, x, radius, norm, method, generator, **options):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("radius", [0.01, 0.5])
-def test_nothing_in_the_ball_leaves_the_bounds(network, radius, norm, method, generator):
+def test_nothing_in_ball_leaves_bounds(network, radius, norm, method, generator):
     x = torch.rand(4, *SHAPE, generator=generator)
     found = check_sound(network, x, radius, norm, method, generator)
     assert found.method == method
@@ -186,7 +186,7 @@ def black_and_white(generator, count):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("name", ["relu", "tanh", "convolutions", "sorts of channels"])
-def test_nothing_in_the_box_leaves_the_boxed_bounds(name, norm, generator):
+def test_nothing_in_box_leaves_boxed_bounds(name, norm, generator):
     network, x = made(name, generator), black_and_white(generator, 4)
     for radius in (0.05, 0.5):
         steps = list(steps_of(network, x, radius, norm, generator))
@@ -195,7 +195,7 @@ def test_nothing_in_the_box_leaves_the_boxed_bounds(name, norm, generator):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_most_of_a_linear_map_in_the_box(norm, generator):
+def test_most_of_linear_map_in_box(norm, generator):
     """A row over a ball and a box: a bisection on the multiplier of the ball."""
     network, x = made("linear", generator), black_and_white(generator, 6)
     radius = torch.tensor([0.05, 0.3, 1.0, 1.5, 2.0, 5.0])
@@ -284,7 +284,7 @@ def test_chunks_do_not_change_results(network, norm, generator):
     assert parts.method == whole.method == "crown"
 
 
-def test_what_is_too_dear_falls_back_and_says_so(generator):
+def test_dear_falls_back_says(generator):
     network = made("relu", generator)
     x = torch.rand(4, *SHAPE, generator=generator)
     net = Relaxation(network, shape=SHAPE)

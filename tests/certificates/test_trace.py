@@ -54,7 +54,7 @@ def differences(net, x):
 
 
 @pytest.mark.parametrize("run", [residual, slices, differences])
-def test_the_graph_is_the_module_and_is_bounded(run, generator):
+def test_graph_is_module_and_is_bounded(run, generator):
     net = Module(run).requires_grad_(False)
     graph = traced(net, SHAPE)
     x = torch.rand(3, *SHAPE, generator=generator)
@@ -111,7 +111,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_known_is_refused_by_name(name):
+def test_what_not_known_refused_by_name(name):
     with pytest.raises(errors.UnsupportedError, match=name):
         Relaxation(traced(Module(REFUSED[name]), SHAPE), shape=SHAPE)
 
@@ -186,7 +186,7 @@ def test_what_may_overwrite_features_is_refused(net):
         traced(net, (3,))
 
 
-def test_a_forward_of_its_own_is_refused():
+def test_forward_of_its_own_is_refused():
     net = nn.Sequential(nn.Linear(3, 3)).double()
     net[0].forward = lambda x: 100 * x.relu()
     with pytest.raises(errors.UnsupportedError, match="of its own"):
@@ -197,22 +197,20 @@ def test_a_forward_of_its_own_is_refused():
         lipschitz_bound(net, (3,))
 
 
-def test_the_branches_of_a_sum_do_not_disturb_each_other():
+def test_branches_sum_not_disturb_other():
     x = torch.tensor([-1.0, 2.0])
     total = Add(nn.Identity(), nn.ReLU(inplace=True))(x)
     assert total.tolist() == [-1.0, 4.0] and x.tolist() == [-1.0, 2.0]
 
 
-def test_a_softplus_that_jumps_has_no_constant():
+def test_softplus_that_jumps_has_no_constant():
     assert lipschitz_bound(nn.Sequential(nn.Softplus())) <= 1 + 1e-9
     with pytest.raises(errors.UnsupportedError, match="jumps"):
         lipschitz_bound(nn.Sequential(nn.Softplus(1.0, 0.0)))
 
 
 @pytest.mark.parametrize(("shift", "factor"), [(1.0, 1.0), (0.0, 2.0)])
-def test_an_encoder_that_does_something_else_than_its_layers_is_refused(
-    shift, factor, generator, monkeypatch
-):
+def test_encoder_something_else_than_layers_refused(shift, factor, generator, monkeypatch):
     vae = rv.models.create("vae", latent=2, hidden=[4], image_shape=(1, 2, 2)).double()
     x, radius = torch.rand(2, 1, 2, 2, generator=generator), torch.full((2,), 0.01)
     Encoder(vae).over(x, radius)

@@ -43,7 +43,7 @@ def fails(capsys, *arguments, says):
     assert says in printed.err
 
 
-def test_audit_writes_its_report_and_says_where(plan, tmp_path, capsys):
+def test_audit_writes_report_and_says_where(plan, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["audit", "--plan", str(plan), "--out", str(out)]) == cli.DONE
     files = {"report.html", "record.json", "adversarials.safetensors", "manifest.json"}
@@ -62,7 +62,7 @@ def test_nobody_elses_files_are_removed(plan, tmp_path):
     assert [path.name for path in kept.parent.iterdir()] == ["mine.json"]
 
 
-def test_the_same_seed_gives_the_same_bytes(plan):
+def test_same_seed_gives_same_bytes(plan):
     images = rv.data.load("digits", split="test")
     records = [
         rv.audit(rv.Victim(rv.load("digits-vae")), images, plan=plan, seed=3) for _ in range(2)
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_bytes(plan):
     assert other.rows != records[0].rows
 
 
-def test_an_interrupted_audit_resumes_to_the_same_record(plan, tmp_path, capsys, monkeypatch):
+def test_interrupted_audit_resumes_to_same_record(plan, tmp_path, capsys, monkeypatch):
     arguments = ["audit", "--plan", str(plan), "--out"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cli.main([*arguments, str(whole)]) == cli.DONE
@@ -104,7 +104,7 @@ def test_requirements_decide_the_exit_code(plan, tmp_path, capsys):
     assert "size >= 9, it is 0." in capsys.readouterr().err
 
 
-def test_what_cannot_end_well_is_refused_before_the_run(plan, tmp_path, capsys, monkeypatch):
+def test_cannot_end_well_refused_before_run(plan, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(auditor.Auditor, "shard", lambda *_, **__: pytest.fail("it ran"))
     arguments = ["audit", "--plan", str(plan), "--quiet", "--out"]
     out = str(tmp_path / "out")
@@ -158,7 +158,7 @@ def test_bad_plans_are_one_line(tmp_path, capsys, change, says):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_no_arguments_is_help_and_nothing_else(capsys):
+def test_no_arguments_help_and_nothing_else(capsys):
     assert cli.main([]) == cli.WRONG_USE
     printed = capsys.readouterr()
     assert "audit" in printed.out
@@ -183,7 +183,7 @@ def test_certify_floors_what_it_prints(tmp_path, capsys):
     assert f"{math.floor(min(content['radius']) * 1e4) / 1e4:.4f}" in capsys.readouterr().out
 
 
-def test_rescore_agrees_and_notices_what_was_altered(tmp_path, capsys):
+def test_rescore_agrees_and_notices_what_altered(tmp_path, capsys):
     from robustvae.attacks import store
 
     vae, ball = rv.load("digits-vae"), rv.Ball("l2", 0.5)
@@ -233,7 +233,7 @@ def test_design_prints_constants_that_hold(capsys):
     fails(capsys, "design", "--margin", "-1", "--r", "1", says="margin must be positive")
 
 
-def test_a_designed_recipe_trains_and_its_certificate_confirms_the_margin(tmp_path, capsys):
+def test_designed_recipe_trains_certificate_confirms_margin(tmp_path, capsys):
     """From a wanted margin to a recipe, a trained model and a certificate for every input."""
     path, run, out = tmp_path / "mine.yaml", tmp_path / "run", tmp_path / "certificate.json"
     ask = ["--r", "1.5", "--m", "0.6"]
@@ -299,7 +299,7 @@ def test_importing_the_library_is_lazy():
     assert not modules_after(code) & heavy
 
 
-def test_list_shows_members_with_their_first_line(capsys):
+def test_list_shows_members_with_first_line(capsys):
     assert cli.main(["list", "goal"]) == cli.DONE
     goals = capsys.readouterr().out
     assert "latent-shift" in goals and "Move the latent code away" in goals
@@ -327,7 +327,7 @@ def test_termination_ends_like_an_interrupt(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["[/foo]d", "a[red]b", "x\x1b[31my", "\x1b]0;title\x07"])
-def test_outside_text_is_printed_as_it_is(name, capsys):
+def test_outside_text_printed_as(name, capsys):
     from robustvae.cli.printing import show, show_table
 
     show(name)
@@ -349,7 +349,7 @@ def test_install_commands_name_real_packages():
     assert requirements("nothing") == []
 
 
-def test_every_command_has_the_same_option_names():
+def test_every_command_has_same_option_names():
     """One name for one thing: what a command calls r, m, norm, seed, out, quiet, another does."""
     names = {"seed": "--seed", "quiet": "--quiet", "out": "--out", "r": "--r", "m": "--m"}
     for name in parser.command_names():

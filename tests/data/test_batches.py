@@ -94,7 +94,7 @@ class Calls:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_malicious_batch_is_refused_and_not_run(
+def test_malicious_batch_refused_and_not_run(
     read: Callable[[bytes], dict[str, Any]], tmp_path: Path, protocol: int
 ) -> None:
     trace = tmp_path / "trace"
@@ -158,7 +158,7 @@ def test_a_truncated_batch(read: Callable[[bytes], dict[str, Any]], keep: int) -
     at=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
     whole=st.sampled_from([WHOLE, pickle.dumps({"data": pixels(2, 3), "labels": [1]}, 4)]),
 )
-def test_damage_ends_in_our_error_or_in_plain_values(
+def test_damage_ends_our_error_or_plain(
     at: list[tuple[int, int]], whole: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content = bytearray(whole)

@@ -55,7 +55,7 @@ def test_truncated_and_damaged_npz(tmp_path: Path, save: Callable[..., None]) ->
     refused(lambda: read_npz(tmp_path / "text.npz"), "cannot be read")
 
 
-def test_pickled_objects_in_an_npz_are_not_run(tmp_path: Path) -> None:
+def test_pickled_objects_in_npz_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
     class Calls:
@@ -67,7 +67,7 @@ def test_pickled_objects_in_an_npz_are_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_a_header_that_announces_more_than_there_is(tmp_path: Path) -> None:
+def test_header_announces_more_than_there(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", pixels(3, 4, 5))
     content = (tmp_path / "x.npy").read_bytes()
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -87,7 +87,7 @@ def test_the_recompressed_cifar10(data_root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_training_part_of_the_recompressed_cifar10(data_root: Path) -> None:
+def test_training_part_of_recompressed_cifar10(data_root: Path) -> None:
     assert data.load("cifar10", "train", data_root).y.bincount().tolist() == [1800] * 10
 
 
@@ -112,7 +112,7 @@ def test_other_files_are_not_cifar10(
         refused(lambda name=name: data.load(name, "test", tmp_path), message)
 
 
-def test_classes_are_folders_and_every_tenth_is_for_testing(tmp_path: Path) -> None:
+def test_classes_folders_tenth_testing(tmp_path: Path) -> None:
     write_photos(tmp_path, count=20)
     train, test = (read_folder(tmp_path, split, crop=20, size=10) for split in ("train", "test"))
     assert train.y.bincount().tolist() == [18, 18] and test.y.bincount().tolist() == [2, 2]
@@ -197,7 +197,7 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
             read_folder(few, **wrong)
 
 
-def test_a_name_keeps_the_plus_of_its_path(tmp_path: Path) -> None:
+def test_name_keeps_plus_of_its_path(tmp_path: Path) -> None:
     write_photos(tmp_path / "a+b+static")
     images = data.load(f"folder:{tmp_path}/a+b+static/cats+size:6+static")
     assert images.image_shape == (3, 6, 6) and images[:4].x.unique().tolist() == [0, 1]

@@ -34,7 +34,7 @@ def write_mnist_test(root: Path, images: np.ndarray, labels: np.ndarray) -> Path
     return folder
 
 
-def test_digits_split_is_fixed_stratified_and_disjoint() -> None:
+def test_digits_split_fixed_stratified_and_disjoint() -> None:
     train, test = data.load("digits"), data.load("digits", split="test")
     assert (len(train), len(test)) == (1442, 355)
     assert train.x.dtype == torch.float32
@@ -161,7 +161,7 @@ def test_download_checks_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         data.load("mnist", "train", tmp_path / "new", download=True)
 
 
-def test_color_mnist_is_every_digit_in_seven_colors(data_root: Path) -> None:
+def test_color_mnist_digit_seven_colors(data_root: Path) -> None:
     gray = data.load("mnist", "test", data_root)
     images = data.load("color_mnist", "test", data_root)
     assert images.shape == (70_000, 3, 28, 28) and not images.in_memory
@@ -222,7 +222,7 @@ def test_dsprites_has_the_published_factors() -> None:
 
 
 @pytest.mark.parametrize("shape", range(3))
-def test_sprites_move_a_pixel_at_a_time_and_stay_inside(shape: int) -> None:
+def test_sprites_move_pixel_time_stay_inside(shape: int) -> None:
     for scale, orientation in ((0, 0), (5, 3), (5, 27)):
         kind = {"shape": shape, "scale": scale, "orientation": orientation}
         first = drawn(**kind)
@@ -236,7 +236,7 @@ def test_sprites_move_a_pixel_at_a_time_and_stay_inside(shape: int) -> None:
     assert torch.equal(drawn(shape=shape, scale=5), drawn(shape=shape, scale=5, orientation=39))
 
 
-def test_sprites_have_their_area_and_their_angle() -> None:
+def test_sprites_area_and_angle() -> None:
     """Areas of the square, the ellipse and the heart (x^2 + y^2 - 1)^3 <= x^2 y^3, about 3.66."""
     (a, b), side, heart = dsprites.HALF_AXES, dsprites.HALF_SIDE, dsprites.HEART
     at = torch.arange(64.0) + 0.5

@@ -190,7 +190,7 @@ def test_nothing_asks_for_a_whole_set(tmp_path: Path) -> None:
     assert source.most <= 2000, "the rule for r reads a sample"
 
 
-def test_a_source_is_held_to_the_range() -> None:
+def test_source_is_held_to_range() -> None:
     class Wild(Counting):
         def read(self, rows: Tensor, epoch: int) -> Tensor:
             return super().read(rows, epoch) * 255
@@ -202,14 +202,14 @@ def test_a_source_is_held_to_the_range() -> None:
         Images(Counting(), torch.arange(10))
 
 
-def test_only_what_is_dynamic_changes_with_the_epoch(images: Images) -> None:
+def test_only_what_dynamic_changes_with_epoch(images: Images) -> None:
     rows = torch.arange(min(len(images), 20))
     same = torch.equal(images.read(rows), images.at(3).read(rows))
     assert same == (not images.name.endswith("+dynamic"))
     assert torch.equal(images.at(3).read(rows), images.at(3).read(rows))
 
 
-def test_dynamic_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_dynamic_training_goes_bit_bit(tmp_path: Path) -> None:
     images = data.load("digits+dynamic")[:100]
 
     def trained(out: Path, epochs: int) -> str:
@@ -223,7 +223,7 @@ def test_dynamic_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert trained(tmp_path / "stopped", 2) == trained(tmp_path / "whole", 2)
 
 
-def test_binarized_pixels_are_ones_as_often_as_they_are_bright() -> None:
+def test_binarized_pixels_ones_often_bright() -> None:
     x = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(2000, -1, -1, -1)
     images = Images(x, torch.zeros(2000, dtype=torch.int64)).changed(Binarized(seed=3))
     found, p = images.x.mean(0), x[0]
@@ -246,7 +246,7 @@ def test_noise_has_the_spread_it_names() -> None:
     assert abs(float(step.std()) - 0.05) < 4 * 0.05 / (2 * n) ** 0.5
 
 
-def test_blur_is_the_convolution_with_a_gaussian(generator: torch.Generator) -> None:
+def test_blur_is_convolution_with_gaussian(generator: torch.Generator) -> None:
     x, sigma = torch.rand(2, 3, 9, 7, generator=generator), 0.8
     reach = 2  # round(3 sigma)
     slow = torch.zeros_like(x)

@@ -88,7 +88,7 @@ def test_every_defense_has_a_row():
 
 
 @every
-def test_one_latent_an_image_and_no_graph(defense, vae, x):
+def test_one_latent_image_and_no_graph(defense, vae, x):
     z = defenses.Victim(vae, defense).latent(x, generator=seeded(1))
     assert z.shape == (5, 4) and z.dtype == x.dtype and z.isfinite().all()
     assert not z.requires_grad
@@ -111,7 +111,7 @@ def changes_nothing(vae, run):
 
 @every
 @pytest.mark.parametrize("model", ["vae", "normed"])
-def test_the_model_is_left_as_it_was(defense, model, x, request):
+def test_model_is_left_as_it_was(defense, model, x, request):
     vae = request.getfixturevalue(model)
     changes_nothing(vae, lambda: defense(vae, x, generator=seeded(1)))
     victim = defenses.Victim(vae, defense)
@@ -131,12 +131,12 @@ def test_the_model_is_left_as_it_was(defense, model, x, request):
     ],
     ids=["run", "settle", "diagnose", "scale", "begin", "Redraw", "fisher"],
 )
-def test_the_parts_of_defenses_leave_it_so_too(run, normed, x):
+def test_parts_of_defenses_leave_so_too(run, normed, x):
     changes_nothing(normed, lambda: run(normed, x))
 
 
 @every
-def test_it_differentiates_by_the_image_for_fixed_noise(defense, vae, x):
+def test_differentiates_by_image_for_fixed_noise(defense, vae, x):
     """An attack that knows the defense sees a gradient, and the right one.
 
     A mode has one where the decoder is smooth, and the search ends near the mode.
@@ -247,7 +247,7 @@ def test_refusals(make, error):
 
 @pytest.mark.parametrize("defense", [defenses.PosteriorMode, defenses.RobustPosterior])
 @pytest.mark.parametrize("method", ["lbfgs", "gauss-newton"])
-def test_searches_by_curvature_are_not_differentiated_step_by_step(defense, method, vae, x):
+def test_searches_curvature_not_differentiated_step_step(defense, method, vae, x):
     search = defense(steps=3, method=method)
     assert not search(vae, x, generator=seeded(1)).requires_grad
     with pytest.raises(UnsupportedError, match="implicit"):
@@ -280,7 +280,7 @@ def test_costly_defenses_refuse_broken_images_themselves(defense, graph, vae, x)
 
 
 @pytest.mark.parametrize("defense", [defenses.PosteriorMean(), defenses.Refined(defenses.Median())])
-def test_what_only_encodes_is_seen_through_by_torch_func(defense, normed, x):
+def test_only_encodes_seen_through_torch_func(defense, normed, x):
     def read(image):
         return defense(normed, image, generator=seeded(1))
 

@@ -68,7 +68,7 @@ def is_law(z, mean, covariance):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hmc_keeps_the_posterior_over_all_layers(kind, generator):
+def test_hmc_keeps_posterior_over_all_layers(kind, generator):
     vae = linear_hierarchy(kind, generator)
     x = rand(1, 1, 2, 3, like=torch.zeros(()), generator=generator).expand(3000, -1, -1, -1)
     mean, covariance = exact_posterior(vae, x)
@@ -86,7 +86,7 @@ def test_hmc_keeps_the_posterior_over_all_layers(kind, generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_defense_finds_it_from_the_encoder(kind, generator):
+def test_defense_finds_it_from_encoder(kind, generator):
     vae = linear_hierarchy(kind, generator)
     x = rand(1, 1, 2, 3, like=torch.zeros(()), generator=generator).expand(1500, -1, -1, -1)
     z = HMC(steps=60, step_size=0.7, n_leapfrog=4, mass="fisher", chunk=1500)(
@@ -134,7 +134,7 @@ def models():
 
 
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt", "nvae"])
-def test_no_attack_makes_the_codes_of_a_hierarchy_a_worse_explanation(kind, generator):
+def test_no_attack_makes_codes_hierarchy_worse(kind, generator):
     """The robust posterior's lemma asks nothing of the prior: U_R(z; x + e) <= U_0(z; x)."""
     vae = models()[kind].eval()
     x = torch.rand(60, 1, 4, 4, generator=generator)
@@ -147,7 +147,7 @@ def test_no_attack_makes_the_codes_of_a_hierarchy_a_worse_explanation(kind, gene
 
 
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt", "nvae"])
-def test_every_layer_is_moved_and_the_joint_density_rises(kind, generator):
+def test_layer_moved_joint_density_rises(kind, generator):
     vae = models()[kind]
     x = torch.rand(3, 1, 4, 4, generator=generator)
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_every_layer_is_moved_and_the_joint_density_rises(kind, generator):
 
 
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt", "nvae"])
-def test_hmc_runs_on_all_layers_without_divergences(kind, generator):
+def test_hmc_runs_layers_without_divergences(kind, generator):
     vae = models()[kind].eval()
     x = torch.rand(4, 1, 4, 4, generator=generator)
     chain = HMC(steps=30, step_size=0.05).run(vae, x, generator=generator)

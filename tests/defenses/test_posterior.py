@@ -11,7 +11,7 @@ from robustvae.mcmc import FixedStep, Kernel, hmc
 from robustvae.seeding import randn
 
 
-def test_the_posterior_of_a_linear_vae_is_invariant(linear, generator):
+def test_posterior_of_linear_vae_is_invariant(linear, generator):
     count = 4000
     x = torch.rand(1, 1, 2, 3, generator=generator).expand(count, -1, -1, -1)
     mean, covariance = linear.posterior_mean(x[:1])[0], linear.covariance
@@ -35,7 +35,7 @@ def test_the_posterior_of_a_linear_vae_is_invariant(linear, generator):
         assert ((values.mean(0) - wanted).abs() < 4 * values.std(0) / count**0.5).all()
 
 
-def test_posteriors_of_an_image_and_its_corruption_differ_by_lemma_1(linear, generator):
+def test_posteriors_image_corruption_differ_lemma_1(linear, generator):
     """[Kuzina22] Lemma 1: for a linear VAE the KL divergence is e'M'S^-1 Me / 2."""
     count = 2000
     x = torch.rand(1, 1, 2, 3, generator=generator)
@@ -54,7 +54,7 @@ def test_posteriors_of_an_image_and_its_corruption_differ_by_lemma_1(linear, gen
     assert abs(ratio.mean() - exact) < 4 * ratio.std() / count**0.5
 
 
-def test_a_bfloat16_force_is_another_way_to_the_same_posterior(generator):
+def test_bfloat16_force_another_way_same_posterior(generator):
     """The energies decide, whatever the trajectory was driven by."""
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
     x = torch.rand(1, 1, 4, 4, generator=generator).expand(400, -1, -1, -1)
@@ -71,7 +71,7 @@ def test_a_bfloat16_force_is_another_way_to_the_same_posterior(generator):
         assert ((a.mean(0) - b.mean(0)).abs() < 4 * error).all()
 
 
-def test_a_bfloat16_force_gives_exact_energies_and_no_graph_of_its_own(generator):
+def test_bfloat16_force_gives_exact_energies_no(generator):
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
     x = torch.rand(5, 1, 4, 4, generator=generator)
     chain = HMC(steps=5, force="bfloat16").run(vae, x, generator=generator)
@@ -93,7 +93,7 @@ def test_a_force_in_bfloat16_wants_weights(linear, generator):
     ],
     ids=lambda value: getattr(value, "method", None),
 )
-def test_the_mode_of_a_linear_vae_is_its_posterior_mean(search, tolerance, linear, generator):
+def test_mode_of_linear_vae_posterior_mean(search, tolerance, linear, generator):
     x = torch.rand(4, 1, 2, 3, generator=generator)
     start = rv.wrap(
         encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 1.0),
@@ -109,7 +109,7 @@ def test_the_mode_of_a_linear_vae_is_its_posterior_mean(search, tolerance, linea
     ("method", "steps", "share"), [("lbfgs", 150, 0.999), ("gauss-newton", 60, 0.9)]
 )
 @pytest.mark.parametrize("radius", [None, 0.2])
-def test_a_search_climbs_as_high_as_scipys(method, steps, share, radius, generator):
+def test_search_climbs_as_high_as_scipys(method, steps, share, radius, generator):
     """On a trained model, whose ReLUs make the top an edge that Gauss-Newton is slow along."""
     vae = rv.load("digits-vae").double()
     x, _ = load("digits", split="test").sample(6, stratified=True, generator=generator)
@@ -135,7 +135,7 @@ def test_a_search_climbs_as_high_as_scipys(method, steps, share, radius, generat
         assert reached[i] - begun > share * (-oracle.fun - begun) > 0
 
 
-def test_the_fisher_metric_whitens_the_posterior_of_a_linear_vae(linear, generator):
+def test_fisher_metric_whitens_posterior_linear_vae(linear, generator):
     scale = fisher_scale(linear.vae, torch.zeros(3, 2))
     torch.testing.assert_close(scale @ scale.mT, linear.covariance.expand(3, 2, 2))
 

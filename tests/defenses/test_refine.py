@@ -20,7 +20,7 @@ def vae():
 
 
 @pytest.mark.parametrize("refine", EVERY, ids=str)
-def test_images_stay_images_and_pass_a_gradient(refine, vae, generator):
+def test_images_stay_images_and_pass_gradient(refine, vae, generator):
     x = torch.rand(3, 1, 8, 8, generator=generator).requires_grad_()
     refined = refine(vae, x, generator=seeded(0))
     assert refined.shape == x.shape and refined.dtype == x.dtype

@@ -62,7 +62,7 @@ def energy(vae, x, z, norm, radius):
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_fisher_is_the_prior_and_the_curvature_of_the_divergence(kind, generator):
+def test_fisher_prior_and_curvature_of_divergence(kind, generator):
     vae, z = model(kind, generator), randn(3, like=torch.zeros(()), generator=generator)
 
     def pixels(z):
@@ -83,7 +83,7 @@ def test_fisher_is_the_prior_and_the_curvature_of_the_divergence(kind, generator
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_no_attack_in_the_ball_makes_a_code_a_worse_explanation(kind, norm, generator):
+def test_no_attack_ball_makes_code_worse(kind, norm, generator):
     """U_R(z; x + e) <= U_0(z; x) for every z."""
     vae = model(kind, generator)
     x, z = images(300, generator), 2 * randn(300, 3, like=torch.zeros(()), generator=generator)
@@ -96,7 +96,7 @@ def test_no_attack_in_the_ball_makes_a_code_a_worse_explanation(kind, norm, gene
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_at_radius_zero_it_is_the_posterior_up_to_a_constant(kind, norm, generator):
+def test_radius_zero_posterior_up_constant(kind, norm, generator):
     vae = model(kind, generator)
     x = images(1, generator).expand(20, -1, -1, -1)
     z = randn(20, 3, like=torch.zeros(()), generator=generator)
@@ -106,7 +106,7 @@ def test_at_radius_zero_it_is_the_posterior_up_to_a_constant(kind, norm, generat
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_the_inner_minimizer_is_feasible_and_beats_random_images(kind, norm, generator):
+def test_inner_minimizer_feasible_beats_random_images(kind, norm, generator):
     vae = model(kind, generator)
     x, radius = images(20, generator), RADII[norm]
     p = vae.decode(2 * randn(20, 3, like=x, generator=generator))
@@ -130,7 +130,7 @@ def test_the_inner_minimizer_is_feasible_and_beats_random_images(kind, norm, gen
         assert (deviance(best) <= deviance(mixed) + 1e-9).all()
 
 
-def test_the_plain_projection_is_not_the_minimizer():
+def test_plain_projection_is_not_minimizer():
     """x = (1, 0), x_a = (0.7, 0), R = 0.3, g = (0.9999, 0.5): projecting g breaks the lemma."""
     x = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
     x_adv = torch.tensor([0.7, 0.0]).view(1, 1, 1, 2)
@@ -216,7 +216,7 @@ def test_an_unknown_likelihood_is_refused(generator):
 
 
 @pytest.mark.parametrize("defense", [PosteriorMode, RobustPosterior])
-def test_implicit_and_unrolled_gradients_of_a_converged_search_agree(defense, linear, generator):
+def test_implicit_unrolled_gradients_converged_search_agree(defense, linear, generator):
     x = (0.2 + 0.6 * torch.rand(4, 1, 2, 3, generator=generator)).requires_grad_()
     gradients = []
     for how in ("unrolled", "implicit"):
@@ -255,7 +255,7 @@ def test_no_radius_may_be_enough(linear, generator):
         estimate_radius(vae, x[:1], x, generator=generator)
 
 
-def test_it_counts_the_gradients_that_it_spends(linear, generator):
+def test_it_counts_gradients_that_it_spends(linear, generator):
     """Two starts share five steps as two each; the fifth is not spent."""
     x = torch.rand(3, 1, 2, 3, generator=generator)
     odd, even = (RobustPosterior(radius=0.1, steps=steps, start="both") for steps in (5, 4))
@@ -265,7 +265,7 @@ def test_it_counts_the_gradients_that_it_spends(linear, generator):
 
 
 @pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 10])
-def test_draws_of_the_prior_share_three_quarters_of_the_steps(starts, linear, generator):
+def test_draws_prior_share_three_quarters_steps(starts, linear, generator):
     """The fewest steps that will do leave each search one; they are counted as spent."""
     asked = []
 
@@ -308,9 +308,7 @@ def two_valleys(mean):
     ],
     ids=lambda value: getattr(value, "start", None),
 )
-def test_draws_of_the_prior_find_the_valley_that_the_encoder_misses(
-    defense, least, most, generator
-):
+def test_draws_prior_find_valley_encoder_misses(defense, least, most, generator):
     """The encoder, as one attacked, points to the worse code; the oracle is a grid.
 
     Ten draws all begin in the wrong valley for one image in a thousand.
@@ -325,7 +323,7 @@ def test_draws_of_the_prior_find_the_valley_that_the_encoder_misses(
     assert least <= ((found - best).abs() < 0.1).double().mean() <= most
 
 
-def test_both_keeps_the_better_of_its_two_ends(generator):
+def test_both_keeps_better_of_two_ends(generator):
     """Two steps do not get far; one of the starts is there already."""
     vae = two_valleys(torch.tensor([[2.0]]))
     x = vae.decode(torch.full((3, 1), 2.0)).mean
@@ -334,14 +332,14 @@ def test_both_keeps_the_better_of_its_two_ends(generator):
         assert bool(((z - 2).abs() < 0.5).all()) is near
 
 
-def test_the_draws_are_the_generators_and_each_images_own(linear):
+def test_draws_generators_and_each_images_own(linear):
     x = torch.rand(1, 1, 2, 3, generator=rv.generator(1)).expand(3, -1, -1, -1)
     defense = PosteriorMode(steps=2, start="prior", starts=1)
     one, two = (defense(linear.vae, x, generator=rv.generator(seed)) for seed in (0, 1))
     assert (one - two).abs().min() > 0 and (one[0] - one[1]).abs().min() > 0
 
 
-def test_a_search_that_meets_a_nan_loses_to_the_others(linear):
+def test_search_meets_nan_loses_to_others(linear):
     def decode(z):
         mean = linear.vae.decode(z).mean
         mean = torch.where((z.sum(1) < 0).view(-1, 1, 1, 1), torch.nan, mean)
@@ -354,7 +352,7 @@ def test_a_search_that_meets_a_nan_loses_to_the_others(linear):
 
 
 @pytest.mark.parametrize("start", ["prior", "zero", "both"])
-def test_a_prior_of_another_type_is_read_in_the_images(start, linear, generator):
+def test_prior_another_type_read_images(start, linear, generator):
     vae = rv.wrap(
         encode=linear.vae.encode,
         decode=lambda z: torch.distributions.Normal(
@@ -372,7 +370,7 @@ def test_a_prior_of_another_type_is_read_in_the_images(start, linear, generator)
     assert z.dtype == torch.float64
 
 
-def test_no_encoder_moves_a_start_from_the_prior():
+def test_no_encoder_moves_start_from_prior():
     x = torch.rand(3, 1, 1, 2, generator=rv.generator(1))
     ends = [
         PosteriorMode(start="prior")(two_valleys(mean), x, generator=rv.generator(0))

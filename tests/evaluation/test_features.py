@@ -27,7 +27,7 @@ def covariance(generator, rank=4):
 
 
 @pytest.mark.parametrize("rank", [4, 2])
-def test_of_two_gaussians_with_a_matrix_square_root(generator, rank):
+def test_two_gaussians_matrix_square_root(generator, rank):
     one, other = covariance(generator), covariance(generator, rank)
     mean = torch.randn(4, generator=generator)
     root = torch.from_numpy(scipy.linalg.sqrtm((one @ other).numpy() + 0j).real)
@@ -67,7 +67,7 @@ def test_the_jackknife_agrees_with_repetition(generator):
     assert 0.6 < float(stderrs.mean() / values.std()) < 1.6
 
 
-def test_own_features_tell_classes_apart_and_noise_from_images(generator):
+def test_features_tell_classes_apart_noise_images(generator):
     train, test = rv.data.load("digits"), rv.data.load("digits", split="test").x
     features = train_features(train, epochs=4, generator=rv.generator(0))
     again = train_features(train, epochs=4, generator=rv.generator(0))
@@ -103,7 +103,7 @@ def test_inception_where_the_user_has_it(monkeypatch):
     assert value == pytest.approx(12 * 0.25)
 
 
-def test_inception_where_the_user_has_it_not(monkeypatch):
+def test_inception_where_user_has_it_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_fid.inception", None)
     with pytest.raises(errors.MissingExtraError, match="pip install pytorch-fid"):
         inception_features()

@@ -29,7 +29,7 @@ def known(mean, stddev, latent):
     )
 
 
-def test_a_collapsed_model_has_no_active_units(generator):
+def test_collapsed_model_has_no_active_units(generator):
     x = torch.rand(200, *SHAPE, generator=generator).flatten(1)
     assert not active_units(torch.zeros(200, 3)).any()
     assert active_units(torch.stack([x[:, 0], 0 * x[:, 0], 0.1 * x[:, 1]], 1)).tolist() == [
@@ -42,14 +42,14 @@ def test_a_collapsed_model_has_no_active_units(generator):
         active_units(torch.zeros(1, 3))
 
 
-def test_a_collapsed_model_has_no_information_and_no_correlation(generator):
+def test_collapsed_model_no_information_no_correlation(generator):
     x = torch.rand(50, *SHAPE, generator=generator)
     vae = known(lambda f: 0 * f[:, :2], lambda f: torch.ones(len(f), 2), 2)
     for values in aggregate_terms(vae, x, draws=50, generator=generator).values():
         assert_close(values, torch.zeros(50), atol=1e-12, rtol=0)
 
 
-def test_the_terms_are_those_of_the_mixture_written_out(generator):
+def test_terms_of_mixture_written_out(generator):
     """A grid over the plane, with the densities of the mixture of four Gaussians as they stand."""
     x = torch.rand(4, *SHAPE, generator=generator)
     vae = known(lambda f: 3 * f[:, :2] + f[:, 1:3], lambda f: 0.3 + 0.4 * f[:, 2:4], 2)
@@ -78,7 +78,7 @@ def test_the_terms_are_those_of_the_mixture_written_out(generator):
         assert abs(float(means.mean()) - value) < 4 * float(means.std()) / math.sqrt(600), key
 
 
-def test_the_terms_of_a_hierarchy_are_the_top_layers(generator):
+def test_terms_of_hierarchy_are_top_layers(generator):
     vae = rv.models.create("dlgm", widths=[4, 2], image_shape=(1, 8, 8), hidden=[16], between=[8])
     x = rv.data.load("digits", split="test").x[:30].double()
     terms = aggregate_terms(vae, x, draws=30, generator=rv.generator(5))
@@ -89,7 +89,7 @@ def test_the_terms_of_a_hierarchy_are_the_top_layers(generator):
     assert (terms["index_code"] <= math.log(30) + 1e-9).all()
 
 
-def test_rows_in_chunks_are_rows_at_once(generator, monkeypatch):
+def test_rows_in_chunks_rows_at_once(generator, monkeypatch):
     from robustvae.evaluation import latents
 
     vae = known(lambda f: 3 * f[:, :2], lambda f: 0.3 + 0.4 * f[:, 2:4], 2)
@@ -99,7 +99,7 @@ def test_rows_in_chunks_are_rows_at_once(generator, monkeypatch):
     assert_close(aggregate_terms(vae, x, draws=11, generator=rv.generator(1)), whole)
 
 
-def test_refuses_more_draws_than_images_and_other_posteriors(generator):
+def test_refuses_more_draws_images_other_posteriors(generator):
     x = torch.rand(4, *SHAPE, generator=generator)
     vae = known(lambda f: f[:, :2], lambda f: 1 + f[:, :2], 2)
     with pytest.raises(errors.RangeError):
@@ -114,7 +114,7 @@ def test_refuses_more_draws_than_images_and_other_posteriors(generator):
         aggregate_terms(laplace, x, draws=4, generator=generator)
 
 
-def test_a_probe_reads_separable_codes_and_guesses_the_others(generator):
+def test_probe_reads_separable_codes_guesses_others(generator):
     y = torch.arange(600) % 3
     codes = torch.eye(3)[y] * 8 + torch.randn(600, 3, generator=generator)
     assert linear_probe(codes[:300], y[:300], codes[300:], y[300:]).double().mean() > 0.99

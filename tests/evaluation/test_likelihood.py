@@ -55,14 +55,14 @@ def x(generator):
     return torch.rand(5, *SHAPE, generator=generator)
 
 
-def test_the_exact_posterior_gives_the_exact_likelihood_from_one_draw(x, generator):
+def test_exact_posterior_gives_exact_likelihood_draw(x, generator):
     model = Linear()
     found = negative_log_likelihood(model.vae(), x, draws=1, generator=generator)
     assert_close(found, model.exact(x))
 
 
 @pytest.mark.parametrize(("spread", "orthogonal"), [(1.3, True), (1.2, False)])
-def test_another_proposal_agrees_within_its_standard_error(x, generator, spread, orthogonal):
+def test_another_proposal_agrees_within_standard_error(x, generator, spread, orthogonal):
     model = Linear(spread, orthogonal)
     exact = model.exact(x)
     assert (
@@ -77,7 +77,7 @@ def test_another_proposal_agrees_within_its_standard_error(x, generator, spread,
     assert (many.mean(0) > exact - 4 * stderr).all()
 
 
-def test_chunks_change_nothing_but_the_order_of_draws(x):
+def test_chunks_change_nothing_but_order_draws(x):
     model = Linear(spread=1.2)
 
     def found(rows):
@@ -89,7 +89,7 @@ def test_chunks_change_nothing_but_the_order_of_draws(x):
     assert not torch.equal(found(20000), found(1000))
 
 
-def test_likelihoods_of_thousands_of_nats_do_not_overflow(generator):
+def test_likelihoods_thousands_nats_not_overflow(generator):
     model = Linear()
     far = torch.zeros(2, *SHAPE)
     model.bias = model.bias + 60
@@ -99,7 +99,7 @@ def test_likelihoods_of_thousands_of_nats_do_not_overflow(generator):
 
 
 @pytest.mark.parametrize("kind", ["vae", "dlgm", "seatbelt", "nvae", "lipschitz-vae"])
-def test_every_model_has_one_below_its_negative_elbo(kind, generator):
+def test_every_model_one_below_negative_elbo(kind, generator):
     options = {"nvae": {}, "vae": {"hidden": [8], "latent": 2}, "lipschitz-vae": {"hidden": [8]}}
     given = options.get(kind, {"widths": [3, 2], "hidden": [8], "between": [8]})
     vae = rv.models.create(kind, image_shape=(1, 8, 8), **given)
@@ -112,7 +112,7 @@ def test_every_model_has_one_below_its_negative_elbo(kind, generator):
     assert found.shape == (4,)
 
 
-def test_logits_can_be_read_as_another_likelihood(generator):
+def test_logits_can_read_as_another_likelihood(generator):
     options = {"architecture": "mlp", "hidden": [8], "latent": 2, "image_shape": (1, 8, 8)}
     plain = rv.models.create("vae", likelihood="bernoulli", **options)
     other = rv.models.create("vae", likelihood="continuous_bernoulli", **options)

@@ -61,7 +61,7 @@ def test_slopes_and_norms_of_linear_maps(linear, generator):
     assert all(p.requires_grad for p in vae.parameters())
 
 
-def test_weight_norms_of_the_parts_of_a_model():
+def test_weight_norms_of_parts_of_model():
     vae = rv.models.create("vae", architecture="conv8", latent=2)
     encoder = [p for name, p in vae.named_parameters() if not name.startswith("decoder")]
     norm = sum(float(p.detach().square().sum()) for p in encoder) ** 0.5
@@ -69,7 +69,7 @@ def test_weight_norms_of_the_parts_of_a_model():
     assert weight_norms(vae) == pytest.approx((norm, decoder))
 
 
-def test_no_slope_exceeds_the_verified_constant_on_the_way_of_all_coordinates(digits):
+def test_no_slope_exceeds_verified_constant_way(digits):
     vae = rv.load("digits-lipschitz-vae")
     found = rv.evaluate(vae, digits[1], parts=["slopes", "lipschitz"], seed=0, inputs=50)
     constants = lipschitz_constants(vae)
@@ -80,7 +80,7 @@ def test_no_slope_exceeds_the_verified_constant_on_the_way_of_all_coordinates(di
     assert max(found.per_image["decoder_slope"]) <= 4 * constants.a + 1e-4
 
 
-def test_one_call_measures_everything_with_standard_errors(digits):
+def test_call_measures_everything_standard_errors(digits):
     train, test = digits
     vae = rv.load("digits-vae")
     found = rv.evaluate(vae, test, train=train, inputs=60, draws=40, parts=list(PARTS), seed=2)
@@ -106,7 +106,7 @@ def test_one_call_measures_everything_with_standard_errors(digits):
     assert found["nll"].stderr == pytest.approx(float(by_hand.std()) / 60**0.5)
 
 
-def test_layers_have_their_own_kl_and_what_is_not_covered_is_told(digits):
+def test_layers_kl_not_covered_told(digits):
     vae = rv.models.create("dlgm", widths=[4, 2], image_shape=(1, 8, 8), hidden=[16])
     parts = ["reconstruction", "lipschitz", "probe"]
     found = rv.evaluate(vae, digits[1], inputs=30, parts=parts, seed=0)
@@ -117,7 +117,7 @@ def test_layers_have_their_own_kl_and_what_is_not_covered_is_told(digits):
         found["nll"]
 
 
-def test_few_images_are_carried_over_to_all(digits):
+def test_few_images_carried_over_to_all(digits):
     vae, images = rv.load("digits-vae"), digits[1]
     options = {"draws": 20, "seed": 0, "parts": ["likelihood"]}
     whole = rv.evaluate(vae, images, inputs=len(images), **options)
@@ -145,7 +145,7 @@ def test_refuses(digits, wrong):
         rv.evaluate(rv.load("digits-vae"), digits[1], **{"seed": 0} | wrong)
 
 
-def test_a_stopped_evaluation_goes_on_to_the_same_numbers(digits, tmp_path, monkeypatch):
+def test_stopped_evaluation_goes_same_numbers(digits, tmp_path, monkeypatch):
     vae, calls = rv.load("digits-vae"), []
     options = {"inputs": 250, "draws": 7, "parts": ["likelihood"], "seed": 0}
     whole = rv.evaluate(vae, digits[1], **options)

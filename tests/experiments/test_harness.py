@@ -71,7 +71,7 @@ def test_interrupted_run_ends_the_same(doubling, tmp_path):
     assert store.done() == 6
 
 
-def test_parts_belong_to_spec_seed_and_weights(doubling, tmp_path):
+def test_parts_belong_spec_seed_weights(doubling, tmp_path):
     folders = {doubling.folder(Spec(n), "smoke", seed, tmp_path) for n in (3, 4) for seed in (0, 1)}
     assert len(folders) == 4
     store, calls = Store(tmp_path), []

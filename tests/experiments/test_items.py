@@ -47,7 +47,7 @@ def of(results, name):
     return results[name]
 
 
-def test_run_is_a_function_of_its_seed(results):
+def test_run_is_function_of_its_seed(results):
     again = ITEMS["kuzina2022/recovery"].run()
     assert again.rows == of(results, "kuzina2022/recovery").rows
     clean = again.row("undefended (posterior mean)", "clean")
@@ -141,7 +141,7 @@ def test_each_model_finds_its_printed_cell(model, labels, value):
     assert cell_of(model, "robust mode", "accuracy, linf 0.2") is None
 
 
-def test_reported_mnist_table_4_repeats_table_2():
+def test_reported_mnist_table_4_repeats_table():
     for row in ("vae", "vae+hmc", "beta"):
         for radius in ("0.1", "0.2"):
             one = printed("table-2").get(f"mnist/{row}/ms-ssim {radius}")

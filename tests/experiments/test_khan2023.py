@@ -59,7 +59,7 @@ def test_betas_are_spaced_by_ratio():
     assert set(SHOWN) <= set(objectives_of(13))
 
 
-def test_curves_start_unperturbed_and_clip_below_free(models):
+def test_curves_start_unperturbed_clip_below_free(models):
     for model in models:
         assert len(model.curves) == 2 * 2 * 5
         assert all(len(c.error) == len(STEPS[c.scale]) == 40 for c in model.curves)
@@ -81,7 +81,7 @@ def test_one_shot_is_held_against_ascent(models):
             assert math.isfinite(at[ONE_SHOT].latent.mean)
 
 
-def test_claims_see_a_trend_that_is_there(models):
+def test_claims_see_trend_that_is_there(models):
     falling = []
     for i, model in enumerate(models):
         numbers = torch.full((4,), 10.0 - i)

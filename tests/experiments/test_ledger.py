@@ -80,7 +80,7 @@ def test_ledger_is_what_results_say():
     assert ledger.PAGE.read_text("utf-8") == ledger.page(stored)
 
 
-def test_every_printed_cell_and_figure_stands_in_it():
+def test_printed_cell_figure_stands():
     stored = ledger.read()
     assert len(stored.cells) == len({cell.key for cell in stored.cells}) == 298
     assert len(stored.figures) == len({figure.key for figure in stored.figures}) == 51
@@ -99,7 +99,7 @@ def test_verdicts_follow_from_numbers():
             assert cell.why, cell.key
 
 
-def test_figures_name_items_and_pages_that_exist():
+def test_figures_name_items_and_pages_exist():
     items = load_items()
     for figure in ledger.read().figures:
         assert not figure.item or figure.item in items, figure.key

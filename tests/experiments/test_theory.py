@@ -38,7 +38,7 @@ def test_posterior_moves_at_second_order(lemmas):
     assert abs(slope.measured - 2) < 4 * slope.stderr
 
 
-def test_chain_keeps_its_target_and_its_mass():
+def test_chain_keeps_target_and_mass():
     spec, g = Spec(side=12, reach=2), torch.Generator().manual_seed(0)
     target = torch.randn(3, 144, generator=g, dtype=torch.float64).log_softmax(1)
     start = torch.rand(3, 144, generator=g, dtype=torch.float64)

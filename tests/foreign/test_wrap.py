@@ -306,7 +306,7 @@ def test_half_precision_is_read_in_float32(generator):
     assert next(model.parameters()).dtype == torch.bfloat16
 
 
-def test_own_models_are_returned_as_they_are():
+def test_own_models_returned_as():
     vae = rv.load("digits-vae")
     assert rv.wrap(vae) is vae
     assert rv.wrap(vae, output_only=True).output_only

@@ -96,7 +96,7 @@ def slow_metric(vae, x, latent, part, std_term):
 
 @pytest.mark.parametrize("name", VAES)
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
-def test_the_spectrum_is_that_of_the_dense_metric(name, choice):
+def test_spectrum_is_that_of_dense_metric(name, choice):
     make, shape = VAES[name]
     vae, x = make(), images(shape)
     vae.requires_grad_(True)
@@ -140,7 +140,7 @@ def test_batching_chunks_and_count_change_nothing(batched):
     torch.testing.assert_close(part.directions, whole.directions[:, :2])
 
 
-def test_the_metric_of_a_linear_encoder_is_exact():
+def test_metric_of_linear_encoder_is_exact():
     weights = randn(LATENT, PIXELS, like=LIKE, generator=generator(2))
     vae = rv.wrap(
         encode=lambda x: Gaussian(x.flatten(1) @ weights.mT, torch.ones(len(x), LATENT)),
@@ -178,7 +178,7 @@ def test_invariances(latent):
     assert (spectrum(turned, "std") / spectrum(plain, "std") - 1).abs().max() > 0.01
 
 
-def test_the_expected_std_term_is_the_mean_over_the_noise():
+def test_expected_std_term_mean_over_noise():
     """E[(J_mu + diag(e) J_sigma)^T G_z (J_mu + diag(e) J_sigma)] by Monte Carlo."""
     vae, x = small_vae(), images(batch=2)
     mean = slow_jacobian(lambda y: vae.encode(y).mean, x).detach()
@@ -286,7 +286,7 @@ def test_step_curves_by_their_definition(box, scale):
     assert curves.box is box and curves.steps.tolist() == steps
 
 
-def test_small_steps_move_the_code_by_the_root_of_the_eigenvalue():
+def test_small_steps_move_code_root_eigenvalue():
     vae, x = small_vae(), images()
     found = pullback(vae, x, part="mean")
     curves = step_curves(vae, x, found, steps=[1e-5], count=LATENT)
@@ -295,7 +295,7 @@ def test_small_steps_move_the_code_by_the_root_of_the_eigenvalue():
     )
 
 
-def test_no_direction_moves_the_code_more_than_the_first():
+def test_no_direction_moves_code_more_first():
     """[Khan23] Theorem 3.2, to first order."""
     vae, x = small_vae(), images()
     found = pullback(vae, x, part="mean")
@@ -314,7 +314,7 @@ def test_float32_is_near_float64():
     torch.testing.assert_close(found.eigenvalues, exact.eigenvalues, rtol=1e-4, atol=1e-6)
 
 
-def test_the_model_is_left_as_it_was(generator):
+def test_model_is_left_as_it_was(generator):
     vae, x = built_in("conv8", image_shape=(2, 8, 8)), images((2, 8, 8))
     vae.train()
     found = pullback(vae, x, "riemannian")

@@ -156,7 +156,7 @@ def test_a_class_is_abstract_or_final() -> None:
             assert getattr(cls, "__final__", False), f"{cls} is concrete and not @final"
 
 
-def test_examples_stand_under_the_heading_that_the_docs_render_as_code() -> None:
+def test_examples_stand_under_heading_docs_render() -> None:
     for module, path in MODULES.items():
         wrong = re.search(r"^ +Example:$", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert not wrong, f"{module}: write `Examples:`"

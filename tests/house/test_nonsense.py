@@ -433,7 +433,7 @@ OWN_CODE = {"change", "classifier", "decode", "defense", "encode", "objective", 
 @pytest.mark.parametrize("name", ROWS)
 @given(data=st.data())
 @PIECES
-def test_a_public_function_refuses_with_our_errors(name: str, data: st.DataObject) -> None:
+def test_public_function_refuses_with_our_errors(name: str, data: st.DataObject) -> None:
     call, arguments = ROWS[name]
     given_arguments = arguments()
     call = call or operator.attrgetter(name)(rv)
@@ -528,7 +528,7 @@ def assert_one_line(arguments: list[str], code: int, err: str) -> None:
 
 @given(data=st.data())
 @MORE_PIECES
-def test_a_wrong_use_is_one_line_and_exit_2(data: st.DataObject) -> None:
+def test_wrong_use_line_exit_2(data: st.DataObject) -> None:
     before, after = data.draw(st.sampled_from(WRONG_USES))
     arguments = [*before, data.draw(after)]
     code, _, err = run(arguments)
@@ -554,7 +554,7 @@ TOKENS = st.sampled_from(
 
 @given(soup=st.lists(TOKENS | WORDS, max_size=6))
 @MORE_PIECES
-def test_a_soup_of_words_is_refused_or_helped(soup: list[str]) -> None:
+def test_soup_of_words_refused_or_helped(soup: list[str]) -> None:
     arguments = ["audit", "--plan", "no such plan", *soup]
     code, out, err = run(arguments)
     if code == 0:

@@ -33,7 +33,7 @@ def tracked() -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def test_version_is_the_top_heading_of_the_changelog() -> None:
+def test_version_is_top_heading_of_changelog() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert heading and heading[1] == stated

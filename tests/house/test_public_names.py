@@ -64,7 +64,7 @@ def test_type_checkers_see_the_same_names() -> None:
     assert checked == rv._homes
 
 
-def test_a_function_wins_over_a_module_of_its_name() -> None:
+def test_function_wins_over_module_of_name() -> None:
     code = """
 import importlib, sys, types, robustvae
 from robustvae import _lazy
@@ -86,7 +86,7 @@ def test_namespaces_are_ours_and_sorted() -> None:
         assert names == sorted(names, key=str.casefold), name
 
 
-def test_no_function_shares_its_name_with_a_module() -> None:
+def test_no_function_shares_name_with_module() -> None:
     """Within a family; a function of `rv` wins over a module of its name (see the test above)."""
     modules = {info.name for info in pkgutil.walk_packages(rv.__path__, f"{rv.__name__}.")}
     for name in (name for name, value in PUBLIC.items() if is_function(value)):

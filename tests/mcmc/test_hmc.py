@@ -38,7 +38,7 @@ def within_four_errors(values, wanted, count):
 
 
 @pytest.mark.parametrize("scale", [None, torch.linalg.cholesky(COVARIANCE).expand(4000, 2, 2)])
-def test_mean_of_exp_of_minus_the_energy_error_is_one_in_equilibrium(generator, scale):
+def test_mean_exp_minus_energy_error_equilibrium(generator, scale):
     state = evaluate(gaussian, exact_draws(4000, generator))
     _, info = hmc_step(
         gaussian,
@@ -71,7 +71,7 @@ def test_moments_of_a_gaussian(generator, adapt):
         assert within_four_errors(values.flatten(0, 1), wanted, count)
 
 
-def test_a_force_that_is_wrong_leaves_the_target_right(generator):
+def test_force_wrong_leaves_target_right(generator):
     """A stand-in drives, the log density decides: the chain is exact, only less often accepted."""
 
     def wrong(z):
@@ -95,7 +95,7 @@ def test_a_force_that_is_wrong_leaves_the_target_right(generator):
         assert within_four_errors(values, wanted, 4000)
 
 
-def test_the_trace_is_the_log_density_after_each_transition(generator):
+def test_trace_log_density_after_each_transition(generator):
     chain = hmc(
         gaussian,
         torch.zeros(3, 2),
@@ -107,7 +107,7 @@ def test_the_trace_is_the_log_density_after_each_transition(generator):
     torch.testing.assert_close(chain.trace, torch.stack([gaussian(z) for z in chain.draws]))
 
 
-def test_langevin_adjusted_keeps_the_target_and_unadjusted_only_nearly(generator):
+def test_langevin_adjusted_keeps_target_unadjusted_only(generator):
     z = exact_draws(4000, generator)
     exact, biased = (
         langevin(
@@ -125,7 +125,7 @@ def test_langevin_adjusted_keeps_the_target_and_unadjusted_only_nearly(generator
 
 
 @pytest.mark.parametrize("adapt", [PerChain, DualAveraging])
-def test_each_chain_finds_its_own_step_size(generator, adapt):
+def test_each_chain_finds_own_step_size(generator, adapt):
     widths = torch.tensor([[0.01], [1.0], [5.0]])
 
     def log_p(z):
@@ -137,7 +137,7 @@ def test_each_chain_finds_its_own_step_size(generator, adapt):
     assert (ratio > 0.3).all() and (ratio < 2.5).all()
 
 
-def test_the_papers_rule_moves_one_step_size_for_the_batch(generator):
+def test_papers_rule_moves_step_size_batch(generator):
     chain = hmc(
         gaussian,
         torch.zeros(5, 2),
@@ -162,7 +162,7 @@ def test_chains_do_not_touch_each_other():
     assert not torch.equal(runs[0][0], runs[1][0])
 
 
-def test_a_diverging_chain_is_reported_alone_and_stays_where_it_was(generator):
+def test_diverging_chain_reported_alone_stays(generator):
     stiff = torch.tensor([[1.0], [1e6], [math.nan]])
     chain = hmc(
         lambda z: -0.5 * stiff.squeeze(1) * z.square().sum(1),
@@ -189,7 +189,7 @@ def test_a_transition_costs_l_gradients(generator):
 
 
 @pytest.mark.parametrize("adapt", [PerChain, DualAveraging, BatchWide, FixedStep])
-def test_the_chain_differentiates_by_what_its_target_depends_on(adapt):
+def test_chain_differentiates_target_depends(adapt):
     x = torch.tensor([[0.3, -0.2], [1.0, 0.5]])
     weight, direction = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.tensor([[1.0, -0.7]] * 2)
 
@@ -259,7 +259,7 @@ def test_first_update_is_its_formula(kind, rate):
     torch.testing.assert_close(after, wanted)
 
 
-def test_parts_of_a_run_adapt_as_the_whole():
+def test_parts_of_run_adapt_as_whole():
     """Warm-up segments adapt from begin to end, those after it not at all."""
     assert PerChain(0.7).part(0, 3, 10) == PerChain(0.7, warmup=3)
     assert PerChain(0.7).part(5, 3, 10) == FixedStep()

@@ -31,7 +31,7 @@ def scales(generator):
 
 
 @pytest.mark.parametrize("kind", ["identity", "diagonal", "matrix"])
-def test_the_energy_error_is_of_order_two(start, generator, kind):
+def test_energy_error_is_of_order_two(start, generator, kind):
     z, momentum = start
     scale = scales(generator)[kind]
     state = evaluate(quartic, z)
@@ -73,7 +73,7 @@ def test_volume_is_kept(start):
     assert abs(torch.linalg.det(jacobian).item() - 1) < 1e-9
 
 
-def test_the_gradient_at_the_end_is_fresh(start):
+def test_gradient_at_end_is_fresh(start):
     end, _ = leapfrog(quartic, evaluate(quartic, start[0]), start[1], step=0.1, n_steps=3)
     again = evaluate(quartic, end.z)
     torch.testing.assert_close(end.gradient, again.gradient)

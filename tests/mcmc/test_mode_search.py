@@ -6,7 +6,7 @@ from robustvae.mcmc import implicit, mode_search
 from robustvae.seeding import randn
 
 
-def test_it_finds_the_mode_of_every_row(generator):
+def test_it_finds_mode_of_every_row(generator):
     center = randn(5, 3, like=torch.zeros(()), generator=generator)
     mode = mode_search(lambda z: -(z - center).square().sum(1), torch.zeros(5, 3), steps=200)
     torch.testing.assert_close(mode.z, center, atol=1e-3, rtol=0)
@@ -41,7 +41,7 @@ def test_refusals():
         mode_search(lambda z: -z.square().sum(1), torch.zeros(1, 1), steps=1, rate=0)
 
 
-def test_the_implicit_gradient_is_that_of_the_mode(generator):
+def test_implicit_gradient_is_that_of_mode(generator):
     matrix = randn(4, 3, like=torch.zeros(()), generator=generator)
     direction = randn(5, 4, like=matrix, generator=generator)
 

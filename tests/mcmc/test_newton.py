@@ -36,7 +36,7 @@ def starts(generator, rows=6, width=4):
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_the_end_of_a_bent_ridge_is_found_where_adam_is_still_on_the_way(search, generator):
+def test_end_bent_ridge_found_adam_still(search, generator):
     z = starts(generator)
     steps = 150
     found = SEARCHES[search](rosenbrock, z, steps=steps)
@@ -46,7 +46,7 @@ def test_the_end_of_a_bent_ridge_is_found_where_adam_is_still_on_the_way(search,
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_it_never_ends_below_an_earlier_end(search, generator):
+def test_it_never_ends_below_earlier_end(search, generator):
     def rugged(z):
         return (8 * z).sin().sum(1) - z.square().sum(1)
 
@@ -89,7 +89,7 @@ def test_lbfgs_agrees_with_scipys(generator):
         torch.testing.assert_close(found.z[row], torch.tensor(oracle.x), atol=1e-6, rtol=0)
 
 
-def test_gauss_newton_reaches_a_quadratics_mode_in_one_step(generator):
+def test_gauss_newton_reaches_quadratics_mode_step(generator):
     z = starts(generator)
     factor = randn(6, 4, 4, like=z, generator=generator)
     matrix, center = factor @ factor.mT + torch.eye(4), starts(generator)
@@ -126,7 +126,7 @@ def test_each_evaluation_is_counted(search, generator):
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_row_that_is_not_finite_stays_where_it_was(search):
+def test_row_not_finite_stays_where(search):
     z = torch.ones(3, 4)
     z[1] = torch.nan
     z[2] = 1e200

@@ -31,7 +31,7 @@ def far_and_near(count=100):
     return Normals(center, [])
 
 
-def test_chains_that_have_arrived_leave_and_the_others_go_on(generator):
+def test_chains_arrived_leave_others_go(generator):
     target = far_and_near()
     start = target.center.clone()
     start[100:] = 0
@@ -45,7 +45,7 @@ def test_chains_that_have_arrived_leave_and_the_others_go_on(generator):
     torch.testing.assert_close(found.log_density, target(found.z))
 
 
-def test_those_that_left_are_near_the_target(generator):
+def test_those_that_left_are_near_target(generator):
     """The distance is that of draws of a standard normal in 8 dimensions, not of the start."""
     target = far_and_near()
     found = hmc_to_plateau(
@@ -55,7 +55,7 @@ def test_those_that_left_are_near_the_target(generator):
     assert abs(square.mean() - 8) < 4 * square.std() / 200**0.5 + 0.4
 
 
-def test_without_an_arrival_all_steps_are_run(generator):
+def test_without_arrival_all_steps_are_run(generator):
     class Slope:
         def __call__(self, z):
             return 10 * z.sum(1)
@@ -77,7 +77,7 @@ def test_rows_come_back_in_their_order(generator):
     assert ((found.z - center).abs() < 10).all()
 
 
-def test_the_end_differentiates_by_what_the_target_depends_on():
+def test_end_differentiates_target_depends():
     direction = randn(6, 3, like=torch.zeros(()), generator=seeded(4))
 
     def last(center):

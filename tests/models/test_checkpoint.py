@@ -68,7 +68,7 @@ def flip(folder):
         lambda f: edit(f, card=[1]),
     ],
 )
-def test_damaged_checkpoints_are_refused_in_one_line(vae, tmp_path, damage):
+def test_damaged_checkpoints_refused_in_one_line(vae, tmp_path, damage):
     damage(checkpoint.save(vae, tmp_path))
     with pytest.raises(errors.CheckpointError) as caught:
         checkpoint.load(tmp_path)
@@ -86,7 +86,7 @@ def test_other_types_are_refused_by_name(vae, tmp_path, dtype):
         checkpoint.load(tmp_path)
 
 
-def test_a_model_of_another_type_says_how_to_store_it(vae, tmp_path):
+def test_model_another_type_says_how_store(vae, tmp_path):
     low = vae.bfloat16()
     with pytest.raises(errors.UnknownNameError, match="bfloat16"):
         checkpoint.save(low, tmp_path / "a")

@@ -74,7 +74,7 @@ class LinearChain:
 
 @pytest.mark.parametrize("upwards", [True, False])
 @pytest.mark.parametrize("widths", [(3,), (2, 3), (3, 2, 1)])
-def test_a_chain_of_linear_maps_is_the_joint_gaussian(
+def test_chain_of_linear_maps_joint_gaussian(
     widths: tuple[int, ...], upwards: bool, generator: torch.Generator
 ) -> None:
     chain = LinearChain(widths, upwards, generator)
@@ -93,7 +93,7 @@ def test_a_chain_of_linear_maps_is_the_joint_gaussian(
 
 
 @pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
-def test_the_joint_is_the_product_of_the_layers(name: str, x: Tensor) -> None:
+def test_joint_is_product_of_layers(name: str, x: Tensor) -> None:
     """log p(x, z) and log q(z | x) written out by hand for three layers."""
     vae = hierarchy(name, [4, 3, 2])
     z = rv.draw(vae.encode(x), generator=rv.generator(1))
@@ -129,14 +129,14 @@ def test_the_joint_is_the_product_of_the_layers(name: str, x: Tensor) -> None:
     assert_close(q.stddev[:, -2:], vae.up[1](path[1]).stddev)
 
 
-def test_the_likelihood_of_a_dlgm_reads_the_lowest_layer_only(generator: torch.Generator) -> None:
+def test_likelihood_dlgm_reads_lowest_layer_only(generator: torch.Generator) -> None:
     z = torch.randn(4, 9, generator=generator, requires_grad=True)
     for name, reads in (("dlgm", 4), ("seatbelt", 9)):
         (slope,) = torch.autograd.grad(hierarchy(name, [4, 3, 2]).decode(z).mean.sum(), z)
         assert (slope != 0).all(0).tolist() == [True] * reads + [False] * (9 - reads)
 
 
-def test_elbo_in_expectation_is_the_one_sample_bound(x: Tensor) -> None:
+def test_elbo_in_expectation_one_sample_bound(x: Tensor) -> None:
     """The closed-form KL between conditionals has the mean of log p(x, z) - log q(z | x)."""
     vae, draws = hierarchy("seatbelt", [4, 3, 2]), 3000
     many = x[:2].repeat(draws, 1, 1, 1)
@@ -152,7 +152,7 @@ def test_elbo_in_expectation_is_the_one_sample_bound(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
-def test_one_layer_is_a_vae_and_under_total_correlation_a_tcvae(name: str, x: Tensor) -> None:
+def test_layer_vae_under_total_correlation_tcvae(name: str, x: Tensor) -> None:
     one = hierarchy(name, [3])
     vae = rv.models.create("vae", architecture="conv8", latent=3)
     vae.load_state_dict(one.state_dict())
@@ -166,9 +166,7 @@ def test_one_layer_is_a_vae_and_under_total_correlation_a_tcvae(name: str, x: Te
 
 @pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
 @pytest.mark.parametrize("sampling", ["mws", "mss"])
-def test_beta_of_one_is_the_hierarchy_with_one_sample_of_the_top_kl(
-    name: str, sampling: str, x: Tensor
-) -> None:
+def test_beta_hierarchy_sample_top_kl(name: str, sampling: str, x: Tensor) -> None:
     """[Willetts21] section 3: beta = 1 is a DLGM, for Seatbelts with the likelihood of all layers;
     term by term: the likelihood, the KLs below the top, the three terms of the top.
     """
@@ -183,7 +181,7 @@ def test_beta_of_one_is_the_hierarchy_with_one_sample_of_the_top_kl(
     assert_close(got["loss"], elbo["loss"] - elbo["kl_3"] + top)
 
 
-def test_the_top_aggregate_runs_over_the_draws_of_the_layer_below(x: Tensor) -> None:
+def test_top_aggregate_runs_over_draws_layer(x: Tensor) -> None:
     vae, size = hierarchy("seatbelt", [4, 2]), 40
     terms = TotalCorrelation(6.0, size).terms(vae, x, generator=rv.generator(2))
     z = rv.draw(vae.encode(x), generator=rv.generator(2))
@@ -196,7 +194,7 @@ def test_the_top_aggregate_runs_over_the_draws_of_the_layer_below(x: Tensor) -> 
     assert_close(terms["index_code"], index_code)
 
 
-def test_free_bits_hold_each_layer_on_the_batch_average(x: Tensor) -> None:
+def test_free_bits_hold_layer_batch_average(x: Tensor) -> None:
     vae = hierarchy("dlgm", [4, 3, 2])
     terms = ELBO().terms(vae, x, generator=rv.generator(2))
     layers = [terms[f"kl_{i}"].detach() for i in (1, 2, 3)]
@@ -208,7 +206,7 @@ def test_free_bits_hold_each_layer_on_the_batch_average(x: Tensor) -> None:
     assert_close(got["kl"], terms["kl"])
 
 
-def test_the_elbo_attack_compares_the_layers_along_the_mean_path(x: Tensor) -> None:
+def test_elbo_attack_compares_layers_along_mean(x: Tensor) -> None:
     """[Willetts21] Eq. 9: the KL of every layer, given the means of the layers it depends on."""
     vae = hierarchy("seatbelt", [4, 2])
     goal = OutputTarget(x.flip(0), form="elbo", draws=3)

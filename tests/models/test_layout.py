@@ -42,7 +42,7 @@ def derivatives(layer, x, direction):
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_values_and_derivatives_are_the_plain_ones(layer, generator):
+def test_values_and_derivatives_are_plain_ones(layer, generator):
     layer = layer.double()
     x, direction = torch.rand(2, 9, layer.in_channels, 9, 8, generator=generator).unbind()
     with frozen(layer):
@@ -54,7 +54,7 @@ def test_values_and_derivatives_are_the_plain_ones(layer, generator):
     assert "forward" not in vars(layer)
 
 
-def test_weights_still_learn_and_come_back_as_they_were(generator):
+def test_weights_still_learn_come_back(generator):
     layer = nn.Conv2d(1, 4, 3)
     kept = layer.weight.data
     with laid_out(layer):
@@ -76,7 +76,7 @@ def test_activations_may_work_in_place(layer, generator):
 
 
 @pytest.mark.parametrize("batch", [1, 9])
-def test_a_sequence_of_layers_is_the_plain_one(batch, generator):
+def test_sequence_of_layers_is_plain_one(batch, generator):
     network = nn.Sequential(
         nn.Conv2d(1, 6, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -98,7 +98,7 @@ def test_a_sequence_of_layers_is_the_plain_one(batch, generator):
         assert_close(one, other)
 
 
-def test_layers_run_one_by_one_keep_their_outputs(generator):
+def test_layers_run_keep_outputs(generator):
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())
     x, seen = torch.rand(8, 2, 6, 6, generator=generator), []
     with torch.no_grad(), frozen(network), laid_out(network):
@@ -117,7 +117,7 @@ def test_hooks_see_every_layer(generator):
     assert seen[0].min() < 0
 
 
-def test_a_bias_that_learns_is_left_to_learn(generator):
+def test_bias_learns_left_to_learn(generator):
     layer = nn.Conv2d(1, 4, 3)
     layer.weight.requires_grad_(False)
     with laid_out(layer):

@@ -19,7 +19,7 @@ def density(logit):
 
 
 @pytest.mark.parametrize("logit", LOGITS.tolist())
-def test_continuous_bernoulli_integrates_to_one_with_its_exact_mean_and_spread(logit):
+def test_continuous_bernoulli_integrates_exact_mean_spread(logit):
     f = density(logit)
     points = [0.01, 0.05, 0.5, 0.95, 0.99]
     total = integrate.quad(f, 0, 1, points=points)[0]
@@ -31,7 +31,7 @@ def test_continuous_bernoulli_integrates_to_one_with_its_exact_mean_and_spread(l
     assert exact.stddev.item() == pytest.approx(math.sqrt(variance), abs=1e-8)
 
 
-def test_continuous_bernoulli_matches_torch_away_from_its_clamps():
+def test_continuous_bernoulli_matches_torch_away_clamps():
     logits = torch.linspace(-8, 8, 50).double()
     ours = ContinuousBernoulli(logits, rule="exact")
     theirs = torch.distributions.ContinuousBernoulli(logits=logits)
@@ -45,7 +45,7 @@ def test_papers_mean_is_lambda():
 
 
 @pytest.mark.parametrize("rule", ["papers", "exact"])
-def test_continuous_bernoulli_gradients_are_finite_and_right(rule):
+def test_continuous_bernoulli_gradients_finite_and_right(rule):
     logits = LOGITS.clone().requires_grad_()
     x = torch.full_like(logits, 0.3)
 
@@ -62,7 +62,7 @@ def test_continuous_bernoulli_gradients_are_finite_and_right(rule):
         assert_close(gradient[i], difference, rtol=1e-5, atol=1e-6)
 
 
-def test_bernoulli_scores_gray_pixels_by_cross_entropy():
+def test_bernoulli_scores_gray_pixels_cross_entropy():
     logits, x = torch.randn(4, 5), torch.rand(4, 5)
     wanted = -torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
     assert_close(Bernoulli(logits).log_prob(x), wanted)
@@ -86,7 +86,7 @@ def test_gaussian_matches_torch():
     ],
     ids=lambda d: type(d).__module__.split(".")[0] + type(d).__name__,
 )
-def test_draws_have_the_mean_and_spread_of_their_distribution(distribution):
+def test_draws_mean_and_spread_of_distribution(distribution):
     n = 40_000
     state = torch.random.get_rng_state()
     drawn = rv.draw(distribution, (n,), generator=rv.generator(0))

@@ -20,7 +20,7 @@ def test_bjorck_finds_the_polar_factor(order, shape, generator):
     assert_close(bjorck(near, steps=40, order=order), left @ right, atol=1e-9, rtol=0)
 
 
-def test_bjorck_order_is_its_order_of_convergence():
+def test_bjorck_order_order_of_convergence():
     """One step takes a singular value 1 - e to 1 - O(e^(order + 1))."""
     for order in (1, 2, 3):
         defects = []
@@ -31,7 +31,7 @@ def test_bjorck_order_is_its_order_of_convergence():
         assert abs(rate - (order + 1)) < 0.3
 
 
-def test_bjorck_of_order_one_is_the_textbook_step(generator):
+def test_bjorck_of_order_one_textbook_step(generator):
     weight = 0.3 * torch.randn(5, 3, generator=generator)
     assert_close(bjorck(weight), 1.5 * weight - 0.5 * weight @ weight.T @ weight)
 
@@ -52,7 +52,7 @@ def test_sorts_permute_and_keep_gradient_norms(sort, generator):
 
 
 @pytest.mark.parametrize("sort", [GroupSort(), MaxMin()])
-def test_sorts_of_two_are_differentiable_twice_and_in_batches(sort, generator):
+def test_sorts_two_differentiable_twice_batches(sort, generator):
     x = torch.randn(6, 8, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(sort, x)
     assert torch.autograd.gradgradcheck(sort, x)
@@ -64,7 +64,7 @@ def test_sorts_of_two_are_differentiable_twice_and_in_batches(sort, generator):
     assert_close(functional.reshape(-1, *x.shape), batched)
 
 
-def test_group_sort_of_two_is_a_sort_of_pairs(generator):
+def test_group_sort_two_sort_pairs(generator):
     x = torch.randn(7, 6, generator=generator)
     assert_close(GroupSort()(x), x.unflatten(-1, (3, 2)).sort(-1).values.flatten(-2))
     with pytest.raises(errors.ShapeError):
@@ -75,7 +75,7 @@ def small(**options):
     return create("lipschitz-vae", latent=3, image_shape=(1, 4, 4), hidden=[8, 8], **options)
 
 
-def test_a_new_model_is_orthonormal_and_survives_its_checkpoint(tmp_path):
+def test_new_model_orthonormal_and_survives_checkpoint(tmp_path):
     vae = small().float()
     for layer in vae.modules():
         if isinstance(layer, nn.Linear):
@@ -85,7 +85,7 @@ def test_a_new_model_is_orthonormal_and_survives_its_checkpoint(tmp_path):
     assert checkpoint.weights_sha256(again) == checkpoint.weights_sha256(vae)
 
 
-def test_networks_are_as_steep_as_configured_and_no_steeper(generator):
+def test_networks_steep_configured_no_steeper(generator):
     vae = small(encoder_lipschitz=3.0).double()
     x = torch.rand(200, 1, 4, 4, generator=generator)
     y = x + 1e-4 * torch.randn(x.shape, generator=generator)
@@ -219,7 +219,7 @@ def test_retraction_survives_a_huge_step(generator):
             assert spectral_norm_bound(layer.weight) < 1.01
 
 
-def test_gradients_are_tangent_and_only_in_training(generator):
+def test_gradients_tangent_and_only_in_training(generator):
     """G - W G^T W of the plain gradient G: W^T G (or G W^T) is skew, and W stays orthonormal."""
     vae, x = small(), torch.rand(8, 1, 4, 4, generator=generator)
     state = generator.get_state()
@@ -240,7 +240,7 @@ def test_gradients_are_tangent_and_only_in_training(generator):
         assert_close(inner, -inner.mT, atol=1e-9, rtol=0)
 
 
-def test_training_mode_changes_no_value_and_no_gradient_of_the_input(generator):
+def test_training_mode_changes_no_value_no(generator):
     vae, found = small(), []
     x = torch.rand(8, 1, 4, 4, generator=generator, requires_grad=True)
     for mode in (True, False):
@@ -252,7 +252,7 @@ def test_training_mode_changes_no_value_and_no_gradient_of_the_input(generator):
     assert_close(*found)
 
 
-def test_training_reaches_the_loss_of_the_in_forward_variant(generator):
+def test_training_reaches_loss_forward_variant(generator):
     """The cheap way against the published one, from the same start, on the same draws."""
     x = torch.rand(48, 1, 4, 4, generator=generator)
     cheap, oracle = small(likelihood="bernoulli"), small(likelihood="bernoulli").eval()

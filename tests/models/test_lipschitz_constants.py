@@ -75,7 +75,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_no_pair_exceeds_the_verified_constant_of_a_lipschitz_net(name, generator):
+def test_no_pair_exceeds_verified_constant_lipschitz(name, generator):
     """100,000 random pairs, and 1,000 whose difference 20 gradients turned: 20,000 more."""
     vae = NETS[name]()
     constants = lipschitz_constants(vae)
@@ -89,7 +89,7 @@ def test_no_pair_exceeds_the_verified_constant_of_a_lipschitz_net(name, generato
         assert 0 < max(*gains, attacked) <= bound * (1 + 1e-9)
 
 
-def test_the_pairs_come_close_to_the_constants(generator):
+def test_pairs_come_close_to_constants(generator):
     """So that a constant which is too small by a hundredth would be caught."""
     vae = lipschitz(hidden=[32, 32], likelihood="gaussian")
     constants = lipschitz_constants(vae)
@@ -116,13 +116,13 @@ def test_refused_models(name):
         lipschitz_constants(vae)
 
 
-def test_every_architecture_and_model_is_covered_or_refused():
+def test_architecture_model_covered_or_refused():
     assert sorted(COVERED) == sorted(ARCHITECTURES)
     assert {"vae", "lipschitz-vae", *REFUSED} == set(registry.names())
     assert set(LIPSCHITZ_ARCHITECTURES) == {"conv", "mlp"}
 
 
-def test_the_constants_of_a_layer_after_a_convolution_follow_its_shape(generator):
+def test_constants_layer_after_convolution_follow_shape(generator):
     """The norm of a zero-padded convolution depends on the features it meets."""
     layer = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
     torch.nn.init.ones_(layer.weight)

@@ -63,7 +63,7 @@ def test_every_architecture_is_covered():
     assert {o.get("architecture", "mlp") for o in SMALL["vae"]} == set(ARCHITECTURES)
 
 
-def test_the_standard_deviation_can_be_constant_offset_and_clipped():
+def test_standard_deviation_can_constant_offset_clipped():
     options = {"architecture": "conv8", "latent": 3}
     x = torch.rand(9, 1, 8, 8)
     learned = rv.models.create("vae", **options).double().encode(x).stddev
@@ -79,14 +79,14 @@ def test_the_standard_deviation_can_be_constant_offset_and_clipped():
     assert_close(clipped / clipped.norm(dim=1, keepdim=True), nn.functional.normalize(learned))
 
 
-def test_batch_norm_stands_before_every_activation_of_the_mlp():
+def test_batch_norm_stands_before_activation_mlp():
     vae = rv.models.create("vae", latent=4, hidden=[8, 16], activation="tanh", batch_norm=True)
     kinds = [type(layer).__name__ for layer in (*vae.trunk, *vae.decoder)]
     block = ["Linear", "BatchNorm1d", "Tanh"]
     assert kinds == ["Flatten", *block, *block, *block, *block, "Linear", "Unflatten"]
 
 
-def test_first_weights_follow_the_seed_and_leave_the_global_generator():
+def test_first_weights_follow_seed_leave_global():
     state = torch.random.get_rng_state()
     one, two, other = (
         rv.models.create("vae", architecture="conv8", latent=2, seed=s) for s in (1, 1, 2)
@@ -101,7 +101,7 @@ def test_float64_goes_through():
     assert vae.decode(vae.encode(torch.rand(2, 1, 8, 8).double()).mean).mean.dtype == torch.float64
 
 
-def test_images_of_another_type_or_shape_are_refused():
+def test_images_another_type_or_shape_refused():
     vae = rv.models.create("vae", architecture="conv8", latent=2).float()
     with pytest.raises(errors.DtypeError, match=r"float64.*float32"):
         vae.encode(torch.rand(1, 1, 8, 8).double())
@@ -195,7 +195,7 @@ def wrapped(encode, decode, **options):
     return rv.wrap(encode=encode, decode=decode, latent=2, image_shape=(1, 4, 4), **options)
 
 
-def test_wrap_takes_modules_bound_methods_and_pairs():
+def test_wrap_takes_modules_bound_methods_pairs():
     encoder, decoder = Encoder(), Decoder()
     x = torch.rand(3, 1, 4, 4)
     pair = wrapped(encoder, decoder, returns="mean_log_var")
@@ -211,7 +211,7 @@ def test_wrap_takes_modules_bound_methods_and_pairs():
     assert bound.encode(x).log_prob(torch.zeros(3, 2)).shape == (3, 2)
 
 
-def test_wrap_expands_a_constant_spread_and_keeps_the_type():
+def test_wrap_expands_constant_spread_keeps_type():
     vae = wrapped(
         lambda x: Normal(x.flatten(1)[:, :2], 0.1),
         lambda z: Normal(z.repeat(1, 8).view(-1, 1, 4, 4), 1.0),

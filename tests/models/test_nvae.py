@@ -31,7 +31,7 @@ def x(generator: torch.Generator) -> Tensor:
     return torch.rand(3, 1, 8, 8, generator=generator)
 
 
-def test_tiny_has_two_scales_and_six_groups() -> None:
+def test_tiny_two_scales_and_six_groups() -> None:
     vae = rv.models.create("nvae")
     assert vae.widths == (2 * 14 * 14,) * 3 + (2 * 7 * 7,) * 3
     color = rv.models.create("nvae", image_shape=(3, 32, 32), likelihood="gaussian")
@@ -49,7 +49,7 @@ def test_the_preset_near_the_papers_runs() -> None:
 
 
 @pytest.mark.parametrize("which", ["posterior", "prior"])
-def test_a_group_depends_on_the_coarser_ones_alone(vae: NVAE, x: Tensor, which: str) -> None:
+def test_group_depends_on_coarser_ones_alone(vae: NVAE, x: Tensor, which: str) -> None:
     """The Jacobian of the conditionals' means is block triangular, the top group last."""
     joint = vae.prior() if which == "prior" else vae.encode(x[:1])
     z = torch.randn(1, vae.latent, generator=rv.generator(1))
@@ -75,7 +75,7 @@ def test_draws_follow_their_own_path(vae: NVAE, x: Tensor) -> None:
         assert_close(vae.encode(x).log_prob(draw), q.log_prob(z)[(z == draw).all(2).all(1)][0])
 
 
-def test_the_posterior_is_the_prior_where_its_residual_is_zero(vae: NVAE, x: Tensor) -> None:
+def test_posterior_prior_where_residual_zero(vae: NVAE, x: Tensor) -> None:
     q, p = vae.encode(x), vae.prior()
     z = rv.draw(q, generator=rv.generator(1))
     assert (ELBO().terms(vae, x, generator=rv.generator(1))["kl"] > 0.1).all()
@@ -92,9 +92,7 @@ def test_the_posterior_is_the_prior_where_its_residual_is_zero(vae: NVAE, x: Ten
     assert_close(terms["kl"], sum(terms[f"kl_{i}"] for i in (1, 2, 3, 4)))
 
 
-def test_one_walk_gives_likelihood_and_prior_and_one_draw_and_posterior(
-    vae: NVAE, x: Tensor
-) -> None:
+def test_walk_gives_likelihood_prior_draw_posterior(vae: NVAE, x: Tensor) -> None:
     walks = []
     vae.groups[1].down_cells.register_forward_hook(lambda *_: walks.append(1))
     z, q = draw_at(vae.encode(x), generator=rv.generator(3))
@@ -111,7 +109,7 @@ def test_one_walk_gives_likelihood_and_prior_and_one_draw_and_posterior(
     assert_close(vae.log_joint(x, z), apart)
 
 
-def test_groups_of_an_image_do_not_read_its_neighbors(vae: NVAE, x: Tensor) -> None:
+def test_groups_of_image_not_read_neighbors(vae: NVAE, x: Tensor) -> None:
     z = torch.randn(3, vae.latent, generator=rv.generator(1))
     assert_close(vae.encode(x).at(z).mean[1:2], vae.encode(x[1:2]).at(z[1:2]).mean)
     assert_close(vae.decode(z).mean[1:2], vae.decode(z[1:2]).mean)
@@ -145,7 +143,7 @@ def test_trains_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     assert_close(again.encode(images.x[:5]).mean, vae.encode(images.x[:5]).mean)
 
 
-def test_an_attack_and_a_sampler_run_on_it(vae: NVAE, x: Tensor) -> None:
+def test_attack_and_sampler_run_on_it(vae: NVAE, x: Tensor) -> None:
     attack = rv.Attack(
         rv.LatentShift(), rv.ProjectedAscent(steps=2, restarts=1), rv.Ball("linf", 0.1)
     )

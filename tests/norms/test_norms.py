@@ -35,14 +35,14 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_bound_is_never_below_the_exact_norm_and_close_to_it(name, generator):
+def test_bound_never_below_exact_norm_close(name, generator):
     for _ in range(5):
         matrix = MATRICES[name](generator)
         bound, exact = spectral_norm_bound(matrix), exact_norm(matrix)
         assert exact <= bound <= exact * (1 + 1e-9)
 
 
-def test_a_norm_rounded_up_from_below_is_caught(generator):
+def test_norm_rounded_up_from_below_caught(generator):
     """The oracle is sharp enough to catch a bound that is too small by one part in 10^12."""
     matrix = torch.randn(6, 8, generator=generator)
     assert float(exact_norm(matrix)) * (1 - 1e-12) < exact_norm(matrix)
@@ -70,14 +70,14 @@ def test_slopes_are_the_largest_and_reached(module):
     assert slope_bound(module) * (1 - 1e-6) <= slope.abs().max() <= slope_bound(module) + 1e-12
 
 
-def test_slope_of_the_exact_continuous_bernoulli_mean():
+def test_slope_of_exact_continuous_bernoulli_mean():
     x = torch.linspace(-20, 20, 40_001, requires_grad=True)
     mean = rv.models.ContinuousBernoulli(x, rule="exact").mean
     (slope,) = torch.autograd.grad(mean.sum(), x)
     assert abs(slope.max() - CONTINUOUS_BERNOULLI_SLOPE) < 1e-9
 
 
-def test_an_unknown_module_is_refused_by_name():
+def test_unknown_module_is_refused_by_name():
     with pytest.raises(errors.UnsupportedError, match="Mish"):
         slope_bound(nn.Mish())
 
@@ -116,7 +116,7 @@ def test_convolutions_against_their_exact_matrix(name, generator):
             assert exact <= bound <= 1.6 * exact
 
 
-def test_convolution_norm_is_approached_on_large_features(generator):
+def test_convolution_norm_approached_on_large_features(generator):
     layer = nn.Conv2d(2, 3, 3, padding=1, stride=2, bias=False).double()
     with torch.no_grad():
         out = layer(torch.eye(2 * 20 * 20).reshape(-1, 2, 20, 20))

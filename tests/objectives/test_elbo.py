@@ -127,7 +127,7 @@ def test_diagonal_posterior_matches_the_closed_form(
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("stretch", [0.8, 1.25])
-def test_diagonal_optimum_has_the_inverse_of_the_diagonal(
+def test_diagonal_optimum_has_inverse_of_diagonal(
     linear: Linear, x: Tensor, beta: float, stretch: float, generator: torch.Generator
 ) -> None:
     """Variances 1 / P_jj beat smaller and larger ones, on common noise."""

@@ -50,7 +50,7 @@ def linear(weight: Tensor, stddev: float = 0.5) -> rv.VAE:
     return rv.wrap(encode=encode, decode=decode, latent=len(weight), image_shape=(1, 2, 3))
 
 
-def test_mixup_matches_its_formula_for_one_pair(vae: rv.VAE, x: Tensor) -> None:
+def test_mixup_matches_formula_for_one_pair(vae: rv.VAE, x: Tensor) -> None:
     """Of two images each is the other's partner; the share is read off the mixture of codes."""
     pair = x[:2]
     seen: dict[str, Tensor] = {}
@@ -88,13 +88,13 @@ def test_mixup_matches_its_formula_for_one_pair(vae: rv.VAE, x: Tensor) -> None:
         assert_close(terms["loss"], elbo + 3.0 * penalty)
 
 
-def test_mixup_is_free_for_maps_that_undo_each_other(x: Tensor, generator: torch.Generator) -> None:
+def test_mixup_free_maps_undo_other(x: Tensor, generator: torch.Generator) -> None:
     orthonormal = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
     terms = Mixup().terms(linear(orthonormal), x, generator=generator)
     assert_close(terms["mixup_encoder"] + terms["mixup_decoder"], torch.zeros(5), atol=1e-6, rtol=0)
 
 
-def test_mixup_draws_the_arcsine_law_and_other_partners(generator: torch.Generator) -> None:
+def test_mixup_draws_arcsine_law_other_partners(generator: torch.Generator) -> None:
     """Shares recovered from images 0, 1/n, 2/n, ... encoded as themselves."""
     n, seen = 2001, []
 
@@ -117,7 +117,7 @@ def test_mixup_draws_the_arcsine_law_and_other_partners(generator: torch.Generat
     assert abs(spread.mean() - law.variance) < 4 * spread.std() / math.sqrt(len(strictly))
 
 
-def test_smooth_encoder_finds_the_greatest_distance_of_a_linear_encoder(
+def test_smooth_encoder_finds_greatest_distance_linear(
     x: Tensor, generator: torch.Generator
 ) -> None:
     """One code W x: the farthest point of the ball lies in the corner sign(W), or its opposite."""
@@ -130,7 +130,7 @@ def test_smooth_encoder_finds_the_greatest_distance_of_a_linear_encoder(
     assert_close(terms["loss"], elbo + 2.0 * terms["smoothness"])
 
 
-def test_smooth_encoder_keeps_to_ball_and_box_and_beats_noise(vae: rv.VAE, x: Tensor) -> None:
+def test_smooth_encoder_keeps_ball_box_beats(vae: rv.VAE, x: Tensor) -> None:
     objective = SmoothEncoder(radius=0.2, steps=10)
     y = objective._adversary(vae, x, rv.generator(1))
     ball = rv.Ball("linf", 0.2)
@@ -160,9 +160,7 @@ def test_self_consistency_matches_its_formula(vae: rv.VAE, x: Tensor) -> None:
     assert_close(terms["loss"], base["loss"] + 2.0 * kl)
 
 
-def test_self_consistency_averages_over_draws_apart_from_the_decoded_one(
-    vae: rv.VAE, x: Tensor
-) -> None:
+def test_self_consistency_averages_over_draws_apart(vae: rv.VAE, x: Tensor) -> None:
     rho, n = 0.9, 20_000
     kl = SelfConsistency(rho).terms(vae, x, generator=rv.generator(2))["self_consistency"]
     generator = rv.generator(2)
@@ -174,7 +172,7 @@ def test_self_consistency_averages_over_draws_apart_from_the_decoded_one(
     assert ((kl - each.mean(0)).abs() < 5 * each.std(0) / math.sqrt(n)).all()
 
 
-def test_self_consistency_is_zero_where_the_encoder_is_consistent(
+def test_self_consistency_zero_where_encoder_consistent(
     generator: torch.Generator,
 ) -> None:
     """mu(g(z)) = rho z with variance 1 - rho^2, z of any origin."""
@@ -224,7 +222,7 @@ def test_no_gradient_passes_through_the_reconstruction(vae: rv.VAE, x: Tensor) -
             assert not torch.equal(gradient, other[name])  # type: ignore[arg-type]
 
 
-def test_batch_norm_sees_no_adversary_and_no_reconstruction_of_the_decoder() -> None:
+def test_batch_norm_sees_no_adversary_no() -> None:
     vae = rv.models.create(
         "vae", image_shape=(1, 2, 3), latent=2, hidden=[8], activation="tanh", batch_norm=True
     )
@@ -238,7 +236,7 @@ def test_batch_norm_sees_no_adversary_and_no_reconstruction_of_the_decoder() -> 
     assert int(encoder.num_batches_tracked) == 5
 
 
-def test_spectral_regularization_is_the_sum_of_the_greatest_singular_values() -> None:
+def test_spectral_regularization_sum_greatest_singular_values() -> None:
     vae = rv.models.create("vae", architecture="conv8", latent=2)
     x = torch.rand(3, 1, 8, 8)
     exact = sum(
@@ -345,7 +343,7 @@ def test_refuses_nonsense(
         kind(**options)
 
 
-def test_a_base_without_a_name_is_refused() -> None:
+def test_base_without_name_is_refused() -> None:
     with pytest.raises(errors.ConfigError, match="needs a name"):
         rv.objectives.create("mixup", base={"beta": 2.0})
     with pytest.raises(errors.UnknownNameError, match="did you mean 'elbo'"):

@@ -62,7 +62,7 @@ def images(rows: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1, 1) / 8
 
 
-def test_full_batch_is_exact_but_for_log_n(posteriors: Gaussian, z: Tensor) -> None:
+def test_full_batch_exact_but_log_n(posteriors: Gaussian, z: Tensor) -> None:
     """MWS is low by log N in the joint and in every coordinate; MSS not at all."""
     joint, product = exact(z, posteriors)
     mws_joint, mws_product = log_aggregate(z, posteriors, SIZE, "mws")
@@ -119,7 +119,7 @@ def test_terms_at_full_batch(posteriors: Gaussian) -> None:
         torch.testing.assert_close(terms[name], values, msg=name)
 
 
-def test_weights_of_one_are_the_elbo_with_one_sample_kl(posteriors: Gaussian) -> None:
+def test_weights_elbo_sample_kl(posteriors: Gaussian) -> None:
     vae, x = memory(posteriors), images([4, 0, 3])
     for sampling in ("mws", "mss"):
         got = TotalCorrelation(size=SIZE, sampling=sampling)(vae, x, generator=rv.generator(7))
@@ -146,7 +146,7 @@ def test_averages_are_the_information_quantities(generator: torch.Generator) -> 
         torch.testing.assert_close(joint - product, torch.full((2,), total))
 
 
-def test_none_takes_the_batch_for_the_whole_set(posteriors: Gaussian) -> None:
+def test_none_takes_batch_for_whole_set(posteriors: Gaussian) -> None:
     vae, x = memory(posteriors), images([4, 0, 3])
     one, other = (
         TotalCorrelation(5.0, size)(vae, x, generator=rv.generator(1)) for size in (None, 3)
@@ -161,7 +161,7 @@ def test_warm_up_and_free_bits(posteriors: Gaussian) -> None:
     torch.testing.assert_close(terms["loss"], terms["distortion"] + 1e3)
 
 
-def test_free_bits_are_held_against_the_kl_not_its_biased_estimate() -> None:
+def test_free_bits_held_against_kl_not() -> None:
     collapsed = Gaussian(torch.zeros(5, 3), torch.ones(5, 3))
     objective = TotalCorrelation(5.0, size=60_000, free_bits=2.0)
     terms = objective.terms(memory(collapsed), images([0, 1]), generator=rv.generator(1))

@@ -42,7 +42,7 @@ def x() -> Tensor:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
-def test_l2_ascent_reaches_the_top_singular_value(x, schedule, momentum):
+def test_l2_ascent_reaches_top_singular_value(x, schedule, momentum):
     _, score = quadratic(x)
     search = ProjectedAscent(steps=60, restarts=3, schedule=schedule, momentum=momentum)
     found = search(score, x, Ball("l2", 0.2), generator=generator(0))
@@ -63,7 +63,7 @@ def furthest(a: Tensor, norm: str) -> Tensor:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_ascent_finds_the_optimum_of_a_linear_encoder(norm, rule, momentum, schedule, seed):
+def test_ascent_finds_optimum_linear_encoder(norm, rule, momentum, schedule, seed):
     """In the default steps and restarts; the second encoder sees its pixels very unevenly."""
     g = generator(seed)
     a = randn(3, 10, like=like, generator=g) * 10 ** (
@@ -84,7 +84,7 @@ def test_every_ascent_finds_the_optimum_of_a_linear_encoder(norm, rule, momentum
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("rule", RULES)
-def test_every_ascent_finds_the_top_singular_direction_of_784_pixels(rule, schedule):
+def test_ascent_finds_top_singular_direction_784(rule, schedule):
     """An encoder whose singular values lie close: in twice the default steps, from six starts."""
     g = generator(0)
     a = randn(32, 784, like=like, generator=g)
@@ -103,7 +103,7 @@ def test_every_ascent_finds_the_top_singular_direction_of_784_pixels(rule, sched
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("box", [True, False])
-def test_every_ascent_raises_a_linear_score_to_its_maximum(x, norm, rule, schedule, box):
+def test_ascent_raises_linear_score_maximum(x, norm, rule, schedule, box):
     """The maximum over ball and box is clip(x + t w), t as large as the ball allows."""
     w = torch.linspace(-1, 1, 16).view(1, 4, 4) + 0.01
     ball = Ball(norm, 1.2) if box else Ball(norm, 1.2, None, None)
@@ -140,7 +140,7 @@ def test_chunks_and_company_change_nothing(x):
     torch.testing.assert_close(torch.cat([part.y for part in parts]), whole.y)
 
 
-def test_the_best_iterate_and_the_worst_restart_are_kept(x):
+def test_best_iterate_and_worst_restart_kept(x):
     seen: list[tuple[Tensor, Tensor]] = []
 
     def score(y: Tensor, rows: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def test_no_gradient_is_told(x):
     assert Ball("l2", 1.0).contains(x, broken.y).all()
 
 
-def test_it_backs_off_when_memory_runs_out(x):
+def test_backs_off_when_memory_runs_out(x):
     _, score = quadratic(x)
 
     def greedy(y: Tensor, rows: Tensor) -> Tensor:

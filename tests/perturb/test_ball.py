@@ -29,7 +29,7 @@ def points(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
 
 @given(norms, radii, seeds, st.booleans(), st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=150, deadline=None)
-def test_the_projection_is_inside_and_stays_where_it_is(norm, radius, seed, box, dtype):
+def test_projection_inside_and_stays_where(norm, radius, seed, box, dtype):
     box = (0.0, 1.0) if box else (None, None)
     ball = Ball(norm, radius, *box)
     x, y = points(seed, dtype)
@@ -54,7 +54,7 @@ def by_bisection(ball: Ball, x: Tensor, y: Tensor) -> Tensor:
 
 @given(radii, seeds, st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_the_l2_projection_is_the_bisected_one(radius, seed, box):
+def test_l2_projection_is_bisected_one(radius, seed, box):
     ball = Ball("l2", radius) if box else Ball("l2", radius, None, None)
     x, y = points(seed)
     torch.testing.assert_close(ball.project(x, y), by_bisection(ball, x, y), atol=1e-7, rtol=1e-7)
@@ -62,7 +62,7 @@ def test_the_l2_projection_is_the_bisected_one(radius, seed, box):
 
 @given(norms, radii, seeds, st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_no_other_point_of_the_ball_is_nearer(norm, radius, seed, box):
+def test_no_other_point_of_ball_nearer(norm, radius, seed, box):
     """<y - p, q - p> <= 0 for every q of a convex set: the definition of the nearest point p."""
     ball = Ball(norm, radius) if box else Ball(norm, radius, None, None)
     x, y = points(seed)
@@ -96,7 +96,7 @@ def test_many_caps_of_very_different_size():
 
 @pytest.mark.parametrize("box", [True, False])
 @pytest.mark.parametrize("far", [1e18, 1e25, 3e38])
-def test_far_points_are_projected_to_the_edge(far, box):
+def test_far_points_are_projected_to_edge(far, box):
     ball = Ball("l2", 0.5) if box else Ball("l2", 0.5, None, None)
     x, _ = points(0, torch.float32)
     y = x + far * randn(*x.shape, like=x, generator=generator(1)).sign()
@@ -113,7 +113,7 @@ def test_half_precision_is_refused(norm, dtype):
         Ball(norm, 0.1).project(x, x + 1)
 
 
-def test_balls_are_equal_where_their_values_are():
+def test_balls_equal_where_values():
     radii = torch.tensor([0.1, 0.5])
     one, same = Ball("l2", radii), Ball("l2", radii.clone())
     assert one == same and hash(one) == hash(same)

@@ -85,7 +85,7 @@ def test_rows_do_not_see_each_other():
         assert alone.evaluations[0] == whole.evaluations[i]
 
 
-def test_seats_change_nothing_and_a_row_starts_where_another_ended():
+def test_seats_change_nothing_row_starts_another():
     hessian, lowest, low, high = problems(7)
     most, first = 0, {}
 
@@ -114,7 +114,7 @@ def test_seats_change_nothing_and_a_row_starts_where_another_ended():
     assert chained.converged.all()
 
 
-def test_the_direction_is_the_textbook_s_recursion():
+def test_direction_is_textbook_s_recursion():
     """Nocedal & Wright, Algorithm 7.4, one row and one pair after the other."""
     rows, memory, g = 4, 3, generator(6)
     seats = _Seats.empty(rows, torch.zeros(rows, SIZE, dtype=like.dtype), memory)
@@ -161,7 +161,7 @@ def test_a_refused_step_teaches_the_curvature():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_search_finds_the_maximum_of_a_known_score(norm):
+def test_search_finds_maximum_of_known_score(norm):
     x = 0.3 + 0.4 * rand(4, 1, 4, 4, like=like, generator=generator(1))
     w = torch.linspace(-1, 1, 16).view(1, 4, 4) + 0.01
     ball = Ball(norm, 0.05)

@@ -5,7 +5,7 @@ import pytest
 from robustvae import errors, records
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+def test_failed_write_leaves_old_file_nothing(tmp_path, monkeypatch):
     path = records.write_text(tmp_path / "a.json", "old")
 
     def full(descriptor):
@@ -30,7 +30,7 @@ def test_what_is_no_record_is_refused(text):
         records.Record.from_json(text)
 
 
-def test_infinities_and_nan_have_a_form_in_json():
+def test_infinities_and_nan_form_in_json():
     assert records.plain([float("inf"), -float("inf"), float("nan"), 1.5, True, None]) == [
         "inf",
         "-inf",

@@ -46,7 +46,7 @@ def test_differences_are_over_shared_inputs(pair):
     assert math.isclose(two.mean - one.mean, 0.5, rel_tol=1e-9)
 
 
-def test_inputs_of_one_record_only_are_left_out(pair):
+def test_inputs_record_only_left_out(pair):
     first, second = pair
     rows = [row for row in second.rows if row["input"] != first.rows[0]["input"]]
     gap = compare([first, named(second, "other", rows=rows)]).differences[0].cells["damage"]
@@ -95,7 +95,7 @@ def test_every_form_escapes_outside_text():
     assert "0.199 " in table.to_latex() and "0.2" not in table.to_html()  # floored
 
 
-def test_latex_has_a_cell_for_every_heading(pair):
+def test_latex_has_cell_for_every_heading(pair):
     text = compare(pair).to_latex()
     columns = len(re.search(r"\{(l+r+)\}", text)[1])
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]

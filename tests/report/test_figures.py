@@ -57,7 +57,7 @@ def test_the_bracket_shows_every_end(make_record):
     )
 
 
-def test_coverage_is_the_share_beyond_each_radius(make_record):
+def test_coverage_is_share_beyond_each_radius(make_record):
     record = make_record(40)
     root = ElementTree.fromstring(figures.coverage(record))
     curves = {path.get("class"): path.get("d") for path in root.iter(f"{SVG}path")}
@@ -86,7 +86,7 @@ def test_coverage_names_its_displacement(make_record):
     assert figures.coverage(record) == ""
 
 
-def test_the_bracket_is_to_scale_and_sorted(make_record):
+def test_bracket_is_to_scale_and_sorted(make_record):
     record = make_record(40)
     svg = figures.bracket(record)
     dots = [float(dot.get("cy", 0)) for dot in drawn(svg, "free")]
@@ -98,7 +98,7 @@ def test_the_bracket_is_to_scale_and_sorted(make_record):
     assert slopes[-1] == pytest.approx(slopes[20], rel=0.01)
 
 
-def test_a_wide_range_is_logarithmic_with_a_place_for_zero(make_record):
+def test_wide_range_logarithmic_place_zero(make_record):
     record = make_record(4)
     for i, row in enumerate(record.rows):
         row.update(
@@ -132,7 +132,7 @@ def test_nothing_to_draw(make_record, figure):
     assert figure(make_record(2, rows=[])) == ""
 
 
-def test_what_was_not_measured_is_not_drawn(make_record):
+def test_what_not_measured_not_drawn(make_record):
     bare = figures.bracket(make_record(5, certified=False))
     assert not drawn(bare, "proved") and not drawn(bare, "gap") and not drawn(bare, "none")
     assert "certified" not in bare

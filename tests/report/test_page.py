@@ -47,7 +47,7 @@ def html(make_record):
     return page.render(make_record())
 
 
-def test_nothing_is_fetched_and_no_link_leaves(html):
+def test_nothing_fetched_and_no_link_leaves(html):
     parsed = Parsed(html)
     anchors = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(anchors) == len(set(anchors))
@@ -149,19 +149,19 @@ def test_changed_rows_are_told(make_record):
     assert "1 of 4 rows are not those that were measured" in page.render(record)
 
 
-def test_what_went_wrong_stands_at_the_top(html, make_record):
+def test_what_went_wrong_stands_at_top(html, make_record):
     warning = "1 of 3 checks on the evidence did not pass"
     assert warning in html and html.index(warning) < html.index("<main")
     assert "did not pass" not in page.render(make_record(checks=[]))
 
 
-def test_an_empty_record_still_makes_a_page(make_record):
+def test_empty_record_still_makes_page(make_record):
     empty = {name: [] for name in ("rows", "summary", "checks", "proved", "estimated", "not_tried")}
     html = page.render(make_record(2, gallery=0, **empty, protocol=[], references=[], timing={}))
     assert "No margins were measured" in html and "Nothing in this audit is proved." in html
 
 
-def test_long_tables_are_cut_and_say_so(make_record):
+def test_long_tables_cut_and_say_so(make_record):
     html = page.render(make_record(320))
     assert f"{640 - page.MOST_ROWS} more rows stand in the files" in html
     assert html.count("<tr>") < page.MOST_ROWS + 40
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be(make_record, tmp_path):
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
-def test_a_full_disk_leaves_the_whole_old_audit(make_record, tmp_path, monkeypatch, fails_at):
+def test_full_disk_leaves_whole_old_audit(make_record, tmp_path, monkeypatch, fails_at):
     rv.report.write(make_record(3), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     real, calls = os.fsync, []

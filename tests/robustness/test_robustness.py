@@ -83,7 +83,7 @@ def shift_of(encoder, x, x_adv):
 
 
 @pytest.mark.parametrize("displacement", ["centered", "full", "paired"])
-def test_each_version_is_its_own_noncentral_chi_square(displacement, generator):
+def test_each_version_own_noncentral_chi_square(displacement, generator):
     encoder = some_encoder()
     vae, x = linear_vae(encoder, slope=1.5), images(40)
     x_adv = moved(x + 0.4, 0.5)
@@ -132,7 +132,7 @@ def test_a_defense_is_sampled_through(displacement, generator):
     assert ((found.low <= exact) & (exact <= found.high)).all()
 
 
-def test_full_of_a_defense_is_what_it_does(generator):
+def test_full_of_defense_what(generator):
     """An averaging defense has a third of the variance, in "full" as in "centered"."""
     victim, x = rv.Victim(linear_vae(some_encoder()), rv.PosteriorSample(draws=3)), images(2)
     for displacement in ("full", "centered"):
@@ -141,7 +141,7 @@ def test_full_of_a_defense_is_what_it_does(generator):
         assert abs(float(found.square().mean()) / exact - 1) < 0.1
 
 
-def test_the_curve_is_the_closed_form_and_monotone(generator):
+def test_curve_is_closed_form_and_monotone(generator):
     encoder, x = some_encoder(), images(6)
     direction = randn(*x.shape, like=x, generator=generator)
     sizes = [0.0, 0.3, 0.6, 1.2, 2.4]
@@ -163,7 +163,7 @@ def test_the_curve_is_the_closed_form_and_monotone(generator):
     assert curve.box is False
 
 
-def test_a_boxed_curve_stays_in_the_box(generator):
+def test_boxed_curve_stays_in_box(generator):
     seen = []
     vae = linear_vae(some_encoder())
     watched = rv.wrap(
@@ -192,7 +192,7 @@ def test_the_rest_quantile_covers(generator):
         assert abs(found.value.mean() - exact) < 0.05 * exact
 
 
-def test_the_rest_quantile_of_few_draws_is_open_above(generator):
+def test_rest_quantile_few_draws_open_above(generator):
     victim = rv.Victim(linear_vae(some_encoder()))
     found = rest_quantile(victim, images(2), 0.99, "centered", generator=generator, draws=20)
     assert found.high.isinf().all() and (found.low > 0).all()
@@ -220,7 +220,7 @@ def test_the_overall_margin_covers():
     assert 0.8 * known < sum(mean.high - mean.value for mean in means) / 600 < 1.3 * known
 
 
-def test_an_infinite_margin_makes_the_mean_infinite():
+def test_infinite_margin_makes_mean_infinite():
     mean = overall_margin(margins([1.0, 2.0, math.inf, 2.0]))
     assert mean.value == mean.high == math.inf
     assert 0 < mean.low < 1.75
@@ -270,7 +270,7 @@ def asks(victim, x, generator):
     yield lambda: rest_quantile(victim, x, 0.5, "full", generator=generator)
 
 
-def test_weights_that_are_no_numbers_are_no_result(generator):
+def test_weights_no_numbers_no_result(generator):
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=SHAPE).double()
     with torch.no_grad():
         vae.log_var_head.bias[0] = math.nan
@@ -291,7 +291,7 @@ def wrapped(posterior):
     )
 
 
-def test_hidden_numbers_that_are_none_are_refused_or_outside(generator):
+def test_hidden_numbers_none_refused_or_outside(generator):
     nowhere = wrapped(lambda mean: rv.models.Gaussian(mean * math.nan, torch.ones_like(mean)))
     for ask in asks(rv.Victim(nowhere), images(2), generator):
         with pytest.raises(NonFiniteError, match="clean reconstructions"):
@@ -301,7 +301,7 @@ def test_hidden_numbers_that_are_none_are_refused_or_outside(generator):
     assert displacements(rv.Victim(spreadless), x, x, "full", generator=generator).isposinf().all()
 
 
-def test_each_posterior_is_drawn_from_as_it_is(generator):
+def test_each_posterior_drawn_from_as(generator):
     """A correlated pair and a Laplace: the diagonal Gaussian with their moments is another law."""
     covariance = torch.tensor([[1.0, -0.99], [-0.99, 1.0]])
     x, count = images(1), 20_000
@@ -322,7 +322,7 @@ def test_each_posterior_is_drawn_from_as_it_is(generator):
 
 
 @pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
-def test_layers_of_gaussians_have_a_centered_version(name, generator):
+def test_layers_of_gaussians_have_centered_version(name, generator):
     vae = rv.models.create(name, widths=[3, 2], image_shape=(1, 8, 8), hidden=[8]).double()
     x = rand(2, 1, 8, 8, like=LIKE, generator=generator)
     p = rv.robustness_probability(rv.Victim(vae), x, x, 100.0, "centered", generator=generator)

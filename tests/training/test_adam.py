@@ -14,7 +14,7 @@ def spirals(generator: torch.Generator, steps: int = 30) -> list[torch.Tensor]:
     return [torch.randn(4, 3, generator=generator) for _ in range(steps)]
 
 
-def test_the_others_move_as_in_torchs_adam(generator):
+def test_others_move_as_in_torchs_adam(generator):
     gradients = spirals(generator)
     ours, theirs = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
     optimizers = TangentAdam([], [ours], lr=0.01), torch.optim.Adam([theirs], lr=0.01)
@@ -25,7 +25,7 @@ def test_the_others_move_as_in_torchs_adam(generator):
     assert_close(ours, theirs)
 
 
-def test_a_tensor_on_a_manifold_has_one_second_moment(generator):
+def test_tensor_on_manifold_one_second_moment(generator):
     """Against the definition, written out."""
     gradients = spirals(generator)
     weight = nn.Parameter(torch.ones(4, 3))
@@ -41,7 +41,7 @@ def test_a_tensor_on_a_manifold_has_one_second_moment(generator):
     assert_close(weight.detach(), wanted)
 
 
-def test_weights_stay_near_the_manifold_without_any_retraction(generator):
+def test_weights_stay_near_manifold_without_any(generator):
     """In second order of the rate: ten times less rate, about a hundred times less drift."""
     x = torch.rand(64, 1, 4, 4, generator=generator)
 
@@ -71,7 +71,7 @@ def test_the_choice_of_the_optimizer():
     assert type(optimizer_of(vae)) is torch.optim.Adam
 
 
-def test_mixed_precision_leaves_the_manifold_its_digits():
+def test_mixed_precision_leaves_manifold_its_digits():
     pytest.importorskip("lightning_fabric")
     vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8)).float()
     few = rv.data.load("digits")[:64]
@@ -81,7 +81,7 @@ def test_mixed_precision_leaves_the_manifold_its_digits():
     assert_close(values, torch.ones_like(values), atol=1e-5, rtol=0)
 
 
-def test_a_state_of_another_optimizer_is_refused(tmp_path, monkeypatch):
+def test_state_of_another_optimizer_is_refused(tmp_path, monkeypatch):
     vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8))
     few = rv.data.load("digits")[:64]
     options = {"generator": rv.generator(0), "validation": None, "out": tmp_path}

@@ -160,7 +160,7 @@ test_fit.fitted(test_fit.rv.data.load("digits")[:200], 100000, Path({out!r}))
 """
 
 
-def test_killed_run_goes_on_to_the_same_weights(few: Images, tmp_path: Path) -> None:
+def test_killed_run_goes_same_weights(few: Images, tmp_path: Path) -> None:
     code = KILLED.format(here=str(Path(__file__).parent), out=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     log = tmp_path / "killed" / LOG
@@ -180,7 +180,7 @@ def test_killed_run_goes_on_to_the_same_weights(few: Images, tmp_path: Path) -> 
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_trained_again(few: Images, tmp_path: Path) -> None:
+def test_finished_run_is_not_trained_again(few: Images, tmp_path: Path) -> None:
     once = weights_sha256(fitted(few, 2, tmp_path))
     heard = Heard()
     assert weights_sha256(fitted(few, 2, tmp_path, logger=heard)) == once
@@ -235,7 +235,7 @@ def test_a_foreign_log_is_left_alone(few: Images, tmp_path: Path, content: bytes
     assert (tmp_path / LOG).read_bytes() == content
 
 
-def test_a_torn_last_line_of_the_log_is_dropped(few: Images, tmp_path: Path) -> None:
+def test_torn_last_line_of_log_dropped(few: Images, tmp_path: Path) -> None:
     fitted(few, 2, tmp_path)
     with (tmp_path / LOG).open("a") as log:
         log.write('{"epoch": 3, "lo')
@@ -244,9 +244,7 @@ def test_a_torn_last_line_of_the_log_is_dropped(few: Images, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_spoilt_batch_stops_with_the_last_good_weights(
-    few: Images, tmp_path: Path, value: float
-) -> None:
+def test_spoilt_batch_stops_last_good_weights(few: Images, tmp_path: Path, value: float) -> None:
     heard = Heard()
     vae = small()
     with pytest.raises(errors.TrainingError, match=r"epoch 3, step 10: loss (nan|inf)") as caught:
@@ -268,7 +266,7 @@ def test_a_spoilt_batch_stops_with_the_last_good_weights(
     assert all(p.isfinite().all() for p in vae.parameters())
 
 
-def test_a_spoilt_first_batch_leaves_the_first_weights(few: Images, tmp_path: Path) -> None:
+def test_spoilt_first_batch_leaves_first_weights(few: Images, tmp_path: Path) -> None:
     with pytest.raises(errors.TrainingError, match="the weights after epoch 0"):
         fitted(few, 1, tmp_path, objective=Spoilt(0, math.nan))
     assert weights_sha256(rv.load(tmp_path)) == weights_sha256(small())
@@ -311,7 +309,7 @@ def test_clipping_bounds_the_step(few: Images) -> None:
     assert weights_sha256(fitted(few, 1, clip=1e9)) == weights_sha256(fitted(few, 1))
 
 
-def test_validation_split_is_held_out_and_its_loss_logged(few: Images) -> None:
+def test_validation_split_held_out_loss_logged(few: Images) -> None:
     heard = Heard()
     fitted(few, 2, validation=0.25, logger=heard)
     assert set(heard.values[0]) == {
@@ -321,7 +319,7 @@ def test_validation_split_is_held_out_and_its_loss_logged(few: Images) -> None:
         assert values["loss"] == pytest.approx(values["distortion"] + values["kl"])
 
 
-def test_logged_loss_is_the_mean_over_images(few: Images) -> None:
+def test_logged_loss_is_mean_over_images(few: Images) -> None:
     """At a vanishing rate the weights stand still; 200 images make batches of 64, 64, 64 and 8."""
     heard = Heard()
     vae = fitted(few, 1, lr=1e-12, logger=heard).requires_grad_(False)
@@ -334,7 +332,7 @@ def test_logged_loss_is_the_mean_over_images(few: Images) -> None:
     )
 
 
-def test_wrapped_model_keeps_its_state_but_no_checkpoint(few: Images, tmp_path: Path) -> None:
+def test_wrapped_model_keeps_state_but_no(few: Images, tmp_path: Path) -> None:
     def made() -> rv.VAE:
         inner = small()
         return rv.wrap(encode=inner.encode, decode=inner.decode, latent=2, image_shape=(1, 8, 8))
@@ -410,7 +408,7 @@ def test_refuses_nonsense(
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_images_the_model_does_not_read() -> None:
+def test_refuses_images_model_does_not_read() -> None:
     large = Images(torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(errors.ShapeError, match=r"\(1, 8, 8\)"):
         fitted(large, 1)
@@ -456,7 +454,7 @@ def test_no_bar_off_a_terminal(few: Images, capsys: pytest.CaptureFixture[str]) 
     assert "epoch 1" in shown.err
 
 
-def test_fabric_runs_mixed_precision_and_keeps_full_weights(few: Images) -> None:
+def test_fabric_runs_mixed_precision_keeps_full(few: Images) -> None:
     pytest.importorskip("lightning_fabric")
     torch.set_default_dtype(torch.float32)
     heard, mixed = Heard(), Heard()
@@ -481,7 +479,7 @@ def test_mixed_precision_says_what_to_install(few: Images, monkeypatch: pytest.M
         fitted(few, 1, precision="bf16-mixed")
 
 
-def test_a_lone_image_is_refused_where_batches_are_normalized(few: Images) -> None:
+def test_lone_image_refused_where_batches_normalized(few: Images) -> None:
     options = {"architecture": "mlp", "latent": 2, "image_shape": (1, 8, 8), "hidden": [16]}
     vae = rv.models.create("vae", batch_norm=True, **options)
     with pytest.raises(errors.ConfigError, match="one image of 200"):

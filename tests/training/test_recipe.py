@@ -46,7 +46,7 @@ def test_every_bundled_recipe_can_be_begun(name: str) -> None:
     assert tuple(vae.image_shape) == shapes.get(recipe.data.name, (1, 28, 28))
 
 
-def test_trains_to_a_checkpoint_with_its_card(recipe: Path, tmp_path: Path) -> None:
+def test_trains_to_checkpoint_with_its_card(recipe: Path, tmp_path: Path) -> None:
     vae = train_recipe(recipe, tmp_path / "out")
     again = rv.load(tmp_path / "out")
     assert weights_sha256(again) == weights_sha256(vae)
@@ -59,7 +59,7 @@ def test_trains_to_a_checkpoint_with_its_card(recipe: Path, tmp_path: Path) -> N
     assert card["metrics"]["test_loss"] == pytest.approx(float(loss), rel=0.02)
 
 
-def test_the_seed_decides_and_a_second_call_changes_nothing(recipe: Path, tmp_path: Path) -> None:
+def test_seed_decides_second_call_changes_nothing(recipe: Path, tmp_path: Path) -> None:
     one = weights_sha256(train_recipe(recipe, tmp_path / "one"))
     config = (tmp_path / "one" / "config.json").read_bytes()
     assert weights_sha256(train_recipe(recipe, tmp_path / "one")) == one
@@ -92,7 +92,7 @@ def test_a_recipe_has_one_beginning(recipe: Path) -> None:
         Recipe.read(recipe)
 
 
-def test_a_few_epochs_of_the_bundled_model(tmp_path: Path) -> None:
+def test_few_epochs_of_bundled_model(tmp_path: Path) -> None:
     """By the tenth epoch the loss is below that of an independent Bernoulli for every pixel."""
     torch.set_default_dtype(torch.float32)
     train_recipe("digits-vae", tmp_path, epochs=10)

@@ -45,7 +45,7 @@ def built(tmp_path_factory):
     return top, said
 
 
-def test_a_complete_run_is_stored_in_half_precision(built):
+def test_complete_run_stored_in_half_precision(built):
     top, said = built
     assert said[0] == "likelihood"
     trained = checkpoint.load(top / "before")
@@ -56,7 +56,7 @@ def test_a_complete_run_is_stored_in_half_precision(built):
     assert checkpoint.read_config(top / "zoo" / "digits-vae")["dtype"] == "float16"
 
 
-def test_the_card_speaks_of_what_is_stored(built, monkeypatch):
+def test_card_speaks_of_what_is_stored(built, monkeypatch):
     top, _ = built
     place = top / "zoo" / "digits-vae"
     config = checkpoint.read_config(place)
@@ -74,7 +74,7 @@ def test_the_card_speaks_of_what_is_stored(built, monkeypatch):
     assert "20 of 355 test images" in text
 
 
-def test_certified_models_are_stored_as_they_are(built):
+def test_certified_models_stored_as(built):
     top, _ = built
     place = top / "zoo" / "digits-lipschitz-vae"
     assert checkpoint.read_config(place)["dtype"] == "float32"
@@ -116,7 +116,7 @@ def test_trained_models_are_found_by_name(built, monkeypatch, capsys):
         (top / "zoo" / "mnist-conv28").rename(top / "zoo" / "digits-vae")
 
 
-def test_a_damaged_record_and_unknown_names_are_refused(built, monkeypatch):
+def test_damaged_record_and_unknown_names_refused(built, monkeypatch):
     top, _ = built
     monkeypatch.setenv(zoo.ENVIRONMENT, str(top / "zoo"))
     for ask in (zoo.card, zoo.evaluation, zoo.train):
@@ -131,7 +131,7 @@ def test_a_damaged_record_and_unknown_names_are_refused(built, monkeypatch):
             zoo.evaluation("broken")
 
 
-def test_a_run_to_another_end_is_not_taken_for_the_recipes(built, monkeypatch, tmp_path):
+def test_run_another_end_not_taken_recipes(built, monkeypatch, tmp_path):
     top, _ = built
     monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path / "zoo"))
     with pytest.raises(errors.ConfigError, match="another run"):
@@ -139,7 +139,7 @@ def test_a_run_to_another_end_is_not_taken_for_the_recipes(built, monkeypatch, t
     assert not (tmp_path / "zoo").exists()
 
 
-def test_without_a_folder_training_is_refused_before_it_begins(monkeypatch, tmp_path):
+def test_without_folder_training_refused_before_begins(monkeypatch, tmp_path):
     monkeypatch.delenv(zoo.ENVIRONMENT, raising=False)
     monkeypatch.setattr(zoo, "_SOURCE", tmp_path)
     assert zoo.folder() is None
@@ -159,7 +159,7 @@ def test_evaluate_prints_a_table(capsys, tmp_path):
 
 
 @pytest.mark.skipif(not ZOO.is_dir(), reason="no models are stored beside this checkout")
-def test_the_zoo_beside_the_source_is_small_whole_and_measured():
+def test_zoo_beside_source_small_whole_measured():
     files = [path for path in ZOO.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MOST
     for place in sorted(path for path in ZOO.iterdir() if path.is_dir()):
@@ -180,7 +180,7 @@ def test_the_zoo_beside_the_source_is_small_whole_and_measured():
         assert config["sha256"] in (place / zoo.CARD).read_text()
 
 
-def test_a_model_whose_weights_are_not_kept_has_its_record():
+def test_model_whose_weights_not_kept_record():
     name = "mnist-lipschitz-5"
     assert zoo.card(name)["status"] == zoo.NOT_KEPT
     found, text = zoo.evaluation(name), (ZOO / name / zoo.CARD).read_text()
