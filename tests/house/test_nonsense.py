@@ -86,20 +86,32 @@ def g() -> torch.Generator:
     return rv.generator(0)
 
 
+GOALS = (
+    "AnomalyScore",
+    "BitRate",
+    "EncoderTarget",
+    "LatentShift",
+    "LatentTarget",
+    "MaximumDamage",
+    "MetricDrop",
+    "OutputTarget",
+)
+
+
 def used(make: str) -> Callable[..., Any]:
     """Make one part of an attack or a victim from fields, and use it."""
 
     def run(**fields: Any) -> Any:
         part = operator.attrgetter(make)(rv)(**fields)
         b = base()
-        if make in ("MaximumDamage", "LatentShift", "LatentTarget", "OutputTarget"):
+        if make in GOALS:
             return rv.Attack(part, b.search, b.ball)(b.victim, b.x, generator=g())
         if make == "ClassifierFlip":
             victim = rv.Victim(b.vae, classifier=torch.nn.Linear(2, 3).double())
             return rv.Attack(part, b.search, b.ball)(victim, b.x, generator=g())
         if make == "AttackSuite":
             return part(b.victim, b.x[:1], generator=g())
-        if make in ("LBFGS", "OneShot", "ProjectedAscent"):
+        if make in ("LBFGS", "OneShot", "ProjectedAscent", "Universal"):
             return rv.Attack(rv.MaximumDamage(), part, b.ball)(b.victim, b.x, generator=g())
         if make == "Ball":
             return rv.Attack(rv.MaximumDamage(), b.search, part)(b.victim, b.x, generator=g())
@@ -241,6 +253,14 @@ ROWS: dict[str, tuple[Callable[..., Any] | None, Callable[[], dict[str, Any]]]] 
         used("RobustPosterior"),
         lambda: {"norm": "linf", "radius": 0.2, "steps": 2},
     ),
+    "AnomalyScore": (used("AnomalyScore"), lambda: {"raises": True, "draws": 2}),
+    "BitRate": (used("BitRate"), lambda: {"step": 1.0}),
+    "EncoderTarget": (
+        used("EncoderTarget"),
+        lambda: {"target": base().x_adv, "spread": True, "scale": 1.0},
+    ),
+    "MetricDrop": (used("MetricDrop"), lambda: {"metric": "psnr", "center": "own", "draws": 2}),
+    "Universal": (used("Universal"), lambda: {"steps": 2, "restarts": 1, "step": 1.0, "chunk": 4}),
     "MaximumDamage": (used("MaximumDamage"), lambda: {"through": "mean"}),
     "LatentShift": (used("LatentShift"), lambda: {"divergence": "symmetric_kl"}),
     "LatentTarget": (

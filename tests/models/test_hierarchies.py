@@ -18,6 +18,7 @@ from robustvae.attacks import OutputTarget
 from robustvae.models import Gaussian, LayeredGaussian, checkpoint
 from robustvae.models.hierarchy import chain
 from robustvae.objectives import ELBO, TotalCorrelation
+from robustvae.seeding import by_row, randn
 
 OPTIONS = {"architecture": "conv8", "between": [8]}
 
@@ -212,7 +213,8 @@ def test_elbo_attack_compares_layers_along_mean(x: Tensor) -> None:
     goal = OutputTarget(x.flip(0), form="elbo", draws=3)
     score = goal.bind(rv.Victim(vae), x, generator=rv.generator(2))(x, torch.arange(5))
     q = vae.encode(x)
-    noise = torch.randn(3, 1, 6, generator=rv.generator(2))
+    streams = by_row(rv.generator(2), "target", x)
+    noise = randn(3, 5, 6, like=x, generator=streams, axis=1)
     likelihood = [
         vae.decode(z).log_prob(x.flip(0)).flatten(1).sum(1) for z in q.mean + noise * q.stddev
     ]

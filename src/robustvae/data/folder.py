@@ -156,6 +156,8 @@ def read_folder(
     for what, value in (("crop", crop), ("size", size)):
         if value is not None:
             check_count(value, what)
+    if channels is not None:
+        check_count(channels, "channels")
     if channels not in (None, *CHANNELS):
         raise RangeError(f"channels must be 1 or 3, got {channels!r}")
     if not isinstance(folder, str | Path):
