@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.training import fit
     from robustvae.zoo import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Where each public name lives; a family itself has the empty text.
 _HOMES = {

@@ -52,6 +52,7 @@ def run(tmp_path_factory):
         ("objective", "plain-loss"),
         ("measure", "brightness"),
         ("check", "something_darkened"),
+        ("suite", "dark"),
         ("data", "stripes"),
     ],
 )
@@ -68,11 +69,7 @@ def test_members_keep_their_contracts(run):
 PLAN = """
 base: smoke
 inputs: 2
-attacks:
-  - goal: darkening
-    search: {name: random-walk, steps: 5}
-    norm: l2
-    radius: 0.5
+suite: dark
 defenses: [rounded]
 measures: [brightness]
 checks: [something_darkened]
