@@ -16,8 +16,8 @@ from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
 
 CODE_PRIOR = (
-    "codes of a codec are coded by its entropy model, not a standard normal: read `bits`, or give "
-    "wrap(..., prior=)"
+    "codes of a codec are coded by its entropy model, not by a standard normal: "
+    "give wrap(..., prior=)"
 )
 
 
