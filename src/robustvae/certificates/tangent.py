@@ -205,7 +205,7 @@ def _reach(stages: list[_Stage], z: Tensor, r: Tensor, steps: int) -> Tensor:
     norm = math.prod(stage.norm for stage in stages)
     pairs, logits = _center(stages, z.cpu())
     free = bounds.envelope_reach(logits, r) / norm * (1 - bounds.SLACK)
-    tilt, price, guess = _multipliers(stages, pairs, logits, free, r.float(), steps)
+    tilt, price, guess = _multipliers(stages, pairs, logits, free, r, steps)
     cell = (r / (2 * logits.shape[1] ** 0.5)).clamp_max(_CELL)
     budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price, cell) * (1 + _SPARE)
     largest = bounds.largest(
@@ -224,14 +224,17 @@ def _multipliers(
     r: Tensor,
     steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tilts (B, D) and prices (B,) that promise the largest reach, and that reach; float32 search.
+    """Tilts (B, D) and prices (B,) that promise the largest reach, and that reach.
+
+    In float64: in float32 the rounding of a batch grows along the search until an input's radius
+    depends on its neighbors.
 
     Of the logits only those near 0 are looked at: the others' best move is where f is 0.
     """
-    stages = [stage.to(torch.float32) for stage in stages]
-    pairs = [pair.to(torch.float32) for pair in pairs]
+    stages = [stage.to(torch.float64) for stage in stages]
+    pairs = [pair.to(torch.float64) for pair in pairs]
     near = logits.abs().topk(min(_NEAR, logits.shape[1]), largest=False).indices
-    y = logits.gather(1, near).float()
+    y = logits.gather(1, near)
     start = torch.sigmoid(y)
     moves = torch.logspace(-0.7, math.log10(_FAR), _TRIED).to(y)
     moves = torch.where(y >= 0, -1.0, 1.0).to(y)[:, :, None] * moves
@@ -253,8 +256,8 @@ def _multipliers(
         return torch.maximum(flips, slides).sum(1) + aside
 
     norm = math.prod(stage.norm for stage in stages)
-    reach = reach.float()
-    tilt = torch.zeros(logits.shape, dtype=torch.float32)
+    reach = reach.double()
+    tilt = torch.zeros(logits.shape, dtype=torch.float64)
     flat_price = r**2 / (norm * reach).square()
     starts = torch.stack([share * flat_price for share in (0.4, 0.55, 0.7, 0.85, 1.0)])
     gains = torch.stack([(r**2 - excess(tilt, price)) / price for price in starts])
