@@ -251,7 +251,7 @@ def rank(protocol: Protocol, score: float, name: str) -> tuple[int | None, int |
         >>> from robustvae.audit import read_protocol
         >>> from robustvae.audit.protocol import rank
         >>> rank(read_protocol("digits-l2-v1"), 0.5, "mine")
-        (2, 3)
+        (3, 4)
     """
     others = [reference for reference in protocol.references if reference.name != name]
     if not others:
