@@ -45,7 +45,7 @@ def know(*kinds: type[nn.Module]) -> None:
 
 
 def admit_process() -> None:
-    """Refuse a process in which layers compute something else than their classes say.
+    """Raise on a process in which layers compute something else than their classes say.
 
     Raises:
         UnsupportedError: A global hook, autocast, or a mode that catches torch's functions.
@@ -82,7 +82,7 @@ def admit_process() -> None:
 
 
 def admit_call(module: nn.Module) -> None:
-    """Refuse a module on which something is hooked, or a method is replaced; of any class.
+    """Raise on a module on which something is hooked, or a method is replaced; of any class.
 
     Args:
         module: Alone, without its submodules.
@@ -112,7 +112,7 @@ def admit_call(module: nn.Module) -> None:
 
 
 def admit_model(model: nn.Module, *kinds: type[nn.Module]) -> None:
-    """Refuse a model of another class than those that bounds are known for, or a changed one.
+    """Raise on a model of another class than those that bounds are known for, or a changed one.
 
     Its layers are asked for one by one when they are bounded.
 
@@ -134,7 +134,7 @@ def admit_model(model: nn.Module, *kinds: type[nn.Module]) -> None:
 
 
 def admit(layer: nn.Module) -> None:
-    """Refuse a layer unless it computes what its class computes, from the tensors that it stores.
+    """Raise on a layer unless it computes what its class computes, from the tensors that it stores.
 
     Args:
         layer: A layer of a class that `know` was told of, exactly: a subclass may do anything.

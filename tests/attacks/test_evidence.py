@@ -51,17 +51,19 @@ def checks(vae, x, *, search=SEARCH, defense=None, goal=None, ball=None) -> dict
 def test_an_honest_attack_passes(vae, x, ball, goal):
     found = checks(vae, x, ball=ball, goal=goal)
     assert len(found) == 9
-    assert found.pop("seeing beats transfer") is None
+    assert found.pop("adaptive_at_least_transfer") is None
     assert all(found.values()), found
 
 
 def test_honest_attack_on_defense_passes(vae, x):
     found = checks(vae, x, defense=PosteriorMode(steps=15), ball=Ball("linf", 0.2))
-    assert found["seeing beats transfer"] and found["gradients"] and found["honest score"]
+    assert (
+        found["adaptive_at_least_transfer"] and found["gradient_seen"] and found["score_recomputed"]
+    )
     random = checks(
         vae, x, defense=HMC(steps=2, n_leapfrog=1), search=ProjectedAscent(steps=3, restarts=1)
     )
-    assert random["honest score"]  # each row keeps its own noise, in whatever order
+    assert random["score_recomputed"]  # each row keeps its own noise, in whatever order
 
 
 def test_a_detached_sampler_fails(vae, x):
@@ -69,8 +71,8 @@ def test_a_detached_sampler_fails(vae, x):
         return PosteriorMode(steps=15)(vae, x.detach(), generator=generator)
 
     found = checks(vae, x, defense=detached, ball=Ball("linf", 0.2))
-    assert found["gradients"] is False
-    assert found["seeing beats transfer"] is False
+    assert found["gradient_seen"] is False
+    assert found["adaptive_at_least_transfer"] is False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +102,14 @@ class Faulty:
 @pytest.mark.parametrize(
     ("search", "name"),
     [
-        (Faulty("grows"), "inside"),
-        (Faulty("boasts"), "honest score"),
-        (Faulty("lost"), "larger radius never weaker"),
-        (Faulty("lost"), "unbounded attack succeeds"),
-        (Faulty("descends"), "beats random noise"),
-        (Faulty("descends"), "beats the gradient-free search"),
-        (ProjectedAscent(steps=2, restarts=1, step=0.02), "more steps change little"),
-        (ProjectedAscent(steps=1, restarts=1, step=1e-4), "unbounded attack succeeds"),
+        (Faulty("grows"), "inside_ball"),
+        (Faulty("boasts"), "score_recomputed"),
+        (Faulty("lost"), "larger_radius_stronger"),
+        (Faulty("lost"), "unbounded_attack_succeeds"),
+        (Faulty("descends"), "beats_random_noise"),
+        (Faulty("descends"), "gradient_beats_gradient_free"),
+        (ProjectedAscent(steps=2, restarts=1, step=0.02), "longer_search_same"),
+        (ProjectedAscent(steps=1, restarts=1, step=1e-4), "unbounded_attack_succeeds"),
     ],
 )
 def test_each_check_fails_on_its_fault(vae, x, search, name):

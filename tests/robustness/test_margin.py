@@ -178,7 +178,7 @@ def test_not_robust_at_rest(generator):
         ask(victim, images(4), generator, r=0.8 * rest, box=None).unconstrained,
     ):
         assert not found.value.any()
-        assert found.status == ("not robust at rest",) * 4
+        assert found.status == ("not robust without attack",) * 4
         assert (found.x_adv == images(4)).all()
 
 

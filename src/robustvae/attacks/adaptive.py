@@ -88,7 +88,7 @@ class Implicit:
     damping: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Refuse damping that is not positive."""
+        """Validate the damping."""
         check_positive(self.damping, "damping")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -154,7 +154,7 @@ class Truncated:
     last: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be cut."""
+        """Validate the fields."""
         _check_cut(self.defense)
         check_count(self.last, "last")
         if self.last > self.defense.steps:
@@ -221,7 +221,7 @@ class Checkpointed:
     segment: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse empty segments, and what cannot be cut."""
+        """Validate the fields."""
         _check_cut(self.defense)
         check_count(self.segment, "segment")
 

@@ -79,7 +79,7 @@ def evidence_checks(
         ...     generator=rv.generator(0),
         ... )
         >>> [check.name for check in checks][:3]
-        ['inside', 'honest score', 'gradients']
+        ['inside_ball', 'score_recomputed', 'gradient_seen']
     """
     search = ProjectedAscent() if search is None else search
     seeds = iter(split(generator, 16))
@@ -112,7 +112,7 @@ def evidence_checks(
     larger = float(run(search, 2 * radius).mean())
     checks.append(
         Check(
-            "larger radius never weaker",
+            "larger_radius_stronger",
             larger >= mean - _SLACK * abs(mean),
             f"mean score {mean:.4g} at {radius:g}, {larger:.4g} at {2 * radius:g}",
             "Whatever a small ball allows, a larger one does too. If the score falls, the search "
@@ -125,7 +125,7 @@ def evidence_checks(
         low, high = mean - _SLACK * abs(mean), mean + _GAIN * abs(mean)
         checks.append(
             Check(
-                "more steps change little",
+                "longer_search_same",
                 low <= more <= high,
                 f"mean score {mean:.4g}, {more:.4g} with {_MORE} times the steps",
                 "More steps are never weaker, and once a search has converged hardly stronger: "
@@ -134,24 +134,24 @@ def evidence_checks(
             )
         )
     budget = int(raw.queries.float().mean())
-    for name, other in (
-        ("random noise", RandomSearch(steps=min(budget, 100))),
-        ("the gradient-free search", SquareSearch(steps=budget)),
+    for name, words, other in (
+        ("beats_random_noise", "random noise", RandomSearch(steps=min(budget, 100))),
+        ("gradient_beats_gradient_free", "a search without them", SquareSearch(steps=budget)),
     ):
         rival = float(run(other).mean())
         checks.append(
             Check(
-                f"beats {name}",
+                name,
                 mean >= rival,
                 f"mean score {mean:.4g} against {rival:.4g}",
-                f"Gradients find more than {name} with no more queries. If not, the gradients are "
+                f"Gradients find more than {words} with no more queries. If not, the gradients are "
                 "masked or the search is broken.",
             )
         )
     free_attack = float(run(search, _everything(ball, x)).mean())
     checks.append(
         Check(
-            "unbounded attack succeeds",
+            "unbounded_attack_succeeds",
             free_attack >= float(exchange),
             f"mean score {free_attack:.4g}; with another input in its place {float(exchange):.4g}",
             "With the whole pixel range allowed an attack does at least as much as exchanging the "
@@ -163,13 +163,13 @@ def evidence_checks(
         "it was blind: its gradients through the defense are masked or too noisy."
     )
     if is_posterior_mean(victim.defense):
-        checks.append(Check("seeing beats transfer", None, "no defense", meaning))
+        checks.append(Check("adaptive_at_least_transfer", None, "no defense", meaning))
     else:
         plain = dataclasses.replace(victim, defense=PosteriorMean())
         transfer = float(run(search, at=plain).mean())
         checks.append(
             Check(
-                "seeing beats transfer",
+                "adaptive_at_least_transfer",
                 mean >= transfer - _SLACK * abs(transfer),
                 f"mean score {mean:.4g}, transferred {transfer:.4g}",
                 meaning,
@@ -180,7 +180,7 @@ def evidence_checks(
 
 def _inside(inside: Tensor) -> Check:
     return Check(
-        "inside",
+        "inside_ball",
         bool(inside.all()),
         f"{int(inside.sum())} of {len(inside)} as the search returned them",
         "The search itself kept to the ball and the pixel range, to 1e-6; attacks project again "
@@ -195,7 +195,7 @@ def _honest(claimed: Tensor, again: Tensor, turned: Tensor) -> Check:
 
     random = gap(turned, again) > _SLACK
     return Check(
-        "honest score",
+        "score_recomputed",
         None if random else gap(claimed, again) <= _SLACK,
         f"greatest relative difference {gap(claimed, again):.2g}"
         + (", the defense is random" if random else ""),
@@ -211,10 +211,10 @@ def _gradients(raw: SearchResult) -> Check:
         "inconclusive, never robust: something detaches, saturates or rounds."
     )
     if bool(norm.isnan().all()):
-        return Check("gradients", None, "a search without gradients", meaning)
+        return Check("gradient_seen", None, "a search without gradients", meaning)
     share = float(raw.zero_gradients.mean())
     return Check(
-        "gradients",
+        "gradient_seen",
         bool((norm > 0).all()) and share < 0.5,
         f"greatest norm {float(norm.max()):.3g}, least {float(norm.min()):.3g}; "
         f"{share:.1%} exactly 0",

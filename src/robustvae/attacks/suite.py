@@ -189,7 +189,7 @@ class AttackSuite:
     balls: tuple[Ball, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown suite."""
+        """Validate name and balls."""
         build("suite", self.name)
         if self.balls is not None:
             check_type(self.balls, "balls", tuple)

@@ -113,7 +113,7 @@ class PenaltySweep:
     warm: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no sweep."""
+        """Validate the fields."""
         check_count(self.steps, "steps")
         check_count(self.chunk, "chunk")
         if len(self.weights) < 2 or min(self.weights) < 0:

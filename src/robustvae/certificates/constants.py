@@ -151,7 +151,7 @@ Sums of a few thousand terms err by 1e-12; what is meant to be seen is another f
 
 @torch.no_grad()
 def check_computation(vae: VAE, x: Tensor, noise: Tensor) -> None:
-    """Refuse constants of another network than the one that runs.
+    """Raise on constants of another network than the one that runs.
 
     The layers that were read are evaluated by their own operators, from the stored weights, and
     compared with the model's `encode` and `decode` at the inputs, beside them, and at latents near

@@ -208,7 +208,7 @@ class Encoder:
 
     @torch.no_grad()
     def _check(self, x: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> None:
-        """Refuse bounds that stand around something else than what the encoder computes."""
+        """Raise where the bounds stand around something else than what the encoder computes."""
         posterior = self.posterior(x.to(self.vae.dtype))
         discrepancy = (posterior.mean.to(mean) - mean).abs() / (1 + mean.abs())
         spread = posterior.stddev.to(low)

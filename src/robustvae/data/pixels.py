@@ -101,12 +101,12 @@ def _pixels(image: Image.Image, path: Path, channels: int | None, guessed: bool)
     array = np.array(image)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
-    local = array.shape[2] if array.ndim == 3 else 1
-    if guessed and channels == 1 and local == 3:
+    planes = array.shape[2] if array.ndim == 3 else 1
+    if guessed and channels == 1 and planes == 3:
         raise DataError(
             f"{path} is in color where the first image is gray: say channels=1 or channels=3"
         )
-    x = torch.from_numpy(array.reshape(*array.shape[:2], local).astype(np.float32))
+    x = torch.from_numpy(array.reshape(*array.shape[:2], planes).astype(np.float32))
     x = x.movedim(2, 0).unsqueeze(0).div_(white).contiguous()
     if kind == "F":
         if not bool(x.isfinite().all()) or not within_unit(x):
@@ -115,9 +115,9 @@ def _pixels(image: Image.Image, path: Path, channels: int | None, guessed: bool)
                 "files of floating type must lie in [0, 1]"
             )
         x = x.clamp_(0, 1)
-    if channels == 3 and local == 1:
+    if channels == 3 and planes == 1:
         return x.expand(1, 3, -1, -1).contiguous()
-    if channels == 1 and local == 3:  # luma of ITU-R 601-2, as Pillow converts
+    if channels == 1 and planes == 3:  # luma of ITU-R 601-2, as Pillow converts
         weights = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
         return (x * weights).sum(1, keepdim=True)
     return x

@@ -96,7 +96,7 @@ class Threshold:
     cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
-        """Refuse levels outside the pixel range."""
+        """Validate the level."""
         check_probability(self.level, "level")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -120,7 +120,7 @@ class BitDepth:
     cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
-        """Refuse depths below one bit."""
+        """Validate the depth."""
         check_count(self.bits, "bits")
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -145,7 +145,7 @@ class Median:
     cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
-        """Refuse windows without a middle."""
+        """Validate the size of the window."""
         check_count(self.size, "size")
         if self.size % 2 == 0:
             raise RangeError(f"size must be odd, got {self.size}")
@@ -173,7 +173,7 @@ class JPEG:
     cost: ClassVar[Cost] = Cost(0, 0)
 
     def __post_init__(self) -> None:
-        """Refuse qualities that JPEG does not know."""
+        """Validate the quality."""
         check_quality(self.quality)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -73,7 +73,7 @@ class RobustPosterior:
     reads_encoder_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no search."""
+        """Validate the fields."""
         check_choice("norm", self.norm, ("linf", "l2"))
         check_choice("start", self.start, ("mean", "zero", "both", "prior"))
         check_positive(self.radius, "radius")

@@ -217,7 +217,7 @@ class ContinuousBernoulli:
     rule: MeanRule = field(default="papers")
 
     def __post_init__(self) -> None:
-        """Refuse an unknown rule."""
+        """Validate the rule."""
         check_choice("mean of the continuous Bernoulli", self.rule, ("papers", "exact"))
 
     @property

@@ -107,7 +107,7 @@ class ProjectedAscent:
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        """Refuse what is no search."""
+        """Validate the fields."""
         for name in ("steps", "restarts", "patience", "chunk"):
             check_count(getattr(self, name), name)
         check_positive(self.step, "step")

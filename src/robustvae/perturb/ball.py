@@ -54,7 +54,7 @@ class Ball:
     high: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no ball."""
+        """Validate norm, radius and box."""
         check_choice("norm", self.norm, NORMS)
         check_positive(self.radius, "radius", each=True)
         if isinstance(self.radius, Tensor) and self.radius.ndim != 1:

@@ -43,7 +43,7 @@ class RandomSearch:
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        """Refuse what is no search."""
+        """Validate the fields."""
         check_count(self.steps, "steps")
         check_count(self.chunk, "chunk")
 
@@ -102,7 +102,7 @@ class SquareSearch:
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        """Refuse what is no search."""
+        """Validate the fields."""
         for name in ("steps", "restarts", "chunk"):
             check_count(getattr(self, name), name)
         check_probability(self.share, "share")

@@ -332,7 +332,7 @@ class LBFGS:
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        """Refuse what is no search."""
+        """Validate the fields."""
         for name in ("steps", "restarts", "memory", "chunk"):
             check_count(getattr(self, name), name)
 

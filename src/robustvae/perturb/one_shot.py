@@ -54,7 +54,7 @@ class OneShot:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no search."""
+        """Validate the fields."""
         check_count(self.count, "count")
         if self.steps is not None:
             check_count(self.steps, "steps")

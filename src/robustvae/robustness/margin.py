@@ -29,7 +29,7 @@ from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, meets, si
 from robustvae.seeding import RowGenerator, by_row, row_generators, row_numbers, split
 
 OK = "ok"
-AT_REST = "not robust at rest"
+NOT_ROBUST = "not robust without attack"
 NONE_FOUND = "no failing perturbation found"
 UNDECIDED = "found one, but the fresh draws did not confirm it"
 INCONCLUSIVE = "inconclusive: the search met no gradient"
@@ -50,7 +50,7 @@ class Margin:
     """A margin bounded from above, with the perturbation that shows it.
 
     Attributes:
-        value: The size in pixel units, (B,), float64; 0 with status "not robust at rest",
+        value: The size in pixel units, (B,), float64; 0 with status "not robust without attack",
             infinite where no failing perturbation was confirmed.
         low: 0: nothing here shows that smaller perturbations are harmless.
         high: As `value`.
@@ -265,7 +265,9 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
         bound, _ = tests.bounds(suspect, x[suspect], _REST_RISK * risk, "rest")
         failures = bound <= question.m
         for side in range(count):  # the input is one point of both threat models
-            accept(suspect[failures] + side * batch, x[suspect[failures]], bound[failures], AT_REST)
+            accept(
+                suspect[failures] + side * batch, x[suspect[failures]], bound[failures], NOT_ROBUST
+            )
     share = trail.share.clone()
     for number, (longer, part) in enumerate(_TESTS if ruler.is_random else _TESTS[:1]):
         waiting = everyone[trail.failing & value.isinf()]
@@ -374,7 +376,7 @@ def _smaller(free: Margin, box: Margin) -> Margin:
 
 
 def _check_draws(how: Budget, m: float, boxes: int) -> None:
-    """Refuse a budget whose every test must fail."""
+    """Raise where every test of the budget must fail."""
     risk = FIRST_RISK * (1 - how.confidence) / boxes
     logs = log_capitals(torch.zeros(4096, dtype=torch.float64), m)
     need = int((capital(logs) < -math.log(risk)).sum()) + 1

@@ -127,8 +127,8 @@ class Grounds:
         if vae.likelihood == "gaussian":
             return logits.error
         # values of at most 1, each with the likelihood's own error
-        local = MEAN_UNITS[vae.likelihood] * unit * math.sqrt(logits.value[0].numel())
-        return slope * logits.error + local
+        final = MEAN_UNITS[vae.likelihood] * unit * math.sqrt(logits.value[0].numel())
+        return slope * logits.error + final
 
     def left(self, cap: Tensor) -> Tensor:
         """What is left of r, (B,); a number next to 0, of which nothing is proved, at the least."""
@@ -228,7 +228,7 @@ def _grounds(task: Task, lanes: int) -> Grounds:
 
 
 def _check_rounding(vae: VAE, x: Tensor, shared: Grounds) -> None:
-    """Refuse a model whose own evaluation lies further off than rounding can bring it.
+    """Raise on a model whose own evaluation lies further off than rounding can bring it.
 
     Raises:
         UnsupportedError: It runs otherwise than IEEE arithmetic of its floating type does.
@@ -412,14 +412,14 @@ def _moved_stddev(
     def bound(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         if displacement == "centered":
             return upper[rows], total[rows]
-        local = stddev[rows].square()
+        before = stddev[rows].square()
         after = (stddev[rows] + constants.c * rho[:, None]).square()
         if constants.log_c < float("inf"):
             growth = stddev[rows] * (constants.log_c * rho[:, None]).clamp(max=300).exp()
             after = torch.minimum(after, growth.square())
         trace = torch.minimum(after.sum(1), (norm[rows] + constants.c * rho).square())
         if displacement == "paired":
-            after, trace = local + after, total[rows] + trace
+            after, trace = before + after, total[rows] + trace
         return after.amax(1).sqrt(), trace
 
     def with_slack(rho: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ def _rounding(
 
 
 def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> None:
-    """Refuse a model whose own evaluation lies further off than rounding can bring it.
+    """Raise on a model whose own evaluation lies further off than rounding can bring it.
 
     Raises:
         UnsupportedError: It runs otherwise than IEEE arithmetic of its floating type does.
