@@ -105,9 +105,9 @@ class Auditor:
         twice = {c.id for c in self.columns if [d.id for d in self.columns].count(c.id) > 1}
         if twice:
             raise ConfigError(f"two measures have a column {sorted(twice)[0]!r}: rename one")
-        self.stages = 2 + len(self.measures)
+        self.stages = 1 + len(self.measures)
         self.shards = -(-plan.inputs // plan.shard)
-        self.total = len(named) * self.shards * self.stages + len(named)
+        self.total = len(named) * self.shards * self.stages + len(named) + 1
         self.done = 0
         self.tell = run.progress or Lines()
 
@@ -202,7 +202,7 @@ class Auditor:
         return dataclasses.replace(result, score=score)
 
     def shard(self, name: str, places: range, label: str) -> dict[str, Any]:
-        """Rows, pictures and attacked inputs of one victim on some inputs."""
+        """Rows and attacked inputs of one victim on some inputs."""
         left_out: list[dict[str, str]] = []
 
         def note(stage: str, error: Exception) -> None:
@@ -217,13 +217,10 @@ class Auditor:
         context = dataclasses.replace(context, attacks=tuple(attacked))
         values, common = self.measured(context, note, lambda name: self.step(f"{label}: {name}"))
         rows = self.rows(context, attacked, values, common)
-        self.step(f"{label}: pictures")
-        gallery = self.gallery(context, attacked, rows, note) if places.start == 0 else []
         notes = context.cache.get("rests on", {})
         shard: dict[str, Any] = plain(
             {
                 "rows": rows,
-                "gallery": gallery,
                 "notes": [[*key, lists] for key, lists in notes.items()],
                 "left_out": left_out,
                 "adversarials": {one.id: packed(one.x_adv) for one in attacked},
@@ -293,25 +290,33 @@ class Auditor:
 
     def gallery(
         self,
-        context: Context,
-        attacked: list[Attacked],
+        name: str,
         rows: list[dict[str, Any]],
-        note: Callable[[str, Exception], None],
+        tensors: Mapping[str, Tensor],
+        left_out: list[Omission],
     ) -> list[dict[str, Any]]:
-        """The first inputs under the worst attack in the first ball."""
+        """Worst, median and best inputs under the worst attack in the first ball."""
         ball = self.plan.balls[0]
-        inside = [row for row in rows if (row["norm"], row["radius"]) == ball]
-        attack_of = {row["input"]: row["attack"] for row in worst(inside)}
-        by_id = {one.id: one for one in attacked}
-        items = []
+        inside = worst(row for row in rows if (row["norm"], row["radius"]) == ball)
+        chosen = pictures.chosen(inside, self.plan.gallery)
+        if not chosen:
+            return []
+        self.step(f"{name}: pictures")
+        leader = next(attack for attack in self.plan.attacks if attack.ball == ball)
         try:
-            for i, number in enumerate(context.numbers[: self.plan.gallery]):
-                if number in attack_of:
-                    images = pictures.panels(context.about(by_id[attack_of[number]]), i)
-                    items.append({**images, "input": number, "label": int(self.inputs.y[i])})
-        except Exception as error:  # as above
-            note("pictures", error)
-        return items
+            items = []
+            for _, row in chosen:
+                place = self.inputs.numbers.index(row["input"])
+                context = self.context(name, [place])
+                x_adv = tensors[f"{name}/{row['attack']}"][place : place + 1].to(context.x)
+                result = dataclasses.replace(nothing_found(context.x), x_adv=x_adv)
+                attacked = Attacked(leader, row["attack"], row["role"], row["knows"], result)
+                items.append(context.about(attacked))
+            return pictures.gallery(items, chosen)
+        except Exception as error:  # a stranger's model may raise anything: the rest goes on
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            left_out.append(Omission(stage="pictures", victim=name, reason=reason))
+            return []
 
     def probes(self, name: str, left_out: list[Omission], shards: list[dict[str, Any]]) -> Any:
         """What the checks judge beside the rows, on the first inputs."""
@@ -357,7 +362,6 @@ class Auditor:
             local = [row for shard in shards for row in shard["rows"]]
             rows += local
             for shard in shards:
-                gallery += shard["gallery"] if place == 0 else []
                 left_out += [Omission(**entry) for entry in shard["left_out"]]
                 if place == 0:
                     for kind, holding, lists in shard["notes"]:
@@ -365,6 +369,8 @@ class Auditor:
             for attack in shards[0]["adversarials"]:
                 parts = [unpacked(shard["adversarials"][attack]) for shard in shards]
                 tensors[f"{name}/{attack}"] = torch.cat(parts)
+            if place == 0:
+                gallery = self.gallery(name, local, tensors, left_out)
             self.step(f"{name}: checks on the evidence")
             facts.append(self._facts(name, local, shards, left_out, effects))
         left_out = list(dict.fromkeys(left_out))
@@ -396,7 +402,7 @@ class Auditor:
             "summary": summarize(rows, self.columns, list(self.named)),
             "checks": self._checks(facts, rows),
             "verdict": {"sentences": ("Not judged yet.",)},
-            "gallery": gallery[: self.plan.gallery],
+            "gallery": gallery,
             "proved": statements.proved(inputs, question, notes),
             "estimated": statements.estimated(self.plan, question),
             "not_tried": statements.not_tried(self.plan, question, facts),

@@ -319,6 +319,7 @@ def standard_measures() -> tuple[str, ...]:
     return (
         "perturbation",
         "damage",
+        "damage-curve",
         "similarity",
         "probability",
         "survival",

@@ -1,9 +1,10 @@
-"""Inputs and outputs as pictures of a record: PNG in base64."""
+"""Inputs and outputs to look at: pictures as PNG in base64, signals and tables as numbers."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,78 @@ import torch
 from torch import Tensor
 
 from robustvae.audit.context import Context
-from robustvae.errors import UnsupportedError
+
+MOST_VALUES = 256  # of a channel: as many as a drawing has pixels
+_PLACES = ("worst", "median", "best")
+_LEAST_SCALE = 1e-12  # of a difference: an attack that changed nothing is drawn as nothing
 
 
-def panels(context: Context, i: int) -> dict[str, Any]:
-    """The pictures of one input under the context's attack, with their caption."""
-    attacked = context.attacked
-    assert attacked is not None, "pictures are of an attack"
-    if context.x.ndim != 4:
-        raise UnsupportedError("pictures: the inputs are no images")
+def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[tuple[str, dict[str, Any]]]:
+    """The worst, the median and the best inputs by damage, as (place, row).
+
+    Args:
+        rows: One row for each input.
+        count: How many at most; a third of each place; what is left over is worst, then best.
+
+    Examples:
+        >>> from robustvae.audit.pictures import chosen
+        >>> rows = [{"input": i, "damage": float(i)} for i in range(9)]
+        >>> [(place, row["input"]) for place, row in chosen(rows, 4)]
+        [('worst', 8), ('worst', 7), ('median', 4), ('best', 0)]
+    """
+    ranked = sorted(rows, key=lambda row: (-float(row["damage"]), row["input"]))
+    count = min(count, len(ranked))
+    each, extra = divmod(count, 3)
+    worst = each + (extra > 0)
+    best = each + (extra > 1)
+    median = count - worst - best
+    # the middle of all, moved where it would meet the worst or the best
+    begin = min(max((len(ranked) - median) // 2, worst), len(ranked) - best - median)
+    parts = (ranked[:worst], ranked[begin : begin + median], ranked[len(ranked) - best :])
+    return [(place, row) for place, part in zip(_PLACES, parts, strict=True) for row in part]
+
+
+def gallery(
+    contexts: Sequence[Context], rows: Sequence[tuple[str, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Items of a record's gallery, all on one scale.
+
+    Args:
+        contexts: Each of one input under one attack.
+        rows: Place and row of each, as `chosen` gives them.
+    """
+    displays = [_display(context) for context in contexts]
+    differences = [(context.x_adv - context.x)[0] for context in contexts]
+    scale = max(float(difference.abs().max()) for difference in differences)
+    drawn = [tensor for display in displays for tensor in display.values()]
+    low = min(float(tensor.min()) for tensor in drawn)
+    high = max(float(tensor.max()) for tensor in drawn)
+    items = []
+    parts = zip(contexts, rows, displays, differences, strict=True)
+    for context, (place, row), display, difference in parts:
+        if context.x.shape[-2] > 1:  # a signal or a table's row is an image of height 1
+            panels = {name: _picture(tensor) for name, tensor in display.items()}
+            panels["difference"] = _signed_picture(difference, scale)
+        else:
+            panels = {name: _values(tensor, low, high) for name, tensor in display.items()}
+            panels["difference"] = _values(difference, -scale, scale)
+        size = float(context.ball.size(context.x, context.x_adv)[0])
+        items.append(
+            {
+                "input": row["input"],
+                "label": row.get("label"),
+                "attack": row["attack"],
+                "place": place,
+                "panels": panels,
+                "caption": f"size {size:.3g} ({context.ball.norm}); the output moved by "
+                f"{float(row['damage']):.3g}; all differences on one scale of ±{scale:.2g}",
+            }
+        )
+    return items
+
+
+def _display(context: Context) -> dict[str, Tensor]:
+    """What is shown of a context of one input, by name."""
     display = {
         "input": context.x,
         "attacked": context.x_adv,
@@ -28,17 +92,18 @@ def panels(context: Context, i: int) -> dict[str, Any]:
     }
     if context.defended:
         display["undefended reconstruction"] = context.plain_output
-    pictures = {name: _picture(images[i]) for name, images in display.items()}
-    difference = (context.x_adv - context.x)[i]
-    scale = float(difference.abs().max())
-    pictures["difference"] = _signed_picture(difference, scale)
-    size = float(context.ball.size(context.x, context.x_adv)[i])
-    distance_moved = float((context.attacked_output - context.output)[i].norm())
+    return {name: tensor[0] for name, tensor in display.items()}
+
+
+def _values(signal: Tensor, low: float, high: float) -> dict[str, Any]:
+    """A signal (C, 1, N) or a row of a table (1, 1, N), thinned to what can be drawn."""
+    channels = signal.detach().squeeze(-2).cpu().double()
+    stride = -(-channels.shape[1] // MOST_VALUES)
     return {
-        "attack": attacked.id,
-        "panels": pictures,
-        "caption": f"size {size:.3g} ({context.ball.norm}); the output moved by "
-        f"{distance_moved:.3g}; difference shown on a scale of ±{scale:.2g}",
+        "shape": list(channels.shape),
+        "values": [[round(float(v), 6) for v in channel[::stride]] for channel in channels[:4]],
+        "low": low,
+        "high": high,
     }
 
 
@@ -48,8 +113,15 @@ def _picture(image: Tensor) -> dict[str, Any]:
 
 
 def _signed_picture(difference: Tensor, scale: float) -> dict[str, Any]:
-    """Blue where pixels were lowered, orange where raised, white where untouched."""
-    signed = (difference.mean(0) / max(scale, 1e-12)).clamp(-1, 1).cpu().double().numpy()[..., None]
+    """A difference as a picture: gray for color images, two colors for one channel.
+
+    One channel: blue where pixels were lowered, orange where raised, white where untouched. Three
+    channels: gray where untouched, each channel brighter or darker as it was raised or lowered.
+    """
+    share = (difference / max(scale, _LEAST_SCALE)).clamp(-1, 1).cpu().double().numpy()
+    if share.shape[0] == 3:
+        return _encoded((127.5 * (1 + share)).round().astype(np.uint8))
+    signed = share.mean(0)[..., None]
     low_pixels, increase = np.array([33, 102, 172]), np.array([216, 96, 16])
     far = np.where(signed < 0, low_pixels, increase)
     pixels = 255 + np.abs(signed) * (far - 255)

@@ -20,7 +20,7 @@ from robustvae.records import plain, write_text
 
 ADVERSARIALS = "adversarials.safetensors"
 _SHARD = re.compile(r"[0-9a-f]{16}-\d{5}\.json")
-_PARTS = {"rows": list, "gallery": list, "notes": list, "left_out": list, "adversarials": dict}
+_PARTS = {"rows": list, "notes": list, "left_out": list, "adversarials": dict}
 
 
 @final

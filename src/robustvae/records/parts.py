@@ -248,23 +248,44 @@ class Verdict(BaseModel):
 
 @final
 class Panel(BaseModel):
-    """One picture, PNG in base64."""
+    """One input or output to look at: a picture, or the numbers of a signal or of a table's row.
+
+    Attributes:
+        shape: Of what is shown.
+        png: The picture, PNG in base64; empty where there are values instead.
+        values: A list for each channel, thinned where it is long.
+        low: What the lower edge of a drawing of the values stands for.
+        high: What its upper edge stands for.
+    """
 
     model_config = STRICT
 
     shape: list[Count]
-    png: Annotated[str, Field(pattern="^[A-Za-z0-9+/=]*$")]
+    png: Annotated[str, Field(pattern="^[A-Za-z0-9+/=]*$")] = ""
+    values: list[list[float]] = Field(default_factory=list)
+    low: float = 0.0
+    high: float = 1.0
 
 
 @final
 class GalleryItem(BaseModel):
-    """One input with its pictures."""
+    """One input to look at, under its worst attack.
+
+    Attributes:
+        input: Its number.
+        label: Its class.
+        attack: The attack.
+        place: "worst", "median" or "best": where its damage stands among the inputs.
+        panels: What is shown, by name.
+        caption: Sizes and scales.
+    """
 
     model_config = STRICT
 
     input: int
     label: int | None = None
     attack: str
+    place: Literal["worst", "median", "best", ""] = ""
     panels: dict[str, Panel]
     caption: str = ""
 
