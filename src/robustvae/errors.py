@@ -39,6 +39,10 @@ class UnknownNameError(RobustVAEError, ValueError):
     """A name that is not in the list it was looked up in."""
 
 
+class UnknownOptionError(UnknownNameError, TypeError):
+    """A keyword that a function does not take."""
+
+
 class ConfigError(RobustVAEError, ValueError):
     """A recipe, plan or configuration that does not hold together."""
 

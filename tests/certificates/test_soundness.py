@@ -11,7 +11,7 @@ from robustvae.certificates import lipschitz_constants, tangent
 from robustvae.certificates.methods import lipschitz
 from robustvae.metrics import clopper_pearson
 from robustvae.models import create
-from robustvae.robustness import rest_quantile
+from robustvae.robustness import clean_quantile
 from robustvae.testing import judge, soundness, trials
 
 SHAPE = (1, 4, 4)
@@ -97,7 +97,7 @@ def test_no_violation_of_hierarchies(kind, displacement, generator):
         vae.log_var_head.bias.fill_(-4.0)
         vae.up[0].log_var_head.bias.fill_(-4.0)
     x = torch.rand(4, *SHAPE, generator=generator)
-    rest = rest_quantile(rv.Victim(vae), x, 0.5, displacement, generator=generator, draws=400)
+    rest = clean_quantile(rv.Victim(vae), x, 0.5, displacement, generator=generator, draws=400)
     r = 2 * float(rest.value.median())
     ask = {"count": 600, "generator": generator, "methods": ["neyman_pearson"]}
     found = trials(vae, x, r, 0.5, displacement, **ask)

@@ -20,7 +20,7 @@ PACKAGE = Path(robustvae.__file__).parent
 
 LADDER = [
     {"errors", "_lazy"},
-    {"display"},
+    {"display", "_options"},
     {"registry", "seeding"},  # below the rest of their line: members and draws go through them
     {"records", "jacobians", "gate"},
     {"metrics", "bounds", "norms", "data", "perturb", "mcmc"},

@@ -23,15 +23,16 @@ from robustvae.errors import (
     UnsupportedError,
 )
 from robustvae.robustness import (
+    clean_quantile,
     displacements,
     overall_margin,
-    rest_quantile,
     robustness_curve,
 )
 from robustvae.seeding import generator, rand, randn
 
 GAIN, SPREAD, LATENT, SHAPE = 2.0, 0.1, 3, (1, 2, 4)
 PIXELS = math.prod(SHAPE)
+PAIRED = rv.Question(r=1.0, displacement="paired")
 NOISES = {"centered": 1.0, "full": 1.0, "paired": math.sqrt(2.0)}
 LIKE = torch.zeros(0, dtype=torch.float64)
 
@@ -150,8 +151,7 @@ def test_curve_is_closed_form_and_monotone(generator):
         x,
         direction,
         sizes,
-        1.0,
-        "centered",
+        rv.Question(r=1.0, displacement="centered", box=False),
         generator=generator,
         confidence=1 - 1e-5,
     )
@@ -173,18 +173,17 @@ def test_boxed_curve_stays_in_box(generator):
         image_shape=SHAPE,
     )
     x = images(3)
-    robustness_curve(
-        rv.Victim(watched), x, x - 0.5, [5.0], 1.0, "full", generator=generator, box=True
-    )
+    question = rv.Question(r=1.0, box=True)
+    robustness_curve(rv.Victim(watched), x, x - 0.5, [5.0], question, generator=generator)
     assert all(y.min() >= 0 and y.max() <= 1 for y in seen)
 
 
-def test_the_rest_quantile_covers(generator):
+def test_the_clean_quantile_covers(generator):
     x = images(500)
     victim = rv.Victim(linear_vae(some_encoder()))
     for displacement, noise in NOISES.items():
         exact = GAIN * SPREAD * noise * math.sqrt(chi2.ppf(0.7, LATENT))
-        found = rest_quantile(
+        found = clean_quantile(
             victim, x, 0.7, displacement, generator=generator, draws=60, confidence=0.8
         )
         covered = ((found.low <= exact) & (exact <= found.high)).double().mean()
@@ -192,9 +191,9 @@ def test_the_rest_quantile_covers(generator):
         assert abs(found.value.mean() - exact) < 0.05 * exact
 
 
-def test_rest_quantile_few_draws_open_above(generator):
+def test_few_draws_leave_quantile_open(generator):
     victim = rv.Victim(linear_vae(some_encoder()))
-    found = rest_quantile(victim, images(2), 0.99, "centered", generator=generator, draws=20)
+    found = clean_quantile(victim, images(2), 0.99, "centered", generator=generator, draws=20)
     assert found.high.isinf().all() and (found.low > 0).all()
 
 
@@ -244,30 +243,30 @@ def test_bad_arguments_are_refused(generator):
     with pytest.raises(RangeError, match="draws must be at least"):
         rv.estimate_margin(victim, x, 1.0, 1e-4, "paired", generator=generator)
     with pytest.raises(RangeError, match="length"):
-        robustness_curve(victim, x, 0 * x, [1.0], 1.0, "paired", generator=generator)
+        robustness_curve(victim, x, 0 * x, [1.0], PAIRED, generator=generator)
     with pytest.raises(RangeError, match="sizes"):
-        robustness_curve(victim, x, x, [-1.0], 1.0, "paired", generator=generator)
+        robustness_curve(victim, x, x, [-1.0], PAIRED, generator=generator)
 
 
 @pytest.mark.parametrize("sizes", [1.0, ["a"], "12", [True], [], [math.inf], torch.tensor(1.0)])
 def test_bad_sizes_are_refused(sizes, generator):
     victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
     with pytest.raises(RobustVAEError, match="sizes"):
-        robustness_curve(victim, x, x, sizes, 1.0, "paired", generator=generator)
+        robustness_curve(victim, x, x, sizes, PAIRED, generator=generator)
 
 
 def test_sizes_may_be_arrays(generator):
     victim, x = rv.Victim(linear_vae(some_encoder())), images(2)
     for sizes in (torch.linspace(0, 1, 3), np.linspace(0, 1, 3)):
-        curve = robustness_curve(victim, x, x, sizes, 1.0, "paired", generator=generator, draws=9)
+        curve = robustness_curve(victim, x, x, sizes, PAIRED, generator=generator, draws=9)
         assert curve.value.shape == (2, 3)
 
 
 def asks(victim, x, generator):
     yield lambda: rv.robustness_probability(victim, x, x, 1.0, "full", generator=generator)
     yield lambda: rv.estimate_margin(victim, x, 1.0, 0.5, "full", generator=generator)
-    yield lambda: robustness_curve(victim, x, x, [1.0], 1.0, "full", generator=generator)
-    yield lambda: rest_quantile(victim, x, 0.5, "full", generator=generator)
+    yield lambda: robustness_curve(victim, x, x, [1.0], PAIRED, generator=generator)
+    yield lambda: clean_quantile(victim, x, 0.5, "full", generator=generator)
 
 
 def test_weights_no_numbers_no_result(generator):

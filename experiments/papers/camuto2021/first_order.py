@@ -13,7 +13,7 @@ from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
 from robustvae import bounds
 from robustvae.jacobians import jacobian
-from robustvae.robustness import Budget, rest_quantile
+from robustvae.robustness import Budget, clean_quantile
 
 M = 0.5
 
@@ -51,7 +51,7 @@ def first_order(spec: Spec, run: Run) -> Result:
     victim = rv.Victim(vae)
     x, _ = images.sample(spec.inputs, stratified=True, generator=rv.generator(run.seed))
     ask: dict[str, Any] = {"displacement": "centered", "generator": rv.generator(run.seed + 1)}
-    r = 2 * float(torch.as_tensor(rest_quantile(victim, x, M, **ask).value).median())
+    r = 2 * float(torch.as_tensor(clean_quantile(victim, x, M, **ask).value).median())
     chance = rv.robustness_probability(
         victim, x, x, r, draws=spec.draws, confidence=0.999, **ask
     ).low

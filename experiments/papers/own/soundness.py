@@ -13,7 +13,7 @@ from robustvae.certificates.question import DISPLACEMENTS
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.models import VAE
-from robustvae.robustness import rest_quantile
+from robustvae.robustness import clean_quantile
 from robustvae.seeding import generator
 from robustvae.testing.soundness import Trials, trials
 
@@ -69,7 +69,7 @@ def soundness(spec: Spec, run: Run) -> Result:
             r = spec.r
             if not r:
                 x, _ = images.sample(20, stratified=True, generator=generator(run.seed))
-                rest = rest_quantile(
+                rest = clean_quantile(
                     Victim(vae),
                     x.to(vae.dtype),
                     spec.m,

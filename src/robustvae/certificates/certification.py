@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustvae import bounds
 from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
-from robustvae.certificates.question import Question
+from robustvae.certificates.question import Question, one_question
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
@@ -210,15 +210,11 @@ def certify(
         >>> lower.kind, lower.center, lower.status
         ('probabilistic', 'own', ('ok', 'ok', 'ok', 'ok'))
     """
-    if question is None:
-        if r is None:
-            raise ConfigError("certify needs the tolerance r, or a whole question=")
+    if center is None:
         is_smooth = isinstance(vae, Victim) and vae.noise is not None and displacement != "paired"
-        center = center or ("own" if is_smooth else "mean")
-        question = Question(r=r, m=m, norm=norm, displacement=displacement, center=center, box=box)
-    elif r is not None:
-        raise ConfigError("certify takes r or a whole question, got both: leave one out")
-    check_type(question, "question", Question)
+        center = "own" if is_smooth else "mean"
+    fields = {"m": m, "norm": norm, "displacement": displacement, "center": center, "box": box}
+    question = one_question("certify", question, r, **fields)
     victim = as_victim(vae)
     check_images(x, victim.vae.image_shape)
     victim.vae.check(x)

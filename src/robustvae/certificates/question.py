@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from robustvae.errors import (
     ConfigError,
@@ -68,3 +68,22 @@ class Question:
                 "a paired displacement has no center, got center='own': "
                 "give center='mean', or displacement='full'"
             )
+
+
+def one_question(
+    function: str, question: Question | None, r: float | None, **fields: Any
+) -> Question:
+    """The question of a call that takes a whole one, or its fields.
+
+    Raises:
+        ConfigError: Neither of them, or both.
+        DtypeError: A `question` of another type.
+    """
+    if question is None:
+        if r is None:
+            raise ConfigError(f"{function} needs the tolerance r, or a whole question=")
+        return Question(r=r, **fields)
+    if r is not None:
+        raise ConfigError(f"{function} takes r or a whole question, got both: leave one out")
+    check_type(question, "question", Question)
+    return question

@@ -8,10 +8,10 @@ from robustvae.robustness.displacement import (
     Ruler,
     displacements,
 )
-from robustvae.robustness.margin import Margin, Margins, estimate_margin
+from robustvae.robustness.margin import Margin, estimate_margin
 from robustvae.robustness.probability import (
+    clean_quantile,
     overall_margin,
-    rest_quantile,
     robustness_curve,
     robustness_probability,
 )
@@ -23,13 +23,12 @@ __all__ = [
     "Budget",
     "Displacement",
     "Margin",
-    "Margins",
     "Noise",
     "Ruler",
+    "clean_quantile",
     "displacements",
     "estimate_margin",
     "overall_margin",
-    "rest_quantile",
     "robustness_curve",
     "robustness_probability",
 ]

@@ -10,13 +10,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final, overload
+from typing import TypedDict, Unpack, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustvae.certificates.question import Question
+from robustvae._options import with_defaults
+from robustvae.certificates.question import Question, one_question
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, ShapeError, check_images, check_type
@@ -61,6 +62,8 @@ class Margin:
         probability_high: Upper bound on P(||Delta|| <= r) at `x_adv`, (B,), NaN where none was
             confirmed; it holds with the confidence of one test.
         largest: Largest size searched, in pixel units.
+        unconstrained: The margin where the perturbed image may leave [0, 1], never the larger one,
+            if both were asked for.
     """
 
     value: Tensor
@@ -72,6 +75,7 @@ class Margin:
     x_adv: Tensor
     probability_high: Tensor
     largest: float
+    unconstrained: Margin | None = None
 
     @property
     def estimate(self) -> Estimate:
@@ -80,67 +84,39 @@ class Margin:
 
 
 @final
-@three_lines()
-@dataclass(frozen=True, eq=False, repr=False)
-class Margins:
-    """The margins of the two threat models; the unconstrained one is never the larger.
+class MarginOptions(TypedDict, total=False):
+    """Options of `estimate_margin`, which describes them."""
 
-    Attributes:
-        unconstrained: Where the perturbed image may leave [0, 1].
-        box: Where it may not.
-    """
-
-    unconstrained: Margin
-    box: Margin
+    question: Question | None
+    norm: str
+    box: bool | None
+    center: str
+    budget: Budget | None
+    candidates: Tensor | None
+    rows: Sequence[int] | None
 
 
-@overload
+_DEFAULTS: MarginOptions = {
+    "question": None,
+    "norm": "l2",
+    "box": True,
+    "center": "mean",
+    "budget": None,
+    "candidates": None,
+    "rows": None,
+}
+
+
 def estimate_margin(
     victim: Victim,
     x: Tensor,
-    r: float,
-    m: float,
-    displacement: str,
-    norm: str = ...,
-    box: bool = ...,
+    r: float | None = None,
+    m: float = 0.5,
+    displacement: str = "full",
     *,
-    center: str = ...,
     generator: torch.Generator,
-    budget: Budget | None = ...,
-    candidates: Tensor | None = ...,
-    rows: Sequence[int] | None = ...,
-) -> Margin: ...
-@overload
-def estimate_margin(
-    victim: Victim,
-    x: Tensor,
-    r: float,
-    m: float,
-    displacement: str,
-    norm: str = ...,
-    box: None = ...,
-    *,
-    center: str = ...,
-    generator: torch.Generator,
-    budget: Budget | None = ...,
-    candidates: Tensor | None = ...,
-    rows: Sequence[int] | None = ...,
-) -> Margins: ...
-def estimate_margin(
-    victim: Victim,
-    x: Tensor,
-    r: float,
-    m: float,
-    displacement: str,
-    norm: str = "l2",
-    box: bool | None = True,
-    *,
-    center: str = "mean",
-    generator: torch.Generator,
-    budget: Budget | None = None,
-    candidates: Tensor | None = None,
-    rows: Sequence[int] | None = None,
-) -> Margin | Margins:
+    **options: Unpack[MarginOptions],
+) -> Margin:
     """The margin R(x) from above: the least size at which a perturbation was seen to fail.
 
     R(x) = sup{rho : P(||Delta|| <= r) > m for every perturbation smaller than rho}. A walk along
@@ -160,21 +136,26 @@ def estimate_margin(
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
         m: Probability in (0, 1) with which the output must stay within r.
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
-        norm: "l2" or "linf", of the perturbation.
-        box: Whether the perturbed image must stay in [0, 1]; None asks both questions at once, and
-            a failure in the box counts for the unconstrained one too.
-        center: What "centered" and "full" measure from: "mean" or "own".
         generator: Spent by search and draws, for each input by its own numbers.
-        budget: What it may cost.
-        candidates: Perturbed images (K, B, C, H, W) to consider as well, such as those that other
-            attacks found; the walk starts from the best of them too. They must lie in the box
-            unless `box` is False.
-        rows: The inputs' own numbers; see `robustvae.seeding.row_numbers`.
+        options: Any of
+
+            - question: A whole `Question`, in place of r, m, displacement, norm, box and center;
+            - norm: "l2" (the default) or "linf", of the perturbation;
+            - box: Whether the perturbed image must stay in [0, 1], True by default; None asks both
+              at once, where a failure in the box counts for the unconstrained margin too;
+            - center: What "centered" and "full" measure from: "mean" (the default) or "own";
+            - budget: What it may cost, a `Budget`;
+            - candidates: Perturbed images (K, B, C, H, W) to consider as well, such as those that
+              other attacks found; the walk starts from the best of them too. They must lie in the
+              box unless `box` is False;
+            - rows: The inputs' own numbers; see `robustvae.seeding.row_numbers`.
 
     Returns:
-        A `Margin`, or both of them as `Margins` where `box` is None.
+        A `Margin`; where `box` is None the one in the box, with the other as `unconstrained`.
 
     Raises:
+        UnknownOptionError: An option of another name.
+        ConfigError: Neither r nor a question, or both.
         RangeError: A setting out of range, or too few draws ever to confirm a failure.
         ShapeError: Images of another shape.
         DtypeError: `budget` or `candidates` of another type.
@@ -192,37 +173,48 @@ def estimate_margin(
         >>> rv.estimate_margin(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).value
         tensor([inf, inf, inf], dtype=torch.float64)
     """
-    question = Question(
-        r=r, m=m, norm=norm, displacement=displacement, center=center, box=box is not False
-    )
+    chosen = with_defaults(estimate_margin, options, _DEFAULTS)
+    box, norm, center = chosen["box"], chosen["norm"], chosen["center"]
     if box is not None:
         check_type(box, "box", bool)
-    how = Budget() if budget is None else budget
-    check_type(how, "budget", Budget)
+    fields = {"m": m, "norm": norm, "displacement": displacement, "center": center}
+    question = one_question(
+        "estimate_margin", chosen["question"], r, box=box is not False, **fields
+    )
+    boxes = (True, False) if box is None else (question.box,)
+    budget = Budget() if chosen["budget"] is None else chosen["budget"]
+    check_type(budget, "budget", Budget)
     check_type(victim, "victim", Victim)
     check_images(x, victim.vae.image_shape)
-    largest = how.largest or (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
-    boxes = (True, False) if box is None else (box,)
+    largest = budget.largest or (math.sqrt(x[0].numel()) if question.norm == "l2" else 1.0)
+    rows, candidates = chosen["rows"], chosen["candidates"]
     # in the order of their numbers, the same batch is computed alike whatever order it came in
     streams = by_row(generator, "margin", x, rows)
     order = torch.tensor(np.argsort(row_numbers(x, rows), kind="stable"), device=x.device)
     streams, x = streams.part(order.tolist()), x[order]
     if candidates is not None:
-        _check_candidates(candidates, x, box is not False)
+        _check_candidates(candidates, x, question.box)
         candidates = candidates[:, order]
     for_ruler, for_search, for_choice, for_tests = split(streams, 4)
-    ruler = Ruler(victim, x, displacement, center, generator=for_ruler, chunk=how.chunk)
+    ruler = Ruler(
+        victim,
+        x,
+        question.displacement,
+        question.center,
+        generator=for_ruler,
+        chunk=budget.chunk,
+    )
     if ruler.is_random:
-        _check_draws(how, m, len(boxes))
+        _check_draws(budget, question.m, len(boxes))
     with frozen(victim.vae), channels_last(victim.vae):
-        walk = Walk(ruler, question, how, boxes, largest, for_choice)
+        walk = Walk(ruler, question, budget, boxes, largest, for_choice)
         trail = walk.search(candidates, for_search)
         margins = [
             _turn(output, order.argsort()) for output in _decide(walk, trail, for_tests, largest)
         ]
-    if box is not None:
-        return margins[0]
-    return Margins(unconstrained=margins[1], box=margins[0])
+    return (
+        margins[0] if box is not None else dataclasses.replace(margins[0], unconstrained=margins[1])
+    )
 
 
 def _turn(margin: Margin, order: Tensor) -> Margin:

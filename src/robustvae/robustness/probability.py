@@ -1,18 +1,22 @@
-"""How likely an output stays near its clean one: at a perturbation, along a ray, at rest."""
+"""How likely an output stays near its clean one: at a perturbation, along a ray, without attack."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict, Unpack, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustvae._options import with_defaults
+from robustvae.certificates.question import Question
 from robustvae.defenses import Victim
 from robustvae.errors import (
     RangeError,
     ShapeError,
+    check_count,
     check_images,
     check_number,
     check_positive,
@@ -21,8 +25,20 @@ from robustvae.errors import (
 )
 from robustvae.metrics import clopper_pearson, mean_stderr
 from robustvae.records import Estimate
-from robustvae.robustness.displacement import Displacement, displacements
+from robustvae.robustness.displacement import Displacement, Ruler, displacements
 from robustvae.seeding import by_row
+
+
+@final
+class DrawOptions(TypedDict, total=False):
+    """How much is drawn, and how sure the interval is; the functions describe them."""
+
+    draws: int
+    confidence: float
+    chunk: int | None
+
+
+_DRAWS: DrawOptions = {"draws": 1000, "confidence": 0.95, "chunk": None}
 
 
 def robustness_probability(
@@ -33,9 +49,7 @@ def robustness_probability(
     displacement: Displacement,
     *,
     generator: torch.Generator,
-    draws: int = 1000,
-    confidence: float = 0.95,
-    chunk: int | None = None,
+    **options: Unpack[DrawOptions],
 ) -> Estimate:
     """P(||Delta|| <= r) of each input, with a two-sided Clopper-Pearson interval.
 
@@ -49,9 +63,9 @@ def robustness_probability(
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
         generator: Spent by the draws, which are fresh.
-        draws: Number of draws of Delta for each input.
-        confidence: Of each input's interval, in (0, 1).
-        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
+        options: Any of draws, of Delta for each input, 1000 by default; confidence, of each
+            input's interval, in (0, 1), 0.95 by default; and chunk, rows (inputs x draws) decoded
+            at once, None for 2^18 pixels' worth.
 
     Returns:
         `Estimate` with value, low and high in [0, 1], (B,), float64; `box` is None.
@@ -73,11 +87,10 @@ def robustness_probability(
         >>> p.value
         tensor([1., 1., 1.], dtype=torch.float64)
     """
+    chosen = with_defaults(robustness_probability, options, _DRAWS)
     check_positive(r, "r")
-    distances = displacements(
-        victim, x, x_adv, displacement, generator=generator, draws=draws, chunk=chunk
-    )
-    return _proportion((distances <= r).sum(0), draws, confidence, box=None)
+    distances = _distances(victim, x, x_adv, displacement, generator, chosen)
+    return _proportion((distances <= r).sum(0), chosen, box=None)
 
 
 def robustness_curve(
@@ -85,14 +98,10 @@ def robustness_curve(
     x: Tensor,
     direction: Tensor,
     sizes: Sequence[float],
-    r: float,
-    displacement: Displacement,
+    question: Question,
     *,
     generator: torch.Generator,
-    draws: int = 1000,
-    confidence: float = 0.95,
-    box: bool = False,
-    chunk: int | None = None,
+    **options: Unpack[DrawOptions],
 ) -> Estimate:
     """P(||Delta|| <= r) along one direction, as a curve over the size of the perturbation.
 
@@ -103,13 +112,12 @@ def robustness_curve(
         x: Clean images in [0, 1], (B, C, H, W).
         direction: Directions, (B, C, H, W), of any length but 0.
         sizes: 2-norms of the perturbation in pixel units, K of them, at least 0.
-        r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
-        displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
+        question: Its r, displacement and center are read; with its box the perturbed images are
+            clipped to [0, 1], which makes perturbations shorter than `sizes`.
         generator: Spent by the draws.
-        draws: Number of draws of Delta for each input and size.
-        confidence: Of each interval, in (0, 1).
-        box: Clip the perturbed images to [0, 1], which makes perturbations shorter than `sizes`.
-        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
+        options: Any of draws, of Delta for each input and size, 1000 by default; confidence, of
+            each interval, in (0, 1), 0.95 by default; and chunk, rows (inputs x draws) decoded at
+            once, None for 2^18 pixels' worth.
 
     Returns:
         `Estimate` with value, low and high in [0, 1], (B, K), float64.
@@ -128,11 +136,14 @@ def robustness_curve(
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
         >>> up = torch.ones_like(x)
-        >>> curve = robustness_curve(rv.Victim(vae), x, up, [0, 1], 0.5, "centered", generator=g)
+        >>> question = rv.Question(r=0.5, displacement="centered")
+        >>> curve = robustness_curve(rv.Victim(vae), x, up, [0, 1], question, generator=g)
         >>> curve.value.shape
         torch.Size([3, 2])
     """
-    check_positive(r, "r")
+    chosen = with_defaults(robustness_curve, options, _DRAWS)
+    check_type(question, "question", Question)
+    check_count(chosen["draws"], "draws")
     check_images(direction, victim.vae.image_shape, name="direction", low=None, high=None)
     if direction.shape != x.shape:
         raise ShapeError(f"direction must be {tuple(x.shape)} like x, got {tuple(direction.shape)}")
@@ -146,34 +157,35 @@ def robustness_curve(
     for size in sizes:
         check_number(size, "each of sizes", least=0)
     common = by_row(generator, "curve", x)
+    ruler = Ruler(
+        victim,
+        x,
+        question.displacement,
+        question.center,
+        generator=common.clone_state(),
+        chunk=chosen["chunk"],
+    )
+    everyone = torch.arange(len(x), device=x.device)
     within = []
     for size in sizes:
         y = x + size * direction / length
-        distances = displacements(
-            victim,
-            x,
-            y.clamp(0, 1) if box else y,
-            displacement,
-            generator=common.clone_state(),
-            draws=draws,
-            chunk=chunk,
-        )
-        within.append((distances <= r).sum(0))
-    return _proportion(torch.stack(within, 1), draws, confidence, box=box)
+        y = y.clamp(0, 1) if question.box else y
+        # the same numbers at every size, so that the curve has no steps of chance
+        distances = ruler.fresh(y, everyone, chosen["draws"], common.clone_state())
+        within.append((distances.expand(chosen["draws"], -1) <= question.r).sum(0))
+    return _proportion(torch.stack(within, 1), chosen, box=question.box)
 
 
-def rest_quantile(
+def clean_quantile(
     victim: Victim,
     x: Tensor,
     m: float,
     displacement: Displacement,
     *,
     generator: torch.Generator,
-    draws: int = 1000,
-    confidence: float = 0.95,
-    chunk: int | None = None,
+    **options: Unpack[DrawOptions],
 ) -> Estimate:
-    """The least r for which each input is (r, m)-robust at rest: the m-quantile of ||Delta||.
+    """The least r for which each input is (r, m)-robust without attack: an m-quantile of ||Delta||.
 
     The interval is made of two order statistics and holds for any distribution. For a smaller r
     the margin is 0, so an r to audit with should lie above `high`.
@@ -184,9 +196,9 @@ def rest_quantile(
         m: Probability in (0, 1).
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
         generator: Spent by the draws.
-        draws: Number of draws of Delta for each input.
-        confidence: Of each input's interval, in (0, 1).
-        chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
+        options: Any of draws, of Delta for each input, 1000 by default; confidence, of each
+            input's interval, in (0, 1), 0.95 by default; and chunk, rows (inputs x draws) decoded
+            at once, None for 2^18 pixels' worth.
 
     Returns:
         `Estimate` of r in pixel units, (B,), float64; `high` is infinite with too few draws.
@@ -196,20 +208,20 @@ def rest_quantile(
 
     Examples:
         >>> import robustvae as rv, torch
-        >>> from robustvae.robustness import rest_quantile
+        >>> from robustvae.robustness import clean_quantile
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, g = torch.rand(3, 1, 4, 4), rv.generator(0)
-        >>> r = rest_quantile(rv.Victim(vae), x, 0.5, "centered", generator=g)
+        >>> r = clean_quantile(rv.Victim(vae), x, 0.5, "centered", generator=g)
         >>> bool(((r.low <= r.value) & (r.value <= r.high)).all())
         True
     """
     from scipy.special import bdtr
 
+    chosen = with_defaults(clean_quantile, options, _DRAWS)
+    draws, confidence = chosen["draws"], chosen["confidence"]
     check_probability(m, "m")
     check_probability(confidence, "confidence")
-    distances = displacements(
-        victim, x, x, displacement, generator=generator, draws=draws, chunk=chunk
-    )
+    distances = _distances(victim, x, x, displacement, generator, chosen)
     ranking = distances.double().sort(0).values
     below = bdtr(np.arange(draws), draws, m)  # P(at most k of the draws lie below the quantile)
     tail = (1 - confidence) / 2
@@ -269,7 +281,24 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, low, high, confidence, estimate.box, status)
 
 
-def _proportion(successes: Tensor, draws: int, confidence: float, box: bool | None) -> Estimate:
+def _distances(
+    victim: Victim,
+    x: Tensor,
+    x_adv: Tensor,
+    displacement: Displacement,
+    generator: torch.Generator,
+    options: DrawOptions,
+) -> Tensor:
+    """Draws of ||Delta||, (draws, B)."""
+    draws, chunk = options["draws"], options["chunk"]
+    return displacements(
+        victim, x, x_adv, displacement, generator=generator, draws=draws, chunk=chunk
+    )
+
+
+def _proportion(successes: Tensor, options: DrawOptions, box: bool | None) -> Estimate:
+    """The share of the draws that lie within r, with its interval."""
+    draws, confidence = options["draws"], options["confidence"]
     low, high = clopper_pearson(successes, draws, confidence)
     value = successes.double() / draws
     return Estimate(

@@ -71,24 +71,26 @@ class Margin:
             draws=context.plan.draws,
             confidence=context.plan.confidence,
         )
-        margins = estimate_margin(
+        margin = estimate_margin(
             context.victim,
             context.x,
             question.r,
             question.m,
             question.displacement,
-            question.norm,
-            None,
+            norm=question.norm,
             center=question.center,
+            box=None,
             budget=budget,
             candidates=candidates,
             generator=context.generator("margins"),
             rows=context.numbers,
         )
+        unconstrained = margin.unconstrained
+        assert unconstrained is not None  # both were asked for
         return {
-            "margin_upper_box": margins.box.value,
-            "margin_upper_unconstrained": margins.unconstrained.value,
-            "margin_upper_status": margins.unconstrained.status,
+            "margin_upper_box": margin.value,
+            "margin_upper_unconstrained": unconstrained.value,
+            "margin_upper_status": unconstrained.status,
         }
 
 
