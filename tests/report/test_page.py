@@ -16,7 +16,7 @@ import robustvae as rv
 from robustvae.errors import StorageError
 from robustvae.records import Record
 from robustvae.records.audit import row_sha256
-from robustvae.report import figures, page
+from robustvae.report import drawing, page
 
 FETCHING = {
     "src", "srcset", "href", "xlink:href", "action", "formaction", "data", "poster", "background",
@@ -68,8 +68,8 @@ def test_every_picture_has_words(html):
     assert all(len(image["alt"]) > 10 for image in parsed.all("img"))
     assert "undefended reconstruction: input 7, label 1" in html
     assert len(parsed.all("svg")) == 8
-    for drawing in parsed.all("svg"):
-        assert drawing["role"] == "img" and len(drawing["aria-label"]) > 20
+    for svg in parsed.all("svg"):
+        assert svg["role"] == "img" and len(svg["aria-label"]) > 20
 
 
 def test_structure_for_keyboard_and_reader(html):
@@ -250,7 +250,7 @@ def test_colors_are_legible():
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    schemes = re.findall(r":root\{([^}]*)\}", figures.PALETTE)
+    schemes = re.findall(r":root\{([^}]*)\}", drawing.PALETTE)
     assert len(schemes) == 3
     for scheme in schemes:
         colors = dict(re.findall(r"--(\w+):(#\w+)", scheme))

@@ -6,15 +6,22 @@ nothing to draw, a figure is the empty string.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import final
+from collections.abc import Sequence
 
 from robustvae.records import Record
 from robustvae.report import marks
+from robustvae.report.drawing import (
+    Axis,
+    draw_legend,
+    draw_svg,
+    draw_text,
+    draw_y_axis,
+    escaped,
+    fitted,
+    legend_height,
+    trimmed,
+)
 from robustvae.report.marks import Mark
 from robustvae.report.numbers import ceil, floor, given, near, number
 from robustvae.report.reading import (
@@ -31,93 +38,7 @@ from robustvae.report.reading import (
     worst,
 )
 
-# Blue, vermillion, purple and green after Okabe and Ito: told apart with any color vision, and
-# every one has a shape of its own beside its color.
-PALETTE = """
-:root{color-scheme:light dark;--ink:#1d2530;--soft:#55606e;--line:#d5dae1;--grid:#e9ecf0;
---page:#fbfbfa;--card:#fff;--proved:#0b62a4;--free:#c8500a;--box:#8a3a86;--guess:#6b7480;
---noise:#79828d;--defended:#0a7d5a;--bad:#b3261e;--tint:#eef3f8}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3adb9;--line:#39424d;--grid:#29313a;
---page:#12161b;--card:#191f26;--proved:#5eb1ee;--free:#ff9152;--box:#d894d4;--guess:#a7b0bb;
---noise:#96a0ab;--defended:#4cc79f;--bad:#ff8a80;--tint:#1d2733}}
-@media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--grid:#e4e4e4;--page:#fff;
---card:#fff;--proved:#0b62a4;--free:#c8500a;--box:#8a3a86;--guess:#6b7480;--noise:#79828d;
---defended:#0a7d5a;--bad:#b3261e;--tint:#f3f3f3}}
-""".strip()
-
-_CHART = """
-svg.chart{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-.chart text{fill:var(--soft)}.chart .strong{fill:var(--ink);font-weight:600}
-.chart .grid{stroke:var(--grid)}.chart .axis{stroke:var(--line)}
-.chart .proved{fill:var(--proved)}.chart .gap{fill:var(--free);opacity:.16}
-.chart .gap2{fill:var(--box);opacity:.13}
-.chart .free{fill:var(--free)}.chart .box{fill:var(--card);stroke:var(--box);stroke-width:1.6}
-.chart .guess{fill:none;stroke:var(--guess);stroke-width:1.3}
-.chart .openfree{fill:none;stroke:var(--free);stroke-width:1.6}
-.chart .openbox{fill:none;stroke:var(--box);stroke-width:1.6}
-.chart .none{stroke:var(--soft);stroke-width:1.4;fill:none}
-.chart .noise{fill:var(--card);stroke:var(--noise);stroke-width:1.4}
-.chart .defended{fill:var(--defended)}.chart .stem{stroke:var(--free);opacity:.3;stroke-width:1.4}
-.chart .limit{stroke:var(--soft);stroke-dasharray:4 4;fill:none}
-.chart .shares{fill:none;stroke-width:2}.chart .shares.proved{stroke:var(--proved)}
-.chart .shares.free{stroke:var(--free)}.chart .shares.box{stroke:var(--box);stroke-width:1.6}
-.chart .clean{fill:var(--proved)}.chart .mean{stroke:var(--ink);stroke-width:2;fill:none}
-""".strip()
-
-STYLE = f"{PALETTE}\n{_CHART}"
-
-_GLYPH = 6.6  # width of a character at 12 px, generous
-_LOG_RATIO = 100.0  # of the greatest to the least positive value, from which an axis is logarithmic
-_ZERO_STRIP = 16.0
 _DAMAGES = ("damage_noise", "damage")
-
-
-@final
-@dataclass(frozen=True)
-class _Axis:
-    """Data to pixels along one direction; on a log axis, zero has a strip of its own."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    log: bool = False
-    zero: float | None = None
-
-    def between(self, start: float, stop: float) -> _Axis:
-        """The same scale over other pixels."""
-        zero = None if self.zero is None else start
-        step = math.copysign(_ZERO_STRIP, stop - start) if self.zero is not None else 0.0
-        return dataclasses.replace(self, start=start + step, stop=stop, zero=zero)
-
-    @classmethod
-    def over(cls, values: Iterable[float], start: float, stop: float) -> _Axis:
-        numbers = [value for value in values if value >= 0]
-        positive = [value for value in numbers if value > 0] or [1.0]
-        least, greatest = min(positive), max(positive)
-        if greatest / least <= _LOG_RATIO:
-            return cls(0.0, greatest * 1.06, start, stop)
-        low, high = _nice_below(least), greatest * 1.15
-        zero = start if 0.0 in numbers else None
-        return cls(low, high, start, stop, log=True, zero=zero).between(start, stop)
-
-    def __call__(self, value: float) -> float:
-        if self.log and value <= 0:
-            return self.start if self.zero is None else self.zero
-        if self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.stop - self.start)
-
-    def ticks(self) -> list[float]:
-        if not self.log:
-            step = _nice_above((self.high - self.low) / 6)
-            return [i * step for i in range(int(self.high / step + 1e-9) + 1)]
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        steps = (1,) if len(decades) > 4 else (1, 2, 5)
-        ticks = [s * 10.0**d for d in decades for s in steps]
-        return [tick for tick in ticks if self.low * (1 - 1e-9) <= tick <= self.high]
 
 
 def bracket(record: Record, width: int = 760) -> str:
@@ -137,28 +58,28 @@ def bracket(record: Record, width: int = 760) -> str:
     ends = [v for b in members for v in (b.certified, b.free, b.box, b.first_order)]
     open_ended = any(v is not None and math.isinf(v) for v in ends)
     keys = _bracket_keys(members)
-    key, top = _legend(keys, width, 60)
+    key, top = draw_legend(keys, width, 60)
     top += 26 if open_ended else 10
     bottom = top + (300 if wide else 250)
-    axis = _Axis.over(finite(ends), bottom, top)
+    axis = Axis.over(finite(ends), bottom, top)
     left, right = 52.0, width - (140.0 if wide else 10.0)
     step = (right - left) / len(members)
     radius = min(4.5, max(1.6, step * 0.32))
-    parts = [key, *_y_axis(axis, left, right)]
+    parts = [key, *draw_y_axis(axis, left, right)]
     for i, b in enumerate(members):
         x = left + (i + 0.5) * step
         parts.append(_bracket_column(b, axis, x, step, radius, top, bottom))
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
     if wide:
         parts.append(_means(members, axis, right))
-    parts.append(_text(left - 44, _legend_height(keys, width) + 17, "size of change (ℓ₂)"))
+    parts.append(draw_text(left - 44, legend_height(keys, width) + 17, "size of change (ℓ₂)"))
     below = 40 if any(b.abstained for b in members) else 24
     words = f"{len(members)} inputs, sorted by the size at which attacks break them"
     if not wide:
         words = f"{len(members)} inputs, sorted"
-    parts.append(_text((left + right) / 2, bottom + below, words, anchor="middle"))
+    parts.append(draw_text((left + right) / 2, bottom + below, words, anchor="middle"))
     label = "The bracket of each input. " + _bracket_alt(members)
-    return _svg(width, bottom + below + 12, label, parts)
+    return draw_svg(width, bottom + below + 12, label, parts)
 
 
 def coverage(record: Record, width: int = 760) -> str:
@@ -178,7 +99,7 @@ def coverage(record: Record, width: int = 760) -> str:
     if not panels:
         return ""
     ends = [v for members in panels.values() for b in members for v in (b.certified, b.free, b.box)]
-    scale = _Axis(0.0, max(finite(ends)) * 1.06, 52.0, width - 14.0)
+    scale = Axis(0.0, max(finite(ends)) * 1.06, 52.0, width - 14.0)
     keys: list[tuple[str, Mark]] = [
         (words, marks.bar(kind))
         for words, kind, ends_of_kind in (
@@ -192,27 +113,27 @@ def coverage(record: Record, width: int = 760) -> str:
         )
         if ends_of_kind
     ]
-    key, y = _legend(keys, width, 8)
+    key, y = draw_legend(keys, width, 8)
     parts, words = [key], []
     for name, members in panels.items():
         panel, y, sentences = _coverage_panel(name, members, scale, y)
         parts += panel
         words.append(sentences)
     label = "Share of inputs at each size of change. " + "; ".join(words) + "."
-    return _svg(width, y, label, parts)
+    return draw_svg(width, y, label, parts)
 
 
 def _coverage_panel(
-    displacement: str, found: Sequence[Bracket], scale: _Axis, y: float
+    displacement: str, found: Sequence[Bracket], scale: Axis, y: float
 ) -> tuple[list[str], float, str]:
     top, bottom = y + 34, y + 194
-    axis = _Axis(0.0, 1.0, bottom, top)
-    parts = [_text(8, y + 20, f"{displacement}, {len(found)} inputs", kind="strong")]
+    axis = Axis(0.0, 1.0, bottom, top)
+    parts = [draw_text(8, y + 20, f"{displacement}, {len(found)} inputs", kind="strong")]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(f'<path class="grid" d="M{scale.start} {axis(share):.1f}H{scale.stop:.1f}"/>')
-        parts.append(_text(scale.start - 8, axis(share) + 4, f"{share:g}", anchor="end"))
+        parts.append(draw_text(scale.start - 8, axis(share) + 4, f"{share:g}", anchor="end"))
     for tick in scale.ticks():
-        parts.append(_text(scale(tick), bottom + 16, _trimmed(near(tick)), anchor="middle"))
+        parts.append(draw_text(scale(tick), bottom + 16, trimmed(near(tick)), anchor="middle"))
     sentences = []
     for kind, values in (
         ("box", [b.box for b in found]),
@@ -234,7 +155,7 @@ def _coverage_panel(
         sentences.append(f"{name} median {text}")
     parts.append(f'<path class="axis" d="M{scale.start} {bottom:.1f}H{scale.stop:.1f}"/>')
     place = (scale.start + scale.stop) / 2
-    parts.append(_text(place, bottom + 34, "size of change (ℓ₂)", anchor="middle"))
+    parts.append(draw_text(place, bottom + 34, "size of change (ℓ₂)", anchor="middle"))
     return parts, bottom + 46, f"{displacement}: {', '.join(sentences)}"
 
 
@@ -257,15 +178,15 @@ def damage(record: Record, width: int = 760) -> str:
     if any(attack.inconclusive for attack in groups):
         keys.append(("search inconclusive", marks.cross("none", 3.2)))
     limit = record.question.r
-    key, y = _legend(keys, width, 8)
+    key, y = draw_legend(keys, width, 8)
     parts, words = [key], []
-    scale = _Axis.over((v for a in groups for k in _DAMAGES for v in a.column(k)), 0.0, -1.0)
+    scale = Axis.over((v for a in groups for k in _DAMAGES for v in a.column(k)), 0.0, -1.0)
     for attack in groups:
         panel, y = _damage_panel(attack, scale, limit, width, y)
         parts += panel
         words.append(f"{attack.name}: {_times(attack)}")
     label = "Distance that the reconstruction moved, for each input. " + "; ".join(words) + "."
-    return _svg(width, y, label, parts)
+    return draw_svg(width, y, label, parts)
 
 
 def similarity(record: Record, width: int = 760) -> str:
@@ -296,30 +217,30 @@ def similarity(record: Record, width: int = 760) -> str:
         return ""
     wide = width >= 560
     left, right = 10.0, width - (128.0 if wide else 62.0)
-    axis = _Axis(0.0, 1.0, left, right)
+    axis = Axis(0.0, 1.0, left, right)
     parts: list[str] = []
     words: list[str] = []
     y, heading = 8.0, ""
     for group, name, mark, values in rows:
         if group != heading:
             heading = group
-            parts.append(_text(left, y + 20, _fitted(group, width - 20), kind="strong"))
+            parts.append(draw_text(left, y + 20, fitted(group, width - 20), kind="strong"))
             y += 28
         parts.append(_strip(axis, y, name, mark, values))
         middle, stderr = mean_stderr(values)
         error = f" ± {ceil(stderr, 2)}" if wide and stderr is not None else ""
-        parts.append(_text(right + 14, y + 31, near(middle) + error, kind="strong"))
+        parts.append(draw_text(right + 14, y + 31, near(middle) + error, kind="strong"))
         words.append(f"{f'{group}, ' if group else ''}{name}: mean {near(middle)}")
         y += 46
     grid = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x = axis(tick)
         grid.append(f'<path class="grid" d="M{x:.1f} 10V{y + 2:.1f}"/>')
-        grid.append(_text(x, y + 16, f"{tick:g}", anchor="middle"))
-    parts.append(_text(left, y + 34, "MS-SSIM: 1 is the same picture"))
-    parts.append(_text(right + 14, y + 16, "mean"))
+        grid.append(draw_text(x, y + 16, f"{tick:g}", anchor="middle"))
+    parts.append(draw_text(left, y + 34, "MS-SSIM: 1 is the same picture"))
+    parts.append(draw_text(right + 14, y + 16, "mean"))
     label = "Similarity of reconstructions. " + "; ".join(words) + "."
-    return _svg(width, y + 44, label, grid + parts)
+    return draw_svg(width, y + 44, label, grid + parts)
 
 
 def _order(b: Bracket) -> tuple[float, float]:
@@ -351,10 +272,10 @@ def _bracket_keys(found: Sequence[Bracket]) -> list[tuple[str, Mark]]:
 
 
 def _bracket_column(
-    b: Bracket, axis: _Axis, x: float, step: float, radius: float, top: float, bottom: float
+    b: Bracket, axis: Axis, x: float, step: float, radius: float, top: float, bottom: float
 ) -> str:
     half = min(7.0, step * 0.36)
-    parts = [f"<title>{_escaped(_bracket_title(b))}</title>"]
+    parts = [f"<title>{escaped(_bracket_title(b))}</title>"]
 
     def bar(kind: str, low: float, high: float) -> None:
         height = max(low - high, 0.0)
@@ -414,7 +335,7 @@ def _bracket_alt(found: Sequence[Bracket]) -> str:
     return "; ".join(words) + "."
 
 
-def _means(found: Sequence[Bracket], axis: _Axis, x: float) -> str:
+def _means(found: Sequence[Bracket], axis: Axis, x: float) -> str:
     """The means at the right edge, kept apart so that none covers another."""
     means = [
         ("proved", "certified", everywhere(b.certified for b in found), floor),
@@ -433,39 +354,41 @@ def _means(found: Sequence[Bracket], axis: _Axis, x: float) -> str:
             f'<path style="stroke:var(--{kind});fill:none;stroke-width:1.6" '
             f'd="M{x:.1f} {y:.1f}h8L{x + 16:.1f} {at:.1f}h6"/>'
         )
-        parts.append(_text(x + 26, at + 4, f"{value} {name}", kind="strong"))
+        parts.append(draw_text(x + 26, at + 4, f"{value} {name}", kind="strong"))
     if entries:
-        parts.append(_text(x + 26, last - 14, "means"))
+        parts.append(draw_text(x + 26, last - 14, "means"))
     return "".join(parts)
 
 
 def _damage_panel(
-    attack: AttackRows, scale: _Axis, limit: float | None, width: int, y: float
+    attack: AttackRows, scale: Axis, limit: float | None, width: int, y: float
 ) -> tuple[list[str], float]:
     rows = [row for row in attack.rows if finite([row.get("damage")])]
     rows.sort(key=lambda row: float(row["damage"]))
     columns = [[number(row.get(key)) for row in rows] for key in _DAMAGES]
     wide = width >= 560
     left, right = 52.0, width - 56.0
-    parts = [_text(8, y + 22, _fitted(attack.name, width * (0.55 if wide else 1)), kind="strong")]
+    parts = [
+        draw_text(8, y + 22, fitted(attack.name, width * (0.55 if wide else 1)), kind="strong")
+    ]
     if wide:
-        parts.append(_text(width - 10, y + 22, _times(attack), anchor="end"))
+        parts.append(draw_text(width - 10, y + 22, _times(attack), anchor="end"))
     else:
-        parts.append(_text(8, y + 39, _times(attack)))
+        parts.append(draw_text(8, y + 39, _times(attack)))
     top = y + (36 if wide else 52)
     bottom = top + (150 if wide else 130)
     axis = scale.between(bottom, top)
-    parts += _y_axis(axis, left, right)
+    parts += draw_y_axis(axis, left, right)
     if limit and axis.low < limit < axis.high:
         parts.append(f'<path class="limit" d="M{left} {axis(limit):.1f}H{right}"/>')
-        parts.append(_text(right + 6, axis(limit) + 4, f"r = {given(limit)}"))
+        parts.append(draw_text(right + 6, axis(limit) + 4, f"r = {given(limit)}"))
     step = (right - left) / len(rows)
     radius = min(4.0, max(1.5, step * 0.32))
     pair = (marks.dot("noise", radius * 0.9), marks.dot("free", radius))
     for i, row in enumerate(rows):
         x = left + (i + 0.5) * step
         values = [column[i] for column in columns]
-        sample = [f"<title>{_escaped(_damage_title(row))}</title>"]
+        sample = [f"<title>{escaped(_damage_title(row))}</title>"]
         noise, hit = values
         if noise is not None and hit is not None:
             sample.append(f'<path class="stem" d="M{x:.1f} {axis(noise):.1f}V{axis(hit):.1f}"/>')
@@ -480,7 +403,7 @@ def _damage_panel(
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
     below = 34 if attack.inconclusive else 22
     words = f"{len(rows)} inputs, sorted by damage"
-    parts.append(_text((left + right) / 2, bottom + below, words, anchor="middle"))
+    parts.append(draw_text((left + right) / 2, bottom + below, words, anchor="middle"))
     return parts, bottom + below + 14
 
 
@@ -502,9 +425,9 @@ def _times(attack: AttackRows) -> str:
     return f"mean {near(hit)}, noise {near(noise)}: {near(hit / noise, 2)} times as far"
 
 
-def _strip(axis: _Axis, y: float, name: str, mark: Mark | None, values: list[float]) -> str:
+def _strip(axis: Axis, y: float, name: str, mark: Mark | None, values: list[float]) -> str:
     """One line of dots, stacked where they would cover each other, with mean and error."""
-    parts = [_text(axis.start, y + 12, name)]
+    parts = [draw_text(axis.start, y + 12, name)]
     counts: dict[int, int] = {}
     for value in sorted(values):
         x = axis(min(max(value, 0.0), 1.0))
@@ -522,74 +445,3 @@ def _strip(axis: _Axis, y: float, name: str, mark: Mark | None, values: list[flo
             low, high = axis(max(0.0, middle - stderr)), axis(min(1.0, middle + stderr))
             parts.append(f'<path class="mean" d="M{low:.1f} {y + 28:.1f}H{high:.1f}"/>')
     return "".join(parts)
-
-
-def _y_axis(axis: _Axis, left: float, right: float) -> list[str]:
-    parts = []
-    for tick in [*axis.ticks(), *([] if axis.zero is None else [0.0])]:
-        y = axis(tick)
-        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
-        parts.append(_text(left - 8, y + 4, _trimmed(near(tick)), anchor="end"))
-    return parts
-
-
-def _legend(keys: list[tuple[str, Mark]], width: int, after: float) -> tuple[str, float]:
-    """The legend's drawing, wrapped to `width`, and where the figure may begin below it."""
-    parts = []
-    for (words, mark), (x, y) in zip(keys, _legend_places(keys, width), strict=True):
-        parts.append(mark(x + 8, y - 4) + _text(x + 20, y, words))
-    return "".join(parts), _legend_height(keys, width) + after * 0.4
-
-
-def _legend_height(keys: list[tuple[str, Mark]], width: int) -> float:
-    places = _legend_places(keys, width)
-    return places[-1][1] + 8 if places else 0.0
-
-
-def _legend_places(keys: list[tuple[str, Mark]], width: int) -> list[tuple[float, float]]:
-    places, x, y = [], 0.0, 16.0
-    for words, _ in keys:
-        width_of_entry = 20 + len(words) * _GLYPH + 12
-        if x and x + width_of_entry > width:
-            x, y = 0.0, y + 20
-        places.append((x, y))
-        x += width_of_entry
-    return places
-
-
-def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
-    anchor_text = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    class_text = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{anchor_text}{class_text}>{_escaped(words)}</text>'
-
-
-def _fitted(words: str, width: float) -> str:
-    limit = max(8, int(width / 7.2))
-    return words if len(words) <= limit else words[: limit - 1] + "…"
-
-
-def _trimmed(words: str) -> str:
-    return words.rstrip("0").rstrip(".") if "." in words else words
-
-
-def _nice_below(value: float) -> float:
-    decade = 10.0 ** math.floor(math.log10(value))
-    return max(step * decade for step in (1, 2, 5) if step * decade <= value * (1 + 1e-9))
-
-
-def _nice_above(value: float) -> float:
-    decade = 10.0 ** math.floor(math.log10(value))
-    return min(step * decade for step in (1, 2, 5, 10) if step * decade >= value * (1 - 1e-9))
-
-
-def _escaped(words: str) -> str:
-    return escape(words, quote=True)
-
-
-def _svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
-        f'aria-label="{_escaped(label)}" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}">'
-        f"<style>{STYLE}</style>{''.join(parts)}</svg>"
-    )

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from robustvae.records import Record, SummaryEntry
 from robustvae.records.parts import GalleryItem
-from robustvae.report import figures, reading
+from robustvae.report import drawing, figures, reading
 from robustvae.report.numbers import NOT_MEASURED, ceil, floor, given, near, norm, number
 
 WIDTHS = {"wide": 760, "narrow": 358}
@@ -55,7 +55,7 @@ def render(record: Record) -> str:
     others = [check for check in record.checks if check.victim != record.victims[0].name]
     return environment.get_template("report.html").render(
         record=record,
-        style=Markup(figures.STYLE),
+        style=Markup(drawing.STYLE),
         verdict=record.verdict,
         meaning=reading.margin_in_words(record),
         failed=reading.failed_checks(record),
@@ -85,7 +85,7 @@ def _drawn(figure: Callable[[Record, int], str], record: Record) -> dict[str, Ma
     """One figure at each width; the page shows the one that fits."""
     drawings = {name: figure(record, width) for name, width in WIDTHS.items()}
     return {
-        name: Markup(svg.replace(_NAMESPACE, "", 1).replace(f"<style>{figures.STYLE}</style>", ""))
+        name: Markup(svg.replace(_NAMESPACE, "", 1).replace(f"<style>{drawing.STYLE}</style>", ""))
         for name, svg in drawings.items()
         if svg
     }
