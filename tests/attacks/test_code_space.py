@@ -75,3 +75,19 @@ def test_stand_ins_refuse_what_they_cannot(victim, x):
     attack = rv.Attack(rv.MaximumDamage(), implicit, BALL)
     with pytest.raises(UnsupportedError, match="looks for no mode"):
         attack(rv.Victim(victim.vae), x, generator=generator(0))
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_code_space_row_keeps_to_itself(victim, size):
+    """The same codes are tried for an input whatever its neighbors are."""
+    x = rv.data.load("digits", "test").x[:10].double()
+    double = rv.Victim(rv.load("digits-vae").double(), rv.RobustPosterior("linf", 0.3, steps=5))
+    attack = rv.Attack(rv.MetricDrop(center="mean"), CodeSpace(4, 3, 2, 2), BALL)
+
+    def scores(size):
+        rows = torch.arange(10).split(size)
+        return torch.cat(
+            [attack(double, x[r], generator=generator(0), rows=r.tolist()).score for r in rows]
+        )
+
+    torch.testing.assert_close(scores(size), scores(10), rtol=1e-6, atol=1e-8)

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import robustvae as rv
+from robustvae import cli
+from robustvae.attacks import rescore
 from robustvae.audit import Run
 from robustvae.audit.store import Store, packed, unpacked
+from robustvae.errors import CheckpointError, DataError
 from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
 
@@ -120,3 +123,18 @@ def test_damaged_shard_is_computed_again(digits, one, tmp_path):
 def test_inputs_survive_storage(dtype):
     x = torch.randn(3, 1, 2, 2, dtype=dtype)
     assert torch.equal(unpacked(json.loads(json.dumps(packed(x)))), x)
+
+
+def test_rescore_reads_audit(stored, copy):
+    scores = rescore(stored, rv.load("digits-vae"))
+    assert scores.agrees and scores.same_model and scores.inside.all()
+    assert len(scores.damage) == 2
+    assert cli.main(["rescore", str(stored)]) == 0
+    edited(copy, lambda content: content["rows"][1].update(damage=9.0))
+    assert not rescore(copy, rv.load("digits-vae")).agrees
+    assert cli.main(["rescore", str(copy)]) == 1
+    with pytest.raises(CheckpointError, match="--model NAME"):
+        rescore(stored)
+    (copy / "adversarials.safetensors").unlink()
+    with pytest.raises(DataError, match="no attacked inputs"):
+        rescore(copy, rv.load("digits-vae"))

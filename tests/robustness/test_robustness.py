@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from scipy.stats import chi2, ncx2, norm
+from scipy.stats import t as t_distribution
 
 import robustvae as rv
 from robustvae.errors import (
@@ -219,10 +220,24 @@ def test_the_overall_margin_covers():
     assert 0.8 * known < sum(mean.high - mean.value for mean in means) / 600 < 1.3 * known
 
 
+@pytest.mark.parametrize(("count", "allowed"), [(20, 0.07), (40, 0.06)])
+def test_overall_margin_covers_skewed(count, allowed):
+    """Lognormal margins, whose t interval misses 14 and 10 times in a hundred."""
+    trials = 400
+    draws = randn(trials, count, like=LIKE, generator=generator(9)).exp()
+    means = [overall_margin(margins(row)) for row in draws]
+    missed = sum(not mean.low <= math.exp(0.5) <= mean.high for mean in means) / trials
+    # three standard errors of the trials above what the docstring states
+    assert missed <= allowed + 3 * math.sqrt(allowed * (1 - allowed) / trials)
+    t = float(t_distribution.ppf(0.975, count - 1)) / math.sqrt(count)
+    by_t = ((draws.mean(1) - math.exp(0.5)).abs() > t * draws.std(1)).double().mean()
+    assert missed < by_t and by_t > 0.08
+
+
 def test_infinite_margin_makes_mean_infinite():
     mean = overall_margin(margins([1.0, 2.0, math.inf, 2.0]))
     assert mean.value == mean.high == math.inf
-    assert 0 < mean.low < 1.75
+    assert 0 <= mean.low < 1.75
     assert mean.status == ("1 of 4 margins are infinite",)
     nothing = overall_margin(margins([math.inf]))
     assert (nothing.low, nothing.value) == (0.0, math.inf)

@@ -39,7 +39,8 @@ class CodeSpace:
 
     Args:
         steps: Steps of Adam over codes for each start.
-        starts: Starts: near the clean code, at the codes of other inputs, half-way to them.
+        starts: Starts: near the clean code, at the codes of images that the model itself makes,
+            half-way to them. An input's starts follow from its own number alone.
         tracked: Signed (l-infinity) or normalized (l2) steps in pixel space that follow the mode.
         unrolled: Preconditioned steps by which the mode is found again after each of them.
         rate: First step of Adam, in latent units.
@@ -111,7 +112,7 @@ class _CodeSearch:
         slope = torch.zeros_like(highest)
         queries = torch.ones_like(everyone)
         for start in range(self.spec.starts):
-            z = self._start(start, clean_code, vae.encode(x).mean.detach(), streams)
+            z = self._start(start, clean_code, streams)
             images, norm = self._climb(x, ball, z, clean_code, clean)
             slope = torch.maximum(slope, norm)
             queries = queries + self.spec.steps + len(images)
@@ -124,15 +125,18 @@ class _CodeSearch:
             queries = queries + self.spec.tracked * (1 + self.spec.unrolled)
         return SearchResult(best, highest, slope, torch.zeros_like(slope), queries)
 
-    def _start(self, number: int, clean: Tensor, mean: Tensor, streams: RowGenerator) -> Tensor:
-        """Codes to begin from: noise about the clean one, then those of other inputs, or half-way.
+    def _start(self, number: int, clean: Tensor, streams: RowGenerator) -> Tensor:
+        """Codes to begin from: noise about the clean one, then those of other images, or half-way.
 
-        Alone in its batch an input has no others: draws of the prior stand for their codes.
+        The other images are the model's own, decoded draws of the prior, each input's by its own
+        stream: codes of other inputs of the batch would make a row depend on its neighbors.
         """
         noise = randn(*clean.shape, like=clean, generator=streams)
         if number == 0:
             return clean + 0.3 * noise
-        other = noise if len(mean) == 1 else mean.roll(number, 0)
+        vae = self.victim.vae
+        with torch.no_grad():
+            other = vae.encode(vae.decode(noise).mean.clamp(0, 1)).mean
         return other if number % 2 else 0.5 * (other + clean)
 
     def _target(self, y: Tensor) -> RobustTarget:

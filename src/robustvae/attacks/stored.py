@@ -17,11 +17,13 @@ from torch import Tensor
 from robustvae import metrics
 from robustvae.attacks.attack import AttackResult
 from robustvae.defenses import Victim
+from robustvae.defenses.defense import is_random
 from robustvae.errors import CheckpointError, DataError, ShapeError
 from robustvae.models.base import VAE
 from robustvae.models.checkpoint import load, save, weights_sha256
 from robustvae.perturb import Ball
 from robustvae.records import write_bytes, write_text
+from robustvae.registry import build
 from robustvae.seeding import generator as new_generator
 
 FORMAT = 1
@@ -37,7 +39,8 @@ class Rescored:
     Attributes:
         inside: Whether each lies in the ball it was made for, and in its box, (B,) bool.
         size: ||x_adv - x|| in the ball's norm, in pixel units, (B,).
-        damage: ||g(mu(x_adv)) - g(mu(x))||_2 of the undefended model, in pixel units, (B,).
+        damage: ||g(mu(x_adv)) - g(mu(x))||_2 of the undefended model, in pixel units, (B,); of an
+            audit's victims the distance of their own outputs.
         divergence: Symmetric KL of the two posteriors, in nats, (B,).
         same_model: Whether the weights are those that the manifest names.
         agrees: Whether size and damage are the stored ones, to 0.1 %.
@@ -131,14 +134,17 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
     """Score stored adversarials again, from the images and the model alone.
 
     Args:
-        folder: What `store` wrote.
-        vae: The model; None for the one in the folder.
+        folder: What `store` wrote, or an audit's own folder; of an audit all attacks on all
+            victims whose defense a spec can say are scored, row after row.
+        vae: The model; None for the one in the folder. An audit's folder holds none.
 
     Raises:
         DataError: No such folder, or its files are damaged or of another format.
         CheckpointError: No model is given and none is stored, or it cannot be read.
     """
     folder = Path(folder)
+    if (folder / "record.json").is_file():
+        return _rescore_audit(folder, vae)
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         with np.load(folder / "adversarials.npz", allow_pickle=False) as archive:
@@ -167,10 +173,78 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
     return Rescored(ball.contains(x, x_adv), size, damage, divergence, same, agrees, manifest)
 
 
-def _measure(vae: VAE, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-    victim, g = Victim(vae), new_generator(_SEED)
+def _rescore_audit(folder: Path, vae: VAE | None) -> Rescored:
+    """The same of an audit's record.json and adversarials.safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
+    if vae is None:
+        raise CheckpointError(
+            f"{folder} is an audit's and holds no model: give the one that was audited, vae=rv.load"
+            "(NAME), or `robustvae rescore FOLDER --model NAME`"
+        )
+    try:
+        record = json.loads((folder / "record.json").read_text("utf-8"))
+        tensors = load_tensors((folder / "adversarials.safetensors").read_bytes())
+        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in record["rows"]:
+            rows.setdefault((row["victim"], row["attack"]), []).append(row)
+        specs = {v["name"]: v["spec"] for v in record["victims"] if v["spec"] is not None}
+        order = list(dict.fromkeys(row["input"] for row in record["rows"]))
+        manifest = {"attack": record["title"], "model_sha256": record["model"]["sha256"]}
+        parts = [
+            _rescore_rows(
+                Victim(vae, build("defense", specs[victim])),
+                tensors["x"][[order.index(row["input"]) for row in members]],
+                tensors[f"{victim}/{attack}"][[order.index(row["input"]) for row in members]],
+                members,
+            )
+            for (victim, attack), members in rows.items()
+            if victim in specs
+        ]
+        inside, size, damage, divergence = (
+            torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True)
+        )
+    except OSError as error:
+        raise DataError(f"{folder} holds no attacked inputs: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        raise DataError(f"{folder} holds a damaged audit: {error!r}") from None
+    same = weights_sha256(vae) == manifest["model_sha256"]
+    agrees = all(part[4] for part in parts)
+    return Rescored(inside, size, damage, divergence, same, agrees, manifest)
+
+
+def _rescore_rows(
+    victim: Victim, x: Tensor, x_adv: Tensor, rows: list[dict[str, Any]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
+    """One attack of an audit: inside, size, damage, divergence, and whether they are its rows'."""
+    vae = victim.vae
+    x, x_adv = (images.to(vae.device, vae.dtype) for images in (x, x_adv))
+    radius = torch.tensor([float(row["radius"]) for row in rows]).to(x)
+    ball = Ball(rows[0]["norm"], radius)
+    size = ball.size(x, x_adv)
+    damage, divergence = _measure(vae, x, x_adv, victim)
+    columns = [("size", size)]
+    if not is_random(victim.defense):  # a random defense draws anew
+        columns.append(("damage", damage))
+    agrees = all(
+        abs(float(row[key]) - float(value)) <= 1e-5 + 1e-3 * abs(float(value))
+        for key, values in columns
+        for row, value in zip(rows, values, strict=True)
+        if row.get(key) is not None
+    )
+    return ball.contains(x, x_adv), size, damage, divergence, agrees
+
+
+def _measure(
+    vae: VAE, x: Tensor, x_adv: Tensor, victim: Victim | None = None
+) -> tuple[Tensor, Tensor]:
+    victim = Victim(vae) if victim is None else victim
     with torch.no_grad():
-        change = victim.reconstruct(x_adv, generator=g) - victim.reconstruct(x, generator=g)
+        clean, attacked = (
+            victim.reconstruct(images, generator=new_generator(_SEED)) for images in (x, x_adv)
+        )
+        change = attacked - clean
         p, q = vae.encode(x_adv), vae.encode(x)
         divergence = metrics.symmetric_kl(p.mean, p.stddev, q.mean, q.stddev)
     return torch.linalg.vector_norm(change.flatten(1), dim=1), divergence

@@ -62,6 +62,11 @@ class Through:
         """
         raise UnsupportedError("through needs the victim: use it in an Attack")
 
+    @property
+    def shares_change(self) -> bool:
+        """Whether its search looks for one change of all inputs, as `Universal` does."""
+        return bool(getattr(build("search", self.search), "shares_change", False))
+
     def aim(self, victim: Victim) -> tuple[Victim, Any]:
         """The stand-in, and the search that climbs it."""
         search = build("search", self.search)

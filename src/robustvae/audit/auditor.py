@@ -109,6 +109,7 @@ class Auditor:
         self.shards = -(-plan.inputs // plan.shard)
         self.total = len(named) * self.shards * self.stages + len(named) + 1
         self.done = 0
+        self.common_results: dict[Any, AttackResult] = {}
         self.tell = run.progress or Lines()
 
     def step(self, words: str) -> None:
@@ -193,13 +194,51 @@ class Auditor:
         """One attack on the context's inputs; a transferred one is scored on the victim."""
         # a purpose without the shard: what an input draws follows from the input itself
         purpose = f"attack {role} {attack.ball.norm} {attack.ball.radius:g}"
-        result = attack(target, context.x, generator=context.streams(purpose))
+        if getattr(attack.search, "shares_change", False):
+            result = self.shared(context, attack, target, purpose)
+        else:
+            result = attack(target, context.x, generator=context.streams(purpose))
         if target is context.victim:
             return result
         score = attack.score(
             context.victim, context.x, result.x_adv, generator=context.streams("transferred")
         )
         return dataclasses.replace(result, score=score)
+
+    def shared(
+        self, context: Context, attack: Attack, target: Victim, purpose: str
+    ) -> AttackResult:
+        """The context's rows of an attack whose change is one for all inputs of the audit.
+
+        It is looked for on all of them at once, in the order of their numbers, so that it is the
+        same change whatever the shards, the workers and the order are.
+        """
+        numbers = self.inputs.numbers
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+
+        def search() -> AttackResult:
+            wider = dataclasses.replace(
+                context,
+                x=self.inputs.x[order].to(context.x),
+                numbers=tuple(numbers[place] for place in order),
+            )
+            return attack(target, wider.x, generator=wider.streams(purpose))
+
+        key = context.name, purpose, repr(attack), target is context.victim
+        if key not in self.common_results:
+            self.common_results[key] = search()
+        result = self.common_results[key]
+        place_of = {numbers[place]: row for row, place in enumerate(order)}
+        rows = [place_of[number] for number in context.numbers]
+        return AttackResult(
+            x_adv=result.x_adv[rows],
+            size=result.size[rows],
+            score=result.score[rows],
+            status=tuple(result.status[row] for row in rows),
+            queries=result.queries[rows],
+            gradient_norm=result.gradient_norm[rows],
+            zero_gradients=result.zero_gradients[rows],
+        )
 
     def shard(self, name: str, places: range, label: str) -> dict[str, Any]:
         """Rows and attacked inputs of one victim on some inputs."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae import registry
+from robustvae.audit.admission import admit
 from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor, Run
 from robustvae.audit.budget import fit_to_minutes
@@ -72,6 +73,8 @@ def audit(
         ShapeError: The images are not of the model's shape.
         RangeError: The plan wants more inputs than there are.
         NonFiniteError: A NaN or an infinity in the weights.
+        ModelError: `rv.check` finds that a model is read otherwise than it was made; the
+            message says the remedy.
         ConfigError: A bad plan, or a question that does not hold together.
 
     Examples:
@@ -106,6 +109,7 @@ def audit(
                 f"got {images.name} with {images.image_shape}"
             )
         check_weights(one.vae)
+    mended = [] if "diagnosis_passed" in stages.without else admit(by_name, images)
     left_out: list[Omission] = []
     if minutes or stages.minutes:
         budget = float(minutes or stages.minutes or 0.0)
@@ -119,4 +123,5 @@ def audit(
     head = header(by_name, images, inputs, stages, facts, run.name, run.resume)
     head["seed"] = seed
     head["model"] = head["model"].model_copy(update={"source": run.source})
-    return auditor.record(head, images, constants, left_out, (start_time, creation))
+    record = auditor.record(head, images, constants, left_out, (start_time, creation))
+    return record.model_copy(update={"protocol": [*record.protocol, *mended]})

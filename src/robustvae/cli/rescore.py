@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from robustvae.cli.entry import FAILED
 
 
 def run(
-    folder: Annotated[Path, typer.Argument(help="Folder of stored adversarials.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of stored adversarials, or of an audit.")],
     model: Annotated[
         str | None,
         typer.Option(help="Score with this model instead of the one stored beside them."),
@@ -27,6 +28,9 @@ def run(
     from robustvae.attacks import rescore
     from robustvae.cli.printing import show_table
 
+    stored = model is None
+    if stored:  # an audit's record says how its model is loaded
+        model = _source(folder)
     scores = rescore(folder, None if model is None else common.load_model(model, device))
     inside = int(scores.inside.sum())
     show_table(
@@ -43,5 +47,14 @@ def run(
         numbers=[1],
     )
     as_stored = scores.agrees and scores.same_model
-    if inside < len(scores.inside) or (model is None and not as_stored):
+    if inside < len(scores.inside) or (stored and not as_stored):
         raise typer.Exit(FAILED)
+
+
+def _source(folder: Path) -> str | None:
+    """How an audit's model is loaded, as its record says; None for any other folder."""
+    try:
+        facts = json.loads((folder / "record.json").read_text("utf-8"))["model"]
+        return str(facts["source"] or facts["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ class Universal:
     """The one change that raises the mean score of all inputs of the batch.
 
     Unlike every other search its rows belong together: each is attacked by the same change, so
-    what is found depends on the batch. Where the box clips, the pixels of an input keep to it.
+    what is found depends on which inputs are asked about together, though not on their order.
+    `shares_change` says so: an audit asks about all its inputs at once, whatever its shards are.
+    Where the box clips, the pixels of an input keep to it.
 
     Args:
         steps: Gradients of each start, over all inputs.
@@ -46,6 +48,8 @@ class Universal:
         >>> search(bright, x, rv.Ball("linf", 0.1), generator=rv.generator(0)).y.max()
         tensor(0.6000)
     """
+
+    shares_change: ClassVar[bool] = True
 
     steps: int = 50
     restarts: int = 3

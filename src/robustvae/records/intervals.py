@@ -111,7 +111,21 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     return _mean_interval(tuple(values), confidence)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=8)
+def _picks(count: int) -> Any:
+    """Which values each resample takes, (resamples, count): the same for all columns of a length.
+
+    Drawn once a length: an audit asks for hundreds of intervals of as many inputs.
+    """
+    import numpy as np
+
+    # python's own generator: numpy's may draw other numbers in another version
+    source = random.Random(_SEED)
+    picks = np.array([source.randrange(count) for _ in range(_RESAMPLES * count)], dtype=np.int32)
+    return picks.reshape(_RESAMPLES, count)
+
+
+@functools.lru_cache(maxsize=1024)
 def _mean_interval(values: tuple[float, ...], confidence: float) -> tuple[float, float]:
     import numpy as np
     from scipy.special import stdtrit
@@ -126,10 +140,7 @@ def _mean_interval(values: tuple[float, ...], confidence: float) -> tuple[float,
     reach = float(stdtrit(count - 1, 1 - tail)) * stderr
     low, high = mean - reach, mean + reach
     data = np.asarray(values)
-    # python's own generator: numpy's may draw other numbers in another version
-    source = random.Random(_SEED)
-    picks = np.array([source.randrange(count) for _ in range(_RESAMPLES * count)])
-    samples = data[picks].reshape(_RESAMPLES, count)
+    samples = data[_picks(count)]
     errors = samples.std(axis=1, ddof=1) / math.sqrt(count)
     # a resample of equal values has no error; the smallest others stand for it
     errors = np.maximum(errors, stderr * 1e-3)

@@ -23,8 +23,9 @@ from robustvae.errors import (
     check_probability,
     check_type,
 )
-from robustvae.metrics import clopper_pearson, mean_stderr
+from robustvae.metrics import clopper_pearson
 from robustvae.records import Estimate
+from robustvae.records.intervals import mean_interval
 from robustvae.robustness.displacement import Displacement, Ruler, displacements
 from robustvae.seeding import by_row
 
@@ -238,11 +239,17 @@ def clean_quantile(
 
 
 def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
-    """The mean margin E_x[R(x)] over the data that the inputs stand for, with a t interval.
+    """The mean margin E_x[R(x)] over the data that the inputs stand for, with its interval.
 
-    The interval is about the sampling of inputs. Where margins are upper bounds, so is the mean.
-    If a margin is infinite (nothing failed within the largest radius), so are the mean and `high`,
-    the status says how many, and `low` counts each of them as the largest finite one.
+    The interval is about the sampling of inputs, and allows for skew: the t statistic is
+    bootstrapped (`robustvae.records.intervals.mean_interval`), since margins are skewed and a t
+    interval of skewed values ends too low. Where margins are upper bounds, so is the mean. If a
+    margin is infinite (nothing failed within the largest radius), so are the mean and `high`, the
+    status says how many, and `low` counts each of them as the largest finite one.
+
+    Warning:
+        Of ten inputs or fewer with a heavy tail (lognormal, sigma = 1) the interval still misses
+        9 to 11 times in a hundred at 95 %; of twenty 7, of forty 6.
 
     Args:
         estimate: Margins of inputs drawn independently, as from `estimate_margin`, (B,).
@@ -252,7 +259,8 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
         `Estimate` of floats, in pixel units; the interval of a single input is [0, inf].
 
     References:
-        [Barrett22] Definition 2.2; [Camuto21] section 3.2.2 (the overall margin).
+        [Barrett22] Definition 2.2; [Camuto21] section 3.2.2 (the overall margin); Efron &
+        Tibshirani, 1993, section 12.5 (the bootstrap of the t statistic).
 
     Examples:
         >>> import robustvae as rv, torch
@@ -260,20 +268,19 @@ def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
         >>> margins = torch.tensor([1.0, 2.0, 3.0])
         >>> each = rv.Estimate(margins, 0 * margins, margins, 0.95, box=True)
         >>> mean = overall_margin(each)
-        >>> mean.value, round(mean.high, 2)
-        (2.0, 4.48)
+        >>> mean.value, mean.high > 4.4
+        (2.0, True)
     """
-    from scipy.special import stdtrit
-
     check_probability(confidence, "confidence")
     margins = torch.as_tensor(estimate.value, dtype=torch.float64).flatten().cpu()
     count, finite = len(margins), margins[margins.isfinite()]
     if not len(finite):
         low, mean, high = 0.0, math.inf, math.inf
     else:
-        mean, stderr = mean_stderr(margins.clamp_max(float(finite.max())))
-        reach = math.inf if count == 1 else float(stdtrit(count - 1, (1 + confidence) / 2)) * stderr
-        low, high = max(0.0, mean - reach), mean + reach
+        values = margins.clamp_max(float(finite.max())).tolist()
+        mean = math.fsum(values) / count
+        low, high = mean_interval(values, confidence)
+        low = max(0.0, low)
     infinite = count - len(finite)
     if infinite:
         mean = high = math.inf
