@@ -1,4 +1,4 @@
-"""Rows do not depend on how an audit is cut into shards, also where one change serves all inputs."""
+"""Rows do not depend on how an audit is cut into shards, also where all share one change."""
 
 from __future__ import annotations
 
