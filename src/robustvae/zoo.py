@@ -12,9 +12,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, final
 
 from robustvae import data
+from robustvae._options import with_defaults
 from robustvae.errors import (
     CheckpointError,
     ConfigError,
@@ -172,45 +173,65 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+@final
+class TrainOptions(TypedDict, total=False):
+    """Options of `train`, which describes them."""
+
+    inputs: int
+    draws: int
+    continuous: bool
+    device: str | None
+    root: str | Path | None
+    progress: Callable[[str], None] | None
+
+
+_DEFAULTS: TrainOptions = {
+    "inputs": 2000,
+    "draws": 1000,
+    "continuous": False,
+    "device": None,
+    "root": None,
+    "progress": None,
+}
+
+
 def train(
     name: str,
     *,
     run: str | Path | None = None,
     out: str | Path | None = None,
-    inputs: int = 2000,
-    draws: int = 1000,
-    continuous: bool = False,
-    device: str | None = None,
-    root: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    **options: Unpack[TrainOptions],
 ) -> Path:
     """Train a model by its recipe, store it in the zoo and measure what is stored.
 
     A run or an evaluation that was stopped goes on; a run that is complete is only measured and
-    stored. Weights
-    are stored in float16, those of a `lipschitz-vae` in float32: a certificate speaks of the
-    weights as they are stored.
+    stored. Weights are stored in float16, those of a `lipschitz-vae` in float32: a certificate
+    speaks of the weights as they are stored.
 
     Args:
         name: Of a bundled recipe.
         run: Folder of the training run; runs/NAME if None.
         out: Folder of the model; NAME in `folder()` if None.
-        inputs: Test images for the measures; see `evaluate`.
-        draws: Latents for each image's likelihood.
-        continuous: Score the logits as a continuous Bernoulli's too.
-        device: Where to train and measure; None is the CPU.
-        root: Folder of the data sets; see `rv.data.load`.
-        progress: Told of each step when it begins.
+        options: Any of
+
+            - inputs: Test images for the measures, 2000 by default; see `evaluate`;
+            - draws: Latents for each image's likelihood, 1000 by default;
+            - continuous: Whether to score the logits as a continuous Bernoulli's too;
+            - device: Where to train and measure; None is the CPU;
+            - root: Folder of the data sets; see `rv.data.load`;
+            - progress: Called with the name of each step when it begins.
 
     Returns:
         The folder: a checkpoint, its card as README.md, and the measures as evaluation.json.
 
     Raises:
-        UnknownNameError: No such recipe.
+        UnknownNameError: No such recipe or option.
         ConfigError: Another run in `run`.
         DataError: The data set is missing or damaged.
         StorageError: The disk refused, or there is no zoo: set ROBUSTVAE_ZOO.
     """
+    settings = with_defaults(train, options, _DEFAULTS)
+    device, root, progress = settings["device"], settings["root"], settings["progress"]
     recipe = Recipe.read(name)
     place = Path(out) if out is not None else _place(recipe.name)
     run_folder = Path(run) if run is not None else Path("runs") / recipe.name
@@ -235,9 +256,9 @@ def train(
         splits[0],
         train=splits[1],
         seed=recipe.seed,
-        inputs=inputs,
-        draws=draws,
-        parts=[part for part in PARTS if continuous or part != "continuous"],
+        inputs=settings["inputs"],
+        draws=settings["draws"],
+        parts=[part for part in PARTS if settings["continuous"] or part != "continuous"],
         keep=run_folder / "evaluation",
         progress=say,
     )

@@ -41,6 +41,10 @@ def linear():
     return vae.double()
 
 
+def asked(r, displacement, m=0.5):
+    return rv.Question(r=r, m=m, displacement=displacement, box=False)
+
+
 KINDS = {
     "fixed sigma": small,
     "learned sigma": lambda: small(stddev=None, encoder_lipschitz=0.2, decoder_lipschitz=1.0),
@@ -59,7 +63,7 @@ KINDS = {
 def test_no_violation_models_kind(kind, displacement, generator):
     x = torch.rand(4, *SHAPE, generator=generator).double()
     found = trials(
-        KINDS[kind]().double(), x, 0.6, 0.5, displacement, count=600, generator=generator
+        KINDS[kind]().double(), x, asked(0.6, displacement), count=600, generator=generator
     )
     assert found.done >= 600 and found.violations == 0
     assert 0.3 * found.done < found.adversarial < found.done and 0 < found.box < found.done
@@ -68,7 +72,7 @@ def test_no_violation_models_kind(kind, displacement, generator):
 @pytest.mark.parametrize("displacement", ["centered", "paired"])
 def test_no_violation_of_the_bundled_model(displacement, generator):
     vae, x = rv.load("digits-lipschitz-vae"), digits(20)
-    found = trials(vae, x, 1.0, 0.5, displacement, count=2_000, generator=generator)
+    found = trials(vae, x, asked(1.0, displacement), count=2_000, generator=generator)
     assert found.done >= 2_000 and found.violations == 0 and found.abstained == 0
 
 
@@ -78,9 +82,7 @@ def test_no_violation_of_neyman_pearson(name, generator):
     found = trials(
         rv.load(name),
         digits(50),
-        1.0,
-        0.5,
-        "centered",
+        asked(1.0, "centered"),
         count=20_000,
         generator=generator,
         methods=["neyman_pearson"],
@@ -100,7 +102,7 @@ def test_no_violation_of_hierarchies(kind, displacement, generator):
     rest = clean_quantile(rv.Victim(vae), x, 0.5, displacement, generator=generator, draws=400)
     r = 2 * float(rest.value.median())
     ask = {"count": 600, "generator": generator, "methods": ["neyman_pearson"]}
-    found = trials(vae, x, r, 0.5, displacement, **ask)
+    found = trials(vae, x, asked(r, displacement), **ask)
     assert found.done >= 600 and found.violations == 0 and found.inputs >= 4
 
 
@@ -147,20 +149,20 @@ def test_broken_bounds_caught_by_same_trials(name, generator, monkeypatch):
     vae = make()
     x = torch.full((3, *SHAPE), 1e-3).double()
     ask = {"count": 900, "generator": generator, "methods": methods}
-    right = trials(vae, x, r, m, displacement, **ask)
+    right = trials(vae, x, asked(r, displacement, m), **ask)
     assert right.done >= 900 and right.violations == 0
     break_(monkeypatch, **how)
-    broken = trials(vae, x, r, m, displacement, **ask)
+    broken = trials(vae, x, asked(r, displacement, m), **ask)
     assert broken.inputs > 0 and broken.violations > 0
 
 
 def test_trial_decided_by_true_probability(generator):
-    """Drawn at rest, ||Delta|| has a known law: r on either side of its median decides."""
+    """Drawn without attack, ||Delta|| has a known law: r on either side of its median decides."""
     vae, x = linear(), torch.rand(40, *SHAPE, generator=generator).double()
     size = 2.0 * 0.02 * torch.randn(200_000, 4, generator=generator).norm(dim=1)
     for share, robust in ((0.4, False), (0.6, True)):
         r = float(size.quantile(share))
-        violated, undecided, draws = judge(vae, x, x, r, 0.5, "centered", generator=generator)
+        violated, undecided, draws = judge(vae, x, x, asked(r, "centered"), generator=generator)
         assert (violated, undecided) == ((0, 0) if robust else (40, 0))
         assert 40 * soundness.LOOKS[0] <= draws <= 40 * soundness.LOOKS[-1]
 

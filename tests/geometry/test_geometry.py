@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import robustvae as rv
-from robustvae import geometry as metrics
 from robustvae.errors import RangeError, ShapeError, UnknownNameError, UnsupportedError
 from robustvae.geometry import Geometry, decoder_metric, leading_pullback, pullback, step_curves
+from robustvae.geometry import metric as metrics
 from robustvae.models import Gaussian
 from robustvae.seeding import generator, rand, randn
 

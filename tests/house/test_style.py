@@ -9,7 +9,7 @@ import pytest
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "count_style.py"))
 # What is reached, with a little room; lower a number when the figure falls.
 REACHED = {
-    "functions with 8 or more arguments": 27,
+    "functions with 8 or more arguments": 8,
     "lines of the longest module": 600,
     "participles among assigned names, %": 1.0,
     "comment lines per 1,000 in numerical code": 20.0,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustvae import errors
 from robustvae.perturb import LBFGS, Ball, minimize
-from robustvae.perturb.lbfgs import _Seats, _two_loop
+from robustvae.perturb.lbfgs import Schedule, Stopping, _Seats, _two_loop
 from robustvae.seeding import generator, rand, randn
 
 like = torch.zeros(0, dtype=torch.float64)
@@ -45,7 +45,9 @@ def test_it_matches_scipy_on_20_problems():
         (gradient,) = torch.autograd.grad(value.sum(), y)
         return value.detach(), gradient
 
-    found = minimize(objective, start, low, high, steps=500, gradient_tolerance=1e-8)
+    found = minimize(
+        objective, start, low, high, stopping=Stopping(steps=500, gradient_tolerance=1e-8)
+    )
     assert found.converged.all()
     assert ((found.y >= low) & (found.y <= high)).all()
     assert sum(calls) == found.evaluations.sum()
@@ -102,13 +104,13 @@ def test_seats_change_nothing_row_starts_another():
     whole = minimize(objective, start, low, high)
     assert most == 7
     most = 0
-    few = minimize(objective, start, low, high, together=3)
+    few = minimize(objective, start, low, high, schedule=Schedule(together=3))
     assert most == 3
     torch.testing.assert_close(few.y, whole.y)
     assert (few.evaluations == whole.evaluations).all()
     first.clear()
     after = torch.tensor([4, -1, 0, -1, -1, 1, -1])
-    chained = minimize(objective, start, low, high, together=3, after=after)
+    chained = minimize(objective, start, low, high, schedule=Schedule(together=3, after=after))
     for row, parent in enumerate(after.tolist()):
         torch.testing.assert_close(first[row], start[row] if parent < 0 else chained.y[parent])
     assert chained.converged.all()

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 
 from experiments.harness import Result, Row, Run, item
-from robustvae.certificates.question import DISPLACEMENTS
+from robustvae.certificates.question import DISPLACEMENTS, Question
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.models import VAE
@@ -79,7 +79,7 @@ def soundness(spec: Spec, run: Run) -> Result:
                 )
                 r = float(f"{spec.rest * float(torch.as_tensor(rest.value).median()):.4g}")
             case = f"{displacement}, {dtype}, r = {r:g}"
-            question = (r, spec.m, displacement)
+            question = Question(r=r, m=spec.m, displacement=displacement, box=False)
             total, shard = Trials(), 0
             while total.done < spec.count:
                 count = min(spec.shard, spec.count - total.done)
@@ -109,11 +109,11 @@ def soundness(spec: Spec, run: Run) -> Result:
 def _shard(
     vae: VAE,
     images: Images,
-    question: tuple[float, float, Any],
+    question: Question,
     spec: Spec,
     count: int,
     generator: torch.Generator,
 ) -> dict[str, int]:
     x, _ = images.sample(spec.inputs, stratified=True, generator=generator)
     more: dict[str, Any] = {"methods": spec.methods or None, "suite": spec.suite}
-    return asdict(trials(vae, x.to(vae.dtype), *question, count=count, generator=generator, **more))
+    return asdict(trials(vae, x.to(vae.dtype), question, count=count, generator=generator, **more))

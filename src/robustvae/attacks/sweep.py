@@ -16,7 +16,7 @@ from robustvae.display import three_lines
 from robustvae.errors import RangeError, ShapeError, check_count
 from robustvae.perturb import Ball, Score, minimize
 from robustvae.perturb.ascent import evaluate
-from robustvae.perturb.lbfgs import Objective
+from robustvae.perturb.lbfgs import Objective, Schedule, Stopping
 from robustvae.seeding import split
 
 GAIN = 1e-7  # of the objective: what three evaluations in a row must not fall short of
@@ -152,11 +152,8 @@ class PenaltySweep:
                     _objective(score, clean, pairs, weights[which]),
                     y[todo].flatten(1),
                     *(bound.expand(len(pairs), -1) for bound in box),
-                    steps=steps,
-                    value_tolerance=GAIN,
-                    scale=scale[todo],
-                    together=self.chunk,
-                    after=after,
+                    stopping=Stopping(steps=steps, value_tolerance=GAIN, scale=scale[todo]),
+                    schedule=Schedule(together=self.chunk, after=after),
                 )
                 y[todo] = end.y.view(-1, *x.shape[1:])
                 evaluations[todo] += end.evaluations

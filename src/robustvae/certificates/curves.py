@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
 
+from robustvae._options import with_defaults
 from robustvae.certificates.methods.sampling import Sampler, lower_index, ready, upper_index
 from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS
@@ -93,6 +94,28 @@ class CertifiedCurve:
         )
 
 
+@final
+class CurveOptions(TypedDict, total=False):
+    """Options of `certified_curve`, which describes them."""
+
+    displacement: str
+    center: str
+    confidence: float
+    draws: int
+    simultaneous: bool
+    rows: Sequence[int] | None
+
+
+_DEFAULTS: CurveOptions = {
+    "displacement": "full",
+    "center": "own",
+    "confidence": 0.999,
+    "draws": 10_000,
+    "simultaneous": True,
+    "rows": None,
+}
+
+
 def certified_curve(
     victim: Victim,
     x: Tensor,
@@ -100,12 +123,7 @@ def certified_curve(
     m: float = 0.5,
     *,
     generator: torch.Generator,
-    displacement: str = "full",
-    center: str = "own",
-    confidence: float = 0.999,
-    draws: int = 10_000,
-    simultaneous: bool = True,
-    rows: Sequence[int] | None = None,
+    **options: Unpack[CurveOptions],
 ) -> CertifiedCurve:
     """Tolerances r that every change of each size keeps with probability m, by smoothing.
 
@@ -118,18 +136,21 @@ def certified_curve(
         sizes: l2 sizes of the change in pixel units, K of them, at least 0; sorted by us.
         m: Probability with which the output must stay within r, in (0, 1).
         generator: Of which one number is spent; all draws follow from it.
-        displacement: "full", or "paired" for two independent outputs.
-        center: "own" or "mean": see `Question`.
-        confidence: Of each input, in (0, 1).
-        draws: Of each input, shared by all sizes.
-        simultaneous: Whether all values of an input hold together: each then gets 1 / K of the
-            failure probability.
-        rows: The inputs' own numbers, from which their draws follow; None for their content.
+        options: Any of
+
+            - displacement: "full" (the default), or "paired" for two independent outputs;
+            - center: "own" (the default) or "mean": see `Question`;
+            - confidence: Of each input, in (0, 1), 0.999 by default;
+            - draws: Of each input, shared by all sizes, 10,000 by default;
+            - simultaneous: Whether all values of an input hold together, as by default: each then
+              gets 1 / K of the failure probability;
+            - rows: The inputs' own numbers, from which their draws follow; None for their content.
 
     Returns:
         A `CertifiedCurve`.
 
     Raises:
+        UnknownOptionError: An option of another name.
         UnsupportedError: A victim without noise on its input, or whose rows are not independent.
         RangeError: Sizes, m, confidence or draws out of range.
 
@@ -145,13 +166,20 @@ def certified_curve(
         >>> band.tolerance.shape
         torch.Size([2, 2])
     """
+    settings = with_defaults(certified_curve, options, _DEFAULTS)
+    displacement, center = settings["displacement"], settings["center"]
+    confidence, draws, simultaneous = (
+        settings["confidence"],
+        settings["draws"],
+        settings["simultaneous"],
+    )
     check_choice("displacement", displacement, DISPLACEMENTS)
     check_choice("center", center, CENTERS)
     check_probability(m, "m")
     check_probability(confidence, "confidence")
     check_type(simultaneous, "simultaneous", bool)
     ranking = sorted_sizes(sizes)
-    sampler = sampler_of(victim, x, generator, rows, draws)
+    sampler = sampler_of(victim, x, generator, settings["rows"], draws)
     pairs = displacement == "paired"
     centers = None if pairs else sampler.centers(center)
     failure = (1 - confidence) / (len(ranking) if simultaneous else 1)

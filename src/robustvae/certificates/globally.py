@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import TypedDict, Unpack, final
 
 import torch
 
 from robustvae import bounds
+from robustvae._options import with_defaults
 from robustvae.certificates.constants import OUTPUT_SLOPES, lipschitz_constants
 from robustvae.errors import (
     RangeError,
@@ -127,16 +128,31 @@ def global_margin(vae: VAE, *, r: float, m: float, displacement: str) -> float:
     )
 
 
+@final
+class DesignOptions(TypedDict, total=False):
+    """What `design` fixes of the model, which describes them."""
+
+    latent: int
+    stddev: float
+    ratio: float
+    likelihood: str
+
+
+_DEFAULTS: DesignOptions = {
+    "latent": 10,
+    "stddev": 0.1,
+    "ratio": 1.0,
+    "likelihood": "continuous_bernoulli",
+}
+
+
 def design(
     margin: float,
     *,
     r: float,
     m: float = 0.5,
     displacement: str = "centered",
-    latent: int = 10,
-    stddev: float = 0.1,
-    ratio: float = 1.0,
-    likelihood: str = "continuous_bernoulli",
+    **options: Unpack[DesignOptions],
 ) -> Design:
     """The largest constants that guarantee a margin for every input, before any training.
 
@@ -145,15 +161,16 @@ def design(
         r: l2 distance between outputs.
         m: Probability wanted, in (0, 1).
         displacement: "centered", "full" or "paired".
-        latent: Dimension d.
-        stddev: The fixed sigma.
-        ratio: Of the encoder's constant to the decoder's.
-        likelihood: As of `lipschitz-vae`; decides the slope after the decoder's logits.
+        options: Of the model, any of latent, the dimension d, 10 by default; stddev, the fixed
+            sigma, 0.1 by default; ratio, of the encoder's constant to the decoder's, 1 by default;
+            and likelihood, as of `lipschitz-vae`, which decides the slope after the decoder's
+            logits, "continuous_bernoulli" by default.
 
     Returns:
         Options for `models.create("lipschitz-vae", ...)` and what they guarantee.
 
     Raises:
+        UnknownOptionError: An option of another name.
         RangeError: No constants above 1/1000 guarantee that margin.
 
     References:
@@ -165,6 +182,9 @@ def design(
         >>> found.margin >= 0.3, round(found.decoder_lipschitz, 2)
         (True, 10.29)
     """
+    settings = with_defaults(design, options, _DEFAULTS)
+    latent, stddev = settings["latent"], settings["stddev"]
+    ratio, likelihood = settings["ratio"], settings["likelihood"]
     check_positive(margin, "margin")
     check_positive(ratio, "ratio")
     check_choice("likelihood", likelihood, OUTPUT_SLOPES)

@@ -6,11 +6,12 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
 
+from robustvae._options import with_defaults
 from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
 from robustvae.certificates.methods.sampling import Sampler, Statistic, noise_of, ready
@@ -76,6 +77,35 @@ class ScoreBounds:
         )
 
 
+@final
+class ScoreOptions(TypedDict, total=False):
+    """Options of `certify_score`, which describes them."""
+
+    confidence: float
+    draws: int
+    all_inputs: bool
+    rows: Sequence[int] | None
+
+
+@final
+class ExpectationOptions(TypedDict, total=False):
+    """Options of `certify_expectation`, which describes them."""
+
+    levels: int
+    confidence: float
+    draws: int
+    rows: Sequence[int] | None
+
+
+_SCORE: ScoreOptions = {"confidence": 0.999, "draws": 10_000, "all_inputs": False, "rows": None}
+_EXPECTATION: ExpectationOptions = {
+    "levels": 50,
+    "confidence": 0.999,
+    "draws": 10_000,
+    "rows": None,
+}
+
+
 def certify_score(
     victim: Victim,
     x: Tensor,
@@ -84,10 +114,7 @@ def certify_score(
     *,
     generator: torch.Generator,
     quantile: float = 0.5,
-    confidence: float = 0.999,
-    draws: int = 10_000,
-    all_inputs: bool = False,
-    rows: Sequence[int] | None = None,
+    **options: Unpack[ScoreOptions],
 ) -> ScoreBounds:
     """How far a smoothed score can be moved by changes of each size: an interval for each input.
 
@@ -108,16 +135,19 @@ def certify_score(
         sizes: l2 sizes of the change in pixel units, K of them, at least 0; sorted by us.
         generator: Of which one number is spent; all draws follow from it.
         quantile: q, in (0, 1); the median by default.
-        confidence: With which all ends of one input hold, in (0, 1).
-        draws: Of each input, shared by all sizes.
-        all_inputs: Give every input 1 / B of the failure probability, so that the ends of all
-            inputs hold together with `confidence`.
-        rows: The inputs' own numbers, from which their draws follow; None for their content.
+        options: Any of
+
+            - confidence: With which all ends of one input hold, in (0, 1), 0.999 by default;
+            - draws: Of each input, shared by all sizes, 10,000 by default;
+            - all_inputs: Give every input 1 / B of the failure probability, so that the ends of
+              all inputs hold together with `confidence`; False by default;
+            - rows: The inputs' own numbers, from which their draws follow; None for their content.
 
     Returns:
         `ScoreBounds`.
 
     Raises:
+        UnknownOptionError: An option of another name.
         UnsupportedError: A victim without noise on its input, whose rows are not independent, or a
             score that reads the input in another way.
         RangeError: A number out of range.
@@ -134,12 +164,18 @@ def certify_score(
         >>> bool((bounds.lower >= 0).all())
         True
     """
+    settings = with_defaults(certify_score, options, _SCORE)
+    confidence, draws, all_inputs = (
+        settings["confidence"],
+        settings["draws"],
+        settings["all_inputs"],
+    )
     check_probability(quantile, "quantile")
     check_probability(confidence, "confidence")
     check_type(all_inputs, "all_inputs", bool)
     ranking = sorted_sizes(sizes)
     function = build("score", score) if not callable(score) else score
-    sampler = sampler_of(victim, x, generator, rows, draws)
+    sampler = sampler_of(victim, x, generator, settings["rows"], draws)
     error = function if isinstance(function, ReconstructionError) else None
     # two ends of every size, and of no change
     ends = 2 * (len(ranking) + 1)
@@ -350,10 +386,7 @@ def certify_expectation(
     sizes: Sequence[float],
     *,
     generator: torch.Generator,
-    levels: int = 50,
-    confidence: float = 0.999,
-    draws: int = 10_000,
-    rows: Sequence[int] | None = None,
+    **options: Unpack[ExpectationOptions],
 ) -> ExpectedScore:
     """How low the mean of a score in [0, 1] can be brought by changes of each size.
 
@@ -367,12 +400,12 @@ def certify_expectation(
             to numbers in [0, 1], (n,): such as MS-SSIM.
         sizes: l2 sizes of the change in pixel units, K of them.
         generator: Of which one number is spent.
-        levels: How many.
-        confidence: Of all bounds of one input, in (0, 1).
-        draws: Of each input.
-        rows: The inputs' own numbers; None for their content.
+        options: Any of levels, 50 by default; confidence, of all bounds of one input, in (0, 1),
+            0.999 by default; draws, of each input, 10,000 by default; and rows, the inputs' own
+            numbers, None for their content.
 
     Raises:
+        UnknownOptionError: An option of another name.
         RangeError: A score outside [0, 1], or another number out of range.
         UnsupportedError: A victim without noise on its input.
 
@@ -387,10 +420,12 @@ def certify_expectation(
         >>> bool(found.lower[0, 0] < found.mean[0])
         True
     """
+    settings = with_defaults(certify_expectation, options, _EXPECTATION)
+    levels, confidence, draws = settings["levels"], settings["confidence"], settings["draws"]
     check_count(levels, "levels")
     check_probability(confidence, "confidence")
     ranking = sorted_sizes(sizes)
-    sampler = sampler_of(victim, x, generator, rows, draws)
+    sampler = sampler_of(victim, x, generator, settings["rows"], draws)
     centers = sampler.centers("own").to(x.dtype)
     grid = torch.linspace(0, 1, levels + 1, dtype=torch.float64)[1:]
     failure = (1 - confidence) / levels

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
 
+from robustvae._options import with_defaults
 from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
 from robustvae.display import three_lines
@@ -122,17 +123,30 @@ class Evaluation:
         return by_key[key]
 
 
+@final
+class EvaluationOptions(TypedDict, total=False):
+    """Options of `evaluate`, which describes them."""
+
+    inputs: int
+    draws: int
+    train: Images | None
+    parts: Sequence[str] | None
+    keep: str | Path | None
+    progress: Callable[[str], None] | None
+
+
+_DEFAULTS: EvaluationOptions = {
+    "inputs": 2000,
+    "draws": 1000,
+    "train": None,
+    "parts": None,
+    "keep": None,
+    "progress": None,
+}
+
+
 def evaluate(
-    vae: VAE,
-    images: Images,
-    *,
-    seed: int,
-    inputs: int = 2000,
-    draws: int = 1000,
-    train: Images | None = None,
-    parts: Sequence[str] | None = None,
-    keep: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    vae: VAE, images: Images, *, seed: int, **options: Unpack[EvaluationOptions]
 ) -> Evaluation:
     """Measure a model on images that it has not seen.
 
@@ -159,16 +173,20 @@ def evaluate(
         vae: Any model.
         images: To judge by.
         seed: Decides the images and all draws.
-        inputs: Images, balanced over the classes; all of them if there are fewer. The aggregate
-            posterior runs over all the images (at most 10,000), the Jacobians over 200.
-        draws: k of the likelihood.
-        train: Images to learn probe and features from; without them those parts are absent.
-        parts: Which rows of the table; None for all but "continuous".
-        keep: Folder that the likelihoods, which take longest, are written to as they come, 100
-            images at a time; run again, a stopped evaluation takes them from there.
-        progress: Told of each part when it begins.
+        options: Any of
+
+            - inputs: Images, balanced over the classes, 2000 by default; all of them if there are
+              fewer. The aggregate posterior runs over all the images (at most 10,000), the
+              Jacobians over 200;
+            - draws: k of the likelihood, 1000 by default;
+            - train: Images to learn probe and features from; without them those parts are absent;
+            - parts: Which rows of the table; None for all but "continuous";
+            - keep: Folder that the likelihoods, which take longest, are written to as they come,
+              100 images at a time; run again, a stopped evaluation takes them from there;
+            - progress: Called with the name of each part when it begins.
 
     Raises:
+        UnknownOptionError: An option of another name.
         UnknownNameError: No such part.
         RangeError: A count below 1, or a single image.
         ShapeError: Images that the model does not read.
@@ -186,6 +204,9 @@ def evaluate(
         >>> found["nll"].n
         20
     """
+    settings = with_defaults(evaluate, options, _DEFAULTS)
+    inputs, draws = settings["inputs"], settings["draws"]
+    train, parts, progress = settings["train"], settings["parts"], settings["progress"]
     check_type(vae, "vae", VAE)
     check_type(images, "images", Images)
     _check_fits(vae, images, "images")
@@ -202,7 +223,7 @@ def evaluate(
     if len(images) < 2:
         raise RangeError("a standard error wants at least two images, got one")
     start = time.perf_counter()
-    bench = _Bench(vae, images, train, seed, inputs, draws, keep)
+    bench = _Bench(vae, images, train, seed, inputs, draws, settings["keep"])
     for part in parts:
         if progress is not None:
             progress(part)

@@ -7,11 +7,12 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
+from robustvae._options import with_defaults
 from robustvae.errors import ShapeError, UnsupportedError, check_sizes
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import Distribution, Gaussian, PointMass
@@ -180,6 +181,24 @@ def check_gaussian(distribution: Distribution, what: str) -> None:
         )
 
 
+@final
+class HierarchyOptions(TypedDict, total=False):
+    """Options of `HierarchicalVAE`, which describes them."""
+
+    hidden: Sequence[int] | None
+    activation: str | None
+    batch_norm: bool | None
+    between: Sequence[int]
+
+
+_DEFAULTS: HierarchyOptions = {
+    "hidden": None,
+    "activation": None,
+    "batch_norm": None,
+    "between": (256,),
+}
+
+
 class HierarchicalVAE(VAE, abc.ABC):
     """A VAE with latents z = (z^1, ..., z^L), flat side by side: p(x|z) p(z^1|z^2) ... p(z^L).
 
@@ -192,10 +211,9 @@ class HierarchicalVAE(VAE, abc.ABC):
         image_shape: As of `vae`.
         likelihood: As of `vae`.
         scale: As of `vae`.
-        hidden: As of `vae`.
-        activation: "relu" or "tanh", of an `mlp` and of the networks between layers.
-        batch_norm: As of `vae`.
-        between: Hidden widths of the network from each layer to the next, both ways.
+        options: Any of hidden and batch_norm, as of `vae`; activation, "relu" or "tanh", of an
+            `mlp` and of the networks between layers; and between, hidden widths of the network
+            from each layer to the next, both ways, (256,) by default.
 
     Examples:
         >>> import robustvae as rv
@@ -213,13 +231,12 @@ class HierarchicalVAE(VAE, abc.ABC):
         image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         scale: float = 1.0,
-        hidden: Sequence[int] | None = None,
-        activation: str | None = None,
-        batch_norm: bool | None = None,
-        between: Sequence[int] = (256,),
+        **options: Unpack[HierarchyOptions],
     ) -> None:
         """Build the networks; torch's global generator makes the first weights."""
         super().__init__()
+        settings = with_defaults(type(self), options, _DEFAULTS)
+        between = settings["between"]
         check_sizes(widths, "widths")
         if not widths:
             raise ShapeError("widths must name at least one layer, got none")
@@ -230,19 +247,19 @@ class HierarchicalVAE(VAE, abc.ABC):
         self.likelihood = likelihood
         self.scale = float(scale)
         context_width = self._seen(torch.zeros(1, self.latent)).shape[1]
-        networks, options = build(
+        networks, layout = build(
             architecture,
             widths[0],
             context_width,
             image_shape,
-            hidden=hidden,
-            activation=activation,
-            batch_norm=batch_norm,
+            hidden=settings["hidden"],
+            activation=settings["activation"],
+            batch_norm=settings["batch_norm"],
         )
-        channels, height, width = options["image_shape"]
+        channels, height, width = layout["image_shape"]
         self.image_shape = (channels, height, width)
         self._config = {
-            **options,
+            **layout,
             "widths": list(widths),
             "likelihood": likelihood,
             "scale": self.scale,
@@ -252,7 +269,7 @@ class HierarchicalVAE(VAE, abc.ABC):
         self.mean_head = networks.head()
         self.log_var_head = networks.head()
         self.decoder = networks.decoder
-        act = ACTIVATIONS[options.get("activation", "relu")]
+        act = ACTIVATIONS[layout.get("activation", "relu")]
         steps = list(itertools.pairwise(widths))
         self.up = nn.ModuleList(_Link(low, between, high, act) for low, high in steps)
         self.down = nn.ModuleList(_Link(high, between, low, act) for low, high in steps)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast, final
+from typing import Any, TypedDict, Unpack, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
+from robustvae._options import with_defaults
 from robustvae.errors import (
     ConfigError,
     MissingExtraError,
@@ -221,6 +222,32 @@ ARCHITECTURES = ("conv", "mlp")
 SORTS: dict[str, type[nn.Module]] = {"groupsort": GroupSort, "maxmin": MaxMin}
 
 
+@final
+class LipschitzOptions(TypedDict, total=False):
+    """Options of `LipschitzVAE`, which describes them."""
+
+    hidden: Sequence[int] | None
+    stddev_norm: float | None
+    scale: float
+    activation: str
+    order: int
+    retract_every: int
+    architecture: str
+    channels: Sequence[int] | None
+
+
+_DEFAULTS: LipschitzOptions = {
+    "hidden": None,
+    "stddev_norm": None,
+    "scale": 1.0,
+    "activation": "groupsort",
+    "order": 1,
+    "retract_every": 32,
+    "architecture": "mlp",
+    "channels": None,
+}
+
+
 @register("model", "lipschitz-vae")
 @final
 class LipschitzVAE(VAE):
@@ -241,23 +268,26 @@ class LipschitzVAE(VAE):
     Args:
         latent: Dimension d of the latent.
         image_shape: (C, H, W).
-        hidden: Even widths of each network's dense layers, from the pixels inwards; by default
-            (512, 512), or (256,) after convolutions.
         encoder_lipschitz: K of the encoder's mean, and of the std head before its sigmoid.
         decoder_lipschitz: K of the decoder's logits.
         stddev: The constant sigma of every coordinate, or None for a learned one.
-        stddev_norm: Greatest norm |sigma(x)| of a learned one; None for any.
         likelihood: As of `vae`.
-        scale: Standard deviation of the Gaussian likelihood, in pixel units.
-        activation: "groupsort" or "maxmin".
-        order: Order of the Björck iteration in `after_step`.
-        retract_every: Most optimizer steps between retractions; fewer while the weights move fast.
-        architecture: "mlp" or "conv".
-        channels: Even numbers of channels of the "conv", at least 16, from the pixels inwards;
-            each convolution halves the image. By default (32, 64).
+        options: Any of
+
+            - hidden: Even widths of each network's dense layers, from the pixels inwards; by
+              default (512, 512), or (256,) after convolutions;
+            - stddev_norm: Greatest norm |sigma(x)| of a learned one; None for any;
+            - scale: Standard deviation of the Gaussian likelihood, in pixel units, 1 by default;
+            - activation: "groupsort" (the default) or "maxmin";
+            - order: Order of the Björck iteration in `after_step`, 1 by default;
+            - retract_every: Most optimizer steps between retractions, 32 by default; fewer while
+              the weights move fast;
+            - architecture: "mlp" (the default) or "conv";
+            - channels: Even numbers of channels of the "conv", at least 16, from the pixels
+              inwards; each convolution halves the image. By default (32, 64).
 
     Raises:
-        UnknownNameError: An unknown likelihood, activation or architecture.
+        UnknownNameError: An unknown likelihood, activation, architecture or option.
         RangeError: A constant, width or scale that is not positive.
         ConfigError: An odd width; channels that are few or odd, or given to the "mlp".
         ShapeError: `image_shape` is not (C, H, W), or cannot be halved so often.
@@ -280,21 +310,19 @@ class LipschitzVAE(VAE):
         self,
         latent: int = 10,
         image_shape: Sequence[int] = (1, 28, 28),
-        hidden: Sequence[int] | None = None,
         encoder_lipschitz: float = 5.0,
         decoder_lipschitz: float = 5.0,
         stddev: float | None = 0.1,
         likelihood: str = "continuous_bernoulli",
-        scale: float = 1.0,
-        activation: str = "groupsort",
-        order: int = 1,
-        retract_every: int = 32,
-        architecture: str = "mlp",
-        channels: Sequence[int] | None = None,
-        stddev_norm: float | None = None,
+        **options: Unpack[LipschitzOptions],
     ) -> None:
         """Build orthonormal networks; torch's global generator makes the first weights."""
         super().__init__()
+        settings = with_defaults(LipschitzVAE, options, _DEFAULTS)
+        hidden, architecture = settings["hidden"], settings["architecture"]
+        scale, stddev_norm = settings["scale"], settings["stddev_norm"]
+        activation, order = settings["activation"], settings["order"]
+        retract_every = settings["retract_every"]
         check_count(latent, "latent")
         check_count(order, "order")
         check_count(retract_every, "retract_every")
@@ -315,7 +343,7 @@ class LipschitzVAE(VAE):
         if hidden is None:
             hidden = (512, 512) if architecture == "mlp" else (256,)
         check_sizes(hidden, "hidden")
-        channels = _checked_channels(architecture, channels, image_shape)
+        channels = _checked_channels(architecture, settings["channels"], image_shape)
         if any(width % 2 for width in hidden):
             raise ConfigError(f"widths in hidden must be even, got {list(hidden)}")
         self.latent = latent

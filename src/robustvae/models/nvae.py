@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
+from robustvae._options import with_defaults
 from robustvae.errors import ShapeError, check_choice, check_count, check_sizes
 from robustvae.models.base import VAE
 from robustvae.models.hierarchy import Choose, LayeredGaussian
@@ -21,6 +22,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 _SOFT_BOUND = 5.0
 _RESIDUAL = 0.1
+
+
+@final
+class SizeOptions(TypedDict, total=False):
+    """Values that `NVAE` puts in place of a preset's; it describes them."""
+
+    channels: int | None
+    groups: Sequence[int] | None
+    latent_channels: int | None
+    cells: int | None
+
+
+_DEFAULTS: SizeOptions = {"channels": None, "groups": None, "latent_channels": None, "cells": None}
 
 
 @register("model", "nvae")
@@ -37,18 +51,16 @@ class NVAE(VAE):
     In the flat latent the group next to the data comes first, as in every hierarchy.
 
     Args:
-        preset: "tiny" (two scales of three groups) or "paper" (close to the paper's for MNIST);
-            what follows, where it is not None, replaces a value of the preset.
+        preset: "tiny" (two scales of three groups) or "paper" (close to the paper's for MNIST).
         image_shape: (C, H, W), H and W multiples of 2^S.
         likelihood: As of `vae`.
         scale: As of `vae`.
-        channels: Features at the finest scale; twice as many at each coarser one.
-        groups: Groups of each scale, from the coarsest.
-        latent_channels: Channels of each group.
-        cells: Residual cells of each group, in the encoder and in the decoder.
+        options: In place of the preset's, any of channels, features at the finest scale, twice as
+            many at each coarser one; groups, of each scale, from the coarsest; latent_channels, of
+            each group; and cells, the residual cells of each group, in encoder and decoder.
 
     Raises:
-        UnknownNameError: An unknown preset or likelihood.
+        UnknownNameError: An unknown preset, likelihood or option.
         RangeError: A count below 1.
         ShapeError: No scale, or images whose size does not halve that often.
 
@@ -72,23 +84,15 @@ class NVAE(VAE):
         image_shape: Sequence[int] = (1, 28, 28),
         likelihood: str = "bernoulli",
         scale: float = 1.0,
-        channels: int | None = None,
-        groups: Sequence[int] | None = None,
-        latent_channels: int | None = None,
-        cells: int | None = None,
+        **options: Unpack[SizeOptions],
     ) -> None:
         """Build the networks; torch's global generator makes the first weights."""
         super().__init__()
         check_choice("preset", preset, PRESETS)
         check_likelihood(likelihood, scale)
         check_sizes(image_shape, "image_shape", axes=3)
-        arguments = {
-            "channels": channels,
-            "groups": groups,
-            "latent_channels": latent_channels,
-            "cells": cells,
-        }
-        size = PRESETS[preset] | {name: v for name, v in arguments.items() if v is not None}
+        settings = with_defaults(NVAE, options, _DEFAULTS)
+        size = PRESETS[preset] | {name: v for name, v in settings.items() if v is not None}
         for name in ("channels", "latent_channels", "cells"):
             check_count(size[name], name)
         check_sizes(size["groups"], "groups")

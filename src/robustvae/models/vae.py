@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
 
+from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, check_choice, check_number, check_positive
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import (
@@ -21,6 +22,28 @@ from robustvae.models.networks import build, log_var_to_stddev
 from robustvae.registry import register
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "continuous_bernoulli_exact", "gaussian")
+
+
+@final
+class GaussianOptions(TypedDict, total=False):
+    """Options of `GaussianVAE`, which describes them."""
+
+    hidden: Sequence[int] | None
+    activation: str | None
+    batch_norm: bool | None
+    stddev: float | None
+    stddev_offset: float
+    stddev_norm: float | None
+
+
+_DEFAULTS: GaussianOptions = {
+    "hidden": None,
+    "activation": None,
+    "batch_norm": None,
+    "stddev": None,
+    "stddev_offset": 0.0,
+    "stddev_norm": None,
+}
 
 
 @register("model", "vae")
@@ -39,17 +62,19 @@ class GaussianVAE(VAE):
         likelihood: "bernoulli", "continuous_bernoulli" (reconstruction as in the papers),
             "continuous_bernoulli_exact" (its true mean), or "gaussian" (identity output).
         scale: Standard deviation of the Gaussian likelihood, in pixel units.
-        hidden: Widths of the `mlp`, from the pixels inwards.
-        activation: "relu" or "tanh", of the `mlp`.
-        batch_norm: Batch norm before the activations of the `mlp`; [Khan23]'s has it, with
-            hidden [256, 256, 512], activation "tanh" and d = 32.
-        stddev: One standard deviation for all coordinates and inputs; None to learn it.
-        stddev_offset: tau, added to the learned standard deviation; at least 0.
-        stddev_norm: Greatest norm |s(x) + tau| of the learned standard deviation; None for any.
-            The projection on that ball raises no Lipschitz constant.
+        options: Any of
+
+            - hidden: Widths of the `mlp`, from the pixels inwards;
+            - activation: "relu" or "tanh", of the `mlp`;
+            - batch_norm: Batch norm before the activations of the `mlp`; [Khan23]'s has it, with
+              hidden [256, 256, 512], activation "tanh" and d = 32;
+            - stddev: One standard deviation for all coordinates and inputs; None to learn it;
+            - stddev_offset: tau, added to the learned standard deviation, 0 by default;
+            - stddev_norm: Greatest norm |s(x) + tau| of the learned standard deviation; None for
+              any. The projection on that ball raises no Lipschitz constant.
 
     Raises:
-        UnknownNameError: An unknown architecture, likelihood or activation.
+        UnknownNameError: An unknown architecture, likelihood, activation or option.
         ConfigError: Options of the `mlp` for another architecture, or of a learned standard
             deviation beside a constant one.
         RangeError: A width, scale or standard deviation that is not positive.
@@ -73,15 +98,13 @@ class GaussianVAE(VAE):
         image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         scale: float = 1.0,
-        hidden: Sequence[int] | None = None,
-        activation: str | None = None,
-        batch_norm: bool | None = None,
-        stddev: float | None = None,
-        stddev_offset: float = 0.0,
-        stddev_norm: float | None = None,
+        **options: Unpack[GaussianOptions],
     ) -> None:
         """Build the networks; torch's global generator makes the first weights."""
         super().__init__()
+        settings = with_defaults(GaussianVAE, options, _DEFAULTS)
+        stddev, stddev_offset = settings["stddev"], settings["stddev_offset"]
+        stddev_norm = settings["stddev_norm"]
         check_likelihood(likelihood, scale)
         check_number(stddev_offset, "stddev_offset", least=0)
         for name, value in (("stddev", stddev), ("stddev_norm", stddev_norm)):
@@ -92,17 +115,17 @@ class GaussianVAE(VAE):
                 "stddev_offset and stddev_norm shape a learned standard deviation, "
                 f"got them beside the constant stddev={stddev:g}"
             )
-        networks, options = build(
+        networks, layout = build(
             architecture,
             latent,
             latent,
             image_shape,
-            hidden=hidden,
-            activation=activation,
-            batch_norm=batch_norm,
+            hidden=settings["hidden"],
+            activation=settings["activation"],
+            batch_norm=settings["batch_norm"],
         )
         self.latent = latent
-        channels, height, width = options["image_shape"]
+        channels, height, width = layout["image_shape"]
         self.image_shape = (channels, height, width)
         self.likelihood = likelihood
         self.scale = float(scale)
@@ -110,7 +133,7 @@ class GaussianVAE(VAE):
         self.stddev_offset = float(stddev_offset)
         self.stddev_norm = None if stddev_norm is None else float(stddev_norm)
         self._config = {
-            **options,
+            **layout,
             "latent": latent,
             "likelihood": likelihood,
             "scale": self.scale,

@@ -45,19 +45,52 @@ class Minimum:
     converged: Tensor
 
 
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stopping:
+    """When a row of a minimization is done.
+
+    Args:
+        steps: Most evaluations of a row.
+        gradient_tolerance: Greatest entry of the projected gradient at which a row is done.
+        value_tolerance: Relative gain at which a row is done, if three in a row are no larger; the
+            start, which gained nothing yet, counts as one.
+        scale: Least size of a value, (n,), that its gain is held against; 0 where it is None.
+    """
+
+    steps: int = 200
+    gradient_tolerance: float = 1e-5
+    value_tolerance: float = 1e-9
+    scale: Tensor | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Schedule:
+    """Which rows of a minimization are at work together, and which one starts where.
+
+    Args:
+        together: Most rows in one evaluation; None for all.
+        after: The row at whose end each row starts, once that is done, (n,) int; -1 for its own
+            start, which all have where this is None. No row may wait for itself.
+    """
+
+    together: int | None = None
+    after: Tensor | None = None
+
+
+_USUAL, _AT_ONCE = Stopping(), Schedule()
+
+
 def minimize(
     objective: Objective,
     start: Tensor,
     low: Tensor,
     high: Tensor,
     *,
-    steps: int = 200,
     memory: int = 10,
-    gradient_tolerance: float = 1e-5,
-    value_tolerance: float = 1e-9,
-    scale: Tensor | None = None,
-    together: int | None = None,
-    after: Tensor | None = None,
+    stopping: Stopping = _USUAL,
+    schedule: Schedule = _AT_ONCE,
 ) -> Minimum:
     r"""Minimize over a box by projected L-BFGS, each row its own problem.
 
@@ -72,15 +105,9 @@ def minimize(
         start: Starts, (n, D).
         low: Lower bounds, (n, D); may be -inf.
         high: Upper bounds, (n, D); may be inf.
-        steps: Most evaluations of a row.
         memory: Pairs kept.
-        gradient_tolerance: Greatest entry of the projected gradient at which a row is done.
-        value_tolerance: Relative gain at which a row is done, if three in a row are no larger; the
-            start, which gained nothing yet, counts as one.
-        scale: Least size of a value, (n,), that its gain is held against; 0 where it is None.
-        together: Most rows in one evaluation; None for all.
-        after: The row at whose end each row starts, once that is done, (n,) int; -1 for its own
-            start, which all have where this is None. No row may wait for itself.
+        stopping: When a row is done.
+        schedule: Which rows are at work together, and which one starts where.
 
     References:
         Nocedal & Wright, 2006, Algorithm 7.4; Bertsekas, 1982 (two-metric projection);
@@ -95,7 +122,8 @@ def minimize(
         tensor([[1., 1., 1.]])
     """
     n, device = len(start), start.device
-    scale = start.new_full((n,), 1e-30) if scale is None else scale
+    scale = start.new_full((n,), 1e-30) if stopping.scale is None else stopping.scale
+    after = schedule.after
     after = torch.full((n,), -1, device=device) if after is None else after
     waiting = torch.ones(n, dtype=torch.bool, device=device)
     over = ~waiting
@@ -106,13 +134,13 @@ def minimize(
         torch.zeros(n, dtype=torch.long, device=device),
         torch.zeros_like(over),
     )
-    seats, next_row = _Seats.empty(min(n, together or n), start, memory), 0
+    seats, next_row = _Seats.empty(min(n, schedule.together or n), start, memory), 0
     while True:
         now = seats.first(next_row)
         steep = now.downhill.abs()
-        flat = steep.amax(1) <= gradient_tolerance
+        flat = steep.amax(1) <= stopping.gradient_tolerance
         now.converged.logical_or_(flat & (now.evaluations > 0))
-        left = now.converged | (now.evaluations >= steps)
+        left = now.converged | (now.evaluations >= stopping.steps)
         if not next_row or bool(left.any()):
             row_numbers = now.row[left]
             result.y[row_numbers], result.value[row_numbers] = now.y[left], now.value[left]
@@ -148,7 +176,7 @@ def minimize(
         good |= now.evaluations == 0
         now.evaluations.add_(1)
         against = torch.maximum(torch.maximum(now.value.abs(), value.abs()), scale[now.row])
-        small = good & (now.value - value <= value_tolerance * against)
+        small = good & (now.value - value <= stopping.value_tolerance * against)
         now.stalled.copy_(torch.where(good & ~small, 0, now.stalled + small))
         now.converged.logical_or_(now.stalled >= 3)
 
@@ -370,7 +398,12 @@ class LBFGS:
             return -value, -slope if slope is not None else torch.zeros_like(flat)
 
         minimum = minimize(
-            objective, start.flatten(1), low, high, steps=self.steps, memory=self.memory
+            objective,
+            start.flatten(1),
+            low,
+            high,
+            memory=self.memory,
+            stopping=Stopping(steps=self.steps),
         )
         y = project(minimum.y, torch.arange(len(rows), device=x.device))
         shape = (len(inputs), self.restarts)

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from robustvae._options import option_hints
 from robustvae.errors import ConfigError, DtypeError, UnsupportedError, unknown
 from robustvae.registry.members import (
     BASES,
@@ -85,11 +86,17 @@ def spec_of(family: str, member: Any) -> dict[str, Any]:
 
 def _parameters(member: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
+    main = {
         name: parameter
         for name, parameter in inspect.signature(member).parameters.items()
         if parameter.kind in kinds
     }
+    # an option's default is the member's own affair: here it counts that there is one
+    options = {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in option_hints(member)
+    }
+    return main | options
 
 
 def _made(member: Callable[..., Any], fields: Mapping[str, Any], what: str) -> Any:
@@ -117,7 +124,7 @@ def _hints(member: Any) -> dict[str, Any]:
     if isinstance(member, type) and not dataclasses.is_dataclass(member):
         function = member.__init__  # type: ignore[misc]
     try:
-        return get_type_hints(function)
+        return get_type_hints(function) | option_hints(member)
     except Exception:  # names that only a type checker can see; the member checks its values itself
         module = sys.modules.get(getattr(member, "__module__", ""), None)
         raw = getattr(function, "__annotations__", {})

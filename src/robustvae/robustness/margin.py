@@ -173,21 +173,21 @@ def estimate_margin(
         >>> rv.estimate_margin(rv.Victim(vae), x, 100.0, 0.5, "centered", generator=g).value
         tensor([inf, inf, inf], dtype=torch.float64)
     """
-    chosen = with_defaults(estimate_margin, options, _DEFAULTS)
-    box, norm, center = chosen["box"], chosen["norm"], chosen["center"]
+    settings = with_defaults(estimate_margin, options, _DEFAULTS)
+    box, norm, center = settings["box"], settings["norm"], settings["center"]
     if box is not None:
         check_type(box, "box", bool)
     fields = {"m": m, "norm": norm, "displacement": displacement, "center": center}
     question = one_question(
-        "estimate_margin", chosen["question"], r, box=box is not False, **fields
+        "estimate_margin", settings["question"], r, box=box is not False, **fields
     )
     boxes = (True, False) if box is None else (question.box,)
-    budget = Budget() if chosen["budget"] is None else chosen["budget"]
+    budget = Budget() if settings["budget"] is None else settings["budget"]
     check_type(budget, "budget", Budget)
     check_type(victim, "victim", Victim)
     check_images(x, victim.vae.image_shape)
     largest = budget.largest or (math.sqrt(x[0].numel()) if question.norm == "l2" else 1.0)
-    rows, candidates = chosen["rows"], chosen["candidates"]
+    rows, candidates = settings["rows"], settings["candidates"]
     # in the order of their numbers, the same batch is computed alike whatever order it came in
     streams = by_row(generator, "margin", x, rows)
     order = torch.tensor(np.argsort(row_numbers(x, rows), kind="stable"), device=x.device)

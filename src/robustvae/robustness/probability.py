@@ -88,10 +88,10 @@ def robustness_probability(
         >>> p.value
         tensor([1., 1., 1.], dtype=torch.float64)
     """
-    chosen = with_defaults(robustness_probability, options, _DRAWS)
+    settings = with_defaults(robustness_probability, options, _DRAWS)
     check_positive(r, "r")
-    distances = _distances(victim, x, x_adv, displacement, generator, chosen)
-    return _proportion((distances <= r).sum(0), chosen, box=None)
+    distances = _distances(victim, x, x_adv, displacement, generator, settings)
+    return _proportion((distances <= r).sum(0), settings, box=None)
 
 
 def robustness_curve(
@@ -142,9 +142,9 @@ def robustness_curve(
         >>> curve.value.shape
         torch.Size([3, 2])
     """
-    chosen = with_defaults(robustness_curve, options, _DRAWS)
+    settings = with_defaults(robustness_curve, options, _DRAWS)
     check_type(question, "question", Question)
-    check_count(chosen["draws"], "draws")
+    check_count(settings["draws"], "draws")
     check_images(direction, victim.vae.image_shape, name="direction", low=None, high=None)
     if direction.shape != x.shape:
         raise ShapeError(f"direction must be {tuple(x.shape)} like x, got {tuple(direction.shape)}")
@@ -164,7 +164,7 @@ def robustness_curve(
         question.displacement,
         question.center,
         generator=common.clone_state(),
-        chunk=chosen["chunk"],
+        chunk=settings["chunk"],
     )
     everyone = torch.arange(len(x), device=x.device)
     within = []
@@ -172,9 +172,9 @@ def robustness_curve(
         y = x + size * direction / length
         y = y.clamp(0, 1) if question.box else y
         # the same numbers at every size, so that the curve has no steps of chance
-        distances = ruler.fresh(y, everyone, chosen["draws"], common.clone_state())
-        within.append((distances.expand(chosen["draws"], -1) <= question.r).sum(0))
-    return _proportion(torch.stack(within, 1), chosen, box=question.box)
+        distances = ruler.fresh(y, everyone, settings["draws"], common.clone_state())
+        within.append((distances.expand(settings["draws"], -1) <= question.r).sum(0))
+    return _proportion(torch.stack(within, 1), settings, box=question.box)
 
 
 def clean_quantile(
@@ -218,11 +218,11 @@ def clean_quantile(
     """
     from scipy.special import bdtr
 
-    chosen = with_defaults(clean_quantile, options, _DRAWS)
-    draws, confidence = chosen["draws"], chosen["confidence"]
+    settings = with_defaults(clean_quantile, options, _DRAWS)
+    draws, confidence = settings["draws"], settings["confidence"]
     check_probability(m, "m")
     check_probability(confidence, "confidence")
-    distances = _distances(victim, x, x, displacement, generator, chosen)
+    distances = _distances(victim, x, x, displacement, generator, settings)
     ranking = distances.double().sort(0).values
     below = bdtr(np.arange(draws), draws, m)  # P(at most k of the draws lie below the quantile)
     tail = (1 - confidence) / 2

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import AttackSuite
-from robustvae.certificates import certify
+from robustvae.certificates import Question, certify
 from robustvae.defenses import Victim
 from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.perturb import Ball
-from robustvae.robustness import Displacement
 from robustvae.seeding import draw, randn
 
 SHARES = (0.25, 0.7, 0.95, 0.999, 1 - 1e-6)
@@ -70,9 +69,7 @@ class Trials:
 def trials(
     vae: VAE,
     x: Tensor,
-    r: float,
-    m: float,
-    displacement: Displacement,
+    question: Question,
     *,
     count: int,
     generator: torch.Generator,
@@ -88,9 +85,7 @@ def trials(
     Args:
         vae: What is certified.
         x: Images in [0, 1], (B, C, H, W).
-        r: l2 distance between outputs, in pixel units.
-        m: Probability wanted.
-        displacement: "centered", "paired" or "full".
+        question: What is certified: l2, from the mean center; with and without the box.
         count: Trials at least; fewer only where every input abstains.
         generator: Spent by all of it.
         methods: As of `certify`.
@@ -101,25 +96,26 @@ def trials(
         >>> from robustvae.testing import trials
         >>> vae = rv.load("digits-lipschitz-vae")
         >>> x = rv.data.load("digits", split="test").x[:4]
-        >>> found = trials(vae, x, 1.0, 0.5, "centered", count=500, generator=rv.generator(0))
+        >>> question = rv.Question(r=1.0, displacement="centered", box=False)
+        >>> found = trials(vae, x, question, count=500, generator=rv.generator(0))
         >>> found.done >= 500, found.violations
         (True, 0)
     """
     total = Trials()
     while total.done < count:
-        certificate = certify(vae, x, r, m, displacement, generator=generator, methods=methods)
+        certificate = certify(vae, x, question=question, generator=generator, methods=methods)
         is_positive = certificate.radius > 0
         total.inputs += int(is_positive.sum())
         total.abstained += int((~is_positive).sum())
         if not bool(is_positive.any()):
             break
         inside = x[is_positive]
-        radius = certificate.radius[is_positive].to(x.dtype)
-        attacks = _attacked(vae, inside, radius, suite, generator)
+        radius = certificate.radius[is_positive].to(x.dtype).view(-1, 1, 1, 1)
+        attacks = _attacked(vae, inside, radius.flatten(), suite, generator)
         for direction, attacked in _directions(inside, attacks, generator):
-            total.add(
-                _round(vae, inside, direction, radius, r, m, displacement, generator, attacked)
-            )
+            results = _round(vae, inside, radius * direction, question, generator)
+            results.adversarial = results.done * attacked
+            total.add(results)
             if total.done >= count:
                 break
     return total
@@ -167,35 +163,25 @@ def _unit(change: Tensor) -> Tensor:
 
 
 def _round(
-    vae: VAE,
-    x: Tensor,
-    direction: Tensor,
-    radius: Tensor,
-    r: float,
-    m: float,
-    displacement: Displacement,
-    generator: torch.Generator,
-    adversarial: bool,
+    vae: VAE, x: Tensor, longest: Tensor, question: Question, generator: torch.Generator
 ) -> Trials:
-    """Both signs of one direction at all shares, and the same clipped to the pixel range."""
+    """Both signs of the longest changes at all shares, and the same clipped to the pixel range."""
     points = []
     for share in SHARES:
-        step = share * radius.view(-1, 1, 1, 1) * direction
+        step = share * longest
         points += [x + step, x - step, (x + step).clamp(0, 1)]
     x_adv = torch.cat(points)
     clean = x.repeat(len(points), 1, 1, 1)
+    radius = longest.double().flatten(1).norm(dim=1)
     largest = torch.cat([share * radius for share in SHARES for _ in range(3)])
     size = (x_adv - clean).double().flatten(1).norm(dim=1)
-    assert bool((size <= largest.double() * (1 + 1e-6) + 1e-6).all())  # the image's own rounding
+    assert bool((size <= largest * (1 + 1e-6) + 1e-6).all())  # the image's own rounding
     with torch.no_grad():
-        violations, open_rows, draws = judge(
-            vae, clean, x_adv, r, m, displacement, generator=generator
-        )
+        violations, open_rows, draws = judge(vae, clean, x_adv, question, generator=generator)
     return Trials(
         done=len(x_adv),
         violations=violations,
         undecided=open_rows,
-        adversarial=len(x_adv) * adversarial,
         box=int(((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1).sum()),
         draws=draws,
     )
@@ -205,13 +191,12 @@ def judge(
     vae: VAE,
     x: Tensor,
     x_adv: Tensor,
-    r: float,
-    m: float,
-    displacement: Displacement,
+    question: Question,
     *,
     generator: torch.Generator,
 ) -> tuple[int, int, int]:
     """Of perturbed images: how many refute robustness, how many are undecided, and draws spent."""
+    r, m, displacement = question.r, question.m, question.displacement
     q, q_adv = vae.encode(x), vae.encode(x_adv)
     center = vae.decode(q.mean).mean.flatten(1)
     if displacement == "centered":

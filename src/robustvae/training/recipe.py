@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, TypedDict, Unpack, final
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robustvae import data, models, objectives
+from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, unknown
 from robustvae.models import VAE, checkpoint
 from robustvae.seeding import generator
@@ -134,17 +135,32 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+@final
+class RecipeOptions(TypedDict, total=False):
+    """Options of `train_recipe`, which describes them."""
+
+    start: VAE | None
+    epochs: int | None
+    root: str | Path | None
+    resume: bool
+    progress: bool | None
+    device: str | None
+    precision: Precision | None
+
+
+_DEFAULTS: RecipeOptions = {
+    "start": None,
+    "epochs": None,
+    "root": None,
+    "resume": True,
+    "progress": None,
+    "device": None,
+    "precision": None,
+}
+
+
 def train_recipe(
-    recipe: str | Path | Recipe,
-    out: str | Path,
-    *,
-    start: VAE | None = None,
-    epochs: int | None = None,
-    root: str | Path | None = None,
-    resume: bool = True,
-    progress: bool | None = None,
-    device: str | None = None,
-    precision: Precision | None = None,
+    recipe: str | Path | Recipe, out: str | Path, **options: Unpack[RecipeOptions]
 ) -> VAE:
     """Train a model by a recipe; run again, it goes on where it was stopped.
 
@@ -154,19 +170,22 @@ def train_recipe(
     Args:
         recipe: A recipe, the name of a bundled one, or a YAML file.
         out: Folder of the run; see `fit`.
-        start: The model that the recipe goes on from, trained in place; None reads its `start` as
-            a checkpoint folder.
-        epochs: Instead of the recipe's.
-        root: Folder of the data sets; see `rv.data.load`.
-        resume: Go on from the state in `out` if there is one.
-        progress: Show a bar; None shows it on a terminal only.
-        device: Where to train; None is the CPU.
-        precision: Instead of the recipe's; see `fit`.
+        options: Any of
+
+            - start: The model that the recipe goes on from, trained in place; None reads its
+              `start` as a checkpoint folder;
+            - epochs: Instead of the recipe's;
+            - root: Folder of the data sets; see `rv.data.load`;
+            - resume: Whether to go on from the state in `out` if there is one, as by default;
+            - progress: Whether to show a bar; None shows it on a terminal only;
+            - device: Where to train; None is the CPU;
+            - precision: Instead of the recipe's; see `fit`.
 
     Returns:
         The trained model.
 
     Raises:
+        UnknownOptionError: An option of another name.
         UnknownNameError: An unknown recipe, key, model, data set, objective or option.
         ConfigError: A value of the wrong kind, or another run in `out`.
         DataError: The data set is missing or damaged.
@@ -180,6 +199,8 @@ def train_recipe(
         ...     train_recipe("digits-vae", out, epochs=1, progress=False).image_shape
         (1, 8, 8)
     """
+    selection = with_defaults(train_recipe, options, _DEFAULTS)
+    start, root = selection["start"], selection["root"]
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
     if recipe.model is not None:
@@ -191,7 +212,7 @@ def train_recipe(
     start_sha256 = checkpoint.weights_sha256(vae)
     objective = objectives.create(recipe.objective.name, **recipe.objective.options)
     images = data.load(recipe.data.name, recipe.data.split, root)
-    instead = {"epochs": epochs, "precision": precision}
+    instead = {"epochs": selection["epochs"], "precision": selection["precision"]}
     settings = recipe.training.model_dump()
     settings |= {key: value for key, value in instead.items() if value is not None}
     draws = generator(recipe.seed)
@@ -201,9 +222,9 @@ def train_recipe(
         images,
         generator=draws,
         out=out,
-        resume=resume,
-        progress=progress,
-        device=device,
+        resume=selection["resume"],
+        progress=selection["progress"],
+        device=selection["device"],
         **settings,
     )
     tests = data.load(recipe.data.name, "test", root)

@@ -9,14 +9,14 @@ G is D x D of rank at most 2d: it is never built. Its spectrum is that of a 2d x
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
+from robustvae._options import with_defaults
 from robustvae.errors import (
     RangeError,
     ShapeError,
@@ -48,7 +48,6 @@ Normalize = Literal["max", "trace"]
 
 _ELEMENTS_AT_ONCE = 2**24
 _ROWS_AT_MOST = 512  # backward passes for one input's whole Jacobian
-_STEPS = tuple(10.0 ** (-2 + 3 * i / 39) for i in range(40))
 
 
 @final
@@ -157,6 +156,17 @@ class Geometry:
         return self.eigenvalues
 
 
+@final
+class ProductOptions(TypedDict, total=False):
+    """How `pullback` computes; it describes them."""
+
+    batched: bool | None
+    chunk: int | None
+
+
+_PRODUCTS: ProductOptions = {"batched": None, "chunk": None}
+
+
 def pullback(
     vae: VAE,
     x: Tensor,
@@ -165,8 +175,7 @@ def pullback(
     std_term: StdTerm = "expected",
     *,
     count: int | None = None,
-    batched: bool | None = None,
-    chunk: int | None = None,
+    **options: Unpack[ProductOptions],
 ) -> Geometry:
     """Eigenvalues and eigenvectors of the encoder's pullback metric at each input.
 
@@ -183,15 +192,15 @@ def pullback(
         part: "mean", "std" or "both".
         std_term: "expected" or "paper", of the Riemannian std part.
         count: How many directions to keep, None for all.
-        batched: Vectorize the products with J; None for yes unless the model has convolutions.
-        chunk: Inputs at a time; None for as many as keep J within 2^24 numbers, or
-            in the cache where its products are vectorized.
+        options: Any of batched, whether the products with J are vectorized, None for yes unless the
+            model has convolutions; and chunk, inputs at a time, None for as many as keep J within
+            2^24 numbers, or in the cache where its products are vectorized.
 
     Returns:
         `Geometry`, without a graph.
 
     Raises:
-        UnknownNameError: Any other `latent`, `part` or `std_term`.
+        UnknownNameError: Any other `latent`, `part` or `std_term`, or an unknown option.
         ShapeError: Images that the model cannot read.
 
     References:
@@ -206,6 +215,8 @@ def pullback(
         >>> geometry.eigenvalues.shape, geometry.directions.shape
         (torch.Size([3, 4]), torch.Size([3, 4, 1, 4, 4]))
     """
+    settings = with_defaults(pullback, options, _PRODUCTS)
+    batched, chunk = settings["batched"], settings["chunk"]
     _check(vae, x, latent, part, std_term)
     n = vae.latent * (2 if part == "both" else 1)
     rank = n if count is None else min(count, n)
@@ -226,6 +237,17 @@ def pullback(
     return Geometry(torch.cat(values), torch.cat(directions), latent, part, std_term)
 
 
+@final
+class LanczosOptions(TypedDict, total=False):
+    """Options of `leading_pullback`, which describes them."""
+
+    count: int
+    steps: int | None
+
+
+_LANCZOS: LanczosOptions = {"count": 1, "steps": None}
+
+
 def leading_pullback(
     vae: VAE,
     x: Tensor,
@@ -233,9 +255,8 @@ def leading_pullback(
     part: Part = "both",
     std_term: StdTerm = "expected",
     *,
-    count: int = 1,
-    steps: int | None = None,
     generator: torch.Generator,
+    **options: Unpack[LanczosOptions],
 ) -> Geometry:
     """The top of the spectrum only, matrix-free: for large d or large images.
 
@@ -248,15 +269,15 @@ def leading_pullback(
         latent: "flat", or "riemannian" with the decoder's metric, see `decoder_metric`.
         part: "mean", "std" or "both".
         std_term: "expected" (which takes d products with the decoder's Jacobian) or "paper".
-        count: How many eigenpairs.
-        steps: Products, at least `count`; None for 4 count + 20.
         generator: Spent on the start.
+        options: Any of count, how many eigenpairs, 1 by default; and steps, products, at least
+            `count`, None for 4 count + 20.
 
     Returns:
         `Geometry` with `count` eigenvalues and directions, and `complete` False.
 
     Raises:
-        UnknownNameError: Any other `latent`, `part` or `std_term`.
+        UnknownNameError: Any other `latent`, `part` or `std_term`, or an unknown option.
         RangeError: A count out of range.
 
     Examples:
@@ -267,6 +288,8 @@ def leading_pullback(
         >>> leading_pullback(vae, x, generator=g).spectral_radius.shape
         torch.Size([3])
     """
+    settings = with_defaults(leading_pullback, options, _LANCZOS)
+    count, steps = settings["count"], settings["steps"]
     _check(vae, x, latent, part, std_term)
     with frozen(vae), channels_last(vae):
         encoder = products(_encoder(vae, part), x)
@@ -412,108 +435,6 @@ def decoder_metric(vae: VAE, z: Tensor, *, batched: bool | None = None, chunk: i
             jacobian(_decoder(vae), part, batched=batched, chunk=chunk) for part in z.split(chunk)
         ]
     return torch.cat([part.mT @ part for part in parts])
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class StepCurves:
-    """What happens along eigendirections as the step grows; the worse of the two signs.
-
-    Attributes:
-        steps: Step sizes s, (K,).
-        size: 2-norm of the perturbation in pixel units, after clipping, (B, count, K).
-        error: Mean squared error per pixel between the image and the reconstruction of the
-            perturbed one, (B, count, K).
-        displacement: ||mu(x + delta) - mu(x)||, (B, count, K).
-        box: Whether the perturbed images were clipped to [0, 1].
-    """
-
-    steps: Tensor
-    size: Tensor
-    error: Tensor
-    displacement: Tensor
-    box: bool
-
-
-def step_curves(
-    vae: VAE,
-    x: Tensor,
-    geometry: Geometry,
-    *,
-    steps: Sequence[float] = _STEPS,
-    count: int = 5,
-    box: bool = False,
-    scale: Literal["unit", "eigenvalue"] = "unit",
-    chunk: int = 250,
-) -> StepCurves:
-    """Reconstruction error and latent displacement along the top eigendirections.
-
-    delta = +-s v_i; error and displacement are each the greater of the two signs.
-
-    Args:
-        vae: Read through its means.
-        x: Images in [0, 1], (B, C, H, W).
-        geometry: Of the same images.
-        steps: Step sizes s; by default the paper's 40, log-spaced in [0.01, 10].
-        count: How many directions.
-        box: Clip the perturbed images to [0, 1].
-        scale: "unit", or "eigenvalue" for +-s l_i v_i as [Khan23] prints it.
-        chunk: Images at a time.
-
-    Raises:
-        RangeError: More directions than `geometry` holds, or a step that is not positive.
-        ShapeError: A geometry of other images.
-
-    References:
-        [Khan23] section 4.1, Figs. 3, 5 and 6.
-
-    Examples:
-        >>> import robustvae as rv, torch
-        >>> from robustvae.geometry import pullback, step_curves
-        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
-        >>> x = torch.rand(3, 1, 4, 4)
-        >>> step_curves(vae, x, pullback(vae, x), count=2).error.shape
-        torch.Size([3, 2, 40])
-    """
-    check_choice("scale", scale, ("eigenvalue", "unit"))
-    check_count(count, "count")
-    check_images(x, vae.image_shape)
-    if geometry.directions.shape[0] != len(x) or geometry.directions.shape[2:] != x.shape[1:]:
-        raise ShapeError(
-            f"geometry must be of x, {tuple(x.shape)}, got directions "
-            f"{tuple(geometry.directions.shape)}"
-        )
-    if count > geometry.directions.shape[1]:
-        raise RangeError(
-            f"count must be at most {geometry.directions.shape[1]}, the directions held, "
-            f"got {count}"
-        )
-    if not len(steps) or not all(math.isfinite(step) and step > 0 for step in steps):
-        raise RangeError(f"steps must be positive numbers, got {list(steps)}")
-    moves = geometry.directions[:, :count].to(x)
-    if scale == "eigenvalue":
-        moves = moves * geometry.eigenvalues[:, :count, None, None, None].to(x)
-    signed = torch.tensor([*steps, *(-step for step in steps)], dtype=x.dtype, device=x.device)
-    shape = (len(x), count, len(signed))
-    sizes, errors, shifts = [], [], []
-    with frozen(vae), torch.no_grad():
-        mean = vae.encode(x).mean
-        for rows in torch.arange(math.prod(shape), device=x.device).split(chunk):
-            image, offset = rows // (count * len(signed)), rows % (count * len(signed))
-            delta = (
-                moves[image, offset // len(signed)] * signed[offset % len(signed), None, None, None]
-            )
-            y = x[image] + delta
-            y = y.clamp(0, 1) if box else y
-            z = vae.encode(y).mean
-            sizes.append((y - x[image]).flatten(1).norm(dim=1))
-            errors.append((vae.decode(z).mean - x[image]).flatten(1).square().mean(1))
-            shifts.append((z - mean[image]).norm(dim=1))
-    size, error, shift = (
-        torch.cat(part).reshape(*shape[:2], 2, len(steps)).amax(2)
-        for part in (sizes, errors, shifts)
-    )
-    return StepCurves(signed[: len(steps)], size, error, shift, box)
 
 
 def _encoder(vae: VAE, part: str) -> Callable[[Tensor], Tensor]:
