@@ -96,7 +96,7 @@ class Run:
     def train(
         self,
         name: str,
-        model: Mapping[str, Any],
+        model: Mapping[str, Any] | VAE,
         objective: Objective,
         images: Images,
         *,
@@ -108,7 +108,7 @@ class Run:
 
         Args:
             name: Of the folder, below the runs.
-            model: Arguments of `models.create`.
+            model: Arguments of `models.create`, or a trained model to go on from.
             objective: What is minimized.
             images: To train on.
             epochs: Passes over them.
@@ -119,7 +119,7 @@ class Run:
             ConfigError: The folder holds a run of other settings.
         """
         seed = self.seed if seed is None else seed
-        vae = models.create(**{"seed": seed, **model})
+        vae = model if isinstance(model, VAE) else models.create(**{"seed": seed, **model})
         fitted = fit(
             vae.to(images.x.dtype),
             objective,
