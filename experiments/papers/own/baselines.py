@@ -1,4 +1,4 @@
-"""What holds best, at which price: every baseline of the papers and the trainings of our own, alike.
+"""What holds best, at which price: every baseline of the papers and our trainings, judged alike.
 
 Each line is a stored model, or one that is trained here from a stored one on the same training
 images. All are judged by the same attacks, on the same test images, by four measures that need not
