@@ -17,6 +17,7 @@ from torch import Tensor
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
 from experiments.papers.kuzina2022.common import references
+from robustvae import zoo
 from robustvae.attacks import Attack, CodeSpace, MaximumDamage, MetricDrop
 from robustvae.defenses import RobustPosterior, Victim
 from robustvae.models import VAE
@@ -29,7 +30,8 @@ class Spec:
     """What is attacked, and how hard.
 
     Attributes:
-        models: Model and data set of each row, with the count of its references.
+        models: Stored models; their cards name their data sets.
+        counts: References of each.
         radius: Of the attack in the maximum norm, which the defense knows.
         mode: Gradients of the defense.
         steps: Steps over codes of each start.
@@ -38,10 +40,8 @@ class Spec:
         ascent: Steps of the ascent beside it; 0 leaves it out.
     """
 
-    models: tuple[tuple[str, str, int], ...] = (
-        ("zoo/fashion-conv28", "fashion_mnist", 20),
-        ("zoo/mnist-conv28", "mnist", 50),
-    )
+    models: tuple[str, ...] = ("fashion-conv28", "mnist-conv28")
+    counts: tuple[int, ...] = (20, 50)
     radius: float = 0.2
     mode: int = 100
     steps: int = 60
@@ -54,7 +54,7 @@ class Spec:
     "own/code-space",
     "ours",
     sizes={
-        "smoke": Spec((("digits-vae", "digits", 10),), 0.2, 5, 2, 1, 1, 1),
+        "smoke": Spec(("digits-vae",), (10,), 0.2, 5, 2, 1, 1, 1),
         "laptop": Spec(),
         "full": Spec(starts=16, steps=100, tracked=100, ascent=10),
     },
@@ -62,8 +62,9 @@ class Spec:
 def code_space(spec: Spec, run: Run) -> Result:
     """MS-SSIM that an attack over codes leaves of images behind the robust mode."""
     rows: list[Row] = []
-    for name, data, count in spec.models:
-        vae, (x, _) = run.model(name), references(run.images(data), count, run.seed)
+    for name, count in zip(spec.models, spec.counts, strict=True):
+        images = run.images(zoo.card(name)["data"])
+        vae, (x, _) = run.model(name), references(images, count, run.seed)
         part = run.part(name, functools.partial(_attacked, vae, x, spec, run), vae)
         for setting, values in part.items():
             rows.append(measured(name, setting, values))
