@@ -84,6 +84,7 @@ def local_certificates(spec: Spec, run: Run) -> Result:
                     upper = estimate_margin(
                         victim, x, r, M, box=None, generator=g, budget=budget, **ask
                     )
+                    assert upper.unconstrained is not None
                     for kind, proof, end in (
                         ("free", lower, upper.unconstrained.value),
                         ("box", within, upper.value),

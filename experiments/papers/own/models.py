@@ -67,6 +67,7 @@ def digits_models(spec: DigitsSpec, run: Run) -> Result:
             upper = estimate_margin(
                 rv.Victim(vae), x, **question, box=None, generator=g, budget=budget
             )
+            assert upper.unconstrained is not None
             free, box = upper.unconstrained.value, upper.value
             return {
                 "squared error": (x_hat - images.x).flatten(1).square().sum(1),

@@ -162,7 +162,7 @@ def _directions(vaes: dict[str, VAE], x: Tensor, spec: Spec) -> Lines:
     for name, vae in vaes.items():
         lines[f"{name}: clean"] = _out(vae, x)
         for latent in ("flat", "riemannian"):
-            top = pullback(vae, x, latent, count=1).directions[:, 0]  # type: ignore[arg-type]
+            top = pullback(vae, x, latent, count=1).directions[:, 0]
             moved = x + spec.step * top
             lines[f"{name}, {latent}: in"] = moved
             lines[f"{name}, {latent}: out"] = _out(vae, moved)
@@ -186,8 +186,10 @@ def _plane(vae: VAE, x: Tensor, spec: Spec, run: Run) -> dict[str, float]:
         with new_figures() as new:
             figure = new(4, 3.6)
             axes = figure.subplots()
-            axes.scatter(*codes.T.tolist(), s=2, lw=0, color="0.8")
-            axes.scatter(*drawn.T.tolist(), s=6, lw=0, color="C2", label="draws of the chain")
+            first, second = codes.T.tolist()
+            axes.scatter(first, second, s=2, lw=0, color="0.8")
+            first, second = drawn.T.tolist()
+            axes.scatter(first, second, s=6, lw=0, color="C2", label="draws of the chain")
             axes.plot(*clean[0].tolist(), "o", color="C0", label="clean")
             axes.plot(*there[0].tolist(), "x", color="C3", label="attacked")
             axes.set(xlabel="$z_1$", ylabel="$z_2$")
