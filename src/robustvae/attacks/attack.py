@@ -139,6 +139,7 @@ class Attack:
             score = bound(self.goal, victim_seen, clean, generator=for_search)
             result = search(score, clean, self.ball, generator=for_starts)
             x_adv = self.ball.project(clean, result.y).contiguous()
+            x_adv = as_they_occur(victim.vae, self.ball, clean, x_adv)
             value = self._score(victim, clean, x_adv, for_score)
         blind = (result.gradient_norm == 0) | ~result.score.isfinite() | ~value.isfinite()
         return AttackResult(
@@ -181,6 +182,45 @@ class Attack:
         rows = torch.arange(len(x), device=x.device).split(_CHUNK)
         with torch.no_grad():
             return torch.cat([score(x_adv[part], part) for part in rows])
+
+
+def as_they_occur(vae: nn.Module, ball: Ball, x: Tensor, y: Tensor) -> Tensor:
+    """Points of a ball where inputs occur: whole numbers of the unit of a discrete `InputSpace`.
+
+    Searches move values continuously. What they find is rounded to the nearest whole number, or
+    towards the clean input where that would leave the ball.
+
+    Args:
+        vae: The model; one without a space, or with one that is not discrete, reads any value.
+        ball: Where the points must stay.
+        x: Clean inputs in [0, 1], (B, C, H, W).
+        y: Points of the ball, (B, C, H, W).
+
+    Examples:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from robustvae.attacks.attack import as_they_occur
+        >>> from robustvae.data import InputSpace
+        >>> from robustvae.perturb import Ball
+        >>> counts = SimpleNamespace(space=InputSpace((2,), high=10, discrete=True))
+        >>> x = torch.tensor([[[[0.1, 0.5]]]])
+        >>> as_they_occur(counts, Ball("l0", 2), x, x + torch.tensor([0.28, 0.02]))
+        tensor([[[[0.4000, 0.5000]]]])
+    """
+    space = getattr(vae, "space", None)
+    if space is None or not space.discrete:
+        return y
+    before = space.to_model(x).reshape(x.shape)
+    change = space.to_model(y).reshape(x.shape) - before
+
+    def at(steps: Tensor) -> Tensor:
+        # values that do not change stay as they are, to the last bit
+        return torch.where(steps == 0, x, space.from_model(before + steps).clamp(0, 1))
+
+    nearest = at(change.round())
+    inward = at((change * (1 + 1e-6)).trunc())  # 2.9999999 steps are 3 but for rounding
+    inside = ball.contains(x, nearest).view(-1, *(1,) * (x.ndim - 1))
+    return torch.where(inside, nearest, inward)
 
 
 @runtime_checkable

@@ -229,4 +229,5 @@ def _resized(ball: Ball, radius: float) -> Ball:
 def _everything(ball: Ball, x: Tensor) -> float:
     """A radius from which every image of the pixel range can be reached."""
     span = 1.0 if ball.low is None or ball.high is None else ball.high - ball.low
-    return span if ball.norm == "linf" else span * x[0].numel() ** 0.5
+    count = x[0].numel()
+    return {"l0": float(count), "linf": span}.get(ball.norm, span * count**0.5)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustvae.attacks.attack import AttackResult
+from robustvae.attacks.attack import AttackResult, as_they_occur
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.defenses import PosteriorMean, Victim, is_posterior_mean
 from robustvae.perturb import Ball
@@ -192,9 +192,12 @@ class Context:
                 lambda row, g: randn(*self.x[row].shape, like=self.x, generator=g),
             )
             step = torch.cat(steps)
+            # far outside: the projection cuts it to the size that was spent
             far = step.sign() if self.ball.norm == "linf" else step * math.sqrt(step[0].numel())
             size = self.ball.size(self.x, self.x_adv).clamp_min(1e-9)
-            return Ball(self.ball.norm, size).project(self.x, self.x + far)
+            ball = Ball(self.ball.norm, size)
+            noisy = ball.project(self.x, self.x + far)
+            return as_they_occur(self.victim.vae, ball, self.x, noisy)
 
         result: Tensor = self.once(("noise", self.attacked.id), draw)
         return result

@@ -96,7 +96,7 @@ class AttackPlan(BaseModel):
 
     goal: _spec("goal") = {"name": "maximum-damage"}  # type: ignore[valid-type]
     search: _spec("search") = {"name": "projected-ascent"}  # type: ignore[valid-type]
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Literal["l0", "l2", "linf"] = "l2"
     radius: float = Field(gt=0, allow_inf_nan=False)
 
     def build(self) -> Attack:

@@ -231,7 +231,8 @@ def _larger(context: Context) -> dict[str, float]:
 
 def _unbounded(context: Context) -> dict[str, float]:
     attack, x = context.plan.attacks[0], context.x
-    radius = 1.0 if attack.norm == "linf" else math.sqrt(x[0].numel())
+    count = x[0].numel()
+    radius = {"l0": float(count), "linf": 1.0}.get(attack.norm, math.sqrt(count))
     with ready(context.victim, x, Ball(attack.norm, radius)) as clean, torch.no_grad():
         score = _score(context, clean, attack)
         exchange = score(clean.roll(1, 0), torch.arange(len(x), device=x.device))

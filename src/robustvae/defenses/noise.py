@@ -86,6 +86,7 @@ class InputNoise:
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of one draw for each image, (B, C, H, W)."""
+        check_continuous(vae)
         with ready(vae, x):
             return self.defense(vae, self.noisy(x, generator=generator), generator=generator)
 
@@ -104,3 +105,18 @@ class InputNoise:
         if x.requires_grad and torch.is_grad_enabled():
             read = read + (x - x.detach())  # the identity to gradients, exactly 0 to values
         return read.clamp(0, 1) if self.clip else read
+
+
+def check_continuous(vae: VAE) -> None:
+    """Raise unless the values that a model reads are continuous, so that noise can be added.
+
+    Raises:
+        UnsupportedError: The model's `InputSpace` is discrete.
+    """
+    space = getattr(vae, "space", None)
+    if space is not None and space.discrete:
+        raise UnsupportedError(
+            "input noise and smoothing need continuous values, got a discrete InputSpace: normal "
+            "noise makes fractions of counts, which do not occur; judge counts by attacks in "
+            "rv.Ball('l0', k), or declare discrete=False"
+        )

@@ -29,7 +29,6 @@ from robustvae.objectives.base import (
 )
 from robustvae.objectives.elbo import ELBO
 from robustvae.perturb import Ball
-from robustvae.perturb.ball import NORMS
 from robustvae.registry import register
 
 Harm = Callable[[Tensor], Tensor]
@@ -108,7 +107,7 @@ class Adversarial:
             check_positive(radius, "each of radii")
         for harm in self.harm:
             check_choice("harm", harm, PASSES)
-        check_choice("norm", self.norm, NORMS)
+        check_choice("norm", self.norm, ("l2", "linf"))
         check_count(self.steps, "steps")
         check_positive(self.step, "step")
         check_number(self.share, "share", least=0)

@@ -59,8 +59,9 @@ class SearchResult:
 class ProjectedAscent:
     """Projected gradient ascent with restarts; the best iterate of the best restart is kept.
 
-    Steps are measured by the ball, whose 2-norm radius is R (radius x sqrt(D) for l-infinity):
-    y <- project(y + step R u), u = sign(g)/sqrt(D), g/||g||_2, or Adam's direction/sqrt(D).
+    Steps are measured by the ball, whose 2-norm radius is R (radius x sqrt(D) for l-infinity; the
+    diagonal of the box for l0, where few values move): y <- project(y + step R u), u =
+    sign(g)/sqrt(D), g/||g||_2, or Adam's direction/sqrt(D).
     Signs and Adam aim at the corners of a cube and come to rest up to a fifth short of the best
     point of an l2 ball: there the second half of their steps are normalized ones.
 
@@ -71,7 +72,7 @@ class ProjectedAscent:
             find less.
         step: Length of a step as a share of the radius.
         rule: "sign", "normalized", "adam", or None for the one that suits the ball:
-            sign steps for l-infinity, normalized ones for l2.
+            sign steps for l-infinity, normalized ones for l2 and l0.
         schedule: "constant"; "linear" (down to 0); "plateau": a row whose best score has not risen
             for `patience` steps goes back to its best point and halves its step.
         momentum: Share of the last direction kept, in [0, 1).
@@ -289,7 +290,7 @@ def _climb(
     )
     finish: list[_Climb] = []
     current = ball.rows(rows)
-    reach = current.radii(now.center).view(shape) * (pixels**0.5 if ball.norm == "linf" else 1.0)
+    reach = current.reach(now.center).view(shape)
 
     for count in range(search.steps + 1):
         value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)

@@ -1,4 +1,4 @@
-"""The set that a perturbed image may lie in: a norm ball, cut by the pixel range or left free."""
+"""The set that a perturbed input may lie in: a norm ball, cut by the pixel range or left free."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from robustvae.errors import (
 )
 from robustvae.seeding import rand, randn
 
-NORMS = ("l2", "linf")
+NORMS = ("l0", "l2", "linf")
 _NEWTON_STEPS = 14
+_FAR = 1e18  # steps are cut here, so that products of two of them do not overflow
 
 
 @final
@@ -27,15 +28,20 @@ _NEWTON_STEPS = 14
 class Ball:
     """All y with ||y - x|| <= radius, and low <= y <= high where the ball has a box.
 
+    The l0 "norm" counts the values that differ: a ball of radius 3 holds all inputs in which at
+    most three values are others, each anywhere in the box. It is the ball of counts and tables.
+
     Args:
-        norm: "l2" or "linf", over all pixels of one image.
-        radius: Positive, in pixel units (images live in [0, 1]): one number, or one per image (B,).
+        norm: "l2", "linf" or "l0", over all values of one input.
+        radius: Positive, in pixel units (inputs live in [0, 1]), for "l0" a number of values: one
+            number, or one per input (B,).
         low: Least pixel value, None together with `high` for a free perturbation.
         high: Greatest pixel value.
 
     Raises:
         UnknownNameError: Any other norm.
-        RangeError: A radius that is not positive, a box that is empty or has one side only.
+        RangeError: A radius that is not positive, a box that is empty or has one side only; for
+            "l0" a radius that is not whole, or no box, without which a value has no bound.
         NonFiniteError: A radius or a side that is not finite.
         ShapeError: A tensor of radii that is not (B,).
 
@@ -66,6 +72,8 @@ class Ball:
             check_number(self.high, "high")
             if not self.low < self.high:
                 raise RangeError(f"low must lie below high, got {self.low:g} and {self.high:g}")
+        if self.norm == "l0":
+            self._check_count()
 
     def __eq__(self, other: object) -> bool:
         """Whether `other` is a ball of the same norm, radii and box."""
@@ -86,8 +94,39 @@ class Ball:
         """Whether the pixels must stay within [low, high]."""
         return self.low is not None
 
+    def _check_count(self) -> None:
+        if self.low is None:
+            raise RangeError(
+                "an l0 ball needs a box, without which a changed value has no bound, got "
+                "low=None: give low= and high="
+            )
+        if not isinstance(self.radius, Tensor) and self.radius != int(self.radius):
+            raise RangeError(
+                f"radius of an l0 ball must be a whole number of values, got {self.radius:g}"
+            )
+
+    def reach(self, x: Tensor) -> Tensor:
+        """The length by which searches measure their steps, in the 2-norm, (B,).
+
+        The radius for l2, that of the corners for l-infinity, and for l0 the diagonal of the box,
+        so that a step moves every value by about its whole range.
+        """
+        corner = x[0].numel() ** 0.5
+        if self.norm == "l0":
+            return torch.full_like(self.radii(x), self.span * corner)
+        return self.radii(x) * (corner if self.norm == "linf" else 1.0)
+
+    @property
+    def span(self) -> float:
+        """How far apart the ends of the box are; 1 without a box, as pixels are."""
+        return 1.0 if self.low is None or self.high is None else self.high - self.low
+
     def free(self) -> Ball:
-        """The same ball without its box."""
+        """The same ball without its box.
+
+        Raises:
+            RangeError: An l0 ball, which has no meaning without a box.
+        """
         return Ball(self.norm, self.radius, None, None)
 
     def radii(self, x: Tensor) -> Tensor:
@@ -116,7 +155,7 @@ class Ball:
         return y.clamp(self.low, self.high) if self.box else y
 
     def size(self, x: Tensor, y: Tensor) -> Tensor:
-        """||y - x|| of each image in the ball's norm, in pixel units, (B,)."""
+        """||y - x|| of each input in the ball's norm, in pixel units or values, (B,)."""
         return _length(y - x, self.norm)
 
     def contains(self, x: Tensor, y: Tensor, tol: float = 1e-6) -> Tensor:
@@ -131,9 +170,10 @@ class Ball:
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         r"""The point of ball and box nearest to `y` in the 2-norm.
 
-        l-infinity: two clamps. l2: clip(x + tau (y - x)) with the greatest tau <= 1 that keeps to
-        the radius. The squared size is concave and piecewise linear in tau^2, so Newton's method
-        rises to the root from below: what it returns is inside, also when it is stopped early.
+        l-infinity: two clamps. l0: the changes that matter most are kept. l2: clip(x + tau (y -
+        x)) with the greatest tau <= 1 that keeps to the radius. The squared size is concave and
+        piecewise linear in tau^2, so Newton's method rises to the root from below: what it returns
+        is inside, also when it is stopped early.
 
         Args:
             x: Centers, in the box where there is one, (B, C, H, W).
@@ -146,6 +186,8 @@ class Ball:
         radius = self.radii(x).view(shape)
         if self.norm == "linf":
             return self.clip(torch.minimum(torch.maximum(y, x - radius), x + radius))
+        if self.norm == "l0":
+            return self._sparse(x, y)
         # a few roundings of x + tau d may not carry the point outside
         radius = radius * (1 - 4 * torch.finfo(x.dtype).eps)
         step = y - x
@@ -173,6 +215,9 @@ class Ball:
     def sample(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Points drawn uniformly from the free ball around each `x`, then projected.
 
+        Of an l0 ball, which has no volume: as many values as it may change, chosen at random, each
+        uniform in the box.
+
         Args:
             x: Centers, (B, C, H, W).
             generator: Spent by the draw.
@@ -186,11 +231,44 @@ class Ball:
             return self.project(
                 x, x + radius * (2 * rand(*x.shape, like=x, generator=generator) - 1)
             )
+        if self.norm == "l0":
+            values = rand(*x.shape, like=x, generator=generator) * self.span + (self.low or 0.0)
+            order = rand(*x.shape, like=x, generator=generator)
+            return torch.where(self.chosen(x, order), values, x)
         direction = randn(*x.shape, like=x, generator=generator)
         share = rand(len(x), like=x, generator=generator) ** (1 / x[0].numel())
         direction = direction * (share / _length(direction, "l2").clamp_min(1e-12)).view(shape)
         return self.project(x, x + radius * direction)
 
+    def _sparse(self, x: Tensor, y: Tensor) -> Tensor:
+        """The nearest point that differs from x in few enough values."""
+        inside = self.clip(y)
+        room = inside - x
+        step = (y - x).clamp(-_FAR, _FAR)
+        # by how much (y - x)^2 exceeds (y - clip(y))^2: what a value saves by being changed
+        saving = room * (2 * step - room)
+        return torch.where(self.chosen(x, saving), inside, x)
+
+    def chosen(self, x: Tensor, worth: Tensor) -> Tensor:
+        """Which values are worth most, as many of each row as its radius says.
+
+        Args:
+            x: Centers, (B, C, H, W).
+            worth: What a change of each value is worth, (B, C, H, W) or (B, D).
+
+        Returns:
+            A mask, (B, C, H, W).
+        """
+        worth = worth.flatten(1)
+        count = self.radii(x).floor().clamp(0, worth.shape[1])
+        most = int(count.max()) if len(count) else 0
+        places = worth.topk(most, dim=1).indices
+        taken = torch.arange(most, device=x.device) < count[:, None]
+        mask = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, places, taken)
+        return mask.view(x.shape)
+
 
 def _length(step: Tensor, norm: str) -> Tensor:
+    if norm == "l0":
+        return (step != 0).flatten(1).sum(1).to(step.dtype)
     return torch.linalg.vector_norm(step.flatten(1), ord=2 if norm == "l2" else torch.inf, dim=1)

@@ -74,17 +74,22 @@ class RandomSearch:
 class SquareSearch:
     """Random squares of the image are pushed to the boundary and kept where the score rises.
 
+    In an l0 ball no square fits: there some of the changed values go back, and as many others are
+    moved to an end of the box, fewer of them as the search goes on.
+
     Args:
         steps: Candidates scored for each restart.
         restarts: Starts for each input, random points of the boundary.
-        share: Share of the pixels in the first square; squares shrink as the search goes on.
+        share: Share of the pixels in the first square, of the changed values for l0; it shrinks as
+            the search goes on.
         chunk: Rows scored at once.
 
     Raises:
         RangeError: A count below 1, or a share outside (0, 1).
 
     References:
-        Andriushchenko et al., 2020, Algorithms 1-3, without their stripes and bumps.
+        Andriushchenko et al., 2020, Algorithms 1-3, without their stripes and bumps; Croce et al.,
+        2022, Algorithm 1 (l0).
 
     Examples:
         >>> from robustvae.perturb import Ball, SquareSearch
@@ -133,9 +138,12 @@ class SquareSearch:
         highest, _ = evaluate(score, best, rows, gradient=False)
         radius = around.radii(center)
         for step in range(self.steps):
-            step_in = self._square(center, step, generator=streams)
-            reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
-            y = around.project(center, best + reach * step_in)
+            if ball.norm == "l0":
+                y = self._swapped(center, best, step, around, generator=streams)
+            else:
+                step_in = self._square(center, step, generator=streams)
+                reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
+                y = around.project(center, best + reach * step_in)
             if ball.norm == "l2":
                 y = around.project(center, center + _stretched(y - center, radius))
             value, _ = evaluate(score, y, rows, gradient=False)
@@ -161,6 +169,20 @@ class SquareSearch:
         sign = 1 - 2 * (numbers[:, 2:] < 0.5).to(like)
         return inside.unsqueeze(1) * sign.view(n, channels, 1, 1)
 
+    def _swapped(
+        self, x: Tensor, y: Tensor, step: int, ball: Ball, *, generator: RowGenerator
+    ) -> Tensor:
+        """Some changed values of each row back at `x`, and as many others at an end of the box."""
+        share = self.share * 0.5 ** (6 * step / self.steps)
+        few = Ball("l0", (share * ball.radii(x)).ceil(), ball.low, ball.high)
+        places, other_places, side = (rand(*x.shape, like=x, generator=generator) for _ in range(3))
+        # a value that is changed is worth more than any that is not, and the other way round
+        back = few.chosen(x, places + (y != x).to(x))
+        y = torch.where(back, x, y)
+        moved = few.chosen(x, other_places + (y == x).to(x))
+        far = (side - 0.5).sign() * torch.inf
+        return ball.project(x, torch.where(moved, ball.clip(far), y))
+
 
 def outward(x: Tensor, ball: Ball, *, generator: torch.Generator) -> Tensor:
     """Random points of full size: corners of the l-infinity ball, the sphere of the l2 ball.
@@ -170,6 +192,10 @@ def outward(x: Tensor, ball: Ball, *, generator: torch.Generator) -> Tensor:
         ball: Ball; its box may take some of the size back.
         generator: Spent by the draw.
     """
+    if ball.norm == "l0":
+        near = ball.sample(x, generator=generator)
+        least, greatest = (ball.clip(torch.full_like(x, sign * torch.inf)) for sign in (-1, 1))
+        return torch.where(near == x, x, torch.where(2 * near < least + greatest, least, greatest))
     y = ball.free().sample(x, generator=generator)
     if ball.norm == "linf":
         step = torch.where(y >= x, 1.0, -1.0).to(x) * ball.radii(x).view(-1, 1, 1, 1)

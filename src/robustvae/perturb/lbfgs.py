@@ -333,7 +333,9 @@ class LBFGS:
     """L-BFGS from several starts within the ball, all inputs x restarts in chunks.
 
     An l-infinity ball cut by the pixel range is a box, which is kept exactly. In an l2 ball the
-    search runs over the box and every candidate is projected on the ball before it is scored.
+    search runs over the box and every candidate is projected on the ball before it is scored; the
+    same for l0, where a start seldom leaves the values that it began with: other searches find
+    more there.
 
     Args:
         steps: Most evaluations of a start.
@@ -387,7 +389,7 @@ class LBFGS:
             ]
         )
         low, high = bounds(center, around)
-        is_round = ball.norm == "l2"
+        is_round = ball.norm != "linf"
 
         def project(flat: Tensor, k: Tensor) -> Tensor:
             y = flat.view(-1, *x.shape[1:])
@@ -421,6 +423,9 @@ class LBFGS:
 
 def bounds(x: Tensor, ball: Ball) -> tuple[Tensor, Tensor]:
     """The least and greatest value of every pixel in ball and box, (B, D) each."""
-    radius = ball.radii(x).unsqueeze(1)
     flat = x.flatten(1)
+    if ball.norm == "l0":  # whichever values change, each may take any of the box
+        far = torch.full_like(flat, torch.inf)
+        return ball.clip(-far), ball.clip(far)
+    radius = ball.radii(x).unsqueeze(1)
     return ball.clip(flat - radius), ball.clip(flat + radius)

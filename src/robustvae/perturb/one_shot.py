@@ -66,13 +66,11 @@ class OneShot:
         rows = torch.arange(len(x), device=x.device)
         directions, products, norm = self.directions(score, x, generator=generator)
         shape = (-1,) + (1,) * (x.ndim - 1)
-        reach = ball.radii(x).view(shape)
-        if ball.norm == "linf":
-            reach = reach * x[0].numel() ** 0.5
+        reach = ball.reach(x).view(shape)
         best, highest = x.clone(), torch.full_like(x.flatten(1)[:, 0], -torch.inf)
         for k in range(self.count):
             for sign in (1.0, -1.0):
-                step = directions[:, k] if ball.norm == "l2" else directions[:, k].sign()
+                step = directions[:, k].sign() if ball.norm == "linf" else directions[:, k]
                 if ball.norm == "linf":
                     step = step * x[0].numel() ** -0.5
                 y = ball.project(x, x + sign * reach * step)

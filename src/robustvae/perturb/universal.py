@@ -69,10 +69,12 @@ class Universal:
         radii = ball.radii(x)
         if not bool((radii == radii[0]).all()):
             raise ShapeError("a universal change needs one radius for all inputs: give a number")
-        around = Ball(ball.norm, float(radii[0]), None, None)
+        # a change of one value may take it from one end of the box to the other
+        box = (-ball.span, ball.span) if ball.norm == "l0" else (None, None)
+        around = Ball(ball.norm, float(radii[0]), *box)
         origin = torch.zeros_like(x[:1])
         rows = torch.arange(len(x), device=x.device)
-        reach = float(radii[0]) * (x[0].numel() ** 0.5 if ball.norm == "linf" else 1.0)
+        reach = float(ball.reach(x)[0])
         best, highest = x.clone(), torch.full((), -math.inf).to(x)
         values = torch.full_like(radii, -math.inf)
         norm, zeros = torch.zeros_like(radii), torch.zeros_like(radii)

@@ -10,7 +10,7 @@ NOT_MEASURED = "\N{EN DASH}"
 INFINITE = "∞"
 MINUS = "\N{MINUS SIGN}"
 
-_NORMS = {"l2": "\N{SCRIPT SMALL L}₂", "linf": "\N{SCRIPT SMALL L}∞"}
+_NORMS = {"l0": "\N{SCRIPT SMALL L}₀", "l2": "\N{SCRIPT SMALL L}₂", "linf": "\N{SCRIPT SMALL L}∞"}
 
 
 def number(value: Any) -> float | None:

@@ -20,7 +20,13 @@ from robustvae._options import with_defaults
 from robustvae.certificates.question import Question, one_question
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
-from robustvae.errors import RangeError, ShapeError, check_images, check_type
+from robustvae.errors import (
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+    check_images,
+    check_type,
+)
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
 from robustvae.records import Estimate
@@ -160,7 +166,7 @@ def estimate_margin(
         ShapeError: Images of another shape.
         DtypeError: `budget` or `candidates` of another type.
         NonFiniteError: A weight or a clean reconstruction that is not finite.
-        UnsupportedError: "centered" of a posterior that is not Gaussian.
+        UnsupportedError: "centered" of a posterior that is not Gaussian, or a discrete input space.
 
     References:
         [Barrett22] section 6 (the protocol that this replaces); [Camuto21] Eqs. 3 and 5; Rony et
@@ -186,6 +192,12 @@ def estimate_margin(
     check_type(budget, "budget", Budget)
     check_type(victim, "victim", Victim)
     check_images(x, victim.vae.image_shape)
+    space = getattr(victim.vae, "space", None)
+    if space is not None and space.discrete:
+        raise UnsupportedError(
+            "estimate_margin moves values continuously, got a discrete InputSpace, whose counts "
+            "lie apart; use rv.Attack with rv.Ball('l0', k) for several k"
+        )
     largest = budget.largest or (math.sqrt(x[0].numel()) if question.norm == "l2" else 1.0)
     rows, candidates = settings["rows"], settings["candidates"]
     # in the order of their numbers, the same batch is computed alike whatever order it came in

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustvae.certificates.methods.base import chunks
 from robustvae.defenses import InputNoise, Victim, is_random
-from robustvae.defenses.noise import GRID
+from robustvae.defenses.noise import GRID, check_continuous
 from robustvae.errors import NonFiniteError, UnsupportedError
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
@@ -148,13 +148,14 @@ def noise_of(victim: Victim) -> InputNoise:
     """The noise on the victim's input.
 
     Raises:
-        UnsupportedError: There is none.
+        UnsupportedError: There is none, or the model reads whole numbers only.
     """
     if victim.noise is None:
         raise UnsupportedError(
             "smoothing certifies a victim with noise on its input, got the defense "
             f"{type(victim.defense).__name__}: use rv.Victim(vae, rv.InputNoise(stddev=0.25))"
         )
+    check_continuous(victim.vae)
     return victim.noise
 
 
