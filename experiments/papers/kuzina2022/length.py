@@ -92,10 +92,9 @@ def length(spec: Spec, run: Run) -> Result:
             run.part(f"{name}, {n}", functools.partial(_measure, v, x, few, spec, run), v)
             for n, v in (("before", vae), ("after", longer))
         ]
-        key = f"kuzina2022/table-7/{PRINTED.get(name, name)}"
         for setting in both[0]:
             before, after = (torch.tensor(part[setting], dtype=torch.float64) for part in both)
-            source = f"{key}/mse" if setting.startswith("squared") else None
+            source = source_of(name, setting)
             rows += [
                 measured(name, "before", before, section=setting),
                 measured(name, "after", after, section=setting),
@@ -114,6 +113,26 @@ def length(spec: Spec, run: Run) -> Result:
             "under the authors' attack (50 steps of symmetric KL, l-infinity).",
         ),
     )
+
+
+def source_of(name: str, setting: str) -> str | None:
+    """The printed cell that a change of one measure speaks of.
+
+    Examples:
+        >>> source_of("mnist-conv28-tc-2", "MS-SSIM, linf 0.1")
+        'kuzina2022/table-2/mnist/tc/ms-ssim 0.1'
+    """
+    row, _, data = PRINTED.get(name, "").partition("/")
+    if setting.startswith("MS-SSIM"):
+        kind, _, beta = row.partition("-")
+        radius = setting.rpartition(" ")[2]
+        return (
+            f"kuzina2022/table-2/{data}/{kind}/ms-ssim {radius}"
+            if data and beta in ("", "2")
+            else None
+        )
+    column = "mse" if setting.startswith("squared") else "nll"
+    return f"kuzina2022/table-7/{row}/{data}/{column}" if data else None
 
 
 def _measure(vae: VAE, x: Tensor, few: Tensor, spec: Spec, run: Run) -> dict[str, list[float]]:
