@@ -43,7 +43,7 @@ def checks(vae, x, *, search=SEARCH, defense=None, goal=None, ball=None) -> dict
         generator=generator(0),
     )
     assert all(check.meaning and check.value for check in found)
-    return {check.name: check.passed for check in found}
+    return {check.id: check.passed for check in found}
 
 
 @pytest.mark.parametrize("ball", [Ball("linf", 0.1), Ball("l2", 0.4)])

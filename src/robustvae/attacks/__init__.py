@@ -3,7 +3,7 @@
 from robustvae.attacks.adaptive import Checkpointed, Implicit, StraightThrough, Truncated
 from robustvae.attacks.attack import Attack, AttackResult, Search
 from robustvae.attacks.code_space import CodeSpace
-from robustvae.attacks.evidence import Check, evidence_checks
+from robustvae.attacks.evidence import evidence_checks
 from robustvae.attacks.goals import (
     AnomalyScore,
     BitRate,
@@ -42,7 +42,6 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AttackSuite",
-    "Check",
     "Checkpointed",
     "ClassifierFlip",
     "Goal",
