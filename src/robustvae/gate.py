@@ -7,8 +7,9 @@ Lipschitz constants, linear bounds, the tangent envelope and traces all ask here
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from robustvae.errors import UnsupportedError
+
+M = TypeVar("M", bound=type[nn.Module])
 
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -29,6 +32,7 @@ _OWN_HOOKS = tuple(name.removeprefix("_global") for name in _GLOBAL_HOOKS)
 # As they are when the library is imported: a class whose forward is replaced later is seen by this.
 _CALL = (nn.Module.__call__, nn.Module._call_impl)
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {}
+_MODELS: dict[type[nn.Module], dict[str, Any]] = {}
 
 # Whether these are in training mode decides what they compute.
 _MODED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.modules.batchnorm._BatchNorm)
@@ -111,26 +115,43 @@ def admit_call(module: nn.Module) -> None:
             )
 
 
-def admit_model(model: nn.Module, *kinds: type[nn.Module]) -> None:
-    """Raise on a model of another class than those that bounds are known for, or a changed one.
+def know_model(kind: M) -> M:
+    """Remember a class of models whose statement of its networks is believed; a decorator.
 
-    Its layers are asked for one by one when they are bounded.
+    Args:
+        kind: The class, with all methods that it will have.
+    """
+    _MODELS[kind] = _functions(kind)
+    return kind
+
+
+def is_known_model(model: nn.Module) -> bool:
+    """Whether a model is of a class that `know_model` was told of, exactly and as it was then.
+
+    A subclass may encode as it likes, and so may a class with a method replaced. Its layers are
+    asked for one by one when they are bounded.
 
     Args:
         model: The whole model.
-        kinds: Its possible classes, exactly: a subclass may encode as it likes.
 
     Raises:
-        UnsupportedError: Another class, or anything that `admit_call` or `admit_process` refuses.
+        UnsupportedError: Anything that `admit_call` or `admit_process` refuses.
     """
     admit_process()
     admit_call(model)
-    if type(model) not in kinds:
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise UnsupportedError(
-            f"bounds by the weights are known for {names}, got {type(model).__name__}; use "
-            "methods=['smoothing'], which reads no weights"
-        )
+    kind = type(model)
+    return kind in _MODELS and _MODELS[kind] == _functions(kind)
+
+
+def _functions(kind: type[nn.Module]) -> dict[str, Any]:
+    """A class's functions and properties but for those that every module has, by name."""
+    plain = set(dir(nn.Module))
+    members = {name: inspect.getattr_static(kind, name) for name in dir(kind) if name not in plain}
+    return {
+        name: member
+        for name, member in members.items()
+        if callable(member) or isinstance(member, property | staticmethod | classmethod)
+    }
 
 
 def admit(layer: nn.Module) -> None:

@@ -273,10 +273,10 @@ def test_lowest_layer_alone_says_much_centered(generator, monkeypatch):
     right = certify(vae, x, r, M, "centered", **ask)
     assert not refuted(vae, x, right.radius, "centered", generator, r).any()
 
-    def one_layer(vae, layers):
-        place = torch.nn.Linear(3, 5, bias=False, dtype=vae.dtype).requires_grad_(False)
+    def one_layer(parts, dtype):
+        place = torch.nn.Linear(3, 5, bias=False, dtype=dtype).requires_grad_(False)
         place.weight.zero_().fill_diagonal_(1.0)
-        return nn.Sequential(vae.mean_head, place)
+        return nn.Sequential(parts.mean_head, place)
 
     monkeypatch.setattr(movement, "mean_path", one_layer)
     broken = certify(vae, x, r, M, "centered", **ask)
@@ -426,7 +426,7 @@ def test_what_not_covered_abstains_by_name(generator):
     found = certify(wrapped, x, R, M, "centered", generator=generator)
     assert found.status == ("abstain", "abstain") and found.method == ("none", "none")
     assert (found.radius == 0).all()
-    assert "WrappedVAE" in found.assumptions[0]
+    assert "a wrapped encoder that gives a mean" in found.assumptions[0]
 
 
 def test_not_robust_at_rest_abstains(generator):

@@ -7,7 +7,7 @@ from torch.nn import functional as f
 from torch.testing import assert_close
 
 import robustvae as rv
-from robustvae import errors
+from robustvae import errors, gate
 from robustvae.certificates import Add, Relaxation, lipschitz_bound
 from robustvae.certificates.constants import check_computation
 from robustvae.certificates.movement import Encoder
@@ -217,6 +217,7 @@ def test_encoder_something_else_than_layers_refused(shift, factor, generator, mo
     right = type(vae).encode
     wrong = lambda vae, x: Gaussian(right(vae, x).mean + shift, right(vae, x).stddev * factor)  # noqa: E731
     monkeypatch.setattr(type(vae), "encode", wrong)
+    monkeypatch.setattr(gate, "is_known_model", lambda vae: True)
     with pytest.raises(errors.UnsupportedError, match="taken alone"):
         Encoder(vae).over(x, radius)
     with pytest.raises(errors.UnsupportedError, match="taken alone"):

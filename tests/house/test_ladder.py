@@ -145,6 +145,22 @@ def test_nothing_is_unpickled() -> None:
             assert all(ast.unparse(value) == "False" for value in allowed), module
 
 
+def test_certificates_know_no_model_by_name() -> None:
+    """What a model is made of says the model, or a trace of it."""
+    from robustvae.models import VAE
+
+    concrete = {
+        cls.__name__ for cls in classes() if issubclass(cls, VAE) and not inspect.isabstract(cls)
+    }
+    assert {"GaussianVAE", "LipschitzVAE", "WrappedVAE", "NVAE"} <= concrete
+    concrete |= {"HierarchicalVAE"}
+    for module, tree in TREES.items():
+        if family(module) == "certificates":
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            assert not names & concrete, f"{module} names {names & concrete}"
+
+
 def test_a_class_is_abstract_or_final() -> None:
     for cls in classes():
         if issubclass(cls, BaseException) or getattr(cls, "_is_protocol", False):

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import gate
+from robustvae.certificates.networks import composition_of
 from robustvae.certificates.propagation.graph import Add, Graph
 from robustvae.certificates.propagation.operator import operator_of
 from robustvae.certificates.propagation.steps import Step, SumStep
 from robustvae.certificates.propagation.sweep import Relaxation
 from robustvae.errors import UnsupportedError
-from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models import VAE
 from robustvae.models.base import frozen
-from robustvae.models.networks import log_var_to_stddev
+from robustvae.models.composition import Composition
 from robustvae.models.vae import likelihood_of
 from robustvae.norms import CONTINUOUS_BERNOULLI_SLOPE
 
@@ -57,12 +58,12 @@ class Constants:
 
 
 def lipschitz_constants(vae: VAE) -> Constants:
-    """Verified constants of a `vae` or `lipschitz-vae` of any architecture, in evaluation mode.
+    """Verified constants of a model of known layers, in evaluation mode.
 
     Without constraints on the weights they are sound, and far too large to be of use.
 
     Args:
-        vae: A model of `models.create`.
+        vae: A `vae` or `lipschitz-vae`, or anybody's model whose calls can be traced.
 
     Raises:
         UnsupportedError: A model, layer or option that is not covered; the message names it.
@@ -80,39 +81,39 @@ def lipschitz_constants(vae: VAE) -> Constants:
         >>> 3.0 - 1e-5 < lipschitz_constants(vae).b < 3.0 + 1e-5
         True
     """
-    gate.admit_model(vae, GaussianVAE, LipschitzVAE)
-    if isinstance(vae, GaussianVAE):
-        b = lipschitz_bound(nn.Sequential(vae.trunk, vae.mean_head), vae.image_shape)
-        log_c = 0.0
-        if vae.log_var_head is not None:
-            network = nn.Sequential(vae.trunk, vae.log_var_head)
-            log_c = _up(lipschitz_bound(network, vae.image_shape) / 2)
-        c = _up(math.exp(10.0) * log_c)  # the log variance is clamped at 20
-        if vae.stddev_norm is not None:
-            log_c *= 2  # the common factor of the projection can grow as well
-    elif isinstance(vae, LipschitzVAE):
-        b = lipschitz_bound(vae.mean_net, vae.image_shape)
-        c = 0.0 if vae.stddev_net is None else lipschitz_bound(vae.stddev_net, vae.image_shape)
-        log_c = 0.0 if vae.stddev_net is None else math.inf  # a greatest norm projects: c stands
-    else:
-        raise AssertionError("the gate admits no other class")
-    logits = lipschitz_bound(vae.decoder, (vae.latent,))
+    return constants_of(composition_of(vae), vae.image_shape, vae.latent)
+
+
+def constants_of(parts: Composition, image_shape: Sequence[int], latent: int) -> Constants:
+    """Verified constants of a model made of these networks.
+
+    Args:
+        parts: The networks.
+        image_shape: (C, H, W).
+        latent: d.
+
+    Raises:
+        UnsupportedError: A layer or option that is not covered; the message names it.
+    """
+    if parts.decoder is None:
+        raise UnsupportedError(
+            "bounds by the weights of a decoder speak of models with one layer of latents, got "
+            f"{len(parts.widths)}; use methods=['neyman_pearson'] or ['smoothing']"
+        )
+    b = lipschitz_bound(parts.mean, image_shape)
+    c = log_c = 0.0
+    if parts.spread_network is not None:
+        c, log_c = parts.spread.growth(lipschitz_bound(parts.spread_network, image_shape))
+    logits = lipschitz_bound(parts.decoder, (latent,))
     return Constants(
-        a=_up(OUTPUT_SLOPES[vae.likelihood] * logits),
+        a=_up(OUTPUT_SLOPES[parts.likelihood] * logits),
         a_logits=logits,
-        sigmoid=vae.likelihood in ("bernoulli", "continuous_bernoulli"),
+        sigmoid=parts.likelihood in ("bernoulli", "continuous_bernoulli"),
         b=b,
-        c=c,
-        log_c=log_c,
-        fixed_stddev=fixed_stddev(vae),
+        c=_up(c),
+        log_c=_up(log_c),
+        fixed_stddev=parts.spread.is_constant,
     )
-
-
-def fixed_stddev(vae: VAE) -> bool:
-    """Whether the encoder's standard deviation is known to be the same for every input."""
-    if isinstance(vae, GaussianVAE):
-        return vae.log_var_head is None
-    return isinstance(vae, LipschitzVAE) and vae.stddev_net is None
 
 
 def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> float:
@@ -150,7 +151,7 @@ Sums of a few thousand terms err by 1e-12; what is meant to be seen is another f
 
 
 @torch.no_grad()
-def check_computation(vae: VAE, x: Tensor, noise: Tensor) -> None:
+def check_computation(vae: VAE, x: Tensor, noise: Tensor, parts: Composition | None = None) -> None:
     """Raise on constants of another network than the one that runs.
 
     The layers that were read are evaluated by their own operators, from the stored weights, and
@@ -158,9 +159,10 @@ def check_computation(vae: VAE, x: Tensor, noise: Tensor) -> None:
     theirs.
 
     Args:
-        vae: A `vae` or `lipschitz-vae` in float64, on the CPU, in evaluation mode.
+        vae: A model in float64, on the CPU, in evaluation mode.
         x: Inputs, (B, C, H, W), float64.
         noise: Added to the inputs for further ones, as `x`.
+        parts: Its networks, where they are known already.
 
     Raises:
         UnsupportedError: They differ, or a layer is not covered.
@@ -171,34 +173,38 @@ def check_computation(vae: VAE, x: Tensor, noise: Tensor) -> None:
         >>> vae = rv.load("digits-lipschitz-vae").double()
         >>> check_computation(vae, torch.rand(2, 1, 8, 8).double(), torch.rand(2, 1, 8, 8).double())
     """
-    if isinstance(vae, GaussianVAE):
-        heads = [vae.mean_head] + [head for head in (vae.log_var_head,) if head is not None]
-        encoder = Relaxation(vae.trunk, *heads, shape=vae.image_shape)
-        decoder = vae.decoder
-    else:
-        assert isinstance(vae, LipschitzVAE)
-        encoder = Relaxation(vae.mean_net, shape=vae.image_shape)
-        decoder = vae.decoder
-    outwards = Relaxation(decoder, shape=(vae.latent,))
+    parts = composition_of(vae) if parts is None else parts
+    assert parts.decoder is not None
+    encoder = Relaxation(*encoder_networks(parts), shape=vae.image_shape)
+    outwards = Relaxation(parts.decoder, shape=(vae.latent,))
     for images in (x, x + noise):
         posterior = vae.encode(images)
-        mean, *spread = encoder.value(images)
+        mean, *head = encoder.value(images)
         _compare("encoder", posterior.mean, mean)
-        if spread and isinstance(vae, GaussianVAE) and vae.stddev_norm is None:
-            stddev = log_var_to_stddev(spread[0]) + vae.stddev_offset
-            _compare("encoder's spread", posterior.stddev, stddev)
-        elif isinstance(vae, LipschitzVAE) and vae.stddev_net and vae.stddev_norm is None:
-            (stddev,) = Relaxation(vae.stddev_net, shape=vae.image_shape).value(images)
-            _compare("encoder's spread", posterior.stddev, stddev)
+        stddev = parts.spread.stddev(head[0] if head else mean)
+        _compare("encoder's spread", posterior.stddev, stddev)
         for z in (posterior.mean, posterior.mean + posterior.stddev):
             (logits,) = outwards.value(z)
-            layers = likelihood_of(logits, vae.likelihood, vae.scale).mean
-            _compare("decoder", vae.decode(z).mean, layers)
+            layers = likelihood_of(logits, parts.likelihood, parts.scale).mean
+            _compare("decoder", vae.decode(z).mean.reshape(layers.shape), layers, parts.precision)
 
 
-def _compare(part: str, runs: Tensor, layers: Tensor) -> None:
+def encoder_networks(parts: Composition, *, spread: bool = True) -> tuple[nn.Module, ...]:
+    """A trunk and the heads on it, as `Relaxation` takes them; the mean's first.
+
+    Args:
+        parts: The networks.
+        spread: Whether the spread's head is wanted too, where there is one.
+    """
+    if spread and parts.joint is not None:
+        return (parts.joint,)
+    heads = [parts.spread_head] if spread and parts.spread_head is not None else []
+    return (parts.trunk, parts.mean_head, *heads)
+
+
+def _compare(part: str, runs: Tensor, layers: Tensor, precision: float = 0.0) -> None:
     gap = (runs - layers).abs() / (1 + layers.abs())
-    if not bool((gap <= AGREEMENT).all()):
+    if not bool((gap <= AGREEMENT + precision).all()):
         raise UnsupportedError(f"the {part} does not compute what its layers, taken alone, do")
 
 

@@ -9,7 +9,8 @@ import torch
 
 from robustvae import bounds
 from robustvae._options import with_defaults
-from robustvae.certificates.constants import OUTPUT_SLOPES, lipschitz_constants
+from robustvae.certificates.constants import OUTPUT_SLOPES, constants_of
+from robustvae.certificates.networks import composition_of
 from robustvae.errors import (
     RangeError,
     UnsupportedError,
@@ -18,7 +19,7 @@ from robustvae.errors import (
     check_positive,
     check_probability,
 )
-from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models import VAE
 
 SPARE = 1e-3
 """Share of r and of the constants kept back for the trained model's last digits."""
@@ -118,11 +119,11 @@ def global_margin(vae: VAE, *, r: float, m: float, displacement: str) -> float:
         >>> rv.certificates.global_margin(vae, r=1.0, m=0.5, displacement="centered") > 0.4
         True
     """
-    constants = lipschitz_constants(vae)
-    if not constants.fixed_stddev:
+    parts = composition_of(vae)
+    constants = constants_of(parts, vae.image_shape, vae.latent)
+    if parts.spread.constant is None:
         raise UnsupportedError("a margin for every input needs a fixed standard deviation")
-    assert isinstance(vae, GaussianVAE | LipschitzVAE) and vae.stddev is not None
-    stddev = vae.stddev * (1 + 1e-6)  # as rounded to the model's floating type
+    stddev = parts.spread.constant * (1 + 1e-6)  # as rounded to the model's floating type
     return isotropic_margin(
         stddev, r=r, m=m, a=constants.a, b=constants.b, latent=vae.latent, displacement=displacement
     )

@@ -9,22 +9,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from robustvae import gate
-from robustvae.certificates.constants import lipschitz_bound
-from robustvae.certificates.propagation import Add, LinearBounds, Method, Relaxation, traced
+from robustvae.certificates.constants import encoder_networks, lipschitz_bound
+from robustvae.certificates.networks import composition_of
+from robustvae.certificates.propagation import Add, LinearBounds, Method, Relaxation
 from robustvae.certificates.rounding import Arithmetic, forward_error
 from robustvae.errors import UnsupportedError
-from robustvae.models import (
-    DLGM,
-    NVAE,
-    VAE,
-    Gaussian,
-    GaussianVAE,
-    HierarchicalVAE,
-    LipschitzVAE,
-)
-from robustvae.models.adapters import WrappedVAE
-from robustvae.models.networks import log_var_to_stddev
+from robustvae.models import VAE, Gaussian
+from robustvae.models.composition import Composition
 
 _UP = 1 + 1e-12
 _OTHER = 1e-3
@@ -74,10 +65,11 @@ class Encoder:
     - Hierarchies that climb from the data (`dlgm`, `seatbelt`): with `spread` the lowest layer's
       posterior, the only one that sees the image; without it the mean path, of the layers that the
       likelihood reads.
-    - `wrap`: a module, or a method of one, that returns (mean, log_var) and can be traced.
+    - A wrapped module, or anybody's own `VAE`, whose calls can be traced.
 
     Attributes:
         width: Of the flat latent, how many coordinates that is, from the first.
+        parts: The networks that the model is made of.
         networks: From an image to the mean, and to what the spread is made of where it is learned.
 
     Args:
@@ -102,48 +94,20 @@ class Encoder:
 
     def __init__(self, vae: VAE, *, spread: bool = True) -> None:
         """Take the encoder apart."""
-        gate.admit_process()
-        gate.admit_call(vae)
-        self.vae, self.spread, self.width = vae, spread, vae.latent
-        shape = vae.image_shape
-        if type(vae) is WrappedVAE:
-            if vae.returns != "mean_log_var":
-                raise UnsupportedError("a wrapped encoder that returns no (mean, log_var)")
-            graph = traced(vae.encoder, shape)
-            self.networks: tuple[nn.Module, ...] = tuple(
-                graph.only(k) for k in (0, 1)[: 1 + spread]
-            )
-            self.relaxation = Relaxation(graph if spread else graph.only(0), shape=shape)
-            self.slope = lipschitz_bound(graph.only(0), shape)
-            return
-        if not type(vae).__module__.startswith("robustvae."):
-            raise UnsupportedError(
-                f"the encoder of {type(vae).__name__} is not known layer by layer: a class of "
-                "one's own may encode as it likes; use methods=['smoothing']"
-            )
-        trunk: nn.Module
-        if isinstance(vae, GaussianVAE):
-            trunk, head, other = vae.trunk, vae.mean_head, vae.log_var_head
-        elif isinstance(vae, LipschitzVAE):
-            trunk, head, other = nn.Identity(), vae.mean_net, vae.stddev_net
-        elif isinstance(vae, HierarchicalVAE):
-            layers = 1 if spread or isinstance(vae, DLGM) else len(vae.widths)
-            self.width = sum(vae.widths[:layers])
-            trunk, head, other = vae.trunk, mean_path(vae, layers), vae.log_var_head
-        elif isinstance(vae, NVAE):
-            raise UnsupportedError(
-                "every group of an NVAE's posterior reads the image, so that no bound on how far "
-                "one of them moves speaks for the others"
-            )
-        else:
-            raise UnsupportedError(
-                f"the encoder of {type(vae).__name__} is not known layer by layer"
-            )
-        others = [other] if spread and other is not None else []
-        spreads = [] if other is None else [other]
-        self.networks = tuple(nn.Sequential(trunk, part) for part in (head, *spreads))
-        self.relaxation = Relaxation(trunk, head, *others, shape=shape)
+        self.vae, self.spread = vae, spread
+        self.parts = composition_of(vae, decoder=False)
+        self.width, shape = self.parts.width, vae.image_shape
+        trunk, head = self.parts.trunk, self.parts.mean_head
+        if not spread and self.parts.links:
+            self.width = sum(self.parts.widths)
+            head = mean_path(self.parts, vae.dtype)
         self.slope = lipschitz_bound(nn.Sequential(trunk, head), shape)
+        other = self.parts.spread_network
+        self.networks = (nn.Sequential(trunk, head), *(() if other is None else (other,)))
+        if not spread:
+            self.relaxation = Relaxation(trunk, head, shape=shape)
+        else:
+            self.relaxation = Relaxation(*encoder_networks(self.parts), shape=shape)
 
     def rounding(self, x: Tensor, rad: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
         """How far the computed posterior is off at any image within `rad` in l2 of each.
@@ -161,14 +125,12 @@ class Encoder:
         if len(self.networks) == 1:
             return mean, none + 16 * arithmetic.unit
         error = forward_error(self.networks[1], x, rad, none, arithmetic).error
-        if isinstance(self.vae, LipschitzVAE):
-            # the least spread in the ball is not known here: relatively to the one at the image,
-            # which `over` bounds from below, so that a larger share only costs
-            share = error / self.posterior(x).stddev.amin(1) * 2
-        else:
-            share = torch.expm1(error)
-        # brought within a norm, a spread errs by as much again
-        factor = 1 if getattr(self.vae, "stddev_norm", None) is None else 2
+        if self.parts.spread.is_exponential:
+            return mean, self.parts.spread.share(error) + 32 * arithmetic.unit
+        # the least spread in the ball is not known here: relatively to the one at the image, which
+        # `over` bounds from below, so that a larger share only costs
+        share = error / self.posterior(x).stddev.amin(1) * 2
+        factor = 1 if self.parts.spread.norm is None else 2
         return mean, factor * share + 32 * arithmetic.unit
 
     def posterior(self, x: Tensor) -> Gaussian:
@@ -198,11 +160,11 @@ class Encoder:
         reach = radius * (x[0].numel() ** 0.5 * _UP if norm == "linf" else 1.0)
         low = torch.zeros_like(mean.value)
         high = low + torch.inf
-        if isinstance(self.vae, GaussianVAE | LipschitzVAE) and self.vae.stddev is not None:
-            low = high = torch.full_like(low, self.vae.stddev)
+        if self.parts.spread.is_constant:
+            low = high = self.parts.spread.stddev(low)
         elif spread:
             ends = spread[0].value + spread[0].lower, spread[0].value + spread[0].upper
-            low, high = (end.expand_as(low) for end in self._stddevs(*ends))
+            low, high = (end.expand_as(low) for end in self.parts.spread.interval(*ends))
         self._check(x, mean.value, low, high)
         return Movement(mean, low / _UP, high * _UP, self.slope, reach)
 
@@ -221,21 +183,6 @@ class Encoder:
         if not bool(close.all()):
             raise UnsupportedError("the encoder does not compute what its layers, taken alone, do")
 
-    def _stddevs(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval of the standard deviation from that of the head that makes it."""
-        if not isinstance(self.vae, LipschitzVAE):
-            low, high = log_var_to_stddev(low), log_var_to_stddev(high)
-        if isinstance(self.vae, GaussianVAE):
-            low, high = low + self.vae.stddev_offset, high + self.vae.stddev_offset
-        elif not isinstance(self.vae, LipschitzVAE):
-            return low, high
-        low = low.clamp_min(0)
-        cap = self.vae.stddev_norm
-        if cap is None:
-            return low, high
-        short, long = (end.norm(dim=1, keepdim=True) for end in (low, high))
-        return low * (cap / long).clamp(max=1.0), high * (cap / short).clamp(max=1.0)
-
 
 def first(vae: VAE, x: Tensor, width: int) -> Gaussian:
     """The first `width` coordinates of the posteriors' mean path and its spread, (B, `width`)."""
@@ -243,13 +190,13 @@ def first(vae: VAE, x: Tensor, width: int) -> Gaussian:
     return Gaussian(q.mean[:, :width], q.stddev[:, :width])
 
 
-def mean_path(vae: HierarchicalVAE, layers: int) -> nn.Module:
-    """From the trunk's features to the means of so many layers, each at those before, (B, w)."""
-    widths = vae.widths[:layers]
+def mean_path(parts: Composition, dtype: torch.dtype) -> nn.Module:
+    """From the trunk's features to the means of its layers, each at those before, (B, sum w)."""
+    widths, layers = parts.widths, len(parts.widths)
 
     def placed(layer: int) -> nn.Module:
         """Puts a layer's values where they lie in the flat latent."""
-        place = nn.Linear(widths[layer], sum(widths), bias=False, dtype=vae.dtype)
+        place = nn.Linear(widths[layer], sum(widths), bias=False, dtype=dtype)
         with torch.no_grad():
             place.weight.zero_()
             place.weight[sum(widths[:layer]) : sum(widths[: layer + 1])].fill_diagonal_(1.0)
@@ -257,9 +204,8 @@ def mean_path(vae: HierarchicalVAE, layers: int) -> nn.Module:
 
     path = placed(layers - 1)
     for layer in range(layers - 2, -1, -1):
-        link = [vae.up[layer].get_submodule(part) for part in ("trunk", "mean_head")]
-        path = Add(placed(layer), nn.Sequential(*link, path))
-    return nn.Sequential(vae.mean_head, path)
+        path = Add(placed(layer), nn.Sequential(parts.links[layer], path))
+    return nn.Sequential(parts.mean_head, path)
 
 
 DOWN = 0.3

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import DtypeError, NonFiniteError, ShapeError, check_type
+from robustvae.errors import (
+    DtypeError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedError,
+    check_type,
+)
+from robustvae.models.composition import Composition, Paths, paths_of
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.registry import family_base
 
@@ -98,6 +105,23 @@ class VAE(nn.Module, abc.ABC):
         likelihood, prior = self.given(z)
         return likelihood.log_prob(x).flatten(1).sum(1) + prior.log_prob(z).sum(1)
 
+    def composition(self) -> Composition:
+        """The networks that the model is made of, from which bounds by the weights are computed.
+
+        Only models of this library are believed; of any other model, `paths` are traced.
+
+        Raises:
+            UnsupportedError: The model does not state them.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} states no networks that bounds could be computed from; use "
+            "methods=['smoothing'], which reads no weights"
+        )
+
+    def paths(self) -> Paths:
+        """`encode` and `decode` as modules that a trace can read."""
+        return paths_of(self)
+
     def on_manifold(self) -> list[Tensor]:
         """Weights whose gradients are tangent to a manifold that they should stay on."""
         return []
@@ -132,6 +156,8 @@ class VAE(nn.Module, abc.ABC):
             DtypeError: Not a tensor of floating type, or not the model's type.
             ShapeError: Not (B, *image_shape).
         """
+        if is_placeholder(x):
+            return
         _check_floating(x, name)
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             channels, height, width = self.image_shape
@@ -147,6 +173,8 @@ class VAE(nn.Module, abc.ABC):
             DtypeError: Not a tensor of floating type, or not the model's type.
             ShapeError: Not (batch, d).
         """
+        if is_placeholder(z):
+            return
         _check_floating(z, name)
         if tuple(z.shape) != (batch, self.latent):
             raise ShapeError(f"{name} must be ({batch}, {self.latent}), got {tuple(z.shape)}")
@@ -243,6 +271,11 @@ def frozen(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             _GRADIENTS.release(parameters)
+
+
+def is_placeholder(value: Any) -> bool:
+    """Whether this stands for a tensor in a trace: it has neither type nor shape to look at."""
+    return isinstance(value, torch.fx.Proxy)
 
 
 def _check_floating(value: Tensor, name: str) -> None:

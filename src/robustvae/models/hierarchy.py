@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robustvae._options import with_defaults
 from robustvae.errors import ShapeError, UnsupportedError, check_sizes
 from robustvae.models.base import VAE
+from robustvae.models.composition import Composition, Spread
 from robustvae.models.likelihoods import Distribution, Gaussian, PointMass
 from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
 from robustvae.models.vae import check_likelihood, likelihood_of
@@ -277,6 +278,21 @@ class HierarchicalVAE(VAE, abc.ABC):
     @abc.abstractmethod
     def _seen(self, z: Tensor) -> Tensor:
         """What the likelihood reads of the flat latents (B, d)."""
+
+    def composition(self) -> Composition:
+        """The lowest layer's networks, and the links of those layers that the likelihood reads."""
+        context_width = self._seen(torch.zeros(1, self.latent)).shape[1]
+        layers = 1 + list(itertools.accumulate(self.widths)).index(context_width)
+        parts = [(link.get_submodule("trunk"), link.get_submodule("mean_head")) for link in self.up]
+        return Composition(
+            trunk=self.trunk,
+            mean_head=self.mean_head,
+            spread=Spread("log_var"),
+            spread_head=self.log_var_head,
+            width=self.widths[0],
+            links=tuple(nn.Sequential(*pair) for pair in parts[: layers - 1]),
+            widths=self.widths[:layers],
+        )
 
     def encode(self, x: Tensor) -> LayeredGaussian:
         """q(z | x), layer by layer upwards, (B, d)."""

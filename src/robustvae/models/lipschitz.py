@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
+from robustvae import gate
 from robustvae._options import with_defaults
 from robustvae.errors import (
     ConfigError,
@@ -29,6 +30,7 @@ from robustvae.errors import (
     install_command,
 )
 from robustvae.models.base import VAE
+from robustvae.models.composition import Composition, Spread
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.orthogonal import RAW, MoveChannels, convolutions, equip, kernel, raw_of
 from robustvae.models.vae import LIKELIHOODS, likelihood_of, shortened
@@ -249,6 +251,7 @@ _DEFAULTS: LipschitzOptions = {
 
 
 @register("model", "lipschitz-vae")
+@gate.know_model
 @final
 class LipschitzVAE(VAE):
     """A VAE whose encoder and decoder have chosen Lipschitz constants.
@@ -414,6 +417,23 @@ class LipschitzVAE(VAE):
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
         return likelihood_of(self._run(self.decoder, z), self.likelihood, self.scale)
+
+    def composition(self) -> Composition:
+        """The networks for the mean, for the spread where it is learned, and the decoder."""
+        if self.stddev_net is None:
+            spread = Spread("constant", constant=self.stddev)
+        else:
+            spread = Spread("stddev", norm=self.stddev_norm)
+        return Composition(
+            trunk=nn.Identity(),
+            mean_head=self.mean_net,
+            spread=spread,
+            spread_head=self.stddev_net,
+            width=self.latent,
+            decoder=self.decoder,
+            likelihood=self.likelihood,
+            scale=self.scale,
+        )
 
     @property
     def config(self) -> dict[str, Any]:

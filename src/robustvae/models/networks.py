@@ -21,6 +21,8 @@ from robustvae.errors import (
 )
 
 ImageShape = tuple[int, int, int]
+LOG_VAR_RANGE = (-30.0, 20.0)
+"""Within which log variances are kept: spreads from 3e-7 to 2e4."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -216,7 +218,7 @@ def build(
 
 def log_var_to_stddev(log_var: Tensor) -> Tensor:
     """exp(log_var / 2), with log_var kept within [-30, 20] so that no spread is 0 or infinite."""
-    return torch.exp(0.5 * log_var.clamp(-30.0, 20.0))
+    return torch.exp(0.5 * log_var.clamp(*LOG_VAR_RANGE))
 
 
 def _halving(widths: Sequence[int], latent: int, seen: int) -> Networks:

@@ -8,9 +8,17 @@ from typing import Any, TypedDict, Unpack, final
 import torch
 from torch import Tensor, nn
 
+from robustvae import gate
 from robustvae._options import with_defaults
-from robustvae.errors import ShapeError, check_choice, check_count, check_sizes
+from robustvae.errors import (
+    ShapeError,
+    UnsupportedError,
+    check_choice,
+    check_count,
+    check_sizes,
+)
 from robustvae.models.base import VAE
+from robustvae.models.composition import Composition
 from robustvae.models.hierarchy import Choose, LayeredGaussian
 from robustvae.models.likelihoods import Distribution, Gaussian
 from robustvae.models.vae import check_likelihood, likelihood_of
@@ -38,6 +46,7 @@ _DEFAULTS: SizeOptions = {"channels": None, "groups": None, "latent_channels": N
 
 
 @register("model", "nvae")
+@gate.know_model
 @final
 class NVAE(VAE):
     """A nouveau VAE: p(x | z) of groups z_1, ..., z_L, each given all before it, coarse to fine.
@@ -175,6 +184,17 @@ class NVAE(VAE):
     def prior(self) -> LayeredGaussian:
         """p(z), group by group downwards from a standard normal, (d,)."""
         return LayeredGaussian(lambda choose: self._walk(choose)[0], self.widths, upwards=False)
+
+    def composition(self) -> Composition:
+        """Refuse: no chain of networks leads to one posterior.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "every group of an NVAE's posterior reads the image, so that no bound on how far one "
+            "of them moves speaks for the others; use methods=['smoothing']"
+        )
 
     @property
     def config(self) -> dict[str, Any]:

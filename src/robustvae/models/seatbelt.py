@@ -6,11 +6,13 @@ from typing import final
 
 from torch import Tensor
 
+from robustvae import gate
 from robustvae.models.hierarchy import HierarchicalVAE
 from robustvae.registry import register
 
 
 @register("model", "seatbelt")
+@gate.know_model
 @final
 class SeatbeltVAE(HierarchicalVAE):
     """A Seatbelt-VAE: p(x | z^1, ..., z^L) p(z^1 | z^2) ... p(z^L), any number of layers.

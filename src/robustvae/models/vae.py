@@ -8,9 +8,11 @@ from typing import Any, TypedDict, Unpack, final
 import torch
 from torch import Tensor
 
+from robustvae import gate
 from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, check_choice, check_number, check_positive
 from robustvae.models.base import VAE
+from robustvae.models.composition import Composition, Spread
 from robustvae.models.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
@@ -47,6 +49,7 @@ _DEFAULTS: GaussianOptions = {
 
 
 @register("model", "vae")
+@gate.know_model
 @final
 class GaussianVAE(VAE):
     """A VAE with diagonal Gaussian posterior and standard normal prior.
@@ -162,6 +165,23 @@ class GaussianVAE(VAE):
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), (B, C, H, W)."""
         return likelihood_of(self.decoder(z).to(z.dtype), self.likelihood, self.scale)
+
+    def composition(self) -> Composition:
+        """The trunk, its heads and the decoder."""
+        if self.log_var_head is None:
+            spread = Spread("constant", constant=self.stddev)
+        else:
+            spread = Spread("log_var", offset=self.stddev_offset, norm=self.stddev_norm)
+        return Composition(
+            trunk=self.trunk,
+            mean_head=self.mean_head,
+            spread=spread,
+            spread_head=self.log_var_head,
+            width=self.latent,
+            decoder=self.decoder,
+            likelihood=self.likelihood,
+            scale=self.scale,
+        )
 
     @property
     def config(self) -> dict[str, Any]:

@@ -17,22 +17,23 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustvae import bounds
+from robustvae import bounds, gate
 from robustvae.certificates.constants import (
     OUTPUT_SLOPES,
     Constants,
     check_computation,
-    fixed_stddev,
-    lipschitz_constants,
+    constants_of,
 )
 from robustvae.certificates.methods.base import SILENT, Finding, Task, row_normals
 from robustvae.certificates.movement import Encoder
+from robustvae.certificates.networks import EXTRA_UNITS, composition_of, output_of
 from robustvae.certificates.rounding import Arithmetic, forward_error, unit_of
 from robustvae.certificates.tangent import tangent_reach
 from robustvae.errors import UnsupportedError
-from robustvae.models import VAE, GaussianVAE, LipschitzVAE
+from robustvae.models import VAE
+from robustvae.models.composition import Composition
 from robustvae.models.likelihoods import Distribution
 from robustvae.registry import register
 
@@ -62,6 +63,7 @@ class Grounds:
     Attributes:
         constants: Of the model.
         exact: The model in float64, on the CPU.
+        parts: The networks that it is made of.
         images: The inputs in float64, on the CPU.
         posterior: Its posterior at them.
         r: The tolerance, spared a little.
@@ -72,6 +74,7 @@ class Grounds:
 
     constants: Constants
     exact: VAE
+    parts: Composition
     images: Tensor
     posterior: Distribution
     r: float
@@ -90,7 +93,7 @@ class Grounds:
         """The free envelope's reach if nothing were lost by rounding, (B,)."""
         if not self.constants.sigmoid or self.paired:
             return self.plain_cap
-        logits = decoder_logits(self.exact, self.posterior.mean)
+        logits = decoder_logits(self.parts, self.posterior.mean)
         wide = bounds.envelope_reach(logits, self.r) / self.constants.a_logits
         return torch.maximum(self.plain_cap, wide)
 
@@ -118,17 +121,17 @@ class Grounds:
 
     def output_error(self, mean: Tensor, rad: Tensor) -> Tensor:
         """How far the computed output of a latent within `rad` of the mean is off, (B,)."""
-        vae, unit = self.exact, self.arithmetic.unit
-        assert isinstance(vae, GaussianVAE | LipschitzVAE)
+        unit, likelihood = self.arithmetic.unit, self.parts.likelihood
+        assert self.parts.decoder is not None
         # z = mu + sigma eta: a product and a sum, and the mean's own last digit
         start = 4 * unit * (mean.norm(dim=1) + 2 * rad)
-        logits = forward_error(vae.decoder, mean, rad, start, self.arithmetic)
-        slope = OUTPUT_SLOPES[vae.likelihood]
-        if vae.likelihood == "gaussian":
+        logits = forward_error(self.parts.decoder, mean, rad, start, self.arithmetic)
+        if likelihood == "gaussian":
             return logits.error
         # values of at most 1, each with the likelihood's own error
-        final = MEAN_UNITS[vae.likelihood] * unit * math.sqrt(logits.value[0].numel())
-        return slope * logits.error + final
+        units = MEAN_UNITS[likelihood] + (EXTRA_UNITS if self.parts.precision else 0)
+        final = units * unit * math.sqrt(logits.value[0].numel())
+        return OUTPUT_SLOPES[likelihood] * logits.error + final
 
     def left(self, cap: Tensor) -> Tensor:
         """What is left of r, (B,); a number next to 0, of which nothing is proved, at the least."""
@@ -146,28 +149,22 @@ class Grounds:
 
     def mean_error(self, rad: Tensor) -> Tensor:
         """How far the computed mean of an input within `rad` is off, (B,)."""
-        vae, none = self.exact, torch.zeros_like(rad)
-        network = (
-            nn.Sequential(vae.trunk, vae.mean_head)
-            if isinstance(vae, GaussianVAE)
-            else vae.get_submodule("mean_net")
-        )
-        return forward_error(network, self.images, rad, none, self.arithmetic).error
+        none = torch.zeros_like(rad)
+        return forward_error(self.parts.mean, self.images, rad, none, self.arithmetic).error
 
     @functools.cached_property
     def stddev(self) -> Tensor:
         """Upper bound on the spread at the inputs, with what rounding adds, (B, d)."""
-        vae, stddev = self.exact, self.posterior.stddev
-        none = torch.zeros(len(stddev), dtype=torch.float64)
-        far, unit = self.farthest / self.constants.b, self.arithmetic.unit
-        if isinstance(vae, LipschitzVAE) and vae.stddev_net is not None:
-            spread = forward_error(vae.stddev_net, self.images, far, none, self.arithmetic)
-            stddev = stddev + spread.error[:, None]
-        elif isinstance(vae, GaussianVAE) and vae.log_var_head is not None:
-            net = nn.Sequential(vae.trunk, vae.log_var_head)
-            log_var = forward_error(net, self.images, far, none, self.arithmetic)
-            # a common factor brings it within its norm: it errs by as much again
-            stddev = stddev * (log_var.error[:, None] * (1 if vae.stddev_norm is None else 2)).exp()
+        stddev, unit = self.posterior.stddev, self.arithmetic.unit
+        network, spread = self.parts.spread_network, self.parts.spread
+        if network is not None:
+            none = torch.zeros(len(stddev), dtype=torch.float64)
+            far = self.farthest / self.constants.b
+            error = forward_error(network, self.images, far, none, self.arithmetic).error
+            if spread.is_exponential:
+                stddev = stddev * (1 + spread.share(error)[:, None])
+            else:
+                stddev = stddev + error[:, None]
         return stddev * (1 + _SPARE + 16 * unit)
 
 
@@ -188,12 +185,14 @@ def grounds(task: Task, lanes: int = LANES) -> Grounds:
 def _grounds(task: Task, lanes: int) -> Grounds:
     check_own_posterior(task)
     vae, ask = task.vae, task.question
-    constants = lipschitz_constants(vae)
     unit_of(vae.dtype, vae.device)
+    gate.is_known_model(vae)
     exact = copy.deepcopy(vae).to("cpu", torch.float64)
+    parts = composition_of(exact)
+    constants = constants_of(parts, vae.image_shape, vae.latent)
     images = task.x.to("cpu", torch.float64)
     noise = row_normals(images, task.generators("computation"))[:, 0]
-    check_computation(exact, images, noise)
+    check_computation(exact, images, noise, parts)
     pairs = ask.displacement == "paired"
     posterior = exact.encode(images)
     spread = bool((posterior.stddev > 0).all())
@@ -202,6 +201,7 @@ def _grounds(task: Task, lanes: int) -> Grounds:
     common = Grounds(
         constants=constants,
         exact=exact,
+        parts=parts,
         images=images,
         posterior=posterior,
         r=ask.r * (1 - _SPARE),
@@ -361,7 +361,7 @@ def envelope(task: Task) -> Tensor | None:
     common = grounds(task)
     if not common.constants.sigmoid or common.paired:
         return None
-    logits = decoder_logits(common.exact, common.posterior.mean)
+    logits = decoder_logits(common.parts, common.posterior.mean)
     left = common.left(common.envelope_cap)
     wide = bounds.envelope_reach(logits, left) / common.constants.a_logits
     return torch.maximum(plain_reach(common), wide * (1 - bounds.SLACK))
@@ -372,10 +372,10 @@ def tangent(task: Task) -> Tensor | None:
     common = grounds(task)
     if not common.constants.sigmoid or common.paired:
         return None
-    assert isinstance(common.exact, GaussianVAE | LipschitzVAE)
+    assert common.parts.decoder is not None
     left = common.left(common.farthest)
     try:
-        wide = tangent_reach(common.exact.decoder, common.posterior.mean, left)
+        wide = tangent_reach(common.parts.decoder, common.posterior.mean, left)
     except UnsupportedError:  # a decoder of other layers: the envelope speaks for it
         return None
     wide = torch.minimum(wide * (1 - bounds.SLACK), common.farthest)
@@ -395,11 +395,10 @@ def _by_tails(task: Task, prefix: str, reach: Tensor | None, tails: tuple[str, .
     return Finding(radii, common.assumptions)
 
 
-def decoder_logits(vae: VAE, z: Tensor) -> Tensor:
+def decoder_logits(parts: Composition, z: Tensor) -> Tensor:
     """What the decoder computes before the likelihood's mean, flat, (n, D)."""
-    assert isinstance(vae, GaussianVAE | LipschitzVAE)
-    logits: Tensor = vae.decoder(z)
-    return logits.flatten(1)
+    assert parts.decoder is not None
+    return output_of(parts.decoder, z).flatten(1)
 
 
 def _moved_stddev(
@@ -479,7 +478,7 @@ def _coordinatewise(encoder: Encoder, task: Task, reach: Tensor, shared: Grounds
     Only for exact standard deviations; a bound on the movement's length would not do.
     """
     ask, x, stddev = task.question, shared.images, shared.posterior.stddev
-    if ask.displacement != "centered" and not fixed_stddev(encoder.vae):
+    if ask.displacement != "centered" and not encoder.parts.spread.is_constant:
         raise UnsupportedError(
             "the generalized chi-square wants a spread that does not move, got displacement "
             f"{ask.displacement!r} of a learned one; use displacement='centered'"

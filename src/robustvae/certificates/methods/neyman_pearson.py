@@ -9,8 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from robustvae import bounds
-from robustvae.certificates.constants import fixed_stddev
+from robustvae import bounds, gate
 from robustvae.certificates.methods.base import (
     SILENT,
     Finding,
@@ -19,6 +18,7 @@ from robustvae.certificates.methods.base import (
 )
 from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
+from robustvae.certificates.networks import composition_of
 from robustvae.certificates.propagation import METHODS, Method
 from robustvae.certificates.question import Question
 from robustvae.certificates.rounding import Arithmetic, unit_of
@@ -52,9 +52,10 @@ class NeymanPearson:
         check_own_posterior(task)
         vae, ask = task.vae, task.question
         exact = copy.deepcopy(vae).to("cpu", torch.float64)
-        still = ask.displacement == "centered" or fixed_stddev(vae)
-        encoder = Encoder(exact, spread=not still)
         unit_of(vae.dtype, vae.device)
+        gate.is_known_model(vae)
+        is_fixed = composition_of(exact, decoder=False).spread.is_constant
+        encoder = Encoder(exact, spread=not (is_fixed or ask.displacement == "centered"))
         local, wide = Arithmetic(vae.dtype), Arithmetic(torch.float64)
         images = task.x.to("cpu", torch.float64)
         # decided before any draw, and for each input alone
@@ -102,7 +103,7 @@ class NeymanPearson:
                 f"float64, since the bound on what {name} does to a latent, "
                 f"{float(losses[~proofs].max()):.1e} standard deviations, is too large",
             )
-        if ask.displacement == "centered" and not fixed_stddev(vae):
+        if ask.displacement == "centered" and not is_fixed:
             assumptions += (SILENT,)
         return Finding({f"neyman_pearson, {method}": radii}, assumptions)
 

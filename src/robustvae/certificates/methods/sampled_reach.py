@@ -15,7 +15,6 @@ from robustvae.certificates.methods.lipschitz import Grounds, decoder_logits, gr
 from robustvae.certificates.methods.sampling import lower_index
 from robustvae.certificates.tangent import tangent_reach
 from robustvae.errors import UnsupportedError, check_count
-from robustvae.models import GaussianVAE, LipschitzVAE
 from robustvae.registry import register
 
 # rounding is bounded for latents within so many times r / a of a draw; reaches are cut off there
@@ -108,11 +107,11 @@ class SampledReach:
         usable = (left > 0).nonzero()[:, 0]
         if not shared.constants.sigmoid or not len(usable):
             return reach.clamp(max=farthest)
-        assert isinstance(shared.exact, GaussianVAE | LipschitzVAE)
+        assert shared.parts.decoder is not None
         z, tolerance = z[usable], left[usable]
-        wide = bounds.envelope_reach(decoder_logits(shared.exact, z), tolerance)
+        wide = bounds.envelope_reach(decoder_logits(shared.parts, z), tolerance)
         wide = wide / shared.constants.a_logits * (1 - bounds.SLACK)
         with contextlib.suppress(UnsupportedError):  # other layers: the free envelope speaks
-            tilt = tangent_reach(shared.exact.decoder, z, tolerance, self.steps)
+            tilt = tangent_reach(shared.parts.decoder, z, tolerance, self.steps)
             wide = torch.maximum(wide, tilt * (1 - bounds.SLACK))
         return reach.index_put((usable,), torch.maximum(reach[usable], wide)).clamp(max=farthest)

@@ -89,6 +89,43 @@ class Affine(nn.Module):
 
 
 @final
+class Exponential(nn.Module):
+    """exp(x): what makes spreads of their logarithms; bounds pass it only there.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.propagation.graph import Exponential
+        >>> Exponential()(torch.zeros(1))
+        tensor([1.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape."""
+        return x.exp()
+
+
+@final
+class Constant(nn.Module):
+    """One number in the place of every feature: what makes a constant spread.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.certificates.propagation.graph import Constant
+        >>> Constant(0.5)(torch.zeros(2))
+        tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, value: float) -> None:
+        """Keep the number."""
+        super().__init__()
+        self.value = float(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape."""
+        return torch.full_like(x, self.value)
+
+
+@final
 class Part(nn.Module):
     """Features, or channels, from `start` up to `stop`.
 
@@ -144,7 +181,27 @@ class Graph(nn.Module):
 
     def only(self, end: int) -> Graph:
         """The graph with one of its outputs alone."""
-        return Graph(list(self.layers), self.reads, (self.ends[end],))
+        return self.leading_to(self.ends[end])
+
+    def leading_to(self, *ends: int) -> Graph:
+        """What leads to these values, and nothing else.
+
+        Args:
+            ends: Numbers of the values.
+        """
+        needed, waiting = {0}, list(ends)
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += self.reads[node - 1]
+        number = {node: k for k, node in enumerate(sorted(needed))}
+        rows = [node - 1 for node in sorted(needed) if node > 0]
+        return Graph(
+            [self.layers[row] for row in rows],
+            [tuple(number[read] for read in self.reads[row]) for row in rows],
+            tuple(number[end] for end in ends),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every output."""

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustvae import gate
-from robustvae.certificates.propagation.graph import Affine, Concatenate, Graph, Part, Sum
+from robustvae.certificates.propagation.graph import (
+    Affine,
+    Concatenate,
+    Constant,
+    Exponential,
+    Graph,
+    Part,
+    Sum,
+)
 from robustvae.certificates.propagation.operator import CALLS, OPERATORS, load
 from robustvae.errors import RobustVAEError, UnsupportedError
 
@@ -228,6 +236,11 @@ class _Translation:
             if getattr(layer, "inplace", False):
                 raise UnsupportedError(f"{_name(node)} in place may change what is read elsewhere")
             return self._append(layer.eval(), read)
+        if call in (torch.exp, "exp") and not others and not options:
+            return self._append(Exponential(), read)
+        number = _constant(call, others, options)
+        if number is not None:
+            return self._append(Constant(number), read)
         if call is torch.flatten and (*others, *options.values()) in ((1,), (1, -1)):
             return self._append(nn.Flatten(), read)
         if call is torch.reshape and not options:
@@ -345,6 +358,17 @@ class _Translation:
             if call in _BY_NUMBER:
                 return self._append(Affine(*_BY_NUMBER[call](number, first is number)), refs[0])
         raise _unknown(node)
+
+
+def _constant(call: Any, others: list[Any], options: dict[str, Any]) -> float | None:
+    """The number that a call puts into the place of every feature; None where it does not."""
+    if call is torch.full_like:
+        values = [*others, *options.values()]
+        is_number = len(values) == 1 and isinstance(values[0], int | float)
+        return float(values[0]) if is_number and set(options) <= {"fill_value"} else None
+    if others or options:
+        return None
+    return {torch.ones_like: 1.0, torch.zeros_like: 0.0}.get(call)
 
 
 class _Ref:

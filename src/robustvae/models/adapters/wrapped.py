@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from robustvae import gate
 from robustvae.data.space import InputSpace
 from robustvae.errors import ModelError, RangeError, RobustVAEError, ShapeError, UnsupportedError
 from robustvae.models.adapters.parts import reached, rebound
@@ -22,14 +23,17 @@ from robustvae.models.adapters.reading import (
     Reshaped,
     SpreadKind,
     as_distribution,
+    first_half,
     flattened,
     is_distribution,
     pair_of,
     picked,
+    second_half,
     stddev_of,
     step_into,
 )
 from robustvae.models.base import VAE
+from robustvae.models.composition import Paths, SpreadRule
 from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian, Laplace, PointMass
 
 NO_LIKELIHOOD = (
@@ -122,6 +126,7 @@ def user_call(name: str, function: Any, x: Tensor) -> Iterator[None]:
         ) from error
 
 
+@gate.know_model
 @final
 class WrappedVAE(VAE):
     """A `VAE` around a user's functions or module; made by `wrap`.
@@ -201,20 +206,37 @@ class WrappedVAE(VAE):
         """Whether codes have a spread of their own."""
         return self._match.code.mean is None or self._match.code.spread is not None
 
-    @property
-    def encoder(self) -> Callable[[Tensor], Any]:
-        """The way from images in [0, 1] to (mean, log_var), as a module that can be traced."""
-        plain = self._match.code == CodeReading((0,), (1,), "log_var")
-        if plain and self.space.is_unit and isinstance(_owner(self._encode), nn.Module):
-            return self._encode
-        return _EncoderPath(self._encode, self._owners, self.space, self._match.code)
+    def paths(self) -> Paths:
+        """The user's calls with what is read of them, as modules that a trace can read.
 
-    @property
-    def returns(self) -> str:
-        """What `encoder` returns: "mean_log_var", or "distribution"."""
-        code = self._match.code
-        is_known = code.mean is not None and code.spread is not None and code.kind == "log_var"
-        return "mean_log_var" if is_known else "distribution"
+        Raises:
+            UnsupportedError: A reading that is no tensor's: distributions, variances, half
+                precision.
+        """
+        code, output = self._match.code, self._match.output
+        rules: dict[SpreadKind, SpreadRule] = {
+            "log_var": "log_var",
+            "log_stddev": "log_stddev",
+            "stddev": "stddev",
+        }
+        if code.mean is None or code.spread is None or code.kind not in rules:
+            raise UnsupportedError(
+                "bounds by the weights want a wrapped encoder that gives a mean and a log-variance "
+                "or a standard deviation as tensors; use methods=['smoothing']"
+            )
+        if self.module_dtype in HALF:
+            raise UnsupportedError(
+                f"bounds by the weights want float32 or float64, got {self.module_dtype}; "
+                "use methods=['smoothing'], or convert the module"
+            )
+        is_probability = output.likelihood == "bernoulli" and not output.is_logits
+        return Paths(
+            _EncoderPath(self._encode, self._owners, self.space, code),
+            _DecoderPath(self._decode, self._owners, self.space, self._match),
+            rules[code.kind],
+            is_probability,
+            2 * _EDGE if is_probability else 0.0,
+        )
 
     @property
     def module_dtype(self) -> torch.dtype | None:
@@ -332,6 +354,7 @@ class WrappedVAE(VAE):
         return value.to(self.module_dtype) if self.module_dtype in HALF else value
 
 
+@gate.know_model
 @final
 class BlackBox(VAE):
     """A model of which only the output can be judged: its "latent" is the input itself.
@@ -400,6 +423,14 @@ class BlackBox(VAE):
             value = self.space.from_model(value)
         return PointMass(value.to(z.dtype).contiguous(), ONLY_OUTPUT)
 
+    def paths(self) -> Paths:
+        """Refuse: there is no code between input and output.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(ONLY_OUTPUT)
+
     def prior(self) -> PointMass:
         """A point without a density."""
         zeros = torch.zeros(self.latent, dtype=self.dtype, device=self.device)
@@ -461,10 +492,6 @@ def _in_unit(distribution: Distribution, space: InputSpace) -> Distribution:
     return Reshaped(distribution, tuple(distribution.mean.shape), low, span)
 
 
-def _owner(function: Any) -> Any:
-    return function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-
-
 def _twin(part: Any, memo: dict[int, Any]) -> Any:
     if isinstance(part, nn.Module):
         return copy.deepcopy(part, memo)
@@ -472,7 +499,7 @@ def _twin(part: Any, memo: dict[int, Any]) -> Any:
 
 
 class _EncoderPath(nn.Module):
-    """Images in [0, 1] to (mean, log_var) through a user's encoder."""
+    """Images in [0, 1] to the mean and the spread, as it is given, through a user's encoder."""
 
     def __init__(
         self,
@@ -485,21 +512,67 @@ class _EncoderPath(nn.Module):
         self.encode, self.owners, self.space, self.code = encode, owners, space, code
 
     def forward(self, x: Tensor) -> Any:
-        """(mean, log_var) of images, both (B, d)."""
+        """(mean, spread) of images, both (B, d)."""
         if self.space.low != 0.0 or self.space.high != 1.0:
-            if self.space.scale is None or isinstance(self.space.low, tuple):
-                raise UnsupportedError(
-                    "a bound through a normalization that differs by channel; "
-                    "use pixels= of one mean and std"
-                )
-            x = x * self.space.scale + self.space.low
+            low, scale = _one_scale(self.space)
+            x = x * scale + low
         if self.space.shape != self.space.image_shape:
             x = x.reshape(-1, *self.space.shape)
         output = self.encode(x)
-        parts = []
-        for pick in (self.code.mean, self.code.spread):
-            part = output
-            for step in pick or ():
-                part = step_into(part, step)
-            parts.append(part.flatten(1))
-        return tuple(parts)
+        return tuple(_read(output, pick).flatten(1) for pick in (self.code.mean, self.code.spread))
+
+
+class _DecoderPath(nn.Module):
+    """Codes to the reconstruction in [0, 1] units, through a user's decoder."""
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Any],
+        owners: nn.ModuleList,
+        space: InputSpace,
+        match: Match,
+    ) -> None:
+        super().__init__()
+        self.decode, self.owners, self.space, self.match = decode, owners, space, match
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The mean of codes (B, d), (B, C, H, W)."""
+        output = self.match.output
+        if output.pair is not None:
+            raise UnsupportedError(
+                "bounds by the weights want a wrapped decoder that gives one tensor; "
+                "use methods=['smoothing']"
+            )
+        if len(self.match.code_shape) > 1:
+            z = z.reshape(-1, *self.match.code_shape)
+        u: Tensor = _read(self.decode(z), output.reconstruction)
+        u = u.reshape(-1, *self.space.image_shape)
+        if output.is_logits:
+            return torch.sigmoid(u)
+        if output.likelihood == "bernoulli" or (self.space.low == 0.0 and self.space.high == 1.0):
+            return u
+        low, scale = _one_scale(self.space)
+        return (u - low) / scale
+
+
+def _one_scale(space: InputSpace) -> tuple[float, float]:
+    """The model's value of 0 and its step for one of 1, in [0, 1] units."""
+    if space.scale is None or isinstance(space.low, tuple):
+        raise UnsupportedError(
+            "bounds by the weights want a normalization that is the same for every channel, got "
+            f"low={space.low}; use pixels= of one mean and std, or methods=['smoothing']"
+        )
+    return space.low, space.scale
+
+
+_HALVES: dict[Any, Callable[[Any], Any]] = {
+    first_half: lambda value: value.chunk(2, 1)[0],
+    second_half: lambda value: value.chunk(2, 1)[1],
+}
+"""Steps that look at a tensor's type, without the look, which a trace's placeholder fails."""
+
+
+def _read(output: Any, pick: Pick | None) -> Any:
+    for step in pick or ():
+        output = _HALVES[step](output) if step in _HALVES else step_into(output, step)
+    return output
