@@ -88,18 +88,14 @@ def constants_of(parts: Composition, image_shape: Sequence[int], latent: int) ->
     """Verified constants of a model made of these networks.
 
     Args:
-        parts: The networks.
+        parts: The networks, with a decoder.
         image_shape: (C, H, W).
         latent: d.
 
     Raises:
         UnsupportedError: A layer or option that is not covered; the message names it.
     """
-    if parts.decoder is None:
-        raise UnsupportedError(
-            "bounds by the weights of a decoder speak of models with one layer of latents, got "
-            f"{len(parts.widths)}; use methods=['neyman_pearson'] or ['smoothing']"
-        )
+    assert parts.decoder is not None
     b = lipschitz_bound(parts.mean, image_shape)
     c = log_c = 0.0
     if parts.spread_network is not None:

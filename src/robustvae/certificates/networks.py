@@ -50,7 +50,13 @@ def composition_of(vae: VAE, *, decoder: bool = True) -> Composition:
     """
     is_known = gate.is_known_model(vae)
     if is_known and type(vae).composition is not VAE.composition:
-        return vae.composition()
+        parts = vae.composition()
+        if decoder and parts.decoder is None:
+            raise UnsupportedError(
+                "bounds by the weights of a decoder speak of models with one layer of latents, "
+                f"not of {type(vae).__name__}; use methods=['neyman_pearson'] or ['smoothing']"
+            )
+        return parts
     # a stranger's own `paths` would be a statement, too
     paths = vae.paths() if is_known else paths_of(vae)
     if vae.dtype != torch.float64 or vae.device.type != "cpu":
