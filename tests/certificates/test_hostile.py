@@ -19,7 +19,7 @@ from robustvae import errors
 from robustvae.certificates import lipschitz_bound
 from robustvae.certificates.propagation import Relaxation, traced
 from robustvae.models import create
-from robustvae.models.lipschitz import GroupSort
+from robustvae.models.sorts import GroupSort
 
 SHAPE = (1, 4, 4)
 

@@ -13,8 +13,9 @@ from robustvae.certificates.propagation import Relaxation, operator_of
 from robustvae.certificates.propagation.graph import Affine, Concatenate, Graph, Part, Sum
 from robustvae.certificates.propagation.operator import OPERATORS, Curve
 from robustvae.certificates.propagation.operators.clamp import Clamp
-from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.lipschitz import Scale
 from robustvae.models.orthogonal import MoveChannels
+from robustvae.models.sorts import GroupSort, MaxMin
 from robustvae.registry.members import _members
 
 IMAGE, LINE, VECTOR = (4, 6, 5), (4, 7), (8,)

@@ -11,7 +11,8 @@ from robustvae import errors
 from robustvae.certificates.methods.lipschitz import MEAN_UNITS
 from robustvae.certificates.propagation import Add, operator_of
 from robustvae.certificates.rounding import Arithmetic, forward_error, sizes_norm, unit_of
-from robustvae.models.lipschitz import GroupSort, Scale
+from robustvae.models.lipschitz import Scale
+from robustvae.models.sorts import GroupSort
 from robustvae.models.vae import likelihood_of
 
 FLOAT32 = Arithmetic(torch.float32)

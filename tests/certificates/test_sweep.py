@@ -9,8 +9,9 @@ from robustvae import errors
 from robustvae.certificates import Add
 from robustvae.certificates.propagation import METHODS, Relaxation, operator_of, rows, sweep
 from robustvae.certificates.propagation.operators import linear
-from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.lipschitz import Scale
 from robustvae.models.orthogonal import MoveChannels
+from robustvae.models.sorts import GroupSort, MaxMin
 
 SHAPE = (1, 4, 4)
 

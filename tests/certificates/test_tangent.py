@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from robustvae import bounds, errors
 from robustvae.certificates import certify, tangent, tangent_reach
 from robustvae.models import create
-from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.lipschitz import Scale
+from robustvae.models.sorts import GroupSort, MaxMin
 
 
 def decoder(activation, *, latent=3, hidden=(16, 12), pixels=20, gain=4.0, generator=None):

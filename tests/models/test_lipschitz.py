@@ -6,7 +6,8 @@ from torch.testing import assert_close
 
 from robustvae import errors
 from robustvae.models import ContinuousBernoulli, checkpoint, create
-from robustvae.models.lipschitz import GroupSort, MaxMin, _polar, _retract, bjorck
+from robustvae.models.lipschitz import _polar, _retract, bjorck
+from robustvae.models.sorts import GroupSort, MaxMin
 from robustvae.norms import spectral_norm_bound
 from robustvae.objectives import ELBO
 

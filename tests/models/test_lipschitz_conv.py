@@ -11,8 +11,8 @@ import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import lipschitz_constants
 from robustvae.models import checkpoint, orthogonal
-from robustvae.models.lipschitz import GroupSort
 from robustvae.models.orthogonal import MoveChannels, convolutions, raw_of
+from robustvae.models.sorts import GroupSort
 
 K = 3.0
 

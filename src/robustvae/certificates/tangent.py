@@ -18,7 +18,8 @@ from robustvae import bounds, gate
 from robustvae.certificates.constants import lipschitz_bound
 from robustvae.certificates.propagation.operator import operator_of
 from robustvae.errors import ShapeError, UnsupportedError, check_positive
-from robustvae.models.lipschitz import GroupSort, MaxMin, Scale
+from robustvae.models.lipschitz import Scale
+from robustvae.models.sorts import GroupSort, MaxMin
 
 STEPS = 150
 """Gradient steps by which the multipliers are chosen; any multipliers give a valid bound."""

@@ -13,7 +13,7 @@ from robustvae.certificates.propagation.operator import Builder, Operator, Shape
 from robustvae.certificates.propagation.operators.relu import RECTIFIER
 from robustvae.certificates.propagation.steps import CurveStep, LinearStep
 from robustvae.errors import ShapeError
-from robustvae.models.lipschitz import GroupSort, MaxMin
+from robustvae.models.sorts import GroupSort, MaxMin
 from robustvae.registry import register
 
 
