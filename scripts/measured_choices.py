@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 TARGET = ROOT / "src" / "robustvae" / "training" / "measured.json"
 DATA = {"mnist": "mnist", "fashion-mnist": "fashion_mnist"}
+OVER_CODES = RESULTS / "code-space.json"
 RADII = ("0.1", "0.2")
 DEFENSES = {
     "robust mode": "robust-posterior:norm=linf,radius=0.2,steps=100",
@@ -92,15 +93,24 @@ def _certified(model: str) -> dict[str, Any]:
 
 
 def _defended(name: str, data: str) -> list[dict[str, Any]]:
-    """The plain model behind a defense, under the worst of eight attacks of version 0.1."""
+    """The plain model behind a defense: worst of version 0.1's attacks and of own/code-space.
+
+    Only the robust mode was attacked over codes, at 0.2, on other images: the lower mean counts.
+    """
     path = RESULTS / f"defense-adaptive-{name}.json"
     rows = _rows(path)
     prices = _rows(RESULTS / f"defense-strength-{name}.json")
+    over_codes = {what: row for (what, _), row in _rows(OVER_CODES).items()}
     epochs = Recipe.read(PLAIN[name]).training.epochs
     choices = []
     for label, defense in DEFENSES.items():
         price = prices[label, "squared error, clean"]
         worst = [rows[f"{label}: worst per image", f"MS-SSIM, linf {radius}"] for radius in RADII]
+        attacks, source = "worst of eight that know it", path
+        codes = over_codes.get(f"zoo/{PLAIN[name]}") if label == "robust mode" else None
+        if codes is not None and codes["measured"] < worst[1]["measured"]:
+            worst[1], source = {**worst[1], **codes, "n": worst[1]["n"]}, OVER_CODES
+            attacks += "; at 0.2 an attack over codes"
         choices.append(
             {
                 "data": data,
@@ -111,13 +121,13 @@ def _defended(name: str, data: str) -> list[dict[str, Any]]:
                 "similarity": [round(row["measured"], 4) for row in worst],
                 "similarity_stderr": [round(row["stderr"], 4) for row in worst],
                 "images": worst[0]["n"],
-                "attacks": "worst of eight that know it",
+                "attacks": attacks,
                 "certified": None,
                 "certified_at": "",
                 "gradients": worst[0].get("cost", worst[0].get("gradients")),
                 "epochs": epochs,
                 "step_cost": 1.0,
-                "source": str(path.relative_to(ROOT)),
+                "source": str(source.relative_to(ROOT)),
             }
         )
     return choices
