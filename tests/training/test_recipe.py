@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,33 @@ def test_refuses_what_is_no_recipe(recipe: Path, content: str) -> None:
     recipe.write_text(content)
     with pytest.raises(errors.ConfigError, match=r"mine\.yaml"):
         Recipe.read(recipe)
+
+
+def test_xavier_start_has_its_spread(recipe: Path, tmp_path: Path) -> None:
+    wide = PLAIN.replace("hidden: [16]", "hidden: [200]")
+    recipe.write_text(wide + "\ninitialization: xavier\n")
+    layer = next(
+        m for m in train_recipe(recipe, tmp_path, epochs=0).modules() if type(m) is torch.nn.Linear
+    )
+    expected = (2 / sum(layer.weight.shape)) ** 0.5
+    count = layer.weight.numel()
+    # the standard error of a standard deviation is sigma / sqrt(2 n)
+    assert abs(float(layer.weight.detach().std()) - expected) < 4 * expected / (2 * count) ** 0.5
+    assert not layer.bias.any()
+
+
+def test_start_keeps_its_weights(recipe: Path) -> None:
+    text = re.sub(r"model: .*", "start: digits-vae", PLAIN)
+    recipe.write_text(text + "\ninitialization: xavier\n")
+    with pytest.raises(errors.ConfigError, match="leave initialization out"):
+        Recipe.read(recipe)
+
+
+def test_recipes_of_papers_say_differences() -> None:
+    for name in recipe_names():
+        found = Recipe.read(name)
+        if "[" in found.about:
+            assert found.fidelity, f"{name}: what differs from the paper?"
 
 
 def test_refuses_unknown_and_missing_recipes(tmp_path: Path) -> None:

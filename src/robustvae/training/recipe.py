@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, final
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
 
 from robustvae import data, models, objectives
 from robustvae._options import with_defaults
@@ -67,9 +68,12 @@ class Recipe(BaseModel):
     Attributes:
         name: Of the model that comes out.
         about: What it is for, in a sentence.
+        fidelity: What differs from the paper whose model it is, empty where it is nobody's.
         data: `name` and `split` of the data set.
         model: `name` and options of `rv.models.create`; or instead of it
         start: The trained model to go on from: its name, or its checkpoint folder.
+        initialization: First weights: "default" are torch's; "xavier" draws those of convolutions
+            and linear layers from N(0, 2 / (inputs + outputs)) and begins with biases of 0.
         objective: `name` and options of `rv.objectives.create`.
         training: Arguments of `rv.fit`.
         seed: Decides the first weights and everything random after.
@@ -84,9 +88,11 @@ class Recipe(BaseModel):
 
     name: str
     about: str = ""
+    fidelity: str = ""
     data: DataPart
     model: _Named | None = None
     start: str | None = None
+    initialization: Literal["default", "xavier"] = "default"
     objective: _Named = Field(default_factory=lambda: _Named(name="elbo"))
     training: TrainingPart
     seed: int = 0
@@ -95,6 +101,8 @@ class Recipe(BaseModel):
     def _one_beginning(self) -> Recipe:
         if (self.model is None) == (self.start is None):
             raise ValueError("wanted either model or start")
+        if self.start is not None and self.initialization != "default":
+            raise ValueError("a model to start from has its weights: leave initialization out")
         return self
 
     @classmethod
@@ -207,6 +215,8 @@ def train_recipe(
         if start is not None:
             raise ConfigError(f"the recipe {recipe.name} starts from no model, got start=")
         vae = models.create(recipe.model.name, **{"seed": recipe.seed} | recipe.model.options)
+        if recipe.initialization == "xavier":
+            draw_xavier(vae, generator(recipe.seed))
     else:
         vae = checkpoint.load(str(recipe.start)) if start is None else start
     start_sha256 = checkpoint.weights_sha256(vae)
@@ -240,6 +250,31 @@ def train_recipe(
         card |= {"start": recipe.start, "start_sha256": start_sha256}
     checkpoint.save(vae, out, card=card)
     return vae
+
+
+@torch.no_grad()
+def draw_xavier(vae: VAE, generator: torch.Generator) -> None:
+    """Draw the weights of convolutions and linear layers anew, with biases of 0, in place.
+
+    w ~ N(0, 2 / (inputs + outputs)), both times the receptive field [Glorot & Bengio, 2010, Eq. 16]
+
+    Args:
+        vae: Changed in place; other layers keep what they have.
+        generator: Spent by the draws.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.training.recipe import draw_xavier
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> draw_xavier(vae, rv.generator(0))
+        >>> {float(m.bias.sum()) for m in vae.modules() if hasattr(m, "bias")}
+        {0.0}
+    """
+    for layer in vae.modules():
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            nn.init.xavier_normal_(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _one_line(path: Path, error: ValidationError) -> Exception:
