@@ -29,7 +29,7 @@ class Spec:
         inputs: Test images, balanced over the classes.
         restarts: Of the attack at each radius.
         steps: Of the attack at each radius.
-        draws: Of the probability at rest.
+        draws: Of the probability without attack.
     """
 
     model: str = "digits-vae"
@@ -86,7 +86,7 @@ def first_order(spec: Spec, run: Run) -> Result:
         rows,
         (
             f"{spec.inputs} test images (balanced), centered, free, m = 1/2, r = {r:.3g}: twice "
-            "the median over the inputs of the m-quantile at rest.",
+            "the median over the inputs of the m-quantile without attack.",
             f"Attack: {spec.restarts} restarts x {spec.steps} steps at each radius. Neither "
             "first-order margin is a guarantee.",
         ),

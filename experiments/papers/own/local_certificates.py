@@ -1,7 +1,7 @@
 """Certificates of VAEs whose weights nothing constrains, beside attacks: Neyman-Pearson by CROWN.
 
-m = 0.5; r is twice the median, over the inputs, of the m-quantile of ||Delta|| at rest. A weaker
-attack gives a larger upper bound, so a smaller ratio.
+m = 0.5; r is twice the median, over the inputs, of the m-quantile of ||Delta|| without attack. A
+weaker attack gives a larger upper bound, so a smaller ratio.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def local_certificates(spec: Spec, run: Run) -> Result:
         "pixel units, seconds and ratios",
         rows,
         (
-            f"{spec.inputs} test images (balanced), m = {M}, r twice the median quantile at rest, "
+            f"{spec.inputs} test images (balanced), m = {M}, r twice the median quantile without attack, "
             f"{spec.draws:,} draws, confidence 0.999; attack: {spec.restarts} restarts x "
             f"{spec.steps} steps.",
         ),

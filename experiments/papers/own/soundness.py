@@ -27,7 +27,7 @@ class Spec:
         model: What is certified.
         data: Its data set.
         r: l2 distance between outputs, in pixel units; 0 takes `rest`.
-        rest: So many times the median, over 20 images, of the m-quantile at rest.
+        rest: So many times the median, over 20 images, of the m-quantile without attack.
         m: Probability wanted.
         displacements: Of the certificates.
         methods: Of `certify`; empty takes those of its default.
