@@ -110,8 +110,8 @@ def local_certificates(spec: Spec, run: Run) -> Result:
         "pixel units, seconds and ratios",
         rows,
         (
-            f"{spec.inputs} test images (balanced), m = {M}, r twice the median quantile without attack, "
-            f"{spec.draws:,} draws, confidence 0.999; attack: {spec.restarts} restarts x "
+            f"{spec.inputs} test images (balanced), m = {M}, r twice the median quantile "
+            f"without attack, {spec.draws:,} draws, confidence 0.999; attack: {spec.restarts} restarts x "
             f"{spec.steps} steps.",
         ),
         values,
