@@ -111,8 +111,8 @@ def local_certificates(spec: Spec, run: Run) -> Result:
         rows,
         (
             f"{spec.inputs} test images (balanced), m = {M}, r twice the median quantile "
-            f"without attack, {spec.draws:,} draws, confidence 0.999; attack: {spec.restarts} restarts x "
-            f"{spec.steps} steps.",
+            f"without attack, {spec.draws:,} draws, confidence 0.999; attack: "
+            f"{spec.restarts} restarts x {spec.steps} steps.",
         ),
         values,
     )
