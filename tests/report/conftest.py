@@ -47,6 +47,7 @@ def columns() -> list[Column]:
     names = (
         *("victim", "input", "label", "attack", "role", "knows", "goal", "norm", "radius", "box"),
         *("size", "score", "status", "queries", "damage", "damage_noise", "ms_ssim_clean"),
+        *("damage_at_25", "damage_at_50", "damage_at_75"),
         *("ms_ssim_attacked", "ms_ssim_noise", "probability", "probability_low"),
         *("probability_high", "certified", "certified_kind", "certified_status"),
         *("margin_upper_unconstrained", "margin_upper_box", "margin_upper_status", "first_order"),
@@ -115,6 +116,9 @@ def rows(n: int, *, rng: np.random.Generator, certified: bool, margins: bool) ->
                         "zero_gradients": 1.0 if i == 3 else 0.0,
                         "queries": 500,
                         "damage": damage,
+                        "damage_at_25": damage * 0.2,
+                        "damage_at_50": damage * 0.4,
+                        "damage_at_75": damage * 0.8,
                         "damage_noise": damage * float(rng.uniform(0.1, 0.6)),
                         "ms_ssim_clean": float(rng.beta(40, 3)),
                         "ms_ssim_attacked": float(rng.beta(4, 4)),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.audit.context import Attacked, Context, Measure
     from robustvae.audit.plan import AttackPlan, MarginPlan, Plan, read_plan
     from robustvae.audit.protocol import Protocol, read_protocol
-    from robustvae.audit.requirements import check_names, summary_keys, unmet
+    from robustvae.audit.requirements import check_names, summary_keys
     from robustvae.audit.run import audit
     from robustvae.audit.store import forget_shards
     from robustvae.audit.verifying import Verification, verify
@@ -29,7 +29,6 @@ _HOMES = {
     "read_protocol": "protocol",
     "Run": "auditor",
     "summary_keys": "requirements",
-    "unmet": "requirements",
     "Verification": "verifying",
     "verify": "verifying",
 }
@@ -49,7 +48,6 @@ __all__ = [
     "read_protocol",
     "Run",
     "summary_keys",
-    "unmet",
     "Verification",
     "verify",
 ]

@@ -1,14 +1,12 @@
-"""What may be required of an audit: a check, or a bound on a headline number."""
+"""Names that a plan gives: of measures, of checks, of keys of the summary."""
 
 from __future__ import annotations
-
-import math
 
 from robustvae import registry
 from robustvae.audit.context import standard_measures
 from robustvae.audit.plan import Plan
 from robustvae.audit.summary import PREDICTORS
-from robustvae.records import Column, Record
+from robustvae.records import Column
 
 
 def measure_names(plan: Plan) -> list[str]:
@@ -49,33 +47,6 @@ def summary_keys(plan: Plan) -> list[str]:
         if column.per == "attack" and column.reduction != "none"
     ]
     return [*keys, *(f"{key} / {place}" for place in (*balls, *attacks) for key in of_attacks)]
-
-
-def unmet(record: Record, key: str, sign: str | None = None, bound: float = math.nan) -> str | None:
-    """Why a requirement is not met, or None where it is.
-
-    Args:
-        record: An audit.
-        key: Id of a check, or key of the summary.
-        sign: ">=" or "<=" for a key of the summary; None for a check.
-        bound: On its mean.
-    """
-    if sign is None:
-        for check in record.checks:
-            if check.id == key and not check.passed:
-                return f"{key} ({check.victim}): {check.value}"
-        return None if any(c.id == key for c in record.checks) else f"{key}: it was not judged"
-    means = {entry.key: entry.mean for entry in record.summary}
-    mean = means.get(key)
-    if mean is None:
-        return f"{key} {sign} {bound:g}, it was not measured"
-    value = float(mean)
-    encounters = value >= bound if sign == ">=" else value <= bound
-    if not encounters:
-        return f"{key} {sign} {bound:g}, it is {value:.4g}"
-    if not record.verdict.passed:
-        return f"{key} {sign} {bound:g} holds, but not on sound evidence: {record.verdict.first}"
-    return None
 
 
 STANDARD_CHECKS = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
+import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,7 @@ from robustvae.cli.common import (
     Tolerance,
 )
 from robustvae.cli.entry import FAILED
-from robustvae.errors import ConfigError, check_choice, single_line
-
-REQUIREMENT = re.compile(r"^\s*(?P<key>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+0-9.eE]+)\s*$")
+from robustvae.errors import check_choice, single_line
 
 
 @final
@@ -105,10 +103,12 @@ def run(options: Options) -> None:
     from robustvae.audit import Run, audit, forget_shards
     from robustvae.cli.printing import console, show
     from robustvae.records import check_folder
+    from robustvae.records.requirements import outcomes
     from robustvae.report.terminal import table
 
     stages = _stages(options.plan, options.profile)
-    requirements = [_requirement(text, stages) for text in options.require or []]
+    for requirement in options.require or []:
+        _check_requirement(requirement, stages)
     vae = common.load_model(
         options.model,
         options.device,
@@ -143,13 +143,16 @@ def run(options: Options) -> None:
                 progress=progress or (lambda done, total, what: None),
             ),
         )
+    record = record.model_copy(
+        update={"requirements": options.require or [], "command": command_of(options)}
+    )
     report.write(record, options.out)
     forget_shards(options.out / ".shards")
     console().print(table(record))
     for sentence in record.proved:
         show(sentence)
     show(f"report: {options.out / 'report.html'}")
-    failures = [reason for need in requirements if (reason := _unmet(need, record)) is not None]
+    failures = [reason for _, reason in outcomes(record) if reason is not None]
     for reason in failures:
         print(f"required, and not so: {single_line(reason)}", file=sys.stderr)
     if not record.verdict.passed:
@@ -167,22 +170,39 @@ def _stages(plan: str | None, profile: str | None) -> Any:
     return read_plan(plan or "quick")
 
 
-def _requirement(text: str, plan: Any) -> tuple[str, str | None, float]:
+def _check_requirement(text: str, plan: Any) -> None:
+    """Raise where a requirement names neither a check nor a number of the plan."""
     from robustvae.audit import check_names, summary_keys
+    from robustvae.records.requirements import parse_requirement
 
-    match = REQUIREMENT.match(text)
-    if match is None:
-        check_choice("check", text, check_names(plan))
-        return text, None, math.nan
-    key = match["key"]
-    check_choice("key of the summary", key.partition(" / ")[0], summary_keys(plan))
-    try:
-        return key, match["sign"], float(match["bound"])
-    except ValueError:
-        raise ConfigError(f"--require {text!r} has no number after {match['sign']}") from None
+    key, sign, _ = parse_requirement(text)
+    if sign is None:
+        check_choice("check", key, check_names(plan))
+    else:
+        check_choice("key of the summary", key.partition(" / ")[0], summary_keys(plan))
 
 
-def _unmet(need: tuple[str, str | None, float], record: Any) -> str | None:
-    from robustvae.audit import unmet
+# Options that decide no number of the record.
+_WITHOUT_EFFECT = ("out", "resume", "quiet")
 
-    return unmet(record, *need)
+
+def command_of(options: Options) -> str:
+    """The command line that makes the same record again.
+
+    Examples:
+        >>> from robustvae.cli.audit import Options, command_of
+        >>> command_of(Options(model="digits-vae", r=0.86, defense=["input-noise:stddev=0.25"]))
+        'robustvae audit digits-vae --defense input-noise:stddev=0.25 --r 0.86'
+    """
+    words = ["robustvae", "audit", options.model]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("model", *_WITHOUT_EFFECT) or value == field.default:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        else:
+            for part in value if isinstance(value, list) else [value]:
+                words += [flag, f"{part:g}" if isinstance(part, float) else str(part)]
+    return shlex.join(words)

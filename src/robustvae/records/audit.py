@@ -60,6 +60,8 @@ class Record(BaseModel):
         not_tried: What nobody tried.
         left_out: Stages that were left out or shortened, and why.
         references: The works that the audit rests on.
+        requirements: What was required of it, in the form of `--require`.
+        command: The command that makes it again; None where it was made in Python.
         timing: created (UTC) and seconds.
 
     Examples:
@@ -93,6 +95,8 @@ class Record(BaseModel):
     not_tried: list[str] = Field(default_factory=list)
     left_out: list[Omission] = Field(default_factory=list)
     references: list[str] = Field(default_factory=list)
+    requirements: list[str] = Field(default_factory=list)
+    command: str | None = None
     timing: dict[str, Scalar] = Field(default_factory=dict)
     format: Literal[2] = FORMAT
     kind: Literal["audit"] = "audit"

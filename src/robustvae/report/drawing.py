@@ -17,13 +17,13 @@ from robustvae.report.numbers import near
 PALETTE = """
 :root{color-scheme:light dark;--ink:#1d2530;--soft:#55606e;--line:#d5dae1;--grid:#e9ecf0;
 --page:#fbfbfa;--card:#fff;--proved:#0b62a4;--free:#c8500a;--box:#8a3a86;--guess:#6b7480;
---noise:#79828d;--defended:#0a7d5a;--bad:#b3261e;--tint:#eef3f8}
+--noise:#79828d;--defended:#0a7d5a;--bad:#b3261e;--tint:#eef3f8;--shade:#0003}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3adb9;--line:#39424d;--grid:#29313a;
 --page:#12161b;--card:#191f26;--proved:#5eb1ee;--free:#ff9152;--box:#d894d4;--guess:#a7b0bb;
---noise:#96a0ab;--defended:#4cc79f;--bad:#ff8a80;--tint:#1d2733}}
+--noise:#96a0ab;--defended:#4cc79f;--bad:#ff8a80;--tint:#1d2733;--shade:#000b}}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--grid:#e4e4e4;--page:#fff;
 --card:#fff;--proved:#0b62a4;--free:#c8500a;--box:#8a3a86;--guess:#6b7480;--noise:#79828d;
---defended:#0a7d5a;--bad:#b3261e;--tint:#f3f3f3}}
+--defended:#0a7d5a;--bad:#b3261e;--tint:#f3f3f3;--shade:#fff}}
 """.strip()
 
 _CHART = """

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustvae.records import Record, SummaryEntry
-from robustvae.records.parts import GalleryItem
-from robustvae.report import drawing, figures, reading
+from robustvae.records.parts import GalleryItem, Panel
+from robustvae.records.requirements import outcomes
+from robustvae.report import curves, drawing, figures, reading
+from robustvae.report.advice import advise
+from robustvae.report.failures import failing_rows
 from robustvae.report.numbers import NOT_MEASURED, ceil, floor, given, near, norm, number
+from robustvae.report.words import meaning
 
 WIDTHS = {"wide": 760, "narrow": 358}
 PANELS = (
@@ -25,6 +32,13 @@ PANELS = (
     "undefended reconstruction",
 )
 MOST_ROWS = 600
+# Shown before a reader asks for all columns: what was attacked, how hard, and what came of it.
+DEFAULT_COLUMNS = (
+    *("victim", "input", "label", "attack", "size", "status", "damage", "damage_noise"),
+    *("ms_ssim_attacked", "probability", "certified", "margin_upper_box"),
+)
+MOST_COLUMNS = 12
+MOST_FAILURES = 12
 
 _CHOSEN = ("radius",)
 _NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
@@ -51,11 +65,22 @@ def render(record: Record) -> str:
     )
     measured = reading.columns(record)
     rounding = {column.id: column.rounding for column in measured}
+    script = _read("report.js")
+    failures = failing_rows(record)
     environment.filters["cell"] = functools.partial(_cell, rounding=rounding)
     others = [check for check in record.checks if check.victim != record.victims[0].name]
     return environment.get_template("report.html").render(
         record=record,
         style=Markup(drawing.STYLE),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        command=record.command,
+        requirements=outcomes(record),
+        advice=advise(record),
+        damage_curve=_drawn(curves.damage_curve, record),
+        classes=_drawn(curves.classes, record),
+        failures=failures[:MOST_FAILURES],
+        failures_in_all=len(failures),
         verdict=record.verdict,
         meaning=reading.margin_in_words(record),
         failed=reading.failed_checks(record),
@@ -72,13 +97,35 @@ def render(record: Record) -> str:
         ],
         victims=record.victims if len(record.victims) > 1 or record.victims[0].defended else [],
         others=bool(others),
-        gallery=[_gallery_item(item) for item in record.gallery],
+        gallery=[_gallery_item(item, record) for item in record.gallery],
         columns=measured,
         wordy={column.id for column in measured if column.kind == "text"},
+        few=default_columns(record, [column.id for column in measured]),
         rows=record.rows[:MOST_ROWS],
         left_out=max(0, len(record.rows) - MOST_ROWS),
         plan=json.dumps(record.plan, indent=2, sort_keys=True, ensure_ascii=False, default=str),
     )
+
+
+def default_columns(record: Record, names: list[str]) -> set[str]:
+    """At most twelve columns that are shown at first; a profile's own go before the last of ours.
+
+    Args:
+        record: An audit.
+        names: Ids of the columns that hold anything.
+    """
+    if len(record.victims) == 1:
+        names = [name for name in names if name != "victim"]
+    few = [name for name in DEFAULT_COLUMNS if name in names]
+    summarized = [column.id for column in record.columns if column.headline]
+    few += [name for name in [*summarized, *names] if name in names and name not in few]
+    return set(few[:MOST_COLUMNS])
+
+
+def _read(name: str) -> str:
+    """A file beside the templates, as it is."""
+    path = resources.files("robustvae.report") / "templates" / name
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _drawn(figure: Callable[[Record, int], str], record: Record) -> dict[str, Markup]:
@@ -97,6 +144,7 @@ def _key_number(entry: SummaryEntry) -> dict[str, Any]:
     return {
         "label": entry.headline or entry.label,
         "long": entry.label,
+        "meaning": meaning(entry),
         "shown": ROUNDINGS[entry.rounding](entry.mean),
         "interval": interval,
         "n": entry.n,
@@ -124,24 +172,42 @@ def _attack_line(attack: reading.AttackRows) -> dict[str, Any]:
 _DAMAGES = ("damage", "damage_noise", "ms_ssim_attacked")
 
 
-def _gallery_item(item: GalleryItem) -> dict[str, Any]:
+def _gallery_item(item: GalleryItem, record: Record) -> dict[str, Any]:
     names = [name for name in PANELS if name in item.panels]
     names += sorted(name for name in item.panels if name not in PANELS)
     of = f"input {item.input}" + ("" if item.label is None else f", label {item.label}")
+    rows = record.rows[:MOST_ROWS]
     return {
         "of": of,
         "attack": item.attack,
         "caption": item.caption,
+        "place": item.place,
+        "row": next(
+            (
+                i
+                for i, row in enumerate(rows)
+                if (row.get("input"), row.get("attack")) == (item.input, item.attack)
+            ),
+            None,
+        ),
         "panels": [
-            {
-                "name": name,
-                "height": item.panels[name].shape[-2],
-                "width": item.panels[name].shape[-1],
-                "png": item.panels[name].png,
-                "alt": f"{name}: {of}, {item.attack}",
-            }
-            for name in names
+            _panel(name, item.panels[name], f"{name}: {of}, {item.attack}") for name in names
         ],
+    }
+
+
+def _panel(name: str, panel: Panel, words: str) -> dict[str, Any]:
+    drawn = ""
+    if panel.values:
+        svg = curves.signal(panel.values, panel.low, panel.high, words)
+        drawn = svg.replace(_NAMESPACE, "", 1).replace(f"<style>{drawing.STYLE}</style>", "")
+    return {
+        "name": name,
+        "height": panel.shape[-2] if len(panel.shape) > 1 else 1,
+        "width": panel.shape[-1],
+        "png": panel.png,
+        "svg": Markup(drawn),
+        "alt": words,
     }
 
 
