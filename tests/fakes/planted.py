@@ -6,6 +6,7 @@ docstring. The honest victims stand at the end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -337,6 +338,156 @@ def random_backward(vae: VAE, x: Tensor) -> Any:
     return with_gradient(vae, change)
 
 
+@fake(*BLIND)
+def activations_quantized(vae: VAE, x: Tensor) -> Any:
+    """Codes rounded to quarters and nothing straight through: a quantized model's export."""
+    return wrapped(
+        vae,
+        lambda images: Gaussian(
+            (4 * vae.encode(images).mean).round() / 4, vae.encode(images).stddev.detach()
+        ),
+    )
+
+
+@fake(*BLIND)
+def stochastic_rounding(vae: VAE, x: Tensor) -> Any:
+    """Rounds each pixel up or down to one of eight levels by chance."""
+
+    class Dither:
+        is_random = True
+
+        def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+            dither = rv.seeding.rand(*x.shape, like=x, generator=generator)
+            return vae.encode((7 * x + dither).floor().clamp(0, 7) / 7).mean
+
+    return rv.Victim(vae, Dither())
+
+
+@fake("near_inputs_near_outputs")
+def noise_by_input(vae: VAE, x: Tensor) -> Any:
+    """Noise that the input's own bits choose: the same for the same input, another nearby."""
+
+    def change(images: Tensor) -> Tensor:
+        rows = []
+        for image in images.detach():
+            seed = int(image.double().sum().item() * 1e9) % 2**31
+            noise = torch.randn(image.shape, generator=rv.generator(seed), dtype=image.dtype)
+            rows.append(0.2 * noise)
+        return images + torch.stack(rows)
+
+    return behind(vae, change)
+
+
+@fake("same_output_twice", "same_output_in_any_batch", "score_recomputed", *BLIND)
+def cache_by_hash(vae: VAE, x: Tensor) -> Any:
+    """Answers from a cache of what it saw first among images that round to the same block means."""
+    answers: dict[Any, Tensor] = {}
+
+    def change(images: Tensor) -> Tensor:
+        means = functional.avg_pool2d(images.detach(), images.shape[-1] // 4).flatten(1)
+        keys = [tuple((10 * row).round().int().tolist()) for row in means]
+        return torch.stack(
+            [answers.setdefault(key, y) for key, y in zip(keys, images.detach(), strict=True)]
+        )
+
+    return behind(vae, change)
+
+
+@fake("same_output_in_any_batch", "score_recomputed")
+def wary_of_large_batches(vae: VAE, x: Tensor) -> Any:
+    """Blurs heavily wherever many rows come at once, as they do under attack."""
+
+    def change(images: Tensor) -> Tensor:
+        if len(images) <= 20:
+            return images
+        return functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
+
+    return behind(vae, change)
+
+
+@fake("gradient_matches_function")
+def gradient_clipped_by_hook(vae: VAE, x: Tensor) -> Any:
+    """A hook that hands on the gradient's largest entries alone, cut to one size."""
+
+    def encode(images: Tensor) -> Any:
+        inside = images.clone()
+        if inside.requires_grad:
+            inside.register_hook(lambda g: g.clamp(-1e-6, 1e-6) * (g.abs() < g.abs().amax() / 3))
+        return vae.encode(inside)
+
+    return wrapped(vae, encode)
+
+
+@fake("gradient_beats_gradient_free", *BLIND)
+def saturated_sigmoid(vae: VAE, x: Tensor) -> Any:
+    """A logistic function of gain 1000 on the pixels: nothing but plateaus in float32."""
+    return wrapped(vae, lambda images: vae.encode(torch.sigmoid(1e3 * (images - 0.5))))
+
+
+@fake("finite_everywhere", "attacks_ran", *BLIND)
+def nan_under_gradients(vae: VAE, x: Tensor) -> Any:
+    """Not a number whenever somebody asks for gradients."""
+    return wrapped(
+        vae, lambda images: vae.encode(images * (torch.nan if images.requires_grad else 1.0))
+    )
+
+
+@fake(*BLIND)
+def blurred_under_gradients(vae: VAE, x: Tensor) -> Any:
+    """Another function whenever somebody asks for gradients."""
+
+    def encode(images: Tensor) -> Any:
+        if images.requires_grad:
+            images = functional.avg_pool2d(images, 5, 1, 2).roll(3, 3)
+        return vae.encode(images)
+
+    return wrapped(vae, encode)
+
+
+@fake("same_output_twice", "score_recomputed")
+def noise_by_clock(vae: VAE, x: Tensor) -> Any:
+    """Noise that the clock chooses."""
+
+    def change(images: Tensor) -> Tensor:
+        noise = torch.randn(
+            images.shape, generator=rv.generator(time.perf_counter_ns()), dtype=images.dtype
+        )
+        return images + 0.15 * noise
+
+    return behind(vae, change)
+
+
+@fake("same_output_twice", "score_recomputed")
+def tires_of_calls(vae: VAE, x: Tensor) -> Any:
+    """Honest for its first hundred calls, and a blur ever after."""
+    calls = [0]
+
+    def change(images: Tensor) -> Tensor:
+        calls[0] += 1
+        if calls[0] <= 100:
+            return images
+        return functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
+
+    return behind(vae, change)
+
+
+@fake("gradient_matches_function")
+def gradient_low_passed(vae: VAE, x: Tensor) -> Any:
+    """Hands on a blurred gradient."""
+    return with_gradient(vae, lambda g: functional.avg_pool2d(g, 5, 1, 2))
+
+
+@fake(*USELESS)
+def codes_clipped(vae: VAE, x: Tensor) -> Any:
+    """Codes cut to a hundredth of a unit: nearly one picture for all."""
+    return wrapped(
+        vae,
+        lambda images: Gaussian(
+            vae.encode(images).mean.clamp(-0.01, 0.01), vae.encode(images).stddev
+        ),
+    )
+
+
 HONEST: dict[str, Callable[[VAE, Tensor], Any]] = {
     "plain": lambda vae, x: vae,
     "lipschitz": lambda vae, x: rv.load("digits-lipschitz-vae").to(x.dtype),
@@ -359,7 +510,48 @@ HONEST: dict[str, Callable[[VAE, Tensor], Any]] = {
     ),
     "straight_through_8_bit": lambda vae, x: rv.Victim(vae, Refined(bit_depth())),
     "linear": lambda vae, x: principal_components(x),
+    "mixture_of_training_images": lambda vae, x: kernel_smoother(vae, x),
+    "linear_whitened": lambda vae, x: principal_components(x, count=24, whiten=True),
+    "hmc_tiny_steps": lambda vae, x: rv.Victim(vae, rv.HMC(steps=3, step_size=1e-3)),
+    "hard_codec": lambda vae, x: codec(vae),
+    "very_deep_tanh": lambda vae, x: wrapped(vae, lambda images: vae.encode(deep_tanh(images))),
+    "noise_with_votes": lambda vae, x: rv.Victim(
+        rv.load("digits-vae-noise").to(x.dtype), rv.InputNoise(stddev=0.25, votes=8)
+    ),
 }
+
+
+def kernel_smoother(vae: VAE, x: Tensor) -> rv.Victim:
+    """The nearest training images, mixed smoothly, with the true gradient."""
+    training = rv.data.load("digits", split="train").x.to(x.dtype).flatten(1)
+
+    def change(images: Tensor) -> Tensor:
+        gaps = torch.cdist(images.flatten(1), training).square()
+        return (torch.softmax(-4 * gaps, 1) @ training).view_as(images)
+
+    return behind(vae, change)
+
+
+def codec(vae: VAE) -> VAE:
+    """Codes rounded to eighths, with the gradient of the code straight through, as codecs train."""
+
+    def encode(images: Tensor) -> Any:
+        q = vae.encode(images)
+        return Gaussian(q.mean + ((8 * q.mean).round() / 8 - q.mean).detach(), q.stddev)
+
+    return wrapped(vae, encode)
+
+
+def deep_tanh(images: Tensor, layers: int = 24) -> Tensor:
+    """Twenty-four layers of rotations and hyperbolic tangents, and the rotations turned back."""
+    noise = torch.randn(images[0].numel(), images[0].numel(), generator=rv.generator(11))
+    turn, _ = torch.linalg.qr(noise.to(images))
+    flat = images.flatten(1)
+    for _ in range(layers):
+        flat = 8 * torch.tanh(flat @ turn / 8)
+    for _ in range(layers):
+        flat = flat @ turn.T
+    return flat.view_as(images)
 
 
 def bit_depth() -> Any:
@@ -368,17 +560,21 @@ def bit_depth() -> Any:
     return build("refinement", {"name": "bit-depth", "bits": 8})
 
 
-def principal_components(x: Tensor) -> VAE:
-    """A linear autoencoder of ten components of the training digits."""
+def principal_components(x: Tensor, count: int = 10, whiten: bool = False) -> VAE:
+    """A linear autoencoder of the first principal components of the training digits."""
     images = rv.data.load("digits", split="train").x.to(x.dtype).flatten(1)
     mean = images.mean(0)
-    _, _, basis = torch.linalg.svd(images - mean, full_matrices=False)
-    basis = basis[:10]
+    _, values, basis = torch.linalg.svd(images - mean, full_matrices=False)
+    basis = basis[:count]
+    scale = values[:count] / len(images) ** 0.5 if whiten else torch.ones(count, dtype=x.dtype)
 
     def encode(images: Tensor) -> Any:
-        return Normal((images.flatten(1) - mean) @ basis.T, torch.tensor(0.05, dtype=x.dtype))
+        code = (images.flatten(1) - mean) @ basis.T / scale
+        return Normal(code, torch.tensor(0.05, dtype=x.dtype))
 
     def decode(z: Tensor) -> Any:
-        return Normal((z @ basis + mean).view(-1, *x.shape[1:]), torch.tensor(0.1, dtype=x.dtype))
+        return Normal(
+            ((z * scale) @ basis + mean).view(-1, *x.shape[1:]), torch.tensor(0.1, dtype=x.dtype)
+        )
 
-    return rv.wrap(encode=encode, decode=decode, latent=10, image_shape=tuple(x.shape[1:]))
+    return rv.wrap(encode=encode, decode=decode, latent=count, image_shape=tuple(x.shape[1:]))

@@ -100,3 +100,11 @@ def large():
     ).float()
     rv.fit(vae, rv.objectives.ELBO(), images, epochs=40, batch_size=64, generator=rv.generator(0))
     return images, vae
+
+
+def test_memory_is_found_beside_inputs(digits, honest_vae):
+    """Shifted, noised and unseen inputs are easier to attack than those known by heart."""
+    record = judged(FAKES["memory_of_inputs"].make, honest_vae, digits)
+    assert "same_beside_inputs" in record.verdict.failed
+    probe = record.victims[0].probes["beside"]
+    assert set(probe["damage_beside"]) == {"shifted", "noised", "unseen"}

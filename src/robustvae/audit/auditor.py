@@ -109,6 +109,7 @@ class Auditor:
         self.shards = -(-plan.inputs // plan.shard)
         self.total = len(named) * self.shards * self.stages + len(named) + 1
         self.done = 0
+        self.first_outputs: dict[str, Tensor] = {}
         self.common_results: dict[Any, AttackResult] = {}
         self.tell = run.progress or Lines()
 
@@ -251,6 +252,9 @@ class Auditor:
             left_out.append({"stage": stage, "victim": name, "reason": reason[:400]})
 
         context = self.context(name, places)
+        if places.start == 0:  # before anything attacks it: compared again at the end
+            with contextlib.suppress(Exception):  # whatever fails here fails below, and is noted
+                self.first_outputs[name] = context.output.clone()
         self.step(f"{label}: attacks")
         attacked = self.attacks(context, note)
         context = dataclasses.replace(context, attacks=tuple(attacked))
@@ -373,6 +377,7 @@ class Auditor:
                 result = dataclasses.replace(empty, x_adv=x_adv)
                 attacked.append(Attacked(attack, attack.id, "plan", "", result))
         context = dataclasses.replace(context, attacks=tuple(attacked))
+        context.cache["first output"] = self.first_outputs.get(name)
 
         def note(stage: str, error: Exception) -> None:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -27,6 +27,11 @@ _POINTS = 3  # inputs at which the gradient is compared with the function
 _STEP = 0.01
 # share of the function's slope below which a gradient is none, whatever the chaos
 _HIDDEN = 1e-3
+_CROWD = 100  # rows of a batch as attacks make them: a victim may notice that many come at once
+_CROWD_PIXELS = 100_000  # of such a batch: large images come in smaller ones
+# root mean square change, a pixel, of inputs that are the same but for rounding: a hundred times
+# float32's own at 1, a thousandth of `_STEP`
+_TINY = 1e-5
 _MARGIN = 0.06  # keeps the differences of such steps away from the ends of the range
 
 
@@ -45,6 +50,7 @@ def probe(
         "diagnosis": lambda: _diagnosis(context),
         "repeat": lambda: _repeat(context),
         "batch": lambda: _batch(context),
+        "near": lambda: _near(context),
         "again": lambda: _again(context),
         "gradient": lambda: _gradient(context),
         "larger": lambda: _larger(context),
@@ -81,14 +87,22 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def _repeat(context: Context) -> float:
-    """The same call twice, each with the generator in the same state."""
+    """The same call again with the generator in the same state; also before all attacks."""
     x, victim = context.x, context.victim
     calls = [victim.reconstruct(x, generator=context.generator("repeat")) for _ in range(3)]
-    return max(_relative(call, calls[0]) for call in calls[1:])
+    gaps = [_relative(call, calls[0]) for call in calls[1:]]
+    first = context.cache.get("first output")
+    if first is not None:
+        fresh = dataclasses.replace(context, cache={})
+        gaps.append(_relative(fresh.output[: len(first)], first[: len(x)].to(x)))
+    return max(gaps)
 
 
 def _batch(context: Context) -> float | None:
-    """Each input alone, in a batch, and in the batch turned round; None where rows share draws."""
+    """Each input alone, in a batch, in it turned round, and among a hundred rows.
+
+    None where rows share draws.
+    """
     x, victim = context.x, context.victim
     nature = nature_of(victim, x)
     if nature.random and not nature.by_row:
@@ -103,7 +117,35 @@ def _batch(context: Context) -> float | None:
     together = read(everything)
     alone = torch.cat([read([row]) for row in everything[:4]])
     rotation = read(everything[::-1]).flip(0)
-    return max(_relative(alone, together[: len(alone)]), _relative(rotation, together))
+    times = min(_CROWD, max(1, _CROWD_PIXELS // x[0].numel())) // len(x)
+    crowd = read([*everything] * max(times, 2))[-len(x) :]
+    return max(
+        _relative(alone, together[: len(alone)]),
+        _relative(rotation, together),
+        _relative(crowd, together),
+    )
+
+
+def _near(context: Context) -> dict[str, float] | None:
+    """How far outputs move for a change of rounding's size, and for one of a difference's step.
+
+    From points beside the inputs, which themselves may lie on the edges of a rounding's steps.
+    None for a victim that draws: its outputs move anyway.
+    """
+    if nature_of(context.victim, context.x).random:
+        return None
+    x = _MARGIN + (1 - 2 * _MARGIN) * context.x
+    shift, change = (
+        randn(*x.shape, like=x, generator=context.generator(f"near {name}")).clamp(-2.5, 2.5)
+        for name in ("start", "change")
+    )
+    start = x + 2 * _STEP * shift
+    outputs = [
+        context.victim.reconstruct(start + size * change, generator=context.generator("near"))
+        for size in (0.0, _TINY, _STEP)
+    ]
+    tiny, step = (distance(output, outputs[0]).nan_to_num(0.0) for output in outputs[1:])
+    return {"tiny": float(tiny.median()), "step": float(step.median())}
 
 
 def _again(context: Context) -> float:

@@ -56,6 +56,7 @@ STANDARD_CHECKS = (
     "attacks_ran",
     "same_output_twice",
     "same_output_in_any_batch",
+    "near_inputs_near_outputs",
     "finite_everywhere",
     "same_beside_inputs",
     "gradient_seen",
