@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from robustvae import errors
-from robustvae.attacks import Attack, LatentShift, LatentTarget
+from robustvae.attacks import Attack, LatentShift, LatentTarget, LayerShift
+from robustvae.attacks.goals.layer_shift import _weight
 from robustvae.defenses import Victim
 from robustvae.models import create
 from robustvae.models.base import VAE
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import generator, rand, randn
+from robustvae.testing import linear_vae
 
 like = torch.zeros(0, dtype=torch.float64)
 SMALL = {"image_shape": (1, 8, 8)}
@@ -129,3 +131,66 @@ def test_layers_that_are_none_are_refused(layers):
 def test_layers_not_there_refused(x):
     with pytest.raises(errors.RangeError, match=r"0\.\.2"):
         LatentShift(layers=(3,)).bind(Victim(model("dlgm")), x, generator=generator(0))
+
+
+def layer(vae: VAE) -> str:
+    """The first convolution or dense layer of the encoder."""
+    return next(name for name, part in vae.named_modules() if hasattr(part, "weight"))
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("times", ["nothing", "latent", "output"])
+def test_layer_shift_is_its_definition(distance, times, x):
+    """The named layer's own output, called by hand, beside codes and outputs."""
+    vae = model("dlgm")
+    name, y, rows = layer(vae), x.roll(1, 0), torch.arange(3)
+    goal = LayerShift((name,), distance, times)
+    value = goal.bind(Victim(vae), x, generator=generator(0))(y, rows)
+    part, seen = dict(vae.named_modules())[name], []
+    handle = part.register_forward_hook(lambda module, args, output: seen.append(output.flatten(1)))
+    with torch.no_grad():
+        codes = [vae.encode(images).mean for images in (x, y)]
+        outputs = [vae.decode(code).mean.flatten(1) for code in codes]
+    handle.remove()
+    if distance == "l2":
+        wanted = (seen[0] - seen[1]).norm(dim=1)
+    else:
+        wanted = 1 - torch.cosine_similarity(seen[0], seen[1])
+    factor = {"nothing": (torch.zeros(3, 1), torch.ones(3, 1)), "latent": codes, "output": outputs}
+    wanted = wanted * (factor[times][0] - factor[times][1]).norm(dim=1)
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-12)
+    assert not any(part._forward_hooks for part in vae.modules())
+
+
+def test_condition_weighs_layers():
+    """A layer with condition number 51 counts 0.49, one that is singular nothing."""
+    first, last = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.diag(torch.tensor([51.0, 1.0])))
+        last.weight.copy_(torch.diag(torch.tensor([1.0, 0.0])))
+    assert [_weight(first), _weight(last)] == pytest.approx([0.49, 0.0])
+
+
+def test_layer_shift_says_which_layers(x):
+    vae = model("dlgm")
+    with pytest.raises(errors.UnknownNameError, match="layer 'nowhere'"):
+        LayerShift(("nowhere",)).bind(Victim(vae), x, generator=generator(0))
+    functions, _, _ = linear_vae()
+    with pytest.raises(errors.UnsupportedError, match="no modules with weights"):
+        LayerShift().bind(Victim(functions), x[..., :4, :4], generator=generator(0))
+
+
+def test_layer_attack_restores_vanishing_gradient(x):
+    """Behind a layer of scale 1e-20 float32 sees no gradient; at the layer before it does."""
+    vae = create("vae", architecture="mlp", latent=3, hidden=[16], image_shape=(1, 8, 8), seed=3)
+    vae = vae.float()
+    weights = [part for part in vae.modules() if isinstance(part, torch.nn.Linear)]
+    with torch.no_grad():
+        weights[1].weight.mul_(1e-30)
+    victim, search = Victim(vae), ProjectedAscent(steps=10, restarts=2)
+    small = x.float()
+    ball = Ball("l2", 0.5)
+    blind = Attack(LatentShift("means"), search, ball)(victim, small, generator=generator(0))
+    seeing = Attack(LayerShift((layer(vae),)), search, ball)(victim, small, generator=generator(0))
+    assert blind.status == ("inconclusive",) * 3
+    assert seeing.status == ("ok",) * 3 and (seeing.score > 0.05).all()

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import robustvae as rv
-from robustvae.perturb import RandomSearch, SearchResult, SquareSearch
+from robustvae.perturb import CentralDifferences, RandomSearch, SearchResult, SquareSearch
 from robustvae.testing import ContractError, check_search, members_of
 
 BOTH = ("l2", "linf")
@@ -16,6 +16,7 @@ CASES = {
     "projected-ascent": (rv.ProjectedAscent(steps=60, restarts=4), 0.99, BOTH),
     "lbfgs": (rv.LBFGS(restarts=2), 0.99, BOTH),
     "one-shot": (rv.OneShot(), 0.9, ("l2",)),
+    "central-differences": (CentralDifferences(steps=30), 0.9, BOTH),
     "random-search": (RandomSearch(steps=200), 0.1, BOTH),
     # one change for all rows, whose slopes point elsewhere
     "universal": (rv.Universal(), 0.0, BOTH),
@@ -24,7 +25,7 @@ CASES = {
 
 
 # searches that look at the victim have their evidence in tests/attacks
-AIMED = {"code-space", "through"}
+AIMED = {"code-space", "directed-ascent", "through"}
 
 
 def test_every_search_has_evidence():

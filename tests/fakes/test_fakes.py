@@ -108,3 +108,17 @@ def test_memory_is_found_beside_inputs(digits, honest_vae):
     assert "same_beside_inputs" in record.verdict.failed
     probe = record.victims[0].probes["beside"]
     assert set(probe["damage_beside"]) == {"shifted", "noised", "unseen"}
+
+
+@pytest.mark.parametrize("name", ["gradient_flipped", "gradient_block_means", "quantizer_2_bit"])
+def test_differences_find_what_was_hidden(name, digits, honest_vae):
+    """Where the gradient lies the audit climbs differences, and its rows show the damage."""
+    record = judged(FAKES[name].make, honest_vae, digits)
+    damage = {}
+    for row in record.rows:
+        damage.setdefault(row["role"], []).append(row["damage"])
+    mean = {role: sum(values) / len(values) for role, values in damage.items()}
+    honest = judged(HONEST["plain"], honest_vae, digits)
+    plain = [row["damage"] for row in honest.rows if row["role"] == "plan"]
+    assert not any(row["role"] == "differences" for row in honest.rows)
+    assert mean["differences"] > 0.9 * sum(plain) / len(plain) > mean["plan"]

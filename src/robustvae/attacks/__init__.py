@@ -3,6 +3,7 @@
 from robustvae.attacks.adaptive import Checkpointed, Implicit, StraightThrough, Truncated
 from robustvae.attacks.attack import Attack, AttackResult, Search
 from robustvae.attacks.code_space import CodeSpace
+from robustvae.attacks.directed import DirectedAscent
 from robustvae.attacks.evidence import evidence_checks
 from robustvae.attacks.goals import (
     AnomalyScore,
@@ -12,6 +13,7 @@ from robustvae.attacks.goals import (
     Goal,
     LatentShift,
     LatentTarget,
+    LayerShift,
     MaximumDamage,
     MetricDrop,
     OutputTarget,
@@ -35,6 +37,7 @@ __all__ = [
     "survival",
     "Through",
     "CodeSpace",
+    "DirectedAscent",
     "AnomalyScore",
     "BitRate",
     "EncoderTarget",
@@ -48,6 +51,7 @@ __all__ = [
     "Implicit",
     "LatentShift",
     "LatentTarget",
+    "LayerShift",
     "MaximumDamage",
     "OutputTarget",
     "PenaltySweep",

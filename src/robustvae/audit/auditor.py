@@ -18,6 +18,7 @@ from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
 from robustvae.audit import pictures, statements
+from robustvae.audit.attacking import everyone, jobs, rows_of
 from robustvae.audit.context import (
     BASE_COLUMNS,
     Attacked,
@@ -27,8 +28,8 @@ from robustvae.audit.context import (
     nothing_found,
     undefended,
 )
-from robustvae.audit.plan import AttackPlan, Plan, text
-from robustvae.audit.probes import probe, three_numbers
+from robustvae.audit.plan import Plan, text
+from robustvae.audit.probes import gradient_lies, probe, three_numbers
 from robustvae.audit.progress import Lines, Progress
 from robustvae.audit.protocol import (
     Inputs,
@@ -40,7 +41,6 @@ from robustvae.audit.summary import summarize, worst
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError
-from robustvae.perturb import SquareSearch
 from robustvae.records import (
     Column,
     ModelFacts,
@@ -109,6 +109,7 @@ class Auditor:
         self.shards = -(-plan.inputs // plan.shard)
         self.total = len(named) * self.shards * self.stages + len(named) + 1
         self.done = 0
+        self.lies: dict[str, bool] = {}
         self.first_outputs: dict[str, Tensor] = {}
         self.common_results: dict[Any, AttackResult] = {}
         self.tell = run.progress or Lines()
@@ -158,26 +159,9 @@ class Auditor:
 
     def attacks(self, context: Context, note: Callable[[str, Exception], None]) -> list[Attacked]:
         """Every attack of the plan, and those that the library adds to any plan."""
-        plan, results = self.plan, []
-        jobs: list[tuple[str, AttackPlan, Attack, Victim]] = [
-            ("plan", attack, attack.build(), context.victim) for attack in plan.attacks
-        ]
-        first = plan.attacks[0]
-        search = first.build().search
-        if plan.longer > 1 and dataclasses.is_dataclass(search) and hasattr(search, "steps"):
-            longer = dataclasses.replace(search, steps=plan.longer * search.steps)
-            jobs.append(
-                ("longer", first, dataclasses.replace(first.build(), search=longer), context.victim)
-            )
-        for norm, radius in plan.balls:
-            leader = next(attack for attack in plan.attacks if attack.ball == (norm, radius))
-            if plan.gradient_free:
-                square = SquareSearch(steps=plan.gradient_free)
-                attack = dataclasses.replace(leader.build(), search=square)
-                jobs.append(("gradient-free", leader, attack, context.victim))
-            if plan.transfer and context.defended:
-                jobs.append(("transfer", leader, leader.build(), context.plain))
-        for role, attack_plan, attack, target in jobs:
+        results = []
+        lies = self.gradient_lies(context.name)
+        for role, attack_plan, attack, target in jobs(self.plan, context, lies):
             name = attack_plan.id if role == "plan" else f"{attack_plan.id} ({role})"
             try:
                 result = self.attack(context, attack, target, role)
@@ -191,12 +175,27 @@ class Auditor:
             results.append(Attacked(attack_plan, name, role, knows, result))
         return results
 
+    def gradient_lies(self, name: str) -> bool:
+        """Whether a victim's gradient is not that of its function, seen at the first inputs.
+
+        Seen once, and always on the same inputs, so that every shard is attacked alike.
+        """
+        if name not in self.lies:
+            places = range(min(self.plan.probes, self.plan.inputs))
+            self.lies[name] = bool(places) and gradient_lies(self.context(name, places))
+        return self.lies[name]
+
     def attack(self, context: Context, attack: Attack, target: Victim, role: str) -> AttackResult:
         """One attack on the context's inputs; a transferred one is scored on the victim."""
         # a purpose without the shard: what an input draws follows from the input itself
         purpose = f"attack {role} {attack.ball.norm} {attack.ball.radius:g}"
         if getattr(attack.search, "shares_change", False):
-            result = self.shared(context, attack, target, purpose)
+            key = context.name, purpose, repr(attack), target is context.victim
+            whole = everyone(context, self.inputs)
+            if key not in self.common_results:
+                streams = whole.streams(purpose)
+                self.common_results[key] = attack(target, whole.x, generator=streams)
+            result = rows_of(self.common_results[key], whole.numbers, context.numbers)
         else:
             result = attack(target, context.x, generator=context.streams(purpose))
         if target is context.victim:
@@ -205,41 +204,6 @@ class Auditor:
             context.victim, context.x, result.x_adv, generator=context.streams("transferred")
         )
         return dataclasses.replace(result, score=score)
-
-    def shared(
-        self, context: Context, attack: Attack, target: Victim, purpose: str
-    ) -> AttackResult:
-        """The context's rows of an attack whose change is one for all inputs of the audit.
-
-        It is looked for on all of them at once, in the order of their numbers, so that it is the
-        same change whatever the shards, the workers and the order are.
-        """
-        numbers = self.inputs.numbers
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
-
-        def search() -> AttackResult:
-            wider = dataclasses.replace(
-                context,
-                x=self.inputs.x[order].to(context.x),
-                numbers=tuple(numbers[place] for place in order),
-            )
-            return attack(target, wider.x, generator=wider.streams(purpose))
-
-        key = context.name, purpose, repr(attack), target is context.victim
-        if key not in self.common_results:
-            self.common_results[key] = search()
-        result = self.common_results[key]
-        place_of = {numbers[place]: row for row, place in enumerate(order)}
-        rows = [place_of[number] for number in context.numbers]
-        return AttackResult(
-            x_adv=result.x_adv[rows],
-            size=result.size[rows],
-            score=result.score[rows],
-            status=tuple(result.status[row] for row in rows),
-            queries=result.queries[rows],
-            gradient_norm=result.gradient_norm[rows],
-            zero_gradients=result.zero_gradients[rows],
-        )
 
     def shard(self, name: str, places: range, label: str) -> dict[str, Any]:
         """Rows and attacked inputs of one victim on some inputs."""

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import ready
+from robustvae.audit.checks.gradient_matches_function import GradientMatchesFunction
 from robustvae.audit.context import Context, distance, nature_of
 from robustvae.audit.plan import AttackPlan
 from robustvae.defenses import Victim
 from robustvae.models.diagnosis import check
 from robustvae.perturb import Ball, Score
 from robustvae.perturb.ascent import evaluate
+from robustvae.records import Case
 from robustvae.seeding import RowGenerator, randn, row_generators
 
 STEPS, RESTARTS = 20, 2  # of the probes' own attacks: enough to tell a function from a table
@@ -169,6 +171,21 @@ def _again(context: Context) -> float:
 def _score(context: Context, x: Tensor, attack: AttackPlan) -> Score:
     goal = attack.build().goal
     return goal.bind(context.victim, x, generator=context.generator("probe score"))
+
+
+def gradient_lies(context: Context) -> bool:
+    """Whether the score's gradient is missing, or not that of its function, at most points.
+
+    Then slopes by differences are climbed too. Where differences of two steps contradict each other
+    nothing is known of the gradient, and searches without one are asked anyway.
+    """
+    try:
+        points = _gradient(context)
+    except Exception:  # a backward pass that raises is no gradient either
+        return True
+    judgment = GradientMatchesFunction()(Case(context.name, [], {"gradient": points}, {}))
+    blind = sum(point["plateau"] or point["hidden"] for point in points)
+    return judgment.passed is False or 2 * blind > len(points)
 
 
 def _gradient(context: Context) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ KNOWS = {
     "plan": "all of the victim, its defense included",
     "longer": "all of the victim, its defense included",
     "gradient-free": "the victim's outputs only",
+    "differences": "the victim's outputs, and a gradient that it did not trust",
     "transfer": "the undefended model only",
 }
 
@@ -49,6 +50,11 @@ def protocol(plan: Plan, question: QuestionFacts, victims: Sequence[VictimFacts]
         )
     if plan.transfer and any(victim.defended for victim in victims):
         words.append("For defended victims, in every ball the attack on the undefended model too.")
+    if plan.probes:
+        words.append(
+            "Where a victim's gradient is missing or not that of its function, in every ball an "
+            "ascent along central differences too."
+        )
     words += [
         "The headline is the worst of all attacks on each input; all of them are candidates of its "
         "margin.",

@@ -2,6 +2,7 @@
 
 from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult, ascend
 from robustvae.perturb.ball import Ball
+from robustvae.perturb.differences import CentralDifferences
 from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
 from robustvae.perturb.lbfgs import LBFGS, Minimum, minimize
 from robustvae.perturb.one_shot import OneShot
@@ -11,6 +12,7 @@ __all__ = [
     "Universal",
     "LBFGS",
     "Ball",
+    "CentralDifferences",
     "Minimum",
     "OneShot",
     "ProjectedAscent",

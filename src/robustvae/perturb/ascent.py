@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -163,6 +164,30 @@ def ascend(
             continue
         first += len(inputs)
     return join(parts)
+
+
+def ascend_from(
+    score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, begin: Tensor
+) -> SearchResult:
+    """As `ascend`, from starts that are given.
+
+    Args:
+        score: Differentiable; called as `score(y, rows)`.
+        x: Centers, (B, C, H, W).
+        ball: Where to look.
+        search: How to look; its `restarts` is not read.
+        begin: Starts in the ball, (B, starts, C, H, W).
+    """
+    search = dataclasses.replace(search, restarts=begin.shape[1])
+    size = max(1, search.chunk // search.restarts)
+    return join(
+        [
+            _worst(
+                score, x, ball, search, part.to(x.device), begin[part].flatten(0, 1), search.chunk
+            )
+            for part in torch.arange(len(x)).split(size)
+        ]
+    )
 
 
 def join(parts: list[SearchResult]) -> SearchResult:

@@ -8,6 +8,7 @@ from robustvae.attacks.goals.divergence import DIVERGENCES
 from robustvae.attacks.goals.encoder_target import EncoderTarget
 from robustvae.attacks.goals.latent_shift import LatentShift
 from robustvae.attacks.goals.latent_target import LatentTarget
+from robustvae.attacks.goals.layer_shift import LayerShift
 from robustvae.attacks.goals.maximum_damage import MaximumDamage
 from robustvae.attacks.goals.metric_drop import MetricDrop
 from robustvae.attacks.goals.output_target import OutputTarget
@@ -24,6 +25,7 @@ __all__ = [
     "Goal",
     "LatentShift",
     "LatentTarget",
+    "LayerShift",
     "MaximumDamage",
     "OutputTarget",
     "Readings",
