@@ -23,7 +23,7 @@ test-lowest: .venv-lowest/installed
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . \
-		pytest pytest-xdist hypothesis
+		pytest pytest-xdist hypothesis 'hatchling>=1.27'
 	touch $@
 
 bench: .venv/installed-dev

@@ -252,6 +252,16 @@ def test_zoo_list_names_every_bundled_model(capsys):
     assert all(name in printed for name in zoo.bundled())
 
 
+def test_group_alone_is_wrong_use(capsys):
+    assert cli.main(["zoo"]) == cli.WRONG_USE
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_null_character_refused(capsys):
+    assert cli.main(["board", "\0"]) == cli.WRONG_USE
+    assert "null character" in capsys.readouterr().err
+
+
 def test_doctor_and_version(capsys):
     assert cli.main(["doctor"]) == cli.DONE
     assert cli.main(["--version"]) == cli.DONE

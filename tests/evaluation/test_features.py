@@ -30,7 +30,7 @@ def covariance(generator, rank=4):
 def test_two_gaussians_matrix_square_root(generator, rank):
     one, other = covariance(generator), covariance(generator, rank)
     mean = torch.randn(4, generator=generator)
-    root = torch.from_numpy(scipy.linalg.sqrtm((one @ other).numpy() + 0j).real)
+    root = torch.from_numpy(scipy.linalg.sqrtm((one @ other).numpy() + 0j).real.astype("float64"))
     by_hand = mean.square().sum() + (one + other - 2 * root).trace()
     found = frechet_distance(mean, one, torch.zeros(4), other)
     assert found == pytest.approx(float(by_hand), rel=1e-5, abs=1e-6)

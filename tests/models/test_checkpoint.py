@@ -81,7 +81,10 @@ def test_other_types_are_refused_by_name(vae, tmp_path, dtype):
     path = tmp_path / "model.safetensors"
     state = safetensors.torch.load(path.read_bytes())
     state["mean_head.bias"] = state["mean_head.bias"].to(dtype)
-    path.write_bytes(safetensors.torch.save(state))
+    try:
+        path.write_bytes(safetensors.torch.save(state))
+    except KeyError:
+        pytest.skip(f"this safetensors cannot write {dtype}")
     with pytest.raises(errors.CheckpointError, match=f"'mean_head.bias' as {dtype}"):
         checkpoint.load(tmp_path)
 

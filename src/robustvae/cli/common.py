@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from robustvae.errors import ConfigError, DtypeError, single_line
+from robustvae.errors import ConfigError, DtypeError, single_line, unknown
 
 # The one model that every command takes by default: both ends of its bracket are visible.
 DEFAULT_MODEL = "digits-lipschitz-vae"
@@ -60,6 +61,17 @@ OutFile = Annotated[Path | None, typer.Option(help="Also write the result here, 
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands with our own error for a name that it lacks."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return name, command and the words after it; of an unknown name, our own error."""
+        # What click says depends on its version, and before 8.2 it takes ":" for an option.
+        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
 
 
 def from_options(run: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from robustvae import __version__
-from robustvae.errors import RobustVAEError, single_line
+from robustvae.errors import ConfigError, RobustVAEError, single_line
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(words: list[str]) -> Any:
+    if any("\0" in word for word in words):  # no shell can pass one, a caller in Python can
+        raise ConfigError("arguments hold no null character; got one: leave it out")
     # The import of typer costs 20 ms and its reading of the first option, through pydantic, 50 ms
     # more: what shall answer at once goes past it. typer knows both too, for help and other uses.
     if words == ["--version"]:

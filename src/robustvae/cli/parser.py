@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from robustvae.cli.common import from_options
-from robustvae.cli.entry import DONE, print_version
-from robustvae.errors import unknown
+from robustvae.cli.common import CommandGroup, from_options
+from robustvae.cli.entry import DONE, WRONG_USE, print_version
 
 # Files of this folder that are no commands.
 _HELPERS = ("__init__", "common", "entry", "listing", "parser", "printing")
@@ -21,6 +19,10 @@ def parse(words: list[str]) -> Any:
     """Call the command that the words name; returns its exit code, or None."""
     try:
         command = typer.main.get_command(app)
+        if len(words) == 1 and words[0] in command_names() and _has_commands(words[0]):
+            # The help, and a code that says that nothing was done; click before 8.2 returns 0.
+            command.main(args=[*words, "--help"], prog_name="robustvae", standalone_mode=False)
+            return WRONG_USE
         return command.main(args=words, prog_name="robustvae", standalone_mode=False)
     except typer.Abort:  # typer's word for Ctrl-C while it asked something
         raise KeyboardInterrupt from None
@@ -33,13 +35,17 @@ def command_names() -> list[str]:
     )
 
 
+def _has_commands(command: str) -> bool:
+    return hasattr(importlib.import_module(f"robustvae.cli.{command}"), "app")
+
+
 def summary(command: str) -> str:
     """What a command does: the first line of its file, read without importing it."""
     with open(Path(__file__).with_name(f"{command}.py"), encoding="utf-8") as file:
         return file.readline().strip().strip('"').strip()
 
 
-class _Commands(TyperGroup):
+class _Commands(CommandGroup):
     """The commands, each imported when it is called and listed by its file's first line."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -58,12 +64,6 @@ class _Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary(name)) for name in command_names()])
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # Our own error: that of click depends on its version.
-        if args[0] not in command_names() and not args[0].startswith("-"):
-            raise unknown("command", args[0], command_names())
-        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(

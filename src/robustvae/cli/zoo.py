@@ -12,6 +12,7 @@ from robustvae.cli import common
 from robustvae.cli.common import Device, Quiet, from_options
 
 app = typer.Typer(
+    cls=common.CommandGroup,
     help="Bundled models, and those of the recipes.",
     no_args_is_help=True,
     add_completion=False,
