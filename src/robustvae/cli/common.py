@@ -9,7 +9,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import typer
 from typer.core import TyperGroup
@@ -63,14 +63,25 @@ Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
+def check_command(group: Any, ctx: Any, words: list[str]) -> None:
+    """Refuse the name of a command that a group lacks, in our words.
+
+    What click says depends on its version, and before 8.2 it takes ":" for an option.
+
+    Raises:
+        UnknownNameError: A name that the group lacks.
+    """
+    if words[0] not in group.list_commands(ctx) and not words[0].startswith("-"):
+        raise unknown("command", words[0], group.list_commands(ctx))
+
+
+@final
 class CommandGroup(TyperGroup):
-    """A group of commands with our own error for a name that it lacks."""
+    """A command that has commands of its own."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return name, command and the words after it; of an unknown name, our own error."""
-        # What click says depends on its version, and before 8.2 it takes ":" for an option.
-        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.list_commands(ctx))
+        """Return name, command and the words after it."""
+        check_command(self, ctx, args)
         return super().resolve_command(ctx, args)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from robustvae.cli.common import CommandGroup, from_options
+from robustvae.cli.common import check_command, from_options
 from robustvae.cli.entry import DONE, WRONG_USE, print_version
 
 # Files of this folder that are no commands.
@@ -45,7 +46,7 @@ def summary(command: str) -> str:
         return file.readline().strip().strip('"').strip()
 
 
-class _Commands(CommandGroup):
+class _Commands(TyperGroup):
     """The commands, each imported when it is called and listed by its file's first line."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -64,6 +65,10 @@ class _Commands(CommandGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary(name)) for name in command_names()])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        check_command(self, ctx, args)
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
