@@ -32,6 +32,10 @@ OUTPUT_SLOPES = {
 """Largest slope of the likelihood's mean in the decoder's last layer."""
 
 
+Norms = dict[tuple[int, tuple[int, ...]], float]
+"""Constants of layers met before, by identity and the shape of what they read."""
+
+
 @final
 @dataclass(frozen=True)
 class Constants:
@@ -96,11 +100,12 @@ def constants_of(parts: Composition, image_shape: Sequence[int], latent: int) ->
         UnsupportedError: A layer or option that is not covered; the message names it.
     """
     assert parts.decoder is not None
-    b = lipschitz_bound(parts.mean, image_shape)
+    norms: Norms = {}
+    b = lipschitz_bound(parts.mean, image_shape, norms)
     c = log_c = 0.0
     if parts.spread_network is not None:
-        c, log_c = parts.spread.growth(lipschitz_bound(parts.spread_network, image_shape))
-    logits = lipschitz_bound(parts.decoder, (latent,))
+        c, log_c = parts.spread.growth(lipschitz_bound(parts.spread_network, image_shape, norms))
+    logits = lipschitz_bound(parts.decoder, (latent,), norms)
     return Constants(
         a=_up(OUTPUT_SLOPES[parts.likelihood] * logits),
         a_logits=logits,
@@ -112,7 +117,9 @@ def constants_of(parts: Composition, image_shape: Sequence[int], latent: int) ->
     )
 
 
-def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> float:
+def lipschitz_bound(
+    network: nn.Module, shape: Sequence[int] | None = None, norms: Norms | None = None
+) -> float:
     """An upper bound on the Lipschitz constant (l2 to l2) of a feed-forward network.
 
     The product over its layers, the sum over the branches of an `Add`; for a dense or
@@ -122,6 +129,8 @@ def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> f
         network: An `nn.Sequential`, nested or not, an `Add`, a `Graph` with one output, or one
             layer; taken in evaluation mode.
         shape: Of one input's features; convolutions need it.
+        norms: Filled with the layers' constants, which are taken from there where they are met
+            again: for several networks that share layers, while nobody changes these.
 
     Raises:
         UnsupportedError: A layer that is not covered, by name; a convolution without `shape`.
@@ -134,7 +143,9 @@ def lipschitz_bound(network: nn.Module, shape: Sequence[int] | None = None) -> f
         >>> round(lipschitz_bound(Add(nn.Identity(), nn.Sigmoid())), 6)
         1.25
     """
-    walk = _Constants([() if shape is None else tuple(shape)], [1.0])
+    walk = _Constants(
+        [() if shape is None else tuple(shape)], [1.0], {} if norms is None else norms
+    )
     with frozen(network), torch.no_grad():
         return walk.bounds[walk.take(network, 0)]
 
@@ -213,6 +224,7 @@ class _Constants:
 
     shapes: list[tuple[int, ...]]
     bounds: list[float]
+    norms: Norms
 
     def shape(self, node: int) -> tuple[int, ...]:
         """Of a value."""
@@ -251,7 +263,13 @@ class _Constants:
     def meet(self, layer: nn.Module, reads: tuple[int, ...]) -> int:
         """The value that a layer makes of those that it reads."""
         operator, shape = operator_of(layer), self.shapes[reads[0]]
-        bound = _up(operator.grow(tuple(self.bounds[read] for read in reads), shape))
+        if len(reads) == 1:
+            key = (id(layer), shape)
+            if key not in self.norms:
+                self.norms[key] = operator.grow((1.0,), shape)
+            bound = _up(self.bounds[reads[0]] * self.norms[key])
+        else:
+            bound = _up(operator.grow(tuple(self.bounds[read] for read in reads), shape))
         if all(self.shapes[read] for read in reads):
             end = operator.build(self, reads)
         else:

@@ -21,17 +21,28 @@ from robustvae.errors import ShapeError, UnsupportedError, check_positive
 from robustvae.models.lipschitz import Scale
 from robustvae.models.sorts import GroupSort, MaxMin
 
-STEPS = 150
-"""Gradient steps by which the multipliers are chosen; any multipliers give a valid bound."""
+STEPS = 100
+"""Gradient steps by which the multipliers are chosen; any multipliers give a valid bound.
+
+Half as many lose 3 % of the reach on mnist-lipschitz-10, half as many more gain 0.1 %.
+"""
 
 _NEAR, _TRIED, _FAR = 384, 18, 20.0  # pixels and moves that the search looks at, largest move
 _CELL, _FINER = 0.05, 8  # largest cells of the last bound, in logits; cells to a coarse one
+_AT_ONCE = 32  # rows searched together
+_LOOK = 5  # steps between looks at all moves
 _RATE = 0.02  # of the search, in the logarithm of the price
 _FLAT = 12.0  # logits so far from 0 have f < exp(-2 * 12)
 _SPARE = 1e-9  # granted to the rounding of float64, relative
 
 
-def tangent_reach(decoder: nn.Module, z: Tensor, r: float | Tensor, steps: int = STEPS) -> Tensor:
+def tangent_reach(
+    decoder: nn.Module,
+    z: Tensor,
+    r: float | Tensor,
+    steps: int = STEPS,
+    start: Tensor | None = None,
+) -> Tensor:
     """How far a latent must move, in l2, before the sigmoids of the decoder's logits move by r.
 
     For multipliers l > 0 and n, with e the logits' movement and f_i(e) = (s(y_i + e) - s(y_i))^2,
@@ -44,9 +55,12 @@ def tangent_reach(decoder: nn.Module, z: Tensor, r: float | Tensor, steps: int =
         z: Latents at the center, (B, d).
         r: l2 distance between outputs, positive; one, or one for each row, (B,).
         steps: Gradient steps on the multipliers.
+        start: Positive distances to begin the search with, (B,), nearly those of the free envelope;
+            None to compute these.
 
     Returns:
-        Distances in latent space, (B,), float64; never below those of the free envelope.
+        Distances in latent space, (B,), float64; without `start` never below those of the free
+        envelope.
 
     Raises:
         UnsupportedError: Any other layer, by name.
@@ -67,11 +81,18 @@ def tangent_reach(decoder: nn.Module, z: Tensor, r: float | Tensor, steps: int =
     if z.ndim != 2 or z.shape[1] != stages[0].weight.shape[1]:
         raise ShapeError(f"z must be (B, {stages[0].weight.shape[1]}), got {tuple(z.shape)}")
     tolerances = torch.as_tensor(r, dtype=torch.float64).cpu().expand(len(z))
+    z, free = z.double().cpu(), torch.zeros(len(z), dtype=torch.float64)
+    if start is None:
+        norm = math.prod(stage.norm for stage in stages)
+        logits = _center(stages, z)[1]
+        free = bounds.envelope_reach(logits, tolerances) / norm * (1 - bounds.SLACK)
+        start = free
+    rows = (part.split(_AT_ONCE) for part in (z, tolerances, start.double().cpu()))
     parts = [
-        _reach(stages, part, tolerance, steps)
-        for part, tolerance in zip(z.double().split(32), tolerances.split(32), strict=True)
+        _reach(stages, codes, tolerance, begin, steps)
+        for codes, tolerance, begin in zip(*rows, strict=True)
     ]
-    return torch.cat(parts) if parts else z.new_zeros(0, dtype=torch.float64)
+    return torch.maximum(free, torch.cat(parts)) if parts else free
 
 
 @dataclass(frozen=True)
@@ -202,19 +223,16 @@ def _followed(
     return price * first.norm**2 * reach.square() + slope * reach + excess_sum
 
 
-def _reach(stages: list[_Stage], z: Tensor, r: Tensor, steps: int) -> Tensor:
-    norm = math.prod(stage.norm for stage in stages)
-    pairs, logits = _center(stages, z.cpu())
-    free = bounds.envelope_reach(logits, r) / norm * (1 - bounds.SLACK)
-    tilt, price, guess = _multipliers(stages, pairs, logits, free, r, steps)
+def _reach(stages: list[_Stage], z: Tensor, r: Tensor, start: Tensor, steps: int) -> Tensor:
+    pairs, logits = _center(stages, z)
+    tilt, price, guess = _multipliers(stages, pairs, logits, start, r, steps)
     cell = (r / (2 * logits.shape[1] ** 0.5)).clamp_max(_CELL)
     budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price, cell) * (1 + _SPARE)
-    largest = bounds.largest(
+    return bounds.largest(
         lambda reach: _followed(stages, pairs, tilt, price, reach) * (1 + _SPARE) <= budget,
         guess * 1.1,
         steps=20,
     )
-    return torch.maximum(free, largest)
 
 
 def _multipliers(
@@ -242,12 +260,17 @@ def _multipliers(
     gain = (torch.sigmoid(y[:, :, None] + moves) - start[:, :, None]).square()
     square = moves.square()
 
-    def excess(tilt: Tensor, price: Tensor) -> Tensor:
+    picks: list[Tensor] = []
+
+    def excess(tilt: Tensor, price: Tensor, step: int = 0) -> Tensor:
         local_tilt, cost = tilt.gather(1, near), price[:, None]
         with torch.no_grad():
-            worth = torch.addcmul(gain, cost[:, :, None], square, value=-1)
-            pick = worth.addcmul_(local_tilt[:, :, None], moves, value=-1).argmax(2, keepdim=True)
-            flip = _newton(moves.gather(2, pick)[:, :, 0], y, start, local_tilt, cost)
+            # between looks at all moves the last one is followed: it wanders little in a few steps
+            if step % _LOOK == 0:
+                worth = torch.addcmul(gain, cost[:, :, None], square, value=-1)
+                worth = worth.addcmul_(local_tilt[:, :, None], moves, value=-1)
+                picks[:] = [moves.gather(2, worth.argmax(2, keepdim=True))[:, :, 0]]
+            flip = picks[0] = _newton(picks[0], y, start, local_tilt, cost)
             mirror_gain = (torch.sigmoid(y + flip) - start).square()
             small = -local_tilt / (2 * cost)
             slid = (torch.sigmoid(y + small) - start).square()
@@ -272,7 +295,7 @@ def _multipliers(
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = _RATE * (1 - 0.95 * step / steps)
             scaled, price = tilt * unit / _RATE, log_price.exp()
-            total = excess(scaled, price) + _followed(stages, pairs, scaled, price, reach)
+            total = excess(scaled, price, step) + _followed(stages, pairs, scaled, price, reach)
             slope = (2 * price * norm**2 * reach).detach()
             optimizer.zero_grad()
             (total / slope).sum().backward()

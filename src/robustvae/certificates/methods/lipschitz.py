@@ -51,6 +51,7 @@ MEAN_UNITS = {
 # A tangent reach beyond so many free ones is cut off: its rounding was not bounded further out.
 _FARTHEST = 1.8
 TAILS = ("noncentral", "trace_markov")
+BY_TAILS = (*TAILS, "envelope", "tangent", "generalized", "barrett")
 # 1e-9 of r and of the spread: more than float64 loses between an input and its latent
 _SPARE = 1e-9
 
@@ -177,8 +178,13 @@ def grounds(task: Task, lanes: int = LANES) -> Grounds:
     """
     key = f"lipschitz, {lanes} lanes"
     if key not in task.memo:
-        task.memo[key] = _grounds(task, lanes)
-    common: Grounds = task.memo[key]
+        try:
+            task.memo[key] = _grounds(task, lanes)
+        except UnsupportedError as refusal:
+            task.memo[key] = refusal
+    common: Grounds | UnsupportedError = task.memo[key]
+    if isinstance(common, UnsupportedError):
+        raise common
     return common
 
 
@@ -191,8 +197,6 @@ def _grounds(task: Task, lanes: int) -> Grounds:
     parts = composition_of(exact)
     constants = constants_of(parts, vae.image_shape, vae.latent)
     images = task.x.to("cpu", torch.float64)
-    noise = row_normals(images, task.generators("computation"))[:, 0]
-    check_computation(exact, images, noise, parts)
     pairs = ask.displacement == "paired"
     posterior = exact.encode(images)
     spread = bool((posterior.stddev > 0).all())
@@ -208,6 +212,9 @@ def _grounds(task: Task, lanes: int) -> Grounds:
         arithmetic=Arithmetic(vae.dtype, lanes),
         paired=pairs,
     )
+    _check_hope(task, common)
+    noise = row_normals(images, task.generators("computation"))[:, 0]
+    check_computation(exact, images, noise, parts)
     _check_rounding(vae, task.x, common)
     losses = float(common.error(common.plain_cap).max())
     if not losses < common.r:
@@ -225,6 +232,27 @@ def _grounds(task: Task, lanes: int) -> Grounds:
     if ask.displacement == "centered" and not constants.fixed_stddev:
         assumptions.append(SILENT)
     return replace(common, assumptions=tuple(assumptions))
+
+
+def _check_hope(task: Task, shared: Grounds) -> None:
+    """Raise where no tail can prove anything even of unchanged inputs: the rest need not be known.
+
+    Even if every coordinate had the least spread, and with the farthest reach that is taken.
+
+    Raises:
+        UnsupportedError: So for every input.
+    """
+    if not set(task.methods) <= {*BY_TAILS}:
+        return
+    stddev = shared.posterior.stddev.amin(1)
+    none = torch.zeros_like(stddev)
+    mass = bounds.isotropic_mass(shared.farthest, none, stddev, shared.posterior.mean.shape[1])
+    if not bool((mass > task.question.m).any()):
+        raise UnsupportedError(
+            f"the Lipschitz constant of the decoder, {shared.constants.a:.3g}, leaves nothing of "
+            f"r = {task.question.r:g} even without a change; use methods=['neyman_pearson'] or "
+            "rv.InputNoise"
+        )
 
 
 def _check_rounding(vae: VAE, x: Tensor, shared: Grounds) -> None:
@@ -374,8 +402,10 @@ def tangent(task: Task) -> Tensor | None:
         return None
     assert common.parts.decoder is not None
     left = common.left(common.farthest)
+    # nearly what the free envelope gives for the smaller tolerance
+    start = common.envelope_cap * (left / common.r).clamp(max=1.0)
     try:
-        wide = tangent_reach(common.parts.decoder, common.posterior.mean, left)
+        wide = tangent_reach(common.parts.decoder, common.posterior.mean, left, start=start)
     except UnsupportedError:  # a decoder of other layers: the envelope speaks for it
         return None
     wide = torch.minimum(wide * (1 - bounds.SLACK), common.farthest)
