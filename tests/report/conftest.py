@@ -48,6 +48,8 @@ def columns() -> list[Column]:
         *("victim", "input", "label", "attack", "role", "knows", "goal", "norm", "radius", "box"),
         *("size", "score", "status", "queries", "damage", "damage_noise", "ms_ssim_clean"),
         *("damage_at_25", "damage_at_50", "damage_at_75"),
+        *("tolerance_at_25", "tolerance_at_50", "tolerance_at_75", "tolerance_attacked"),
+        *("certified_at_50", "certified_at_75", "certified_at_150", "certified_at_200"),
         *("ms_ssim_attacked", "ms_ssim_noise", "probability", "probability_low"),
         *("probability_high", "certified", "certified_kind", "certified_status"),
         *("margin_upper_unconstrained", "margin_upper_box", "margin_upper_status", "first_order"),

@@ -323,6 +323,7 @@ def standard_measures() -> tuple[str, ...]:
         "perturbation",
         "damage",
         "damage-curve",
+        "band-attacked",
         "similarity",
         "probability",
         "survival",
@@ -330,6 +331,7 @@ def standard_measures() -> tuple[str, ...]:
         "clean-probability",
         "margin",
         "certificate",
+        "band-certified",
         "first-order",
         "geometry",
     )

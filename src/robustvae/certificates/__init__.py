@@ -19,6 +19,7 @@ from robustvae.certificates.scoring import (
     median_probability,
 )
 from robustvae.certificates.tangent import tangent_reach
+from robustvae.certificates.tolerances import CertifiedRadii, certified_radii
 
 __all__ = [
     "Add",
@@ -26,9 +27,11 @@ __all__ = [
     "Certificate",
     "certified_auroc",
     "certified_curve",
+    "certified_radii",
     "certified_tpr",
     "CertifiedCurve",
     "CertifiedDecision",
+    "CertifiedRadii",
     "certify",
     "certify_decision",
     "certify_expectation",

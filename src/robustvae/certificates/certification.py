@@ -224,7 +224,7 @@ def certify(
         check_count(draws, "draws")
     check_type(generator, "generator", torch.Generator)
     usual = GUARANTEED if victim.noise is None else ("smoothing",)
-    members = _methods(methods, usual)
+    members = methods_by_name(methods, usual)
     probabilistic = sum(method.kind == "probabilistic" for method in members.values())
     task = Task(
         victim=victim,
@@ -233,10 +233,10 @@ def certify(
         confidence=1 - (1 - confidence) / max(1, probabilistic),
         draws=draws,
         rows=tuple(row_numbers(x, rows)),
-        seed=_seed(generator),
+        seed=seed_of(generator),
         methods=tuple(members),
     )
-    certificate = _answer(task, members, confidence)
+    certificate = answer(task, members, confidence)
     return certificate if methods is not None else _with_suggestions(task, certificate)
 
 
@@ -252,12 +252,13 @@ def as_victim(victim: VAE | Victim) -> Victim:
     return victim
 
 
-def _seed(generator: torch.Generator) -> int:
+def seed_of(generator: torch.Generator) -> int:
+    """One number of a generator, from which all draws of a call follow."""
     top = torch.iinfo(torch.int64).max
     return int(torch.randint(top, (), generator=generator, device=generator.device))
 
 
-def _methods(methods: Sequence[Any] | None, usual: tuple[str, ...]) -> dict[str, Method]:
+def methods_by_name(methods: Sequence[Any] | None, usual: tuple[str, ...]) -> dict[str, Method]:
     """The methods by name, all of one kind."""
     if methods is not None and (isinstance(methods, str) or not isinstance(methods, Sequence)):
         raise ConfigError(f"methods must be a list of names or specs, got {methods!r}")
@@ -278,7 +279,7 @@ def _methods(methods: Sequence[Any] | None, usual: tuple[str, ...]) -> dict[str,
     return by_name
 
 
-def _answer(task: Task, asked: dict[str, Method], confidence: float) -> Certificate:
+def answer(task: Task, asked: dict[str, Method], confidence: float) -> Certificate:
     """The largest radius of each input by the methods, which are of one kind."""
     ask, x = task.question, task.x
     kind = next(iter(asked.values())).kind
@@ -354,18 +355,18 @@ def _with_suggestions(task: Task, certificate: Certificate) -> Certificate:
         methods=("neyman_pearson",),
         memo={},
     )
-    answer = _answer(part, {"neyman_pearson": NeymanPearson()}, task.confidence)
+    other = answer(part, {"neyman_pearson": NeymanPearson()}, task.confidence)
     radius = torch.zeros_like(certificate.radius)
-    radius[silent] = answer.radius
+    radius[silent] = other.radius
     method, status = ["none"] * len(task.x), ["not asked"] * len(task.x)
     for place, i in enumerate(silent):
-        method[i], status[i] = answer.method[place], answer.status[place]
-        if answer.radius[place] > 0:
-            words[i] = f"neyman_pearson certifies {float(answer.radius[place]):.3g} (probabilistic)"
+        method[i], status[i] = other.method[place], other.status[place]
+        if other.radius[place] > 0:
+            words[i] = f"neyman_pearson certifies {float(other.radius[place]):.3g} (probabilistic)"
     by_method = {}
-    for bound, radii in answer.by_method.items():
+    for bound, radii in other.by_method.items():
         by_method[bound] = torch.zeros_like(radius).index_put((torch.tensor(silent),), radii)
     beside = dataclasses.replace(
-        answer, radius=radius, method=tuple(method), status=tuple(status), by_method=by_method
+        other, radius=radius, method=tuple(method), status=tuple(status), by_method=by_method
     )
     return dataclasses.replace(certificate, beside=beside, suggestions=tuple(words))

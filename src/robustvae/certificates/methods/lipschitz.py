@@ -169,6 +169,36 @@ class Grounds:
         return stddev * (1 + _SPARE + 16 * unit)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """What does not depend on the question, shared by questions about the same inputs."""
+
+    exact: VAE
+    parts: Composition
+    constants: Constants
+    images: Tensor
+    posterior: Distribution
+    norms: dict[tuple[int, tuple[int, ...]], tuple[float, float]]
+    is_checked: list[bool]
+
+
+def _model_of(task: Task) -> _Model:
+    if "lipschitz, model" not in task.memo:
+        vae = task.vae
+        unit_of(vae.dtype, vae.device)
+        gate.is_known_model(vae)
+        exact = copy.deepcopy(vae).to("cpu", torch.float64)
+        parts = composition_of(exact)
+        constants = constants_of(parts, vae.image_shape, vae.latent)
+        images = task.x.to("cpu", torch.float64)
+        task.memo["lipschitz, model"] = _Model(
+            exact, parts, constants, images, exact.encode(images), {}, []
+        )
+    model: _Model = task.memo["lipschitz, model"]
+    return model
+
+
 def grounds(task: Task, lanes: int = LANES) -> Grounds:
     """What the methods of this family share, made once for a task.
 
@@ -176,7 +206,7 @@ def grounds(task: Task, lanes: int = LANES) -> Grounds:
         UnsupportedError: The victim does not draw from its own posterior, or a layer has no
             verified constant, by name; or the evaluation error leaves nothing of r.
     """
-    key = f"lipschitz, {lanes} lanes"
+    key = f"lipschitz, {lanes} lanes, r = {task.question.r!r}, {task.question.displacement}"
     if key not in task.memo:
         try:
             task.memo[key] = _grounds(task, lanes)
@@ -191,31 +221,26 @@ def grounds(task: Task, lanes: int = LANES) -> Grounds:
 def _grounds(task: Task, lanes: int) -> Grounds:
     check_own_posterior(task)
     vae, ask = task.vae, task.question
-    unit_of(vae.dtype, vae.device)
-    gate.is_known_model(vae)
-    exact = copy.deepcopy(vae).to("cpu", torch.float64)
-    parts = composition_of(exact)
-    constants = constants_of(parts, vae.image_shape, vae.latent)
-    images = task.x.to("cpu", torch.float64)
-    pairs = ask.displacement == "paired"
-    posterior = exact.encode(images)
-    spread = bool((posterior.stddev > 0).all())
+    model = _model_of(task)
+    spread = bool((model.posterior.stddev > 0).all())
     if not spread:
         raise UnsupportedError("a bound by the weights wants a positive spread in every coordinate")
     common = Grounds(
-        constants=constants,
-        exact=exact,
-        parts=parts,
-        images=images,
-        posterior=posterior,
+        constants=model.constants,
+        exact=model.exact,
+        parts=model.parts,
+        images=model.images,
+        posterior=model.posterior,
         r=ask.r * (1 - _SPARE),
-        arithmetic=Arithmetic(vae.dtype, lanes),
-        paired=pairs,
+        arithmetic=Arithmetic(vae.dtype, lanes, model.norms),
+        paired=ask.displacement == "paired",
     )
     _check_hope(task, common)
-    noise = row_normals(images, task.generators("computation"))[:, 0]
-    check_computation(exact, images, noise, parts)
-    _check_rounding(vae, task.x, common)
+    if not model.is_checked:
+        noise = row_normals(model.images, task.generators("computation"))[:, 0]
+        check_computation(model.exact, model.images, noise, model.parts)
+        _check_rounding(vae, task.x, common)
+        model.is_checked.append(True)
     losses = float(common.error(common.plain_cap).max())
     if not losses < common.r:
         raise UnsupportedError(
@@ -229,7 +254,7 @@ def _grounds(task: Task, lanes: int) -> Grounds:
         f" Winograd or Fourier transforms, move two outputs by at most {losses:.1e} where t = r / a"
         "; as much as is possible is taken from r",
     ]
-    if ask.displacement == "centered" and not constants.fixed_stddev:
+    if ask.displacement == "centered" and not model.constants.fixed_stddev:
         assumptions.append(SILENT)
     return replace(common, assumptions=tuple(assumptions))
 

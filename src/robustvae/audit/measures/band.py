@@ -1,0 +1,148 @@
+"""The band: certified and attacked tolerance along the size of the change, input by input.
+
+The bracket at one r is a cut through it. Its certified side are radii at parts and multiples of r,
+its attacked side is what the outputs at attacked inputs, and on the way to them, are known to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from robustvae.audit.context import Context
+from robustvae.certificates import Question, certified_radii
+from robustvae.certificates.methods.sampling import lower_index
+from robustvae.errors import UnsupportedError
+from robustvae.records import Column
+from robustvae.registry import register
+from robustvae.robustness.displacement import Ruler
+from robustvae.seeding import RowGenerator
+
+# Half to twice the tolerance that was asked for: an engineer who doubts r by a factor of two reads
+# the answer off; at r itself stands the certificate.
+TIMES = {"certified_at_50": 0.5, "certified_at_75": 0.75, "certified_at_150": 1.5}
+TIMES |= {"certified_at_200": 2.0}
+
+# Places on the straight way to an attacked input, as those of `damage-curve`, and the end.
+SHARES = {"tolerance_at_25": 0.25, "tolerance_at_50": 0.5, "tolerance_at_75": 0.75}
+SHARES |= {"tolerance_attacked": 1.0}
+
+# An order statistic of so many draws lies within a few percent of the quantile; the probability at
+# r, which decides the bracket, has the plan's own number.
+_DRAWS = 100
+
+
+@register("measure", "band-certified")
+@final
+@dataclass(frozen=True)
+class BandCertified:
+    """Certified radii at half, three quarters, one and a half times and twice the tolerance r."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        *(
+            Column(
+                id=key,
+                label=f"certified radius at {times:g} times r",
+                unit="pixel units",
+                per="input",
+                reduction="none",
+                rounding="down",
+                better="higher",
+            )
+            for key, times in TIMES.items()
+        ),
+        Column(
+            id="certified_along_kind",
+            label="kind of the certified radii along r",
+            kind="text",
+            per="input",
+            reduction="none",
+        ),
+    )
+
+    def __call__(self, context: Context) -> Mapping[str, Any]:
+        """Measure the inputs."""
+        asked, plan = context.question, context.plan
+        if not plan.certificates:
+            raise UnsupportedError("band-certified: the plan asks for no certificates")
+        question = Question(
+            r=asked.r,
+            m=asked.m,
+            norm=asked.norm,
+            displacement=asked.displacement,
+            center=asked.center,
+            box=False,  # a certificate of every change bounds those kept in range too
+        )
+        band = certified_radii(
+            context.victim,
+            context.x,
+            question,
+            [asked.r * times for times in TIMES.values()],
+            generator=context.generator("band"),
+            rows=context.numbers,
+        )
+        columns = dict(zip(TIMES, band.radius.T, strict=True))
+        return {**columns, "certified_along_kind": [band.kind] * len(context.x)}
+
+
+@register("measure", "band-attacked")
+@final
+@dataclass(frozen=True)
+class BandAttacked:
+    """What tolerance each attack breaks, at its end and on the way there.
+
+    The m-quantile of ||Delta||, from below at the plan's confidence: a tolerance up to it is broken
+    by a change of that size. Only for attacks in the norm of the question.
+    """
+
+    columns: ClassVar[tuple[Column, ...]] = tuple(
+        Column(
+            id=key,
+            label=f"tolerance that the attack breaks, at {share:.0%} of its change",
+            unit="pixel units, l2",
+            better="lower",
+            reduction="none",
+            rounding="down",
+        )
+        for key, share in SHARES.items()
+    )
+
+    def __call__(self, context: Context) -> Mapping[str, Any]:
+        """Measure one attack."""
+        attacked = context.attacked
+        assert attacked is not None, "a measure of attacks"
+        columns: dict[str, Any] = {key: [None] * len(context.x) for key in SHARES}
+        if attacked.plan.norm != context.question.norm:
+            return columns
+        leader = next(one for one in context.plan.attacks if one.norm == context.question.norm)
+        is_first = attacked.role == "plan" and attacked.id == leader.id
+        step = context.x_adv - context.x
+        for key, share in SHARES.items():
+            if share == 1.0 or is_first:
+                columns[key] = self._tolerance(context, context.x + share * step)
+        return columns
+
+    def _tolerance(self, context: Context, y: Tensor) -> Tensor:
+        """The m-quantile of ||Delta|| at changed inputs, from below, (B,)."""
+        asked = context.question
+        ruler: Ruler = context.once(
+            ("band", context.name),
+            lambda: Ruler(
+                context.victim,
+                context.x,
+                asked.displacement,
+                asked.center,
+                generator=context.streams("band/center"),
+            ),
+        )
+        rows = torch.arange(len(y), device=y.device)
+        streams = RowGenerator(context.generators("band/draws"))
+        distances = ruler.fresh(y, rows, _DRAWS, streams).double().sort(dim=0).values
+        if len(distances) == 1:  # nothing random: certain, not estimated
+            return distances[0]
+        place = lower_index(len(distances), asked.m, 1 - context.plan.confidence)
+        return torch.zeros_like(distances[0]) if place is None else distances[place - 1]
