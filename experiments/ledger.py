@@ -237,8 +237,8 @@ def _moved(cell: Cell, change: tuple[float, float] | None) -> Cell:
     if abs(moved) <= 3 * error or moved * gap <= 0:
         return cell
     why = (
-        f"length of training: two more epochs of 15,000 images change it by {moved:+.3g} ± "
-        f"{error:.1g}, toward the paper's 300 epochs ({gap:+.3g} are missing)"
+        f"length of training: a little more changes it by {moved:+.3g} ± {error:.1g} "
+        f"(kuzina2022-length.md), toward the paper's 300 epochs; {gap:+.3g} are missing"
     )
     return cell.model_copy(update={"verdict": "off, cause measured", "why": why})
 
@@ -247,7 +247,7 @@ def _measured() -> Iterator[tuple[str, Ours]]:
     yield from _old_strength()
     yield from _old_ratio()
     yield from _zoo()  # of more images than version 0.1 had
-    for kind in ("strength", "rule", "undefended"):  # a later one replaces an earlier one
+    for kind in ("strength", "rule", "undefended", "flip"):  # a later one replaces an earlier one
         for path in sorted(RESULTS.glob(f"kuzina2022-{kind}-*.json")):
             yield from _strength(path)
 
