@@ -1,4 +1,4 @@
-"""Inputs that the model wants normalized, or that are no pictures: say what it reads."""
+"""Inputs that the model wants normalized, or other data than pictures: say what it reads."""
 
 import torch
 from torch import nn

@@ -105,7 +105,7 @@ def test_lanczos_finds_top_of_spectrum(steps):
     assert (top.residual < 1e-8).all()
 
 
-def test_lanczos_residual_bounds_error_before_convergence():
+def test_lanczos_residual_bounds_the_error():
     matrix = symmetric(60, torch.linspace(1, 2, 60))
     values = torch.linalg.eigvalsh(matrix)
     top = lanczos(

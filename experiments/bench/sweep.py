@@ -117,13 +117,13 @@ def sweep(spec: Spec, run: Run) -> Result:
                 if (2 * i + j) % 5 == 0:
                     alike[:, i, j] = torch.tensor(oracle(i, j, unit, ftol=GAIN, gtol=1e-5 / unit))
         run.progress(f"round {turn + 1} of {spec.rounds}: {rounds[-1]:.2f} s")
-    at_rest = rest.unsqueeze(1).double()
+    start_value = rest.unsqueeze(1).double()
 
     def compared(ends: Tensor) -> dict[str, float]:
         """What the sweep gained in time and value, over the problems that scipy was timed on."""
         ran = ends[2].isfinite()
         value, calls, spent = ends[:, ran]
-        gaps = ((found.objective - ends[0]) / at_rest)[ran]
+        gaps = ((found.objective - ends[0]) / start_value)[ran]
         total = float(spent.mean()) * pairs * count
         return {
             "problems": len(value),
@@ -132,12 +132,12 @@ def sweep(spec: Spec, run: Run) -> Result:
             "least": total / max(rounds),
             "most": total / min(rounds),
             "evaluations": float(calls.mean()),
-            "ours above, of the value at rest": float(gaps.mean()),
+            "ours above, of the value without attack": float(gaps.mean()),
             "most above": float(gaps.max()),
             "share at most 1e-4 above": float((gaps <= 1e-4).double().mean()),
         }
 
-    away = default[0].abs() > 1e-2 * at_rest  # False where scipy did not run
+    away = default[0].abs() > 1e-2 * start_value  # False where scipy did not run
     gaps = ((found.objective - default[0]) / default[0].abs())[away]
     rows = [
         Row("together", "s", statistics.median(rounds), n=len(rounds)),

@@ -257,7 +257,7 @@ def check_images(
         high: Greatest pixel value allowed; None skips this side.
 
     Raises:
-        DtypeError: `x` is no tensor, or not of floating type.
+        DtypeError: `x` is not a tensor of floating type.
         ShapeError: Wrong number of axes, no image, or not `image_shape`.
         NonFiniteError: A NaN or an infinity.
         RangeError: A pixel outside [low, high].

@@ -72,7 +72,7 @@ def admit_process() -> None:
         raise UnsupportedError(
             "bounds want the model's own floating type, got autocast; leave the autocast context"
         )
-    # the mode that only places new tensors is no stranger to the functions' values
+    # the mode that only places new tensors leaves the functions' values as they are
     others = [
         mode
         for mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())

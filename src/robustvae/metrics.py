@@ -37,7 +37,7 @@ def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
     - `"wang2003"`: cs_1^w1 cs_2^w2 cs_3^w3 cs_4^w4 ssim_5^w5, window 11, the textbook, equal to
       torchmetrics' (which averages ssim_5, and only that, over a reflected border too). It needs
       images of at least 176 x 176 pixels; smaller ones are refused rather than measured with
-      fewer scales, since such a number could be compared with nobody's.
+      fewer scales, since such a number could not be compared with published ones.
     - `"kuzina2022"`: prod_{i<5} cs_i^wi ssim_5^w5, so the last scale enters four times, with a
       window of min(14, H, W) and no border. This is what the tables of [Kuzina22] hold, and it
       is defined for small images. An image that reaches one pixel before the fifth scale

@@ -313,7 +313,7 @@ def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Gen
 
     Raises:
         UnsupportedError: The object offers no way to draw.
-        DtypeError: `shape` is no tuple of whole numbers, or `generator` no generator.
+        DtypeError: `shape` is not a tuple of whole numbers, or `generator` not a generator.
         RangeError: A negative number in `shape`.
 
     Examples:

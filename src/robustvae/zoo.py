@@ -228,7 +228,7 @@ def train(
         UnknownNameError: No such recipe or option.
         ConfigError: Another run in `run`.
         DataError: The data set is missing or damaged.
-        StorageError: The disk refused, or there is no zoo: set ROBUSTVAE_ZOO.
+        StorageError: The disk cannot be written, or there is no zoo: set ROBUSTVAE_ZOO.
     """
     settings = with_defaults(train, options, _DEFAULTS)
     device, root, progress = settings["device"], settings["root"], settings["progress"]
@@ -300,7 +300,7 @@ def load(
     Raises:
         UnknownNameError: Neither a name nor a path; the nearest name is suggested. Also a recipe
             that nobody has trained here.
-        CheckpointError: A path that is no checkpoint of this library, or weights that do not fit.
+        CheckpointError: A path without a checkpoint of this library, or weights that do not fit.
         ModelError: The factory raised, or made no model.
         MissingExtraError: A Hub id without the extra.
 
@@ -310,7 +310,7 @@ def load(
         (1, 8, 8)
     """
     if not isinstance(model, str | Path) or not str(model).strip("\0 "):
-        raise DtypeError(f"wanted a model's name or its checkpoint folder, got {model!r}")
+        raise DtypeError(f"model must be a name, a path or an id, got {model!r}")
     text = str(model)
     if factories.is_factory(text):
         return factories.load_factory(text, weights, **options)
@@ -355,7 +355,7 @@ def _from_hub(identifier: str, revision: str | None) -> str:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingExtraError(
-            f"{identifier!r} is no folder here; to fetch it from the Hub: {install_command('hub')}"
+            f"there is no folder {identifier!r}; to fetch it from the Hub: {install_command('hub')}"
         ) from None
     try:
         size = _size_on_hub(identifier, revision)

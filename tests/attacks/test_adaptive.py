@@ -165,7 +165,7 @@ def test_model_in_training_left_as(defense, x):
 
 
 @pytest.mark.parametrize("adapt", [None, "chain", "paper"])
-def test_checkpoints_save_graph_change_no_code(vae, x, adapt):
+def test_checkpointing_keeps_every_code(vae, x, adapt):
     own = HMC(steps=7, n_leapfrog=2, adapt=adapt)
     z = Checkpointed(own, segment=3)(vae, x, generator=generator(0))
     assert z.shape == (2, 3) and z.isfinite().all()
@@ -187,7 +187,7 @@ def test_truncated_gradients_of_last_transitions(vae, x, last):
     assert (slope.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_straight_through_codes_defense_slope_encoder(vae, x):
+def test_straight_through_uses_encoder_slope(vae, x):
     own = PosteriorMode(steps=10)
     at = x.clone().requires_grad_()
     z = StraightThrough(own)(vae, at, generator=generator(0))
@@ -229,7 +229,7 @@ def test_second_derivative_through_checkpoints_is_refused():
         torch.autograd.grad(z.square().sum(), x, create_graph=True)
 
 
-def test_double_model_walks_chain_whatever_default():
+def test_chain_keeps_the_models_dtype():
     with torch.random.fork_rng():
         vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4)).double()
     x = torch.full((2, 1, 4, 4), 0.3, dtype=torch.float64)

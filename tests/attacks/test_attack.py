@@ -90,7 +90,7 @@ NAMES = sorted(goals(images()))
 
 @pytest.mark.parametrize("radius", [0.1, 0.5])
 @pytest.mark.parametrize("goal", [LatentShift(), LatentShift("means"), MaximumDamage()])
-def test_linear_vae_attacked_along_top_singular(goal, radius):
+def test_attack_follows_top_singular_vector(goal, radius):
     vae, w, v = linear_vae()
     x = 0.5 + 0.01 * images()
     attack = Attack(goal, ProjectedAscent(steps=60, restarts=5), Ball("l2", radius, None, None))
@@ -203,7 +203,7 @@ def test_random_defenses_averaged_attacked_gradient(defense):
         assert not torch.equal(first, fresh)
 
 
-def test_model_modes_random_states_left_alone():
+def test_attack_restores_mode_and_state():
     vae = create("vae", architecture="conv8", latent=3).double()
     vae.train()
     vae.trunk.eval()
@@ -247,7 +247,7 @@ def test_faster_convolutions_have_same_derivatives(shape):
         torch.testing.assert_close(a, b)
 
 
-def test_seed_result_clean_inputs_not_written():
+def test_attack_is_repeatable_and_pure():
     x, vae = images(), small_vae()
     kept = x.clone()
     attack = Attack(LatentShift(), ProjectedAscent(steps=4, restarts=3), Ball("l2", 0.5))
@@ -256,7 +256,7 @@ def test_seed_result_clean_inputs_not_written():
     assert torch.equal(one.x_adv, two.x_adv) and torch.equal(x, kept)
 
 
-def test_published_maximum_damage_average_over_fixed():
+def test_maximum_damage_averages_fixed_draws():
     """On a linear VAE the best direction is known: fresh noise at each step loses most of it."""
     vae, w, v = linear_vae()
     x = 0.5 + 0.01 * images()

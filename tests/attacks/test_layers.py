@@ -81,7 +81,7 @@ def test_divergence_is_sum_over_layers_named(name, layers, x):
         assert (wanted > 1e-6).all()
 
 
-def test_bottom_dlgm_not_see_links_upwards(x):
+def test_lowest_layer_ignores_upper_links(x):
     vae = model("dlgm")
     y, rows = x.roll(1, 0), torch.arange(3)
 

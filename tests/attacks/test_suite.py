@@ -67,7 +67,7 @@ def test_suite_led_by_pointwise_worst_case(x):
         found.worst(Ball("l2", 9.0))
 
 
-def test_suite_can_pointed_defense_other_balls(x):
+def test_suite_takes_defense_and_balls(x):
     suite = AttackSuite("smoke", balls=(Ball("linf", 0.1),))
     victim = Victim(make_vae(), PosteriorMode(steps=3))
     assert suite(victim, x[:2], generator=generator(0)).suite == "smoke-1, custom balls"

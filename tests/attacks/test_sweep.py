@@ -44,7 +44,7 @@ def test_the_paper_s_penalties():
 
 
 @pytest.mark.parametrize("make", [LatentTarget, OutputTarget])
-def test_every_pair_and_penalty_scipy_s(x, make):
+def test_sweep_matches_scipy_on_quadratics(x, make):
     """A convex latent objective: one minimum, which both must find."""
     victim, goal = linear_victim(), make(x.flip(0))
     sweep = PenaltySweep(goal, weights=(0.0, 0.01, 0.1, 1.0, 100.0))
@@ -76,8 +76,8 @@ def test_every_pair_and_penalty_scipy_s(x, make):
     torch.testing.assert_close(found.score[:, 2], score(found.x_adv[:, 2], torch.arange(3)))
 
 
-def test_20_problems_of_network_scipy_s(x):
-    """Ours is at most 1e-4 of the value at rest above what scipy's L-BFGS-B ends with."""
+def test_sweep_matches_scipy_on_network(x):
+    """Ours is at most 1e-4 of the value without attack above what scipy's L-BFGS-B ends with."""
     torch.random.default_generator.set_state(generator(5).get_state())
     vae = create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4), hidden=(8,)).double()
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_20_problems_of_network_scipy_s(x):
     assert (found.size[:, 0] > 0).all()
 
 
-def test_penalties_leave_no_way_out_cost(x):
+def test_large_penalties_keep_the_input(x):
     """Where the penalty outweighs the slope at x in every open direction, x is the minimum."""
     victim, goal = linear_victim(), LatentTarget(x.flip(0))
     x = x.clone()
@@ -174,8 +174,8 @@ def test_sweep_on_network_lowers_what_minimizes(x):
         Victim(vae), x[1:], generator=generator(0)
     )
     score = goal.bind(Victim(vae), x[1:], generator=generator(0))
-    at_rest = -score(x[1:], torch.arange(2)).detach()
-    assert (found.objective <= at_rest.unsqueeze(1) + 1e-9).all()
+    start = -score(x[1:], torch.arange(2)).detach()
+    assert (found.objective <= start.unsqueeze(1) + 1e-9).all()
     assert ((found.auddc >= 0) & (found.auddc <= 1)).all()
 
 

@@ -87,7 +87,7 @@ def test_no_single_direction_is_the_worst():
     assert bounds.noncentral_probability(1.378, 1.069, 1.0, 2) <= along.min()
 
 
-def test_generalized_against_monte_carlo_against_noncentral(generator):
+def test_generalized_matches_monte_carlo(generator):
     s = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.4]])
     shifts = torch.tensor([[0.1, 0.4, 0.3], [0.5, 0.0, 0.0]])
     got = bounds.generalized_probability(0.9, shifts, s)
@@ -236,7 +236,7 @@ def brute_envelope(logits, r, starts=60, generator=None):
     return best
 
 
-def test_envelope_below_adversary_reaches_above_slope(generator):
+def test_envelope_between_adversary_and_slope(generator):
     logits = 5 * torch.randn(20, 16, generator=generator)
     for r in (0.2, 0.8, 1.5):
         reach = bounds.envelope_reach(logits, r)
@@ -304,7 +304,7 @@ def test_bad_input_is_refused():
 
 
 @pytest.mark.parametrize("m", [0.5, 0.7, 0.95])
-def test_crossing_plain_bisection_in_fewer_questions(m, generator):
+def test_crossing_search_beats_bisection(m, generator):
     spread = 0.05 + 0.2 * torch.rand(200, generator=generator)
     reach = 0.2 + 3 * torch.rand(200, generator=generator)
     asked = 0

@@ -6,7 +6,7 @@ import robustvae as rv
 from robustvae.training import train_recipe
 
 
-def test_certificate_positive_fair_share_attacked_bound(generator):
+def test_certificate_near_attacked_bound(generator):
     """r = 1, m = 1/2, centered, free: positive on 90 %, on average 0.3 of what attacks reach."""
     vae = rv.load("digits-lipschitz-vae")
     images = rv.data.load("digits", split="test")

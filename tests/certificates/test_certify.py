@@ -198,7 +198,7 @@ def test_neyman_pearson_is_probabilistic_and_sound(generator):
         assert not violations(vae, x, found.radius, displacement, generator).any()
 
 
-def test_neyman_pearson_serves_plain_models_convolutions(generator):
+def test_neyman_pearson_covers_convolutions(generator):
     """No constant of the decoder is needed, and the encoder's bound is local."""
     vae = create("vae", architecture="conv8", latent=4)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_neyman_pearson_serves_plain_models_convolutions(generator):
     assert not violations(vae, x, found.radius, "centered", generator, r=r).any()
 
 
-def test_boxed_certificate_says_so_and_larger(generator):
+def test_box_certificate_is_larger(generator):
     vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:4].float()
     ask = {"r": 1.0, "m": M, "displacement": "centered"}
     free, box = (
@@ -261,7 +261,7 @@ def test_neyman_pearson_serves_hierarchies(kind, displacement, generator):
     assert not refuted(vae, x, found.radius, displacement, generator, r).any()
 
 
-def test_lowest_layer_alone_says_much_centered(generator, monkeypatch):
+def test_centered_spread_needs_upper_layer(generator, monkeypatch):
     """Its upper layer keeps its spread about a mean that moves: left out, trials find it out."""
     vae, x = (
         hierarchy("seatbelt", between=(), lift=30.0),
@@ -329,7 +329,7 @@ def refuted(vae, x, radius, displacement, generator, r):
 @pytest.mark.parametrize(
     "name", ["plain", "plain, tanh", "lipschitz, learned sigma", "lipschitz, clipped sigma"]
 )
-def test_neyman_pearson_serves_spread_that_moves(name, displacement, norm, generator):
+def test_neyman_pearson_covers_learned_spread(name, displacement, norm, generator):
     vae, x = MODELS[name](), torch.rand(3, *SHAPE, generator=generator)
     with torch.no_grad():
         r = 2 * float(delta(vae, x, x, displacement, 200, generator).quantile(0.9))
@@ -343,7 +343,7 @@ def test_neyman_pearson_serves_spread_that_moves(name, displacement, norm, gener
         assert (found.radius < centered.radius).all()
 
 
-def test_first_order_no_guarantee_serves_any(generator):
+def test_first_order_needs_no_constants(generator):
     x = torch.rand(3, *SHAPE, generator=generator)
     wrapped = rv.models.wrap(
         encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 0.1),
@@ -429,13 +429,13 @@ def test_what_not_covered_abstains_by_name(generator):
     assert "a wrapped encoder that gives a mean" in found.assumptions[0]
 
 
-def test_not_robust_at_rest_abstains(generator):
+def test_not_robust_without_attack_abstains(generator):
     x = torch.rand(2, *SHAPE, generator=generator)
     found = certify(lipschitz(stddev=5.0), x, 0.1, 0.9, "centered", generator=generator)
     assert found.status == ("abstain", "abstain") and (found.radius == 0).all()
 
 
-def test_linf_l2_radius_over_root_pixels(generator):
+def test_linf_radius_from_l2_radius(generator):
     vae, x = lipschitz().double(), torch.rand(3, *SHAPE, generator=generator)
     l2 = certify(vae, x, R, M, "centered", generator=generator)
     linf = certify(vae, x, R, M, "centered", generator=generator, norm="linf")

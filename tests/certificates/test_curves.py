@@ -133,7 +133,7 @@ def test_reconstruction_errors_use_the_triangle(squared):
     assert torch.allclose(bounds.lower[0, :2], ends[0][:2] ** power)
     assert torch.allclose(bounds.upper[0, :2], ends[1][:2] ** power)
     assert bounds.lower[0, 2] == 0 and bounds.upper[0, 2].isinf()
-    assert torch.allclose(bounds.at_rest, torch.ones(2, 1))
+    assert torch.allclose(bounds.clean, torch.ones(2, 1))
 
 
 def test_attacked_scores_stay_inside(generator):

@@ -11,7 +11,7 @@ from robustvae.models import create
 
 @pytest.mark.parametrize("displacement", ["centered", "paired"])
 @pytest.mark.parametrize("likelihood", ["continuous_bernoulli", "gaussian"])
-def test_designed_model_certified_for_what_wanted(displacement, likelihood, generator):
+def test_designed_model_reaches_wanted_margin(displacement, likelihood, generator):
     """Every input of an untrained model with these options has at least the margin wanted."""
     found = design(
         0.3, r=2.0, m=0.7, displacement=displacement, latent=4, stddev=0.1, likelihood=likelihood

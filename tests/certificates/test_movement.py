@@ -171,7 +171,7 @@ def normal_chance(low, high, mean, stddev):
     return torch.special.ndtr(ends[1]) - torch.special.ndtr(ends[0])
 
 
-def test_what_moved_normal_can_to_event(generator):
+def test_moved_normal_bounds_event_probability(generator):
     """Half-lines and intervals of one coordinate: their exact chances never exceed the bound."""
     one = torch.ones(1, 1)
     for _ in range(300):
@@ -191,7 +191,7 @@ def test_what_moved_normal_can_to_event(generator):
                 assert normal_chance(low, high, mean, stddev) <= bound
 
 
-def test_moved_normal_far_below_sharp_bound():
+def test_moved_bound_near_fixed_spread():
     """At a fixed spread it is above the exact worst case, and not by much."""
     one = torch.ones(3, 2)
     failure, shift = torch.tensor([0.001, 0.01, 0.1]), torch.tensor([2.0, 1.0, 0.3])

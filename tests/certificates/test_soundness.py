@@ -60,7 +60,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("displacement", ["centered", "paired", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_violation_models_kind(kind, displacement, generator):
+def test_no_violation_of_each_model(kind, displacement, generator):
     x = torch.rand(4, *SHAPE, generator=generator).double()
     found = trials(
         KINDS[kind]().double(), x, asked(0.6, displacement), count=600, generator=generator

@@ -187,7 +187,7 @@ def black_and_white(generator, count):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("name", ["relu", "tanh", "convolutions", "sorts of channels"])
-def test_nothing_in_box_leaves_boxed_bounds(name, norm, generator):
+def test_box_bounds_are_tighter(name, norm, generator):
     network, x = made(name, generator), black_and_white(generator, 4)
     for radius in (0.05, 0.5):
         steps = list(steps_of(network, x, radius, norm, generator))
@@ -196,7 +196,7 @@ def test_nothing_in_box_leaves_boxed_bounds(name, norm, generator):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_most_of_linear_map_in_box(norm, generator):
+def test_greatest_linear_value_in_box(norm, generator):
     """A row over a ball and a box: a bisection on the multiplier of the ball."""
     network, x = made("linear", generator), black_and_white(generator, 6)
     radius = torch.tensor([0.05, 0.3, 1.0, 1.5, 2.0, 5.0])

@@ -46,7 +46,7 @@ def pushed(network, z, reach, generator, steps=60, restarts=20):
 
 @pytest.mark.parametrize("activation", ["groupsort", "maxmin"])
 @pytest.mark.parametrize("gain", [1.0, 8.0, 60.0])
-def test_nothing_within_reach_moves_output_r(activation, gain, generator):
+def test_reach_keeps_output_within_tolerance(activation, gain, generator):
     network = decoder(activation, gain=gain, generator=generator)
     z = torch.randn(10, 3, generator=generator)
     for r in (0.3, 1.0, 2.5):
@@ -54,7 +54,7 @@ def test_nothing_within_reach_moves_output_r(activation, gain, generator):
         assert (pushed(network, z, reach, generator) <= r).all()
 
 
-def test_reach_never_below_free_envelope_well(generator):
+def test_reach_never_below_unconstrained_envelope(generator):
     network = decoder("groupsort", hidden=(32, 32), pixels=60, gain=30.0, generator=generator)
     z = torch.randn(12, 3, generator=generator)
     norm = math.prod(stage.norm for stage in tangent._stages(network))
@@ -88,7 +88,7 @@ def test_any_multipliers_bound_the_movement(activation, generator):
     assert (value > 0.25 * most).any()
 
 
-def test_pairs_could_change_order_paid_for(generator):
+def test_sorts_pay_for_swapped_pairs(generator):
     """|z + 0.1| + |z - 0.1| is flat at 0 and grows beyond 0.1: unpaid, the bound is broken."""
     network = nn.Sequential(nn.Linear(1, 4), GroupSort(), nn.Linear(4, 4, bias=False))
     with torch.no_grad():

@@ -210,7 +210,7 @@ def test_softplus_that_jumps_has_no_constant():
 
 
 @pytest.mark.parametrize(("shift", "factor"), [(1.0, 1.0), (0.0, 2.0)])
-def test_encoder_something_else_than_layers_refused(shift, factor, generator, monkeypatch):
+def test_encoder_of_other_layers_raises(shift, factor, generator, monkeypatch):
     vae = rv.models.create("vae", latent=2, hidden=[4], image_shape=(1, 2, 2)).double()
     x, radius = torch.rand(2, 1, 2, 2, generator=generator), torch.full((2,), 0.01)
     Encoder(vae).over(x, radius)

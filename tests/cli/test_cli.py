@@ -104,7 +104,7 @@ def test_requirements_decide_the_exit_code(plan, tmp_path, capsys):
     assert "size >= 9, it is 0." in capsys.readouterr().err
 
 
-def test_cannot_end_well_refused_before_run(plan, tmp_path, capsys, monkeypatch):
+def test_hopeless_run_stops_before_training(plan, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(auditor.Auditor, "shard", lambda *_, **__: pytest.fail("it ran"))
     arguments = ["audit", "--plan", str(plan), "--quiet", "--out"]
     out = str(tmp_path / "out")
@@ -158,7 +158,7 @@ def test_bad_plans_are_one_line(tmp_path, capsys, change, says):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_no_arguments_help_and_nothing_else(capsys):
+def test_no_arguments_print_help(capsys):
     assert cli.main([]) == cli.WRONG_USE
     printed = capsys.readouterr()
     assert "audit" in printed.out
@@ -233,7 +233,7 @@ def test_design_prints_constants_that_hold(capsys):
     fails(capsys, "design", "--margin", "-1", "--r", "1", says="margin must be positive")
 
 
-def test_designed_recipe_trains_certificate_confirms_margin(tmp_path, capsys):
+def test_designed_recipe_trains_and_certifies(tmp_path, capsys):
     """From a wanted margin to a recipe, a trained model and a certificate for every input."""
     path, run, out = tmp_path / "mine.yaml", tmp_path / "run", tmp_path / "certificate.json"
     ask = ["--r", "1.5", "--m", "0.6"]

@@ -80,7 +80,7 @@ def test_method_is_below_the_exact_margin(name, generator):
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_method_abstains_on_what_not_cover(name, generator):
+def test_method_abstains_outside_its_scope(name, generator):
     """A model behind functions without a Gaussian posterior or noise on its input."""
     vae = rv.wrap(
         encode=lambda x: torch.distributions.Laplace(x.flatten(1)[:, :2], 0.1),

@@ -107,7 +107,7 @@ def test_malicious_batch_refused_and_not_run(
     for hidden in attempts:
         for content in (hidden, {b"data": hidden}, {b"data": pixels(1, 2), b"labels": [hidden]}):
             written = pickle.dumps(content, protocol=protocol)
-            with pytest.raises(errors.DataError, match="refused") as caught:
+            with pytest.raises(errors.DataError, match="must be a batch") as caught:
                 read(written)
             assert "\n" not in str(caught.value)
     assert not trace.exists()
@@ -139,7 +139,7 @@ def test_malicious_batch_refused_and_not_run(
     ],
 )
 def test_refuses_what_is_no_batch(read: Callable[[bytes], dict[str, Any]], content: bytes) -> None:
-    with pytest.raises(errors.DataError, match="refused") as caught:
+    with pytest.raises(errors.DataError, match="must be a batch") as caught:
         read(content)
     assert "\n" not in str(caught.value)
 
@@ -158,7 +158,7 @@ def test_a_truncated_batch(read: Callable[[bytes], dict[str, Any]], keep: int) -
     at=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
     whole=st.sampled_from([WHOLE, pickle.dumps({"data": pixels(2, 3), "labels": [1]}, 4)]),
 )
-def test_damage_ends_our_error_or_plain(
+def test_damaged_batch_reads_or_raises(
     at: list[tuple[int, int]], whole: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content = bytearray(whole)
@@ -173,7 +173,7 @@ def test_damage_ends_our_error_or_plain(
     assert isinstance(found, dict)
 
 
-def test_reads_cifar10(tmp_path: Path, few_of_each: None) -> None:
+def test_reads_cifar10_batches(tmp_path: Path, few_of_each: None) -> None:
     folder = write_batches(tmp_path)
     train, test = (data.load("cifar10", split, tmp_path) for split in ("train", "test"))
     assert (train.name, test.name) == ("cifar10", "cifar10")

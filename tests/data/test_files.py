@@ -146,7 +146,7 @@ def test_files_train_and_test(tmp_path: Path) -> None:
     np.savez(tmp_path / "test.npz", pictures=pixels(4, 8, 8))
     refused(lambda: read_folder(tmp_path, "test"), "no array images, it has pictures")
     np.savez(tmp_path / "test.npz", images=pixels(4, 8, 8))
-    refused(lambda: read_folder(tmp_path, "test", channels=3), "1 channels, wanted 3")
+    refused(lambda: read_folder(tmp_path, "test", channels=3), "3 channels, got 1")
 
 
 def test_color_and_gray(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_square_in_the_middle() -> None:
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
-    refused(lambda: read_folder(tmp_path / "none"), "is no folder and no npz file")
+    refused(lambda: read_folder(tmp_path / "none"), "must be a folder of images or an npz file")
     refused(lambda: read_folder(tmp_path), "no file ending in")
     refused(lambda: data.load("folder"), "which folder")
     write_photos(tmp_path)
@@ -204,7 +204,7 @@ def test_name_keeps_plus_of_its_path(tmp_path: Path) -> None:
     assert images.name == f"folder:{tmp_path}/a+b+static/cats+size:6+static"
 
 
-def test_faces(tmp_path: Path) -> None:
+def test_faces_with_their_attributes(tmp_path: Path) -> None:
     write_faces(tmp_path)
     train, test = (read_folder(tmp_path, split, crop=18) for split in ("train", "test"))
     assert (len(train), len(test)) == (8, 2)

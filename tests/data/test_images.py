@@ -79,7 +79,7 @@ def test_sample_is_decided_by_the_generator() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 6])
-def test_sample_refuses_number_it_has_not(n: int, generator: torch.Generator) -> None:
+def test_sample_rejects_too_large_numbers(n: int, generator: torch.Generator) -> None:
     with pytest.raises(errors.RangeError):
         labeled(3, 2).sample(n, generator=generator)
 

@@ -50,7 +50,7 @@ def test_digits_split_fixed_stratified_and_disjoint() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_published_files(name: str, data_root: Path) -> None:
+def test_published_files_read_whole(name: str, data_root: Path) -> None:
     images = data.load(name, split="test", root=data_root)
     assert images.x.shape == (10000, 1, 28, 28)
     assert (images.name, images.split) == (name, "test")
@@ -65,7 +65,9 @@ def test_published_files(name: str, data_root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "mean", "stddev"), [("mnist", 0.1307, 0.3081), ("fashion_mnist", 0.2860, 0.3530)]
 )
-def test_training_sets(name: str, mean: float, stddev: float, data_root: Path) -> None:
+def test_training_sets_have_known_moments(
+    name: str, mean: float, stddev: float, data_root: Path
+) -> None:
     images = data.load(name, root=data_root)
     assert images.x.shape == (60000, 1, 28, 28)
     assert float(images.x.mean()) == pytest.approx(mean, abs=1e-4)
@@ -95,7 +97,7 @@ def test_other_counts_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 3, 10, 15, 40])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_truncated_files(tmp_path: Path, keep: int, suffix: str) -> None:
+def test_truncated_files_are_errors(tmp_path: Path, keep: int, suffix: str) -> None:
     whole = idx_bytes(np.arange(60).reshape(3, 4, 5))
     path = tmp_path / f"file{suffix}"
     path.write_bytes((gzip.compress(whole) if suffix else whole)[:keep])
@@ -130,7 +132,7 @@ def test_missing_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sets.data_root() == tmp_path / ".cache" / "robustvae"
 
 
-def test_unknown_names() -> None:
+def test_unknown_data_names_are_errors() -> None:
     with pytest.raises(errors.UnknownNameError, match="did you mean 'mnist'"):
         data.load("mnits")
     with pytest.raises(errors.UnknownNameError, match="train"):
@@ -222,7 +224,7 @@ def test_dsprites_has_the_published_factors() -> None:
 
 
 @pytest.mark.parametrize("shape", range(3))
-def test_sprites_move_pixel_time_stay_inside(shape: int) -> None:
+def test_sprites_stay_inside_the_image(shape: int) -> None:
     for scale, orientation in ((0, 0), (5, 3), (5, 27)):
         kind = {"shape": shape, "scale": scale, "orientation": orientation}
         first = drawn(**kind)

@@ -317,7 +317,7 @@ def test_arrays_in_every_layout() -> None:
             pixels_of(wrong, "x")
 
 
-def test_datasets_of_tensors_arrays_and_pictures() -> None:
+def test_datasets_of_several_item_types() -> None:
     color = pixels(4, 3, 5, 3)  # as many rows as channels: tensors have these first
     wanted = torch.tensor(color).movedim(3, 1) / 255
     tensors = [(x, 0) for x in wanted.float()]
@@ -335,7 +335,7 @@ def test_datasets_of_tensors_arrays_and_pictures() -> None:
         ([1], "no pair"),
         ([(wanted[0], "cat")], "no labels"),
         ([("cat", 1)], "holds no images"),
-        ([(wanted[0], 0), (wanted[0, :1], 0)], "where the first is of"),
+        ([(wanted[0], 0), (wanted[0, :1], 0)], "like the first, got"),
     ):
         with pytest.raises(errors.DataError, match=message):
             data.from_dataset(wrong).x  # noqa: B018

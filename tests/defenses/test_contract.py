@@ -131,7 +131,7 @@ def test_model_is_left_as_it_was(defense, model, x, request):
     ],
     ids=["run", "settle", "diagnose", "scale", "begin", "Redraw", "fisher"],
 )
-def test_parts_of_defenses_leave_so_too(run, normed, x):
+def test_defense_parts_restore_the_model(run, normed, x):
     changes_nothing(normed, lambda: run(normed, x))
 
 
@@ -194,7 +194,7 @@ def test_chunks_change_nothing_but_the_noise(defense, vae, x):
         torch.testing.assert_close(whole, parts)
 
 
-def test_classify(vae, x):
+def test_classifier_reads_the_code(vae, x):
     def classifier(z):
         return z[:, :3]
 
@@ -240,14 +240,14 @@ def test_classify(vae, x):
         (lambda: defenses.JPEG(100), RangeError),
     ],
 )
-def test_refusals(make, error):
+def test_bad_settings_are_errors(make, error):
     with pytest.raises(error):
         make()
 
 
 @pytest.mark.parametrize("defense", [defenses.PosteriorMode, defenses.RobustPosterior])
 @pytest.mark.parametrize("method", ["lbfgs", "gauss-newton"])
-def test_searches_curvature_not_differentiated_step_step(defense, method, vae, x):
+def test_curvature_searches_reject_unrolling(defense, method, vae, x):
     search = defense(steps=3, method=method)
     assert not search(vae, x, generator=seeded(1)).requires_grad
     with pytest.raises(UnsupportedError, match="implicit"):
@@ -271,7 +271,7 @@ def test_wrong_images_are_refused(vae):
     ids=lambda d: type(d).__name__,
 )
 @pytest.mark.parametrize("graph", [False, True])
-def test_costly_defenses_refuse_broken_images_themselves(defense, graph, vae, x):
+def test_costly_defenses_check_images_first(defense, graph, vae, x):
     broken = x.clone()
     broken[3, 0, 2, 2] = torch.nan
     for images, error in ((broken, NonFiniteError), (x[0], ShapeError), (x[:0], ShapeError)):
@@ -280,7 +280,7 @@ def test_costly_defenses_refuse_broken_images_themselves(defense, graph, vae, x)
 
 
 @pytest.mark.parametrize("defense", [defenses.PosteriorMean(), defenses.Refined(defenses.Median())])
-def test_only_encodes_seen_through_torch_func(defense, normed, x):
+def test_torch_func_differentiates_the_defense(defense, normed, x):
     def read(image):
         return defense(normed, image, generator=seeded(1))
 

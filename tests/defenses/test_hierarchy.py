@@ -134,7 +134,7 @@ def models():
 
 
 @pytest.mark.parametrize("kind", ["dlgm", "seatbelt", "nvae"])
-def test_no_attack_makes_codes_hierarchy_worse(kind, generator):
+def test_no_attack_worsens_hierarchy_code(kind, generator):
     """The robust posterior's lemma asks nothing of the prior: U_R(z; x + e) <= U_0(z; x)."""
     vae = models()[kind].eval()
     x = torch.rand(60, 1, 4, 4, generator=generator)

@@ -35,7 +35,7 @@ def test_posterior_of_linear_vae_is_invariant(linear, generator):
         assert ((values.mean(0) - wanted).abs() < 4 * values.std(0) / count**0.5).all()
 
 
-def test_posteriors_image_corruption_differ_lemma_1(linear, generator):
+def test_lemma_1_bounds_posterior_difference(linear, generator):
     """[Kuzina22] Lemma 1: for a linear VAE the KL divergence is e'M'S^-1 Me / 2."""
     count = 2000
     x = torch.rand(1, 1, 2, 3, generator=generator)
@@ -54,7 +54,7 @@ def test_posteriors_image_corruption_differ_lemma_1(linear, generator):
     assert abs(ratio.mean() - exact) < 4 * ratio.std() / count**0.5
 
 
-def test_bfloat16_force_another_way_same_posterior(generator):
+def test_bfloat16_force_keeps_the_posterior(generator):
     """The energies decide, whatever the trajectory was driven by."""
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
     x = torch.rand(1, 1, 4, 4, generator=generator).expand(400, -1, -1, -1)
@@ -71,7 +71,7 @@ def test_bfloat16_force_another_way_same_posterior(generator):
         assert ((a.mean(0) - b.mean(0)).abs() < 4 * error).all()
 
 
-def test_bfloat16_force_gives_exact_energies_no(generator):
+def test_bfloat16_force_keeps_exact_energies(generator):
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
     x = torch.rand(5, 1, 4, 4, generator=generator)
     chain = HMC(steps=5, force="bfloat16").run(vae, x, generator=generator)
@@ -93,7 +93,7 @@ def test_a_force_in_bfloat16_wants_weights(linear, generator):
     ],
     ids=lambda value: getattr(value, "method", None),
 )
-def test_mode_of_linear_vae_posterior_mean(search, tolerance, linear, generator):
+def test_linear_mode_is_posterior_mean(search, tolerance, linear, generator):
     x = torch.rand(4, 1, 2, 3, generator=generator)
     start = rv.wrap(
         encode=lambda x: torch.distributions.Normal(x.flatten(1)[:, :2], 1.0),

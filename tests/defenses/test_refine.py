@@ -36,7 +36,7 @@ def test_twice_is_once(refine, vae, generator):
     assert torch.equal(refine(vae, once, generator=seeded(0)), once)
 
 
-def test_values(vae):
+def test_refinements_of_known_pixels(vae):
     x = torch.tensor([0.1, 0.4, 0.6, 0.9]).view(1, 1, 2, 2)
 
     def shown(refine):

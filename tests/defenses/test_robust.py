@@ -83,7 +83,7 @@ def test_fisher_prior_and_curvature_of_divergence(kind, generator):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_no_attack_ball_makes_code_worse(kind, norm, generator):
+def test_no_attack_worsens_robust_code(kind, norm, generator):
     """U_R(z; x + e) <= U_0(z; x) for every z."""
     vae = model(kind, generator)
     x, z = images(300, generator), 2 * randn(300, 3, like=torch.zeros(()), generator=generator)
@@ -106,7 +106,7 @@ def test_radius_zero_posterior_up_constant(kind, norm, generator):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_inner_minimizer_feasible_beats_random_images(kind, norm, generator):
+def test_inner_minimizer_beats_random_images(kind, norm, generator):
     vae = model(kind, generator)
     x, radius = images(20, generator), RADII[norm]
     p = vae.decode(2 * randn(20, 3, like=x, generator=generator))
@@ -197,7 +197,7 @@ def test_it_recovers_what_an_attack_moved(linear, generator):
 
 
 @pytest.mark.parametrize("start", ["mean", "zero", "both", "prior"])
-def test_starts(start, linear, generator):
+def test_every_start_lowers_the_energy(start, linear, generator):
     x = torch.rand(3, 1, 2, 3, generator=generator)
     z = RobustPosterior(radius=0.1, steps=120, start=start)(linear.vae, x, generator=generator)
     reached = energy(linear.vae, x, z, "linf", 0.1)
@@ -216,7 +216,7 @@ def test_an_unknown_likelihood_is_refused(generator):
 
 
 @pytest.mark.parametrize("defense", [PosteriorMode, RobustPosterior])
-def test_implicit_unrolled_gradients_converged_search_agree(defense, linear, generator):
+def test_implicit_matches_unrolled_gradient(defense, linear, generator):
     x = (0.2 + 0.6 * torch.rand(4, 1, 2, 3, generator=generator)).requires_grad_()
     gradients = []
     for how in ("unrolled", "implicit"):
@@ -265,7 +265,7 @@ def test_it_counts_gradients_that_it_spends(linear, generator):
 
 
 @pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 10])
-def test_draws_prior_share_three_quarters_steps(starts, linear, generator):
+def test_prior_starts_share_the_steps(starts, linear, generator):
     """The fewest steps that will do leave each search one; they are counted as spent."""
     asked = []
 
@@ -308,7 +308,7 @@ def two_valleys(mean):
     ],
     ids=lambda value: getattr(value, "start", None),
 )
-def test_draws_prior_find_valley_encoder_misses(defense, least, most, generator):
+def test_prior_starts_find_hidden_valley(defense, least, most, generator):
     """The encoder, as one attacked, points to the worse code; the oracle is a grid.
 
     Ten draws all begin in the wrong valley for one image in a thousand.
@@ -332,14 +332,14 @@ def test_both_keeps_better_of_two_ends(generator):
         assert bool(((z - 2).abs() < 0.5).all()) is near
 
 
-def test_draws_generators_and_each_images_own(linear):
+def test_each_image_has_own_draws(linear):
     x = torch.rand(1, 1, 2, 3, generator=rv.generator(1)).expand(3, -1, -1, -1)
     defense = PosteriorMode(steps=2, start="prior", starts=1)
     one, two = (defense(linear.vae, x, generator=rv.generator(seed)) for seed in (0, 1))
     assert (one - two).abs().min() > 0 and (one[0] - one[1]).abs().min() > 0
 
 
-def test_search_meets_nan_loses_to_others(linear):
+def test_nan_candidates_never_win(linear):
     def decode(z):
         mean = linear.vae.decode(z).mean
         mean = torch.where((z.sum(1) < 0).view(-1, 1, 1, 1), torch.nan, mean)

@@ -67,7 +67,7 @@ def test_the_jackknife_agrees_with_repetition(generator):
     assert 0.6 < float(stderrs.mean() / values.std()) < 1.6
 
 
-def test_features_tell_classes_apart_noise_images(generator):
+def test_features_separate_classes_and_noise(generator):
     train, test = rv.data.load("digits"), rv.data.load("digits", split="test").x
     features = train_features(train, epochs=4, generator=rv.generator(0))
     again = train_features(train, epochs=4, generator=rv.generator(0))

@@ -42,7 +42,7 @@ def test_collapsed_model_has_no_active_units(generator):
         active_units(torch.zeros(1, 3))
 
 
-def test_collapsed_model_no_information_no_correlation(generator):
+def test_collapsed_model_carries_no_information(generator):
     x = torch.rand(50, *SHAPE, generator=generator)
     vae = known(lambda f: 0 * f[:, :2], lambda f: torch.ones(len(f), 2), 2)
     for values in aggregate_terms(vae, x, draws=50, generator=generator).values():
@@ -89,7 +89,7 @@ def test_terms_of_hierarchy_are_top_layers(generator):
     assert (terms["index_code"] <= math.log(30) + 1e-9).all()
 
 
-def test_rows_in_chunks_rows_at_once(generator, monkeypatch):
+def test_chunks_give_equal_rows(generator, monkeypatch):
     from robustvae.evaluation import latents
 
     vae = known(lambda f: 3 * f[:, :2], lambda f: 0.3 + 0.4 * f[:, 2:4], 2)
@@ -99,7 +99,7 @@ def test_rows_in_chunks_rows_at_once(generator, monkeypatch):
     assert_close(aggregate_terms(vae, x, draws=11, generator=rv.generator(1)), whole)
 
 
-def test_refuses_more_draws_images_other_posteriors(generator):
+def test_aggregate_needs_gaussian_posteriors(generator):
     x = torch.rand(4, *SHAPE, generator=generator)
     vae = known(lambda f: f[:, :2], lambda f: 1 + f[:, :2], 2)
     with pytest.raises(errors.RangeError):
@@ -114,7 +114,7 @@ def test_refuses_more_draws_images_other_posteriors(generator):
         aggregate_terms(laplace, x, draws=4, generator=generator)
 
 
-def test_probe_reads_separable_codes_guesses_others(generator):
+def test_probe_reads_separable_codes_only(generator):
     y = torch.arange(600) % 3
     codes = torch.eye(3)[y] * 8 + torch.randn(600, 3, generator=generator)
     assert linear_probe(codes[:300], y[:300], codes[300:], y[300:]).double().mean() > 0.99

@@ -112,7 +112,7 @@ def test_every_model_one_below_negative_elbo(kind, generator):
     assert found.shape == (4,)
 
 
-def test_logits_can_read_as_another_likelihood(generator):
+def test_logits_score_another_likelihood(generator):
     options = {"architecture": "mlp", "hidden": [8], "latent": 2, "image_shape": (1, 8, 8)}
     plain = rv.models.create("vae", likelihood="bernoulli", **options)
     other = rv.models.create("vae", likelihood="continuous_bernoulli", **options)
@@ -144,7 +144,7 @@ def test_squared_error_of_a_known_reconstruction(x, generator):
 
 
 @pytest.mark.parametrize("wrong", [{"draws": 0}, {"rows": 0}, {"draws": 2.5}])
-def test_refuses(x, generator, wrong):
+def test_bad_likelihood_arguments_are_errors(x, generator, wrong):
     with pytest.raises(errors.RobustVAEError):
         negative_log_likelihood(Linear().vae(), x, generator=generator, **wrong)
     with pytest.raises(errors.ShapeError):

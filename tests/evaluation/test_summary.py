@@ -69,7 +69,7 @@ def test_weight_norms_of_parts_of_model():
     assert weight_norms(vae) == pytest.approx((norm, decoder))
 
 
-def test_no_slope_exceeds_verified_constant_way(digits):
+def test_no_slope_exceeds_verified_constant(digits):
     vae = rv.load("digits-lipschitz-vae")
     found = rv.evaluate(vae, digits[1], parts=["slopes", "lipschitz"], seed=0, inputs=50)
     constants = lipschitz_constants(vae)
@@ -117,7 +117,7 @@ def test_layers_kl_not_covered_told(digits):
         found["nll"]
 
 
-def test_few_images_carried_over_to_all(digits):
+def test_few_images_estimate_whole_set(digits):
     vae, images = rv.load("digits-vae"), digits[1]
     options = {"draws": 20, "seed": 0, "parts": ["likelihood"]}
     whole = rv.evaluate(vae, images, inputs=len(images), **options)
@@ -140,7 +140,7 @@ def test_intervals_are_of_95_percent():
 @pytest.mark.parametrize(
     "wrong", [{"parts": ["everything"]}, {"inputs": 1}, {"draws": 0}, {"train": 3}, {"seed": -1}]
 )
-def test_refuses(digits, wrong):
+def test_bad_evaluation_arguments_are_errors(digits, wrong):
     with pytest.raises(errors.RobustVAEError):
         rv.evaluate(rv.load("digits-vae"), digits[1], **{"seed": 0} | wrong)
 

@@ -141,7 +141,7 @@ def test_each_model_finds_its_printed_cell(model, labels, value):
     assert cell_of(model, "robust mode", "accuracy, linf 0.2") is None
 
 
-def test_reported_mnist_table_4_repeats_table():
+def test_table_4_repeats_table_2():
     for row in ("vae", "vae+hmc", "beta"):
         for radius in ("0.1", "0.2"):
             one = printed("table-2").get(f"mnist/{row}/ms-ssim {radius}")

@@ -59,7 +59,7 @@ def test_betas_are_spaced_by_ratio():
     assert set(SHOWN) <= set(objectives_of(13))
 
 
-def test_curves_start_unperturbed_clip_below_free(models):
+def test_step_curves_start_at_zero(models):
     for model in models:
         assert len(model.curves) == 2 * 2 * 5
         assert all(len(c.error) == len(STEPS[c.scale]) == 40 for c in model.curves)

@@ -80,11 +80,11 @@ def test_a_factory_is_loaded(folder, file):
 def test_bad_factories_are_refused(folder):
     with pytest.raises(CheckpointError, match=r"has no function none: it has .*build"):
         rv.load(f"{folder}/mine.py:none")
-    with pytest.raises(CheckpointError, match="is no file"):
+    with pytest.raises(CheckpointError, match="there is no file"):
         rv.load(f"{folder}/other.py:build")
     with pytest.raises(ModelError, match=r"broken raised ValueError: no GPU here"):
         rv.load(f"{folder}/mine.py:broken")
-    with pytest.raises(CheckpointError, match="does not fit Net"):
+    with pytest.raises(CheckpointError, match="must fit Net"):
         save_file({"a": torch.zeros(1)}, folder / "w.safetensors")
         rv.load(f"{folder}/mine.py:build", weights=folder / "w.safetensors")
     with pytest.raises(ConfigError, match="FACTORY"):

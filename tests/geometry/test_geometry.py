@@ -163,7 +163,7 @@ def test_metric_of_linear_encoder_is_exact():
 
 
 @pytest.mark.parametrize("latent", ["flat", "riemannian"])
-def test_invariances(latent):
+def test_turned_codes_keep_the_spectrum(latent):
     x = images()
     turn, _ = torch.linalg.qr(randn(LATENT, LATENT, like=LIKE, generator=generator(3)))
     swap = torch.eye(LATENT)[[2, 0, 1]] * torch.tensor([[1.0], [-1.0], [-1.0]])
@@ -233,7 +233,7 @@ def test_scores_of_known_spectra():
     assert known.spectral_radius.tolist() == [5.0, 2.0, 4.0]
 
 
-def test_alignment():
+def test_alignment_of_known_directions():
     first = geometry([[4.0, 3, 2, 1]])
     for count in (1, 3):
         torch.testing.assert_close(first.alignment(first, count), torch.ones(1))
@@ -295,7 +295,7 @@ def test_small_steps_move_code_root_eigenvalue():
     )
 
 
-def test_no_direction_moves_code_more_first():
+def test_first_direction_moves_code_most():
     """[Khan23] Theorem 3.2, to first order."""
     vae, x = small_vae(), images()
     found = pullback(vae, x, part="mean")

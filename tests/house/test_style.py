@@ -14,6 +14,7 @@ REACHED = {
     "participles among assigned names, %": 1.0,
     "comment lines per 1,000 in numerical code": 20.0,
     "import cycles": 0,
+    "unclear phrases in messages, docstrings and comments": 0,
 }
 
 
@@ -30,10 +31,21 @@ def test_figures_do_not_get_worse(counted, key):
     assert kept, (figures[key], limit, places[key][:10])
 
 
-def test_counting_counts():
+def test_counts_of_known_sources():
     source = "def f(a, b, c, d, e, f, g, *, h): found = 1\nfor most in x: value = 2\n"
     tree = ast.parse(source)
     assert list(SCRIPT["long_functions"](tree)) == [("f", 8)]
     words = [word for word, _ in SCRIPT["assigned_names"](tree)]
     assert [SCRIPT["is_participle"](word) for word in words].count(True) == 2
     assert SCRIPT["cycles"]({"a": {"b"}, "b": {"a"}}) and not SCRIPT["cycles"]({"a": {"b"}})
+
+
+def test_unclear_phrases_are_found(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""Refuse what is no search."""\n'
+        "# the value at rest\n"
+        'raise ValueError(f"{x} is no file", "there is no file", "it is no larger")\n'
+    )
+    phrases = [p for text, _ in SCRIPT["texts"](path) for p in SCRIPT["unclear_phrases"](text)]
+    assert sorted(phrases) == ["Refuse", "at rest", "is no file", "is no search"]

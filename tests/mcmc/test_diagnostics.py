@@ -25,7 +25,7 @@ def test_effective_sample_size_of_an_autoregression(generator, rho):
     assert abs(share.mean() / wanted - 1) < 0.1
 
 
-def test_r_hat_sees_chains_disagree_or(generator):
+def test_r_hat_detects_disagreeing_chains(generator):
     draws = randn(400, 4, 3, like=torch.zeros(()), generator=generator)
     assert ((r_hat(draws) - 1).abs() < 0.05).all()
     apart = draws + torch.arange(4.0).view(1, 4, 1)
@@ -64,7 +64,7 @@ def test_a_diagnosis_speaks_of_each_input(generator):
     assert told.gradients == 4 * run.gradients
 
 
-def test_refusals():
+def test_bad_diagnostics_arguments_are_errors():
     run = hmc(
         lambda z: -z.square().sum(1), torch.zeros(6, 1), steps=9, generator=seeded(0), keep=True
     )

@@ -38,7 +38,7 @@ def within_four_errors(values, wanted, count):
 
 
 @pytest.mark.parametrize("scale", [None, torch.linalg.cholesky(COVARIANCE).expand(4000, 2, 2)])
-def test_mean_exp_minus_energy_error_equilibrium(generator, scale):
+def test_energy_errors_average_to_one(generator, scale):
     state = evaluate(gaussian, exact_draws(4000, generator))
     _, info = hmc_step(
         gaussian,
@@ -107,7 +107,7 @@ def test_trace_log_density_after_each_transition(generator):
     torch.testing.assert_close(chain.trace, torch.stack([gaussian(z) for z in chain.draws]))
 
 
-def test_langevin_adjusted_keeps_target_unadjusted_only(generator):
+def test_adjusted_langevin_keeps_the_target(generator):
     z = exact_draws(4000, generator)
     exact, biased = (
         langevin(
@@ -137,7 +137,7 @@ def test_each_chain_finds_own_step_size(generator, adapt):
     assert (ratio > 0.3).all() and (ratio < 2.5).all()
 
 
-def test_papers_rule_moves_step_size_batch(generator):
+def test_papers_rule_adapts_the_batch(generator):
     chain = hmc(
         gaussian,
         torch.zeros(5, 2),
@@ -215,7 +215,7 @@ def test_chain_differentiates_target_depends(adapt):
     torch.testing.assert_close((gradient * direction).sum(), numerical.detach(), rtol=1e-5, atol=0)
 
 
-def test_refusals(generator):
+def test_bad_hmc_arguments_are_errors(generator):
     with pytest.raises(RangeError):
         hmc(gaussian, torch.zeros(1, 2), steps=0, generator=generator)
     with pytest.raises(RangeError):

@@ -34,7 +34,7 @@ def test_each_evaluation_is_counted():
     assert mode_search(counted, torch.ones(2, 2), steps=9).gradients == len(calls) == 9
 
 
-def test_refusals():
+def test_bad_search_arguments_are_errors():
     with pytest.raises(RangeError):
         mode_search(lambda z: -z.square().sum(1), torch.zeros(1, 1), steps=0)
     with pytest.raises(RangeError):

@@ -36,7 +36,7 @@ def starts(generator, rows=6, width=4):
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_end_bent_ridge_found_adam_still(search, generator):
+def test_newton_ends_bent_ridge_first(search, generator):
     z = starts(generator)
     steps = 150
     found = SEARCHES[search](rosenbrock, z, steps=steps)
@@ -89,7 +89,7 @@ def test_lbfgs_agrees_with_scipys(generator):
         torch.testing.assert_close(found.z[row], torch.tensor(oracle.x), atol=1e-6, rtol=0)
 
 
-def test_gauss_newton_reaches_quadratics_mode_step(generator):
+def test_gauss_newton_solves_quadratic_at_once(generator):
     z = starts(generator)
     factor = randn(6, 4, 4, like=z, generator=generator)
     matrix, center = factor @ factor.mT + torch.eye(4), starts(generator)
@@ -135,7 +135,7 @@ def test_row_not_finite_stays_where(search):
     assert (found.z[0] == 1).all()
 
 
-def test_refusals():
+def test_bad_newton_arguments_are_errors():
     for make in (
         lambda: lbfgs(rosenbrock, torch.zeros(1, 2), steps=0),
         lambda: lbfgs(rosenbrock, torch.zeros(1, 2), steps=1, memory=0),

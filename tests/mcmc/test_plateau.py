@@ -102,7 +102,7 @@ def test_end_differentiates_target_depends():
     )
 
 
-def test_refusals(generator):
+def test_bad_plateau_arguments_are_errors(generator):
     with pytest.raises(RangeError):
         hmc_to_plateau(far_and_near(), torch.zeros(200, 8), steps=0, generator=generator)
     with pytest.raises(RangeError):

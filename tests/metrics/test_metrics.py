@@ -89,14 +89,14 @@ def test_wang2003_is_torchmetrics(noise):
     torch.testing.assert_close(metrics.ms_ssim(x, y), other, rtol=1e-6, atol=1e-6)
 
 
-def test_wang2003_what_torchmetrics_1_9_said():
+def test_wang2003_matches_torchmetrics():
     i, j = torch.meshgrid(torch.arange(176.0), torch.arange(180.0), indexing="ij")
     x = (0.5 + 0.5 * torch.sin(i / 7) * torch.cos(j / 5))[None, None]
     y = (0.5 + 0.4 * torch.sin(i / 7) * torch.cos(j / 5.05))[None, None]
     assert metrics.ms_ssim(x, y).item() == pytest.approx(0.91415586, abs=1e-6)
 
 
-def test_wang2003_refuses_small_images_names_way():
+def test_wang2003_needs_large_images():
     x, y = _pair(1, 1, 175, 300)
     with pytest.raises(ShapeError, match="kuzina2022"):
         metrics.ms_ssim(x, y)
@@ -117,7 +117,7 @@ def test_ms_ssim_laws(variant, side):
     assert metrics.ms_ssim(x.float(), y.float(), variant=variant).dtype == torch.float32
 
 
-def test_ms_ssim_opposite_images_zero_not():
+def test_ms_ssim_of_opposites_is_zero():
     board = (torch.arange(28)[:, None] + torch.arange(28)[None]).remainder(2).double()[None, None]
     assert metrics.ms_ssim(board, 1 - board, variant="kuzina2022").item() == 0
 
@@ -150,7 +150,7 @@ def test_kl_is_torch_distributions(gaussians):
     torch.testing.assert_close(metrics.kl_to_standard_normal(m, s), prior)
 
 
-def test_wasserstein2_transport_cost_of_sorted_samples(gaussians):
+def test_wasserstein2_of_sorted_samples(gaussians):
     m, s, n, t = (v[:1, :1] for v in gaussians)
     quantiles = torch.from_numpy(stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000))
     cost = ((m + s * quantiles - n - t * quantiles) ** 2).mean()

@@ -89,7 +89,7 @@ def test_other_types_are_refused_by_name(vae, tmp_path, dtype):
         checkpoint.load(tmp_path)
 
 
-def test_model_another_type_says_how_store(vae, tmp_path):
+def test_error_names_the_right_dtype(vae, tmp_path):
     low = vae.bfloat16()
     with pytest.raises(errors.UnknownNameError, match="bfloat16"):
         checkpoint.save(low, tmp_path / "a")

@@ -130,14 +130,14 @@ def test_joint_is_product_of_layers(name: str, x: Tensor) -> None:
     assert_close(q.stddev[:, -2:], vae.up[1](path[1]).stddev)
 
 
-def test_likelihood_dlgm_reads_lowest_layer_only(generator: torch.Generator) -> None:
+def test_dlgm_likelihood_reads_lowest_layer(generator: torch.Generator) -> None:
     z = torch.randn(4, 9, generator=generator, requires_grad=True)
     for name, reads in (("dlgm", 4), ("seatbelt", 9)):
         (slope,) = torch.autograd.grad(hierarchy(name, [4, 3, 2]).decode(z).mean.sum(), z)
         assert (slope != 0).all(0).tolist() == [True] * reads + [False] * (9 - reads)
 
 
-def test_elbo_in_expectation_one_sample_bound(x: Tensor) -> None:
+def test_elbo_below_the_exact_likelihood(x: Tensor) -> None:
     """The closed-form KL between conditionals has the mean of log p(x, z) - log q(z | x)."""
     vae, draws = hierarchy("seatbelt", [4, 3, 2]), 3000
     many = x[:2].repeat(draws, 1, 1, 1)
@@ -153,7 +153,7 @@ def test_elbo_in_expectation_one_sample_bound(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["dlgm", "seatbelt"])
-def test_layer_vae_under_total_correlation_tcvae(name: str, x: Tensor) -> None:
+def test_one_layer_seatbelt_is_tcvae(name: str, x: Tensor) -> None:
     one = hierarchy(name, [3])
     vae = rv.models.create("vae", architecture="conv8", latent=3)
     vae.load_state_dict(one.state_dict())
@@ -195,7 +195,7 @@ def test_top_aggregate_runs_over_draws_layer(x: Tensor) -> None:
     assert_close(terms["index_code"], index_code)
 
 
-def test_free_bits_hold_layer_batch_average(x: Tensor) -> None:
+def test_free_bits_floor_batch_averages(x: Tensor) -> None:
     vae = hierarchy("dlgm", [4, 3, 2])
     terms = ELBO().terms(vae, x, generator=rv.generator(2))
     layers = [terms[f"kl_{i}"].detach() for i in (1, 2, 3)]

@@ -32,7 +32,7 @@ def test_bjorck_order_order_of_convergence():
         assert abs(rate - (order + 1)) < 0.3
 
 
-def test_bjorck_of_order_one_textbook_step(generator):
+def test_bjorck_step_matches_textbook(generator):
     weight = 0.3 * torch.randn(5, 3, generator=generator)
     assert_close(bjorck(weight), 1.5 * weight - 0.5 * weight @ weight.T @ weight)
 
@@ -220,7 +220,7 @@ def test_retraction_survives_a_huge_step(generator):
             assert spectral_norm_bound(layer.weight) < 1.01
 
 
-def test_gradients_tangent_and_only_in_training(generator):
+def test_training_gradients_are_tangent(generator):
     """G - W G^T W of the plain gradient G: W^T G (or G W^T) is skew, and W stays orthonormal."""
     vae, x = small(), torch.rand(8, 1, 4, 4, generator=generator)
     state = generator.get_state()
@@ -241,7 +241,7 @@ def test_gradients_tangent_and_only_in_training(generator):
         assert_close(inner, -inner.mT, atol=1e-9, rtol=0)
 
 
-def test_training_mode_changes_no_value_no(generator):
+def test_training_mode_keeps_second_gradients(generator):
     vae, found = small(), []
     x = torch.rand(8, 1, 4, 4, generator=generator, requires_grad=True)
     for mode in (True, False):

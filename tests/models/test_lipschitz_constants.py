@@ -75,7 +75,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_no_pair_exceeds_verified_constant_lipschitz(name, generator):
+def test_no_pair_exceeds_verified_constant(name, generator):
     """100,000 random pairs, and 1,000 whose difference 20 gradients turned: 20,000 more."""
     vae = NETS[name]()
     constants = lipschitz_constants(vae)
@@ -101,7 +101,7 @@ def test_pairs_come_close_to_constants(generator):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=SLOW if n == "conv64_tanh" else []) for n in COVERED]
 )
-def test_covered_architectures(name, generator):
+def test_covered_architectures_have_constants(name, generator):
     vae = rv.models.create("vae", architecture=name, latent=4).double().eval()
     constants = lipschitz_constants(vae)
     for attribute, f, points in parts(vae, generator, 8):
@@ -110,7 +110,7 @@ def test_covered_architectures(name, generator):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_models(name):
+def test_other_models_raise_by_name(name):
     vae = rv.models.create(name, **REFUSED[name])
     with pytest.raises(errors.UnsupportedError, match=type(vae).__name__):
         lipschitz_constants(vae)
@@ -122,7 +122,7 @@ def test_architecture_model_covered_or_refused():
     assert set(LIPSCHITZ_ARCHITECTURES) == {"conv", "mlp"}
 
 
-def test_constants_layer_after_convolution_follow_shape(generator):
+def test_constants_follow_the_image_shape(generator):
     """The norm of a zero-padded convolution depends on the features it meets."""
     layer = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
     torch.nn.init.ones_(layer.weight)

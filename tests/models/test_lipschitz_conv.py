@@ -56,7 +56,7 @@ def trained(vae, generator, steps=20):
 
 @pytest.mark.parametrize("activation", ["groupsort", "maxmin"])
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 8, 12)])
-def test_constants_chosen_ones_before_after_training(vae, activation, image_shape, generator):
+def test_constants_hold_before_and_after(vae, activation, image_shape, generator):
     vae = small(activation=activation, image_shape=image_shape, stddev=None)
     for _ in range(2):
         found = lipschitz_constants(vae)
@@ -66,7 +66,7 @@ def test_constants_chosen_ones_before_after_training(vae, activation, image_shap
         assert losses[-1] < losses[0]
 
 
-def test_kernels_orthogonal_and_transposed_one_adjoint(vae):
+def test_orthogonal_kernels_and_their_adjoint(vae):
     """On a torus W W^T is the identity; the oracle feeds the identity through."""
     layer = vae.mean_net[5]  # 16 to 16 channels: 64 phases in, 16 channels out
     eye = torch.eye(16 * 64, dtype=vae.dtype).reshape(-1, 16, 8, 8)
@@ -78,7 +78,7 @@ def test_kernels_orthogonal_and_transposed_one_adjoint(vae):
     assert not torch.equal(transposed.weight, layer.weight)
 
 
-def test_training_mode_changes_no_value_trains(vae, generator):
+def test_training_mode_keeps_values(vae, generator):
     x = torch.rand(4, 1, 8, 8, dtype=vae.dtype, generator=generator)
     found = [vae.train(mode).decode(vae.encode(x).mean).mean for mode in (True, False)]
     assert_close(*found, atol=1e-5, rtol=1e-5)
@@ -88,7 +88,7 @@ def test_training_mode_changes_no_value_trains(vae, generator):
         assert raw_of(layer) and all(raw.grad.norm() > 0 for raw in raw_of(layer))
 
 
-def test_evaluation_middle_epoch_sees_last_kernels(vae, generator):
+def test_evaluation_uses_the_newest_kernels(vae, generator):
     x = torch.rand(4, 1, 8, 8, dtype=vae.dtype, generator=generator)
     with torch.no_grad():
         for layer in convolutions(vae):
@@ -100,7 +100,7 @@ def test_evaluation_middle_epoch_sees_last_kernels(vae, generator):
     assert_close(vae.eval().encode(x).mean, now)
 
 
-def test_fit_trains_checkpoint_read_without_library(vae, tmp_path, request):
+def test_checkpoint_reads_without_the_library(vae, tmp_path, request):
     images = rv.data.load("digits")[:64]
     rv.fit(vae, rv.objectives.ELBO(), images, epochs=1, generator=rv.generator(0), out=tmp_path)
     x = images.x[:4].to(vae.dtype)

@@ -43,7 +43,7 @@ CASES = [(name, options) for name in registry.names() for options in SMALL[name]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda v: str(v))
-def test_model_contract(name, options):
+def test_every_model_keeps_contract(name, options):
     vae = rv.models.create(name, **options)
     x = torch.rand(5, *vae.image_shape, dtype=vae.dtype)
     q = vae.encode(x)
@@ -63,7 +63,7 @@ def test_every_architecture_is_covered():
     assert {o.get("architecture", "mlp") for o in SMALL["vae"]} == set(ARCHITECTURES)
 
 
-def test_standard_deviation_can_constant_offset_clipped():
+def test_spread_may_be_constant_or_clipped():
     options = {"architecture": "conv8", "latent": 3}
     x = torch.rand(9, 1, 8, 8)
     learned = rv.models.create("vae", **options).double().encode(x).stddev
@@ -86,7 +86,7 @@ def test_batch_norm_stands_before_activation_mlp():
     assert kinds == ["Flatten", *block, *block, *block, *block, "Linear", "Unflatten"]
 
 
-def test_first_weights_follow_seed_leave_global():
+def test_seed_alone_decides_first_weights():
     state = torch.random.get_rng_state()
     one, two, other = (
         rv.models.create("vae", architecture="conv8", latent=2, seed=s) for s in (1, 1, 2)
@@ -195,7 +195,7 @@ def wrapped(encode, decode, **options):
     return rv.wrap(encode=encode, decode=decode, latent=2, image_shape=(1, 4, 4), **options)
 
 
-def test_wrap_takes_modules_bound_methods_pairs():
+def test_wrap_takes_modules_and_methods():
     encoder, decoder = Encoder(), Decoder()
     x = torch.rand(3, 1, 4, 4)
     pair = wrapped(encoder, decoder, returns="mean_log_var")
@@ -211,7 +211,7 @@ def test_wrap_takes_modules_bound_methods_pairs():
     assert bound.encode(x).log_prob(torch.zeros(3, 2)).shape == (3, 2)
 
 
-def test_wrap_expands_constant_spread_keeps_type():
+def test_wrap_expands_constant_spread():
     vae = wrapped(
         lambda x: Normal(x.flatten(1)[:, :2], 0.1),
         lambda z: Normal(z.repeat(1, 8).view(-1, 1, 4, 4), 1.0),
@@ -242,6 +242,6 @@ def test_wrap_expands_constant_spread_keeps_type():
         ),
     ],
 )
-def test_wrap_refuses(encode, options, error, says):
+def test_wrap_rejects_bad_arguments(encode, options, error, says):
     with pytest.raises(error, match=says):
         wrapped(encode, Decoder(), **options).encode(torch.rand(2, 1, 4, 4))

@@ -31,7 +31,7 @@ def x(generator: torch.Generator) -> Tensor:
     return torch.rand(3, 1, 8, 8, generator=generator)
 
 
-def test_tiny_two_scales_and_six_groups() -> None:
+def test_tiny_preset_has_six_groups() -> None:
     vae = rv.models.create("nvae")
     assert vae.widths == (2 * 14 * 14,) * 3 + (2 * 7 * 7,) * 3
     color = rv.models.create("nvae", image_shape=(3, 32, 32), likelihood="gaussian")
@@ -92,7 +92,7 @@ def test_posterior_prior_where_residual_zero(vae: NVAE, x: Tensor) -> None:
     assert_close(terms["kl"], sum(terms[f"kl_{i}"] for i in (1, 2, 3, 4)))
 
 
-def test_walk_gives_likelihood_prior_draw_posterior(vae: NVAE, x: Tensor) -> None:
+def test_walk_yields_every_distribution(vae: NVAE, x: Tensor) -> None:
     walks = []
     vae.groups[1].down_cells.register_forward_hook(lambda *_: walks.append(1))
     z, q = draw_at(vae.encode(x), generator=rv.generator(3))
@@ -109,7 +109,7 @@ def test_walk_gives_likelihood_prior_draw_posterior(vae: NVAE, x: Tensor) -> Non
     assert_close(vae.log_joint(x, z), apart)
 
 
-def test_groups_of_image_not_read_neighbors(vae: NVAE, x: Tensor) -> None:
+def test_groups_ignore_their_neighbors(vae: NVAE, x: Tensor) -> None:
     z = torch.randn(3, vae.latent, generator=rv.generator(1))
     assert_close(vae.encode(x).at(z).mean[1:2], vae.encode(x[1:2]).at(z[1:2]).mean)
     assert_close(vae.decode(z).mean[1:2], vae.decode(z[1:2]).mean)

@@ -42,7 +42,7 @@ def test_bound_never_below_exact_norm_close(name, generator):
         assert exact <= bound <= exact * (1 + 1e-9)
 
 
-def test_norm_rounded_up_from_below_caught(generator):
+def test_norm_below_truth_is_caught(generator):
     """The oracle is sharp enough to catch a bound that is too small by one part in 10^12."""
     matrix = torch.randn(6, 8, generator=generator)
     assert float(exact_norm(matrix)) * (1 - 1e-12) < exact_norm(matrix)

@@ -127,7 +127,7 @@ def test_diagonal_posterior_matches_the_closed_form(
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("stretch", [0.8, 1.25])
-def test_diagonal_optimum_has_inverse_of_diagonal(
+def test_diagonal_optimum_inverts_the_precision(
     linear: Linear, x: Tensor, beta: float, stretch: float, generator: torch.Generator
 ) -> None:
     """Variances 1 / P_jj beat smaller and larger ones, on common noise."""
@@ -198,7 +198,7 @@ def test_called_directly_it_uses_beta(linear: Linear, x: Tensor) -> None:
         ({"warmup": 1.5}, errors.DtypeError),
     ],
 )
-def test_refuses_nonsense(options: dict[str, object], error: type[Exception]) -> None:
+def test_elbo_rejects_nonsense(options: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
         ELBO(**options)  # type: ignore[arg-type]
 

@@ -65,7 +65,7 @@ def test_zero_noise_spends_nothing(x: Tensor) -> None:
         torch.testing.assert_close(got, ELBO()(vae, x, generator=rv.generator(1)), rtol=0, atol=0)
 
 
-def test_range_draws_one_spread_an_image(generator: torch.Generator) -> None:
+def test_noise_range_draws_per_image(generator: torch.Generator) -> None:
     x = torch.zeros(400, 1, 20, 20)
     spreads = add_noise(x, (0.1, 0.3), generator=generator).flatten(1).std(1)
     # 400 numbers know their own spread to 1/sqrt(800) of it: 5 standard errors

@@ -94,7 +94,7 @@ def test_mixup_free_maps_undo_other(x: Tensor, generator: torch.Generator) -> No
     assert_close(terms["mixup_encoder"] + terms["mixup_decoder"], torch.zeros(5), atol=1e-6, rtol=0)
 
 
-def test_mixup_draws_arcsine_law_other_partners(generator: torch.Generator) -> None:
+def test_mixup_weights_follow_arcsine_law(generator: torch.Generator) -> None:
     """Shares recovered from images 0, 1/n, 2/n, ... encoded as themselves."""
     n, seen = 2001, []
 
@@ -117,9 +117,7 @@ def test_mixup_draws_arcsine_law_other_partners(generator: torch.Generator) -> N
     assert abs(spread.mean() - law.variance) < 4 * spread.std() / math.sqrt(len(strictly))
 
 
-def test_smooth_encoder_finds_greatest_distance_linear(
-    x: Tensor, generator: torch.Generator
-) -> None:
+def test_smooth_encoder_solves_linear_encoder(x: Tensor, generator: torch.Generator) -> None:
     """One code W x: the farthest point of the ball lies in the corner sign(W), or its opposite."""
     weight = torch.randn(1, 6, generator=generator)
     inside = 0.3 + 0.4 * x
@@ -130,7 +128,7 @@ def test_smooth_encoder_finds_greatest_distance_linear(
     assert_close(terms["loss"], elbo + 2.0 * terms["smoothness"])
 
 
-def test_smooth_encoder_keeps_ball_box_beats(vae: rv.VAE, x: Tensor) -> None:
+def test_smooth_encoder_beats_random_noise(vae: rv.VAE, x: Tensor) -> None:
     objective = SmoothEncoder(radius=0.2, steps=10)
     y = objective._adversary(vae, x, rv.generator(1))
     ball = rv.Ball("linf", 0.2)
@@ -160,7 +158,7 @@ def test_self_consistency_matches_its_formula(vae: rv.VAE, x: Tensor) -> None:
     assert_close(terms["loss"], base["loss"] + 2.0 * kl)
 
 
-def test_self_consistency_averages_over_draws_apart(vae: rv.VAE, x: Tensor) -> None:
+def test_self_consistency_of_uncoupled_draws(vae: rv.VAE, x: Tensor) -> None:
     rho, n = 0.9, 20_000
     kl = SelfConsistency(rho).terms(vae, x, generator=rv.generator(2))["self_consistency"]
     generator = rv.generator(2)
@@ -172,7 +170,7 @@ def test_self_consistency_averages_over_draws_apart(vae: rv.VAE, x: Tensor) -> N
     assert ((kl - each.mean(0)).abs() < 5 * each.std(0) / math.sqrt(n)).all()
 
 
-def test_self_consistency_zero_where_encoder_consistent(
+def test_consistent_encoder_has_no_penalty(
     generator: torch.Generator,
 ) -> None:
     """mu(g(z)) = rho z with variance 1 - rho^2, z of any origin."""
@@ -222,7 +220,7 @@ def test_no_gradient_passes_through_the_reconstruction(vae: rv.VAE, x: Tensor) -
             assert not torch.equal(gradient, other[name])  # type: ignore[arg-type]
 
 
-def test_batch_norm_sees_no_adversary_no() -> None:
+def test_adversary_leaves_batch_norm_alone() -> None:
     vae = rv.models.create(
         "vae", image_shape=(1, 2, 3), latent=2, hidden=[8], activation="tanh", batch_norm=True
     )
@@ -236,7 +234,7 @@ def test_batch_norm_sees_no_adversary_no() -> None:
     assert int(encoder.num_batches_tracked) == 5
 
 
-def test_spectral_regularization_sum_greatest_singular_values() -> None:
+def test_spectral_penalty_sums_singular_values() -> None:
     vae = rv.models.create("vae", architecture="conv8", latent=2)
     x = torch.rand(3, 1, 8, 8)
     exact = sum(
@@ -336,7 +334,7 @@ def test_every_objective_falls_in_training(name: str, model: str) -> None:
         (SpectralRegularization, {"base": 1}, errors.DtypeError),
     ],
 )
-def test_refuses_nonsense(
+def test_penalties_reject_nonsense(
     kind: type[Objective], options: dict[str, object], error: type[Exception]
 ) -> None:
     with pytest.raises(error):

@@ -62,7 +62,7 @@ def images(rows: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1, 1) / 8
 
 
-def test_full_batch_exact_but_log_n(posteriors: Gaussian, z: Tensor) -> None:
+def test_full_batch_differs_by_log_n(posteriors: Gaussian, z: Tensor) -> None:
     """MWS is low by log N in the joint and in every coordinate; MSS not at all."""
     joint, product = exact(z, posteriors)
     mws_joint, mws_product = log_aggregate(z, posteriors, SIZE, "mws")
@@ -146,7 +146,7 @@ def test_averages_are_the_information_quantities(generator: torch.Generator) -> 
         torch.testing.assert_close(joint - product, torch.full((2,), total))
 
 
-def test_none_takes_batch_for_whole_set(posteriors: Gaussian) -> None:
+def test_size_defaults_to_the_batch(posteriors: Gaussian) -> None:
     vae, x = memory(posteriors), images([4, 0, 3])
     one, other = (
         TotalCorrelation(5.0, size)(vae, x, generator=rv.generator(1)) for size in (None, 3)
@@ -161,7 +161,7 @@ def test_warm_up_and_free_bits(posteriors: Gaussian) -> None:
     torch.testing.assert_close(terms["loss"], terms["distortion"] + 1e3)
 
 
-def test_free_bits_held_against_kl_not() -> None:
+def test_free_bits_leave_likelihood_alone() -> None:
     collapsed = Gaussian(torch.zeros(5, 3), torch.ones(5, 3))
     objective = TotalCorrelation(5.0, size=60_000, free_bits=2.0)
     terms = objective.terms(memory(collapsed), images([0, 1]), generator=rv.generator(1))
@@ -183,7 +183,7 @@ def test_free_bits_held_against_kl_not() -> None:
         ({"size": 9, "sampling": "mss", "rows": [0]}, errors.ShapeError),
     ],
 )
-def test_refuses_nonsense(
+def test_total_correlation_rejects_nonsense(
     options: dict[str, object], error: type[Exception], posteriors: Gaussian
 ) -> None:
     x = images(options.pop("rows", [0, 1, 2]))  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_l2_projection_is_bisected_one(radius, seed, box):
 
 @given(norms, radii, seeds, st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_no_other_point_of_ball_nearer(norm, radius, seed, box):
+def test_projection_is_the_nearest_point(norm, radius, seed, box):
     """<y - p, q - p> <= 0 for every q of a convex set: the definition of the nearest point p."""
     ball = Ball(norm, radius) if box else Ball(norm, radius, None, None)
     x, y = points(seed)
@@ -85,7 +85,7 @@ def test_radii_belong_to_their_rows():
         ball.project(x[:2], x[:2])
 
 
-def test_many_caps_of_very_different_size():
+def test_caps_of_different_sizes():
     x = torch.linspace(0, 1, 784).pow(6).view(1, 1, 28, 28)
     y = x + torch.linspace(-3, 5, 784).pow(3).view(1, 1, 28, 28)
     for radius in (0.01, 0.3, 3.0, 12.0):

@@ -87,7 +87,7 @@ def test_rows_do_not_see_each_other():
         assert alone.evaluations[0] == whole.evaluations[i]
 
 
-def test_seats_change_nothing_row_starts_another():
+def test_seats_and_chains_keep_results():
     hessian, lowest, low, high = problems(7)
     most, first = 0, {}
 

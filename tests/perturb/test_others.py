@@ -43,7 +43,7 @@ def test_one_shot_is_the_dense_eigenvector(x):
     torch.testing.assert_close(result.score, both.amax(0))
 
 
-def test_one_shot_without_curvature_is_told(x):
+def test_one_shot_reports_missing_curvature(x):
     for score in (
         lambda y, rows: y.detach().flatten(1).sum(1),
         lambda y, rows: y.flatten(1).sum(1),
@@ -54,7 +54,7 @@ def test_one_shot_without_curvature_is_told(x):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("search", [RandomSearch(steps=50), SquareSearch(steps=300, chunk=2)])
-def test_searches_without_gradient_stay_inside_rise(x, norm, search):
+def test_gradient_free_searches_stay_inside(x, norm, search):
     w = randn(1, 4, 4, like=like, generator=generator(4))
     ball = Ball(norm, 0.1)
 

@@ -5,7 +5,7 @@ import pytest
 from robustvae import errors, records
 
 
-def test_failed_write_leaves_old_file_nothing(tmp_path, monkeypatch):
+def test_failed_write_keeps_old_file(tmp_path, monkeypatch):
     path = records.write_text(tmp_path / "a.json", "old")
 
     def full(descriptor):

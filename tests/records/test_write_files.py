@@ -18,7 +18,7 @@ def test_all_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
-def test_none_is_written_where_one_fails(
+def test_one_failure_writes_nothing(
     tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]

@@ -63,7 +63,7 @@ def browser():
 @pytest.mark.parametrize("n", [3, 40, 300])
 @pytest.mark.parametrize("width", [320, 390, 820, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits(browser, make_record, tmp_path, n, width, scheme):
+def test_page_fits_the_window(browser, make_record, tmp_path, n, width, scheme):
     report = write(make_record(n), tmp_path)
     opened = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     requests, complaints = [], []

@@ -114,7 +114,7 @@ def test_wide_range_logarithmic_place_zero(make_record):
 
 @pytest.mark.parametrize("certified", [0.0, 1e-9])
 @pytest.mark.parametrize("value", [0.0, "inf", 1e-12, 1e12])
-def test_degenerate_margins(make_record, value, certified):
+def test_figures_of_degenerate_margins(make_record, value, certified):
     record = make_record(3)
     for row in record.rows:
         row.update(certified=certified, margin_upper_unconstrained=value, margin_upper_box=value)

@@ -48,5 +48,5 @@ def test_floor_and_ceil_enclose(value):
         (numbers.given, 8 / 255, "0.0313725"),
     ],
 )
-def test_as_text(form, value, text):
+def test_numbers_as_text(form, value, text):
     assert form(value) == text

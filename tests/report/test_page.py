@@ -172,7 +172,7 @@ def test_empty_record_still_makes_page(make_record):
     assert "No margins were measured" in html and "Nothing in this audit is proved." in html
 
 
-def test_long_tables_cut_and_say_so(make_record):
+def test_long_tables_name_the_cut(make_record):
     html = page.render(make_record(320))
     assert f"{640 - page.MOST_ROWS} more rows stand in the files" in html
     assert html.count("<tr>") < page.MOST_ROWS + 40

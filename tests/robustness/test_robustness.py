@@ -85,7 +85,7 @@ def shift_of(encoder, x, x_adv):
 
 
 @pytest.mark.parametrize("displacement", ["centered", "full", "paired"])
-def test_each_version_own_noncentral_chi_square(displacement, generator):
+def test_each_displacement_has_its_law(displacement, generator):
     encoder = some_encoder()
     vae, x = linear_vae(encoder, slope=1.5), images(40)
     x_adv = moved(x + 0.4, 0.5)
@@ -134,7 +134,7 @@ def test_a_defense_is_sampled_through(displacement, generator):
     assert ((found.low <= exact) & (exact <= found.high)).all()
 
 
-def test_full_of_defense_what(generator):
+def test_full_of_averaging_defense(generator):
     """An averaging defense has a third of the variance, in "full" as in "centered"."""
     victim, x = rv.Victim(linear_vae(some_encoder()), rv.PosteriorSample(draws=3)), images(2)
     for displacement in ("full", "centered"):
@@ -164,7 +164,7 @@ def test_curve_is_closed_form_and_monotone(generator):
     assert curve.box is False
 
 
-def test_boxed_curve_stays_in_box(generator):
+def test_curve_stays_in_box(generator):
     seen = []
     vae = linear_vae(some_encoder())
     watched = rv.wrap(
@@ -284,7 +284,7 @@ def asks(victim, x, generator):
     yield lambda: clean_quantile(victim, x, 0.5, "full", generator=generator)
 
 
-def test_weights_no_numbers_no_result(generator):
+def test_broken_weights_are_errors(generator):
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=SHAPE).double()
     with torch.no_grad():
         vae.log_var_head.bias[0] = math.nan
@@ -305,7 +305,7 @@ def wrapped(posterior):
     )
 
 
-def test_hidden_numbers_none_refused_or_outside(generator):
+def test_hidden_numbers_are_errors(generator):
     nowhere = wrapped(lambda mean: rv.models.Gaussian(mean * math.nan, torch.ones_like(mean)))
     for ask in asks(rv.Victim(nowhere), images(2), generator):
         with pytest.raises(NonFiniteError, match="clean reconstructions"):

@@ -26,7 +26,7 @@ def test_purposes_and_seeds_differ():
         assert not torch.equal(first, numbers(row_generators(*other)))
 
 
-def test_one_number_is_spent_whatever_batch():
+def test_rows_spend_one_number():
     one, many = rv.generator(0), rv.generator(0)
     row_generators(one, "noise", [1])
     row_generators(many, "noise", range(10))

@@ -25,7 +25,7 @@ def test_others_move_as_in_torchs_adam(generator):
     assert_close(ours, theirs)
 
 
-def test_tensor_on_manifold_one_second_moment(generator):
+def test_manifold_tensors_use_one_moment(generator):
     """Against the definition, written out."""
     gradients = spirals(generator)
     weight = nn.Parameter(torch.ones(4, 3))
@@ -41,7 +41,7 @@ def test_tensor_on_manifold_one_second_moment(generator):
     assert_close(weight.detach(), wanted)
 
 
-def test_weights_stay_near_manifold_without_any(generator):
+def test_weights_stay_near_manifold(generator):
     """In second order of the rate: ten times less rate, about a hundred times less drift."""
     x = torch.rand(64, 1, 4, 4, generator=generator)
 
@@ -71,7 +71,7 @@ def test_the_choice_of_the_optimizer():
     assert type(optimizer_of(vae)) is torch.optim.Adam
 
 
-def test_mixed_precision_leaves_manifold_its_digits():
+def test_mixed_precision_keeps_orthogonality():
     pytest.importorskip("lightning_fabric")
     vae = rv.models.create("lipschitz-vae", hidden=[16], latent=4, image_shape=(1, 8, 8)).float()
     few = rv.data.load("digits")[:64]

@@ -213,12 +213,12 @@ def test_another_run_in_the_folder(
         fitted(few, 0, tmp_path)
 
 
-def test_damaged_state(few: Images, tmp_path: Path) -> None:
+def test_damaged_state_is_an_error(few: Images, tmp_path: Path) -> None:
     fitted(few, 1, tmp_path)
     whole = (tmp_path / STATE).read_bytes()
     for content in (b"", whole[:100], whole[:-100], b"\x80\x04pickled"):
         (tmp_path / STATE).write_bytes(content)
-        with pytest.raises(errors.CheckpointError, match="no state to go on from") as caught:
+        with pytest.raises(errors.CheckpointError, match="cannot be read as the state") as caught:
             fitted(few, 2, tmp_path)
         assert "\n" not in str(caught.value)
 
@@ -228,7 +228,7 @@ def test_damaged_state(few: Images, tmp_path: Path) -> None:
 )
 def test_a_foreign_log_is_left_alone(few: Images, tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOG).write_bytes(content)
-    with pytest.raises(errors.CheckpointError, match="no log of a training run") as caught:
+    with pytest.raises(errors.CheckpointError, match="cannot be read as the log") as caught:
         fitted(few, 1, tmp_path)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [LOG]
@@ -244,7 +244,7 @@ def test_torn_last_line_of_log_dropped(few: Images, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_spoilt_batch_stops_last_good_weights(few: Images, tmp_path: Path, value: float) -> None:
+def test_bad_batch_keeps_good_weights(few: Images, tmp_path: Path, value: float) -> None:
     heard = Heard()
     vae = small()
     with pytest.raises(errors.TrainingError, match=r"epoch 3, step 10: loss (nan|inf)") as caught:
@@ -266,7 +266,7 @@ def test_spoilt_batch_stops_last_good_weights(few: Images, tmp_path: Path, value
     assert all(p.isfinite().all() for p in vae.parameters())
 
 
-def test_spoilt_first_batch_leaves_first_weights(few: Images, tmp_path: Path) -> None:
+def test_bad_first_batch_changes_nothing(few: Images, tmp_path: Path) -> None:
     with pytest.raises(errors.TrainingError, match="the weights after epoch 0"):
         fitted(few, 1, tmp_path, objective=Spoilt(0, math.nan))
     assert weights_sha256(rv.load(tmp_path)) == weights_sha256(small())
@@ -309,7 +309,7 @@ def test_clipping_bounds_the_step(few: Images) -> None:
     assert weights_sha256(fitted(few, 1, clip=1e9)) == weights_sha256(fitted(few, 1))
 
 
-def test_validation_split_held_out_loss_logged(few: Images) -> None:
+def test_validation_loss_is_logged(few: Images) -> None:
     heard = Heard()
     fitted(few, 2, validation=0.25, logger=heard)
     assert set(heard.values[0]) == {
@@ -332,7 +332,7 @@ def test_logged_loss_is_mean_over_images(few: Images) -> None:
     )
 
 
-def test_wrapped_model_keeps_state_but_no(few: Images, tmp_path: Path) -> None:
+def test_wrapped_model_saves_state_only(few: Images, tmp_path: Path) -> None:
     def made() -> rv.VAE:
         inner = small()
         return rv.wrap(encode=inner.encode, decode=inner.decode, latent=2, image_shape=(1, 8, 8))
@@ -399,7 +399,7 @@ def test_lipschitz_model_is_orthonormal_and_resumes(few: Images, tmp_path: Path)
         ({"device": "nowhere"}, errors.ConfigError),
     ],
 )
-def test_refuses_nonsense(
+def test_fit_rejects_nonsense(
     few: Images, tmp_path: Path, options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error) as caught:
@@ -454,7 +454,7 @@ def test_no_bar_off_a_terminal(few: Images, capsys: pytest.CaptureFixture[str]) 
     assert "epoch 1" in shown.err
 
 
-def test_fabric_runs_mixed_precision_keeps_full(few: Images) -> None:
+def test_mixed_precision_keeps_float32_weights(few: Images) -> None:
     pytest.importorskip("lightning_fabric")
     torch.set_default_dtype(torch.float32)
     heard, mixed = Heard(), Heard()
@@ -479,7 +479,7 @@ def test_mixed_precision_says_what_to_install(few: Images, monkeypatch: pytest.M
         fitted(few, 1, precision="bf16-mixed")
 
 
-def test_lone_image_refused_where_batches_normalized(few: Images) -> None:
+def test_batch_norm_needs_two_images(few: Images) -> None:
     options = {"architecture": "mlp", "latent": 2, "image_shape": (1, 8, 8), "hidden": [16]}
     vae = rv.models.create("vae", batch_norm=True, **options)
     with pytest.raises(errors.ConfigError, match="one image of 200"):

@@ -60,7 +60,7 @@ def test_trains_to_checkpoint_with_its_card(recipe: Path, tmp_path: Path) -> Non
     assert card["metrics"]["test_loss"] == pytest.approx(float(loss), rel=0.02)
 
 
-def test_seed_decides_second_call_changes_nothing(recipe: Path, tmp_path: Path) -> None:
+def test_dynamic_binarization_follows_seed(recipe: Path, tmp_path: Path) -> None:
     one = weights_sha256(train_recipe(recipe, tmp_path / "one"))
     config = (tmp_path / "one" / "config.json").read_bytes()
     assert weights_sha256(train_recipe(recipe, tmp_path / "one")) == one

@@ -131,7 +131,7 @@ def test_damaged_record_and_unknown_names_refused(built, monkeypatch):
             zoo.evaluation("broken")
 
 
-def test_run_another_end_not_taken_recipes(built, monkeypatch, tmp_path):
+def test_another_runs_folder_is_rejected(built, monkeypatch, tmp_path):
     top, _ = built
     monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path / "zoo"))
     with pytest.raises(errors.ConfigError, match="another run"):
@@ -139,7 +139,7 @@ def test_run_another_end_not_taken_recipes(built, monkeypatch, tmp_path):
     assert not (tmp_path / "zoo").exists()
 
 
-def test_without_folder_training_refused_before_begins(monkeypatch, tmp_path):
+def test_training_needs_a_folder_first(monkeypatch, tmp_path):
     monkeypatch.delenv(zoo.ENVIRONMENT, raising=False)
     monkeypatch.setattr(zoo, "_SOURCE", tmp_path)
     assert zoo.folder() is None
@@ -159,7 +159,7 @@ def test_evaluate_prints_a_table(capsys, tmp_path):
 
 
 @pytest.mark.skipif(not ZOO.is_dir(), reason="no models are stored beside this checkout")
-def test_zoo_beside_source_small_whole_measured():
+def test_stored_zoo_is_complete():
     files = [path for path in ZOO.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MOST
     for place in sorted(path for path in ZOO.iterdir() if path.is_dir()):
@@ -180,7 +180,7 @@ def test_zoo_beside_source_small_whole_measured():
         assert config["sha256"] in (place / zoo.CARD).read_text()
 
 
-def test_model_whose_weights_not_kept_record():
+def test_model_without_weights_has_record():
     name = "mnist-lipschitz-5"
     assert zoo.card(name)["status"] == zoo.NOT_KEPT
     found, text = zoo.evaluation(name), (ZOO / name / zoo.CARD).read_text()

@@ -186,7 +186,7 @@ def robust_training(spec: Spec, run: Run) -> Result:
             f"Price: squared error to the image itself, in squared pixel units, on "
             f"{len(clean_images):,} test images; of a draw at noise s: as a victim smoothed by s "
             "reconstructs.",
-            "Evidence that the strength is no masked gradient: attacks on MS-SSIM that were found "
+            "Evidence against a masked gradient: attacks on MS-SSIM that were found "
             "on the first model leave more than those on the model itself, and the gradient of the "
             "damage along itself is what central differences measure.",
             "Reported: a first trial of the same on 20 to 30 images.",

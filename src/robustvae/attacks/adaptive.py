@@ -308,7 +308,8 @@ def _check_cut(defense: HMC) -> None:
     check_type(defense, "defense", HMC)
     if defense.average or defense.plateau is not None or defense.force != "exact":
         raise UnsupportedError(
-            "a chain can be cut where HMC has no average, no plateau and the exact force"
+            "a chain can be cut only where HMC has no average, no plateau and the exact force: set "
+            "them so, or attack the whole chain"
         )
 
 

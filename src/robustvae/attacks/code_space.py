@@ -47,7 +47,7 @@ class CodeSpace:
 
     Raises:
         RangeError: A count below 1 (`tracked` below 0), or a rate that is not positive.
-        UnsupportedError: When pointed at a victim whose defense is no mode search.
+        UnsupportedError: When pointed at a victim whose defense is not a mode search.
 
     Examples:
         >>> import robustvae as rv, torch

@@ -98,7 +98,7 @@ def store(
     """
     folder, vae = Path(folder), victim.vae
     if found.x_adv.shape != x.shape:
-        raise ShapeError(f"x is {tuple(x.shape)} and x_adv {tuple(found.x_adv.shape)}")
+        raise ShapeError(f"x must be {tuple(found.x_adv.shape)} like x_adv, got {tuple(x.shape)}")
     damage, _ = _measure(vae, x, found.x_adv)
     arrays = {
         "x": x,

@@ -132,7 +132,9 @@ class SuiteResult:
         check_choice("by", by, ("damage", "similarity"))
         rows = [row for row in self.rows if row.attack and row.name != WORST and row.ball == ball]
         if not rows:
-            raise RangeError(f"{self.suite} has no ball {ball.norm} {ball.radius}")
+            raise RangeError(
+                f"ball must be one of the suite {self.suite}, got {ball.norm} {ball.radius}"
+            )
         if by == "similarity":
             return _worst(rows, ball, by)
         return next(row for row in self.rows if row.name == WORST and row.ball == ball)

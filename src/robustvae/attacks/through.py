@@ -33,7 +33,7 @@ class Through:
 
     Raises:
         UnknownNameError: Any other gradient, or a spec that names no search (when aimed).
-        UnsupportedError: "implicit" where the victim's defense is no mode search (when aimed).
+        UnsupportedError: "implicit" where the victim's defense is not a mode search (when aimed).
 
     Examples:
         >>> import robustvae as rv, torch

@@ -139,7 +139,8 @@ class MarginPlan(BaseModel):
 class Plan(BaseModel):
     """What an audit does: validated, complete, and part of its record.
 
-    Unknown keys are refused by name. Radii and r are in pixel units of the input range [0, 1].
+    An unknown key is an error that names it. Radii and r are in pixel units of the input range
+    [0, 1].
 
     Examples:
         >>> from robustvae.audit import Plan
@@ -242,7 +243,7 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
 
     Raises:
         UnknownNameError: Neither a known name nor a file, or an unknown key.
-        ConfigError: The file or mapping is no valid plan; the first thing wrong is named.
+        ConfigError: The file or mapping is not a valid plan; the first fault is named.
 
     Examples:
         >>> from robustvae.audit import read_plan
@@ -282,7 +283,7 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path} is no readable YAML: {reason[:300]}") from None
+        raise ConfigError(f"{path} cannot be read as YAML: {reason[:300]}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"a {kind} must be a mapping, {path} holds {type(content).__name__}")
     return content

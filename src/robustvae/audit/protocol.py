@@ -126,7 +126,7 @@ def settle(
 ) -> tuple[Plan, QuestionFacts]:
     """The plan and the question, by precedence: protocol, options, plan, and the data's rule.
 
-    With a protocol its question, inputs and suite hold, and options for any of them are refused.
+    With a protocol its question, inputs and suite hold, and an option for any of them is an error.
     A plan of fewer inputs than the protocol's makes the record "shortened".
 
     Raises:
@@ -217,7 +217,7 @@ def choose(images: Images, plan: Plan, protocol: Protocol | None, seed: int) -> 
         count, source = protocol.inputs, 0  # the inputs are the protocol's, whatever the seed
         if count > len(images):
             raise ConfigError(
-                f"the protocol {protocol.name} is about {count} inputs of {protocol.data} "
+                f"the protocol {protocol.name} needs {count} inputs of {protocol.data} "
                 f"({protocol.split}), got {len(images)} inputs of {images.name}"
             )
     rows = images.choose(count, stratified=True, generator=shard_generator(source, 0, "inputs"))

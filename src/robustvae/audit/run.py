@@ -105,7 +105,7 @@ def audit(
     for one in by_name.values():
         if tuple(images.image_shape) != tuple(one.vae.image_shape):
             raise ShapeError(
-                f"the model reads images of {tuple(one.vae.image_shape)}, "
+                f"images must be {tuple(one.vae.image_shape)} for this model, "
                 f"got {images.name} with {images.image_shape}"
             )
         check_weights(one.vae)

@@ -127,8 +127,8 @@ def estimated(plan: Plan, question: QuestionFacts) -> list[str]:
         f"The attacked upper bound of an input is a change that was found and for which "
         f"P(D <= {question.r:g}) is at most {question.m:g} at confidence {plan.confidence:g}: the "
         "margin is no larger. How much smaller it is, the attack cannot tell.",
-        "The first-order estimate replaces the networks by their Jacobians at the input. It is no "
-        "bound of either kind.",
+        "The first-order estimate replaces the networks by their Jacobians at the input. It "
+        "bounds the margin from neither side.",
         "Intervals of means speak of the sampling of inputs, at 95 %.",
     ]
 

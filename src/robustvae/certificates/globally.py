@@ -205,7 +205,10 @@ def design(
 
     low, high = 1e-3, 1e6
     if reached(low) < margin:
-        raise RangeError(f"no constants guarantee a margin of {margin:g} at r = {r:g}, m = {m:g}")
+        raise RangeError(
+            f"no constants guarantee a margin of {margin:g} at r = {r:g}, m = {m:g}: "
+            "give a smaller margin, or a larger r"
+        )
     for _ in range(60):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if reached(middle) >= margin else (low, middle)

@@ -43,7 +43,7 @@ class ScoreBounds:
         sizes: l2 sizes, (K,), rising.
         lower: Lower ends, (B, K), float64.
         upper: Upper ends, (B, K), float64; infinite where the draws do not suffice.
-        at_rest: Lower and upper ends without any change, (2, B).
+        clean: Lower and upper ends without any change, (2, B).
         confidence: With which all ends of one input hold together.
         confidence_of_all: With which those of all B inputs do.
         quantile: Which quantile of the score over the victim's randomness.
@@ -60,7 +60,7 @@ class ScoreBounds:
     sizes: Tensor
     lower: Tensor
     upper: Tensor
-    at_rest: Tensor
+    clean: Tensor
     confidence: float
     confidence_of_all: float
     quantile: float
@@ -207,7 +207,7 @@ def certify_score(
         sizes=torch.tensor(ranking, dtype=torch.float64),
         lower=least[:, 1:],
         upper=uppers[:, 1:],
-        at_rest=torch.stack([least[:, 0], uppers[:, 0]]),
+        clean=torch.stack([least[:, 0], uppers[:, 0]]),
         confidence=each,
         confidence_of_all=max(0.0, 1 - len(x) * (1 - each)),
         quantile=quantile,
@@ -355,8 +355,8 @@ def _ends(normal: ScoreBounds, anomalous: ScoreBounds, attacked: str) -> tuple[T
     same = torch.equal(normal.sizes, anomalous.sizes) and normal.quantile == anomalous.quantile
     if not same:
         raise ConfigError("both sides must have the same sizes and quantile: certify them alike")
-    high = normal.upper if attacked != "anomalies" else normal.at_rest[1][:, None]
-    low = anomalous.lower if attacked != "normals" else anomalous.at_rest[0][:, None]
+    high = normal.upper if attacked != "anomalies" else normal.clean[1][:, None]
+    low = anomalous.lower if attacked != "normals" else anomalous.clean[0][:, None]
     sizes = len(normal.sizes)
     return high.expand(-1, sizes), low.expand(-1, sizes)
 

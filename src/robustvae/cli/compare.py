@@ -1,4 +1,4 @@
-"""Put several audits side by side, with paired differences; refuses unequal questions."""
+"""Put several audits side by side, with paired differences; all must ask one question."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the table here, too.")] = None,
 ) -> None:
-    """Put several audits side by side, with paired differences; refuses unequal questions.
+    """Put several audits side by side, with paired differences; all must ask one question.
 
     Each victim of each audit is a row; rows are compared with the first over the inputs that both
     have.

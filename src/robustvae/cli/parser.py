@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from robustvae.cli.common import check_command, from_options
 from robustvae.cli.entry import DONE, WRONG_USE, print_version
 
-# Files of this folder that are no commands.
+# Files of this folder that hold no command.
 _HELPERS = ("__init__", "common", "entry", "listing", "parser", "printing")
 
 

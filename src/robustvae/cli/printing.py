@@ -22,7 +22,7 @@ _PAGE = 160  # columns where no terminal says how many it has
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console without markup; where it is no terminal, wide enough for every table."""
+    """A console without markup; outside a terminal wide enough for every table."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PAGE
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)

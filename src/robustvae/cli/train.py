@@ -20,7 +20,7 @@ def run(
 ) -> None:
     """Train a model by a recipe; run again, it goes on where it was stopped.
 
-    A recipe names the model, the data, the objective and the schedule; unknown keys are refused.
+    A recipe names the model, the data, the objective and the schedule; an unknown key is an error.
 
     Examples:
 

@@ -69,7 +69,7 @@ def pixels_of(array: np.ndarray, where: str | Path) -> Pixels:
         )
     last = array.ndim == 4 and array.shape[3] in CHANNELS
     if array.ndim == 4 and not last and array.shape[1] not in CHANNELS:
-        raise DataError(f"{where} holds images of neither 1 nor 3 channels: {array.shape}")
+        raise DataError(f"{where} must hold images of 1 or 3 channels, got {array.shape}")
     return Pixels(array, last)
 
 

@@ -74,7 +74,7 @@ def read_batch(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
         line = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is refused, it is no batch of plain arrays: {line}") from None
+        raise DataError(f"{path} must be a batch of plain arrays: {line}") from None
 
 
 def _run(content: bytes) -> Any:

@@ -38,7 +38,7 @@ class Binarized:
         seed: Of all draws.
 
     Raises:
-        DtypeError: `dynamic` is no truth value, or `seed` no whole number.
+        DtypeError: `dynamic` is not a truth value, or `seed` not a whole number.
         RangeError: `seed` is out of range.
 
     References:
@@ -77,7 +77,7 @@ class Noisy:
         seed: Of all draws.
 
     Raises:
-        DtypeError: `stddev` is no number, or `seed` no whole number.
+        DtypeError: `stddev` is not a number, or `seed` not a whole number.
         RangeError: `stddev` is not positive, or `seed` out of range.
 
     Examples:
@@ -111,7 +111,7 @@ class Blurred:
         sigma: Standard deviation, in pixels.
 
     Raises:
-        DtypeError: `sigma` is no number.
+        DtypeError: `sigma` is not a number.
         RangeError: `sigma` is not positive.
 
     Examples:
@@ -142,7 +142,7 @@ class Compressed:
         quality: From 1 to 95.
 
     Raises:
-        DtypeError: `quality` is no whole number.
+        DtypeError: `quality` is not a whole number.
         RangeError: `quality` is out of range.
 
     Examples:
@@ -178,7 +178,7 @@ def blur(x: Tensor, sigma: float = 1.0) -> Tensor:
 def jpeg(x: Tensor, quality: int = 25) -> Tensor:
     """Images in [0, 1], (B, C, H, W) with one or three channels, after JPEG at `quality`."""
     if x.shape[1] not in (1, 3):
-        raise UnsupportedError(f"JPEG knows 1 or 3 channels, got {x.shape[1]}")
+        raise UnsupportedError(f"JPEG needs 1 or 3 channels, got {x.shape[1]}")
     results = []
     for image in (x.clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(1, 3).numpy():
         buffer = io.BytesIO()

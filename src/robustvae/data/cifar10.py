@@ -82,7 +82,7 @@ def load_jpeg(split: str, root: Path) -> Images:
         )
     arrays = read_npz(path)
     if not {"images", "labels"} <= arrays.keys():
-        raise DataError(f"{path} has no arrays images and labels, it has {', '.join(arrays)}")
+        raise DataError(f"{path} must hold arrays images and labels, got {', '.join(arrays)}")
     images = arrays["images"]
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
         raise DataError(
@@ -115,13 +115,17 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = read_batch(path)
     pixels, labels = batch.get("data"), batch.get("labels")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
-        raise DataError(f"{path} is no batch of CIFAR-10: it has no array of bytes named data")
+        raise DataError(
+            f"{path} must be a batch of CIFAR-10 with an array of bytes named data: fetch it again"
+        )
     if pixels.shape[1] != 3 * 32 * 32:
-        raise DataError(f"{path} is no batch of CIFAR-10: images of {pixels.shape[1]} bytes")
+        raise DataError(
+            f"{path} must hold images of 3,072 bytes, got {pixels.shape[1]}: fetch it again"
+        )
     if not isinstance(labels, list) or len(labels) != len(pixels):
-        raise DataError(f"{path} is no batch of CIFAR-10: it has not one label for each image")
+        raise DataError(f"{path} must hold one label for each image: fetch it again")
     if not all(label in range(len(CLASSES)) for label in labels):
-        raise DataError(f"{path} is no batch of CIFAR-10: labels are not all from 0 to 9")
+        raise DataError(f"{path} must hold labels from 0 to 9: fetch it again")
     return pixels, np.array(labels, dtype=np.int64)
 
 
@@ -134,5 +138,7 @@ def _download(root: Path) -> None:
                 root / FOLDER / name: part.read() for name, part in parts.items() if part
             }
     except (tarfile.TarError, KeyError, EOFError) as error:
-        raise DataError(f"{URL} is not the archive wanted: {error}") from None
+        raise DataError(
+            f"{URL} must give the archive of CIFAR-10: {error}; fetch it by hand"
+        ) from None
     write_files(contents)

@@ -42,7 +42,7 @@ def from_tensor(
         x: (N, C, H, W) or (N, H, W): in [0, 1], or bytes. With a `space`, inputs of its shape in
             [0, 1] or in its unit. Round-off beyond the range is clamped.
         y: Labels, whole numbers, (N,); zeros where there are none.
-        space: What the model reads, for inputs that are no images in [0, 1].
+        space: What the model reads, for inputs other than images in [0, 1].
         name: Name of the set.
         split: Of the set.
 
@@ -80,8 +80,8 @@ def _in_unit(x: Tensor) -> Tensor:
         x = x.unsqueeze(1)
     if x.ndim != 4 or 0 in x.shape:
         raise ShapeError(
-            f"x must be (N, C, H, W) or (N, H, W), got {tuple(x.shape)}: for inputs that are no "
-            "pictures give space=InputSpace(shape, low, high)"
+            f"x must be (N, C, H, W) or (N, H, W), got {tuple(x.shape)}: for other "
+            "data give space=InputSpace(shape, low, high)"
         )
     if x.dtype in DEPTHS:
         return x.to(torch.float32) / DEPTHS[x.dtype]
@@ -111,13 +111,13 @@ def as_images(
         inputs: `Images`; a tensor or an array; a torch Dataset of images or pairs (image, label);
             a DataLoader; a folder or npz file; the name of a data set; or a list of images.
         y: Labels of a tensor or an array.
-        space: What the model reads, for inputs that are no images in [0, 1].
+        space: What the model reads, for inputs other than images in [0, 1].
         split: Of a folder or a named set; a folder without a split of its own is taken whole.
         name: Name of the set; None for one that says what it was made of.
 
     Raises:
         DtypeError: Nothing that holds images; the message lists what does.
-        RobustVAEError: What the reader of that kind refuses.
+        RobustVAEError: Raised by the reader of that kind.
 
     Examples:
         >>> import numpy as np, robustvae as rv
@@ -223,7 +223,7 @@ def _collected(batches: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
         return x, None
     y = torch.cat([label.reshape(-1) for label in labels])
     if y.is_floating_point() or len(y) != len(x):
-        return x, None  # targets that are no classes: regression values, masks, captions
+        return x, None  # targets other than classes: regression values, masks, captions
     return x, y.long()
 
 

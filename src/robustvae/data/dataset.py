@@ -48,8 +48,8 @@ class Items:
             x = _image(self.dataset, row)
             if tuple(x.shape[1:]) != tuple(self.shape[1:]):
                 raise DataError(
-                    f"item {row} of the dataset is of {tuple(x.shape[1:])} where the first is of "
-                    f"{tuple(self.shape[1:])}"
+                    f"item {row} of the dataset must be {tuple(self.shape[1:])} like the first, "
+                    f"got {tuple(x.shape[1:])}"
                 )
             images.append(x)
         return torch.cat(images)
@@ -72,7 +72,7 @@ def from_dataset(dataset: Dataset, name: str = "dataset", split: str = "train") 
 
     Raises:
         DtypeError: `dataset` has no length or no items.
-        DataError: It is empty, or an item is no pair of an image and a whole number.
+        DataError: It is empty, or an item is not a pair of an image and a whole number.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -84,7 +84,7 @@ def from_dataset(dataset: Dataset, name: str = "dataset", split: str = "train") 
     if not isinstance(dataset, Dataset) or isinstance(dataset, _NO_DATASETS):
         raise DtypeError(f"dataset must have a length and pairs, got {type(dataset).__name__}")
     if len(dataset) == 0:
-        raise DataError("the dataset is empty")
+        raise DataError("the dataset must hold at least one item, got none")
     first = _image(dataset, 0)
     targets = getattr(dataset, "targets", None)
     if targets is None:
@@ -92,7 +92,7 @@ def from_dataset(dataset: Dataset, name: str = "dataset", split: str = "train") 
     try:
         values = np.asarray(targets)
     except (ValueError, TypeError):
-        raise DataError("the labels of the dataset are no whole numbers") from None
+        raise DataError("the labels of the dataset must be whole numbers: convert them") from None
     y = labels_of(values, len(dataset), "the dataset")
     return Images(Items(dataset, (len(dataset), *first.shape[1:])), y, name, split)
 
@@ -101,7 +101,7 @@ def _pair(dataset: Dataset, number: int) -> tuple[Any, Any]:
     pair = dataset[number]
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise DataError(
-            f"item {number} of the dataset is no pair (image, label), got {type(pair).__name__}"
+            f"item {number} of the dataset must be a pair (image, label), got {type(pair).__name__}"
         )
     return pair[0], pair[1]
 

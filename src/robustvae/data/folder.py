@@ -169,7 +169,7 @@ def read_folder(
         images = _from_npz(top, fit, name, split)
         return described(images, f"all of its {len(images)} images") if whole else _one_part(images)
     if not top.is_dir():
-        raise DataError(f"no images: {top} is no folder and no npz file")
+        raise DataError(f"{top} must be a folder of images or an npz file")
     partition = _table(top, PARTITION)
     if partition is not None:
         return _faces(top, partition, fit, name, split)
@@ -212,7 +212,7 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
         )
     if not paths:
         raise DataError(
-            f"no images: {top} and the folders in it have no file ending in "
+            f"no images: {top} or the folders in it must hold files ending in "
             f"{', '.join(sorted(SUFFIXES))}"
         )
     return Images(_files(paths, fit), y, name, split)
@@ -221,11 +221,13 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
 def _from_npz(path: Path, fit: Fit, name: str, split: str) -> Images:
     arrays = read_npz(path)
     if "images" not in arrays:
-        raise DataError(f"{path} has no array images, it has {', '.join(arrays) or 'none'}")
+        raise DataError(
+            f"{path} must hold an array named images, got {', '.join(arrays) or 'none'}"
+        )
     source: Source = pixels_of(arrays["images"], path)
     count, channels = source.shape[:2]
     if fit.channels not in (None, channels):
-        raise DataError(f"{path} has images of {channels} channels, wanted {fit.channels}")
+        raise DataError(f"{path} must hold images of {fit.channels} channels, got {channels}")
     if fit.crop is not None or fit.size is not None:
         source = Fitted(source, fit.crop, fit.size, path)
     if "labels" not in arrays:
@@ -263,11 +265,11 @@ def _attributes(table: Path, files: list[str]) -> dict[str, Tensor]:
     names = header[1:] if header[0:1] == ["image_id"] else header
     lines = [values.get(file, []) for file in files]
     if not names or any(len(row) != len(names) for row in lines):
-        raise DataError(f"{table} has not one value for each attribute of each image")
+        raise DataError(f"{table} must hold one value for each attribute of each image")
     try:
         ones = torch.from_numpy(np.array(lines).astype(np.int64) > 0).long()
     except ValueError:
-        raise DataError(f"{table} has attributes that are no numbers") from None
+        raise DataError(f"{table} must hold numbers as attributes") from None
     return dict(zip(names, ones.unbind(1), strict=True))
 
 

@@ -286,7 +286,7 @@ class Images:
         held_out = rank < (fraction * size).round()
         if held_out.all() or not held_out.any():
             raise RangeError(
-                f"a fraction of {fraction:g} of {len(self)} images leaves a part empty"
+                f"both parts need an image, got a fraction of {fraction:g} of {len(self)} images"
             )
         return self[order[~held_out].sort().values], self[order[held_out].sort().values]
 

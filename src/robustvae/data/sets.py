@@ -174,7 +174,7 @@ def _folder(
     path: str, split: str, root: str | Path | None, changes: list[tuple[str, str]]
 ) -> Images:
     if not path and root is None:
-        raise DataError("which folder? write folder:PATH, or name it with root=")
+        raise DataError("the data set folder needs a path: write folder:PATH, or give root=")
     fit: dict[str, Any] = {}
     for word, value in [pair for pair in changes if pair[0] in FITS]:
         fit[word] = _number(word, value, int)

@@ -118,7 +118,7 @@ class InputSpace:
         if isinstance(pixels, InputSpace):
             if math.prod(pixels.shape) != math.prod(shape):
                 raise ShapeError(
-                    f"pixels is a space of inputs {pixels.shape}, and the inputs are {tuple(shape)}"
+                    f"pixels must be a space of inputs {tuple(shape)}, got {pixels.shape}"
                 )
             return pixels
         if isinstance(pixels, dict) and set(pixels) == {"mean", "std"}:

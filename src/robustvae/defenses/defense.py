@@ -132,7 +132,7 @@ def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk
         Latents, (B, d).
 
     Raises:
-        RobustVAEError: What `ready` refuses.
+        RobustVAEError: Raised by `ready`.
     """
     with ready(vae, x):
         graph = torch.is_grad_enabled() and x.requires_grad

@@ -34,7 +34,7 @@ class RobustPosterior:
         norm: "linf" or "l2".
         radius: Radius of the ball, in pixel units.
         steps: Gradient evaluations an image, shared by the starts. Fifty are enough against
-            attacks that do not see the search; through a search that has not arrived, as after
+            attacks that do not see the search; through a search that has not converged, as after
             fifty steps of Adam, an attack moves its end: take a hundred or more.
         start: "zero" climbs from the prior's mean, which no attack can move (the origin; in a
             hierarchy the mean path from it), "mean" from the encoder's mean, "both" from each with
@@ -166,7 +166,9 @@ def estimate_radius(
     if not radii:
         raise RangeError("radii must hold at least one radius")
     if len(x) < 2 or len(clean) < 2:
-        raise ShapeError(f"wanted two images on either side, got {len(x)} and {len(clean)}")
+        raise ShapeError(
+            f"x and clean must hold at least two images each, got {len(x)} and {len(clean)}"
+        )
     candidates = tuple(sorted(float(radius) for radius in radii))
     excess, stderr = [], []
     for radius in candidates:

@@ -99,21 +99,21 @@ def check_ball(ball: Ball | None) -> None:
         return
     check_number(ball.radius, "the radius that a defense assumes")
     if (ball.low, ball.high) != (0.0, 1.0):
-        raise RangeError("the robust posterior's ball keeps pixels in [0, 1]")
+        raise RangeError("the robust posterior needs a ball that keeps pixels in [0, 1]")
 
 
-def _at_rest(read: Callable[[VAE, Tensor], Tensor]) -> Callable[[VAE, Tensor], Tensor]:
+def _with_frozen_model(read: Callable[[VAE, Tensor], Tensor]) -> Callable[[VAE, Tensor], Tensor]:
     """The function, within which its model is frozen."""
 
     @functools.wraps(read)
-    def resting(vae: VAE, z: Tensor) -> Tensor:
+    def read_frozen(vae: VAE, z: Tensor) -> Tensor:
         with frozen(vae):
             return read(vae, z)
 
-    return resting
+    return read_frozen
 
 
-@_at_rest
+@_with_frozen_model
 def fisher(vae: VAE, z: Tensor) -> Tensor:
     """The posterior's precision by the decoder's linearization: prior precision + J' W J.
 
@@ -422,8 +422,8 @@ def _logits(p: Distribution) -> Tensor:
     if isinstance(p, PointMass):
         raise UnsupportedError(p.missing)
     raise UnsupportedError(
-        "the robust posterior knows Bernoulli, continuous Bernoulli and Gaussian likelihoods, "
-        f"not {type(p).__name__}"
+        "the robust posterior needs a Bernoulli, continuous Bernoulli or Gaussian likelihood, "
+        f"got {type(p).__name__}"
     )
 
 

@@ -445,7 +445,7 @@ def _check_fits(vae: VAE, images: Images, name: str) -> None:
 
 def _as_continuous(likelihood: Distribution) -> Distribution:
     if not isinstance(likelihood, Bernoulli | ContinuousBernoulli):
-        raise UnsupportedError(f"{type(likelihood).__name__} has no logits of a Bernoulli")
+        raise UnsupportedError(f"a Bernoulli likelihood is needed, got {type(likelihood).__name__}")
     return ContinuousBernoulli(likelihood.logits)
 
 

@@ -67,7 +67,7 @@ def diagnose(chain: Chain, chains: int) -> Diagnosis:
     if chain.draws is None:
         raise ShapeError("the run kept no positions: give keep=True")
     if chain.draws.shape[1] % chains:
-        raise ShapeError(f"{chain.draws.shape[1]} rows are not {chains} copies of the inputs")
+        raise ShapeError(f"rows must be {chains} copies of the inputs, got {chain.draws.shape[1]}")
     draws = chain.draws.unflatten(1, (chains, -1))
 
     def by_input(values: Tensor) -> Tensor:

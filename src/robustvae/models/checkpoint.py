@@ -44,7 +44,7 @@ def save(
     Raises:
         UnknownNameError: A model that `create` did not make, or a type other than these three.
         NonFiniteError: A NaN or an infinity in the weights.
-        StorageError: The disk refused.
+        StorageError: The disk cannot be written.
 
     Examples:
         >>> import robustvae as rv, tempfile
@@ -94,11 +94,13 @@ def load(folder: str | Path) -> VAE:
     for key, tensor in state.items():
         if tensor.dtype not in STORED:
             raise CheckpointError(
-                f"{folder / WEIGHTS} holds {key!r} as {tensor.dtype}, no type of a checkpoint"
+                f"{folder / WEIGHTS} must hold {key!r} as floats or integers, got {tensor.dtype}"
             )
     state = _loaded(state, config["dtype"])
     if _state_sha256(state) != config["sha256"]:
-        raise CheckpointError(f"{folder / WEIGHTS} is not the file that {CONFIG} speaks of")
+        raise CheckpointError(
+            f"{folder / WEIGHTS} must be the file whose hash {CONFIG} holds: copy both again"
+        )
     try:
         vae = create(config["model"], **config["options"])
         vae.to(_LOADED[config["dtype"]]).load_state_dict(state)
@@ -132,15 +134,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for key, kind in {"format": int, "options": dict, "card": dict, **texts}.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):
             raise CheckpointError(
-                f"{folder / CONFIG} is no checkpoint's: {key!r} is missing or bad"
+                f"{folder / CONFIG} must be a checkpoint's, got one where {key!r} is missing or bad"
             )
     if config["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder} has checkpoint format {config['format']}, this version reads {FORMAT}"
+            f"{folder} must have checkpoint format {FORMAT}, got {config['format']}: "
+            "update the library"
         )
     if not _is_model(config["model"]) or config["dtype"] not in DTYPES:
         raise CheckpointError(
-            f"{folder} holds a {config['dtype']} model {config['model']!r}, which is unknown here"
+            f"{folder} needs the {config['dtype']} model {config['model']!r}, "
+            "which is not installed"
         )
     return config
 

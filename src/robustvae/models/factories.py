@@ -67,7 +67,7 @@ def load_factory(text: str, weights: str | Path | None = None, **options: Any) -
     assert match is not None
     path, name = Path(match["file"]).expanduser(), match["name"]
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file: give FILE.py:FACTORY")
+        raise CheckpointError(f"there is no file {path}: give FILE.py:FACTORY")
     try:
         with _importable(path.parent):
             space = _run(path)
@@ -131,7 +131,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file: give weights of safetensors or a .pt state dict")
+        raise CheckpointError(
+            f"there is no file {path}: give weights of safetensors or a .pt state dict"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -172,7 +174,7 @@ def _load_state(model: Any, weights: str | Path) -> None:
         target.load_state_dict(state)
     except RuntimeError as error:
         line = " ".join(str(error).split())[:240]
-        raise CheckpointError(f"{weights} does not fit {type(target).__name__}: {line}") from None
+        raise CheckpointError(f"{weights} must fit {type(target).__name__}: {line}") from None
 
 
 def is_foreign_folder(folder: Path) -> bool:
@@ -197,7 +199,7 @@ def load_foreign(folder: Path, **options: Any) -> VAE:
     package = _package("diffusers")
     kind = getattr(package, name, None)
     if kind is None or not name.startswith(("Autoencoder", "VQModel", "AsymmetricAutoencoder")):
-        raise CheckpointError(f"{folder} holds a {name}, which is no autoencoder of diffusers")
+        raise CheckpointError(f"{folder} must hold an autoencoder of diffusers, got a {name}")
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}: save it with safe_serialization=True")
     model = kind.from_pretrained(folder, use_safetensors=True)
@@ -215,7 +217,7 @@ def _pythae(folder: Path) -> nn.Module:
     models = _package("pythae", "pythae.models")
     kind = getattr(models, name, None)
     if kind is None:
-        raise CheckpointError(f"{folder} holds a {name!r}, which pythae does not know")
+        raise CheckpointError(f"{folder} must hold a model of pythae, got {name!r}")
     home = importlib.import_module(kind.__module__.rpartition(".")[0])
     settings = getattr(home, f"{name}Config", None) or getattr(home, f"{name}_Config")
     if isinstance(config.get("input_dim"), list):

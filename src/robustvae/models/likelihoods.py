@@ -73,7 +73,7 @@ class Gaussian:
 class PointMass:
     """A value without a spread: what a deterministic encoder or decoder gives.
 
-    It stands for no density: whatever needs one is refused by name.
+    It stands for no density: whatever needs one says so in an error.
 
     Args:
         mean: The value, any shape.
@@ -95,7 +95,7 @@ class PointMass:
         return torch.zeros_like(self.mean)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Refuse: there is no density.
+        """Raise an error: there is no density.
 
         Raises:
             UnsupportedError: Always, with what to state.

@@ -259,7 +259,7 @@ class LipschitzVAE(VAE):
         ):
             check_positive(value, name)
         if stddev is not None and stddev_norm is not None:
-            raise ConfigError("stddev_norm shapes a learned standard deviation, not a constant one")
+            raise ConfigError("stddev_norm needs a learned standard deviation: give stddev=None")
         check_sizes(image_shape, "image_shape", axes=3)
         if hidden is None:
             hidden = (512, 512) if architecture == "mlp" else (256,)
@@ -524,7 +524,7 @@ def _checked_channels(
 ) -> Sequence[int]:
     if architecture == "mlp":
         if channels is not None:
-            raise ConfigError("channels belong to 'conv', not to 'mlp'")
+            raise ConfigError("channels need architecture='conv', got 'mlp'")
         return ()
     channels = (32, 64) if channels is None else channels
     check_sizes(channels, "channels")

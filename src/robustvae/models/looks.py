@@ -328,7 +328,7 @@ def _range(subject: Subject) -> Iterator[Item]:
         for name, into, back, _ in candidates:
             output = vae.decode(vae.encode(into(x)).mean).mean
             if output.shape != x.shape:
-                yield Item("pixel_range", None, "the output is no image of the input's shape")
+                yield Item("pixel_range", None, "the output has another shape than the input")
                 return
             errors[name] = float((back(output) - x).square().mean())
         tanh = _is_tanh(vae, x, subject.probes)
@@ -389,7 +389,7 @@ def _spread(subject: Subject) -> Iterator[Item]:
             return
         prior = vae.prior()
         if not isinstance(prior, Gaussian) or not bool((prior.stddev == 1).all()):
-            yield Item(name, None, "the prior is no standard normal to compare with")
+            yield Item(name, None, "only a standard normal prior can be compared with")
             return
         mean, stddev = posterior.mean, posterior.stddev
         if bool((stddev <= 1).any()):
@@ -432,7 +432,7 @@ def _kind(subject: Subject) -> Iterator[Item]:
         outputs = likelihood.mean
         code = None if vae.output_only else _probed(vae, x, subject.probes)
     if outputs.shape != x.shape:
-        yield Item(name, None, "the output is no image of the input's shape")
+        yield Item(name, None, "the output has another shape than the input")
         return
     if isinstance(likelihood, Bernoulli) and code is not None:
         low, high = float(code.min()), float(code.max())

@@ -210,7 +210,7 @@ def build(
         options["batch_norm"] = batch_norm
     elif hidden is not None or activation is not None or batch_norm is not None:
         raise ConfigError(
-            f"hidden, activation and batch_norm belong to 'mlp', not to {architecture!r}"
+            f"hidden, activation and batch_norm need architecture='mlp', got {architecture!r}"
         )
     networks = ARCHITECTURES[architecture]((shape[0], shape[1], shape[2]), latent, seen, **options)
     return networks, {"architecture": architecture, "image_shape": list(shape), **options}

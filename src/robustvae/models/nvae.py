@@ -186,7 +186,7 @@ class NVAE(VAE):
         return LayeredGaussian(lambda choose: self._walk(choose)[0], self.widths, upwards=False)
 
     def composition(self) -> Composition:
-        """Refuse: no chain of networks leads to one posterior.
+        """Raise an error: no chain of networks leads to one posterior.
 
         Raises:
             UnsupportedError: Always.

@@ -31,7 +31,7 @@ def create(name: str, *, seed: int = 0, **options: Any) -> VAE:
 
     Raises:
         UnknownNameError: Unknown model or option.
-        RobustVAEError: What the model itself refuses.
+        RobustVAEError: Raised by the model itself.
 
     Examples:
         >>> import robustvae as rv

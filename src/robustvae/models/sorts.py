@@ -36,7 +36,7 @@ class GroupSort(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (..., n) with n a multiple of the group, to features of the same shape."""
         if x.shape[-1] % self.group:
-            raise ShapeError(f"{x.shape[-1]} features do not divide into groups of {self.group}")
+            raise ShapeError(f"a sort needs a multiple of {self.group} features, got {x.shape[-1]}")
         if self.group == 2:
             one, two = x[..., ::2], x[..., 1::2]
             return _Exchange.apply(x, (one > two).to(x), 1)

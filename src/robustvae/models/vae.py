@@ -115,8 +115,8 @@ class GaussianVAE(VAE):
                 check_positive(value, name)
         if stddev is not None and (stddev_offset or stddev_norm is not None):
             raise ConfigError(
-                "stddev_offset and stddev_norm shape a learned standard deviation, "
-                f"got them beside the constant stddev={stddev:g}"
+                "stddev_offset and stddev_norm need a learned standard deviation, "
+                f"got the constant stddev={stddev:g}: leave one out"
             )
         networks, layout = build(
             architecture,

@@ -70,7 +70,7 @@ class Adversarial:
         UnknownNameError: Any other norm or harm.
         RangeError: No radius or harm, a radius, count or step that is not positive, or a share
             outside (0, 1].
-        DtypeError: `base` is no objective.
+        DtypeError: `base` is not an objective.
         ConfigError: `base` cannot read other images than it explains (no argument `reads`).
 
     References:

@@ -36,7 +36,7 @@ class Mixup:
 
     Raises:
         RangeError: A weight below 0, or a concentration that is not positive.
-        DtypeError: `base` is no objective.
+        DtypeError: `base` is not an objective.
 
     References:
         [Khan23] Eq. 9-10; Zhang et al., 2018.

@@ -47,7 +47,7 @@ class SelfConsistency:
 
     Raises:
         RangeError: `rho` outside (0, 1), or a weight below 0.
-        DtypeError: `base` is no objective, or `coupled` no truth value.
+        DtypeError: `base` is not an objective, or `coupled` not a truth value.
 
     References:
         Cemgil et al., 2020, "The autoencoding variational autoencoder", and the authors' code,

@@ -37,7 +37,7 @@ class SmoothEncoder:
 
     Raises:
         RangeError: A weight below 0, or a radius or a count that is not positive.
-        DtypeError: `base` is no objective.
+        DtypeError: `base` is not an objective.
 
     References:
         Cemgil et al., 2020, "Adversarially robust representations with smooth encoders";

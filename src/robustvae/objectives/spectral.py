@@ -34,7 +34,7 @@ class SpectralRegularization:
 
     Raises:
         RangeError: A weight below 0, or a count below 1.
-        DtypeError: `base` is no objective.
+        DtypeError: `base` is not an objective.
 
     References:
         Vahdat & Kautz, 2020, section 3.2; Yoshida & Miyato, 2017.

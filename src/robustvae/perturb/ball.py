@@ -141,7 +141,9 @@ class Ball:
         if not isinstance(self.radius, Tensor):
             return torch.full((len(x),), self.radius, dtype=x.dtype, device=x.device)
         if len(self.radius) != len(x):
-            raise ShapeError(f"the ball has {len(self.radius)} radii for {len(x)} images")
+            raise ShapeError(
+                f"radius must hold one number for each of {len(x)} images, got {len(self.radius)}"
+            )
         return self.radius.to(x)
 
     def rows(self, index: Tensor) -> Ball:

@@ -101,7 +101,7 @@ class Record(BaseModel):
     format: Literal[2] = FORMAT
     kind: Literal["audit"] = "audit"
 
-    # clean and attacked inputs, which are written beside the record and are no part of it
+    # clean and attacked inputs, which are written beside the record and do not belong to it
     _adversarials: bytes | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")

@@ -144,7 +144,9 @@ def read_manifest(folder: str | Path) -> dict[str, bool]:
         hashes = json.loads(path.read_text(encoding="utf-8"))["files"]
         names = sorted(hashes)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is no readable manifest: {error}") from None
+        raise DataError(
+            f"{path} cannot be read as a manifest: {error}; write the folder again"
+        ) from None
     intact = {}
     for name in names:
         file = path.parent / Path(name).name

@@ -246,7 +246,9 @@ def _declared() -> dict[tuple[str, str], tuple[str, str]]:
             key = match["family"], match["name"]
             target = f"{module}:{match['object']}"
             if key in members:
-                raise ConfigError(f"{members[key][0]} and {target} are both {' '.join(key)}")
+                raise ConfigError(
+                    f"{members[key][0]} and {target} are both {' '.join(key)}: rename one"
+                )
             summary = _SUMMARY.search(text, match.end())
             members[key] = target, " ".join(summary[1].split()) if summary else ""
     return members

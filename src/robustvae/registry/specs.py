@@ -40,7 +40,7 @@ def build(family: str, spec: Any, **defaults: Any) -> Any:
         ConfigError: A mapping without a name, a field that is missing, or a spec that cannot be
             read.
         DtypeError: Neither a spec nor an object of this family.
-        RobustVAEError: What the member itself refuses.
+        RobustVAEError: Raised by the member itself.
 
     Examples:
         >>> from robustvae.registry import build

@@ -62,7 +62,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
 
     Raises:
         DataError: No audit there that can be read.
-        StorageError: The disk refused.
+        StorageError: The disk cannot be written.
     """
     try:
         paths = sorted(Path(folder).rglob("record.json"))

@@ -246,9 +246,9 @@ def bracket_facts(record: Record) -> Iterator[str]:
     open_count = sum(b.upper is not None and math.isinf(b.upper) for b in members)
     if open_count:
         yield f"No attack broke {open_count} of {len(members)} inputs: their upper end is open."
-    at_rest = sum(b.upper == 0 for b in members)
-    if at_rest:
-        yield f"{at_rest} of {len(members)} inputs are not robust even when left alone: margin 0."
+    fragile = sum(b.upper == 0 for b in members)
+    if fragile:
+        yield f"{fragile} of {len(members)} inputs are not robust even when left alone: margin 0."
 
 
 def _compare(row: Row, key: str, m: float | None) -> float:

@@ -134,7 +134,7 @@ def estimate_margin(
 
     Warning:
         An upper bound only. Nothing here shows that smaller perturbations are harmless, and a
-        margin of an unconstrained perturbation is no bound for those kept in the pixel range.
+        margin of an unconstrained perturbation does not bound those kept in the pixel range.
 
     Args:
         victim: What is judged, through its defense.

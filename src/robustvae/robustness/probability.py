@@ -126,7 +126,7 @@ def robustness_curve(
     Raises:
         ShapeError: `direction` has another shape than `x`.
         RangeError: A direction of length 0, no size, a negative one, or a setting out of range.
-        DtypeError: `sizes` is no sequence of numbers.
+        DtypeError: `sizes` is not a sequence of numbers.
 
     References:
         [Camuto21] Fig. 5.

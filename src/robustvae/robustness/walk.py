@@ -337,7 +337,7 @@ class Walk:
         r = self.question.r
         square_gap = quantile.square() - value.square()
         distance_left = (r**2 - square_gap).clamp_min(0).sqrt()
-        # the same noise across the displacement at r as here; a share of r where that is no number
+        # the same noise across the displacement at r as here; a share of r where that is a NaN
         distance_left = torch.where(
             distance_left > 0.1 * r, distance_left, value * (r / quantile.clamp_min(1e-12))
         )

@@ -31,7 +31,7 @@ class JsonLines:
             end, which somebody else's kill left behind, does not.
 
     Raises:
-        CheckpointError: What is there is no such file.
+        CheckpointError: The file there is another one.
 
     Examples:
         >>> import tempfile, pathlib
@@ -55,13 +55,15 @@ class JsonLines:
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             line = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path} is no log of a training run: {line}") from None
+            raise CheckpointError(
+                f"{path} cannot be read as the log of a training run: {line}; name another folder"
+            ) from None
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add a line.
 
         Raises:
-            StorageError: The disk refused.
+            StorageError: The disk cannot be written.
         """
         self._lines.append(json.dumps({"epoch": epoch, **values}))
         write_text(self._path, "\n".join(self._lines) + "\n")

@@ -102,12 +102,12 @@ def fit(
             from before that step, and `out` those of the last whole epoch.
         ConfigError: Settings that do not go together, or not with the run in `out`; a device
             that is not there.
-        CheckpointError: The state in `out` is damaged or of another model, or its `log.jsonl` is
-            no log.
+        CheckpointError: The state in `out` is damaged or of another model, or its
+            `log.jsonl` cannot be read.
         MissingExtraError: A `precision` that needs lightning-fabric.
         RangeError: A setting out of range.
         ShapeError: Images that the model does not read.
-        StorageError: The disk refused.
+        StorageError: The disk cannot be written.
 
     References:
         Kingma & Ba, 2015, Algorithm 1.
@@ -170,7 +170,9 @@ def fit(
         run.restore()
     position = run.progress
     if position.epoch > epochs:
-        raise ConfigError(f"{out} holds {position.epoch} epochs already, more than epochs={epochs}")
+        raise ConfigError(
+            f"epochs must be at least the {position.epoch} that {out} holds, got {epochs}"
+        )
     loggers = [] if logger is None else [logger]
     if run.out is not None:
         loggers.append(JsonLines(run.out / LOG, keep=position.epoch))
@@ -217,8 +219,8 @@ class _Batches:
     def of(cls, vae: VAE, images: Images) -> _Batches:
         if images.image_shape != tuple(vae.image_shape):
             raise ShapeError(
-                f"the model reads images of {tuple(vae.image_shape)}, "
-                f"{images.name} has {images.image_shape}"
+                f"images must be {tuple(vae.image_shape)} for this model, "
+                f"got {images.name} with {images.image_shape}"
             )
         holding = images.x.to(vae.device, vae.dtype) if images.in_memory else None
         return cls(vae, images, holding)

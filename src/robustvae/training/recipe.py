@@ -63,7 +63,7 @@ class TrainingPart(BaseModel):
 
 @final
 class Recipe(BaseModel):
-    """All that decides a training run; unknown keys are refused by name.
+    """All that decides a training run; an unknown key is an error that names it.
 
     Attributes:
         name: Of the model that comes out.
@@ -198,7 +198,7 @@ def train_recipe(
         ConfigError: A value of the wrong kind, or another run in `out`.
         DataError: The data set is missing or damaged.
         TrainingError: See `fit`.
-        StorageError: The disk refused.
+        StorageError: The disk cannot be written.
 
     Examples:
         >>> import tempfile
@@ -213,7 +213,7 @@ def train_recipe(
         recipe = Recipe.read(recipe)
     if recipe.model is not None:
         if start is not None:
-            raise ConfigError(f"the recipe {recipe.name} starts from no model, got start=")
+            raise ConfigError(f"the recipe {recipe.name} makes its own model: leave start= out")
         vae = models.create(recipe.model.name, **{"seed": recipe.seed} | recipe.model.options)
         if recipe.initialization == "xavier":
             draw_xavier(vae, generator(recipe.seed))

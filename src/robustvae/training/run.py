@@ -82,7 +82,7 @@ class Run:
         self.card: dict[str, Any] = {}
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ConfigError("the model has no weights to train")
+            raise ConfigError("a model needs weights to be trained, got none")
         self.optimizer = optimizer_of(vae)
 
     def keep_best(self) -> None:
@@ -132,7 +132,10 @@ class Run:
             progress = Progress(**json.loads(metadata["progress"]))
             self.card = json.loads(metadata["card"])
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is no state to go on from: {_line(error)}") from None
+            raise CheckpointError(
+                f"{path} cannot be read as the state of a run: {_line(error)}; "
+                "give resume=False to start anew"
+            ) from None
         self._check_same(settings)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("adam/", tensors).items():
@@ -143,7 +146,9 @@ class Run:
             self.vae.load_state_dict(_below("weights/", tensors))
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path} is of another model: {_line(error)}") from None
+            raise CheckpointError(
+                f"{path} must be the state of this model: {_line(error)}; name another folder"
+            ) from None
         if any(moment["exp_avg"].shape != p.shape for p, moment in self.optimizer.state.items()):
             raise CheckpointError(f"{path} is of another optimizer: start anew in another folder")
         self.generator.set_state(tensors["generator"])

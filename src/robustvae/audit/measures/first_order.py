@@ -1,4 +1,4 @@
-"""A first guess at the margin, which is no bound."""
+"""A first guess at the margin, without a guarantee."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class Survival:
     def __call__(self, context: Context) -> Mapping[str, Any]:
         """Measure one attack."""
         if context.x.ndim != 4:
-            raise UnsupportedError("survival: inputs are no images, which alone have files")
+            raise UnsupportedError(
+                "survival: picture files need images (C, H, W), got inputs of another shape"
+            )
         rounding = (context.x_adv * 255).round() / 255
         jpeg_images = jpeg(context.x_adv.clamp(0, 1))
         return {

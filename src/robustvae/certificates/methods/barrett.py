@@ -26,7 +26,9 @@ class Barrett:
     def __call__(self, task: Task) -> Finding:
         """Radii by their two tail bounds."""
         if task.question.displacement != "paired":
-            raise UnsupportedError("[Barrett22] Lemma 2 speaks of the paired displacement only")
+            raise UnsupportedError(
+                "[Barrett22] Lemma 2 needs the paired displacement: give displacement='paired'"
+            )
         common = grounds(task)
         constants, lengths = common.constants, common.stddev.norm(dim=1)
         # their formulas know no rounding: what it adds to the mean is taken from r as well

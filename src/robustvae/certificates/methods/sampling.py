@@ -86,7 +86,7 @@ class Sampler:
                 the decoder's mean at the encoder's mean.
 
         Raises:
-            NonFiniteError: A center that is no number.
+            NonFiniteError: A center with a NaN or an infinity.
         """
         with ready(self.victim):
             if kind == "mean":

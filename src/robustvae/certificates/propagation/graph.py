@@ -36,7 +36,7 @@ class Add(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features, of any shape that the branches read."""
-        # a copy for each: what one does in place is no business of the others
+        # a copy for each: what one does in place must not reach the others
         first, *others = (branch(x.clone()) for branch in self.branches)
         return sum(others, first)
 

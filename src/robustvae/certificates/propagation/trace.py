@@ -62,7 +62,7 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     if not isinstance(owner, nn.Module):
         raise UnsupportedError(
-            f"{name or type(function).__name__} is no module, nor a method of one; its layers "
+            f"{name or type(function).__name__} must be a module or a method of one; its layers "
             "cannot be read"
         )
     kind = type(owner).__name__
@@ -199,7 +199,7 @@ class _Translation:
                 ends = ends if isinstance(ends, tuple | list) else (ends,)
                 outputs = tuple(end.value for end in ends if isinstance(end, _Ref))
                 if len(outputs) != len(ends):
-                    raise UnsupportedError("a network that returns something else than tensors")
+                    raise UnsupportedError("a network must return tensors to be bounded")
                 return Graph(self.layers, self.reads, outputs)
             else:
                 self.values[node] = self._step(node)
@@ -209,7 +209,9 @@ class _Translation:
         if node.op == "call_module":
             return self._module(node)
         if node.op == "get_attr":
-            raise UnsupportedError(f"no bounds are known for arithmetic with {node.target!r}")
+            raise UnsupportedError(
+                f"no bounds are known for arithmetic with {node.target!r}: use method='smoothing'"
+            )
         if not node.args:
             raise _unknown(node)
         first, *others = [self._argument(part) for part in node.args]
@@ -256,7 +258,9 @@ class _Translation:
         layer = self.owner.get_submodule(str(node.target))
         name = type(layer).__name__
         if len(node.args) != 1 or node.kwargs:
-            raise UnsupportedError(f"no bounds are known for a {name} of more than one input")
+            raise UnsupportedError(
+                f"a {name} must have one input to be bounded: use method='smoothing'"
+            )
         gate.admit(layer)
         if getattr(layer, "inplace", False) and not self._is_fresh(node.args[0]):
             raise UnsupportedError(
@@ -310,7 +314,7 @@ class _Translation:
             stop = start + piece.shape[1]
             parts.append(self._append(Part(start, stop), read))
             if self.seen[-1].shape != piece.shape:
-                raise UnsupportedError("features divided along another axis than the channels")
+                raise UnsupportedError("features must be divided along the channels to be bounded")
             start = stop
         return parts
 
@@ -349,7 +353,7 @@ class _Translation:
             if call is operator.sub:
                 refs[1] = self._append(Affine(-1.0, 0.0), refs[1])
             if self.seen[refs[0]].shape != self.seen[refs[1]].shape:
-                raise UnsupportedError("a sum of features of several shapes")
+                raise UnsupportedError("features must have one shape to be added")
             return self._append(Sum(), *refs)
         number = second if isinstance(first, _Ref) else first
         if len(refs) == 1 and isinstance(number, int | float):
@@ -379,7 +383,7 @@ class _Ref:
 
 
 class _Plain:
-    """A size, or whatever is no features."""
+    """A size, or anything else but features."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

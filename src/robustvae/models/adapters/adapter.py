@@ -51,7 +51,7 @@ def matched(
         encode: Inputs to codes.
         decode: Codes to inputs.
         words: What was recognized.
-        needs_spread: Whether codes without a spread are no match.
+        needs_spread: Whether codes without a spread do not match.
     """
     code = trial.code(encode, decode)
     if code is None:

@@ -107,7 +107,7 @@ class FlowPosterior:
 
     @property
     def stddev(self) -> Tensor:
-        """Refuse: it is not known in closed form.
+        """Raise an error: it is not known in closed form.
 
         Raises:
             UnsupportedError: Always.
@@ -115,7 +115,7 @@ class FlowPosterior:
         raise UnsupportedError(NO_DENSITY.format(what="standard deviation"))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Refuse: it is not known in closed form.
+        """Raise an error: it is not known in closed form.
 
         Raises:
             UnsupportedError: Always.

@@ -26,7 +26,7 @@ class Reach:
 
     Attributes:
         modules: Modules, without those that are parts of another one in the list.
-        unseen: What may hold weights and is no module, in words.
+        unseen: What may hold weights besides modules, in words.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Reach:
 
 
 def reached(*functions: Any) -> Reach:
-    """The modules that functions reach, and what they reach that is no module.
+    """The modules that functions reach, and what else they reach.
 
     Looked through are modules, bound methods, `functools.partial`, closures, default arguments,
     globals that the code names, attributes of callable objects, and lists, tuples and dictionaries

@@ -127,7 +127,7 @@ def picked(output: Any, pick: Pick, name: str) -> Tensor:
     """The tensor at a place of an output.
 
     Raises:
-        DtypeError: There is no such place, or no tensor there.
+        DtypeError: There is no such place, or something else than a tensor there.
     """
     value = output
     for step in pick:

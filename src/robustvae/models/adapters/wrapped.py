@@ -210,7 +210,7 @@ class WrappedVAE(VAE):
         """The user's calls with what is read of them, as modules that a trace can read.
 
         Raises:
-            UnsupportedError: A reading that is no tensor's: distributions, variances, half
+            UnsupportedError: A reading that is not a tensor's: distributions, variances, half
                 precision.
         """
         code, output = self._match.code, self._match.output
@@ -424,7 +424,7 @@ class BlackBox(VAE):
         return PointMass(value.to(z.dtype).contiguous(), ONLY_OUTPUT)
 
     def paths(self) -> Paths:
-        """Refuse: there is no code between input and output.
+        """Raise an error: there is no code between input and output.
 
         Raises:
             UnsupportedError: Always.

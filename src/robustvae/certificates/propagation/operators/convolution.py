@@ -45,7 +45,7 @@ class Convolution(Operator):
         channels = layer.weight.shape[0] if self.transposed else layer.in_channels
         if len(shape) != self.axes + 1 or shape[0] != channels:
             raise ShapeError(
-                f"a {type(layer).__name__} of {channels} channels got features of shape {shape}"
+                f"{type(layer).__name__} needs features of {channels} channels, got shape {shape}"
             )
         stride, dilation, groups = layer.stride, layer.dilation, layer.groups
         down_function, up_function = _DOWN[self.axes], _UP[self.axes]
@@ -110,7 +110,7 @@ class Convolution(Operator):
     def lipschitz(self, shape: Shape) -> float:
         """The norm of the periodic convolution that it is a part of."""
         if not shape:
-            raise UnsupportedError(f"{type(self.layer).__name__} on features of unknown shape")
+            raise UnsupportedError(f"{type(self.layer).__name__} needs features of a known shape")
         coarse = shape[1:]
         if not self.transposed:
             coarse = tuple(

@@ -109,7 +109,9 @@ class BatchNorm(Operator):
         shape = network.shape(node)
         axes = 3 if isinstance(self.layer, nn.BatchNorm2d) else len(shape)
         if len(shape) != axes or shape[0] != len(self.factor):
-            raise ShapeError(f"a batch norm of {len(self.factor)} channels got the shape {shape}")
+            raise ShapeError(
+                f"batch norm needs features of {len(self.factor)} channels, got shape {shape}"
+            )
         ones = [1] * (len(shape) - 1)
         factor, bias = self.factor.view(-1, *ones), self.bias.view(-1, *ones)
         return network.append(scaling_step(factor, bias, node, shape), shape)

@@ -43,11 +43,13 @@ class Normalization(Operator):
         layer, size = self.layer, math.prod(shape)
         if isinstance(layer, nn.GroupNorm):
             if not shape or shape[0] != layer.num_channels:
-                raise ShapeError(f"a GroupNorm of {layer.num_channels} channels got {shape}")
+                raise ShapeError(
+                    f"GroupNorm needs features of {layer.num_channels} channels, got shape {shape}"
+                )
             return layer.num_groups, size // layer.num_groups
         axes = tuple(layer.normalized_shape)
         if shape[len(shape) - len(axes) :] != axes:
-            raise ShapeError(f"a LayerNorm over {axes} got features of shape {shape}")
+            raise ShapeError(f"LayerNorm needs features that end in {axes}, got shape {shape}")
         return size // math.prod(axes), math.prod(axes)
 
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:

@@ -49,7 +49,9 @@ class Upsample(_Axes):
         self.axes = len(shape) - 1
         axes = {"linear": 1, "bilinear": 2}.get(self.layer.mode, self.axes)
         if self.axes != axes or self.axes not in (1, 2):
-            raise ShapeError(f"Upsample(mode={self.layer.mode!r}) got features of shape {shape}")
+            raise ShapeError(
+                f"Upsample(mode={self.layer.mode!r}) needs features (C, H, W), got shape {shape}"
+            )
         return super().matrices(shape)
 
     def roundings(self, shape: Shape) -> int:

@@ -30,7 +30,7 @@ class Sort(Operator):
         size = network.shape(node)[-1]
         group = self.layer.group if isinstance(self.layer, GroupSort) else 2
         if size % group:
-            raise ShapeError(f"{size} features do not divide into groups of {group}")
+            raise ShapeError(f"a sort needs a multiple of {group} features, got {size}")
         index = torch.arange(size)
         if isinstance(self.layer, MaxMin):
             greatest, least = index.chunk(2)
