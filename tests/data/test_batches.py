@@ -187,9 +187,9 @@ def test_reads_cifar10_batches(tmp_path: Path, few_of_each: None) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({b"data": pixels(2, 3072).astype(float)}, "no array of bytes"),
-        ({b"data": pixels(2, 30)}, "images of 30 bytes"),
-        ({b"data": [1, 2]}, "no array of bytes"),
+        ({b"data": pixels(2, 3072).astype(float)}, "an array of bytes"),
+        ({b"data": pixels(2, 30)}, "bytes, got 30"),
+        ({b"data": [1, 2]}, "an array of bytes"),
         ({b"labels": [1]}, "one label for each"),
         ({b"labels": [10] * 40}, "one label for each|from 0 to 9"),
         ({b"labels": None}, "one label for each"),
@@ -242,5 +242,5 @@ def test_download_of_cifar10(
         pass
     md5 = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setattr(cifar10, "MD5", md5)
-    with pytest.raises(errors.DataError, match="not the archive"):
+    with pytest.raises(errors.DataError, match="must give the archive"):
         data.load("cifar10", "train", tmp_path / "newer", download=True)

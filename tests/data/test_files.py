@@ -94,7 +94,7 @@ def test_training_part_of_recompressed_cifar10(data_root: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": pixels(10_000, 4, 4, 3)}, "no arrays images and labels"),
+        ({"images": pixels(10_000, 4, 4, 3)}, "must hold arrays images and labels"),
         ({"images": pixels(10, 4, 4, 3), "labels": np.arange(10)}, "wanted bytes of .N, 32, 32, 3"),
         ({"images": pixels(10, 32, 32, 3), "labels": np.arange(10)}, "wanted 1,000 images of each"),
         ({"images": pixels(10, 32, 32, 3), "labels": np.arange(9)}, "labels of its 10 images"),
@@ -133,7 +133,7 @@ def test_folders_train_and_test(tmp_path: Path) -> None:
     for part in ("cats", "dogs"):
         for path in (tmp_path / "test" / part).iterdir():
             path.unlink()
-    refused(lambda: read_folder(tmp_path, "test"), "test and the folders in it have no file")
+    refused(lambda: read_folder(tmp_path, "test"), "test or the folders in it must hold")
 
 
 def test_files_train_and_test(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_files_train_and_test(tmp_path: Path) -> None:
     (tmp_path / "test.npz").unlink()
     refused(lambda: read_folder(tmp_path, "test"), "test.npz cannot be read")
     np.savez(tmp_path / "test.npz", pictures=pixels(4, 8, 8))
-    refused(lambda: read_folder(tmp_path, "test"), "no array images, it has pictures")
+    refused(lambda: read_folder(tmp_path, "test"), "an array named images, got pictures")
     np.savez(tmp_path / "test.npz", images=pixels(4, 8, 8))
     refused(lambda: read_folder(tmp_path, "test", channels=3), "3 channels, got 1")
 
@@ -175,8 +175,8 @@ def test_the_square_in_the_middle() -> None:
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     refused(lambda: read_folder(tmp_path / "none"), "must be a folder of images or an npz file")
-    refused(lambda: read_folder(tmp_path), "no file ending in")
-    refused(lambda: data.load("folder"), "which folder")
+    refused(lambda: read_folder(tmp_path), "must hold files ending in")
+    refused(lambda: data.load("folder"), "needs a path")
     write_photos(tmp_path)
     refused(lambda: read_folder(tmp_path).x, "where the first image is of")
     (tmp_path / "cats" / "03.png").write_bytes((tmp_path / "cats" / "03.png").read_bytes()[:90])
@@ -236,7 +236,7 @@ def test_what_is_wrong_with_faces(tmp_path: Path) -> None:
     attributes.write_text(whole.replace("000003.jpg  -1 -1", "000003.jpg  -1"))
     refused(lambda: read_folder(folder, "test"), "one value for each attribute")
     attributes.write_text(whole.replace("000003.jpg  -1 -1", "000003.jpg  -1 yes"))
-    refused(lambda: read_folder(folder, "test"), "no numbers")
+    refused(lambda: read_folder(folder, "test"), "must hold numbers")
     attributes.write_bytes(b"\xff\xfe\x00")
     refused(lambda: read_folder(folder, "test"), "cannot be read")
     (folder / "img_align_celeba" / "000003.jpg").unlink()

@@ -81,7 +81,7 @@ def test_radii_belong_to_their_rows():
     torch.testing.assert_close(ball.size(x, y), torch.tensor([0.1, 0.5, 1.0]))
     turned = ball.rows(torch.tensor([2, 2, 0]))
     torch.testing.assert_close(turned.radii(x), torch.tensor([2.0, 2.0, 0.1]))
-    with pytest.raises(errors.ShapeError, match="3 radii for 2 images"):
+    with pytest.raises(errors.ShapeError, match="each of 2 images, got 3"):
         ball.project(x[:2], x[:2])
 
 

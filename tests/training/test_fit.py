@@ -209,7 +209,7 @@ def test_another_run_in_the_folder(
     with pytest.raises(errors.ConfigError, match=f"holds another run: {name} is"):
         fitted(few, 2, tmp_path, **options)
     assert (tmp_path / STATE).read_bytes() == before
-    with pytest.raises(errors.ConfigError, match="1 epochs already"):
+    with pytest.raises(errors.ConfigError, match="at least the 1 that"):
         fitted(few, 0, tmp_path)
 
 
@@ -416,7 +416,7 @@ def test_refuses_images_model_does_not_read() -> None:
 
 def test_refuses_a_model_without_weights(few: Images) -> None:
     vae = small().requires_grad_(False)
-    with pytest.raises(errors.ConfigError, match="no weights"):
+    with pytest.raises(errors.ConfigError, match="needs weights"):
         rv.fit(vae, ELBO(), few, epochs=1, generator=rv.generator(0))
 
 

@@ -83,7 +83,7 @@ def test_goes_on_from_a_trained_model(recipe: Path, tmp_path: Path) -> None:
         assert torch.equal(one, other) == name.startswith("decoder"), name
     card = checkpoint.read_config(tmp_path / "out")["card"]
     assert card["start_sha256"] == weights_sha256(first)
-    with pytest.raises(errors.ConfigError, match="starts from no model"):
+    with pytest.raises(errors.ConfigError, match="makes its own model"):
         train_recipe(recipe, tmp_path / "third", start=first)
 
 
