@@ -44,7 +44,7 @@ PHRASE_RULES = {
     r"(?<![Tt]here )\b(?:is|are|was|were|be) no (?!more\b|less\b|worse\b|\w+er\b)\w+": (
         "must be, or: is not a"
     ),
-    r"^(?:Refuse|Told|Asks?)\b": "Validate, Called, Return: open with what it does",
+    r"^(?:Refuse|Told)\b": "Validate, Called, Return: open with what it does",
     r"\b[Tt]he disk refused": "the disk cannot be written",
     r"\bat rest\b": "without attack",
     r"\bout of sight\b": "not accessible",

@@ -39,7 +39,7 @@ class DirectedAscent:
 
     Raises:
         UnknownNameError: Any other `towards`.
-        UnsupportedError: A search that is no projected ascent (when aimed).
+        UnsupportedError: A search other than projected ascent (when aimed).
         ShapeError: A pool of another shape than the inputs (when called).
 
     Examples:

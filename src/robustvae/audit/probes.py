@@ -181,7 +181,7 @@ def gradient_lies(context: Context) -> bool:
     """
     try:
         points = _gradient(context)
-    except Exception:  # a backward pass that raises is no gradient either
+    except Exception:  # a backward pass that raises gives no gradient either
         return True
     judgment = GradientMatchesFunction()(Case(context.name, [], {"gradient": points}, {}))
     blind = sum(point["plateau"] or point["hidden"] for point in points)
