@@ -64,7 +64,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 
 
 def check_command(group: Any, ctx: Any, words: list[str]) -> None:
-    """Refuse the name of a command that a group lacks, in our words.
+    """Raise for the name of a command that a group lacks, in our words.
 
     What click says depends on its version, and before 8.2 it takes ":" for an option.
 
