@@ -24,7 +24,8 @@ _LONGEST = 160  # characters of a line: two lines of a terminal at most
 def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
     """A decorator of a dataclass of results: it prints as a summary of three lines.
 
-    For dataclasses made with `repr=False`; a `__repr__` of the class's own is left as it is.
+    For dataclasses made with `repr=False`, and typed records; a `__repr__` of the class's own is
+    left as it is.
 
     The first line says what it is and what is one word or number; the second summarizes what is a
     number for each input, such as `score (B,)`; the third names what is larger, by its shape.
@@ -63,23 +64,23 @@ def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
 
 
 def lines(result: Any, floor: tuple[str, ...] = ()) -> tuple[str, str, str]:
-    """The three lines that summarize a dataclass of results."""
+    """The three lines that summarize a result."""
     words: list[str] = []
     numbers: list[str] = []
     larger: list[str] = []
     count: int | None = None
-    for field in dataclasses.fields(result):
-        value, name = getattr(result, field.name), field.name.replace("_", " ")
+    for field in _field_names(result):
+        value, name = getattr(result, field), field.replace("_", " ")
         shape = tuple(getattr(value, "shape", ()))
         values = _numbers(value)
         if values is not None and (isinstance(value, tuple | list) or len(shape) == 1):
             count = count or len(values)
-            numbers.append(f"{name}: {_spread(values, field.name in floor)}")
+            numbers.append(f"{name}: {_spread(values, field in floor)}")
         elif isinstance(value, tuple | list) and value and all(isinstance(v, str) for v in value):
             count = count or len(value)
             numbers.append(f"{name}: {_tally(value)}")
         elif values is not None and len(values) == 1:
-            words.append(f"{name} {_shown(values[0], field.name in floor)}")
+            words.append(f"{name} {_shown(values[0], field in floor)}")
         elif isinstance(value, str | bool):
             words.append(f"{name} {value}")
         elif value is not None and not (isinstance(value, tuple | list | dict) and not value):
@@ -90,6 +91,13 @@ def lines(result: Any, floor: tuple[str, ...] = ()) -> tuple[str, str, str]:
         single_line("; ".join(numbers) or "no number for each input", 2 * _LONGEST),
         single_line(f"also: {', '.join(larger)}" if larger else "no larger fields", _LONGEST),
     )
+
+
+def _field_names(result: Any) -> list[str]:
+    """Of a dataclass, or of a typed record."""
+    if dataclasses.is_dataclass(result):
+        return [field.name for field in dataclasses.fields(result)]
+    return list(type(result).model_fields)
 
 
 def _numbers(value: Any) -> list[float] | None:

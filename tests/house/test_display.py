@@ -1,6 +1,11 @@
 """Results print as three lines of words and numbers, never as screens of tensors."""
 
+import dataclasses
+import importlib
+import inspect
 import math
+import pkgutil
+import typing
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +14,7 @@ import torch
 import robustvae as rv
 from robustvae.display import three_lines
 from robustvae.mcmc import hmc
+from robustvae.records import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +73,42 @@ def test_outside_text_stays_text():
     sample = Sample(torch.zeros(1), "<b>\x1b[31m")
     assert "\x1b" not in repr(sample)
     assert "<b>\\x1b" not in sample._repr_html_()[8:]
+
+
+# Values that stand in lists, or that code reads: they print as plain dataclasses.
+PLAIN = {"Choice", "Cost", "Entry", "Finding", "Outcome", "Plan", "Protocol", "State", "Step"}
+
+
+def results_of_public_functions():
+    """Every class of ours that a public function, or a public object that is called, returns."""
+    kinds = {}
+    for info in pkgutil.walk_packages(rv.__path__, "robustvae."):
+        if not info.ispkg or info.name in ("robustvae.cli", "robustvae.app"):
+            continue
+        module = importlib.import_module(info.name)
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            call = value
+            if inspect.isclass(value):
+                call = vars(value).get("__call__")
+            if not inspect.isfunction(call):
+                continue
+            hint = typing.get_type_hints(call).get("return")
+            for kind in typing.get_args(hint) or (hint,):
+                is_record = dataclasses.is_dataclass(kind) or hasattr(kind, "model_fields")
+                if inspect.isclass(kind) and is_record and kind.__module__.startswith("robustvae"):
+                    kinds[kind.__name__] = kind
+    return kinds
+
+
+def test_every_public_result_prints_itself():
+    kinds = results_of_public_functions()
+    assert set(kinds) >= {"Certificate", "AttackResult", "Record", "Margin", "Chain", "Geometry"}
+    assert set(kinds) >= PLAIN
+    poor = {name for name, kind in kinds.items() if not hasattr(kind, "_repr_html_")} - PLAIN
+    assert not poor, f"decorate with three_lines: {poor}"
+
+
+def test_typed_records_print_three_lines():
+    verdict = Verdict(sentences=("Useful; evidence sound.", "It breaks at 0.2."))
+    assert len(repr(verdict).splitlines()) == 3 and "<b>Verdict" in verdict._repr_html_()

@@ -18,6 +18,7 @@ from robustvae import metrics
 from robustvae.attacks.attack import AttackResult
 from robustvae.defenses import Victim
 from robustvae.defenses.defense import is_random
+from robustvae.display import three_lines
 from robustvae.errors import CheckpointError, DataError, ShapeError
 from robustvae.models.base import VAE
 from robustvae.models.checkpoint import load, save, weights_sha256
@@ -32,7 +33,8 @@ _SEED = 0
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Rescored:
     """What stored adversarials are worth, recomputed from the images and the model alone.
 

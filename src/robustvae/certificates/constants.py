@@ -16,6 +16,7 @@ from robustvae.certificates.propagation.graph import Add, Graph
 from robustvae.certificates.propagation.operator import operator_of
 from robustvae.certificates.propagation.steps import Step, SumStep
 from robustvae.certificates.propagation.sweep import Relaxation
+from robustvae.display import three_lines
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE
 from robustvae.models.base import frozen
@@ -37,7 +38,8 @@ Norms = dict[tuple[int, tuple[int, ...]], float]
 
 
 @final
-@dataclass(frozen=True)
+@three_lines()
+@dataclass(frozen=True, repr=False)
 class Constants:
     """Upper bounds on the Lipschitz constants (l2 to l2) of a VAE's parts, for its stored weights.
 

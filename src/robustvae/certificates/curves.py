@@ -15,6 +15,7 @@ from robustvae.certificates.methods.sampling import Sampler, lower_index, ready,
 from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import (
     DtypeError,
     RangeError,
@@ -30,6 +31,7 @@ from robustvae.seeding import row_numbers
 
 
 @final
+@three_lines()
 @dataclass(frozen=True, eq=False, repr=False)
 class CertifiedCurve:
     """What r each input is certified for, by the size of the change.

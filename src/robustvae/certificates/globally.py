@@ -11,6 +11,7 @@ from robustvae import bounds
 from robustvae._options import with_defaults
 from robustvae.certificates.constants import OUTPUT_SLOPES, constants_of
 from robustvae.certificates.networks import composition_of
+from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
     UnsupportedError,
@@ -26,7 +27,8 @@ SPARE = 1e-3
 
 
 @final
-@dataclass(frozen=True)
+@three_lines(floor=("margin",))
+@dataclass(frozen=True, repr=False)
 class Design:
     """Options of a `lipschitz-vae` whose every input has at least the margin wanted.
 

@@ -17,6 +17,7 @@ from robustvae.certificates.methods.base import chunks
 from robustvae.certificates.methods.sampling import Sampler, Statistic, noise_of, ready
 from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import (
     ConfigError,
     RangeError,
@@ -35,6 +36,7 @@ Attacked = Literal["both", "anomalies", "normals"]
 
 
 @final
+@three_lines()
 @dataclass(frozen=True, eq=False, repr=False)
 class ScoreBounds:
     """Intervals that no change of each size moves a smoothed score's quantile out of.
@@ -362,7 +364,8 @@ def _ends(normal: ScoreBounds, anomalous: ScoreBounds, attacked: str) -> tuple[T
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines(floor=("lower",))
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectedScore:
     """Lower bounds on the mean of a bounded score under changes of each size.
 
@@ -459,7 +462,8 @@ def certify_expectation(
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines(floor=("radius",))
+@dataclass(frozen=True, eq=False, repr=False)
 class CertifiedDecision:
     """Decisions that no change below a radius turns.
 

@@ -17,6 +17,7 @@ from robustvae.certificates.methods.sampling import Sampler, ready
 from robustvae.certificates.methods.smoothing import sampler_radius
 from robustvae.certificates.question import Question
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.errors import UnsupportedError, check_count, check_images, check_positive
 from robustvae.models import VAE
 from robustvae.models.base import check_weights
@@ -29,7 +30,8 @@ CONFIDENCE = 0.999
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines(floor=("radius",))
+@dataclass(frozen=True, eq=False, repr=False)
 class CertifiedRadii:
     """For each tolerance the radius below which no change breaks an input.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from robustvae.defenses.climb import Gradient, Method, Start, check_search, climb, spent
 from robustvae.defenses.defense import Cost, in_chunks
 from robustvae.defenses.targets import RobustTarget
+from robustvae.display import three_lines
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
 from robustvae.metrics import mean_stderr
 from robustvae.models.base import VAE, frozen
@@ -106,7 +107,8 @@ class RobustPosterior:
 
 
 @final
-@dataclass(frozen=True)
+@three_lines()
+@dataclass(frozen=True, repr=False)
 class RadiusEstimate:
     """How large a perturbation explains that some images fit worse than clean ones.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
     ShapeError,
@@ -26,7 +27,8 @@ _STEPS = tuple(10.0 ** (-2 + 3 * i / 39) for i in range(40))
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class StepCurves:
     """What happens along eigendirections as the step grows; the worse of the two signs.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae._options import with_defaults
+from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
     ShapeError,
@@ -51,7 +52,8 @@ _ROWS_AT_MOST = 512  # backward passes for one input's whole Jacobian
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Geometry:
     """The spectrum of a pullback metric at each input.
 
@@ -307,7 +309,8 @@ def leading_pullback(
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """What a summary of a pullback metric holds, at any size.
 

@@ -9,12 +9,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.display import three_lines
 from robustvae.errors import check_count, check_positive
 from robustvae.mcmc.leapfrog import LogDensity, evaluate
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Mode:
     """The highest point that a mode search met.
 

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.display import three_lines
 from robustvae.errors import check_count
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, first_best, join
 from robustvae.perturb.ball import Ball
@@ -25,7 +26,8 @@ _SHORTEST = 1e-12
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@three_lines()
+@dataclass(frozen=True, eq=False, repr=False)
 class Minimum:
     """Where a batched minimization ended, one row per start.
 

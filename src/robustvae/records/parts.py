@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from robustvae.display import three_lines
+
 FORMAT: Literal[2] = 2
 
 Number = float | Literal["inf", "-inf"] | None
@@ -187,6 +189,7 @@ class SummaryEntry(BaseModel):
 
 
 @final
+@three_lines()
 class CheckResult(BaseModel):
     """What one check said of one victim."""
 
@@ -202,6 +205,7 @@ class CheckResult(BaseModel):
 
 
 @final
+@three_lines()
 class Verdict(BaseModel):
     """The audit in sentences, the first of which says what to think of the rest.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from robustvae.attacks import AttackSuite
 from robustvae.certificates import Question, certify
 from robustvae.defenses import Victim
+from robustvae.display import three_lines
 from robustvae.metrics import clopper_pearson
 from robustvae.models import VAE, Distribution, Gaussian
 from robustvae.perturb import Ball
@@ -36,7 +37,8 @@ _ROWS = 2**15  # decoded at once
 
 
 @final
-@dataclass
+@three_lines()
+@dataclass(repr=False)
 class Trials:
     """A count of trials and how they ended.
 
