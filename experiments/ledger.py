@@ -229,12 +229,12 @@ def _changes() -> dict[str, tuple[float, float]]:
 
 
 def _moved(cell: Cell, change: tuple[float, float] | None) -> Cell:
-    """A cell whose gap more training closes, by more than three standard errors."""
+    """A cell whose gap more training closes: by three standard errors and a tenth of it."""
     if change is None or cell.ours is None or cell.verdict != "off, unexplained":
         return cell
     moved, error = change
     gap = cell.value - cell.ours.value
-    if abs(moved) <= 3 * error or moved * gap <= 0:
+    if abs(moved) <= 3 * error or moved / gap < 0.1:
         return cell
     why = (
         f"length of training: a little more changes it by {moved:+.3g} ± {error:.1g} "
