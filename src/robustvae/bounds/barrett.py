@@ -75,6 +75,7 @@ def barrett_margin(
     norm = double(stddev_norm)
     left = (1 - m) * r**2 / a**2 - 4 * norm.square()
     square = b**2 + c**2
+    # the root of Markov's quadratic; a negative discriminant means that no radius holds
     root = (4 * c**2 * norm.square() + square * left).clamp_min(0).sqrt()
     m1 = torch.where(left > 0, (root - 2 * c * norm) / square, 0.0).clamp_min(0)
 
@@ -147,6 +148,7 @@ def tail_failure(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
     gap = double(reach) - double(shift)
     u = gap.square() / double(spread).square()
     excess = u - latent + 2
+    # Inglot's tail holds beyond the mean only; elsewhere nothing better than 1 is known
     valid = (gap > 0) & (excess > 0) & (latent >= 2)
     safe = torch.where(valid, u, float(latent))
     constant = 0.5 * (latent - (latent - 1) * math.log(latent)) - 0.5 * math.log(math.pi)

@@ -103,6 +103,7 @@ def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most:
     stddev = double(stddev)
     ends = [(double(end) / stddev).square() for end in (least, most)]
     square = double(shift).square()[..., None]
+    # every order gives a bound: a grid finds nearly the best, without a search that might fail
     order = 1 + torch.logspace(-2, 3, 200, dtype=torch.float64)
     inner = [order - (order - 1) * end[..., None] for end in ends]  # (B, d, orders)
     valid = (inner[1] > 0).all(-2) & (inner[0] > 0).all(-2)

@@ -32,6 +32,7 @@ def largest(holds: Callable[[Tensor], Tensor], upper: Tensor, steps: int = 36) -
     low = torch.zeros_like(high)
     holds_above = holds(high)
     low = torch.where(holds_above, high, low)
+    # `low` always held when it was asked, so a predicate that is not monotone does no harm
     for _ in range(steps):
         middle = (low + high) / 2
         holds_there = holds(middle)
@@ -82,6 +83,7 @@ def crossing(
     keep = (above > 0) & (below <= 0)
     rows, low, high, above, below = rows[keep], low[keep], high[keep], above[keep], below[keep]
     side = torch.zeros_like(above)
+    # sixty steps end a pure bisection, too: every fourth one halves
     for step in range(1, 61):
         if not len(rows):
             break

@@ -52,6 +52,7 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
     value = isotropic_mass(reach, shift, spread, latent)
     gap = ((reach - shift).clamp_min(0) / spread).detach().square() * (1 - SLACK)
     central = torch.as_tensor(special.chdtr(latent, gap.cpu().numpy())).to(value.device)
+    # below 1/2 unequal spreads may lower it, and the triangle inequality alone stands
     return torch.where(value >= 0.5, value, (central - CDF_SLACK).clamp_min(0))
 
 
@@ -126,7 +127,9 @@ def chi_quantile(chance: float, latent: int) -> float:
 
     check_probability(chance, "chance")
     check_count(latent, "latent")
-    return float(special.chdtri(latent, 1 - chance)) ** 0.5 * (1 + 1e-6)
+    return float(special.chdtri(latent, 1 - chance)) ** 0.5 * (
+        1 + 1e-6
+    )  # far above the quantile's own error: it is rounded up
 
 
 class _NoncentralCDF(torch.autograd.Function):
@@ -145,6 +148,7 @@ class _NoncentralCDF(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         from scipy.stats import ncx2
 
+        # scipy gives values only: the derivatives are densities, in closed form
         x, noncentral = (tensor.cpu().numpy() for tensor in ctx.saved_tensors)
         density = torch.as_tensor(ncx2.pdf(x, ctx.latent, noncentral))
         above = torch.as_tensor(ncx2.pdf(x, ctx.latent + 2, noncentral))

@@ -230,6 +230,7 @@ def certify(
         victim=victim,
         x=x,
         question=question,
+        # a union bound over the methods: the largest of their radii is returned
         confidence=1 - (1 - confidence) / max(1, probabilistic),
         draws=draws,
         rows=tuple(row_numbers(x, rows)),

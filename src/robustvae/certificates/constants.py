@@ -186,6 +186,7 @@ def check_computation(vae: VAE, x: Tensor, noise: Tensor, parts: Composition | N
     assert parts.decoder is not None
     encoder = Relaxation(*encoder_networks(parts), shape=vae.image_shape)
     outwards = Relaxation(parts.decoder, shape=(vae.latent,))
+    # beside the inputs as well: a branch on the input's content would pass at the input itself
     for images in (x, x + noise):
         posterior = vae.encode(images)
         mean, *head = encoder.value(images)

@@ -184,6 +184,7 @@ def certified_curve(
     sampler = sampler_of(victim, x, generator, settings["rows"], draws)
     pairs = displacement == "paired"
     centers = None if pairs else sampler.centers(center)
+    # a union bound over the sizes: their order statistics come from the same draws
     failure = (1 - confidence) / (len(ranking) if simultaneous else 1)
     indices = [
         upper_index(draws, shifted_level(m, size, sampler, up=True), failure) for size in ranking
@@ -192,6 +193,7 @@ def certified_curve(
     with ready(victim):
         for i, g in enumerate(sampler.generators("smoothing/draws")):
             local = None if centers is None else centers[i : i + 1]
+            # an infinite distance sorts last, so that failures count against the input
             distances = sampler.distances(i, local, draws, g).cpu().sort().values
             curves.append([math.inf if k is None else float(distances[k - 1]) for k in indices])
     return CertifiedCurve(
@@ -220,6 +222,7 @@ def sorted_sizes(sizes: Any) -> list[float]:
         raise RangeError("sizes must hold at least one number, got none")
     for size in values:
         check_number(size, "each of sizes", least=0)
+    # rising, so that the tolerance is, too: a larger change includes the smaller ones
     return sorted(float(size) for size in values)
 
 

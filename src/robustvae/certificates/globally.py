@@ -200,6 +200,7 @@ def design(
             return isotropic_margin(
                 stddev, r=tolerance, m=m, a=a, b=b, latent=latent, displacement=displacement
             )
+        # theirs knows two forms; with one fixed sigma the full one is the centered
         form = "paired" if displacement == "paired" else "centered"
         return bounds.barrett_global_margin(
             stddev, r=tolerance, m=m, a=a, b=b, latent=latent, displacement=form
@@ -211,6 +212,7 @@ def design(
             f"no constants guarantee a margin of {margin:g} at r = {r:g}, m = {m:g}: "
             "give a smaller margin, or a larger r"
         )
+    # constants range over nine decades: their logarithm is halved, 60 times to the last digit
     for _ in range(60):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if reached(middle) >= margin else (low, middle)

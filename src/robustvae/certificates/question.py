@@ -63,6 +63,7 @@ class Question:
         check_choice("displacement", self.displacement, DISPLACEMENTS)
         check_choice("center", self.center, CENTERS)
         check_type(self.box, "box", bool)
+        # two outputs are compared with each other: there is nothing to measure from
         if self.displacement == "paired" and self.center == "own":
             raise ConfigError(
                 "a paired displacement has no center, got center='own': "

@@ -188,11 +188,13 @@ def certify_score(
     with ready(victim):
         for i, g in enumerate(sampler.generators("smoothing/score")):
             values = _values(measured, sampler, i, draws, g)
+            # a score that is no number may be anything: the worst at both ends
             floors = values.nan_to_num(nan=-math.inf).sort().values
             roofs = values.nan_to_num(nan=math.inf).sort().values
             pairs = zip(places, [0.0, *ranking], strict=True)
             low, high = [], []
             for (below, above), size in pairs:
+                # the error reads the changed input, too: the triangle inequality pays for it
                 shift = size if error else 0.0
                 low.append(-math.inf if below is None else float(floors[below - 1]) - shift)
                 high.append(math.inf if above is None else float(roofs[above - 1]) + shift)

@@ -30,7 +30,7 @@ RULES = ("sign", "normalized", "adam")
 SCHEDULES = ("constant", "linear", "plateau")
 _FIRST_START = 0.01  # of the ball: near x, yet off the point where many gradients vanish
 _STRATA = 10  # starts until the sizes repeat: as many as the default has, so that none is left out
-_BETAS = (0.9, 0.999)
+_BETAS = (0.9, 0.999)  # Adam's own, so that its step size means what users know
 
 
 @final

@@ -19,7 +19,7 @@ from robustvae.errors import (
 from robustvae.seeding import rand, randn
 
 NORMS = ("l0", "l2", "linf")
-_NEWTON_STEPS = 14
+_NEWTON_STEPS = 14  # random images need 4; stopped early it stays inside
 _FAR = 1e18  # steps are cut here, so that products of two of them do not overflow
 
 
@@ -238,7 +238,9 @@ class Ball:
             order = rand(*x.shape, like=x, generator=generator)
             return torch.where(self.chosen(x, order), values, x)
         direction = randn(*x.shape, like=x, generator=generator)
-        share = rand(len(x), like=x, generator=generator) ** (1 / x[0].numel())
+        share = rand(len(x), like=x, generator=generator) ** (
+            1 / x[0].numel()
+        )  # the volume grows as radius^D
         direction = direction * (share / _length(direction, "l2").clamp_min(1e-12)).view(shape)
         return self.project(x, x + radius * direction)
 

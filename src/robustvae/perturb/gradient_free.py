@@ -52,6 +52,7 @@ class RandomSearch:
     ) -> SearchResult:
         """Maximize `score` around each of `x`."""
         parts = []
+        # one input at a time: its draws then follow from its own stream, whatever the batch
         for i, seed in enumerate(by_row(generator, "noise", x).streams):
             index = torch.full((self.steps,), i)
             center = x[i : i + 1].expand(self.steps, *x.shape[1:])
@@ -116,6 +117,7 @@ class SquareSearch:
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
     ) -> SearchResult:
         """Maximize `score` around each of `x`."""
+        # all restarts of an input in one batch, so that its best is known when the batch ends
         size = max(1, self.chunk // self.restarts)
         seeds = by_row(generator, "squares", x).streams
         return join(
@@ -145,6 +147,7 @@ class SquareSearch:
                 reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
                 y = around.project(center, best + reach * step_in)
             if ball.norm == "l2":
+                # what a square takes from the radius is given back: inside it gains nothing
                 y = around.project(center, center + _stretched(y - center, radius))
             value, _ = evaluate(score, y, rows, gradient=False)
             better = value > highest
@@ -158,6 +161,7 @@ class SquareSearch:
     def _square(self, like: Tensor, step: int, *, generator: torch.Generator) -> Tensor:
         """Plus or minus one on one random square a row and channel, 0 elsewhere."""
         n, channels, height, width = like.shape
+        # halved six times in all, as the paper does: coarse squares first, then details
         share = self.share * 0.5 ** (6 * step / self.steps)
         side = max(1, min(round(math.sqrt(share * height * width)), height, width))
         numbers = rand(n, 2 + channels, like=like, generator=generator)

@@ -21,8 +21,8 @@ from robustvae.registry import register
 from robustvae.seeding import by_row, row_generators
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_ARMIJO = 1e-4
-_SHORTEST = 1e-12
+_ARMIJO = 1e-4  # the usual share of the predicted decrease: hardly more than any decrease
+_SHORTEST = 1e-12  # of the point's size: shorter steps are lost in rounding
 
 
 @final

@@ -69,6 +69,7 @@ class OneShot:
         reach = ball.reach(x).view(shape)
         best, highest = x.clone(), torch.full_like(x.flatten(1)[:, 0], -torch.inf)
         for k in range(self.count):
+            # a quadratic cannot tell the two ends apart; the score itself can
             for sign in (1.0, -1.0):
                 step = directions[:, k].sign() if ball.norm == "linf" else directions[:, k]
                 if ball.norm == "linf":

@@ -97,6 +97,7 @@ class Universal:
                 unit = total / torch.linalg.vector_norm(total).clamp_min(1e-30)
                 if ball.norm == "linf":
                     unit = total.sign() * x[0].numel() ** -0.5
+                # linear decay: large steps cross the ball, the last ones settle
                 rate = self.step * (1 - count / self.steps) * reach
                 change = around.project(origin, change + rate * unit)
         gradients = self.steps * self.restarts

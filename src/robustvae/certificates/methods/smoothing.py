@@ -79,6 +79,7 @@ class Smoothing:
                 draws[i] = count
                 share = failure * _look_share(look, len(looks))
                 radii.append(sampler_radius(sampler, inside, count, share, ask.m))
+                # a union bound over the inputs, for radii that hold together
                 split = share / len(task.x)
                 simultaneous.append(sampler_radius(sampler, inside, count, split, ask.m))
         assumption = (
@@ -111,6 +112,7 @@ class Smoothing:
         """Counts of draws after which a decision may be taken, rising."""
         first = asked or self.draws
         sizes, greatest = [first], max(first, self.most or 0)
+        # doubled, so that no look costs more than all before it
         while sizes[-1] < greatest:
             sizes.append(min(2 * sizes[-1], greatest))
         return sizes

@@ -42,7 +42,7 @@ def dense_step(weight: Tensor, bias: Tensor | None, node: int, shape: Sequence[i
         lambda x, way: functional.linear(x, by[way]),
         lambda y: y @ by["plain"],
         double(bias),
-        sum(weight.shape),
+        sum(weight.shape),  # roundings of a product with W, or with its transpose
         tuple(shape),
     )
 
@@ -61,7 +61,14 @@ def scaling_step(
     if len(shape) == 3 and (factor.ndim == 0 or tuple(factor.shape[1:]) == (1, 1)):
         window = (transpose, (1, 1), (0, 0))
     return LinearStep(
-        (node,), lambda x, way: x * by[way], transpose, bias, 16, tuple(shape), window=window
+        # one product and one sum; 16 roundings are more than any dtype makes of them
+        (node,),
+        lambda x, way: x * by[way],
+        transpose,
+        bias,
+        16,
+        tuple(shape),
+        window=window,
     )
 
 

@@ -64,7 +64,7 @@ class Concatenate(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         """(B, n_i, ...) to (B, sum n_i, ...)."""
-        return torch.cat(features, 1)
+        return torch.cat(features, 1)  # the channels: the only axis that bounds can follow
 
 
 @final

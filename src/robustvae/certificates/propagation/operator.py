@@ -199,6 +199,7 @@ class Smooth(Curve):
         # slopes relative to the line's, rounded outwards
         top = (top - slope) + ROUNDING * (top.abs() + slope.abs())
         bottom = (slope - bottom) + ROUNDING * (bottom.abs() + slope.abs())
+        # an extreme lies inside a piece only where the curve's slope may pass the line's
         turns = (top > 0) & (bottom > 0)
         by_slope = width * top * (bottom / (top + bottom).clamp_min(TINY))
         by_curve = self.curvature(start, end) * width.square() / 8

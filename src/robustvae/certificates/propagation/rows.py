@@ -34,6 +34,7 @@ class Cause:
         """A bound on the l2 norm of scale * (matrix @ e), for positive `scale`, (k,)."""
         scaled = self.matrix * scale[:, None]
         each = float((scaled.abs() @ self.most).norm())
+        # neither of the two is always the smaller
         return min(each, operator_bound(scaled) * self.total) * UP
 
 
@@ -57,6 +58,7 @@ class Window:
         height, width = self.size
         in_rows = (rows >= 0) & (rows < height)
         in_columns = (columns >= 0) & (columns < width)
+        # an index must exist, also where the mask says that nothing is there
         place = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
         return place.flatten(1), (in_rows[:, :, None] & in_columns[:, None]).flatten(1)
 
@@ -74,6 +76,7 @@ class Window:
         _, within = wide.places()
         inner = wide.data * within.view(len(top), 1, *wide.data.shape[2:])
         wide = replace(wide, data=inner)
+        # a window as large as the image only costs more than the rows in full
         small = inner.shape[2] < size[0] and inner.shape[3] < size[1]
         return wide if small else dense(wide)
 
@@ -99,6 +102,7 @@ def dense(rows: Window | Tensor) -> Tensor:
 
 def one_hot(features: Tensor, shape: Sequence[int]) -> Window | Tensor:
     """The rows of features of a node themselves."""
+    # of an image a feature sees one pixel: rows in full would be mostly zeros
     if len(shape) == 3 and len(features):
         channels, height, width = shape
         data = torch.zeros(len(features), channels, 1, 1, dtype=torch.float64)

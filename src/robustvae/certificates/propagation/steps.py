@@ -122,6 +122,7 @@ class LinearStep(Step):
         middle = self.apply((state.low + state.high) / 2, "plain")
         half = self.apply((state.high - state.low) / 2, "sizes")
         low, high = middle - half, middle + half
+        # Cauchy-Schwarz on the l2 ball itself is exact, and the box around it up to sqrt(D) wider
         if state.depth == 0 and ball.norm == "l2":
             rows = self.apply(torch.ones_like(state.value), "squares").sqrt()
             reach = rows * ball.radius.reshape(-1, *[1] * (rows.ndim - 1)) + TINY

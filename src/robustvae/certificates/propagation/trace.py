@@ -67,14 +67,16 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
         )
     kind = type(owner).__name__
     load()
+    # what holds for every call of this process first, then each layer by itself
     gate.admit_process()
     for part in owner.modules():
         gate.admit_call(part)
     tracer = _Tracer()
     tracer.traced_func_name = name
     size = 2 * math.prod(shape)
+    # two images that differ everywhere, in float64: what the layers do, nearly without rounding
     probe = torch.linspace(0, 1, size, dtype=torch.float64).view(2, *shape)
-    before = _state(owner)
+    before = _state(owner)  # a counter or a cache makes the next call another function
     try:
         graph = _Translation(owner, probe).graph(tracer.trace(owner))
         # one image and two, in another order, and far from [0, 1]
@@ -203,7 +205,7 @@ class _Translation:
                 return Graph(self.layers, self.reads, outputs)
             else:
                 self.values[node] = self._step(node)
-        raise AssertionError("a trace without an output")
+        raise AssertionError("a trace without an output")  # torch.fx ends every trace with one
 
     def _step(self, node: fx.Node) -> Any:
         if node.op == "call_module":
@@ -219,6 +221,7 @@ class _Translation:
         if options.pop("inplace", False):
             raise UnsupportedError(f"{_name(node)} in place may change what is read elsewhere")
         if node.op == "call_method":
+            # the same numbers, elsewhere in memory or without a graph
             if node.target in ("contiguous", "clone", "detach"):
                 return self._value(node.args[0], node)
             if node.target == "size":

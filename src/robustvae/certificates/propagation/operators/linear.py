@@ -93,6 +93,7 @@ class BatchNorm(Operator):
                 f"{type(layer).__name__} without running statistics mixes the inputs of a batch; "
                 "use track_running_stats=True"
             )
+        # in float64: folded in float32 the factor would lose what the bounds need
         mean, variance = (t.double().cpu() for t in (layer.running_mean, layer.running_var))
         self.factor = (variance + layer.eps).rsqrt()
         if layer.weight is not None:

@@ -96,6 +96,6 @@ class Normalization(Operator):
     def lipschitz(self, shape: Shape) -> float:
         """max |weight| / sqrt(eps), which is reached where a group is constant."""
         n = self.group(shape)[1] if shape else 2
-        if n == 1:
+        if n == 1:  # a group of one feature is centered to 0 whatever comes in
             return 0.0
         return self.largest / math.sqrt(self.eps) * (1 + 1e-12)

@@ -58,6 +58,7 @@ class _Axes(Operator):
 
     def lipschitz(self, shape: Shape) -> float:
         """The product of the axes' norms."""
+        # the norm of a Kronecker product is the product of the norms
         bound = 1.0
         for matrix in self.matrices(shape):
             bound *= spectral_norm_bound(matrix)

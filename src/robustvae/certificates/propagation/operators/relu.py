@@ -72,7 +72,7 @@ class ParametricRectifier(Kinked):
     def build(self, network: Builder, reads: tuple[int, ...]) -> int:
         """One step; the slopes lie along the channels."""
         shape: Shape = network.shape(reads[0])
-        if self.below.numel() > 1:
+        if self.below.numel() > 1:  # one slope a channel: broadcast over the other axes
             self.below = self.below.view(-1, *[1] * (len(shape) - 1))
             self.lines = (self.below, 1.0)
         return super().build(network, reads)

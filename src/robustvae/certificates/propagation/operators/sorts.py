@@ -36,6 +36,7 @@ class Sort(Operator):
             greatest, least = index.chunk(2)
             return exchange(network, node, greatest, least)
         place = index % group
+        # an odd-even sort of n features is done after n turns
         for turn in range(1 if group == 2 else group):
             least = index[(place % 2 == turn % 2) & (place < group - 1)]
             if len(least):
