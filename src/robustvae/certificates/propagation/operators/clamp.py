@@ -69,7 +69,7 @@ class Cut(Kinked):
             self.low, self.high = layer.low, layer.high
         else:
             self.low, self.high = float(layer.min_val), float(layer.max_val)
-        # an end that is infinite is no kink: the curve stays a line there
+        # at an infinite end there is no kink: the curve stays a line
         lines = [1.0]
         kinks: list[float] = []
         if math.isfinite(self.low):
