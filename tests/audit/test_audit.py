@@ -152,6 +152,7 @@ def reordered(vae, images, plan, numbers):
     """Rows of the same inputs in another order, or of some of them only."""
     from robustvae.audit.auditor import Auditor
     from robustvae.audit.protocol import Inputs, settle
+    from robustvae.audit.tasks import Memory
 
     plan = read_plan({**plan, "inputs": len(numbers)})
     plan, question = settle(plan, None, R, images)
@@ -159,8 +160,10 @@ def reordered(vae, images, plan, numbers):
     x = images.read(rows)
     everything = images.x
     inputs = Inputs(x, images.y[rows], tuple(numbers), x[:0], everything.mean(0, keepdim=True))
-    auditor = Auditor({"victim": rv.Victim(vae)}, inputs, plan, question, 0, Run())
-    return auditor.shard("victim", range(len(numbers)), "")["rows"]
+    auditor = Auditor({"victim": rv.Victim(vae)}, inputs, plan, question, 0)
+    places, quiet = range(len(numbers)), lambda words: None
+    attacks = auditor.attacked("victim", places, Memory(), quiet)
+    return auditor.measured_rows("victim", places, attacks, Memory(), quiet)["rows"]
 
 
 def test_unknown_weights_cannot_resume(digits, one, monkeypatch):

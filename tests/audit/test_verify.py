@@ -13,7 +13,7 @@ import robustvae as rv
 from robustvae import cli
 from robustvae.attacks import rescore
 from robustvae.audit import Run
-from robustvae.audit.store import Store, packed, unpacked
+from robustvae.audit.store import packed, unpacked
 from robustvae.errors import CheckpointError, DataError
 from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
@@ -101,22 +101,6 @@ def test_unknown_model_is_not_checked(copy):
     verification = rv.verify(copy)
     assert verification.recomputed == 0
     assert any("give victim=" in reason for reason in verification.not_checked)
-
-
-def test_damaged_shard_is_computed_again(digits, one, tmp_path):
-    vae, run = rv.load("digits-vae"), Run(keep=tmp_path, resume=True)
-    first = rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=Run(keep=tmp_path))
-    (path,) = tmp_path.glob("*.json")
-    content = json.loads(path.read_text())
-    content["shard"]["rows"][0]["damage"] = 999.0
-    path.write_text(json.dumps(content))
-    again = rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=run)
-    assert again.rows == first.rows
-    assert any("damaged and computed again" in entry.reason for entry in again.left_out)
-    for text in ("{}", "[]", "", json.dumps({"sha256": "", "shard": {}})):
-        path.write_text(text)
-        assert Store(tmp_path, {}, True).read(0) is None
-        assert rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=run).rows == first.rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,7 +9,7 @@ import yaml
 
 import robustvae as rv
 from robustvae import cli, zoo
-from robustvae.audit import auditor
+from robustvae.audit import job
 from robustvae.cli import parser
 from robustvae.errors import single_line
 
@@ -48,14 +48,14 @@ def test_audit_writes_report_and_says_where(plan, tmp_path, capsys):
     assert cli.main(["audit", "--plan", str(plan), "--out", str(out)]) == cli.DONE
     files = {"report.html", "record.json", "adversarials.safetensors", "manifest.json"}
     assert files <= {path.name for path in out.iterdir()}
-    assert not (out / ".shards").exists()
+    assert not (out / ".parts").exists()
     record = rv.Record.from_json((out / "record.json").read_text())
     assert len(record.rows) == 8 and record.question.r == 0.86
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
 
 
 def test_nobody_elses_files_are_removed(plan, tmp_path):
-    kept = tmp_path / "out" / ".shards" / "mine.json"
+    kept = tmp_path / "out" / ".parts" / "mine.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     assert cli.main(["audit", "--plan", str(plan), "--out", str(tmp_path / "out")]) == cli.DONE
@@ -77,19 +77,20 @@ def test_interrupted_audit_resumes_to_same_record(plan, tmp_path, capsys, monkey
     arguments = ["audit", "--plan", str(plan), "--out"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cli.main([*arguments, str(whole)]) == cli.DONE
-    shard, calls = auditor.Auditor.shard, []
+    compute, calls = job.AuditJob.compute, []
 
-    def interrupted(self, name, places, label):
-        calls.append(places.start // 2)
-        if len(calls) == 2:
+    def interrupted(self, task, *rest):
+        calls.append(task.key)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return shard(self, name, places, label)
+        return compute(self, task, *rest)
 
-    monkeypatch.setattr(auditor.Auditor, "shard", interrupted)
+    monkeypatch.setattr(job.AuditJob, "compute", interrupted)
     assert cli.main([*arguments, str(cut)]) == cli.INTERRUPTED == 130
-    assert "--resume" in capsys.readouterr().err
-    assert cli.main([*arguments, str(cut), "--resume"]) == cli.DONE
-    assert calls == [0, 1, 1]
+    assert "goes on" in capsys.readouterr().err
+    assert cli.main([*arguments, str(cut)]) == cli.DONE
+    assert "going on with 2 of" in capsys.readouterr().err
+    assert calls[2] == calls[3] and len(set(calls)) == len(calls) - 1
     first, second = (
         rv.Record.from_json((folder / "record.json").read_text()) for folder in (whole, cut)
     )
@@ -105,7 +106,7 @@ def test_requirements_decide_the_exit_code(plan, tmp_path, capsys):
 
 
 def test_hopeless_run_stops_before_training(plan, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(auditor.Auditor, "shard", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(job.AuditJob, "compute", lambda *_, **__: pytest.fail("it ran"))
     arguments = ["audit", "--plan", str(plan), "--quiet", "--out"]
     out = str(tmp_path / "out")
     fails(capsys, *arguments, out, "--require", "inside_bal", says="did you mean 'inside_ball'")

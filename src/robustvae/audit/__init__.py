@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 from robustvae._lazy import attach
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which read no table
-    from robustvae.audit.auditor import Run
     from robustvae.audit.context import Attacked, Context, Measure
     from robustvae.audit.plan import AttackPlan, MarginPlan, Plan, read_plan
     from robustvae.audit.protocol import Protocol, read_protocol
     from robustvae.audit.requirements import check_names, summary_keys
     from robustvae.audit.run import audit
-    from robustvae.audit.store import forget_shards
+    from robustvae.audit.tasks import Run
     from robustvae.audit.verifying import Verification, verify
 
 _HOMES = {
@@ -20,14 +19,13 @@ _HOMES = {
     "audit": "run",
     "check_names": "requirements",
     "Context": "context",
-    "forget_shards": "store",
     "MarginPlan": "plan",
     "Measure": "context",
     "Plan": "plan",
     "Protocol": "protocol",
     "read_plan": "plan",
     "read_protocol": "protocol",
-    "Run": "auditor",
+    "Run": "tasks",
     "summary_keys": "requirements",
     "Verification": "verifying",
     "verify": "verifying",
@@ -39,7 +37,6 @@ __all__ = [
     "audit",
     "check_names",
     "Context",
-    "forget_shards",
     "MarginPlan",
     "Measure",
     "Plan",

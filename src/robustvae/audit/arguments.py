@@ -12,7 +12,8 @@ import torch
 
 from robustvae import registry
 from robustvae.audit.plan import Plan
-from robustvae.audit.protocol import Inputs, sha256
+from robustvae.audit.protocol import Inputs
+from robustvae.audit.tasks import Run
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, DtypeError, unknown
@@ -73,15 +74,18 @@ def header(
     inputs: Inputs,
     plan: Plan,
     question: QuestionFacts,
-    name: str | None,
-    resume: bool,
+    run: Run,
+    threads: int | None,
 ) -> dict[str, Any]:
-    """What decides the numbers, and what an interrupted audit is known again by."""
+    """What decides the numbers, and what an interrupted audit is known again by.
+
+    `threads` are those of the workers; None for this process's own.
+    """
     first = next(iter(named.values()))
     vae = first.vae
     kind = registry.name_of("model", vae) or type(vae).__name__
     digest = checkpoint.weights_sha256(vae)
-    if resume and digest is None:
+    if run.resume and digest is None:
         raise ConfigError(
             "cannot resume: the model's weights are not accessible, so it cannot be told from "
             "another; run it without resume"
@@ -89,7 +93,7 @@ def header(
     packages = ("robustvae", "torch", "numpy", "scipy")
     return {
         "model": ModelFacts(
-            name=name or kind,
+            name=run.name or kind,
             kind=kind,
             architecture=vae.config.get("architecture"),
             latent=vae.latent,
@@ -103,7 +107,7 @@ def header(
             split=images.split,
             inputs=len(inputs.numbers),
             available=len(images),
-            sha256=sha256(inputs.x),
+            sha256=inputs.sha256(),
         ),
         "plan": plan.model_dump(mode="json"),
         "question": question,
@@ -112,7 +116,7 @@ def header(
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
             "device": str(vae.device),
-            "threads": str(torch.get_num_threads()),
+            "threads": str(threads or torch.get_num_threads()),
             "dtype": str(vae.dtype).removeprefix("torch."),
             "machine": platform.machine(),
         },

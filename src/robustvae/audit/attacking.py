@@ -56,7 +56,7 @@ def everyone(context: Context, inputs: Inputs) -> Context:
     order = sorted(range(len(inputs.numbers)), key=inputs.numbers.__getitem__)
     return dataclasses.replace(
         context,
-        x=inputs.x[order].to(context.x),
+        x=inputs.read(order).to(context.x),
         numbers=tuple(inputs.numbers[place] for place in order),
     )
 

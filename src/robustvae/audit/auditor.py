@@ -1,4 +1,4 @@
-"""Measures all victims on all inputs, shard by shard, and puts the record together."""
+"""Measures victims on some inputs, stage by stage, and puts the record together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -18,7 +16,7 @@ from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
 from robustvae.audit import pictures, statements
-from robustvae.audit.attacking import everyone, jobs, rows_of
+from robustvae.audit.attacking import Job, everyone, jobs, rows_of
 from robustvae.audit.context import (
     BASE_COLUMNS,
     Attacked,
@@ -28,16 +26,30 @@ from robustvae.audit.context import (
     nothing_found,
     undefended,
 )
+from robustvae.audit.outcomes import (
+    Parts,
+    checked_columns,
+    omission,
+    put_rows,
+    reason_of,
+)
 from robustvae.audit.plan import Plan, text
 from robustvae.audit.probes import gradient_lies, probe, three_numbers
-from robustvae.audit.progress import Lines, Progress
 from robustvae.audit.protocol import (
     Inputs,
     rank,
 )
 from robustvae.audit.requirements import check_names, columns_of, measure_names
-from robustvae.audit.store import Store, adversarials_bytes, packed, tensor_sha256, unpacked
+from robustvae.audit.store import (
+    adversarials_bytes,
+    packed,
+    packed_result,
+    tensor_sha256,
+    unpacked,
+    unpacked_result,
+)
 from robustvae.audit.summary import summarize, worst
+from robustvae.audit.tasks import Memory, Part, State, Words, pieces
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError
@@ -56,35 +68,8 @@ from robustvae.records.verdict import run_check, verdict_of
 
 
 @final
-@dataclass(frozen=True)
-class Run:
-    """How an audit is run, which decides no number of it.
-
-    Args:
-        name: What to call the model in the record.
-        source: What `rv.load` takes to load it again, for whoever verifies the record.
-        keep: A folder for finished shards, so that nothing is lost when the run is stopped.
-        resume: Take shards of the same audit from `keep` instead of computing them again; the
-            same means the same weights, inputs, plan and seed.
-        progress: Called with (steps done, steps in all, what is under way); None prints a line
-            with the remaining time now and then, once an audit takes long.
-
-    Examples:
-        >>> from robustvae.audit import Run
-        >>> Run(name="mine").resume
-        False
-    """
-
-    name: str | None = None
-    source: str | None = None
-    keep: str | Path | None = None
-    resume: bool = False
-    progress: Progress | None = None
-
-
-@final
 class Auditor:
-    """Measures all victims on all inputs, shard by shard, and puts the record together."""
+    """Measures victims on some inputs, stage by stage, and puts the record together."""
 
     def __init__(
         self,
@@ -93,10 +78,9 @@ class Auditor:
         plan: Plan,
         question: QuestionFacts,
         seed: int,
-        run: Run,
     ) -> None:
         self.named, self.inputs, self.plan = named, inputs, plan
-        self.question, self.seed, self.run = question, seed, run
+        self.question, self.seed = question, seed
         specs = {spec["name"]: spec for spec in plan.measures}
         self.measures = [
             (name, registry.build("measure", specs.get(name, name))) for name in measure_names(plan)
@@ -105,24 +89,17 @@ class Auditor:
         twice = {c.id for c in self.columns if [d.id for d in self.columns].count(c.id) > 1}
         if twice:
             raise ConfigError(f"two measures have a column {sorted(twice)[0]!r}: rename one")
-        self.stages = 1 + len(self.measures)
-        self.shards = -(-plan.inputs // plan.shard)
-        self.total = len(named) * self.shards * self.stages + len(named) + 1
-        self.done = 0
         self.lies: dict[str, bool] = {}
-        self.first_outputs: dict[str, Tensor] = {}
         self.common_results: dict[Any, AttackResult] = {}
-        self.tell = run.progress or Lines()
-
-    def step(self, words: str) -> None:
-        """Tell that a step begins."""
-        self.tell(self.done, self.total, words)
-        self.done += 1
+        numbers = inputs.numbers
+        # the next greater number, so that the partner does not depend on the order of the inputs
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        self.after = {numbers[i]: j for i, j in zip(order, [*order[1:], order[0]], strict=True)}
 
     def context(self, name: str, places: Sequence[int]) -> Context:
         """The inputs at some places, for one victim."""
         victim, inputs = self.named[name], self.inputs
-        x = inputs.x[list(places)].to(device=victim.vae.device, dtype=victim.vae.dtype)
+        x = inputs.read(places).to(device=victim.vae.device, dtype=victim.vae.dtype)
         context = Context(
             victim=victim,
             name=name,
@@ -135,45 +112,98 @@ class Auditor:
             random=is_random(victim, x),
             constant=inputs.constant.to(x),
         )
-        context.cache["partners"] = self.partners(context)
+        context.cache["partners"] = self.partners
         return context
 
-    def partners(self, context: Context) -> Any:
-        """For every input the next one of the audit, and how to get the victim's output for it."""
+    def partners(self, context: Context) -> tuple[Tensor, Tensor]:
+        """For every input the next one of the audit, and the victim's output for it."""
         numbers = self.inputs.numbers
-        # the next greater number, so that the partner does not depend on the order of the inputs
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        rows = {numbers[i]: j for i, j in zip(order, [*order[1:], order[0]], strict=True)}
-        everything = self.inputs.x.to(context.x)
+        places = [self.after[number] for number in context.numbers]
+        x = self.inputs.read(places).to(context.x)
+        # each row by its own number: what it is does not depend on whose partner it is
+        wider = dataclasses.replace(context, x=x, numbers=tuple(numbers[i] for i in places))
+        return x, wider.read(context.victim, x, "output")
 
-        def outputs() -> Tensor:
-            # computed for the whole audit in one go, the same whatever the shards are
-            wider = dataclasses.replace(context, x=everything, numbers=numbers)
-            result: Tensor = context.once(
-                ("all outputs", context.name),
-                lambda: wider.read(context.victim, everything, "output"),
-            )
-            return result
-
-        return {"x": everything, "rows": rows}, outputs
-
-    def attacks(self, context: Context, note: Callable[[str, Exception], None]) -> list[Attacked]:
+    def jobs(self, name: str, lies: bool = False) -> list[Job]:
         """Every attack of the plan, and those that the library adds to any plan."""
-        results = []
-        lies = self.gradient_lies(context.name)
-        for role, attack_plan, attack, target in jobs(self.plan, context, lies):
-            name = attack_plan.id if role == "plan" else f"{attack_plan.id} ({role})"
-            try:
-                result = self.attack(context, attack, target, role)
-            except UnsupportedError as error:  # this victim cannot be put to it: no row
-                note(f"attack {name}", error)
-                continue
-            except Exception as error:  # a stranger's model may raise anything: the rest goes on
-                note(f"attack {name}", error)
-                result = nothing_found(context.x)
-            knows = statements.knows(role, context.defended)
-            results.append(Attacked(attack_plan, name, role, knows, result))
-        return results
+        victim, none = self.named[name], self.inputs.constant[:0]
+        facts = (self.question, self.plan, self.seed, False, none)
+        return jobs(
+            self.plan, Context(victim, name, undefended(victim), none, (), *facts), lies
+        )
+
+    def attacked(self, name: str, places: Sequence[int], state: State, say: Words) -> Part:
+        """The stage of attacks: each attack's outcome on the inputs at some places."""
+        context = self.context(name, places)
+        outcomes: list[Any] = []
+        first = None
+        if places[0] == 0:  # before anything attacks it: compared again by the checks
+            with contextlib.suppress(Exception):  # whatever fails here fails below, and is noted
+                first = state.get("first output") or packed(context.output)
+                state.put("first output", first)
+        for job in self.jobs(name, self.gradient_lies(name)):
+            label = self.facts_of(name, job)["id"]
+            say(f"attack {label}")
+            outcome = state.get(label)
+            if outcome is None:
+                outcome = self._outcome(context, job, label)
+                state.put(label, outcome)
+            outcomes.append(outcome)
+        return {
+            "attacks": [outcome["attack"] for outcome in outcomes if outcome["attack"] is not None],
+            "first": first,
+            "left_out": [entry for outcome in outcomes for entry in outcome["left_out"]],
+        }
+
+    def _outcome(self, context: Context, job: Job, label: str) -> dict[str, Any]:
+        """One attack's outcome, which holds for the inputs that it could be run on."""
+        role, _, attack, target = job
+        left_out: list[dict[str, str]] = []
+        result = nothing_found(context.x)
+
+        def note(reason: str) -> None:
+            left_out.append(omission(f"attack {label}", context.name, reason))
+
+        def run(rows: Sequence[int]) -> AttackResult:
+            local = context if len(rows) == len(context.x) else context.part(rows)
+            return self.attack(local, attack, target, role)
+
+        try:
+            for rows, part in pieces(len(context.x), run, note):
+                if isinstance(part, BaseException):
+                    note(f"input {context.numbers[rows[0]]}: {reason_of(part)}")
+                else:
+                    result = part if len(rows) == len(context.x) else put_rows(result, rows, part)
+        except UnsupportedError as error:  # this victim cannot be put to it: no row
+            note(reason_of(error))
+            return {"attack": None, "left_out": left_out}
+        except Exception as error:  # a stranger's model may raise anything: the rest goes on
+            note(reason_of(error))
+        facts = self.facts_of(context.name, job)
+        return {"attack": {**facts, **packed_result(result)}, "left_out": left_out}
+
+    def facts_of(self, name: str, job: Job) -> dict[str, Any]:
+        """What a part says of an attack beside its outcome."""
+        role, attack, *_ = job
+        return {
+            "place": self.plan.attacks.index(attack),
+            "id": attack.id if role == "plan" else f"{attack.id} ({role})",
+            "role": role,
+            "knows": statements.knows(role, is_defended(self.named[name])),
+        }
+
+    def outcomes(self, x: Tensor, part: Part) -> tuple[Attacked, ...]:
+        """The attacks that a part of the stage of attacks holds."""
+        return tuple(
+            Attacked(
+                self.plan.attacks[one["place"]],
+                one["id"],
+                one["role"],
+                one["knows"],
+                unpacked_result(one, x),
+            )
+            for one in part["attacks"]
+        )
 
     def gradient_lies(self, name: str) -> bool:
         """Whether a victim's gradient is not that of its function, seen at the first inputs.
@@ -205,62 +235,105 @@ class Auditor:
         )
         return dataclasses.replace(result, score=score)
 
-    def shard(self, name: str, places: range, label: str) -> dict[str, Any]:
-        """Rows and attacked inputs of one victim on some inputs."""
+    def measured_rows(
+        self, name: str, places: Sequence[int], attacks: Part, state: State, say: Words
+    ) -> Part:
+        """The stage of measures: rows of one victim on the inputs at some places."""
         left_out: list[dict[str, str]] = []
 
-        def note(stage: str, error: Exception) -> None:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            if isinstance(error, RobustVAEError):
-                reason = " ".join(str(error).split())
-            left_out.append({"stage": stage, "victim": name, "reason": reason[:400]})
+        def note(stage: str, reason: str) -> None:
+            left_out.append(omission(stage, name, reason))
 
         context = self.context(name, places)
-        if places.start == 0:  # before anything attacks it: compared again at the end
-            with contextlib.suppress(Exception):  # whatever fails here fails below, and is noted
-                self.first_outputs[name] = context.output.clone()
-        self.step(f"{label}: attacks")
-        attacked = self.attacks(context, note)
-        context = dataclasses.replace(context, attacks=tuple(attacked))
-        values, common = self.measured(context, note, lambda name: self.step(f"{label}: {name}"))
-        rows = self.rows(context, attacked, values, common)
+        attacked = self.outcomes(context.x, attacks)
+        context = dataclasses.replace(context, attacks=attacked)
+        values, common = self.measured(context, note, say, state)
+        rows = self.rows(name, context.numbers, attacked, values, common)
         notes = context.cache.get("rests on", {})
-        shard: dict[str, Any] = plain(
+        part: Part = plain(
             {
                 "rows": rows,
                 "notes": [[*key, lists] for key, lists in notes.items()],
                 "left_out": left_out,
-                "adversarials": {one.id: packed(one.x_adv) for one in attacked},
             }
         )
-        return shard
+        return part
 
     def measured(
         self,
         context: Context,
-        note: Callable[[str, Exception], None],
-        step: Callable[[str], None],
+        note: Callable[[str, str], None],
+        say: Words = lambda words: None,
+        state: State | None = None,
     ) -> tuple[dict[str, dict[str, list[Any]]], dict[str, list[Any]]]:
         """Columns of every measure: of attacks by the attack's id, and of the inputs."""
         values: dict[str, dict[str, list[Any]]] = {one.id: {} for one in context.attacks}
         common: dict[str, list[Any]] = {}
+        state = Memory() if state is None else state
         for name, measure in self.measures:
-            step(name)
-            try:
-                if measure.columns[0].per == "input":
-                    common |= _columns(measure, measure(context), len(context.x))
-                    continue
-                for one in context.attacks:
-                    part = measure(context.about(one))
-                    values[one.id] |= _columns(measure, part, len(context.x))
-            except Exception as error:  # a stranger's model may raise anything: the rest goes on
-                note(name, error)
+            say(name)
+            content = state.get(name)
+            if content is None:
+                content = self._measure(context, name, measure)
+                state.put(name, content)
+            for reason in content["left_out"]:
+                note(name, reason)
+            notes = context.once("rests on", dict) if content["notes"] else {}
+            for kind, holding, lists in content["notes"]:
+                notes.setdefault((kind, holding), []).extend(lists)
+            common |= content["inputs"]
+            for key, columns in content["attacks"].items():
+                values[key] |= columns
         return values, common
+
+    def _measure(self, context: Context, name: str, measure: Any) -> dict[str, Any]:
+        """One measure's columns, in JSON's own types; None for inputs where it fails."""
+        reasons: list[str] = []
+        notes: list[Any] = []
+
+        def run(about: Context) -> dict[str, list[Any]]:
+            def compute(rows: Sequence[int]) -> Any:
+                local = about if len(rows) == len(about.x) else about.part(rows)
+                local.cache["rests on"] = {}
+                columns = checked_columns(measure, measure(local), len(rows))
+                return columns, local.cache.pop("rests on")
+
+            columns: dict[str, list[Any]] = {c.id: [None] * len(about.x) for c in measure.columns}
+            for rows, part in pieces(len(about.x), compute, reasons.append):
+                if isinstance(part, BaseException):
+                    reasons.append(f"input {about.numbers[rows[0]]}: {reason_of(part)}")
+                    continue
+                notes.extend([*key, lists] for key, lists in part[1].items())
+                for key, column in part[0].items():
+                    for row, value in zip(rows, column, strict=True):
+                        columns[key][row] = value
+            return columns
+
+        attacks: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
+        try:
+            if measure.columns[0].per == "input":
+                inputs = run(context)
+            else:
+                for one in context.attacks:
+                    attacks[one.id] = run(context.about(one))
+        except Exception as error:  # a stranger's model may raise anything: the rest goes on
+            reasons.append(reason_of(error))
+        content: dict[str, Any] = plain(
+            {
+                "attacks": attacks,
+                "inputs": inputs,
+                "notes": notes,
+                "left_out": reasons,
+            }
+        )
+        return content
 
     def rows(
         self,
-        context: Context,
-        attacked: list[Attacked],
+        name: str,
+        numbers: Sequence[int],
+        attacked: Sequence[Attacked],
         values: dict[str, dict[str, list[Any]]],
         shared: dict[str, list[Any]],
     ) -> list[dict[str, Any]]:
@@ -268,13 +341,13 @@ class Auditor:
         empty = dict.fromkeys(column.id for column in self.columns)
         labels = dict(zip(self.inputs.numbers, self.inputs.y.tolist(), strict=True))
         rows = []
-        for i, number in enumerate(context.numbers):
+        for i, number in enumerate(numbers):
             for one in attacked:
                 result = one.result
                 rows.append(
                     {
                         **empty,
-                        "victim": context.name,
+                        "victim": name,
                         "input": number,
                         "label": labels[number],
                         "attack": one.id,
@@ -308,7 +381,6 @@ class Auditor:
         chosen = pictures.chosen(inside, self.plan.gallery)
         if not chosen:
             return []
-        self.step(f"{name}: pictures")
         leader = next(attack for attack in self.plan.attacks if attack.ball == ball)
         try:
             items = []
@@ -321,71 +393,82 @@ class Auditor:
                 items.append(context.about(attacked))
             return pictures.gallery(items, chosen)
         except Exception as error:  # a stranger's model may raise anything: the rest goes on
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-            left_out.append(Omission(stage="pictures", victim=name, reason=reason))
+            left_out.append(Omission(**omission("pictures", name, reason_of(error))))
             return []
 
-    def probes(self, name: str, left_out: list[Omission], shards: list[dict[str, Any]]) -> Any:
-        """What the checks judge beside the rows, on the first inputs."""
-        if not self.plan.probes:
-            return {}
-        context = self.context(
-            name, range(min(self.plan.probes, self.plan.shard, self.plan.inputs))
-        )
-        arrays = shards[0]["adversarials"]
-        attacked = []
-        for attack in self.plan.attacks:
-            if attack.id in arrays:
-                x_adv = unpacked(arrays[attack.id])[: len(context.x)].to(context.x)
-                empty = nothing_found(context.x)
-                result = dataclasses.replace(empty, x_adv=x_adv)
-                attacked.append(Attacked(attack, attack.id, "plan", "", result))
-        context = dataclasses.replace(context, attacks=tuple(attacked))
-        context.cache["first output"] = self.first_outputs.get(name)
+    def probes(self, name: str, attacks: Part) -> Part:
+        """The stage of checks: what they judge beside the rows, on the first inputs."""
+        left_out: list[dict[str, str]] = []
 
         def note(stage: str, error: Exception) -> None:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-            left_out.append(Omission(stage=stage, victim=name, reason=reason))
+            left_out.append(omission(stage, name, f"{type(error).__name__}: {error}"))
 
-        return plain(probe(context, self.inputs.unseen, note))
+        victim, probes = self.named[name], {}
+        if self.plan.probes:
+            context = self.context(
+                name, range(min(self.plan.probes, self.plan.shard, self.plan.inputs))
+            )
+            attacked = []
+            for one in attacks["attacks"]:
+                if one["role"] == "plan":
+                    x_adv = unpacked(one["x_adv"])[: len(context.x)].to(context.x)
+                    result = dataclasses.replace(nothing_found(context.x), x_adv=x_adv)
+                    plan = self.plan.attacks[one["place"]]
+                    attacked.append(Attacked(plan, one["id"], "plan", "", result))
+            context = dataclasses.replace(context, attacks=tuple(attacked))
+            if attacks["first"] is not None:
+                context.cache["first output"] = unpacked(attacks["first"])
+            probes = plain(probe(context, self.inputs.unseen, note))
+        first = self.inputs.read([0]).to(device=victim.vae.device, dtype=victim.vae.dtype)
+        return {"probes": probes, "random": is_random(victim, first), "left_out": left_out}
+
+    def undefended_damage(self, name: str, places: Sequence[int]) -> Part:
+        """The stage of effects: damage of the undefended model by the plan's first attack."""
+        victim = undefended(self.named[name])
+        attack = self.plan.attacks[0].build()
+        context = self.context(name, places)
+        result = attack(victim, context.x, generator=context.generator("undefended"))
+        output = victim.reconstruct(result.x_adv, generator=context.generator("output"))
+        return {"damage": (output - context.plain_output).flatten(1).norm(dim=1).tolist()}
 
     def record(
         self,
         header: dict[str, Any],
         images: Images,
         fixed: Any,
+        parts: Parts,
         left_out: list[Omission],
         clock: tuple[float, datetime.datetime],
     ) -> Record:
-        """All victims on all inputs, and what follows from them."""
-        store = Store(self.run.keep, header, self.run.resume)
+        """What follows from the parts of all victims and inputs."""
         rows: list[dict[str, Any]] = []
         facts: list[VictimFacts] = []
         gallery: list[dict[str, Any]] = []
         notes: dict[tuple[str, bool], list[list[str]]] = {}
-        tensors = {"x": self.inputs.x, "constant": self.inputs.constant}
+        tensors = {"x": self.inputs.read(range(len(self.inputs.numbers)))}
+        tensors["constant"] = self.inputs.constant
         effects: dict[str, float] = {}
         for place, name in enumerate(self.named):
-            shards = list(self._shards(name, place, store))
+            attacks, shards = parts.of(name, "attacks"), parts.of(name, "measures")
             local = [row for shard in shards for row in shard["rows"]]
             rows += local
             for shard in shards:
-                left_out += [Omission(**entry) for entry in shard["left_out"]]
                 if place == 0:
                     for kind, holding, lists in shard["notes"]:
                         notes.setdefault((kind, holding), []).extend(lists)
-            for attack in shards[0]["adversarials"]:
-                parts = [unpacked(shard["adversarials"][attack]) for shard in shards]
-                tensors[f"{name}/{attack}"] = torch.cat(parts)
+            for part in (*attacks, *shards, *parts.of(name, "checks")):
+                left_out += [Omission(**entry) for entry in part["left_out"]]
+            packs: dict[str, list[Tensor]] = {}
+            for part in attacks:
+                for one in part["attacks"]:
+                    packs.setdefault(one["id"], []).append(unpacked(one["x_adv"]))
+            # an attack that some inputs could not be put to has no file of all of them
+            whole = {key: pack for key, pack in packs.items() if len(pack) == len(attacks)}
+            tensors |= {f"{name}/{key}": torch.cat(pack) for key, pack in whole.items()}
             if place == 0:
                 gallery = self.gallery(name, local, tensors, left_out)
-            self.step(f"{name}: checks on the evidence")
-            facts.append(self._facts(name, local, shards, left_out, effects))
+            facts.append(self._facts(name, local, parts, effects))
         left_out = list(dict.fromkeys(left_out))
-        for fault in store.damaged:
-            left_out.append(
-                Omission(stage="resume", reason=f"{fault} was damaged and computed again")
-            )
         first = [row for row in rows if row["victim"] == facts[0].name]
         inputs = list({row["input"]: row for row in first}.values())
         start_time, creation = clock
@@ -441,26 +524,11 @@ class Auditor:
         record = record.model_copy(update={"verdict": verdict})
         return record.with_adversarials(adversarials_bytes(tensors))
 
-    def _shards(self, name: str, place: int, store: Store) -> Iterator[dict[str, Any]]:
-        for number in range(self.shards):
-            key = place * self.shards + number
-            shard = store.read(key)
-            begin = number * self.plan.shard
-            places = range(begin, min(begin + self.plan.shard, self.plan.inputs))
-            if shard is None:
-                words = f"{name}, inputs {begin + 1} to {places.stop} of {self.plan.inputs}"
-                shard = self.shard(name, places, words)
-                store.write(key, shard)
-            else:
-                self.done += self.stages
-            yield shard
-
     def _facts(
         self,
         name: str,
         rows: list[dict[str, Any]],
-        shards: list[dict[str, Any]],
-        left_out: list[Omission],
+        parts: Parts,
         effects: dict[str, float],
     ) -> VictimFacts:
         """One victim's three numbers and probes."""
@@ -479,30 +547,24 @@ class Auditor:
         if not has_defense and effect is not None:
             effects.setdefault(key, effect)
         elif effect is not None and key not in effects:
-            effects[key] = self._undefended_effect(name)
-        probes = self.probes(name, left_out, shards)
+            damages = [value for part in parts.of(name, "effects") for value in part["damage"]]
+            if damages:
+                effects[key] = sum(damages) / len(damages)
+        (checks,) = parts.of(name, "checks")
+        probes = dict(checks["probes"])
         if has_defense and effect is not None and price is not None:
             probes["three"] = three_numbers(effect, price, effects.get(key))
         return VictimFacts(
             name=name,
             defense=repr(victim.defense),
             spec=_spec_of(victim),
-            random=is_random(victim, self.inputs.x[:1].to(victim.vae.dtype)),
+            random=checks["random"],
             defended=has_defense,
             effect=effect,
             price=price,
             distance=mean("error_attacked", inside),
             probes=probes,
         )
-
-    def _undefended_effect(self, name: str) -> float:
-        """Mean damage of the undefended model by the plan's first attack, on all inputs."""
-        victim = undefended(self.named[name])
-        attack = self.plan.attacks[0].build()
-        context = self.context(name, range(self.plan.inputs))
-        result = attack(victim, context.x, generator=context.generator("undefended"))
-        output = victim.reconstruct(result.x_adv, generator=context.generator("output"))
-        return float((output - context.plain_output).flatten(1).norm(dim=1).mean())
 
     def _checks(self, facts: list[VictimFacts], rows: list[dict[str, Any]]) -> list[Any]:
         specs = {spec["name"]: spec for spec in self.plan.checks}
@@ -523,25 +585,6 @@ class Auditor:
             for victim in facts
             for name in check_names(self.plan)
         ]
-
-
-def _columns(measure: Any, values: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
-    """The values of a measure's columns, each a list of one for every input."""
-    ids = {column.id for column in measure.columns}
-    if set(values) != ids:
-        odd = sorted(set(values) ^ ids)
-        raise ConfigError(
-            f"{type(measure).__name__} must return its declared columns, got {', '.join(odd)}"
-        )
-    columns: dict[str, list[Any]] = {}
-    for key, column in values.items():
-        listing = plain(list(column) if isinstance(column, tuple) else column)
-        if len(listing) != count:
-            raise ConfigError(
-                f"{key} must hold one value for each of {count} inputs, got {len(listing)}"
-            )
-        columns[key] = listing
-    return columns
 
 
 def _spec_of(victim: Victim) -> dict[str, Any] | None:

@@ -64,6 +64,15 @@ class Attacked:
         """Attacked inputs, (B, ...)."""
         return self.result.x_adv
 
+    def part(self, rows: Sequence[int]) -> Attacked:
+        """The outcome on some of the inputs."""
+        fields: dict[str, Any] = {}
+        for entry in dataclasses.fields(self.result):
+            value = getattr(self.result, entry.name)
+            chosen = value[list(rows)] if isinstance(value, Tensor) else [value[i] for i in rows]
+            fields[entry.name] = chosen if isinstance(value, Tensor) else tuple(chosen)
+        return dataclasses.replace(self, result=AttackResult(**fields))
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -201,6 +210,21 @@ class Context:
 
         result: Tensor = self.once(("noise", self.attacked.id), draw)
         return result
+
+    def part(self, rows: Sequence[int]) -> Context:
+        """Some of the inputs, as if they were the batch."""
+        index = torch.tensor(list(rows), device=self.x.device)
+        attacks = tuple(one.part(rows) for one in self.attacks)
+        attacked = None if self.attacked is None else self.attacked.part(rows)
+        cache = {key: self.cache[key] for key in ("partners",) if key in self.cache}
+        return dataclasses.replace(
+            self,
+            x=self.x[index],
+            numbers=tuple(self.numbers[row] for row in rows),
+            attacks=attacks,
+            attacked=attacked,
+            cache=cache,
+        )
 
     def about(self, attacked: Attacked) -> Context:
         """The same inputs under one attack; what was computed once stays."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
+from typing import Protocol as Interface
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -16,6 +17,7 @@ from torch import Tensor
 from robustvae import registry
 from robustvae.audit.plan import STRICT, AttackPlan, Plan, read_plan, read_yaml
 from robustvae.data import Images
+from robustvae.data.images import CHUNK
 from robustvae.errors import ConfigError, RangeError, unknown
 from robustvae.records import QuestionFacts
 from robustvae.seeding import shard_generator
@@ -75,24 +77,43 @@ class Protocol(BaseModel):
     references: tuple[Reference, ...] = ()
 
 
+class Rows(Interface):
+    """Inputs that are read as they are asked for."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Some of them by their places, (n, ...)."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The audited inputs, and some that are not.
 
     Attributes:
-        x: Audited inputs, (B, ...).
+        x: Audited inputs, (B, ...), or the set of them, which is read a few at a time.
         y: Their labels, (B,).
         numbers: Their places in the data.
         unseen: Other inputs of the same data, (N, ...), N possibly 0.
         constant: The mean of the data, (1, ...).
     """
 
-    x: Tensor
+    x: Tensor | Rows
     y: Tensor
     numbers: tuple[int, ...]
     unseen: Tensor
     constant: Tensor
+
+    def read(self, places: Sequence[int]) -> Tensor:
+        """The inputs at some places, (n, ...); of a set that is read, these are read."""
+        index = torch.tensor(list(places), dtype=torch.int64)
+        return self.x[index] if isinstance(self.x, Tensor) else self.x.read(index)
+
+    def sha256(self) -> str:
+        """SHA-256 of the audited inputs, so that no others pass for them."""
+        digest = hashlib.sha256()
+        for places in torch.arange(len(self.numbers)).split(CHUNK):
+            digest.update(_bytes(self.read(places.tolist())))
+        return digest.hexdigest()
 
 
 def read_protocol(name: str | Path | Mapping[str, Any] | Protocol) -> Protocol:
@@ -261,7 +282,12 @@ def rank(protocol: Protocol, score: float, name: str) -> tuple[int | None, int |
 
 def sha256(x: Tensor) -> str:
     """SHA-256 of inputs, so that no others pass for these."""
-    return hashlib.sha256(x.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(_bytes(x)).hexdigest()
+
+
+def _bytes(x: Tensor) -> bytes:
+    content: bytes = x.detach().cpu().float().contiguous().numpy().tobytes()
+    return content
 
 
 def read_profile(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:

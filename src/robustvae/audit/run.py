@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from typing import Any
 from robustvae import registry
 from robustvae.audit.admission import admit
 from robustvae.audit.arguments import header, named_victims, question_parts
-from robustvae.audit.auditor import Auditor, Run
+from robustvae.audit.auditor import Auditor
 from robustvae.audit.budget import fit_to_minutes
+from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
 from robustvae.audit.protocol import (
     choose,
@@ -21,6 +23,7 @@ from robustvae.audit.protocol import (
     settle,
     with_profile,
 )
+from robustvae.audit.tasks import Run, torch_threads
 from robustvae.data.coercion import as_images
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_type
@@ -119,9 +122,17 @@ def audit(
             if facts.protocol is not None:
                 facts = facts.model_copy(update={"shortened": True})
     inputs = choose(images, stages, constants, seed)
-    auditor = Auditor(by_name, inputs, stages, facts, seed, run)
-    head = header(by_name, images, inputs, stages, facts, run.name, run.resume)
+    executor = registry.build("executor", run.executor)
+    head = header(by_name, images, inputs, stages, facts, run, executor.threads)
     head["seed"] = seed
+    job = AuditJob(Auditor(by_name, inputs, stages, facts, seed), head, run.source)
+    if head["model"].sha256 is None:  # it could not be told from another's parts
+        run = dataclasses.replace(run, keep=None)
+    outcome = executor.run(job, run)
+    for fault in outcome.damaged:
+        left_out.append(Omission(stage="resume", reason=f"{fault} was damaged and computed again"))
     head["model"] = head["model"].model_copy(update={"source": run.source})
-    record = auditor.record(head, images, constants, left_out, (start_time, creation))
+    parts = StageParts(job.tasks(), outcome.parts)
+    with torch_threads(executor.threads):
+        record = job.auditor.record(head, images, constants, parts, left_out, (start_time, creation))
     return record.model_copy(update={"protocol": [*record.protocol, *mended]})

@@ -1,84 +1,22 @@
-"""Finished shards on disk, each with its own hash, and attacked inputs without loss."""
+"""Attacked inputs without loss: in the parts of an audit, and in the file beside its record."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
+import dataclasses
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustvae.attacks.attack import AttackResult
 from robustvae.errors import DataError
-from robustvae.records import plain, write_text
 
 ADVERSARIALS = "adversarials.safetensors"
-_SHARD = re.compile(r"[0-9a-f]{16}-\d{5}\.json")
-_PARTS = {"rows": list, "notes": list, "left_out": list, "adversarials": dict}
-
-
-@final
-class Store:
-    """Finished shards, each in a file whose name tells the audit it belongs to.
-
-    A shard that is missing, damaged or changed is computed again; `damaged` names those.
-    """
-
-    def __init__(self, folder: str | Path | None, header: Mapping[str, Any], resume: bool) -> None:
-        text = json.dumps(plain(header), sort_keys=True)
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder = None if folder is None else Path(folder)
-        self.resume = resume
-        self.damaged: list[str] = []
-
-    def path(self, number: int) -> Path | None:
-        """Where a shard lies."""
-        return None if self.folder is None else self.folder / f"{self.key}-{number:05d}.json"
-
-    def read(self, number: int) -> dict[str, Any] | None:
-        """A finished shard that is whole, or None."""
-        path = self.path(number)
-        if not self.resume or path is None or not path.is_file():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            shard: dict[str, Any] = content["shard"]
-            is_complete = content["sha256"] == _digest(shard) and all(
-                isinstance(shard[part], kind) for part, kind in _PARTS.items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            is_complete = False
-        if not is_complete:
-            self.damaged.append(path.name)
-            return None
-        return shard
-
-    def write(self, number: int, shard: dict[str, Any]) -> None:
-        """Keep a finished shard."""
-        path = self.path(number)
-        if path is not None:
-            content = {"sha256": _digest(shard), "shard": shard}
-            write_text(path, json.dumps(content))
-
-
-def forget_shards(folder: str | Path) -> None:
-    """Remove the shards that audits kept in `folder`, and the folder if nothing else is in it."""
-    folder = Path(folder)
-    for path in folder.glob("*.json"):
-        if _SHARD.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _digest(shard: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain(shard), sort_keys=True).encode()).hexdigest()
 
 
 def tensor_sha256(x: Tensor) -> str:
@@ -107,6 +45,25 @@ def unpacked(content: Mapping[str, Any]) -> Tensor:
     """Inputs from `packed`."""
     array = np.frombuffer(base64.b64decode(content["bytes"]), dtype=content["dtype"])
     return torch.from_numpy(array.reshape(content["shape"]).copy())
+
+
+def packed_result(result: AttackResult) -> dict[str, Any]:
+    """An attack's outcome as JSON values without loss."""
+    values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    return {
+        name: packed(value) if isinstance(value, Tensor) else list(value)
+        for name, value in values.items()
+    }
+
+
+def unpacked_result(content: Mapping[str, Any], like: Tensor) -> AttackResult:
+    """An outcome from `packed_result`, on the device of `like`."""
+    fields: dict[str, Any] = {}
+    for entry in dataclasses.fields(AttackResult):
+        value = content[entry.name]
+        is_tensor = isinstance(value, Mapping)
+        fields[entry.name] = unpacked(value).to(like.device) if is_tensor else tuple(value)
+    return AttackResult(**fields)
 
 
 def adversarials_bytes(tensors: Mapping[str, Tensor]) -> bytes:

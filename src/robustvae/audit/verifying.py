@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustvae import registry, zoo
-from robustvae.audit.auditor import Auditor, Run
+from robustvae.audit.auditor import Auditor
 from robustvae.audit.context import Attacked, nothing_found
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.audit.protocol import Inputs, sha256
@@ -251,8 +251,7 @@ def _rows(
         constant=tensors["constant"],
     )
     plan = Plan.model_validate(record.plan)
-    quiet = Run(progress=lambda done, total, what: None)
-    auditor = Auditor(victims, inputs, plan, record.question, record.seed, quiet)
+    auditor = Auditor(victims, inputs, plan, record.question, record.seed)
     by_place = {
         (row["victim"], row["input"], row["attack"]): (i, row) for i, row in enumerate(record.rows)
     }
@@ -269,7 +268,7 @@ def _rows(
                 Attacked(ball, str(attack), str(row["role"]), str(row["knows"]), result)
             )
         context = dataclasses.replace(context, attacks=tuple(attacked))
-        values, common = auditor.measured(context, lambda stage, error: None, lambda words: None)
+        values, common = auditor.measured(context, lambda stage, reason: None)
         for i, number in enumerate(context.numbers):
             for one in attacked:
                 place, row = by_place[name, number, one.id]

@@ -17,12 +17,16 @@ from robustvae.cli.common import (
     Data,
     Defense,
     Device,
+    Fresh,
     Model,
     Out,
     Quiet,
+    RayAddress,
+    Resume,
     Seed,
     Split,
     Tolerance,
+    Workers,
 )
 from robustvae.cli.entry import FAILED
 from robustvae.errors import check_choice, single_line
@@ -66,10 +70,10 @@ class Options:
     out: Out = Path("out")
     seed: Seed = 0
     device: Device = "cpu"
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the shards an interrupted run left in --out."),
-    ] = False
+    workers: Workers = None
+    ray: RayAddress = None
+    resume: Resume = False
+    fresh: Fresh = False
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,13 +89,14 @@ def run(options: Options) -> None:
 
     Writes report.html, record.json, adversarials.safetensors and rows.parquet (or rows.jsonl) into
     --out. Each --defense is one more victim, beside the undefended model. The exit code is 1 where
-    a check says that the evidence is not sound or the model not useful.
+    a check says that the evidence is not sound or the model not useful. A run that was stopped
+    goes on from what it left in --out, unless --fresh is given.
 
     Examples:
 
         robustvae audit
 
-        robustvae audit digits-vae --protocol digits-l2-v1 --out audits/digits-vae
+        robustvae audit digits-vae --protocol digits-l2-v1 --out audits/digits-vae --workers 2
 
         robustvae audit digits-vae --defense posterior-mode --r 1.0
 
@@ -100,12 +105,15 @@ def run(options: Options) -> None:
         robustvae audit runs/mine --data mnist --require inside_ball --require 'probability>=0.9'
     """
     from robustvae import report
-    from robustvae.audit import Run, audit, forget_shards
+    from robustvae.audit import Run, audit
+    from robustvae.campaign import forget_parts
     from robustvae.cli.printing import console, show
     from robustvae.records import check_folder
     from robustvae.records.requirements import outcomes
     from robustvae.report.terminal import table
 
+    executor = common.executor(options.workers, options.ray)
+    resume = common.resumption(options.resume, options.fresh)
     stages = _stages(options.plan, options.profile)
     for requirement in options.require or []:
         _check_requirement(requirement, stages)
@@ -138,16 +146,18 @@ def run(options: Options) -> None:
             run=Run(
                 name=Path(options.model).name,
                 source=options.model,
-                keep=options.out / ".shards",
-                resume=options.resume,
+                keep=options.out / common.PARTS,
+                resume=resume,
                 progress=progress or (lambda done, total, what: None),
+                executor=executor,
+                notice=lambda words: show(words, stderr=True),
             ),
         )
     record = record.model_copy(
         update={"requirements": options.require or [], "command": command_of(options)}
     )
     report.write(record, options.out)
-    forget_shards(options.out / ".shards")
+    forget_parts(options.out / common.PARTS)
     console().print(table(record))
     for sentence in record.proved:
         show(sentence)

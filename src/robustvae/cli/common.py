@@ -60,6 +60,20 @@ Out = Annotated[Path, typer.Option(help="Folder for the report.")]
 OutFile = Annotated[Path | None, typer.Option(help="Also write the result here, as JSON.")]
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that compute, each with one thread.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Compute on a Ray cluster: its address, auto, or local to start one here."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on from what the run left in --out; so it does by default."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, whatever lies in --out.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
@@ -174,6 +188,25 @@ def build_victims(vae: Any, defenses: list[str] | None) -> dict[str, Any]:
     for spec in defenses or []:
         victims[spec] = Victim(vae, build("defense", spec))
     return victims
+
+
+PARTS = ".parts"
+"""Folder within --out that holds what is finished while a run is under way."""
+
+
+def executor(workers: int | None, ray: str | None) -> Any:
+    """The spec of who computes."""
+    if ray is not None:
+        address = None if ray == "local" else ray
+        return {"name": "ray", "address": address, "workers": workers or 2}
+    return "serial" if workers is None else {"name": "processes", "workers": workers}
+
+
+def resumption(resume: bool, fresh: bool) -> bool | None:
+    """Whether to go on: True and False where it was said, None where it was not."""
+    if resume and fresh:
+        raise ConfigError("--resume and --fresh say the opposite: give one of them")
+    return True if resume else False if fresh else None
 
 
 def check_fit(vae: Any, images: Any) -> None:

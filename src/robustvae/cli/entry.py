@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RobustVAEError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        _complain("interrupted; what is finished is stored: run it again, an audit with --resume")
+        _complain("interrupted; what is finished is stored: run it again and it goes on")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe has left, as `head` does. What is still buffered goes nowhere, so

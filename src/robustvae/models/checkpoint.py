@@ -56,6 +56,15 @@ def save(
         True
     """
     folder = Path(folder)
+    files = contents(vae, card=card, dtype=dtype)
+    write_files({folder / name: content for name, content in files.items()})
+    return folder
+
+
+def contents(
+    vae: VAE, *, card: dict[str, Any] | None = None, dtype: str | None = None
+) -> dict[str, bytes]:
+    """The files of a checkpoint by name; arguments and errors are those of `save`."""
     name = name_of(vae)
     check_weights(vae)
     dtype_name = str(vae.dtype).removeprefix("torch.")
@@ -73,8 +82,7 @@ def save(
         "card": card or {},
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_files({folder / WEIGHTS: dump_tensors(state), folder / CONFIG: text.encode()})
-    return folder
+    return {WEIGHTS: dump_tensors(state), CONFIG: text.encode()}
 
 
 def load(folder: str | Path) -> VAE:

@@ -1,0 +1,196 @@
+"""What an audit is cut into, so that it can be computed anywhere and gone on with at any time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import torch
+
+from robustvae.audit.progress import Progress
+
+Part = dict[str, Any]
+"""The result of a task, in JSON's own types."""
+
+Words = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """How an audit is run, which decides no number of it.
+
+    Args:
+        name: What to call the model in the record.
+        source: What `rv.load` takes to load the model again: for whoever verifies the record, and
+            for workers, where the model is not one of the library's own.
+        keep: A folder for what is finished, so that nothing is lost when the run is stopped.
+        resume: Go on from what the same audit left in `keep` (the same weights, inputs, plan and
+            seed); None does so where the weights can be identified, False starts anew.
+        progress: Called with (steps done, steps in all, what is under way); None prints a line
+            with the remaining time now and then, once an audit takes long.
+        executor: Who computes: "serial", "processes:workers=2", "ray:address=auto", or an object
+            of that family. The numbers are the same for all of them.
+        notice: Told in a sentence what a user should know: that a run goes on, or that a worker
+            died; None prints it on standard error.
+
+    Examples:
+        >>> from robustvae.audit import Run
+        >>> Run(name="mine").executor
+        'serial'
+    """
+
+    name: str | None = None
+    source: str | None = None
+    keep: str | Path | None = None
+    resume: bool | None = None
+    progress: Progress | None = None
+    executor: Any = "serial"
+    notice: Words | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """One piece of a job: some inputs and a stage.
+
+    Attributes:
+        key: Its name, which no other task of the job has.
+        fields: What it is about, in JSON's own types.
+        needs: Keys of the tasks whose parts it reads.
+        steps: How many steps it has, for the progress.
+    """
+
+    key: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    steps: int = 1
+
+
+@final
+@dataclass(frozen=True)
+class Bundle:
+    """All that another process needs to compute a job's tasks.
+
+    Attributes:
+        loader: "package.module:function", which makes the job of the folder that holds the files.
+        files: All of each file, by its name.
+    """
+
+    loader: str
+    files: Mapping[str, bytes]
+
+
+class State(Protocol):
+    """What a task has finished of itself; kept from time to time."""
+
+    def get(self, step: str) -> Any:
+        """The content of a finished step, or None."""
+
+    def put(self, step: str, content: Any) -> None:
+        """Take the content of a finished step, in JSON's own types."""
+
+
+@final
+class Memory:
+    """A `State` that keeps nothing beyond the process."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Any] = {}
+
+    def get(self, step: str) -> Any:
+        """The content of a finished step, or None."""
+        return self.steps.get(step)
+
+    def put(self, step: str, content: Any) -> None:
+        """Take the content of a finished step."""
+        self.steps[step] = content
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out.
+
+    Examples:
+        >>> from robustvae.audit.tasks import is_out_of_memory
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("memory"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch's allocator of the CPU raises a plain RuntimeError
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Within: torch computes with so many threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pieces(
+    count: int, compute: Callable[[Sequence[int]], Any], note: Callable[[str], None]
+) -> list[tuple[Sequence[int], Any]]:
+    """What `compute(rows)` gives for all rows at once, or in smaller batches where it must be.
+
+    Where memory runs out, the batch is halved; where anything else fails, each row is tried alone,
+    so that one bad input costs no other its numbers.
+
+    Args:
+        count: How many rows there are.
+        compute: The measurement of some rows.
+        note: Told in words of halved batches.
+
+    Returns:
+        Pairs (rows, result); a result is the exception for a row that fails alone.
+
+    Raises:
+        Exception: That of the whole batch, where every row fails alone.
+
+    Examples:
+        >>> from robustvae.audit.tasks import pieces
+        >>> pieces(3, lambda rows: [6 // (2 - row) for row in rows], print)[0]
+        ((0,), [3])
+    """
+    try:
+        rows = tuple(range(count))
+        return [(rows, compute(rows))]
+    except Exception as error:
+        if count == 1:
+            raise
+        first = error
+    results: list[tuple[Sequence[int], Any]] = []
+    if is_out_of_memory(first):
+        size = count
+        while size > 1:
+            size = -(-size // 2)
+            results = [
+                (rows, _attempt(compute, rows))
+                for rows in (
+                    tuple(range(begin, min(begin + size, count))) for begin in range(0, count, size)
+                )
+            ]
+            if not any(isinstance(result, BaseException) for _, result in results):
+                note(f"memory ran out on {count} inputs at once; computed {size} at a time")
+                return results
+    else:
+        results = [((row,), _attempt(compute, (row,))) for row in range(count)]
+    if all(isinstance(result, BaseException) for _, result in results):
+        raise first
+    return results
+
+
+def _attempt(compute: Callable[[Sequence[int]], Any], rows: Sequence[int]) -> Any:
+    try:
+        return compute(rows)
+    except Exception as error:  # a stranger's model may raise anything; it is told of by its row
+        return error

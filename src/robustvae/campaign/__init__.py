@@ -1,0 +1,37 @@
+"""Campaigns: jobs cut into tasks, run by any executor, with a store that checks itself."""
+
+from typing import TYPE_CHECKING
+
+from robustvae._lazy import attach
+
+if TYPE_CHECKING:  # the same names for type checkers and editors, which read no table
+    from robustvae.campaign.driver import run_tasks
+    from robustvae.campaign.executors.processes import Processes
+    from robustvae.campaign.executors.ray import Ray
+    from robustvae.campaign.executors.serial import Serial
+    from robustvae.campaign.pool import Executor, Outcome
+    from robustvae.campaign.store import Store, forget_parts
+
+_HOMES = {
+    "Executor": "pool",
+    "forget_parts": "store",
+    "Outcome": "pool",
+    "Processes": "executors.processes",
+    "Ray": "executors.ray",
+    "run_tasks": "driver",
+    "Serial": "executors.serial",
+    "Store": "store",
+}
+
+__all__ = [
+    "Executor",
+    "forget_parts",
+    "Outcome",
+    "Processes",
+    "Ray",
+    "run_tasks",
+    "Serial",
+    "Store",
+]
+
+attach(__name__, _HOMES)

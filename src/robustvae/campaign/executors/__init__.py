@@ -1,0 +1,1 @@
+"""Who computes the tasks of a campaign, a file each."""
