@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -32,6 +31,7 @@ from robustvae.audit.outcomes import (
     omission,
     put_rows,
     reason_of,
+    spec_or_none,
 )
 from robustvae.audit.plan import Plan, text
 from robustvae.audit.probes import gradient_lies, probe, three_numbers
@@ -52,7 +52,7 @@ from robustvae.audit.summary import summarize, worst
 from robustvae.audit.tasks import Memory, Part, State, Words, pieces
 from robustvae.data import Images
 from robustvae.defenses import Victim
-from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError
+from robustvae.errors import ConfigError, UnsupportedError
 from robustvae.records import (
     Column,
     ModelFacts,
@@ -471,7 +471,6 @@ class Auditor:
         left_out = list(dict.fromkeys(left_out))
         first = [row for row in rows if row["victim"] == facts[0].name]
         inputs = list({row["input"]: row for row in first}.values())
-        start_time, creation = clock
         clean = [float(row["error_clean"]) for row in inputs if row.get("error_clean") is not None]
         question = self.question
         if clean:
@@ -500,8 +499,8 @@ class Auditor:
             "left_out": left_out,
             "references": statements.REFERENCES,
             "timing": {
-                "created": creation.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "seconds": round(time.monotonic() - start_time, 1),
+                "created": clock[1].strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "seconds": round(time.monotonic() - clock[0], 1),
             },
         }
         record = Record.model_validate(draft)
@@ -557,7 +556,7 @@ class Auditor:
         return VictimFacts(
             name=name,
             defense=repr(victim.defense),
-            spec=_spec_of(victim),
+            spec=spec_or_none(victim),
             random=checks["random"],
             defended=has_defense,
             effect=effect,
@@ -585,10 +584,3 @@ class Auditor:
             for victim in facts
             for name in check_names(self.plan)
         ]
-
-
-def _spec_of(victim: Victim) -> dict[str, Any] | None:
-    with contextlib.suppress(RobustVAEError):
-        spec: dict[str, Any] = registry.spec_of("defense", victim.defense)
-        return spec
-    return None

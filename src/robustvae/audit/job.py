@@ -53,6 +53,8 @@ class AuditJob:
         source: What `rv.load` takes for a model that is none of the library's.
     """
 
+    bears_failure = False  # an input may fail; where all do, it is the model or the question
+
     def __init__(
         self, auditor: Auditor, header: Mapping[str, Any], source: str | None = None
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,29 +11,13 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
+from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
 from robustvae.audit.tasks import Part
+from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, RobustVAEError
 from robustvae.records import plain
-
-
-@final
-@dataclass(frozen=True)
-class AttackJob:
-    """An attack of the audit, and why it is made.
-
-    Attributes:
-        role: "plan", "longer", "gradient-free" or "transfer".
-        place: Of the plan's attack that it belongs to.
-        attack: The attack itself.
-        transferred: Whether it is made for the undefended model.
-    """
-
-    role: str
-    place: int
-    attack: Attack
-    transferred: bool
 
 
 class Parts(Protocol):
@@ -81,3 +66,11 @@ def put_rows(result: AttackResult, rows: Sequence[int], part: AttackResult) -> A
                 words[row] = word
             fields[field.name] = tuple(words)
     return AttackResult(**fields)
+
+
+def spec_or_none(victim: Victim) -> dict[str, Any] | None:
+    """The spec of a victim's defense; None where no spec can say it."""
+    with contextlib.suppress(RobustVAEError):
+        spec: dict[str, Any] = registry.spec_of("defense", victim.defense)
+        return spec
+    return None

@@ -134,5 +134,7 @@ def audit(
     head["model"] = head["model"].model_copy(update={"source": run.source})
     parts = StageParts(job.tasks(), outcome.parts)
     with torch_threads(executor.threads):
-        record = job.auditor.record(head, images, constants, parts, left_out, (start_time, creation))
+        record = job.auditor.record(
+            head, images, constants, parts, left_out, (start_time, creation)
+        )
     return record.model_copy(update={"protocol": [*record.protocol, *mended]})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from robustvae._lazy import attach
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which read no table
+    from robustvae.campaign.calls import Calls
     from robustvae.campaign.driver import run_tasks
     from robustvae.campaign.executors.processes import Processes
     from robustvae.campaign.executors.ray import Ray
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.campaign.store import Store, forget_parts
 
 _HOMES = {
+    "Calls": "calls",
     "Executor": "pool",
     "forget_parts": "store",
     "Outcome": "pool",
@@ -24,6 +26,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calls",
     "Executor",
     "forget_parts",
     "Outcome",

@@ -133,7 +133,7 @@ class _Driver:
             family = self.families[parent.key]
             if all(one.key in self.parts for one in family):
                 failed = [one for one in family if one.key in self.failures]
-                if len(failed) == len(family):
+                if len(failed) == len(family) and not self.job.bears_failure:
                     raise self.failures[failed[0].key]
                 self.finish(
                     parent, self.job.joined(parent, [self.parts[one.key] for one in family])

@@ -11,9 +11,15 @@ from robustvae.registry import family_base
 
 
 class Job(Protocol):
-    """Work cut into tasks: an audit, several of them, or calls of a function."""
+    """Work cut into tasks: an audit, several of them, or calls of a function.
+
+    Attributes:
+        key: Of all that decides the parts.
+        bears_failure: Whether the job goes on where all inputs of a task fail.
+    """
 
     key: str
+    bears_failure: bool
 
     def tasks(self) -> Sequence[Task]:
         """All tasks, those that others need before these."""

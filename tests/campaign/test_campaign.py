@@ -1,0 +1,269 @@
+"""Campaigns: the same parts by every executor, whatever dies, and a store that checks itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+
+import pytest
+
+import robustvae as rv
+from robustvae import errors, registry
+from robustvae.audit import Run
+from robustvae.audit.tasks import Memory, Task, pieces
+from robustvae.campaign import Calls, Processes, Serial, Store, driver, forget_parts
+from robustvae.campaign.store import SavedState
+from robustvae.campaign.worker import described, restored
+
+HERE = "tests.campaign.functions:"
+QUIET = {"progress": lambda *_: None, "notice": lambda _: None}
+has_ray = importlib.util.find_spec("ray") is not None
+EXECUTORS = ["serial", "processes:workers=2"]
+
+
+def values(outcome):
+    return {key: part.get("value") for key, part in outcome.parts.items()}
+
+
+@pytest.mark.parametrize("spec", EXECUTORS)
+def test_calls_give_same_values(spec):
+    job = Calls(f"{HERE}square", [{"x": x} for x in range(5)])
+    outcome = registry.build("executor", spec).run(job, Run(**QUIET))
+    assert values(outcome) == {str(x): x * x for x in range(5)}
+
+
+def test_processes_are_others():
+    job = Calls(f"{HERE}number_of_process", [{"i": i} for i in range(8)])
+    pids = set(values(Processes(workers=2).run(job, Run(**QUIET))).values())
+    assert os.getpid() not in pids and 1 <= len(pids) <= 2
+
+
+@pytest.mark.parametrize("spec", EXECUTORS)
+def test_failing_call_costs_no_other(spec):
+    job = Calls(f"{HERE}fail_on", [{"x": x, "bad": 2} for x in range(4)])
+    outcome = registry.build("executor", spec).run(job, Run(**QUIET))
+    assert values(outcome) == {"0": 0, "1": 1, "2": None, "3": 3}
+    assert "2 is bad" in outcome.parts["2"]["error"] and "\x1b" not in outcome.parts["2"]["error"]
+
+
+def test_dead_worker_is_replaced(tmp_path):
+    words = []
+    job = Calls(f"{HERE}die_once", [{"folder": str(tmp_path), "x": x} for x in range(3)])
+    run = Run(progress=lambda *_: None, notice=words.append)
+    assert values(Processes(workers=2).run(job, run)) == {"0": 0, "1": 1, "2": 2}
+    assert len(words) == 3 and all("signal 9" in line for line in words)
+
+
+def test_call_that_kills_is_told(monkeypatch):
+    monkeypatch.setattr(driver, "RETRIES", 1)
+    job = Calls(f"{HERE}die_always", [{"x": x} for x in range(3)])
+    outcome = Processes(workers=1).run(job, Run(**QUIET))
+    assert values(outcome) == {"0": 0, "1": None, "2": 2}
+    assert "exit code 7" in outcome.parts["1"]["error"]
+
+
+def test_printing_function_disturbs_nothing(capfd):
+    job = Calls(f"{HERE}speak", [{"x": 1}])
+    assert values(Processes(workers=1).run(job, Run(**QUIET))) == {"0": 1}
+    assert "from a model 1" in capfd.readouterr().err
+
+
+def test_finished_calls_are_not_repeated(tmp_path):
+    words = []
+    job = Calls(f"{HERE}square", [{"x": x} for x in range(3)])
+    first = Serial().run(job, Run(keep=tmp_path, **QUIET))
+    run = Run(keep=tmp_path, progress=lambda *_: None, notice=words.append)
+    job.function = "no.such:function"  # it would fail if it were called
+    assert Serial().run(job, run).parts == first.parts
+    assert words == [f"going on with 3 of 3 parts that this run left in {tmp_path}"]
+    fresh = Serial().run(job, Run(keep=tmp_path, resume=False, **QUIET))
+    assert "error" in fresh.parts["0"]
+
+
+def test_damaged_part_is_computed_again(tmp_path):
+    job = Calls(f"{HERE}square", [{"x": 3}])
+    store = Store(tmp_path, job.key)
+    (task,) = job.tasks()
+    good = {"value": 9}
+    for spoil in (
+        lambda file: file["content"].update(value=10),
+        lambda file: file.update(schema=0),
+        lambda file: file.update(job="another"),
+        lambda file: file.clear(),
+    ):
+        store.write(task, good)
+        file = json.loads(store.path(task).read_text())
+        spoil(file)
+        store.path(task).write_text(json.dumps(file))
+        outcome = Serial().run(job, Run(keep=tmp_path, **QUIET))
+        assert outcome.parts == {"0": good} and outcome.damaged == (store.path(task).name,)
+    for text in ("", "[]", "[" * 100_000, "\0"):
+        store.path(task).write_text(text)
+        assert Serial().run(job, Run(keep=tmp_path, **QUIET)).parts == {"0": good}
+
+
+def test_form_of_part_is_checked(tmp_path):
+    job = Calls(f"{HERE}square", [{"x": 3}])
+    Store(tmp_path, job.key).write(job.tasks()[0], {"something": "else"})
+    outcome = Serial().run(job, Run(keep=tmp_path, **QUIET))
+    assert outcome.parts == {"0": {"value": 9}} and len(outcome.damaged) == 1
+
+
+def test_state_is_saved_by_time(tmp_path):
+    now, store, task = [0.0], Store(tmp_path, "key"), Task("a")
+    state = SavedState(store, task, every=60, clock=lambda: now[0])
+    state.put("one", 1)
+    assert not list(tmp_path.iterdir())
+    now[0] = 61.0
+    state.put("two", 2)
+    assert SavedState(store, task).get("one") == 1
+    store.write(task, {"value": 3})
+    assert [path.name.endswith(".part.json") for path in tmp_path.iterdir()] == [True]
+    forget_parts(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_full_disk_costs_a_warning(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise errors.StorageError("no space left")
+
+    monkeypatch.setattr(Store, "write", refuse)
+    words = []
+    run = Run(keep=tmp_path, progress=lambda *_: None, notice=words.append)
+    assert values(Serial().run(Calls("math:sqrt", [{"args": [4.0]}]), run)) == {"0": 2.0}
+    assert words == ["parts are no longer kept: no space left"]
+
+
+def test_batches_are_halved_when_memory_ends():
+    words, sizes = [], []
+
+    def measure(rows):
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return [row * 10 for row in rows]
+
+    results = pieces(7, measure, words.append)
+    assert [value for _, part in results for value in part] == [0, 10, 20, 30, 40, 50, 60]
+    assert sizes[:2] == [7, 4] and words == [
+        "memory ran out on 7 inputs at once; computed 2 at a time"
+    ]
+
+
+def test_bad_row_is_told_apart():
+    def measure(rows):
+        if 1 in rows:
+            raise ValueError("bad")
+        return list(rows)
+
+    results = dict(pieces(3, measure, print))
+    assert results[0,] == [0] and results[2,] == [2] and isinstance(results[1,], ValueError)
+    with pytest.raises(ZeroDivisionError):
+        pieces(3, lambda rows: 1 / 0, print)
+
+
+def test_errors_cross_processes():
+    for error in (errors.ShapeError("wrong shape"), ValueError("a\nb")):
+        again = restored(described(error))
+        assert isinstance(again, errors.RobustVAEError)
+    assert isinstance(restored(described(errors.ShapeError("x"))), errors.ShapeError)
+
+
+def test_audit_survives_one_bad_input(digits, one):
+    """An encoder that raises on one input: its row is empty and told of, the others are whole."""
+    vae = rv.load("digits-vae")
+    plan = {**one, "inputs": 4, "shard": 4, "certificates": False, "without": ["diagnosis_passed"]}
+    clean = rv.audit(vae, digits, plan=plan, question={"r": 1.0})
+    bad = clean.rows[1]["input"]
+    target = digits.read(__import__("torch").tensor([bad]))
+    encode = vae.encode
+
+    def moody(x):
+        if any(bool((row - target[0]).abs().max() < 1e-6) for row in x.detach()):
+            raise ValueError("not this one")
+        return encode(x)
+
+    vae.encode = moody
+    record = rv.audit(vae, digits, plan=plan, question={"r": 1.0})
+    rows = {row["input"]: row for row in record.rows}
+    assert rows[bad]["damage"] is None and rows[bad]["status"] == "inconclusive"
+    assert any(
+        f"input {bad}: ValueError: not this one" in entry.reason for entry in record.left_out
+    )
+    others = [row["input"] for row in clean.rows if row["input"] != bad]
+    assert all(rows[number]["damage"] is not None for number in others)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return rv.data.load("digits", split="test")
+
+
+@pytest.fixture
+def one():
+    from tests.audit.conftest import ONE
+
+    return ONE
+
+
+def comparable(record):
+    return {**json.loads(record.to_json()), "timing": None}
+
+
+def test_record_is_equal_by_processes(digits, one):
+    vae = rv.load("digits-vae")
+    plan = {**one, "inputs": 5, "shard": 2, "probes": 2}
+    victims = {"defended": "robust-posterior:norm=l2,radius=0.5,steps=2"}
+    records = [
+        rv.audit(
+            vae,
+            digits,
+            plan=plan,
+            question={"r": 1.0},
+            victims=victims,
+            run=Run(executor=executor, **QUIET),
+        )
+        for executor in ("serial", "processes:workers=2")
+    ]
+    assert records[0].environment["threads"] == records[1].environment["threads"] == "1"
+    assert comparable(records[0]) == comparable(records[1])
+    assert records[0].adversarials == records[1].adversarials
+
+
+def test_lambda_is_refused_with_remedy(digits, one):
+    vae = rv.load("digits-vae")
+    wrapped = rv.wrap(
+        encode=lambda x: vae.encode(x).mean,
+        decode=lambda z: vae.decode(z).mean,
+        latent=vae.latent,
+        image_shape=(1, 8, 8),
+        returns="mean",
+    )
+    with pytest.raises(errors.UnsupportedError, match="FACTORY"):
+        rv.audit(wrapped, digits, plan=one, run=Run(executor="processes:workers=2", **QUIET))
+
+
+def test_memory_state_keeps_steps():
+    state = Memory()
+    state.put("a", 1)
+    assert state.get("a") == 1 and state.get("b") is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_ray, reason="Ray is not installed")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_record_is_equal_by_ray(digits, one, workers):
+    vae = rv.load("digits-vae")
+    records = [
+        rv.audit(vae, digits, plan=one, question={"r": 1.0}, run=Run(executor=executor, **QUIET))
+        for executor in ("serial", f"ray:workers={workers}")
+    ]
+    assert comparable(records[0]) == comparable(records[1])
+
+
+def test_ray_without_ray_names_extra(digits, one):
+    if has_ray:
+        pytest.skip("Ray is installed")
+    with pytest.raises(errors.MissingExtraError, match="ray"):
+        rv.audit(rv.load("digits-vae"), digits, plan=one, run=Run(executor="ray", **QUIET))
