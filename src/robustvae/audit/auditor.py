@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import time
@@ -128,9 +129,7 @@ class Auditor:
         """Every attack of the plan, and those that the library adds to any plan."""
         victim, none = self.named[name], self.inputs.constant[:0]
         facts = (self.question, self.plan, self.seed, False, none)
-        return jobs(
-            self.plan, Context(victim, name, undefended(victim), none, (), *facts), lies
-        )
+        return jobs(self.plan, Context(victim, name, undefended(victim), none, (), *facts), lies)
 
     def attacked(self, name: str, places: Sequence[int], state: State, say: Words) -> Part:
         """The stage of attacks: each attack's outcome on the inputs at some places."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from robustvae import registry
-from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
 from robustvae.audit.tasks import Part
 from robustvae.defenses import Victim
