@@ -30,12 +30,16 @@ def checked_columns(measure: Any, values: Mapping[str, Any], count: int) -> dict
     ids = {column.id for column in measure.columns}
     if set(values) != ids:
         odd = sorted(set(values) ^ ids)
-        raise ConfigError(f"{type(measure).__name__} promised other columns: {', '.join(odd)}")
+        raise ConfigError(
+            f"{type(measure).__name__} must return its declared columns, got {', '.join(odd)}"
+        )
     columns: dict[str, list[Any]] = {}
     for key, column in values.items():
         listing = plain(list(column) if isinstance(column, tuple) else column)
         if len(listing) != count:
-            raise ConfigError(f"{key} has {len(listing)} values for {count} inputs")
+            raise ConfigError(
+                f"{key} must hold one value for each of {count} inputs, got {len(listing)}"
+            )
         columns[key] = listing
     return columns
 
