@@ -28,7 +28,7 @@ class Calls:
 
     Raises:
         ConfigError: Not of that form.
-        DtypeError: Arguments that are no mappings.
+        DtypeError: Arguments other than mappings.
 
     Examples:
         >>> from robustvae.audit import Run

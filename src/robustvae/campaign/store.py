@@ -74,7 +74,7 @@ class Store:
         """Keep the part or the state of a task; a part replaces the state.
 
         Raises:
-            StorageError: The disk refused.
+            StorageError: The file cannot be written.
         """
         path = self.path(task, kind)
         if path is None:

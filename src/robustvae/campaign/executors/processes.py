@@ -126,7 +126,7 @@ class _Process:
 
     def _read(self, inbox: queue.Queue[tuple[_Process, Any]]) -> None:
         assert self.process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):  # a line cut short by a kill is no message
+        with contextlib.suppress(OSError, ValueError):  # a kill may cut a line short
             for line in self.process.stdout:
                 inbox.put((self, json.loads(line)))
         code = self.process.wait()
