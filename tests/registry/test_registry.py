@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +22,8 @@ import robustvae as rv
 from robustvae import registry
 from robustvae.errors import ConfigError, RobustVAEError, UnknownNameError, UnsupportedError
 from robustvae.registry import build, describe, lookup, members, names, parse, register, spec_of
+
+PACKAGE = Path(rv.__file__).parent
 
 MADE = [
     ("defense", rv.HMC(start=rv.PosteriorMean(), ball=rv.Ball("l2", 1.0))),
@@ -174,3 +181,45 @@ def test_own_model_is_saved_and_loaded(tmp_path):
     again = checkpoint.load(checkpoint.save(vae, tmp_path / "mine"))
     assert type(again) is TinyVAE and again.width == 2
     assert checkpoint.weights_sha256(again) == checkpoint.weights_sha256(vae)
+
+
+LISTING = (
+    "import sys; sys.path.insert(0, sys.argv[1])\n"
+    "from robustvae import registry\n"
+    "assert registry.__file__.startswith(sys.argv[1]), registry.__file__\n"
+    "print(*(f'{family}.{name}' for family in ('goal', 'search', 'check')\n"
+    "        for name in registry.names(family)))\n"
+    "print(registry.lookup('search', 'one-shot').__name__)\n"
+)
+
+
+def listing(place):
+    environment = {**os.environ, "PYTHONPATH": ""}
+    command = [sys.executable, "-c", LISTING, str(place)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment
+    ).stdout
+
+
+def test_zip_archive_lists_every_member(tmp_path):
+    archive = tmp_path / "robustvae.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in PACKAGE.rglob("*.py"):
+            file.write(path, Path("robustvae") / path.relative_to(PACKAGE))
+    names, member = listing(archive).splitlines()
+    assert names.split() == [
+        f"{family}.{name}"
+        for family in ("goal", "search", "check")
+        for name in registry.names(family)
+    ]
+    assert member == "OneShot"
+
+
+@pytest.mark.slow
+def test_compiled_package_lists_every_member(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "robustvae", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(tmp_path / "robustvae", quiet=1, legacy=True)
+    for path in (tmp_path / "robustvae").rglob("*.py"):
+        path.unlink()
+    names = listing(tmp_path).splitlines()[0].split()
+    assert {"goal.latent-shift", "search.one-shot", "check.inside_ball"} <= set(names)

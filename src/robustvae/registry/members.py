@@ -9,7 +9,8 @@ registered in one of three ways:
 
 A *spec* says which member, with which fields: a name, a mapping `{"name": ..., field: ...}`, or on
 the command line `name:field=value,field=value`, nested in parentheses. Nothing here imports torch,
-and the library's own members are listed from its source, so listing imports none of them.
+and the library's own members are listed from its source, so listing imports none of them; where
+there is no source, only compiled files, listing imports every module once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -70,6 +72,7 @@ _SUMMARY = re.compile(r'r?"""\s*(.+?)\s*(?:"""|\n\s*\n|\Z)', re.DOTALL)
 Member = TypeVar("Member")
 
 _members: dict[tuple[str, str], Any] = {}
+_is_imported = False  # whether a package without source has been imported as a whole
 BASES: dict[str, type] = {}
 
 
@@ -165,6 +168,7 @@ def names(family: str) -> list[str]:
         True
     """
     check_family(family)
+    _import_compiled()
     members = {name for kind, name in (*_members, *_declared()) if kind == family}
     return sorted({*members, *_files(family), *_entry_points(family)})
 
@@ -199,6 +203,8 @@ def lookup(family: str, name: str) -> Any:
     check_family(family)
     if not isinstance(name, str):
         raise DtypeError(f"the name of a {family} must be text, got {name!r}: see `names`")
+    if (family, name) not in _members:
+        _import_compiled()
     if (family, name) in _members:
         return _members[family, name]
     if (family, name) in _declared():
@@ -236,12 +242,9 @@ def check_family(family: str) -> None:
 def _declared() -> dict[tuple[str, str], tuple[str, str]]:
     """The library's own members, read off its source: (family, name) to (target, summary)."""
     members: dict[tuple[str, str], tuple[str, str]] = {}
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
+    for module, text in _sources():
         if "\n@register(" not in text:
             continue
-        module = ".".join(("robustvae", *path.relative_to(_PACKAGE).with_suffix("").parts))
-        module = module.removesuffix(".__init__")
         for match in _DECLARATION.finditer(text):
             key = match["family"], match["name"]
             target = f"{module}:{match['object']}"
@@ -252,6 +255,41 @@ def _declared() -> dict[tuple[str, str], tuple[str, str]]:
             summary = _SUMMARY.search(text, match.end())
             members[key] = target, " ".join(summary[1].split()) if summary else ""
     return members
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    """The library's own modules by name, with their text, from a folder or a zip archive."""
+    if _PACKAGE.is_dir():
+        paths: Any = sorted(_PACKAGE.rglob("*.py"))
+        parts = [path.relative_to(_PACKAGE).with_suffix("").parts for path in paths]
+    else:
+        from importlib import resources
+
+        paths, parts = [], []
+        folders: list[tuple[Any, tuple[str, ...]]] = [(resources.files("robustvae"), ())]
+        for folder, above in folders:  # grows as folders are found
+            for part in folder.iterdir():
+                if part.is_dir():
+                    folders.append((part, (*above, part.name)))
+                elif part.name.endswith(".py"):
+                    paths.append(part)
+                    parts.append((*above, part.name.removesuffix(".py")))
+    for path, names in zip(paths, parts, strict=True):
+        module = ".".join(("robustvae", *names)).removesuffix(".__init__")
+        yield module, path.read_text(encoding="utf-8")
+
+
+def _import_compiled() -> None:
+    """Import every module, once, where the package has no source to read: decorators then run."""
+    global _is_imported
+    if _is_imported or _declared():
+        return
+    _is_imported = True  # first, since modules look members up while they are imported
+    import robustvae
+
+    for info in pkgutil.walk_packages(robustvae.__path__, "robustvae."):
+        if not info.name.endswith("__main__"):
+            importlib.import_module(info.name)
 
 
 @functools.cache
