@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import functools
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from robustvae.defenses.defense import Cost
 from robustvae.defenses.targets import fisher
 from robustvae.errors import UnsupportedError, check_choice, check_count, check_positive
 from robustvae.mcmc import LogDensity, Mode, gauss_newton, implicit, lbfgs, mode_search
@@ -36,6 +38,31 @@ class Search(Protocol):
     def start(self) -> Start: ...  # noqa: D102
     @property
     def starts(self) -> int: ...  # noqa: D102
+
+
+class Climbing(abc.ABC):
+    """A defense whose latent is where its searches end: what it costs, and whether it is random."""
+
+    start: Start
+
+    @abc.abstractmethod
+    def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
+
+    @property
+    def gradients(self) -> int:
+        """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
+        return spent(cast(Search, self))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls on one image may differ: from draws of the prior they may."""
+        return self.start == "prior"
+
+    @property
+    def cost(self) -> Cost:
+        """What one image takes."""
+        return Cost(self.gradients, 1)
 
 
 def check_search(own: Search) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defenses.climb import Gradient, Method, check_search, climb, spent
+from robustvae.defenses.climb import Climbing, Gradient, Method, check_search, climb
 from robustvae.defenses.defense import Cost, Defense, in_chunks, ready
 from robustvae.defenses.targets import (
     check_ball,
@@ -423,7 +423,7 @@ class Langevin:
 @register("defense", "posterior-mode")
 @final
 @dataclass(frozen=True)
-class PosteriorMode:
+class PosteriorMode(Climbing):
     """The mode of each image's posterior, as far as a search gets.
 
     An attack chooses where the encoder's mean is, and with it the mode that a search from there
@@ -474,21 +474,6 @@ class PosteriorMode:
         """Validate the arguments."""
         check_choice("start", self.start, ("mean", "prior"))
         check_search(self)
-
-    @property
-    def gradients(self) -> int:
-        """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return spent(self)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether two calls on one image may differ: from draws of the prior they may."""
-        return self.start == "prior"
-
-    @property
-    def cost(self) -> Cost:
-        """What one image takes."""
-        return Cost(self.gradients, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""

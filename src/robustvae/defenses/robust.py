@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.defenses.climb import Gradient, Method, Start, check_search, climb, spent
-from robustvae.defenses.defense import Cost, in_chunks
+from robustvae.defenses.climb import Climbing, Gradient, Method, Start, check_search, climb
+from robustvae.defenses.defense import in_chunks
 from robustvae.defenses.targets import RobustTarget
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
@@ -23,7 +23,7 @@ from robustvae.registry import register
 @register("defense", "robust-posterior")
 @final
 @dataclass(frozen=True)
-class RobustPosterior:
+class RobustPosterior(Climbing):
     """The mode of the robust posterior: the best code for the best image within the ball.
 
     Every candidate code is judged against the image in the ball around the input that suits it
@@ -79,21 +79,6 @@ class RobustPosterior:
         check_choice("start", self.start, ("mean", "zero", "both", "prior"))
         check_positive(self.radius, "radius")
         check_search(self)
-
-    @property
-    def gradients(self) -> int:
-        """Gradient evaluations spent on each image; Gauss-Newton's matrices are left out."""
-        return spent(self)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether two calls on one image may differ: from draws of the prior they may."""
-        return self.start == "prior"
-
-    @property
-    def cost(self) -> Cost:
-        """What one image takes."""
-        return Cost(self.gradients, 1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""

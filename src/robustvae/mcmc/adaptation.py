@@ -75,16 +75,32 @@ class Adaptation(ABC):
     def _default_warmup(self, steps: int) -> int: ...
 
 
-def _check(adaptation: PerChain | DualAveraging | BatchWide) -> None:
-    check_probability(adaptation.acceptance, "acceptance")
-    if adaptation.warmup is not None:
-        check_count(adaptation.warmup, "warmup", least=0)
+@dataclass(frozen=True)
+class _Steered(Adaptation):
+    """An adaptation that aims at an acceptance, over the first half of a run unless said."""
+
+    acceptance: float = 0.9
+    warmup: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the arguments."""
+        check_probability(self.acceptance, "acceptance")
+        if self.warmup is not None:
+            check_count(self.warmup, "warmup", least=0)
+
+    def part(self, start: int, count: int, steps: int) -> Adaptation:
+        """All of the part while the run's warm-up lasts, then a fixed step."""
+        warm = start < self.warmup_steps(steps)
+        return replace(self, warmup=count) if warm else FixedStep()
+
+    def _default_warmup(self, steps: int) -> int:
+        return steps // 2
 
 
 @register("adaptation", "per-chain")
 @final
 @dataclass(frozen=True)
-class PerChain(Adaptation):
+class PerChain(_Steered):
     """Each chain's own step size moves towards an acceptance, by steps that shrink; then it stays.
 
     log size += 2 / sqrt(t + 1) (acceptance seen - wanted), over the warm-up.
@@ -102,13 +118,6 @@ class PerChain(Adaptation):
         50
     """
 
-    acceptance: float = 0.9
-    warmup: int | None = None
-
-    def __post_init__(self) -> None:
-        """Validate the arguments."""
-        _check(self)
-
     def update(self, tuning: Tuning, acceptance: Tensor, t: int, warmup: int) -> Tuning:
         """What is known after transition `t`."""
         if t >= warmup:
@@ -119,19 +128,11 @@ class PerChain(Adaptation):
         gain = 2 * (t + 1) ** -0.5
         return replace(tuning, size=tuning.size * torch.exp(gain * (acceptance - self.acceptance)))
 
-    def part(self, start: int, count: int, steps: int) -> Adaptation:
-        """All of the part while the run's warm-up lasts, then a fixed step."""
-        warm = start < self.warmup_steps(steps)
-        return replace(self, warmup=count) if warm else FixedStep()
-
-    def _default_warmup(self, steps: int) -> int:
-        return steps // 2
-
 
 @register("adaptation", "dual-averaging")
 @final
 @dataclass(frozen=True)
-class DualAveraging(Adaptation):
+class DualAveraging(_Steered):
     """Nesterov's dual averaging of the log step size, as in the No-U-Turn sampler.
 
     Args:
@@ -150,13 +151,6 @@ class DualAveraging(Adaptation):
         20
     """
 
-    acceptance: float = 0.9
-    warmup: int | None = None
-
-    def __post_init__(self) -> None:
-        """Validate the arguments."""
-        _check(self)
-
     def update(self, tuning: Tuning, acceptance: Tensor, t: int, warmup: int) -> Tuning:
         """What is known after transition `t`."""
         if t >= warmup:
@@ -173,19 +167,11 @@ class DualAveraging(Adaptation):
         size = (mean_log if t == warmup - 1 else log_size).exp()
         return Tuning(size, tuning.first, mean_log, gap)
 
-    def part(self, start: int, count: int, steps: int) -> Adaptation:
-        """All of the part while the run's warm-up lasts, then a fixed step."""
-        warm = start < self.warmup_steps(steps)
-        return replace(self, warmup=count) if warm else FixedStep()
-
-    def _default_warmup(self, steps: int) -> int:
-        return steps // 2
-
 
 @register("adaptation", "batch-wide")
 @final
 @dataclass(frozen=True)
-class BatchWide(Adaptation):
+class BatchWide(_Steered):
     """[Kuzina22]'s rule: one step size for the whole batch, moved by up to 1 % a transition.
 
     Warning:
@@ -207,13 +193,6 @@ class BatchWide(Adaptation):
         >>> BatchWide().warmup_steps(100)
         0
     """
-
-    acceptance: float = 0.9
-    warmup: int | None = None
-
-    def __post_init__(self) -> None:
-        """Validate the arguments."""
-        _check(self)
 
     def update(self, tuning: Tuning, acceptance: Tensor, t: int, warmup: int) -> Tuning:
         """What is known after transition `t`."""

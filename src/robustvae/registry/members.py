@@ -285,9 +285,7 @@ def _import_compiled() -> None:
     if _is_imported or _declared():
         return
     _is_imported = True  # first, since modules look members up while they are imported
-    import robustvae
-
-    for info in pkgutil.walk_packages(robustvae.__path__, "robustvae."):
+    for info in pkgutil.walk_packages([str(_PACKAGE)], "robustvae."):
         if not info.name.endswith("__main__"):
             importlib.import_module(info.name)
 

@@ -1,9 +1,7 @@
 """r-robustness: how likely an output stays near its clean one, and where that fails."""
 
+from robustvae.certificates.question import CENTERS, DISPLACEMENTS, Displacement
 from robustvae.robustness.displacement import (
-    CENTERS,
-    DISPLACEMENTS,
-    Displacement,
     Noise,
     Ruler,
     displacements,

@@ -19,12 +19,13 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from robustvae.attacks.goals.base import rows_at_once
+from robustvae.certificates.question import CENTERS, DISPLACEMENTS, Displacement
 from robustvae.defenses import Victim, is_random
 from robustvae.errors import (
     NonFiniteError,
@@ -39,11 +40,6 @@ from robustvae.models.base import check_weights, frozen
 from robustvae.models.hierarchy import check_gaussian
 from robustvae.seeding import RowGenerator, by_row, draw, randn, split
 from robustvae.seeding import generator as new_generator
-
-Displacement = Literal["centered", "paired", "full"]
-Center = Literal["mean", "own"]
-DISPLACEMENTS = ("centered", "full", "paired")
-CENTERS = ("mean", "own")
 
 _PIXELS_AT_ONCE = 2**18  # decoded rows that still fit a processor's cache
 _BLOCK = 250  # draws made at a time: the same for all batches, so that chunks change no number

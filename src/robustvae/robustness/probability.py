@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
-from robustvae.certificates.question import Question
+from robustvae.certificates.question import Displacement, Question
 from robustvae.defenses import Victim
 from robustvae.errors import (
     RangeError,
@@ -26,7 +26,7 @@ from robustvae.errors import (
 from robustvae.metrics import clopper_pearson
 from robustvae.records import Estimate
 from robustvae.records.intervals import mean_interval
-from robustvae.robustness.displacement import Displacement, Ruler, displacements
+from robustvae.robustness.displacement import Ruler, displacements
 from robustvae.seeding import by_row
 
 

@@ -25,6 +25,17 @@ def each(value: Any, axes: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * axes
 
 
+def axes_of(layer: nn.Module) -> int:
+    """How many axes a layer works along, by the name of its class, such as MaxPool2d."""
+    return 1 if type(layer).__name__.endswith("1d") else 2
+
+
+def check_axes(layer: nn.Module, axes: int, shape: Shape) -> None:
+    """Raise unless features have channels and so many axes."""
+    if len(shape) != axes + 1:
+        raise ShapeError(f"a {type(layer).__name__} wants {axes + 1} axes, got the shape {shape}")
+
+
 class _Axes(Operator):
     """A linear map that is one matrix an axis."""
 
@@ -32,10 +43,7 @@ class _Axes(Operator):
 
     def matrices(self, shape: Shape) -> list[Tensor]:
         """One for each of the last axes, (m, n), from what the layer does to the unit vectors."""
-        if len(shape) != self.axes + 1:
-            raise ShapeError(
-                f"a {type(self.layer).__name__} wants {self.axes + 1} axes, got the shape {shape}"
-            )
+        check_axes(self.layer, self.axes, shape)
         eyes = [torch.eye(size, dtype=torch.float64)[:, None] for size in shape[1:]]
         # (n, 1, n) to (n, 1, m)
         return [self.along(eye, axis)[:, 0].mT for axis, eye in enumerate(eyes)]
@@ -83,7 +91,7 @@ class AveragePool(_Axes):
             raise UnsupportedError(
                 "bounds want an AvgPool2d without divisor_override, got one; scale it instead"
             )
-        self.axes = 1 if isinstance(layer, nn.AvgPool1d) else 2
+        self.axes = axes_of(layer)
 
     def along(self, x: Tensor, axis: int) -> Tensor:
         """The divisor is a product over the axes, so each averages alone."""
@@ -111,7 +119,7 @@ class AdaptiveAverage(_Axes):
     def __init__(self, layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d) -> None:
         """Read how many."""
         super().__init__(layer)
-        self.axes = 1 if isinstance(layer, nn.AdaptiveAvgPool1d) else 2
+        self.axes = axes_of(layer)
 
     def along(self, x: Tensor, axis: int) -> Tensor:
         """Along one axis."""
@@ -135,17 +143,14 @@ class MaxPool(Operator):
         super().__init__(layer)
         if layer.return_indices:
             raise UnsupportedError("bounds want a MaxPool without return_indices")
-        self.axes = 1 if isinstance(layer, nn.MaxPool1d) else 2
+        self.axes = axes_of(layer)
 
     def windows(self, shape: Shape) -> tuple[Tensor, Shape]:
         """The flat features that each window sees, (window, n), and the shape of what comes out.
 
         A window that hangs over the edge names one of its features more than once.
         """
-        if len(shape) != self.axes + 1:
-            raise ShapeError(
-                f"a {type(self.layer).__name__} wants {self.axes + 1} axes, got the shape {shape}"
-            )
+        check_axes(self.layer, self.axes, shape)
         layer, places = self.layer, []
         for axis, size in enumerate(shape[1:]):
             taps, stride, padding, dilation = (
