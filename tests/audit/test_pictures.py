@@ -42,14 +42,14 @@ def pixels(panel: dict) -> np.ndarray:
 def test_color_difference_is_signed() -> None:
     difference = torch.zeros(3, 2, 2)
     difference[0, 0, 0], difference[2, 1, 1] = 0.5, -0.25
-    drawn = pixels(pictures._signed_picture(difference, 0.5))
+    drawn = pixels(pictures.signed_picture(difference, 0.5))
     assert drawn[0, 0].tolist() == [255, 128, 128]
     assert drawn[1, 1].tolist() == [128, 128, 64]
 
 
 def test_gray_difference_names_no_color_twice() -> None:
     difference = torch.tensor([[[0.0, 1.0], [-1.0, 0.5]]])
-    drawn = pixels(pictures._signed_picture(difference, 1.0))
+    drawn = pixels(pictures.signed_picture(difference, 1.0))
     assert drawn[0, 0].tolist() == [255, 255, 255]
     assert drawn[0, 1].tolist() == [216, 96, 16]
     assert drawn[1, 0].tolist() == [33, 102, 172]

@@ -62,8 +62,8 @@ def gallery(
     parts = zip(contexts, rows, displays, differences, strict=True)
     for context, (place, row), display, difference in parts:
         if context.x.shape[-2] > 1:  # a signal or a table's row is an image of height 1
-            panels = {name: _picture(tensor) for name, tensor in display.items()}
-            panels["difference"] = _signed_picture(difference, scale)
+            panels = {name: picture(tensor) for name, tensor in display.items()}
+            panels["difference"] = signed_picture(difference, scale)
         else:
             panels = {name: _values(tensor, low, high) for name, tensor in display.items()}
             panels["difference"] = _values(difference, -scale, scale)
@@ -107,12 +107,13 @@ def _values(signal: Tensor, low: float, high: float) -> dict[str, Any]:
     }
 
 
-def _picture(image: Tensor) -> dict[str, Any]:
+def picture(image: Tensor) -> dict[str, Any]:
+    """An image (C, H, W) in [0, 1] as its shape and its PNG in base64."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return _encoded(pixels)
 
 
-def _signed_picture(difference: Tensor, scale: float) -> dict[str, Any]:
+def signed_picture(difference: Tensor, scale: float) -> dict[str, Any]:
     """A difference as a picture: gray for color images, two colors for one channel.
 
     One channel: blue where pixels were lowered, orange where raised, white where untouched. Three

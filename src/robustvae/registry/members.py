@@ -38,6 +38,7 @@ FAMILIES = {
     "defense": "ways to read a latent off an input",
     "executor": "ways to run the tasks of a campaign",
     "goal": "what an attacker wants",
+    "logger": "where the numbers of audits and trainings go",
     "measure": "columns of an audit",
     "model": "autoencoders that can be made, saved and loaded",
     "objective": "losses that training minimizes",

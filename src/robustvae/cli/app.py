@@ -1,0 +1,63 @@
+"""Explore a model by hand in the browser: attack, bracket, spectrum; on this machine only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, final
+
+import typer
+
+from robustvae.cli import common
+from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, Seed, Split
+
+
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    model: Model = DEFAULT_MODEL
+    data: Data = None
+    split: Split = "test"
+    weights: common.Weights = None
+    pixels: common.Pixels = None
+    defense: Annotated[
+        str | None, typer.Option(help="A defense to look at beside (see `robustvae list defense`).")
+    ] = None
+    r: Annotated[
+        float | None, typer.Option("--r", help="Tolerance at first; from the data by default.")
+    ] = None
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860
+    seed: Seed = 0
+    device: Device = "cpu"
+
+
+def run(options: Options) -> None:
+    """Explore a model by hand in the browser: attack, bracket, spectrum; on this machine only.
+
+    Needs the extra `app`. Nothing is sent or shared; Ctrl-C ends it.
+
+    Examples:
+
+        robustvae app
+
+        robustvae app mnist-conv28 --defense input-noise:stddev=0.25 --port 8000
+    """
+    from robustvae.app import Explorer
+    from robustvae.app.page import HOST, serve
+    from robustvae.cli.printing import show
+
+    vae = common.load_model(
+        options.model,
+        options.device,
+        weights=options.weights,
+        pixels=options.pixels,
+        data=options.data,
+    )
+    images = common.load_images(options.model, options.data, options.split)
+    victims = common.build_victims(vae, [options.defense] if options.defense else None)
+    defended = list(victims.values())[1] if options.defense else None
+    explorer = Explorer(vae, images, defended, options.seed)
+    r = options.r if options.r is not None else explorer.tolerance()
+    show(f"explorer: http://{HOST}:{options.port or '(a free port)'} (Ctrl-C ends it)")
+    serve(explorer, r, options.port)
