@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: audit test test-all test-lowest bench reproduce docs clean
+.PHONY: audit test test-all test-lowest bench reproduce board docs clean
 
 audit: .venv/installed-core
 	$(BIN)/robustvae audit --plan quick --out out
@@ -34,7 +34,16 @@ SIZE ?= laptop
 reproduce: .venv/installed-dev
 	$(BIN)/python -m experiments run '*' --size $(SIZE)
 
+# The zoo's own board: every bundled model under the digits protocol, ranked, a page for each.
+BOARD := $(wildcard src/robustvae/zoo_files/*/config.json)
+board: $(BOARD:src/robustvae/zoo_files/%/config.json=audits/%/record.json)
+	$(BIN)/robustvae board audits --out board
+
+audits/%/record.json: .venv/installed-core
+	$(BIN)/robustvae audit $* --protocol digits-l2-v1 --out audits/$*
+
 docs: .venv/installed-dev
+	$(BIN)/python scripts/generate_docs.py
 	$(BIN)/zensical build --clean --strict
 
 $(BIN)/python:

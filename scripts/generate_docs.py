@@ -34,8 +34,8 @@ def command_line() -> str:
         "",
         "This page is generated from the commands themselves: `python scripts/generate_docs.py`.",
         "",
-        "Exit codes: 0 done; 1 a requirement or a check of the evidence failed; 2 wrong use, said in "
-        "one line; 130 interrupted. `robustvae` and `python -m robustvae` are the same.",
+        "Exit codes: 0 done; 1 a requirement or a check of the evidence failed; 2 wrong use, said "
+        "in one line; 130 interrupted. `robustvae` and `python -m robustvae` are the same.",
         "",
         "| Command | What it does |",
         "|---|---|",

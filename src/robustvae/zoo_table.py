@@ -7,15 +7,19 @@ Nothing is computed anew: every number is read from the records beside the model
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import final
 
-from robustvae import zoo
+from robustvae import registry, zoo
+from robustvae.audit import read_protocol
 from robustvae.evaluation import Evaluation, Measure
 from robustvae.metrics import mean_stderr
+from robustvae.report.numbers import ceil, floor
 from robustvae.training import recipe_names
+from robustvae.training.choices import RADII, measured_choices
 
 # name: (-log p(x), MSE) of [Kuzina22] Table 7, 300 epochs
 REPORTED = {
@@ -60,6 +64,52 @@ MEASURES = (
 )
 
 
+NOT_AUDITED = "not audited"
+
+
+def robustness(name: str) -> dict[str, str]:
+    """What stored records say of a model's robustness, by what was measured; empty: not audited.
+
+    Nothing is computed: the numbers are the references of the protocols, and the measured choices
+    that `robustvae advise` reads, without a defense.
+
+    Args:
+        name: Of a model.
+
+    Examples:
+        >>> from robustvae.zoo_table import robustness
+        >>> robustness("digits-vae")
+        {'attacked l2 margin (digits-l2-v1)': '0.258'}
+        >>> robustness("mnist-seatbelt-4")
+        {}
+    """
+    values = {
+        f"attacked {norm} margin ({protocol})": ceil(score)
+        for protocol, norm, model, score in _references()
+        if model == name
+    }
+    for choice in measured_choices():
+        if choice.model == name and choice.defense == "posterior-mean":
+            for radius, mean, stderr in zip(
+                RADII, choice.similarity, choice.similarity_stderr, strict=True
+            ):
+                values[f"MS-SSIM under linf {radius:g}"] = f"{mean:.3f} ± {stderr:.3f}"
+            if choice.certified is not None:
+                values["certified l2 radius, smoothed"] = floor(choice.certified)
+    return values
+
+
+@functools.cache
+def _references() -> list[tuple[str, str, str, float]]:
+    """Protocol, norm, model and score of every reference model of every protocol."""
+    protocols = [read_protocol(name) for name in registry.names("protocol")]
+    return [
+        (protocol.name, protocol.question.norm, reference.name, float(reference.score))
+        for protocol in protocols
+        for reference in protocol.references
+    ]
+
+
 @final
 class _Models:
     """The stored models with their records."""
@@ -90,7 +140,13 @@ def page() -> str:
         '# The zoo'
     """
     models = _Models()
-    sections = (_head(models), _table7(models), _orders(models), _lipschitz(models))
+    sections = (
+        _head(models),
+        _robustness(),
+        _table7(models),
+        _orders(models),
+        _lipschitz(models),
+    )
     text = [line for section in sections for line in [*section, ""]]
     return "\n".join([*text, *_claims(models), "", *_others(models), "", *_cards(models)]) + "\n"
 
@@ -127,6 +183,27 @@ def _head(models: _Models) -> list[str]:
         "± is one standard error over images, intervals are 95 %. One training run (seed 0) "
         "each: nothing here says how much another seed would change.",
     ]
+
+
+def _robustness() -> list[str]:
+    lines = [
+        "## Robustness",
+        "",
+        "From stored records, without a defense. The attacked margin is an upper bound under a "
+        "protocol (`robustvae audit NAME --protocol PROTOCOL`); MS-SSIM is that of the attacked "
+        "reconstruction to the clean one, under the worst attack of [what was measured]"
+        "(robust-training.md); the certified radius is of the model smoothed by its own noise.",
+        "",
+        "| model | measured |",
+        "|---|---|",
+    ]
+    for name in zoo.names():
+        if zoo.card(name)["status"] == zoo.NOT_TRAINED:
+            continue
+        values = robustness(name)
+        text = "; ".join(f"{key}: {value}" for key, value in values.items()) or NOT_AUDITED
+        lines.append(f"| {name} | {text} |")
+    return lines
 
 
 def _table7(models: _Models) -> list[str]:

@@ -10,12 +10,15 @@ import pytest
 
 import robustvae as rv
 from robustvae.errors import ConfigError, DataError, DtypeError
+from robustvae.records.audit import row_sha256
 from robustvae.report.board import board
-from robustvae.report.compare import compare
+from robustvae.report.compare import compare, pareto
 from robustvae.report.tables import Cell, Heading, Row, Table
 
 
 def named(record, name, **changes):
+    if "rows" in changes:
+        changes["hashes"] = [row_sha256(row) for row in changes["rows"]]
     model = record.model.model_copy(update={"name": name})
     return record.model_copy(update={"model": model, "title": f"{name} on digits", **changes})
 
@@ -128,3 +131,22 @@ def test_board_ranks_and_links_every_audit(pair, tmp_path):
 def test_board_without_audits_says_so(tmp_path):
     with pytest.raises(DataError, match="robustvae audit"):
         board(tmp_path, tmp_path / "site")
+
+
+def test_failing_rows_of_all_records_are_listed(pair):
+    table = compare(pair)
+    models = {record.model.name for record in pair}
+    assert table.failures and {failure["model"] for failure in table.failures} <= models
+    harms = [failure["damage"] / failure["size"] for failure in table.failures]
+    assert harms == sorted(harms, reverse=True)
+    assert json.loads(table.to_json())["failures"] == list(table.failures)
+
+
+def test_pareto_rows_are_beaten_by_none():
+    heading = Heading("certified", "c")
+    numbers = [(1.0, 0.1), (2.0, 0.5), (3.0, 0.4), (1.5, 0.1)]
+    rows = tuple(
+        Row({"model": str(i)}, {"error_clean": Cell(error), "certified": Cell(margin)})
+        for i, (error, margin) in enumerate(numbers)
+    )
+    assert pareto(Table("t", (heading,), rows), "certified") == [0, 1]

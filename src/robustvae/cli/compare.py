@@ -22,11 +22,15 @@ def run(
         typer.Option(help=f"{', '.join(FORMATS)}; by default what the name of --out says."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the table here, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    failures: Annotated[
+        int, typer.Option(min=0, help="How many failing rows to list; JSON holds all.")
+    ] = 5,
 ) -> None:
     """Put several audits side by side, with paired differences; all must ask one question.
 
     Each victim of each audit is a row; rows are compared with the first over the inputs that both
-    have.
+    have. Below stand the rows that are broken for sure, inconclusive or changed since.
 
     Examples:
 
@@ -38,6 +42,7 @@ def run(
     from robustvae.records import write_text
     from robustvae.report.compare import compare
 
+    format = "json" if as_json else format
     kind = format or ("text" if out is None else _SUFFIXES.get(out.suffix, "text"))
     check_choice("format", kind, FORMATS)
     table = compare(records)
@@ -51,5 +56,18 @@ def run(
     show_table(lines, title=table.title, headings=headings, numbers=range(1, len(headings)))
     for note in table.notes:
         show(note)
+    if failures and table.failures:
+        columns = list(table.failures[0])
+        show_table(
+            [[_cell(row[key]) for key in columns] for row in table.failures[:failures]],
+            title=f"failing rows, the most harmful of {len(table.failures)}",
+            headings=columns,
+        )
     if out is not None:
         show(f"written: {out}")
+
+
+def _cell(value: object) -> str:
+    from robustvae.cli.printing import short
+
+    return "" if value is None else short(value)

@@ -25,21 +25,51 @@ def list_models() -> None:
     """All models: bundled ones, and those of the recipes, trained or not yet."""
     from robustvae import zoo
     from robustvae.cli.printing import short, show, show_table
+    from robustvae.zoo_table import NOT_AUDITED, robustness
 
     cards = {name: zoo.card(name) for name in zoo.names()}
     waiting = [name for name, card in cards.items() if card["status"] == zoo.NOT_TRAINED]
     rows = []
     for name, card in cards.items():
-        if name not in waiting:
-            place = "the package" if name in zoo.bundled() else str(zoo.folder())
-            place = "no weights kept" if card["status"] == zoo.NOT_KEPT else place
-            likelihood = short(card["metrics"].get("nll", ""))
-            rows.append((name, card["data"], card["epochs"], place, likelihood))
+        if name in waiting:
+            continue
+        place = "package" if name in zoo.bundled() else "zoo"
+        place = "no weights kept" if card["status"] == zoo.NOT_KEPT else place
+        likelihood = card["metrics"].get("nll")
+        # a probability of binary pixels and a density of gray ones have no common scale
+        is_density = likelihood is not None and likelihood < 0
+        values = robustness(name)
+        margins = [value for key, value in values.items() if key.startswith("attacked")]
+        rows.append(
+            (
+                name,
+                card["data"],
+                card["epochs"],
+                place,
+                "" if likelihood is None or is_density else short(likelihood),
+                short(-likelihood) if likelihood is not None and is_density else "",
+                margins[0] if margins else "" if values else NOT_AUDITED,
+                values.get("MS-SSIM under linf 0.1", "" if values else NOT_AUDITED),
+            )
+        )
     show_table(
         rows,
         title="models that rv.load takes by name",
-        headings=("name", "data", "epochs", "from", "-log p(x), nats"),
+        headings=(
+            "name",
+            "data",
+            "epochs",
+            "from",
+            "-log P(x), nats",
+            "log density, nats",
+            "attacked margin",
+            "MS-SSIM, linf 0.1",
+        ),
+        numbers=(2, 4, 5),
     )
+    place = zoo.folder()
+    if place is not None:
+        show(f"zoo: {place}")
     show("All that was measured on one: robustvae zoo show NAME")
     if waiting:
         show(f"Not yet trained (robustvae zoo train NAME): {', '.join(waiting)}")
@@ -50,10 +80,13 @@ def show_model(name: Annotated[str, typer.Argument(help="Of a model; see `zoo li
     """The card of one model, with all that was measured on what is stored."""
     from robustvae import zoo
     from robustvae.cli.printing import short, show_table
+    from robustvae.zoo_table import NOT_AUDITED, robustness
 
     card = zoo.card(name)
     metrics = card.pop("metrics")
     show_table([(key, short(value)) for key, value in card.items()], title=name)
+    values = robustness(name) or {"robustness": NOT_AUDITED}
+    show_table(values.items(), title="robustness, from stored records")
     evaluation = None if card["status"] == zoo.NOT_TRAINED else zoo.evaluation(name)
     if evaluation is not None:
         common.show_evaluation(evaluation)

@@ -11,6 +11,7 @@ from robustvae.errors import ConfigError, DtypeError
 from robustvae.records import Record
 from robustvae.records.intervals import mean_interval
 from robustvae.report import reading
+from robustvae.report.failures import failing_rows
 from robustvae.report.files import read
 from robustvae.report.numbers import given, norm, number
 from robustvae.report.tables import Cell, Heading, Row, Table, cell_of
@@ -20,6 +21,31 @@ from robustvae.report.tables import Cell, Heading, Row, Table, cell_of
 CLEAN_ERROR = "error_clean"
 _BESIDE = (CLEAN_ERROR, "price")
 _QUESTION = ("norm", "r", "m", "displacement", "center", "box")
+
+
+def pareto(table: Table, key: str) -> list[int]:
+    """Rows that no other row beats in both the clean error and a robustness column.
+
+    Args:
+        table: Of `compare`.
+        key: Id of the column, such as "margin_upper_box" or "certified".
+
+    Returns:
+        Places of the rows, the lowest clean error first.
+    """
+    pairs = {
+        place: (row.cells[CLEAN_ERROR].mean, row.cells[key].mean)
+        for place, row in enumerate(table.rows)
+        if CLEAN_ERROR in row.cells and key in row.cells
+    }
+    front = [
+        place
+        for place, (error, margin) in pairs.items()
+        if not any(
+            e <= error and m >= margin and (e, m) != (error, margin) for e, m in pairs.values()
+        )
+    ]
+    return sorted(front, key=lambda place: pairs[place])
 
 
 def compare(records: Sequence[Record | str | Path]) -> Table:
@@ -77,6 +103,7 @@ def compare(records: Sequence[Record | str | Path]) -> Table:
         rows=tuple(rows),
         differences=tuple(differences),
         notes=tuple(_notes(audits, bool(differences), len(victims))),
+        failures=tuple(_failures(audits)),
     )
 
 
@@ -124,6 +151,28 @@ def _record(record: Record | str | Path) -> Record:
         f"compare wants records or the folders of audits, got {type(record).__name__}: "
         "use rv.audit, or a path"
     )
+
+
+_FAILURE = ("victim", "input", "label", "attack", "size", "damage", "probability")
+
+
+def _failures(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The failing rows of all records, the most harmful first."""
+    failures = [
+        {
+            "model": record.model.name,
+            **{key: failure.row.get(key) for key in _FAILURE},
+            "reason": failure.reason,
+        }
+        for record in records
+        for failure in failing_rows(record)
+    ]
+    return sorted(failures, key=_harm, reverse=True)
+
+
+def _harm(failure: dict[str, Any]) -> float:
+    damage, size = number(failure["damage"]), number(failure["size"])
+    return 0.0 if damage is None or not size else damage / size
 
 
 def _labels(victims: Sequence[tuple[Record, int]]) -> list[dict[str, str]]:

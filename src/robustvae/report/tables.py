@@ -96,6 +96,8 @@ class Table:
         differences: For each row but the first, its cells less the first row's over the inputs
             that both have; empty where they share none.
         notes: Sentences that belong under it.
+        failures: Rows that are broken for sure, inconclusive or changed, of all records, the most
+            harmful first, each as a flat mapping.
 
     Examples:
         >>> from robustvae.report.tables import Cell, Heading, Row, Table
@@ -111,6 +113,7 @@ class Table:
     rows: tuple[Row, ...]
     differences: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
+    failures: tuple[dict[str, Any], ...] = ()
 
     def names(self) -> list[str]:
         """Headings of the columns of words."""
@@ -157,6 +160,7 @@ class Table:
             "columns": [vars(heading) for heading in self.headings],
             "rows": self._records(self.rows),
             "differences": self._records(self.differences),
+            "failures": list(self.failures),
             "notes": list(self.notes),
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
