@@ -128,9 +128,12 @@ def test_generated_pages_name_every_command() -> None:
 
 
 def test_every_reference_page_begins_with_a_map() -> None:
-    for page in (ROOT / "docs" / "api").glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        assert text.index("<!-- map: begin -->") < text.index("::: robustvae."), page.name
+    """As the script writes it: a page that a change has made stale is written by `make docs`."""
+    script = runpy.run_path(str(ROOT / "scripts" / "generate_docs.py"))
+    for page, text in script["pages"]().items():
+        if page.parent.name == "api":
+            assert text.index("<!-- map: begin -->") < text.index("::: robustvae."), page.name
+            assert "__" not in text.split("<!-- map: end -->")[0], page.name
 
 
 def test_workflow_calls_commands_that_exist() -> None:

@@ -67,9 +67,9 @@ def list_models() -> None:
         ),
         numbers=(2, 4, 5),
     )
-    place = zoo.folder()
-    if place is not None:
-        show(f"zoo: {place}")
+    folder = zoo.folder()
+    if folder is not None:
+        show(f"zoo: {folder}")
     show("All that was measured on one: robustvae zoo show NAME")
     if waiting:
         show(f"Not yet trained (robustvae zoo train NAME): {', '.join(waiting)}")
