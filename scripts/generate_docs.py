@@ -104,10 +104,7 @@ def _text(text: str | None) -> str:
 
 def api_map(module: str) -> str:
     """The table of a module's public names, each with its first docstring line."""
-    rows = [
-        f"| [`{name}`](#robustvae.{module}.{name}) | {_cell(summary)} |"
-        for name, summary in _members(module)
-    ]
+    rows = [f"| `{name}` | {_cell(summary)} |" for name, summary in _members(module)]
     if not rows:
         return ""
     return "\n".join([BEGIN, "", "| Name | What it is |", "|---|---|", *rows, "", END])
