@@ -162,9 +162,9 @@ def _again(context: Context) -> float:
         both = pair.read(context.victim, x, "output")
         count = len(context.x)
         damage = distance(both[count:], both[:count])
-        stock = distance(context.about(attacked).attacked_output, context.output)
-        scale = stock.clamp_min(0.05 * float(stock.max()) + 1e-6)
-        gaps.append(float(((damage - stock).abs() / scale).nan_to_num(math.inf).max()))
+        row_damage = distance(context.about(attacked).attacked_output, context.output)
+        scale = row_damage.clamp_min(0.05 * float(row_damage.max()) + 1e-6)
+        gaps.append(float(((damage - row_damage).abs() / scale).nan_to_num(math.inf).max()))
     return max(gaps, default=0.0)
 
 
@@ -302,9 +302,9 @@ def _neighbors(context: Context, unseen: Tensor) -> dict[str, Tensor]:
     """Inputs beside the audited ones: shifted, lightly noised, and never seen by the audit."""
     x = context.x
     noise = randn(*x.shape, like=x, generator=context.generator("neighbors"))
-    offset_copy = torch.zeros_like(x)
-    offset_copy[..., 1:] = x[..., :-1]
-    groups = {"shifted": offset_copy, "noised": (x + 0.03 * noise).clamp(0, 1)}
+    neighbor = torch.zeros_like(x)
+    neighbor[..., 1:] = x[..., :-1]
+    groups = {"shifted": neighbor, "noised": (x + 0.03 * noise).clamp(0, 1)}
     if len(unseen):
         groups["unseen"] = unseen[: len(x)].to(x)
     return groups

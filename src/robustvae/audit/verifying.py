@@ -109,9 +109,9 @@ def verify(
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no record.json: {error}") from None
     record = Record.from_json(text)
-    stock = Record.model_validate(json.loads(text))
+    old = Record.model_validate(json.loads(text))
     problems += _files(folder)
-    problems += _statements(stock, record)
+    problems += _statements(old, record)
     tensors: dict[str, Tensor] = {}
     try:
         tensors = read_adversarials(folder)
@@ -294,17 +294,17 @@ def _differences(
     for column in columns:
         if column.id not in fresh:
             continue
-        stock, again = row[column.id], fresh[column.id]
+        old, new = row[column.id], fresh[column.id]
         if column.id in _SEARCHED:
             # a search of its own: only a change that is clearly smaller refutes the stored bound
-            high = math.inf if again is None else float(again)
-            if stock is not None and float(stock) > _SMALLER * high:
-                words.append(f"{column.id} is stored as {stock}, a change of {again} breaks it")
+            high = math.inf if new is None else float(new)
+            if old is not None and float(old) > _SMALLER * high:
+                words.append(f"{column.id} is stored as {old}, a change of {new} breaks it")
         elif column.kind in ("text", "flag", "count"):
-            if stock != again and not column.id.endswith("status"):
-                words.append(f"{column.id} is stored as {stock}, computed again {again}")
-        elif not _close(stock, again, _RELATIVE, _SHARE if column.kind == "share" else _ABSOLUTE):
-            words.append(f"{column.id} is stored as {stock}, computed again {again}")
+            if old != new and not column.id.endswith("status"):
+                words.append(f"{column.id} is stored as {old}, computed again {new}")
+        elif not _close(old, new, _RELATIVE, _SHARE if column.kind == "share" else _ABSOLUTE):
+            words.append(f"{column.id} is stored as {old}, computed again {new}")
     return words
 
 

@@ -65,36 +65,36 @@ class Climbing(abc.ABC):
         return Cost(self.gradients, 1)
 
 
-def check_search(own: Search) -> None:
+def check_search(search: Search) -> None:
     """Raise unless these settings, whose `start` is a known one, make a search."""
-    check_count(own.starts, "starts")
+    check_count(search.starts, "starts")
     # From the prior: the least n with n - n // 4 >= starts, so that `shares` gives each search one.
-    least = {"both": 2, "prior": (4 * own.starts - 1) // 3}.get(own.start, 1)
-    check_count(own.steps, "steps", least=least)
-    check_choice("mode search", own.method, ("adam", "lbfgs", "gauss-newton"))
-    check_choice("gradient", own.gradient, ("unrolled", "implicit"))
-    check_positive(own.rate, "rate")
-    check_count(own.chunk, "chunk")
+    least = {"both": 2, "prior": (4 * search.starts - 1) // 3}.get(search.start, 1)
+    check_count(search.steps, "steps", least=least)
+    check_choice("mode search", search.method, ("adam", "lbfgs", "gauss-newton"))
+    check_choice("gradient", search.gradient, ("unrolled", "implicit"))
+    check_positive(search.rate, "rate")
+    check_count(search.chunk, "chunk")
 
 
-def shares(own: Search) -> tuple[int, int, int]:
+def shares(search: Search) -> tuple[int, int, int]:
     """How many searches there are, the gradients of each, and of one more from the best end.
 
     Draws of the prior are scouts: they get three quarters of the steps.
     """
-    count = {"both": 2, "prior": own.starts}.get(own.start, 1)
-    last = own.steps // 4 if own.start == "prior" else 0
-    return count, (own.steps - last) // count, last
+    count = {"both": 2, "prior": search.starts}.get(search.start, 1)
+    last = search.steps // 4 if search.start == "prior" else 0
+    return count, (search.steps - last) // count, last
 
 
-def spent(own: Search) -> int:
+def spent(search: Search) -> int:
     """Gradients of all searches."""
-    count, each, last = shares(own)
+    count, each, last = shares(search)
     return count * each + last
 
 
 def climb(
-    own: Search,
+    search: Search,
     vae: VAE,
     target: LogDensity,
     mean: Tensor,
@@ -105,7 +105,7 @@ def climb(
     """The highest point that searches from one or several starts meet.
 
     Args:
-        own: The search. It begins by `start` "mean" at the encoder's means, "zero" at the prior's
+        search: It begins by `start` "mean" at the encoder's means, "zero" at the prior's
             mean, "both" at each, "prior" at draws of the prior, the best of whose ends is climbed
             from once more; `shares` divides its `steps`.
         vae: The model that the target judges by.
@@ -120,29 +120,29 @@ def climb(
     Raises:
         UnsupportedError: A graph through the steps of L-BFGS or Gauss-Newton.
     """
-    unrolled = graph and own.gradient == "unrolled"
-    if unrolled and own.method != "adam":
+    unrolled = graph and search.gradient == "unrolled"
+    if unrolled and search.method != "adam":
         raise UnsupportedError(
-            f"no gradient flows through the steps of {own.method!r}: give gradient='implicit'"
+            f"no gradient flows through the steps of {search.method!r}: give gradient='implicit'"
         )
-    count, each, last = shares(own)
+    count, each, last = shares(search)
 
-    def search(z: Tensor, steps: int) -> Mode:
-        if own.method == "adam":
-            return mode_search(target, z, steps=steps, rate=own.rate, graph=unrolled)
-        if own.method == "lbfgs":
+    def run(z: Tensor, steps: int) -> Mode:
+        if search.method == "adam":
+            return mode_search(target, z, steps=steps, rate=search.rate, graph=unrolled)
+        if search.method == "lbfgs":
             return lbfgs(target, z, steps=steps)
         return gauss_newton(target, lambda z: fisher(vae, z), z, steps=steps)
 
     prior = vae.prior()
-    if own.start == "prior":
+    if search.start == "prior":
         begin = [draw(prior, (len(mean),), generator=generator).to(mean) for _ in range(count)]
     else:
-        begin = [mean] if own.start == "mean" else [prior.mean.to(mean).expand_as(mean)]
-        begin += [mean] if own.start == "both" else []
-    best = functools.reduce(_better, (search(z, each) for z in begin))
+        begin = [mean] if search.start == "mean" else [prior.mean.to(mean).expand_as(mean)]
+        begin += [mean] if search.start == "both" else []
+    best = functools.reduce(_better, (run(z, each) for z in begin))
     if last:
-        best = search(best.z, last)
+        best = run(best.z, last)
     return implicit(target, best.z) if graph and not unrolled else best.z
 
 

@@ -376,7 +376,7 @@ def spectrum(
 
             like = at.value
             top = lanczos(operator, like, steps=min(steps, rows), generator=generator)
-            total, products_set = spectral_sums(
+            total, weighted_log = spectral_sums(
                 operator,
                 like,
                 [lambda v: v.clamp_min(0), lambda v: torch.special.xlogy(*[v.clamp_min(0)] * 2)],
@@ -385,7 +385,7 @@ def spectrum(
                 generator=generator,
             )
             radii.append(top.values[:, 0].double().clamp_min(0))
-            entropy = torch.where(total > 0, total.log() - products_set / total, 0.0)
+            entropy = torch.where(total > 0, total.log() - weighted_log / total, 0.0)
             ranks.append(entropy.exp().clamp(1, rows))
     return Spectrum(torch.cat(radii), torch.cat(ranks), False)
 

@@ -57,12 +57,12 @@ def judged(record: Record) -> Record:
     """
     victims = {victim.name: victim for victim in record.victims}
     checks = []
-    for stock in record.checks:
-        if stock.victim not in victims or stock.id not in registry.names("check"):
-            note = stock.value.removesuffix(_NOT_HERE) + _NOT_HERE
-            checks.append(stock.model_copy(update={"value": note}))
+    for result in record.checks:
+        if result.victim not in victims or result.id not in registry.names("check"):
+            note = result.value.removesuffix(_NOT_HERE) + _NOT_HERE
+            checks.append(result.model_copy(update={"value": note}))
             continue
-        checks.append(run_check(stock.id, case(record, victims[stock.victim])))
+        checks.append(run_check(result.id, case(record, victims[result.victim])))
     verdict = verdict_of(record.rows, checks, record)
     verdict = verdict.model_copy(update={"rank": record.verdict.rank, "of": record.verdict.of})
     return record.model_copy(update={"checks": checks, "verdict": verdict})

@@ -245,7 +245,7 @@ def _turn(margin: Margin, order: Tensor) -> Margin:
 
 def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float) -> list[Margin]:
     """Fresh draws judge each problem's point; the margins of the threat models in their order."""
-    ruler, question, how = walk.ruler, walk.question, walk.how
+    ruler, question, budget = walk.ruler, walk.question, walk.budget
     x, problems = ruler.x, len(trail.inputs)
     batch = len(x)
     count = problems // batch
@@ -263,7 +263,7 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
         for place in which.tolist():
             words[place] = word
 
-    risk, everyone = 1 - how.confidence, torch.arange(problems, device=x.device)
+    risk, everyone = 1 - budget.confidence, torch.arange(problems, device=x.device)
     suspect = everyone[:batch][trail.suspect[:batch]]
     if len(suspect):
         bound, _ = tests.bounds(suspect, x[suspect], _REST_RISK * risk, "rest")
@@ -295,7 +295,7 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
                 value[part_of],
                 torch.zeros_like(value[part_of]),
                 value[part_of],
-                how.confidence,
+                budget.confidence,
                 bool(trail.box[side * batch]),
                 tuple(words[part_of]),
                 y[part_of],
@@ -324,7 +324,7 @@ class _Tests:
         not: by their own draws.
         """
         ruler, question = self.walk.ruler, self.walk.question
-        batch, m, upper = len(ruler.x), question.m, self.walk.how.draws
+        batch, m, upper = len(ruler.x), question.m, self.walk.budget.draws
         inputs = which % batch
         bound = torch.ones(len(which), dtype=torch.float64, device=point.device)
         tolerance = torch.full((len(which),), question.r).to(point)
@@ -379,14 +379,14 @@ def _smaller(free: Margin, box: Margin) -> Margin:
     )
 
 
-def _check_draws(how: Budget, m: float, boxes: int) -> None:
+def _check_draws(budget: Budget, m: float, boxes: int) -> None:
     """Raise where every test of the budget must fail."""
-    risk = FIRST_RISK * (1 - how.confidence) / boxes
+    risk = FIRST_RISK * (1 - budget.confidence) / boxes
     logs = log_capitals(torch.zeros(4096, dtype=torch.float64), m)
     need = int((capital(logs) < -math.log(risk)).sum()) + 1
-    if how.draws < need:
+    if budget.draws < need:
         raise RangeError(
-            f"draws must be at least {need} to decide at m = {m:g}, got {how.draws}: "
+            f"draws must be at least {need} to decide at m = {m:g}, got {budget.draws}: "
             "give Budget(draws=...) more, or a lower confidence"
         )
 

@@ -122,23 +122,23 @@ class Walk:
         self,
         ruler: Ruler,
         question: Question,
-        how: Budget,
+        budget: Budget,
         boxes: tuple[bool, ...],
         largest: float,
         generator: torch.Generator,
     ) -> None:
-        self.ruler, self.question, self.how, self.largest = ruler, question, how, largest
+        self.ruler, self.question, self.budget, self.largest = ruler, question, budget, largest
         self.boxes, x = boxes, ruler.x
         # the log capital of a test that passes, the price of five stakes, and some for chance
-        risk = FIRST_RISK * (1 - how.confidence) / len(boxes)
+        risk = FIRST_RISK * (1 - budget.confidence) / len(boxes)
         self.needed = -math.log(risk) + 2.5
         batch = len(x)
         self.inputs = torch.arange(batch, device=x.device).repeat(len(boxes))
         self.box = torch.tensor(boxes, device=x.device).repeat_interleave(batch)
         coarse, fine, finest, smooth = split(generator, 4)
         self.coarse = ruler.noise(_CALIBRATING, coarse, antithetic=True)
-        self.fine = ruler.noise(how.choosing, fine, antithetic=True)
-        self.finest = ruler.noise(_FINEST * how.choosing, finest, antithetic=True)
+        self.fine = ruler.noise(budget.choosing, fine, antithetic=True)
+        self.finest = ruler.noise(_FINEST * budget.choosing, finest, antithetic=True)
         self.smooth = ruler.noise(_SURROGATE_DRAWS, smooth)
         everyone = torch.arange(batch, device=x.device)
         self.rest = self.reach(x, everyone, self.fine)
@@ -179,7 +179,7 @@ class Walk:
         one = torch.searchsorted(nearer, thresholds, right=True)
         both = torch.searchsorted(further, thresholds, right=True)
         growths = growth(both, one - both, pairs.shape[1] - one, m)
-        passes = growths >= self.needed / max(1.0, self.how.draws * _AIM / pair)
+        passes = growths >= self.needed / max(1.0, self.budget.draws * _AIM / pair)
         place = (
             passes.int() * torch.arange(1, thresholds.shape[1] + 1, device=thresholds.device)
         ).amax(1)
@@ -188,8 +188,8 @@ class Walk:
 
     def search(self, candidates: Tensor | None, generator: torch.Generator) -> Trail:
         """The best direction of each problem."""
-        how, x = self.how, self.ruler.x[self.inputs]
-        problems, starts = len(x), how.starts
+        budget, x = self.budget, self.ruler.x[self.inputs]
+        problems, starts = len(x), budget.starts
         y = self._starts(generator)
         if candidates is not None:
             starts_known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(
@@ -216,10 +216,12 @@ class Walk:
 
     def _starts(self, generator: torch.Generator) -> Tensor:
         """Random perturbations, (P, starts, C, H, W), the same for both threat models."""
-        x, how = self.ruler.x, self.how
-        share = 0.3 * start_shares(how.starts)  # of the largest size: margins are seldom near it
+        x, budget = self.ruler.x, self.budget
+        share = 0.3 * start_shares(budget.starts)  # of the largest size: margins are seldom near it
         streams = by_row(generator, "starts", x)
-        seeds = [row_generators(stream, "start", range(how.starts)) for stream in streams.streams]
+        seeds = [
+            row_generators(stream, "start", range(budget.starts)) for stream in streams.streams
+        ]
         noise = torch.stack(
             [
                 torch.stack([randn(*x.shape[1:], like=x, generator=g) for g in local])
@@ -254,7 +256,7 @@ class Walk:
         now = y.flatten(0, 1)
         best, size = now.clone(), torch.full_like(level, math.inf)
         slopes = torch.zeros_like(level)
-        steps, norm = self.how.steps, self.question.norm
+        steps, norm = self.budget.steps, self.question.norm
         low, high = (math.log(turn) for turn in _TURN)
 
         for k in range(steps):
