@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.defenses import Victim
-from robustvae.errors import RangeError, ShapeError, check_count
+from robustvae.errors import RangeError, ShapeError, UnsupportedError, check_count
 from robustvae.models import VAE
 from robustvae.registry import family_base, register
 from robustvae.seeding import draw
@@ -124,7 +124,9 @@ class ImportanceWeighted:
         posterior, prior = vae.encode(x), vae.prior()
         z = draw(posterior, (self.draws,), generator=generator)
         ratio = prior.log_prob(z).flatten(2).sum(2) - posterior.log_prob(z).flatten(2).sum(2)
-        likelihood = vae.decode(z.flatten(0, 1)).log_prob(x.repeat(self.draws, 1, 1, 1))
+        likelihood = vae.decode(z.flatten(0, 1)).log_prob(
+            x.repeat(self.draws, *(1,) * (x.ndim - 1))
+        )
         joint = ratio + likelihood.flatten(1).sum(1).reshape(self.draws, len(x))
         return math.log(self.draws) - joint.logsumexp(0)
 
@@ -191,3 +193,56 @@ class LatentDistance:
         """Distances in standard deviations, (B,)."""
         gap = victim.latent(x, generator=generator) - self.mean
         return ((gap @ self.precision) * gap).sum(1).clamp_min(0).sqrt()
+
+
+@register("score", "detector")
+@final
+@dataclass(frozen=True)
+class DetectorScore:
+    """What a wrapped detector itself computes, such as the `decision_function` of pyod's classes.
+
+    It has no gradient: searches without gradients apply.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> class Far:
+        ...     "The distance from the middle."
+        ...     def decision_function(self, x):
+        ...         return abs(x - 0.5).sum(1)
+        >>> vae = rv.wrap(Far(), image_shape=(4,))
+        >>> score = rv.scores.DetectorScore()
+        >>> score(rv.Victim(vae), torch.ones(2, 1, 1, 4), generator=rv.generator(0))
+        tensor([2., 2.])
+    """
+
+    reads_input = False
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The detector's numbers, higher for what is less normal, (B,).
+
+        Raises:
+            UnsupportedError: The victim's model is no wrapped detector.
+        """
+        numbers = getattr(victim.vae, "anomaly_scores", None)
+        if numbers is None:
+            raise UnsupportedError(
+                "the score 'detector' needs an object with decision_function, wrapped by rv.wrap; "
+                "this model has none: use the score 'anomaly-score'"
+            )
+        # what the victim reads: its defense may add noise before
+        z = victim.latent(x, generator=generator)
+        values: Tensor = numbers(z.reshape(x.shape))
+        return values
+
+
+def default_score(victim: Victim) -> Score:
+    """The score that a victim most likely deploys: a detector's own, else its l2 error.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.scores import default_score
+        >>> default_score(rv.Victim(rv.load("digits-vae")))
+        ReconstructionError(squared=False)
+    """
+    own = getattr(victim.vae, "anomaly_scores", None)
+    return ReconstructionError() if own is None else DetectorScore()

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import robustvae as rv
-from robustvae.perturb import CentralDifferences, RandomSearch, SearchResult, SquareSearch
+from robustvae.perturb import CentralDifferences, Masked, RandomSearch, SearchResult, SquareSearch
 from robustvae.testing import ContractError, check_search, members_of
 
 BOTH = ("l2", "linf")
@@ -21,6 +21,7 @@ CASES = {
     # one change for all rows, whose slopes point elsewhere
     "universal": (rv.Universal(), 0.0, BOTH),
     "square-search": (SquareSearch(steps=400), 0.5, BOTH),
+    "masked": (Masked(rv.ProjectedAscent(steps=60, restarts=4)), 0.99, BOTH),
 }
 
 

@@ -291,7 +291,11 @@ def _bytes(x: Tensor) -> bytes:
 
 
 def read_profile(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a profile: a protocol, a plan, and measures and checks beside the plan's own.
+    """The keys of a profile: a protocol, a plan, measures and checks beside the plan's own, a use.
+
+    Args:
+        name: A profile's name, alone or with fields of its use as in "anomaly:fpr=0.01"; a YAML
+            file; or a mapping.
 
     Raises:
         UnknownNameError: Neither a known name nor a file, or an unknown key.
@@ -299,15 +303,27 @@ def read_profile(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     content: Any = name
     if isinstance(name, str | Path):
         profiles = registry.names("profile")
+        head, colon, _ = str(name).partition(":")
+        if colon and head in profiles:
+            fields = registry.parse(str(name))
+            content = read_profile(fields.pop("name"))
+            return {**content, "use": {**_as_spec(content.get("use")), **fields}}
         path = Path(registry.lookup("profile", str(name))) if str(name) in profiles else Path(name)
         if not path.is_file():
             raise unknown("profile", str(name), [*profiles, "FILE.yaml"])
         content = read_yaml(path, "profile")
-    keys = ("about", "protocol", "plan", "measures", "checks")
+    keys = ("about", "protocol", "plan", "measures", "checks", "use")
     for key in content:
         if key not in keys:
             raise unknown("key of a profile", key, keys)
     return dict(content)
+
+
+def _as_spec(use: Any) -> dict[str, Any]:
+    """The spec of a profile's use as a mapping."""
+    if use is None:
+        raise ConfigError("this profile has no use, whose fields could be said: name it alone")
+    return dict(registry.parse(use)) if isinstance(use, str) else dict(use)
 
 
 def with_profile(plan: Any, profile: Mapping[str, Any]) -> Plan:

@@ -16,6 +16,15 @@ from robustvae.audit.auditor import Auditor
 from robustvae.audit.budget import fit_to_minutes
 from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
+from robustvae.audit.profiles.running import (
+    bare_record,
+    fitted_plan,
+    is_score_only,
+    measured,
+    plan_images,
+    use_of,
+    with_use,
+)
 from robustvae.audit.protocol import (
     choose,
     read_profile,
@@ -61,7 +70,8 @@ def audit(
         plan: "quick" (the default, under two minutes on two cores for the bundled models),
             "standard", "thorough", a YAML file, a mapping, or a `Plan`.
         protocol: A named question with its suite and inputs, such as "digits-l2-v1".
-        profile: A protocol, a plan and measures for a use; the arguments beside it go first.
+        profile: A protocol, a plan, measures and what a use is about: "anomaly",
+            "anomaly:fpr=0.01", a YAML file or a mapping; the arguments beside it go first.
         question: r, m, norm, displacement and center as a mapping or an `rv.Question`; without a
             protocol, an r that is not given follows from the data alone.
         minutes: A budget: inputs, steps and draws are cut to it by a short measurement.
@@ -93,10 +103,14 @@ def audit(
     check_type(run, "run", Run)
     by_name = named_victims(victim, victims)
     images = as_images(images)
+    everything, use = images, None
     if profile is not None:
         keys = read_profile(profile)
         stages = with_profile(plan, keys)
         protocol = protocol or keys.get("protocol")
+        use = use_of(keys)
+        images = plan_images(use, images)
+        stages = fitted_plan(stages, images, plan is not None or protocol is not None)
     else:
         stages = read_plan("quick" if plan is None else plan)
     rules = protocol or stages.protocol
@@ -112,7 +126,9 @@ def audit(
                 f"got {images.name} with {images.image_shape}"
             )
         check_weights(one.vae)
-    mended = [] if "diagnosis_passed" in stages.without else admit(by_name, images)
+    only_scores = use is not None and is_score_only(by_name)
+    is_spared = only_scores or "diagnosis_passed" in stages.without
+    mended = [] if is_spared else admit(by_name, images)
     left_out: list[Omission] = []
     if minutes or stages.minutes:
         budget = float(minutes or stages.minutes or 0.0)
@@ -125,16 +141,25 @@ def audit(
     executor = registry.build("executor", run.executor)
     head = header(by_name, images, inputs, stages, facts, run, executor.threads)
     head["seed"] = seed
-    job = AuditJob(Auditor(by_name, inputs, stages, facts, seed), head, run.source)
-    if head["model"].sha256 is None:  # it could not be told from another's parts
-        run = dataclasses.replace(run, keep=None)
-    outcome = executor.run(job, run)
-    for fault in outcome.damaged:
-        left_out.append(Omission(stage="resume", reason=f"{fault} was damaged and computed again"))
-    head["model"] = head["model"].model_copy(update={"source": run.source})
-    parts = StageParts(job.tasks(), outcome.parts)
+    clock = start_time, creation
+    if only_scores:
+        head["model"] = head["model"].model_copy(update={"source": run.source})
+        record = bare_record(head, by_name, everything, seed, clock)
+    else:
+        job = AuditJob(Auditor(by_name, inputs, stages, facts, seed), head, run.source)
+        if head["model"].sha256 is None:  # it could not be told from another's parts
+            run = dataclasses.replace(run, keep=None)
+        outcome = executor.run(job, run)
+        for fault in outcome.damaged:
+            words = f"{fault} was damaged and computed again"
+            left_out.append(Omission(stage="resume", reason=words))
+        head["model"] = head["model"].model_copy(update={"source": run.source})
+        parts = StageParts(job.tasks(), outcome.parts)
+        with torch_threads(executor.threads):
+            record = job.auditor.record(head, images, constants, parts, left_out, clock)
+        record = record.model_copy(update={"protocol": [*record.protocol, *mended]})
+    if use is None:
+        return record
     with torch_threads(executor.threads):
-        record = job.auditor.record(
-            head, images, constants, parts, left_out, (start_time, creation)
-        )
-    return record.model_copy(update={"protocol": [*record.protocol, *mended]})
+        result = measured(use, by_name, everything, seed, run.progress)
+    return with_use(record, use, result)

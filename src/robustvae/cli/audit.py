@@ -51,7 +51,18 @@ class Options:
         typer.Option(help="A question with its suite and inputs (see `robustvae list protocol`)."),
     ] = None
     profile: Annotated[
-        str | None, typer.Option(help="An audit for a use (see `robustvae list profile`).")
+        str | None,
+        typer.Option(
+            help="An audit for a use (see `robustvae list profile`), with fields where wanted: "
+            "anomaly:fpr=0.01; or a YAML file of your own."
+        ),
+    ] = None
+    anomalous: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set or folder of anomalies for --profile anomaly; --data holds the normal "
+            "inputs then."
+        ),
     ] = None
     defense: Defense = None
     r: Tolerance = None
@@ -102,6 +113,8 @@ def run(options: Options) -> None:
 
         robustvae audit my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
 
+        robustvae audit mnist-conv28 --profile anomaly --anomalous fashion_mnist
+
         robustvae audit runs/mine --data mnist --require inside_ball --require 'probability>=0.9'
     """
     from robustvae import report
@@ -126,6 +139,8 @@ def run(options: Options) -> None:
     )
     victims = common.build_victims(vae, options.defense)
     images = common.load_images(options.model, options.data, options.split)
+    if options.anomalous is not None:
+        images = common.with_anomalies(images, options.anomalous, options.split)
     check_folder(options.out)
     question = {
         "r": options.r,

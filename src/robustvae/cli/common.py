@@ -170,6 +170,20 @@ def load_images(model: str, data: str | None, split: str = "test") -> Any:
     return robustvae.data.load(data, split=split)
 
 
+def with_anomalies(images: Any, anomalous: str, split: str = "test") -> Any:
+    """Normal inputs and anomalies as one set; classes of the anomalies stay apart."""
+    import robustvae.data
+
+    other = load_images("", anomalous, split)
+    sets = {"normal": images}
+    for label in other.y.unique().tolist() if other.classes else [None]:
+        name = "anomalous" if label is None else other.class_name(label)
+        sets[name if name != "normal" else "anomalous"] = (
+            other if label is None else other[other.y == label]
+        )
+    return robustvae.data.joined(sets, name=f"{images.name} and {other.name}")
+
+
 def read_pixels(text: str) -> tuple[float, float]:
     """The range that `--pixels LOW,HIGH` stands for."""
     try:

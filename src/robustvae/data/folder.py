@@ -204,8 +204,11 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
     """Images in a folder, or in its folders, one a class."""
     paths = _images_in(top)
     y = torch.zeros(len(paths), dtype=torch.int64)
+    classes: list[str] = []
     if not paths:
-        groups = [files for part in _inside(top) if part.is_dir() and (files := _images_in(part))]
+        folders = {part.name: _images_in(part) for part in _inside(top) if part.is_dir()}
+        classes = [part for part, files in folders.items() if files]
+        groups = [folders[part] for part in classes]
         paths = [path for group in groups for path in group]
         y = torch.arange(len(groups)).repeat_interleave(
             torch.tensor([len(group) for group in groups], dtype=torch.int64)
@@ -215,7 +218,7 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
             f"no images: {top} or the folders in it must hold files ending in "
             f"{', '.join(sorted(SUFFIXES))}"
         )
-    return Images(_files(paths, fit), y, name, split)
+    return Images(_files(paths, fit), y, name, split).with_classes(classes)
 
 
 def _from_npz(path: Path, fit: Fit, name: str, split: str) -> Images:

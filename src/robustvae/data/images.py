@@ -104,6 +104,7 @@ class Images:
         self.labels = dict(labels or {"label": y})
         self._epoch = 0
         self.about = ""
+        self.classes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Images(name={self.name!r}, split={self.split!r})"
@@ -201,6 +202,21 @@ class Images:
         check_type(name, "name", str)
         return self._with(name=name)
 
+    def with_classes(self, names: Sequence[str]) -> Images:
+        """The same set with a name for every label from 0, such as the folders it was read from.
+
+        Raises:
+            ShapeError: Fewer names than labels.
+        """
+        most = int(self.y.max()) + 1 if len(self.y) else 0
+        if len(names) < most:
+            raise ShapeError(f"names must be at least {most}, one for each label, got {len(names)}")
+        return self._with(classes=tuple(map(str, names)))
+
+    def class_name(self, label: int) -> str:
+        """The name of a label; "label 3" where it has none."""
+        return self.classes[label] if label < len(self.classes) else f"label {label}"
+
     def labeled_by(self, name: str) -> Images:
         """The same set with another of its labels as `y`.
 
@@ -217,7 +233,7 @@ class Images:
             [0, 1, 2, 3, 4, 5]
         """
         check_choice("label", name, self.labels)
-        return self._with(y=self.labels[name])
+        return self._with(y=self.labels[name], classes=())
 
     def sample(
         self, n: int, stratified: bool = False, *, generator: torch.Generator

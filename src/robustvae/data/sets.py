@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae import registry
-from robustvae.data import celeba, cifar10, color_mnist, digits, dsprites
+from robustvae.data import celeba, cifar10, color_mnist, digits, drawn_shapes, dsprites, tables
 from robustvae.data.changes import Binarized, Blurred, Compressed, Noisy
 from robustvae.data.fashion_mnist import FASHION_MNIST
 from robustvae.data.folder import read_folder
@@ -30,6 +30,12 @@ CHANGES: dict[str, tuple[type | None, Callable[..., Change]]] = {
 FITS = ("channels", "crop", "size")
 LABEL = "label"
 SPLITS = ("train", "test")
+
+
+@register("data", "breast-cancer")
+def load_breast_cancer(split: str, root: Path, download: bool) -> Images:
+    """Measurements of cell nuclei that come with scikit-learn: benign, malignant; 30 features."""
+    return tables.breast_cancer(split)
 
 
 @register("data", "celeba")
@@ -62,6 +68,12 @@ def load_digits(split: str, root: Path, download: bool) -> Images:
     return digits.load(split)
 
 
+@register("data", "drawn-shapes")
+def load_drawn_shapes(split: str, root: Path, download: bool) -> Images:
+    """Colored shapes of 32 x 32 pixels, drawn from a fixed seed."""
+    return drawn_shapes.load(split)
+
+
 @register("data", "dsprites")
 def load_dsprites(split: str, root: Path, download: bool) -> Images:
     """Shapes drawn from known factors, made as they are read."""
@@ -80,6 +92,12 @@ def load_mnist(split: str, root: Path, download: bool) -> Images:
     return ON_DISK["mnist"].load(split, root, download)
 
 
+@register("data", "wine")
+def load_wine(split: str, root: Path, download: bool) -> Images:
+    """Chemical analyses of wines that come with scikit-learn, three growers, 13 features."""
+    return tables.wine(split)
+
+
 def names() -> list[str]:
     """Names that `load` knows, sorted; besides them it reads "folder:PATH".
 
@@ -96,7 +114,8 @@ def load(
 ) -> Images:
     """A data set by name; the large ones are read as they are asked for, not all at once.
 
-    "digits" comes with the installation and "dsprites" is drawn. The others are read from the
+    "digits", "breast-cancer" and "wine" come with the installation, "dsprites" and "drawn-shapes"
+    are drawn. The others are read from the
     folder `root`, else from the one that the environment variable ROBUSTVAE_DATA names, else from
     ~/.cache/robustvae, in torchvision's layout: MNIST/raw and FashionMNIST/raw (IDX files, raw or
     .gz), cifar-10-batches-py, celeba. "color_mnist" is made of MNIST, "cifar10_jpeg" is read from

@@ -5,12 +5,14 @@ from robustvae.perturb.ball import Ball
 from robustvae.perturb.differences import CentralDifferences
 from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
 from robustvae.perturb.lbfgs import LBFGS, Minimum, minimize
+from robustvae.perturb.masked import Masked
 from robustvae.perturb.one_shot import OneShot
 from robustvae.perturb.universal import Universal
 
 __all__ = [
     "Universal",
     "LBFGS",
+    "Masked",
     "Ball",
     "CentralDifferences",
     "Minimum",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ModelFacts,
         QuestionFacts,
         SummaryEntry,
+        UseFacts,
         Verdict,
         VictimFacts,
     )
@@ -50,6 +51,7 @@ __all__ = [
     "read_manifest",
     "Record",
     "SummaryEntry",
+    "UseFacts",
     "Verdict",
     "VictimFacts",
     "write_bytes",

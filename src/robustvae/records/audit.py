@@ -25,6 +25,7 @@ from robustvae.records.parts import (
     Scalar,
     Sha256,
     SummaryEntry,
+    UseFacts,
     Verdict,
     VictimFacts,
 )
@@ -55,6 +56,7 @@ class Record(BaseModel):
         checks: What each check said of each victim.
         verdict: What to think of all that.
         gallery: Inputs with their pictures.
+        use: What a profile measured for its use, or None.
         proved: What the certificates prove, in sentences.
         estimated: What was estimated only.
         not_tried: What nobody tried.
@@ -90,6 +92,7 @@ class Record(BaseModel):
     checks: list[CheckResult]
     verdict: Verdict
     gallery: list[GalleryItem] = Field(default_factory=list)
+    use: UseFacts | None = None
     proved: list[str] = Field(default_factory=list)
     estimated: list[str] = Field(default_factory=list)
     not_tried: list[str] = Field(default_factory=list)

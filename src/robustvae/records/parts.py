@@ -303,3 +303,32 @@ class Omission(BaseModel):
     stage: str
     victim: str = ""
     reason: str
+
+
+@final
+class UseFacts(BaseModel):
+    """What a profile measured beyond the plan: the answer to the question of one use.
+
+    Attributes:
+        name: The member of the family "use" that measured it.
+        settings: Its fields.
+        rows: Plain values, one row for each thing that was measured; the report's section, its
+            first sentence and its pictures are functions of them.
+        facts: Numbers of the whole, such as a threshold.
+        notes: Sentences about how it was measured.
+        gallery: Inputs with their pictures.
+
+    Examples:
+        >>> from robustvae.records.parts import UseFacts
+        >>> UseFacts(name="anomaly", rows=[{"score": 1.0}]).facts
+        {}
+    """
+
+    model_config = STRICT
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    rows: list[dict[str, Scalar]] = Field(default_factory=list)
+    facts: dict[str, Scalar] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    gallery: list[GalleryItem] = Field(default_factory=list)

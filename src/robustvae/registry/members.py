@@ -50,6 +50,7 @@ FAMILIES = {
     "score": "numbers that a deployed system computes for an input",
     "search": "ways to raise a goal within a ball",
     "suite": "fixed lists of attacks",
+    "use": "what a profile measures beyond its plan, for people who decide by a model",
 }
 """Every family with what its members are."""
 

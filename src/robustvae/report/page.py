@@ -21,6 +21,7 @@ from robustvae.report.advice import advise
 from robustvae.report.band import band
 from robustvae.report.failures import failing_rows
 from robustvae.report.numbers import NOT_MEASURED, ceil, floor, given, near, norm, number
+from robustvae.report.profiles.section import section_of
 from robustvae.report.words import meaning
 
 WIDTHS = {"wide": 760, "narrow": 358}
@@ -83,6 +84,7 @@ def render(record: Record) -> str:
         failures=failures[:MOST_FAILURES],
         failures_in_all=len(failures),
         verdict=record.verdict,
+        use=_use(record),
         meaning=reading.margin_in_words(record),
         failed=reading.failed_checks(record),
         changed=record.changed_rows,
@@ -132,11 +134,31 @@ def _read(name: str) -> str:
 
 def _drawn(figure: Callable[[Record, int], str], record: Record) -> dict[str, Markup]:
     """One figure at each width; the page shows the one that fits."""
-    drawings = {name: figure(record, width) for name, width in WIDTHS.items()}
+    return _at_widths(functools.partial(figure, record))
+
+
+def _at_widths(draw: Callable[[int], str]) -> dict[str, Markup]:
+    drawings = {name: draw(width) for name, width in WIDTHS.items()}
     return {
         name: Markup(svg.replace(_NAMESPACE, "", 1).replace(f"<style>{drawing.STYLE}</style>", ""))
         for name, svg in drawings.items()
         if svg
+    }
+
+
+def _use(record: Record) -> dict[str, Any] | None:
+    """The section of the record's use, ready for the page."""
+    section = section_of(record)
+    if section is None or record.use is None:
+        return None
+    drawn = [(_at_widths(draw), caption) for draw, caption in section.figures]
+    return {
+        "title": section.title,
+        "answer": section.answer,
+        "tables": [Markup(table.to_html()) for table in section.tables],
+        "figures": [(drawing, caption) for drawing, caption in drawn if drawing],
+        "notes": section.notes,
+        "gallery": [_gallery_item(item, record) for item in record.use.gallery],
     }
 
 

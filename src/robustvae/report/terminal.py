@@ -10,6 +10,8 @@ from robustvae.records import Record
 from robustvae.report import reading
 from robustvae.report.numbers import NOT_MEASURED, ceil, floor, near, number
 from robustvae.report.page import ROUNDINGS
+from robustvae.report.profiles.section import section_of
+from robustvae.report.tables import Table as Numbers
 
 
 def table(record: Record) -> Group:
@@ -29,6 +31,13 @@ def table(record: Record) -> Group:
         >>> Console(quiet=True).print(rv.report.table(record))
     """
     parts: list[Table | Text] = [Text(record.title, style="bold")]
+    section = section_of(record)
+    if section is not None:
+        parts.append(Text(section.answer[0], style="bold"))
+        parts += [Text(sentence) for sentence in section.answer[1:]]
+        for rows in section.tables:
+            parts += [Text(), _turned(rows)]
+        parts.append(Text())
     style = "green" if record.verdict.passed else "bold red"
     parts.append(Text(record.verdict.first, style=style))
     parts += [Text(sentence) for sentence in record.verdict.sentences[1:]]
@@ -93,10 +102,19 @@ def _victims(record: Record) -> Table:
     return lines
 
 
+def _turned(rows: Numbers) -> Table:
+    """A table of a use, as it stands in the report."""
+    lines = _table(tuple(rows.head()), text=tuple(range(len(rows.names()))))
+    lines.title, lines.title_justify = rows.title, "left"
+    for cells in rows.body():
+        lines.add_row(*map(Text, cells))
+    return lines
+
+
 def _table(headings: tuple[str, ...], text: tuple[int, ...]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place in text else "right")
+        table.add_column(Text(heading), justify="left" if place in text else "right")
     return table
 
 

@@ -213,7 +213,8 @@ def _code_shape(encode: Any, space: InputSpace, said: Said) -> tuple[int, ...]:
 def _of_module(model: Any, said: Said) -> VAE:
     if isinstance(model, VAE) and not said.output_only:
         return model
-    if not callable(model) and not hasattr(model, "encode"):
+    has_entry = any(hasattr(model, name) for name in ("encode", "decision_function"))
+    if not callable(model) and not has_entry:
         raise DtypeError(
             f"model must be a module, or an object with encode and decode, "
             f"got {type(model).__name__}: give wrap(encode=..., decode=...)"

@@ -1,0 +1,445 @@
+"""Whether a detector can be made to miss anomalies, or to reject what is normal."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from robustvae import registry
+from robustvae.attacks import AnomalyScore, Attack
+from robustvae.audit.context import is_defended, undefended
+from robustvae.audit.profiles.base import UseContext, UseResult, in_parts, numbers
+from robustvae.certificates import certify_score
+from robustvae.certificates.scoring import ScoreBounds
+from robustvae.data import Images
+from robustvae.defenses import Victim
+from robustvae.errors import (
+    ConfigError,
+    RobustVAEError,
+    check_count,
+    check_probability,
+    unknown,
+)
+from robustvae.perturb import Ball, Masked, SquareSearch
+from robustvae.registry import register
+from robustvae.registry.members import PATH
+from robustvae.scores import LatentDistance, Score, default_score
+
+NORMAL_NAMES = ("normal", "good", "ok", "benign")
+REFERENCE = 500  # clean normals that set the threshold: a share of 5 % is known to 1 %
+_LEAST_REFERENCE = 20  # fewer others than this: the judged normals set the threshold themselves
+BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("l2", 2.0), Ball("linf", 0.1))
+
+
+@register("use", "anomaly")
+@final
+@dataclass(frozen=True)
+class Anomaly:
+    """Whether a detector can be made to miss anomalies, or to reject what is normal.
+
+    Every input is attacked against its own side: an anomaly's score is lowered, a normal input's
+    raised. The attacker knows the victim. The worst of a gradient search, a search without
+    gradients and, where the victim is defended, an attack made for the undefended model counts,
+    each judged by the score that is deployed; what a smaller ball of the same norm gave is tried in
+    the larger one too. A victim with noise on its input gets certified intervals of its median
+    score, all of which hold together.
+
+    Args:
+        score: A registered score, its spec, `package.module:Name` of a score of yours, or an
+            object; None for the detector's own, else the squared reconstruction error.
+        balls: What the attacker may do; sizes in units of the input range [0, 1].
+        fpr: False positive rate on clean normals at which the threshold is set, in (0, 1).
+        inputs: Inputs judged on each side, at most.
+        normal: Labels or class names of normal inputs; empty for a class named normal, good, ok
+            or benign, else the first label.
+        anomalous: Labels or class names of anomalies; empty for all others.
+        masked: Places in the flat input that the attacker cannot change, such as features of a
+            table that nobody can forge.
+        search: The gradient search.
+        gradient_free: Candidates of the search without gradients; 0 leaves it out.
+        draws: Of each input for its certified interval.
+        confidence: With which all intervals hold together.
+        votes: Draws whose median is the deployed score of a random victim; odd.
+
+    Raises:
+        RangeError: A count or a probability out of range.
+        ConfigError: `votes` is even, or no ball.
+
+    References:
+        docs/theory.md, "Smoothing"; Chiang et al., 2020 (percentiles of smoothed scores).
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.audit.profiles.anomaly import Anomaly
+        >>> from robustvae.audit.profiles.base import UseContext
+        >>> images = rv.data.load("digits", split="test")
+        >>> victims = {"plain": rv.Victim(rv.load("digits-vae"))}
+        >>> use = Anomaly(inputs=4, balls=(rv.Ball("linf", 0.1),), gradient_free=0,
+        ...     search="projected-ascent:steps=3,restarts=1")
+        >>> len(use(UseContext(victims, images)).rows)
+        16
+    """
+
+    question: ClassVar[str] = "Can an anomaly be hidden, and can a normal input be rejected?"
+
+    score: Any = None
+    balls: tuple[Ball, ...] = BALLS
+    fpr: float = 0.05
+    inputs: int = 100
+    normal: tuple[Any, ...] = ()
+    anomalous: tuple[Any, ...] = ()
+    masked: tuple[int, ...] = ()
+    search: Any = "projected-ascent:steps=40,restarts=2"
+    gradient_free: int = 150
+    draws: int = 2000
+    confidence: float = 0.999
+    votes: int = 21
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        check_probability(self.fpr, "fpr")
+        check_probability(self.confidence, "confidence")
+        check_count(self.inputs, "inputs", least=2)
+        check_count(self.gradient_free, "gradient_free", least=0)
+        for name in ("draws", "votes"):
+            check_count(getattr(self, name), name)
+        if self.votes % 2 == 0:
+            raise ConfigError(f"votes must be odd, so that there is a median, got {self.votes}")
+        if not self.balls:
+            raise ConfigError("the profile anomaly needs at least one ball: give balls=[...]")
+        if any(isinstance(ball.radius, Tensor) for ball in self.balls):
+            raise ConfigError("balls must have one radius each: give a ball for each radius")
+
+    def plan_images(self, images: Images) -> Images:
+        """The normal inputs: what the model is meant to reproduce."""
+        normal, _ = self.sides(images)
+        return images[normal]
+
+    def sides(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Rows of the normal inputs and of the anomalies.
+
+        Raises:
+            ConfigError: No input on one side.
+            UnknownNameError: A class that the images do not have.
+        """
+        normal = self._labels(images, self.normal)
+        anomalous = self._labels(images, self.anomalous)
+        labels = images.y.unique().tolist()
+        if not normal:
+            named = {i for i, name in enumerate(images.classes) if name.lower() in NORMAL_NAMES}
+            others = [label for label in labels if label not in anomalous]
+            normal = named or (set(others) if anomalous else {labels[0]})
+        if not anomalous:
+            anomalous = {label for label in labels if label not in normal}
+        sides = tuple(
+            torch.isin(images.y, torch.tensor(sorted(chosen), dtype=torch.int64)).nonzero()[:, 0]
+            for chosen in (normal, anomalous)
+        )
+        for side, rows in zip(("normal inputs", "anomalies"), sides, strict=True):
+            if len(rows) < 2:
+                raise ConfigError(
+                    f"the profile anomaly needs {side}, and {images.name} has {len(rows)} of them: "
+                    "give folders normal/ and anomalous/, --anomalous DATA, or "
+                    "--profile 'anomaly:anomalous=[LABEL]'"
+                )
+        return sides[0], sides[1]
+
+    def __call__(self, context: UseContext) -> UseResult:
+        """Scores of every input: clean, attacked in every ball, and certified."""
+        images, result = context.images, UseResult()
+        normal, anomalous = self.sides(images)
+        judged = [
+            context.choose(rows, self.inputs, side)
+            for rows, side in ((normal, "normal"), (anomalous, "anomalous"))
+        ]
+        left = normal[~torch.isin(normal, judged[0])]
+        reference = context.choose(left, REFERENCE, "reference")
+        if len(left) < _LEAST_REFERENCE:
+            reference = judged[0]
+            result.notes.append(
+                f"The threshold was set on the {len(reference)} normal inputs that are judged, "
+                "since there are no others."
+            )
+        result.facts |= {"fpr": self.fpr, "reference": len(reference), "votes": self.votes}
+        result.facts |= {"confidence": self.confidence, "draws": self.draws}
+        for name, victim in context.victims.items():
+            context.step(f"{name}: anomaly scores")
+            detector = Detector(self, context, name, victim, reference)
+            result.facts[f"threshold of {name}"] = detector.threshold
+            result.facts[f"score of {name}"] = detector.name
+            for side, rows in zip(("normal", "anomalous"), judged, strict=True):
+                result.rows += self._side(detector, side, rows, result)
+            result.probes[name] = violations(result.rows, name)
+        return result
+
+    def _side(
+        self, detector: Detector, side: str, rows: Tensor, result: UseResult
+    ) -> list[dict[str, Any]]:
+        context, name = detector.context, detector.victim_name
+        x = context.inputs(rows)
+        kinds = [context.images.class_name(int(y)) for y in context.images.y[rows]]
+        base = [
+            {"victim": name, "input": i, "side": side, "kind": kind}
+            for i, kind in zip(rows.tolist(), kinds, strict=True)
+        ]
+        clean = detector.deployed(x, rows.tolist(), "report")
+        table = [
+            {**row, "condition": "clean", "score": value}
+            for row, value in zip(base, numbers(clean), strict=True)
+        ]
+        context.step(f"{name}: attacks on {side} inputs")
+        for ball, x_adv, score, attack in detector.attacks(x, rows, side == "normal", result):
+            table += [
+                {**row, **_ball(ball), "condition": "attacked", "score": value, "attack": by}
+                for row, value, by in zip(base, numbers(score), attack, strict=True)
+            ]
+            if side == "anomalous" and detector.victim is context.first and ball is self.balls[-1]:
+                detector.pictures(x, x_adv, (clean, score), base, result)
+        context.step(f"{name}: certified scores of {side} inputs")
+        bounds = detector.certified(x, rows.tolist(), side, result)
+        if bounds is not None:
+            for k, size in enumerate(bounds.sizes.tolist()):
+                ends = zip(
+                    base, numbers(bounds.lower[:, k]), numbers(bounds.upper[:, k]), strict=True
+                )
+                table += [
+                    {
+                        **row,
+                        "condition": "certified",
+                        "norm": "l2",
+                        "radius": size,
+                        "lower": low,
+                        "upper": high,
+                    }
+                    for row, low, high in ends
+                ]
+        return table
+
+    def _labels(self, images: Images, chosen: Sequence[Any]) -> set[int]:
+        labels: set[int] = set()
+        for one in chosen:
+            if isinstance(one, str) and one in images.classes:
+                labels.add(images.classes.index(one))
+            elif isinstance(one, int) and one in images.y.tolist():
+                labels.add(one)
+            else:
+                options = images.classes or sorted(map(str, images.y.unique().tolist()))
+                raise unknown("class", str(one), options)
+        return labels
+
+
+@final
+class Detector:
+    """One victim's deployed score, its threshold, its attacks and its certificates."""
+
+    def __init__(
+        self, use: Anomaly, context: UseContext, name: str, victim: Victim, reference: Tensor
+    ) -> None:
+        self.use, self.context, self.victim_name, self.victim = use, context, name, victim
+        clean = context.inputs(reference)
+        self.score: Score = score_of(use.score, victim, clean)
+        self.name = score_name(use.score, self.score)
+        self.random = self._is_random(clean[:1])
+        values = self.deployed(clean, reference.tolist(), "reference").sort().values
+        # the least value that at most the stated share of clean normals lies above
+        self.threshold = float(values[len(values) - 1 - int(use.fpr * len(values))])
+
+    def _is_random(self, x: Tensor) -> bool:
+        with torch.no_grad():
+            first, second = (
+                self.score(self.victim, x, generator=self.context.streams(purpose, [0]))
+                for purpose in ("one reading", "another reading")
+            )
+        return not torch.equal(first, second)
+
+    def deployed(self, x: Tensor, rows: Sequence[int], purpose: str) -> Tensor:
+        """What the system decides by: the score, or the median of several draws, (B,)."""
+        readings = []
+        for vote in range(self.use.votes if self.random else 1):
+            streams = self.context.streams(f"{purpose} {vote}", rows)
+            places = iter(torch.arange(len(x)).split(250))
+
+            def read(part: Tensor, streams: Any = streams, places: Any = places) -> Tensor:
+                local = streams.part(next(places).tolist())
+                return self.score(self.victim, part, generator=local)
+
+            readings.append(in_parts(read, x))
+        return torch.stack(readings).double().median(0).values
+
+    def attacks(
+        self, x: Tensor, rows: Tensor, raises: bool, result: UseResult
+    ) -> Iterator[tuple[Ball, Tensor, Tensor, list[str]]]:
+        """In every ball the attacked inputs, their deployed scores, and what made each."""
+        sign = 1.0 if raises else -1.0
+        carried: dict[str, Tensor] = {}
+        # smaller balls first: what they give is a candidate in the larger ones of their norm
+        for ball in sorted(self.use.balls, key=lambda ball: (ball.norm, float(ball.radius))):
+            best, attack = x.clone(), ["none"] * len(x)
+            value = sign * self.deployed(x, rows.tolist(), "selection")
+            candidates = dict(self._candidates(ball, x, rows, raises, result))
+            if ball.norm in carried:
+                candidates["a smaller change"] = carried[ball.norm]
+            for name, x_adv in candidates.items():
+                score = sign * self.deployed(x_adv, rows.tolist(), "selection")
+                better = (score > value).cpu()
+                best[better], value[better] = x_adv[better], score[better]
+                attack = [
+                    name if is_better else old
+                    for is_better, old in zip(better.tolist(), attack, strict=True)
+                ]
+            carried[ball.norm] = best
+            # by draws that chose nothing
+            yield ball, best, self.deployed(best, rows.tolist(), "report"), attack
+
+    def _candidates(
+        self, ball: Ball, x: Tensor, rows: Tensor, raises: bool, result: UseResult
+    ) -> Iterator[tuple[str, Tensor]]:
+        use = self.use
+        searches: list[tuple[str, Any, Victim]] = []
+        if not getattr(self.victim.vae, "without_gradients", False):
+            searches.append(("gradients", registry.build("search", use.search), self.victim))
+            if is_defended(self.victim):
+                plain = undefended(self.victim)
+                searches.append(("transfer", registry.build("search", use.search), plain))
+        if use.gradient_free:
+            searches.append(("no gradients", SquareSearch(steps=use.gradient_free), self.victim))
+        for name, search, victim in searches:
+            goal = AnomalyScore(score=self.score, raises=raises, draws=4)
+            if use.masked:
+                search = Masked(search, use.masked)
+            purpose = f"{name} {ball.norm} {ball.radius:g} {raises}"
+            try:
+                attack = Attack(goal, search, ball)
+                streams = self.context.streams(purpose, rows.tolist())
+                yield name, attack(victim, x, generator=streams).x_adv
+            except (RobustVAEError, RuntimeError) as error:
+                result.omit(
+                    f"attack by {name}, {ball.norm} {ball.radius:g}", self.victim_name, error
+                )
+
+    def certified(
+        self, x: Tensor, rows: Sequence[int], side: str, result: UseResult
+    ) -> ScoreBounds | None:
+        """Intervals of the median score at the sizes of the l2 balls, or None."""
+        use = self.use
+        sizes = [float(ball.radius) for ball in use.balls if ball.norm == "l2"]
+        if self.victim.noise is None or not sizes:
+            if side == "normal":
+                words = "no ball in l2" if self.victim.noise else "there is no noise on its input"
+                hint = "; add a victim by --defense input-noise:stddev=0.25"
+                result.omit("certified scores", self.victim_name, words + hint)
+            return None
+        try:
+            return certify_score(
+                self.victim,
+                x,
+                self.score,
+                sizes,
+                generator=self.context.streams(f"certified {side}", [0]).streams[0],
+                # half of what may fail for each side
+                confidence=1 - (1 - use.confidence) / 2,
+                draws=use.draws,
+                all_inputs=True,
+                rows=rows,
+            )
+        except RobustVAEError as error:
+            if side == "normal":
+                result.omit("certified scores", self.victim_name, error)
+            return None
+
+    def pictures(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        scores: tuple[Tensor, Tensor],
+        base: list[dict[str, Any]],
+        result: UseResult,
+    ) -> None:
+        """The anomalies whose scores fell furthest, with their reconstructions."""
+        ball = self.use.balls[-1]
+        order = (scores[1] / scores[0].abs().clamp_min(1e-12)).argsort()[:4].tolist()
+        for i in order:
+            pair = torch.stack([x[i], x_adv[i]])
+            streams = self.context.streams("pictures", [0, 0])
+            with torch.no_grad():
+                output = self.victim.reconstruct(pair, generator=streams)
+            if output.shape != pair.shape:
+                return
+            result.show(
+                base[i]["input"],
+                int(self.context.images.y[base[i]["input"]]),
+                f"{ball.norm} {ball.radius:g}",
+                f"{base[i]['kind']}: score {float(scores[0][i]):.3g}, attacked "
+                f"{float(scores[1][i]):.3g}, threshold {self.threshold:.3g}",
+                input=pair[0],
+                attacked=pair[1],
+                reconstruction=output[0],
+                attacked_reconstruction=output[1],
+            )
+
+
+def score_of(spec: Any, victim: Victim, reference: Tensor) -> Score:
+    """The score that a spec stands for; one that is fitted is fitted on clean normals.
+
+    Args:
+        spec: As the argument `score` of `Anomaly`.
+        victim: Whose score it is.
+        reference: Clean normal inputs, (N, ...).
+    """
+    if spec is None:
+        return default_score(victim)
+    if callable(spec):
+        function: Score = spec
+        return function
+    if isinstance(spec, str) and PATH.fullmatch(spec):
+        member = registry.lookup("score", spec)
+        # a function of one's own is the score itself; a class makes one
+        return registry.build("score", spec) if isinstance(member, type) else member
+    name = spec.get("name") if hasattr(spec, "get") else spec
+    if name == "latent-distance":
+        return LatentDistance.fit(victim.vae, reference)
+    built: Score = registry.build("score", spec)
+    return built
+
+
+def score_name(spec: Any, score: Score) -> str:
+    """What to call a score in a report."""
+    if isinstance(spec, str):
+        return spec
+    if dataclasses.is_dataclass(score) and not isinstance(score, type):
+        name = registry.name_of("score", score)
+        squared = "squared " if getattr(score, "squared", False) else ""
+        return f"{squared}{name}" if name else type(score).__name__
+    return getattr(score, "__name__", type(score).__name__)
+
+
+def violations(rows: Sequence[dict[str, Any]], victim: str) -> dict[str, Any]:
+    """How many attacked scores lie outside the certified interval of the same size."""
+    ends = {
+        (row["input"], row["radius"]): (_number(row["lower"]), _number(row["upper"]))
+        for row in rows
+        if row["victim"] == victim and row["condition"] == "certified"
+    }
+    outside, count = 0, 0
+    for row in rows:
+        if row["victim"] != victim or row["condition"] != "attacked" or row["norm"] != "l2":
+            continue
+        if (row["input"], row["radius"]) in ends:
+            low, high = ends[row["input"], row["radius"]]
+            count += 1
+            outside += not low <= row["score"] <= high
+    return {"use": {"attacked_outside_certified": outside, "compared": count}} if count else {}
+
+
+def _ball(ball: Ball) -> dict[str, Any]:
+    return {"norm": ball.norm, "radius": float(ball.radius)}
+
+
+def _number(value: Any) -> float:
+    return {"inf": math.inf, "-inf": -math.inf}.get(value, value)

@@ -1,0 +1,144 @@
+"""What a profile measures beyond its plan: the family "use", and what its members share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustvae.audit.pictures import picture
+from robustvae.data import Images
+from robustvae.defenses import Victim
+from robustvae.errors import RobustVAEError
+from robustvae.records import plain
+from robustvae.records.parts import Omission
+from robustvae.registry import family_base
+from robustvae.seeding import RowGenerator, row_generators, shard_generator
+
+GALLERY = 4  # inputs shown: the rows have all of them
+
+
+@final
+@dataclass(frozen=True)
+class UseContext:
+    """What a use may measure.
+
+    Attributes:
+        victims: The victims by name; the first one is what the answer speaks of.
+        images: The user's inputs.
+        seed: Of every generator.
+        step: Called with a few words when a stage begins.
+    """
+
+    victims: dict[str, Victim]
+    images: Images
+    seed: int = 0
+    step: Callable[[str], None] = lambda words: None
+
+    @property
+    def first(self) -> Victim:
+        """The victim that the answer speaks of."""
+        return next(iter(self.victims.values()))
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Some inputs as the models read them, (n, ...)."""
+        vae = self.first.vae
+        return self.images.read(rows).to(device=vae.device, dtype=vae.dtype)
+
+    def choose(self, rows: Tensor, count: int, purpose: str) -> Tensor:
+        """At most `count` of some rows, balanced over their labels, in ascending order."""
+        if len(rows) <= count:
+            return rows
+        part = self.images[rows]
+        pick = part.choose(count, stratified=True, generator=shard_generator(self.seed, 0, purpose))
+        return rows[pick.sort().values]
+
+    def streams(self, purpose: str, numbers: Sequence[int]) -> RowGenerator:
+        """A generator for each input, which the seed, the purpose and its own number decide."""
+        device = self.first.vae.device
+        return RowGenerator(row_generators(self.seed, purpose, numbers, device))
+
+
+@final
+@dataclass
+class UseResult:
+    """What a use measured; see `robustvae.records.UseFacts`.
+
+    Attributes:
+        rows: Plain values.
+        facts: Numbers of the whole.
+        notes: Sentences on how it was measured.
+        gallery: Inputs with their pictures.
+        probes: For each victim, what the profile's checks judge.
+        left_out: What was not measured, and why.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    gallery: list[dict[str, Any]] = field(default_factory=list)
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: list[Omission] = field(default_factory=list)
+
+    def omit(self, stage: str, victim: str, error: Exception | str) -> None:
+        """Note that a stage was left out, and why."""
+        words = " ".join(str(error).split())
+        if isinstance(error, Exception) and not isinstance(error, RobustVAEError):
+            words = f"{type(error).__name__}: {words}"
+        self.left_out.append(Omission(stage=stage, victim=victim, reason=words[:400]))
+
+    def show(self, number: int, label: int, attack: str, caption: str, **images: Tensor) -> None:
+        """Add one input's pictures, each (C, H, W) in [0, 1]; what is no picture is not shown."""
+        if len(self.gallery) >= GALLERY or any(min(x.shape[-2:]) < 2 for x in images.values()):
+            return
+        panels = {name.replace("_", " "): picture(image) for name, image in images.items()}
+        self.gallery.append(
+            {
+                "input": number,
+                "label": label,
+                "attack": attack,
+                "caption": caption,
+                "panels": panels,
+            }
+        )
+
+
+@family_base("use")
+@runtime_checkable
+class Use(Protocol):
+    """Answers the question of people who decide by a model: rows, of which the report is made.
+
+    A use may have `plan_images(images)`, the inputs that the plan's own audit is about, where
+    these are not all.
+    """
+
+    question: ClassVar[str]
+
+    def __call__(self, context: UseContext) -> UseResult:
+        """Measure.
+
+        Raises:
+            RobustVAEError: Inputs or victims that the question does not fit.
+        """
+        ...
+
+
+def parts(count: int, size: int = 250) -> Iterator[slice]:
+    """Slices that cover `count` rows, `size` at a time."""
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
+
+
+def numbers(values: Tensor) -> list[Any]:
+    """A tensor as plain numbers."""
+    result: list[Any] = plain(values.detach().double().cpu().tolist())
+    return result
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 250) -> Tensor:
+    """A function of a batch, applied to a part at a time and without gradients."""
+    with torch.no_grad():
+        return torch.cat([function(x[part]) for part in parts(len(x), size)])

@@ -1,0 +1,247 @@
+"""Whether a decision on the code, and the code itself, can be changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from robustvae import registry
+from robustvae.attacks import Attack, ClassifierFlip, EncoderTarget
+from robustvae.audit.profiles.base import UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.heads import LinearHead, load_head, save_head
+from robustvae.certificates import certify_decision
+from robustvae.defenses import Victim
+from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError, check_count
+from robustvae.perturb import Ball
+from robustvae.registry import register
+from robustvae.registry.members import PATH
+
+BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("linf", 8 / 255))
+TRAINING = 2000  # inputs of a linear head: more change a probe of some hundred weights little
+
+
+@register("use", "representation")
+@final
+@dataclass(frozen=True)
+class Representation:
+    """Whether a decision on the code, and the code itself, can be changed.
+
+    A head reads the code: a linear one, trained here on inputs that are not judged, or the user's
+    own. Attacks turn its decision, move the code, and flip whose code is nearest among reference
+    inputs; of quantized codes also tokens. A victim with noise on its input gets certified radii of
+    its decision.
+
+    Args:
+        head: None trains a linear head; a path ending in .safetensors loads one, or stores the one
+            trained where there is none yet; `package.module:Name` is a function or module of yours,
+            codes (B, d) to logits (B, K).
+        balls: What the attacker may do.
+        inputs: Inputs judged, at most.
+        search: The gradient search.
+        draws: Of each input for its certified radius.
+        confidence: Of each certified radius.
+
+    Raises:
+        ConfigError: No ball.
+        RangeError: A count below 1.
+
+    References:
+        Cohen et al., 2019 (certified accuracy); [Kuzina22] section 4.2 (accuracy against the
+        prediction).
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.audit.profiles.base import UseContext
+        >>> from robustvae.audit.profiles.representation import Representation
+        >>> images = rv.data.load("digits", split="test")
+        >>> use = Representation(balls=(rv.Ball("l2", 0.5),), inputs=4,
+        ...     search="projected-ascent:steps=2,restarts=1")
+        >>> victims = {"plain": rv.Victim(rv.load("digits-vae"))}
+        >>> len(use(UseContext(victims, images)).rows)
+        8
+    """
+
+    question: ClassVar[str] = "Can the decision that is made on the code be changed?"
+
+    head: Any = None
+    balls: tuple[Ball, ...] = BALLS
+    inputs: int = 100
+    search: Any = "projected-ascent:steps=40,restarts=2"
+    draws: int = 2000
+    confidence: float = 0.999
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        if not self.balls:
+            raise ConfigError("the profile representation needs at least one ball: give balls=")
+        check_count(self.inputs, "inputs")
+        check_count(self.draws, "draws")
+
+    def __call__(self, context: UseContext) -> UseResult:
+        """Decisions, drift and neighbors of every input: clean, attacked and certified."""
+        result, images = UseResult(), context.images
+        everything = torch.arange(len(images))
+        judged = context.choose(everything, self.inputs, "judged")
+        others = context.choose(everything[~torch.isin(everything, judged)], TRAINING, "training")
+        result.facts |= {"inputs": len(judged), "confidence": self.confidence}
+        for name, victim in context.victims.items():
+            if getattr(victim.vae, "output_only", False):
+                raise UnsupportedError(
+                    "the profile representation needs codes, and this model is a black box: wrap "
+                    "it with encode= and decode="
+                )
+            context.step(f"{name}: the head")
+            head = victim.classifier or self._head(context, victim, others, result)
+            seen = dataclasses.replace(victim, classifier=head)
+            self._measure(name, seen, context, judged, others, result)
+        return result
+
+    def _head(self, context: UseContext, victim: Victim, others: Tensor, result: UseResult) -> Any:
+        """The head that was named, or a linear one trained on the code of other inputs."""
+        width = victim.vae.latent
+        if isinstance(self.head, str) and PATH.fullmatch(self.head):
+            member = registry.lookup("model", self.head)
+            return member() if isinstance(member, type) else member
+        if callable(self.head):
+            return self.head
+        path = None if self.head is None else Path(self.head).expanduser()
+        if path is not None and path.exists():
+            result.facts["head"] = f"linear, read from {path.name}"
+            return load_head(path, width).to(victim.vae.device, victim.vae.dtype)
+        if len(others) < 2 * len(context.images.y.unique()):
+            raise ConfigError(
+                f"a head is trained on inputs that are not judged, and {len(others)} are left: "
+                "lower inputs=, or name a head with head=FILE.safetensors"
+            )
+        codes = in_parts(lambda x: victim.vae.encode(x).mean, context.inputs(others))
+        head = LinearHead.fit(codes, context.images.y[others])
+        result.facts["head"] = f"linear, trained on {len(others)} other inputs"
+        if path is not None:
+            save_head(head, path)
+            result.notes.append(f"The head is stored in {path.name}; name it again to use it.")
+        return head
+
+    def _measure(
+        self,
+        name: str,
+        victim: Victim,
+        context: UseContext,
+        judged: Tensor,
+        others: Tensor,
+        result: UseResult,
+    ) -> None:
+        x, rows = context.inputs(judged), judged.tolist()
+        labels = context.images.y[judged]
+        reader = Reader(victim, context, rows, others)
+        clean = reader.read(x)
+        base = [
+            {"victim": name, "input": i, "label": int(label)}
+            for i, label in zip(rows, labels, strict=True)
+        ]
+        _add(result, base, {"condition": "clean"}, clean)
+        for ball in self.balls:
+            context.step(f"{name}: attacks, {ball.norm} {ball.radius:g}")
+            where = {"norm": ball.norm, "radius": float(ball.radius), "condition": "attacked"}
+            x_adv = {}
+            for goal, member in (
+                ("decision", ClassifierFlip(loss="margin", draws=4)),
+                ("code", EncoderTarget(spread=False)),
+            ):
+                try:
+                    attack = Attack(member, registry.build("search", self.search), ball)
+                    streams = context.streams(f"{goal} {ball.norm} {ball.radius:g}", rows)
+                    x_adv[goal] = attack(victim, x, generator=streams).x_adv
+                except (RobustVAEError, RuntimeError) as error:
+                    result.omit(f"attack on the {goal}, {ball.norm} {ball.radius:g}", name, error)
+            if x_adv:
+                _add(result, base, where, reader.worst(clean, x_adv))
+        if victim.noise is None:
+            result.omit(
+                "certified decisions",
+                name,
+                "there is no noise on its input; add a victim by --defense input-noise:stddev=0.25",
+            )
+            return
+        context.step(f"{name}: certified decisions")
+        decided = certify_decision(
+            victim,
+            x,
+            generator=context.streams("certified", [0]).streams[0],
+            confidence=self.confidence,
+            draws=self.draws,
+            rows=rows,
+        )
+        values = {"decision": decided.decision, "certified": decided.radius}
+        _add(result, base, {"condition": "certified"}, values)
+
+
+@final
+class Reader:
+    """What is read of inputs: decisions, codes, nearest references, tokens."""
+
+    def __init__(
+        self, victim: Victim, context: UseContext, rows: list[int], others: Tensor
+    ) -> None:
+        self.victim, self.context, self.rows = victim, context, rows
+        self.references = in_parts(
+            lambda x: victim.vae.encode(x).mean, context.inputs(others[:500])
+        )
+        codes = self.references
+        gap = (codes - codes.roll(-1, 0)).norm(dim=1)
+        self.unit = float(gap.median().clamp_min(1e-12)) if len(codes) > 1 else 1.0
+
+    def read(self, x: Tensor) -> dict[str, Tensor]:
+        """Decision, code, nearest reference and tokens of each input."""
+        streams = self.context.streams("reading", self.rows)
+        with torch.no_grad():
+            decision = self.victim.classify(x, generator=streams).argmax(1)
+        code = in_parts(lambda part: self.victim.vae.encode(part).mean, x)
+        result = {"decision": decision, "code": code}
+        if len(self.references):
+            result["nearest"] = torch.cdist(code, self.references).argmin(1)
+        decisions = getattr(self.victim.vae, "decisions", None)
+        if decisions is not None:
+            try:
+                with torch.no_grad():
+                    result["tokens"] = decisions(code)
+            except UnsupportedError:  # continuous codes
+                pass
+        return result
+
+    def worst(self, clean: dict[str, Tensor], x_adv: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The worst of several attacks on each input: any flip counts, the largest drift."""
+        parts: dict[str, list[Tensor]] = {}
+        decision = clean["decision"].clone()
+        for attacked in x_adv.values():
+            values = self.read(attacked)
+            flips = (decision == clean["decision"]) & (values["decision"] != clean["decision"])
+            decision = torch.where(flips, values["decision"], decision)
+            drift = (values["code"] - clean["code"]).norm(dim=1) / self.unit
+            parts.setdefault("drift", []).append(drift)
+            if "nearest" in values:
+                moved = (values["nearest"] != clean["nearest"]).double()
+                parts.setdefault("neighbor_flip", []).append(moved)
+            if "tokens" in values:
+                rate = (values["tokens"] != clean["tokens"]).flatten(1).double().mean(1)
+                parts.setdefault("token_flips", []).append(rate)
+        worst = {key: torch.stack(values).amax(0) for key, values in parts.items()}
+        return {"decision": decision, **worst}
+
+
+def _add(
+    result: UseResult, base: list[dict[str, Any]], same: dict[str, Any], values: dict[str, Tensor]
+) -> None:
+    """A row for each input; codes and tokens themselves stay out."""
+    lists = {
+        key: [int(v) for v in column.tolist()] if key == "decision" else numbers(column)
+        for key, column in values.items()
+        if key not in ("code", "tokens", "nearest")
+    }
+    result.rows += [
+        {**row, **same, **{key: lists[key][i] for key in lists}} for i, row in enumerate(base)
+    ]

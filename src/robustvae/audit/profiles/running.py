@@ -1,0 +1,128 @@
+"""Measures a profile's use and puts it into the record of the plan."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from robustvae import registry
+from robustvae.audit.plan import Plan
+from robustvae.audit.profiles.base import Use, UseContext, UseResult
+from robustvae.data import Images
+from robustvae.defenses import Victim
+from robustvae.errors import RobustVAEError
+from robustvae.records import Record, plain
+from robustvae.records.parts import Omission, UseFacts, VictimFacts
+from robustvae.records.verdict import judged
+
+_ONLY_SCORE = "a detector gives a score and no reconstruction, which the plan's audit is about"
+"""Why the plan is left out for a wrapped detector."""
+
+
+def use_of(profile: Mapping[str, Any]) -> Use | None:
+    """The use that a profile's keys name, or None."""
+    spec = profile.get("use")
+    return None if spec is None else registry.build("use", spec)
+
+
+def plan_images(use: Use | None, images: Images) -> Images:
+    """The inputs that the plan's own audit is about."""
+    choose = getattr(use, "plan_images", None)
+    return images if choose is None else choose(images)
+
+
+def fitted_plan(stages: Plan, images: Images, is_fixed: bool) -> Plan:
+    """A profile's plan for as many inputs as there are; a plan that the user chose stays."""
+    if is_fixed or stages.inputs <= len(images):
+        return stages
+    return stages.model_copy(update={"inputs": len(images)})
+
+
+def measured(
+    use: Use, victims: Mapping[str, Victim], images: Images, seed: int, progress: Any
+) -> UseResult:
+    """What a use measures; the plan's progress goes on counting its own steps."""
+
+    def step(words: str) -> None:
+        if progress is not None:
+            progress(0, 1, words)
+
+    return use(UseContext(dict(victims), images, seed, step))
+
+
+def with_use(record: Record, use: Use, result: UseResult) -> Record:
+    """The record with what a use measured, and its checks and verdict made again."""
+    try:
+        settings = registry.spec_of("use", use)
+    except RobustVAEError:  # an object or a function that no spec can say
+        settings = {"name": registry.name_of("use", use) or type(use).__name__}
+    facts = UseFacts.model_validate(
+        plain(
+            {
+                "name": settings["name"],
+                "settings": {key: value for key, value in settings.items() if key != "name"},
+                "rows": result.rows,
+                "facts": result.facts,
+                "notes": result.notes,
+                "gallery": result.gallery,
+            }
+        )
+    )
+    victims = [
+        victim.model_copy(
+            update={"probes": {**victim.probes, **plain(result.probes.get(victim.name, {}))}}
+        )
+        for victim in record.victims
+    ]
+    copy = record.model_copy(
+        update={
+            "use": facts,
+            "victims": victims,
+            "left_out": [*record.left_out, *dict.fromkeys(result.left_out)],
+        }
+    )
+    again = judged(copy)
+    return again if record.adversarials is None else again.with_adversarials(record.adversarials)
+
+
+def is_score_only(victims: Mapping[str, Victim]) -> bool:
+    """Whether any victim is a detector without a reconstruction."""
+    return any(getattr(victim.vae, "score_only", False) for victim in victims.values())
+
+
+def bare_record(
+    header: Mapping[str, Any],
+    victims: Mapping[str, Victim],
+    images: Images,
+    seed: int,
+    clock: tuple[float, datetime.datetime],
+) -> Record:
+    """A record without the plan's rows, for victims that the plan's audit does not fit."""
+    start_time, creation = clock
+    draft = {
+        "title": f"{header['model'].name} on {images.name} ({images.split})",
+        "model": header["model"],
+        "data": header["data"],
+        "question": header["question"],
+        "victims": [
+            VictimFacts(name=name, defense=repr(victim.defense)) for name, victim in victims.items()
+        ],
+        "plan": header["plan"],
+        "seed": seed,
+        "environment": header["environment"],
+        "protocol": [],
+        "columns": [],
+        "rows": [],
+        "hashes": [],
+        "summary": [],
+        "checks": [],
+        "verdict": {"sentences": ("Not judged yet.",)},
+        "left_out": [Omission(stage="plan", reason=_ONLY_SCORE)],
+        "timing": {
+            "created": creation.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round(time.monotonic() - start_time, 1),
+        },
+    }
+    return Record.model_validate(draft)

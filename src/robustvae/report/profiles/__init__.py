@@ -1,0 +1,1 @@
+"""Sections of the report that answer the question of a use; functions of the record alone."""

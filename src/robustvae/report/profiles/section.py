@@ -1,0 +1,93 @@
+"""What the section of a use holds, and how it is found by the use's name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from robustvae.records import Record
+from robustvae.records.parts import UseFacts
+from robustvae.report.tables import Table
+
+
+@final
+@dataclass(frozen=True)
+class Section:
+    """A section of the report.
+
+    Attributes:
+        title: Its heading: the question.
+        answer: Sentences, the first of which answers it for somebody who has read nothing else.
+        tables: Tables below.
+        figures: Each a drawing for a width in pixels, with its caption.
+        notes: Sentences on how it was measured.
+    """
+
+    title: str
+    answer: tuple[str, ...]
+    tables: tuple[Table, ...] = ()
+    figures: tuple[tuple[Callable[[int], str], str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+MODULES = {
+    "anomaly": "anomaly",
+    "codec": "codec",
+    "latent-diffusion": "latent_diffusion",
+    "representation": "representation",
+}
+"""The module of each use's section."""
+
+
+def section_of(record: Record) -> Section | None:
+    """The section of the record's use, or None where it has none.
+
+    A use that the library does not know, such as a plug-in's, has a section of its notes.
+    """
+    use = record.use
+    if use is None:
+        return None
+    if use.name not in MODULES:
+        words = f"The profile {use.name} measured {len(use.rows)} rows, which stand in record.json."
+        return Section(use.name, (words,), notes=tuple(use.notes))
+    module = importlib.import_module(f"robustvae.report.profiles.{MODULES[use.name]}")
+    section: Section = module.section(use, [victim.name for victim in record.victims])
+    return section
+
+
+def ball_words(norm: str, radius: float) -> str:
+    """A norm and a radius as people write them: levels of 255 where they are whole ones.
+
+    Examples:
+        >>> from robustvae.report.profiles.section import ball_words
+        >>> ball_words("linf", 8 / 255), ball_words("linf", 0.1), ball_words("l2", 1.0)
+        ('linf 8/255', 'linf 0.1', 'l2 1')
+    """
+    levels = radius * 255
+    if norm == "linf" and abs(levels - round(levels)) < 1e-6 and round(levels) > 0:
+        return f"{norm} {round(levels)}/255"
+    return f"{norm} {radius:g}"
+
+
+def of_all(part: int, whole: int, what: str) -> str:
+    """A count in words: "all 9 anomalies", "none of 9 anomalies", "3 of 9 anomalies"."""
+    if whole and part == whole:
+        return f"all {whole} {what}"
+    return f"{part or 'none'} of {whole} {what}"
+
+
+def balls_of(use: UseFacts, condition: str = "attacked") -> list[tuple[str, float]]:
+    """Norm and radius of every ball in a use's rows, l2 first, by size."""
+    balls = {
+        (str(row["norm"]), float(row["radius"]))  # type: ignore[arg-type]
+        for row in use.rows
+        if row.get("condition") == condition and row.get("radius") is not None
+    }
+    return sorted(balls)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0

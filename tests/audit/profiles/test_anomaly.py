@@ -1,0 +1,202 @@
+"""The profile "anomaly": attacks both ways, thresholds, certificates, tables and detectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae import errors
+from robustvae.audit.profiles.anomaly import Anomaly, score_of, violations
+from robustvae.audit.profiles.base import UseContext
+from robustvae.report.profiles.section import section_of
+
+FAST = {"inputs": 8, "gradient_free": 0, "draws": 200, "votes": 3}
+SEARCH = "projected-ascent:steps=8,restarts=1"
+
+
+class Linear(torch.nn.Module):
+    """An autoencoder that keeps the first coordinate: its error is the norm of the others."""
+
+    def encode(self, x):
+        return x[:, :1]
+
+    def decode(self, z):
+        return torch.cat([z, torch.full((len(z), 3), 0.5)], dim=1)
+
+
+def line_images():
+    """Normals at error 0.1, anomalies at 0.4, all along the second coordinate."""
+    x = torch.full((60, 1, 1, 4), 0.5)
+    x[:, 0, 0, 0] = torch.linspace(0.2, 0.8, 60)
+    x[:40, 0, 0, 1] += 0.1
+    x[40:, 0, 0, 1] += 0.4
+    return rv.data.joined({"normal": x[:40], "crack": x[40:]})
+
+
+def linear_victim():
+    return rv.Victim(rv.wrap(Linear(), image_shape=(4,)))
+
+
+def run(use, victims=None, images=None):
+    context = UseContext(victims or {"plain": linear_victim()}, images or line_images())
+    return use(context)
+
+
+def rows_of(result, **values):
+    return [row for row in result.rows if all(row.get(k) == v for k, v in values.items())]
+
+
+def test_l2_attack_reaches_optimum():
+    """The error of a linear model moves by the whole radius, on either side."""
+    result = run(Anomaly(balls=(rv.Ball("l2", 0.1),), search=SEARCH, **FAST))
+    for side, clean, sign in (("normal", 0.1, 1), ("anomalous", 0.4, -1)):
+        attacked = [row["score"] for row in rows_of(result, side=side, condition="attacked")]
+        assert attacked == pytest.approx([clean + sign * 0.1] * 8, abs=2e-3)
+
+
+def test_threshold_keeps_false_alarms():
+    images = rv.data.load("digits", split="test")
+    use = Anomaly(balls=(rv.Ball("l2", 0.1),), search=SEARCH, fpr=0.1, anomalous=(9,), **FAST)
+    victim = rv.Victim(rv.load("digits-vae"))
+    result = run(use, {"plain": victim}, images)
+    clean = images.x[images.y != 9]
+    score = rv.scores.ReconstructionError()(victim, clean, generator=rv.generator(0))
+    share = float((score > result.facts["threshold of plain"]).float().mean())
+    assert share == pytest.approx(0.1, abs=0.02)
+
+
+def test_larger_ball_never_weaker():
+    balls = (rv.Ball("l2", 0.05), rv.Ball("l2", 0.2))
+    result = run(Anomaly(balls=balls, search="projected-ascent:steps=1,restarts=1", **FAST))
+    small, large = (
+        [row["score"] for row in rows_of(result, side="normal", condition="attacked", radius=r)]
+        for r in (0.05, 0.2)
+    )
+    assert all(b >= a - 1e-6 for a, b in zip(small, large, strict=True))
+
+
+def test_certified_contains_attacked():
+    victims = {"noisy": rv.Victim(linear_victim().vae, "input-noise:stddev=0.1")}
+    use = Anomaly(balls=(rv.Ball("l2", 0.05),), search=SEARCH, **{**FAST, "votes": 41})
+    result = run(use, victims)
+    facts = result.probes["noisy"]["use"]
+    assert facts["compared"] == 16 and facts["attacked_outside_certified"] == 0
+    bounds = rows_of(result, condition="certified", side="anomalous")
+    clean = rows_of(result, condition="clean", side="anomalous")
+    # the ends move by the radius at least, and the noise hides nothing larger than itself
+    for row, other in zip(bounds, clean, strict=True):
+        assert other["score"] - 0.15 < row["lower"] < other["score"] - 0.045
+        assert row["upper"] > other["score"] + 0.045
+
+
+def test_violation_is_counted():
+    row = {"victim": "a", "input": 1, "radius": 0.1, "norm": "l2"}
+    rows = [
+        {**row, "condition": "certified", "lower": 0.0, "upper": "inf"},
+        {**row, "condition": "attacked", "score": -1.0},
+    ]
+    assert violations(rows, "a")["use"] == {"attacked_outside_certified": 1, "compared": 1}
+
+
+def test_masked_places_stay():
+    use = Anomaly(balls=(rv.Ball("linf", 0.1),), search=SEARCH, masked=(1, 2, 3), **FAST)
+    result = run(use)
+    pairs = zip(
+        rows_of(result, condition="clean"), rows_of(result, condition="attacked"), strict=False
+    )
+    # only the kept coordinate may change, which the error does not see
+    assert all(clean["score"] == pytest.approx(other["score"], abs=1e-6) for clean, other in pairs)
+
+
+class Detector:
+    """pyod's interface."""
+
+    def decision_function(self, rows):
+        return np.abs(rows - 0.5).sum(1)
+
+
+def test_detector_without_gradients():
+    vae = rv.wrap(Detector(), image_shape=(4,))
+    profile = {"use": {"name": "anomaly", "balls": [{"norm": "linf", "radius": 0.1}], **FAST}}
+    profile["use"]["gradient_free"] = 60
+    record = rv.audit(vae, line_images(), profile=profile, question={"r": 1.0})
+    assert record.rows == [] and record.left_out[0].stage == "plan"
+    section = section_of(record)
+    assert "an attacker hides" in section.answer[0]
+    normal = [r for r in record.use.rows if r["side"] == "normal" and r["condition"] == "attacked"]
+    # the planted optimum: every coordinate moves by 0.1, three from the middle
+    assert all(row["score"] >= 0.35 for row in normal)
+
+
+def test_sklearn_sign_is_turned():
+    from sklearn.ensemble import IsolationForest
+
+    x = line_images().x.flatten(1).double().numpy()
+    forest = IsolationForest(n_estimators=5, random_state=0).fit(x)
+    vae = rv.wrap(forest, image_shape=(4,))
+    scores = vae.anomaly_scores(torch.tensor(x).float().reshape(-1, 1, 1, 4))
+    assert torch.allclose(scores, -torch.tensor(forest.decision_function(x)).to(scores))
+
+
+def my_score(victim, x, *, generator):
+    return x.flatten(1).sum(1)
+
+
+def test_score_by_path_and_fit():
+    victim, clean = linear_victim(), line_images().x[:40]
+    assert score_of(my_score, victim, clean) is my_score
+    by_path = score_of(f"{__name__}:my_score", victim, clean)
+    assert by_path(victim, clean, generator=rv.generator(0)).shape == (40,)
+    assert score_of("latent-distance", victim, clean).mean.shape == (1,)
+    assert score_of({"name": "anomaly-score", "squared": True}, victim, clean).squared
+
+
+def test_sides_by_name_and_label():
+    images = line_images()
+    normal, anomalous = Anomaly().sides(images)
+    assert len(normal) == 40 and len(anomalous) == 20
+    swapped = Anomaly(normal=("crack",)).sides(images)
+    assert torch.equal(swapped[0], anomalous)
+    with pytest.raises(errors.UnknownNameError, match="crackk"):
+        Anomaly(anomalous=("crackk",)).sides(images)
+    with pytest.raises(errors.ConfigError, match="normal/ and anomalous/"):
+        Anomaly().sides(rv.data.from_tensor(torch.rand(9, 1, 4, 4)))
+
+
+@pytest.mark.parametrize("wrong", [{"votes": 2}, {"balls": ()}, {"fpr": 0.0}, {"inputs": 1}])
+def test_bad_settings_are_refused(wrong):
+    with pytest.raises(errors.RobustVAEError):
+        Anomaly(**wrong)
+
+
+def test_folders_name_their_kinds(tmp_path):
+    from PIL import Image
+
+    for kind in ("normal", "scratch"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            Image.new("L", (8, 8), 20 * i).save(tmp_path / kind / f"{i}.png")
+    images = rv.data.read_folder(tmp_path)
+    assert images.classes == ("normal", "scratch")
+    assert images[images.y == 1].class_name(1) == "scratch"
+
+
+def test_record_survives_json():
+    profile = {"use": {"name": "anomaly", "balls": [{"norm": "l2", "radius": 0.1}], **FAST}}
+    plan = {"base": "use", "inputs": 8, "probes": 0, "gradient_free": 0}
+    record = rv.audit(linear_victim(), line_images(), plan, profile=profile)
+    again = rv.Record.from_json(record.to_json())
+    assert again.use == record.use
+    page = rv.report.files.render(again)
+    assert section_of(again).answer[0] in page and "<polyline" in page
+
+
+def test_profile_fields_from_text():
+    from robustvae.audit.protocol import read_profile
+
+    profile = read_profile("anomaly:fpr=0.01")
+    assert profile["use"] == {"name": "anomaly", "fpr": 0.01}
+    with pytest.raises(errors.UnknownNameError, match="fpr"):
+        rv.audit(linear_victim(), line_images(), profile="anomaly:fprr=0.01")
