@@ -43,10 +43,10 @@ class Spec:
     """
 
     models: tuple[tuple[str, float, int], ...] = (
-        ("zoo/mnist-conv28-noise-0.5", 0.5, 5000),
-        ("zoo/mnist-conv28", 0.1, 2000),
-        ("zoo/mnist-conv28-noise-0.25", 0.25, 2000),
-        ("zoo/mnist-conv28-adversarial", 0.1, 2000),
+        ("zoo/mnist-conv28-noise-0.5", 0.5, 2000),
+        ("zoo/mnist-conv28", 0.1, 300),
+        ("zoo/mnist-conv28-adversarial", 0.1, 300),
+        ("zoo/mnist-conv28-noise-0.25", 0.25, 1000),
     )
     normal: str = "mnist"
     anomalous: str = "fashion_mnist"
@@ -54,9 +54,9 @@ class Spec:
     inputs: int = 200
     sizes: tuple[float, ...] = (0.5, 1.0, 2.0)
     linf: float = 0.1
-    steps: int = 25
+    steps: int = 20
     restarts: int = 1
-    gradient_free: int = 40
+    gradient_free: int = 10
 
 
 @item(

@@ -34,6 +34,7 @@ from robustvae.scores import LatentDistance, Score, default_score
 NORMAL_NAMES = ("normal", "good", "ok", "benign")
 REFERENCE = 500  # clean normals that set the threshold: a share of 5 % is known to 1 %
 _LEAST_REFERENCE = 20  # fewer others than this: the judged normals set the threshold themselves
+_DRAWS = 2  # that a search averages of a random victim: fresh ones judge what it finds
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("l2", 2.0), Ball("linf", 0.1))
 
 
@@ -310,7 +311,7 @@ class Detector:
         if use.gradient_free:
             searches.append(("no gradients", SquareSearch(steps=use.gradient_free), self.victim))
         for name, search, victim in searches:
-            goal = AnomalyScore(score=self.score, raises=raises, draws=4)
+            goal = AnomalyScore(score=self.score, raises=raises, draws=_DRAWS)
             if use.masked:
                 search = Masked(search, use.masked)
             purpose = f"{name} {ball.norm} {ball.radius:g} {raises}"

@@ -231,7 +231,7 @@ class Coder:
         return torch.cat(parts).double().cpu()
 
     def likelihood(self, x: Tensor, noise: int | None) -> Tensor:
-        """-log2 of the likelihoods of all codes, (B,); under additive noise of a seed, or rounded."""
+        """-log2 of the likelihoods of all codes, (B,); under noise of a seed, or rounded."""
         assert self.module is not None, "a model without an entropy model has no likelihoods"
         module: Any = self.module
         with contextlib.ExitStack() as stack:

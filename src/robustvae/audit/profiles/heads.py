@@ -33,6 +33,11 @@ class LinearHead(nn.Module):
         [0, 0, 1, 1]
     """
 
+    mean: Tensor
+    spread: Tensor
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, mean: Tensor, spread: Tensor, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("spread", spread), ("weight", weight), ("bias", bias)):

@@ -245,8 +245,8 @@ def _how(use: UseFacts, victims: list[str]) -> Iterable[str]:
         yield (
             f"Certified: an anomaly counts only where the lower end of its score lies above the "
             f"upper end of the normal input's, {use.facts['draws']} draws an input. It speaks of "
-            f"the median over the noise; the deployed median of {use.facts['votes']} draws strays from "
-            "it by chance."
+            f"the median over the noise; the deployed median of {use.facts['votes']} draws strays "
+            "from it by chance."
         )
 
 

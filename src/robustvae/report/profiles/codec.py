@@ -109,7 +109,7 @@ def _table(use: UseFacts, victim: str) -> Table:
 
 
 def _radii(use: UseFacts) -> list[float]:
-    return sorted({float(row["radius"]) for row in use.rows if row["radius"]})  # type: ignore[arg-type]
+    return sorted({float(row["radius"]) for row in use.rows if row["radius"]})
 
 
 def _column(use: UseFacts, victim: str, goal: str, radius: float, key: str) -> list[float]:

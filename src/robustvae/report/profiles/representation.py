@@ -155,7 +155,7 @@ def _share(hits: int, count: int) -> Cell:
 
 def _how(use: UseFacts) -> Iterable[str]:
     yield (
-        f"{use.facts['inputs']} inputs; the head is {use.facts.get('head', 'the user’s own')}. "
+        f"{use.facts['inputs']} inputs; the head is {use.facts.get('head', 'one of the user')}. "
         "Attacked decisions are the worst of an attack on the decision and one on the code. Shares "
         "have exact 95 % intervals over inputs."
     )
