@@ -33,7 +33,7 @@ class SmallKL(nn.Module):
         return SimpleNamespace(sample=self.up(z))
 
 
-def trained(seed, steps=120):
+def trained(seed, steps=60):
     x = 2 * rv.data.load("drawn-shapes").x - 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -24,6 +24,7 @@ from robustvae.errors import (
 )
 from robustvae.metrics import default_variant, ms_ssim
 from robustvae.models.adapters.compressai import CodecDecoder
+from robustvae.models.base import frozen
 from robustvae.perturb import Ball, Score
 from robustvae.registry import register
 from robustvae.scores import ReconstructionError
@@ -99,29 +100,39 @@ class Codec:
                     "the profile codec needs codes, and this model is a black box: wrap a codec "
                     "with g_a and g_s, or encode= and decode="
                 )
-            coder = Coder(victim, self.step)
-            context.step(f"{name}: clean images")
-            result.facts |= {f"{key} of {name}": value for key, value in coder.facts(x).items()}
-            clean = numbers_of(coder, victim, x, context, rows.tolist())
-            base = [{"victim": name, "input": i} for i in rows.tolist()]
-            add(result, base, {"goal": "nothing", "radius": 0.0}, clean)
-            for radius in self.radii:
-                self._changes(name, victim, coder, x, (radius, rows.tolist()), context, result)
+            with frozen(victim.vae):  # in training mode a codec adds noise to its codes
+                self._measure(name, victim, x, rows.tolist(), context, result)
         result.facts["pixels"] = int(x.shape[-1] * x.shape[-2])
         result.facts["inputs"] = len(rows)
         return result
 
-    def _changes(
+    def _measure(
         self,
         name: str,
         victim: Victim,
+        x: Tensor,
+        rows: list[int],
+        context: UseContext,
+        result: UseResult,
+    ) -> None:
+        coder = Coder(name, victim, self.step)
+        context.step(f"{name}: clean images")
+        result.facts |= {f"{key} of {name}": value for key, value in coder.facts(x).items()}
+        clean = numbers_of(coder, victim, x, context, rows)
+        base = [{"victim": name, "input": i} for i in rows]
+        add(result, base, {"goal": "nothing", "radius": 0.0}, clean)
+        for radius in self.radii:
+            self._changes(coder, x, (radius, rows), context, result)
+
+    def _changes(
+        self,
         coder: Coder,
         x: Tensor,
         where: tuple[float, list[int]],
         context: UseContext,
         result: UseResult,
     ) -> None:
-        radius, rows = where
+        (radius, rows), name, victim = where, coder.name, coder.victim
         ball = Ball("linf", radius)
         pixels = x.shape[-1] * x.shape[-2]
         rate = coder.goal
@@ -183,8 +194,8 @@ class Coder:
         goal: Raises the bits; reports those of the rounded codes.
     """
 
-    def __init__(self, victim: Victim, step: float) -> None:
-        self.victim = victim
+    def __init__(self, name: str, victim: Victim, step: float) -> None:
+        self.name, self.victim = name, victim
         self.module: nn.Module | None = codec_of(victim)
         self.goal: Any = BitRate(step) if self.module is None else CodecRate(self)
         self.writes_files = self.module is not None and self._writes()

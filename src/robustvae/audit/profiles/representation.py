@@ -188,10 +188,10 @@ class Reader:
         self, victim: Victim, context: UseContext, rows: list[int], others: Tensor
     ) -> None:
         self.victim, self.context, self.rows = victim, context, rows
-        self.references = in_parts(
-            lambda x: victim.vae.encode(x).mean, context.inputs(others[:500])
-        )
-        codes = self.references
+        # without other inputs there is no neighbor, and the judged ones set the unit
+        places = others[:500] if len(others) else torch.tensor(rows)
+        codes = in_parts(lambda x: victim.vae.encode(x).mean, context.inputs(places))
+        self.references = codes if len(others) else codes[:0]
         gap = (codes - codes.roll(-1, 0)).norm(dim=1)
         self.unit = float(gap.median().clamp_min(1e-12)) if len(codes) > 1 else 1.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -21,6 +21,10 @@ CODE_PRIOR = (
 )
 
 
+_MULTIPLES = (8, 16, 32, 64, 128)
+"""Sides that the networks of learned codecs divide by, the least first: padding costs bits."""
+
+
 @register("adapter", "compressai")
 @final
 @dataclass(frozen=True)
@@ -32,11 +36,21 @@ class CompressAI:
     def match(self, trial: Trial) -> Match | None:
         """The quantization that makes the codec's own x_hat."""
         module = trial.module
-        analysis, synthesis = (getattr(module, name, None) for name in ("g_a", "g_s"))
-        if not (isinstance(module, nn.Module) and callable(analysis) and callable(synthesis)):
+        parts = (getattr(module, name, None) for name in ("g_a", "g_s"))
+        if not (isinstance(module, nn.Module) and all(map(callable, parts))):
             return None
+        match = self._match(trial, module)
+        _, *sides = trial.space.image_shape
+        for multiple in _MULTIPLES:
+            if match is None and any(side % multiple for side in sides):
+                match = self._match(trial, Padded(module, multiple, sides))
+        return match
+
+    def _match(self, trial: Trial, module: Any) -> Match | None:
+        trial = replace(trial, module=module)
+        analysis = module.g_a
         expected = forward_output(trial)
-        kind = type(module).__name__
+        kind = getattr(module, "name", type(module).__name__)
         fallback: Match | None = None
         for quantize in (by_forward, by_hyperprior, by_mean_hyperprior, by_rounding):
             path = CodecDecoder(module, quantize)
@@ -113,3 +127,56 @@ class CodecDecoder(nn.Module):
         """The rounded codes, (B, n)."""
         with torch.no_grad():
             return self.quantize(self.model, y).flatten(1)
+
+
+@final
+class Padded(nn.Module):
+    """A codec of images whose sides it does not divide: padded by their border, cropped after.
+
+    Args:
+        model: With g_a, g_s and a forward pass.
+        multiple: What sides are padded to a multiple of.
+        size: Height and width of its images.
+    """
+
+    def __init__(self, model: nn.Module, multiple: int, size: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.multiple, self.size = model, multiple, tuple(size)
+        self.name = f"{type(model).__name__}, sides padded to multiples of {multiple},"
+
+    def __getattr__(self, name: str) -> Any:
+        """Entropy models and the rest of the codec, as they are."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    def g_a(self, x: Tensor) -> Any:
+        """Codes of the padded images."""
+        model: Any = self.model
+        return model.g_a(self._padded(x))
+
+    def g_s(self, y: Tensor) -> Any:
+        """Images, cropped."""
+        model: Any = self.model
+        height, width = self.size
+        return model.g_s(y)[..., :height, :width]
+
+    def forward(self, x: Tensor) -> Any:
+        """The codec's forward pass, its images cropped."""
+        model: Any = self.model
+        output = dict(model(self._padded(x)))
+        height, width = self.size
+        output["x_hat"] = output["x_hat"][..., :height, :width]
+        return output
+
+    def compress(self, x: Tensor) -> Any:
+        """The file of the padded images."""
+        model: Any = self.model
+        return model.compress(self._padded(x))
+
+    def _padded(self, x: Tensor) -> Tensor:
+        down, right = (-side % self.multiple for side in self.size)
+        return nn.functional.pad(x, (0, right, 0, down), mode="replicate")
