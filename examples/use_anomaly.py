@@ -86,5 +86,5 @@ if __name__ == "__main__":
     victims = {"as it is": rv.Victim(vae), "under noise": rv.Victim(vae, "input-noise:stddev=0.1")}
     record = rv.audit(victims, images, profile=profile, seed=0)
     print(record.use.facts["threshold of as it is"])
-    for sentence in rv.report.section(record).answer:
+    for sentence in rv.report.section_of(record).answer:
         print(sentence)

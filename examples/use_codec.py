@@ -65,5 +65,5 @@ if __name__ == "__main__":
     images = rv.data.load("drawn-shapes", split="test")
     profile = "codec:inputs=4,search=(projected-ascent:steps=20,restarts=1)"
     record = rv.audit(build(), images, profile=profile, seed=0)
-    for sentence in rv.report.section(record).answer:
+    for sentence in rv.report.section_of(record).answer:
         print(sentence)

@@ -65,5 +65,5 @@ if __name__ == "__main__":
     profile = "latent-diffusion:inputs=4,search=(projected-ascent:steps=10,restarts=1)"
     victims = {"one encoder": build(), "another": build_other()}
     record = rv.audit(victims, images, profile=profile, seed=0)
-    for sentence in rv.report.section(record).answer:
+    for sentence in rv.report.section_of(record).answer:
         print(sentence)

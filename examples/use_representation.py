@@ -10,5 +10,5 @@ if __name__ == "__main__":
     profile = f"representation:inputs=20,draws=500,balls=[(norm=l2,radius=0.5)],search={search}"
     victims = {"as it is": rv.Victim(vae), "under noise": rv.Victim(vae, noise)}
     record = rv.audit(victims, images, profile=profile, seed=0)
-    for sentence in rv.report.section(record).answer:
+    for sentence in rv.report.section_of(record).answer:
         print(sentence)

@@ -23,6 +23,7 @@ _spec.loader.exec_module(styles)
 ROWS = {
     "black-box": "skip connections",
     "compressai": "learned codec",
+    "detector": None,
     "diffusers": "latent diffusion",
     "flow": "flow posterior",
     "lightning": "lightning module",
@@ -35,6 +36,13 @@ ROWS = {
 }
 
 
+class Distance:
+    """pyod's interface."""
+
+    def decision_function(self, rows):
+        return rows.sum(1)
+
+
 def test_every_adapter_has_a_row():
     assert set(ROWS) == set(names("adapter"))
 
@@ -43,6 +51,9 @@ def test_every_adapter_has_a_row():
 def test_an_adapter_recognizes_its_style(name):
     adapter = build("adapter", name)
     assert isinstance(adapter, Adapter)
+    if name == "detector":
+        assert rv.wrap(Distance(), image_shape=(4,), adapter=name).recognized.startswith("Distance")
+        return
     if ROWS[name] is None:
         vae = rv.load("digits-vae")
         assert rv.wrap(vae, adapter=name) is vae

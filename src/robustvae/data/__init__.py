@@ -5,7 +5,7 @@ from robustvae.data.coercion import as_images, from_tensor
 from robustvae.data.dataset import from_dataset
 from robustvae.data.folder import read_folder
 from robustvae.data.images import Change, Images, Source
-from robustvae.data.joined import joined
+from robustvae.data.joining import joined
 from robustvae.data.sets import load, names
 from robustvae.data.space import InputSpace
 

@@ -28,10 +28,13 @@ def load(split: str) -> Images:
     """
     count = COUNTS[split]
     numbers = rand(
-        count, 14, like=torch.zeros(1), generator=generator(1 if split == "train" else 2)
+        count,
+        14,
+        like=torch.zeros(1, dtype=torch.float32),
+        generator=generator(1 if split == "train" else 2),
     )
     y = torch.arange(count) % len(CLASSES)
-    axis = torch.linspace(0, 1, SIDE)
+    axis = torch.linspace(0, 1, SIDE, dtype=torch.float32)
     down, right = axis.view(1, -1, 1), axis.view(1, 1, -1)
 
     def column(i: int) -> torch.Tensor:

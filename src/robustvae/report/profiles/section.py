@@ -45,6 +45,16 @@ def section_of(record: Record) -> Section | None:
     """The section of the record's use, or None where it has none.
 
     A use that the library does not know, such as a plug-in's, has a section of its notes.
+
+    Args:
+        record: An audit.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> images = rv.data.load("digits", split="test")
+        >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
+        >>> rv.report.section_of(record) is None
+        True
     """
     use = record.use
     if use is None:
