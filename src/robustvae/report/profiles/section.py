@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import final
 
 from robustvae.records import Record
@@ -13,7 +14,7 @@ from robustvae.report.tables import Table
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Section:
     """A section of the report.
 
@@ -30,6 +31,15 @@ class Section:
     tables: tuple[Table, ...] = ()
     figures: tuple[tuple[Callable[[int], str], str], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Three lines: the question, the answer's first sentence, what else there is."""
+        more = f"{len(self.tables)} tables, {len(self.figures)} figures"
+        return f"{self.title}\n{self.answer[0]}\n{more}"
+
+    def _repr_html_(self) -> str:
+        body = "".join(table.to_html() for table in self.tables)
+        return f"<p><strong>{escape(self.answer[0])}</strong></p>{body}"
 
 
 MODULES = {
