@@ -131,7 +131,7 @@ def _axes(
             _text(left + value / x_max * (right - left), bottom + 16, f"{value:g}", "middle")
             for value in _ticks(x_max)
         ]
-    parts.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
+    parts.append(f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{right}"/>')
     parts.append(_text((left + right) / 2, bottom + 36, frame.x_label, "middle"))
     parts.append(_text(8, top - 8, frame.y_label))
     return parts
