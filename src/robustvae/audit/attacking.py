@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
 
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
@@ -11,7 +16,15 @@ from robustvae.audit.context import Context
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.audit.protocol import Inputs
 from robustvae.defenses import Victim
-from robustvae.perturb import CentralDifferences, SquareSearch
+from robustvae.perturb import (
+    Ball,
+    CentralDifferences,
+    ProjectedAscent,
+    Score,
+    SearchResult,
+    SquareSearch,
+)
+from robustvae.perturb.ascent import ascend_from
 
 Job = tuple[str, AttackPlan, Attack, Victim]
 """Why it is made, the plan's attack that it follows, the attack, and the victim it looks at."""
@@ -45,6 +58,36 @@ def jobs(plan: Plan, context: Context, lies: bool) -> list[Job]:
             attack = dataclasses.replace(leader.build(), search=CentralDifferences())
             work.append(("differences", leader, attack, context.victim))
     return work
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GoOn:
+    """A projected ascent that goes on from points that another search found, row by row.
+
+    Args:
+        search: How it climbs.
+        begin: Where each input's climb begins, (B, ...), in the ball.
+    """
+
+    search: ProjectedAscent
+    begin: Tensor = field(repr=False)
+
+    def __call__(
+        self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator
+    ) -> SearchResult:
+        """Climb from the points; what is found is never less than they are."""
+        return ascend_from(score, x, ball, self.search, self.begin.unsqueeze(1))
+
+
+def go_on(attack: Attack, begin: Tensor) -> Attack:
+    """The longer run of an attack from where its shorter one ended, where its search can do that.
+
+    One climb of many steps from the best point costs a restart's part of as many from the start.
+    """
+    if not isinstance(attack.search, ProjectedAscent):
+        return attack
+    return dataclasses.replace(attack, search=GoOn(attack.search, begin))
 
 
 def everyone(context: Context, inputs: Inputs) -> Context:

@@ -16,7 +16,7 @@ from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
 from robustvae.audit import pictures, statements
-from robustvae.audit.attacking import Job, everyone, jobs, rows_of
+from robustvae.audit.attacking import Job, everyone, go_on, jobs, rows_of
 from robustvae.audit.context import (
     BASE_COLUMNS,
     Attacked,
@@ -145,7 +145,10 @@ class Auditor:
             say(f"attack {label}")
             outcome = state.get(label)
             if outcome is None:
-                outcome = self._outcome(context, job, label)
+                begin = None
+                if job[0] == "longer" and outcomes and outcomes[0]["attack"] is not None:
+                    begin = unpacked_result(outcomes[0]["attack"], context.x).x_adv
+                outcome = self._outcome(context, job, label, begin)
                 state.put(label, outcome)
             outcomes.append(outcome)
         return {
@@ -154,8 +157,13 @@ class Auditor:
             "left_out": [entry for outcome in outcomes for entry in outcome["left_out"]],
         }
 
-    def _outcome(self, context: Context, job: Job, label: str) -> dict[str, Any]:
-        """One attack's outcome, which holds for the inputs that it could be run on."""
+    def _outcome(
+        self, context: Context, job: Job, label: str, begin: Tensor | None
+    ) -> dict[str, Any]:
+        """One attack's outcome, which holds for the inputs that it could be run on.
+
+        A longer run goes on from `begin`, where the shorter one ended.
+        """
         role, _, attack, target = job
         left_out: list[dict[str, str]] = []
         result = nothing_found(context.x)
@@ -165,7 +173,8 @@ class Auditor:
 
         def run(rows: Sequence[int]) -> AttackResult:
             local = context if len(rows) == len(context.x) else context.part(rows)
-            return self.attack(local, attack, target, role)
+            local_attack = attack if begin is None else go_on(attack, begin[list(rows)])
+            return self.attack(local, local_attack, target, role)
 
         try:
             for rows, part in pieces(len(context.x), run, note):

@@ -351,6 +351,7 @@ def standard_measures() -> tuple[str, ...]:
         "similarity",
         "probability",
         "survival",
+        "resubmission",
         "usefulness",
         "clean-probability",
         "margin",

@@ -43,7 +43,10 @@ def protocol(plan: Plan, question: QuestionFacts, victims: Sequence[VictimFacts]
         for attack in plan.attacks
     ]
     if plan.longer > 1:
-        words.append(f"The first attack again with {plan.longer} times the steps.")
+        words.append(
+            f"The first attack once more with {plan.longer} times the steps, from the best of its "
+            "restarts where its search can go on."
+        )
     if plan.gradient_free:
         words.append(
             f"In every ball a square search of {plan.gradient_free} queries without gradients."
@@ -58,7 +61,8 @@ def protocol(plan: Plan, question: QuestionFacts, victims: Sequence[VictimFacts]
     words += [
         "The headline is the worst of all attacks on each input; all of them are candidates of its "
         "margin.",
-        f"Probabilities: {plan.draws} draws, Clopper-Pearson interval at {plan.confidence:g}.",
+        f"Probabilities: {plan.draws} draws for the worst attack of the first ball, fewer for the "
+        f"others, Clopper-Pearson interval at {plan.confidence:g}.",
         "Noise of equal size: uniform direction (random signs for linf), projected like an attack.",
         f"Checks beside the rows: on {plan.probes} inputs, and on inputs beside them.",
     ]

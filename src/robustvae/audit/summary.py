@@ -56,14 +56,16 @@ def _of_victim(rows: Sequence[Row], columns: Sequence[Column], suffix: str) -> l
     for place, (ball, members) in enumerate(balls.items()):
         for column in of_attacks:
             key = column.id if place == 0 else f"{column.id} / {ball}"
-            label = f"{column.label}, worst attack in {ball}"
+            strongest = worst(members)
+            label = f"{column.label}, worst attack in {ball}{_known(strongest)}"
             headline = column.headline if place == 0 and not suffix else None
-            entries += _entry(column, worst(members), key + suffix, label, headline)
+            entries += _entry(column, strongest, key + suffix, label, headline)
     if len(attacks) > 1:
         for name, members in attacks.items():
             for column in of_attacks:
                 key = f"{column.id} / {name}{suffix}"
-                entries += _entry(column, members, key, f"{column.label}, {name}", None)
+                label = f"{column.label}, {name}{_known(members)}"
+                entries += _entry(column, members, key, label, None)
     inputs = list({row["input"]: row for row in reversed(rows)}.values())[::-1]
     for column in columns:
         if column.per == "input" and column.reduction != "none":
@@ -72,6 +74,12 @@ def _of_victim(rows: Sequence[Row], columns: Sequence[Column], suffix: str) -> l
     entries += _tightness(inputs, suffix)
     entries += _predictions(inputs, suffix)
     return entries
+
+
+def _known(rows: Sequence[Row]) -> str:
+    """What the attackers of some rows knew, to stand beside their number."""
+    words = list(dict.fromkeys(str(row["knows"]) for row in rows if row.get("knows")))
+    return f" (the attacker knew {' or '.join(words)})" if words else ""
 
 
 def _entry(

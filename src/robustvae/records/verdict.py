@@ -184,17 +184,26 @@ def _bracket(inputs: Sequence[Any], of: Record) -> str:
     lower = _mean(inputs, "certified")
     if upper is None:
         options = any(row.get("margin_upper_box") is not None for row in inputs)
-        words = "No attack tried broke any input" if options else "No margin was measured"
+        broke = f"No attack tried broke any input{_known(of)}"
+        words = broke if options else "No margin was measured"
     else:
         mean, breaks, count = upper
         where = "on average" if breaks == count else f"{breaks} of {count} inputs, on average"
-        words = f"Attacks break it {where} with a change of size {_up(mean)}"
+        words = f"Attacks break it {where} with a change of size {_up(mean)}{_known(of)}"
     if lower is None:
         return f"{words}; no certificate was asked for, so smaller changes may do so too."
     if lower[0] == 0:
         return f"{words}; nothing could be certified, so smaller changes may do so too."
     kinds = sorted({row["certified_kind"] for row in inputs if row.get("certified")})
     return f"{words}; the certified radius is {_down(lower[0])} on average ({', '.join(kinds)})."
+
+
+def _known(of: Record) -> str:
+    """What the attackers of the first victim knew, to stand beside what they reached."""
+    name = of.victims[0].name
+    rows = [row for row in of.rows if row.get("victim") == name]
+    words = list(dict.fromkeys(str(row["knows"]) for row in rows if row.get("knows")))
+    return f" (they knew {' or '.join(words)})" if words else ""
 
 
 def _up(value: float) -> str:

@@ -38,5 +38,8 @@ class CleanProbability:
 
     def __call__(self, context: Context) -> Mapping[str, Any]:
         """Measure the inputs."""
-        value, _, high = probabilities(context, context.x, "clean probability")
+        # whether an input is robust without attack is decided by a quarter of the draws
+        draws = max(50, context.plan.draws // 4)
+        counts = [draws] * len(context.x)
+        value, _, high = probabilities(context, context.x, "clean probability", counts)
         return {"probability_clean": value, "probability_clean_high": high}

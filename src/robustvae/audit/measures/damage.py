@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
+
+import torch
 
 from robustvae.audit.context import Context, distance
 from robustvae.records import Column
@@ -26,6 +29,18 @@ class Damage:
             headline="Damage by the worst attack",
         ),
         Column(
+            id="damage_rms",
+            label="the same as root mean square a pixel",
+            unit="pixel units",
+            better="lower",
+        ),
+        Column(
+            id="damage_relative",
+            label="the same relative to the error on the clean input",
+            unit="times the clean error",
+            better="lower",
+        ),
+        Column(
             id="damage_noise",
             label="the same under random noise of equal size",
             unit="pixel units, l2",
@@ -43,8 +58,13 @@ class Damage:
     def __call__(self, context: Context) -> Mapping[str, Any]:
         """Measure one attack."""
         output = context.output
+        damage = distance(context.attacked_output, output)
+        error = distance(output, context.x)
         return {
-            "damage": distance(context.attacked_output, output),
+            "damage": damage,
+            "damage_rms": damage / math.sqrt(output[0].numel()),
+            # an error of 0 is a perfect reconstruction: no multiple of it says anything
+            "damage_relative": torch.where(error > 0, damage / error, torch.nan),
             "damage_noise": distance(context.read(context.victim, context.noise, "output"), output),
             "error_attacked": distance(context.attacked_output, context.x),
         }

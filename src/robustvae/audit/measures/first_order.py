@@ -42,6 +42,7 @@ class FirstOrder:
             center=question.center,
             norm=question.norm,
             methods=("first_order",),
+            draws=max(100, context.plan.draws // 4),  # a first guess needs no sharp probability
             generator=context.generator("first order"),
             rows=context.numbers,
         )
