@@ -26,6 +26,8 @@ _SIGMA = 1.5
 _WANG_WINDOW = 11
 _WANG_LEAST_SIDE = _WANG_WINDOW * 2 ** (len(_WEIGHTS) - 1)
 _KUZINA_WINDOW = 14
+# pixels up to which one product with the whole matrix is the faster; and the places of a block
+_DENSE, _BLOCK = 64, 32
 
 
 def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
@@ -137,18 +139,37 @@ def _ssim(x: Tensor, y: Tensor, variant: str) -> tuple[Tensor, Tensor]:
 
     def blurred(image: Tensor) -> Tensor:
         """The window's mean around every pixel where it fits, by two banded products."""
-        return rows @ image @ columns.mT
+        return _banded(rows, _banded(columns, image, -1), -2)
 
     mean_x, mean_y = blurred(x), blurred(y)
-    xx, yy, xy = blurred(x * x), blurred(y * y), blurred(x * y)
-    variances = (xx - mean_x**2).clamp_min(0) + (yy - mean_y**2).clamp_min(0)
+    # means of squares of both at once: only the sum of the variances is asked for
+    squares, xy = blurred(x * x + y * y), blurred(x * y)
+    product, levels = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    product = mean_x * mean_y
-    contrast = (2 * (xy - product) + c2) / (variances + c2)
-    luminance = (2 * product + c1) / (mean_x**2 + mean_y**2 + c1)
+    contrast = (2 * (xy - product) + c2) / ((squares - levels).clamp_min(0) + c2)
+    luminance = (2 * product + c1) / (levels + c1)
     height, width = contrast.shape[-2:]
     inner = contrast[..., border : height - border, border : width - border]
     return (luminance * contrast).mean(dim=(1, 2, 3)), inner.mean(dim=(1, 2, 3))
+
+
+def _banded(bands: Tensor, image: Tensor, axis: int) -> Tensor:
+    """A banded matrix times one axis of the images, block by block where the matrix is large.
+
+    A dense product of n x n spends n multiplications on each pixel where the band has eleven: a
+    block of 32 places needs only the pixels under its own bands.
+    """
+    places, side = bands.shape
+    width = side - places + 1
+    if side <= _DENSE:
+        return image @ bands.mT if axis == -1 else bands @ image
+    parts = []
+    for begin in range(0, places, _BLOCK):
+        end = min(places, begin + _BLOCK)
+        block = bands[begin:end, begin : end + width - 1]
+        part = image.narrow(axis, begin, end - begin + width - 1)
+        parts.append(part @ block.mT if axis == -1 else block @ part)
+    return torch.cat(parts, axis)
 
 
 def _blur(side: int, size: int, like: Tensor) -> Tensor:
