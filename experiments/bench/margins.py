@@ -26,6 +26,7 @@ from robustvae.robustness import Budget
 
 _OLD = """
 import json, sys, time
+from pathlib import Path
 import numpy as np, torch
 import robustvae as rv
 from robustvae import zoo
@@ -33,14 +34,16 @@ from robustvae.perturb import ProjectedAscent
 from robustvae.robustness import Bisection, find_margins
 model, path, r, displacement, steps, restarts, seed = json.loads(sys.argv[1])
 x = torch.from_numpy(np.load(path))
-victim = rv.Victim(zoo.load(model))
-search = ProjectedAscent(steps=steps, restarts=restarts)
+stored = Path("zoo") / model
+victim = rv.Victim(zoo.load(stored if stored.is_dir() else model))
+how = Bisection(search=ProjectedAscent(steps=steps, restarts=restarts))
 start = time.process_time()
 found = find_margins(
-    victim, x, r, 0.5, displacement, generator=rv.generator(seed), bisection=Bisection(search=search)
+    victim, x, r, 0.5, displacement, generator=rv.generator(seed), bisection=how
 )
 seconds = time.process_time() - start
-print(json.dumps([seconds, found.free.value.tolist(), found.boxed.value.tolist()]))
+values = [one.estimate.value.tolist() for one in (found.free, found.boxed)]
+print(json.dumps([seconds, *values]))
 """
 
 
