@@ -20,7 +20,6 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,8 +244,6 @@ def _declared() -> dict[tuple[str, str], tuple[str, str]]:
     """The library's own members, read off its source: (family, name) to (target, summary)."""
     members: dict[tuple[str, str], tuple[str, str]] = {}
     for module, text in _sources():
-        if "\n@register(" not in text:
-            continue
         for match in _DECLARATION.finditer(text):
             key = match["family"], match["name"]
             target = f"{module}:{match['object']}"
@@ -260,7 +257,7 @@ def _declared() -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    """The library's own modules by name, with their text, from a folder or a zip archive."""
+    """The modules that register members, with their text, from a folder or a zip archive."""
     if _PACKAGE.is_dir():
         paths: Any = sorted(_PACKAGE.rglob("*.py"))
         parts = [path.relative_to(_PACKAGE).with_suffix("").parts for path in paths]
@@ -278,7 +275,9 @@ def _sources() -> Iterator[tuple[str, str]]:
                     parts.append((*above, part.name.removesuffix(".py")))
     for path, names in zip(paths, parts, strict=True):
         module = ".".join(("robustvae", *names)).removesuffix(".__init__")
-        yield module, path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if b"@register(" in content:  # most modules declare nothing: they need no decoding
+            yield module, content.decode("utf-8").replace("\r\n", "\n")
 
 
 def _import_compiled() -> None:
@@ -287,6 +286,8 @@ def _import_compiled() -> None:
     if _is_imported or _declared():
         return
     _is_imported = True  # first, since modules look members up while they are imported
+    import pkgutil
+
     for info in pkgutil.walk_packages([str(_PACKAGE)], "robustvae."):
         if not info.name.endswith("__main__"):
             importlib.import_module(info.name)
