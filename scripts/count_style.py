@@ -29,6 +29,7 @@ PARTICIPLES = "participles among assigned names, %"
 COMMENTS = "comment lines per 1,000 in each place of numerical code"
 CYCLES = "import cycles"
 PHRASES = "unclear phrases in messages, docstrings and comments"
+TEST_NAMES = "test names of fewer than 3 or more than 6 words"
 LIMITS = {
     FUNCTIONS: ("at most", 8),
     LONGEST: ("at most", 600),
@@ -36,6 +37,7 @@ LIMITS = {
     COMMENTS: ("at least", 20.0),
     CYCLES: ("at most", 0),
     PHRASES: ("at most", 0),
+    TEST_NAMES: ("at most", 0),
 }
 
 # Phrases that a reader must puzzle over, each with what to write in its place. "There is no X" and
@@ -150,6 +152,12 @@ def unclear_phrases(text: str) -> list[str]:
     return [match[0] for rule in PHRASE_RULES for match in re.finditer(rule, line)]
 
 
+def odd_test_names(text: str) -> list[str]:
+    """Tests of a file whose names are too short to say what, or too long to read."""
+    names = re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)
+    return [name for name in names if not 3 <= name.count("_") <= 6]
+
+
 def imports(name: str, tree: ast.Module, names: set[str]) -> set[str]:
     """The package's own modules that a module imports when it is imported itself."""
     targets: set[str] = set()
@@ -203,6 +211,12 @@ def count(folder: Path = PACKAGE) -> tuple[dict[str, float], dict[str, list[str]
             place = path.relative_to(folder.parent)
             places[COMMENTS].append(f"{place}: {comment_count} in {line_count}")
     places[CYCLES] = cycles({name: imports(name, trees[name], set(files)) for name in files})
+    tests = ROOT / "tests" if folder == PACKAGE else folder.parent / "tests"
+    for path in sorted(tests.rglob("test_*.py")):
+        places[TEST_NAMES] += [
+            f"{path.relative_to(tests.parent)}: {name}"
+            for name in odd_test_names(path.read_text(encoding="utf-8"))
+        ]
     return {
         FUNCTIONS: len(places[FUNCTIONS]),
         LONGEST: max(lengths.values()),
@@ -211,6 +225,7 @@ def count(folder: Path = PACKAGE) -> tuple[dict[str, float], dict[str, list[str]
         COMMENTS: round(min((1000 * written[part] / lines[part] for part in lines), default=0), 1),
         CYCLES: len(places[CYCLES]),
         PHRASES: len(places[PHRASES]),
+        TEST_NAMES: len(places[TEST_NAMES]),
     }, places
 
 

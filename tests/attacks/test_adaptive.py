@@ -150,7 +150,7 @@ def test_chains_cannot_cut_refused(wrap, options):
     ids=lambda d: type(d).__name__,
 )
 def test_model_in_training_left_as(defense, x):
-    """Its running statistics too; and what is differentiated is the model at rest."""
+    """Its running statistics too; and what is differentiated is the model without attack."""
     shape = {"architecture": "mlp", "latent": 3, "image_shape": (1, 4, 4), "hidden": (12,)}
     vae = create("vae", **shape, activation="tanh", batch_norm=True, seed=5).double()
     at, slopes = x.clone().requires_grad_(), []

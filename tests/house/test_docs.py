@@ -127,7 +127,7 @@ def test_generated_pages_name_every_command() -> None:
     assert "__" not in table
 
 
-def test_every_reference_page_begins_with_a_map() -> None:
+def test_reference_pages_begin_with_map() -> None:
     """As the script writes it: a page that a change has made stale is written by `make docs`."""
     script = runpy.run_path(str(ROOT / "scripts" / "generate_docs.py"))
     for page, text in script["pages"]().items():

@@ -14,7 +14,7 @@ def cells() -> list[dict]:
     return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 
 
-def test_notebook_runs(tmp_path: Path) -> None:
+def test_notebook_runs_whole(tmp_path: Path) -> None:
     code = "\n".join("".join(cell["source"]) for cell in cells() if cell["cell_type"] == "code")
     script = tmp_path / "tour.py"
     script.write_text(code, encoding="utf-8")

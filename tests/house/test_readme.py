@@ -32,7 +32,7 @@ def test_readme_is_short() -> None:
 PICTURE = README.parent / "docs" / "img" / "report.png"
 
 
-def test_picture_carries_the_command_that_the_readme_names() -> None:
+def test_picture_carries_the_readmes_command() -> None:
     command = Image.open(PICTURE).text["command"]
     assert f"The picture is `{command}`" in README.read_text("utf-8")
 

@@ -15,6 +15,7 @@ REACHED = {
     "comment lines per 1,000 in each place of numerical code": 20.0,
     "import cycles": 0,
     "unclear phrases in messages, docstrings and comments": 0,
+    "test names of fewer than 3 or more than 6 words": 5,
 }
 
 
@@ -49,3 +50,8 @@ def test_unclear_phrases_are_found(tmp_path):
     )
     phrases = [p for text, _ in SCRIPT["texts"](path) for p in SCRIPT["unclear_phrases"](text)]
     assert sorted(phrases) == ["Refuse", "at rest", "is no file", "is no search"]
+
+
+def test_odd_test_names_are_found():
+    text = "def test_two_words(): ...\ndef test_just_right_here(): ...\ndef helper(): ...\n"
+    assert SCRIPT["odd_test_names"](text) == ["test_two_words"]

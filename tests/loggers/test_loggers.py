@@ -129,7 +129,7 @@ def epoch_audit(tmp_path) -> EpochAudit:
     )
 
 
-def test_audit_comes_when_an_epoch_is_due(epoch_audit, tmp_path) -> None:
+def test_audit_comes_when_due(epoch_audit, tmp_path) -> None:
     vae = rv.load("digits-vae").train()
     trainers = [Trainer(epoch) for epoch in range(4)]
     for trainer in trainers:

@@ -133,7 +133,7 @@ def test_board_without_audits_says_so(tmp_path):
         board(tmp_path, tmp_path / "site")
 
 
-def test_failing_rows_of_all_records_are_listed(pair):
+def test_failing_rows_are_listed(pair):
     table = compare(pair)
     models = {record.model.name for record in pair}
     assert table.failures and {failure["model"] for failure in table.failures} <= models

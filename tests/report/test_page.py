@@ -300,7 +300,7 @@ def test_twelve_columns_at_first(make_record):
     assert sum("extra" not in head for head in heads) == 12
 
 
-def test_requirements_and_command_stand_at_the_top(make_record):
+def test_requirements_stand_at_the_top(make_record):
     record = make_record(4, requirements=["certified>=0.1", "gradient_seen"], command="robustvae x")
     html = page.render(record)
     top = html[: html.index("<main")]

@@ -87,7 +87,7 @@ def test_push_sends_what_export_writes(hub, vae, record) -> None:
     assert rv.report.read(hub / "me" / "mine" / "audit").rows == record.rows
 
 
-def test_refusal_of_the_hub_is_one_line(hub, vae, monkeypatch) -> None:
+def test_hub_error_is_one_line(hub, vae, monkeypatch) -> None:
     def refuse(self, *_, **__):
         raise RuntimeError("403\nforbidden")
 
