@@ -195,7 +195,10 @@ def test_rows_as_parquet(make_record, tmp_path):
     (tmp_path / "rows.jsonl").write_text("of another audit")
     rv.report.write(record, tmp_path)
     assert not (tmp_path / "rows.jsonl").exists()
-    table = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    rows = parquet.read_table(tmp_path / "rows.parquet")
+    assert rows.schema.metadata[b"record"].decode() == record.id
+    assert record.id in (tmp_path / "report.html").read_text(encoding="utf-8")
+    table = rows.to_pylist()
     wanted = [{k: float("inf") if v == "inf" else v for k, v in row.items()} for row in record.rows]
     assert table == wanted
 
@@ -205,7 +208,8 @@ def test_rows_as_jsonl_without_pyarrow(make_record, tmp_path, monkeypatch):
     record = make_record()
     rv.report.write(record, tmp_path)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == record.rows
+    wanted = [{**row, "record": record.id} for row in record.rows]
+    assert [json.loads(line) for line in lines] == wanted
     assert not (tmp_path / "rows.parquet").exists()
 
 

@@ -487,3 +487,73 @@ def test_batch_norm_needs_two_images(few: Images) -> None:
             vae, ELBO(), few, epochs=1, batch_size=199, validation=None, generator=rv.generator(0)
         )
     rv.fit(vae, ELBO(), few, epochs=1, batch_size=198, validation=None, generator=rv.generator(0))
+
+
+@pytest.mark.parametrize("kind", ["vae", "lipschitz-vae"])
+def test_goes_on_within_an_epoch(kind, tmp_path, monkeypatch):
+    from robustvae.training import run as module
+
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
+    images = rv.data.load("digits")[:96]
+
+    def train(out, stop=None):
+        options = {"latent": 2, "image_shape": (1, 8, 8), "architecture": "mlp"}
+        vae = rv.models.create(kind, **options)
+        steps = []
+
+        def interrupted(self, place):
+            steps.append(place.count)
+            real(self, place)
+            if len(steps) == stop:
+                raise KeyboardInterrupt
+
+        real = module.Run.save_within
+        with monkeypatch.context() as patch:
+            patch.setattr(module.Run, "save_within", interrupted)
+            rv.fit(
+                vae,
+                rv.objectives.ELBO(),
+                images,
+                epochs=2,
+                generator=rv.generator(0),
+                batch_size=16,
+                validation=None,
+                out=out,
+            )
+        return weights_sha256(vae), len(steps)
+
+    wanted, count = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", stop=count - 2)
+    weights, more = train(tmp_path / "cut")
+    assert more == 2 and weights == wanted
+    logs = [
+        [
+            {**json.loads(line), "seconds": 0}
+            for line in (tmp_path / name / LOG).read_text().splitlines()
+        ]
+        for name in ("whole", "cut")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_folder_in_use_is_refused(tmp_path):
+    from robustvae.records import Lock
+
+    vae = rv.models.create("vae", latent=2, architecture="conv8")
+    images = rv.data.load("digits")[:32]
+    with Lock(tmp_path), pytest.raises(errors.StorageError, match="in use"):
+        rv.fit(
+            vae, ELBO(), images, epochs=1, generator=rv.generator(0), validation=None, out=tmp_path
+        )
+
+
+def test_strangers_config_is_kept(tmp_path):
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    vae = rv.models.create("vae", latent=2, architecture="conv8")
+    images = rv.data.load("digits")[:32]
+    with pytest.raises(errors.StorageError, match="would be lost"):
+        rv.fit(
+            vae, ELBO(), images, epochs=1, generator=rv.generator(0), validation=None, out=tmp_path
+        )
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,6 +19,7 @@ from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.errors import ConfigError, RobustVAEError, unknown
 from robustvae.perturb import Ball
+from robustvae.records.text import read_yaml as read_text_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -280,8 +280,8 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        content = read_text_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as YAML: {reason[:300]}") from None
     if not isinstance(content, dict):

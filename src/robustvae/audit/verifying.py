@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from robustvae.defenses import Victim
 from robustvae.errors import DataError, RobustVAEError, check_count
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Column, Record, read_manifest
+from robustvae.records.text import read_json
 from robustvae.records.verdict import judged
 
 # rounding of another batch shape; draws near the tolerance may fall on its other side
@@ -109,7 +109,7 @@ def verify(
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no record.json: {error}") from None
     record = Record.from_json(text)
-    old = Record.model_validate(json.loads(text))
+    old = Record.model_validate(read_json(text))
     problems += _files(folder)
     problems += _statements(old, record)
     tensors: dict[str, Tensor] = {}

@@ -121,8 +121,9 @@ def run(options: Options) -> None:
     from robustvae.audit import Run, audit
     from robustvae.campaign import forget_parts
     from robustvae.cli.printing import console, show
-    from robustvae.records import check_folder
+    from robustvae.records import Lock, check_folder, check_owned
     from robustvae.records.requirements import outcomes
+    from robustvae.report.files import FILES
     from robustvae.report.terminal import table
 
     executor = common.executor(options.workers, options.ray)
@@ -142,37 +143,39 @@ def run(options: Options) -> None:
     if options.anomalous is not None:
         images = common.with_anomalies(images, options.anomalous, options.split)
     check_folder(options.out)
-    question = {
-        "r": options.r,
-        "m": options.m,
-        "norm": options.norm,
-        "displacement": options.displacement,
-    }
-    with common.progress("audit", options.quiet) as progress:
-        record = audit(
-            victims,
-            images,
-            options.plan,
-            protocol=options.protocol,
-            profile=options.profile,
-            question={key: value for key, value in question.items() if value is not None},
-            minutes=options.minutes,
-            seed=options.seed,
-            run=Run(
-                name=Path(options.model).name,
-                source=options.model,
-                keep=options.out / common.PARTS,
-                resume=resume,
-                progress=progress or (lambda done, total, what: None),
-                executor=executor,
-                notice=lambda words: show(words, stderr=True),
-            ),
+    with Lock(options.out):
+        check_owned(options.out, FILES)
+        question = {
+            "r": options.r,
+            "m": options.m,
+            "norm": options.norm,
+            "displacement": options.displacement,
+        }
+        with common.progress("audit", options.quiet) as progress:
+            record = audit(
+                victims,
+                images,
+                options.plan,
+                protocol=options.protocol,
+                profile=options.profile,
+                question={key: value for key, value in question.items() if value is not None},
+                minutes=options.minutes,
+                seed=options.seed,
+                run=Run(
+                    name=Path(options.model).name,
+                    source=options.model,
+                    keep=options.out / common.PARTS,
+                    resume=resume,
+                    progress=progress or (lambda done, total, what: None),
+                    executor=executor,
+                    notice=lambda words: show(words, stderr=True),
+                ),
+            )
+        record = record.model_copy(
+            update={"requirements": options.require or [], "command": command_of(options)}
         )
-    record = record.model_copy(
-        update={"requirements": options.require or [], "command": command_of(options)}
-    )
-    report.write(record, options.out)
-    forget_parts(options.out / common.PARTS)
+        report.write(record, options.out)
+        forget_parts(options.out / common.PARTS)
     console().print(table(record))
     for sentence in record.proved:
         show(sentence)
@@ -208,7 +211,7 @@ def _check_requirement(text: str, plan: Any) -> None:
 
 
 # Options that decide no number of the record.
-_WITHOUT_EFFECT = ("out", "resume", "quiet")
+_WITHOUT_EFFECT = ("out", "workers", "ray", "resume", "fresh", "quiet")
 
 
 def command_of(options: Options) -> str:

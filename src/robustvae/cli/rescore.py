@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -53,8 +52,10 @@ def run(
 
 def _source(folder: Path) -> str | None:
     """How an audit's model is loaded, as its record says; None for any other folder."""
+    from robustvae.records.text import read_json
+
     try:
-        facts = json.loads((folder / "record.json").read_text("utf-8"))["model"]
+        facts = read_json((folder / "record.json").read_text("utf-8"))["model"]
         return str(facts["source"] or facts["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

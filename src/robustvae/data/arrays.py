@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustvae.errors import DataError
 
+BYTES = 2**29  # of a compressed array, which is read whole
 LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
 CHANNELS = (1, 3)
 WHITE = {"uint8": 255.0, "uint16": 65535.0}  # what stands for 1 in whole numbers
@@ -126,6 +127,11 @@ def _read_member(
         if byte_count != member.file_size - header:
             raise ValueError(
                 f"{member.filename} announces {byte_count} bytes, holds {member.file_size - header}"
+            )
+        if member.compress_type != zipfile.ZIP_STORED and byte_count > BYTES:
+            raise ValueError(
+                f"{member.filename} unfolds to {byte_count / 2**20:.0f} MB: store it uncompressed "
+                "(numpy.savez), and it is read as it is asked for"
             )
         order: Literal["C", "F"] = "F" if by_columns else "C"
         if member.compress_type == zipfile.ZIP_STORED and byte_count:

@@ -102,6 +102,10 @@ class Noisy:
         return (x + self.stddev * noise).clamp(0, 1)
 
 
+WIDEST = 1000.0
+"""Pixels of a blur's standard deviation: images have a few hundred, and memory grows with it."""
+
+
 @final
 @dataclass(frozen=True)
 class Blurred:
@@ -112,7 +116,7 @@ class Blurred:
 
     Raises:
         DtypeError: `sigma` is not a number.
-        RangeError: `sigma` is not positive.
+        RangeError: `sigma` is not positive, or beyond 1,000 pixels.
 
     Examples:
         >>> import robustvae as rv
@@ -124,6 +128,8 @@ class Blurred:
 
     def __post_init__(self) -> None:
         check_positive(self.sigma, "sigma")
+        if self.sigma > WIDEST:
+            raise RangeError(f"sigma must be at most {WIDEST:g} pixels, got {self.sigma:g}")
 
     def __str__(self) -> str:
         return f"blur:{self.sigma:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_npz
 from robustvae.data.images import Images, Source, rank_in_class
-from robustvae.data.pixels import SUFFIXES, is_image, read_pixels
+from robustvae.data.pixels import PIXELS, SUFFIXES, is_image, read_pixels
 from robustvae.errors import DataError, DtypeError, RangeError, check_choice, check_count
 
 SPLITS = ("train", "test")
@@ -156,6 +157,8 @@ def read_folder(
     for what, value in (("crop", crop), ("size", size)):
         if value is not None:
             check_count(value, what)
+            if value * value > PIXELS:
+                raise RangeError(f"{what} must be at most {math.isqrt(PIXELS)} pixels, got {value}")
     if channels is not None:
         check_count(channels, "channels")
     if channels not in (None, *CHANNELS):

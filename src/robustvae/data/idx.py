@@ -18,6 +18,7 @@ from robustvae.errors import DataError
 from robustvae.records import write_bytes
 
 UNSIGNED_BYTES = 0x08
+BYTES = 2**30  # of one IDX file; the largest published one has 188 MB
 SIDE = 28
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -113,34 +114,46 @@ def fetch(source: str, md5: str) -> bytes:
     return content
 
 
-def read_idx(path: Path, axes: int) -> np.ndarray:
+def read_idx(path: Path, axes: int, wanted: tuple[int, ...] | None = None) -> np.ndarray:
     """The array of unsigned bytes in an IDX file, gzipped or raw.
+
+    The header is read first, and then no more than it announces.
 
     Args:
         path: The file; taken for gzipped if its name ends in ".gz".
         axes: Number of axes wanted: 3 for images (magic number 2051), 1 for labels (2049).
+        wanted: The shape that is expected, where it is known.
 
     Returns:
         Array of uint8 with `axes` axes.
 
     Raises:
-        DataError: Not readable, another magic number, or truncated.
+        DataError: Not readable, another magic number or shape, too large, or truncated.
     """
+    header = 4 * (1 + axes)
+    expected = (UNSIGNED_BYTES << 8) + axes
     try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(header)
+            magic = int.from_bytes(start[:4], "big")
+            if len(start) < header or magic != expected:
+                raise DataError(
+                    f"{path} is not the IDX file wanted: magic number {magic}, not {expected}"
+                )
+            shape = tuple(np.frombuffer(start, ">u4", count=axes, offset=4).tolist())
+            if wanted is not None and shape != wanted:
+                raise DataError(f"{path} must hold an array of {wanted}, it announces {shape}")
+            byte_count = int(np.prod(shape, dtype=object))
+            if byte_count > BYTES:
+                raise DataError(
+                    f"{path} announces {byte_count} bytes, more than {BYTES} are not read"
+                )
+            body = file.read(byte_count + 1)  # one more shows a file that is too long
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read, it may be truncated: {error}") from error
-    expected = (UNSIGNED_BYTES << 8) + axes
-    magic = int.from_bytes(content[:4], "big")
-    header = 4 * (1 + axes)
-    if len(content) < header or magic != expected:
-        raise DataError(f"{path} is not the IDX file wanted: magic number {magic}, not {expected}")
-    shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()
-    body = np.frombuffer(content, np.uint8, offset=header)
-    byte_count = int(np.prod(shape, dtype=object))
     if len(body) != byte_count:
         raise DataError(
             f"{path} is truncated or damaged: it announces {byte_count} bytes, holds {len(body)}"
+            + (" or more" if len(body) > byte_count else "")
         )
-    return body.reshape(shape)
+    return np.frombuffer(body, np.uint8).reshape(shape)

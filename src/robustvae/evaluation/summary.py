@@ -35,6 +35,7 @@ from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
 from robustvae.models.checkpoint import weights_sha256
 from robustvae.objectives import ELBO
 from robustvae.records import write_text
+from robustvae.records.text import read_json
 from robustvae.seeding import draw, shard_generator
 
 SLOPES = 200
@@ -308,7 +309,7 @@ class _Bench:
                 if path is not None:
                     write_text(path, json.dumps(values))
             else:
-                values = json.loads(path.read_text(encoding="utf-8"))
+                values = read_json(path.read_text(encoding="utf-8"))
             shards += values
         return torch.tensor(shards, dtype=torch.float64)
 

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from robustvae.errors import CheckpointError, RobustVAEError, check_choice
+from robustvae.errors import CheckpointError, RobustVAEError, StorageError, check_choice
+from robustvae.models.allowance import allowance_of
 from robustvae.models.base import VAE, check_weights
 from robustvae.models.registry import create, name_of, names
 from robustvae.records import write_files
+from robustvae.records.text import read_json
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -56,9 +58,26 @@ def save(
         True
     """
     folder = Path(folder)
+    _check_owned(folder)
     files = contents(vae, card=card, dtype=dtype)
     write_files({folder / name: content for name, content in files.items()})
     return folder
+
+
+def _check_owned(folder: Path) -> None:
+    """Raise where a config of somebody else's would be overwritten."""
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    try:
+        content = read_json(path.read_text(encoding="utf-8"))
+        is_ours = {"format", "model", "options", "sha256"} <= set(content)
+    except (OSError, ValueError, TypeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise StorageError(
+            f"{path} was not written by this library and would be lost: choose another folder"
+        )
 
 
 def contents(
@@ -94,6 +113,7 @@ def load(folder: str | Path) -> VAE:
     """
     folder = Path(folder)
     config = read_config(folder)
+    allowance = allowance_of(folder / WEIGHTS)  # before anything is read or made
     try:
         raw = (folder / WEIGHTS).read_bytes()
         state = load_tensors(raw)
@@ -110,7 +130,8 @@ def load(folder: str | Path) -> VAE:
             f"{folder / WEIGHTS} must be the file whose hash {CONFIG} holds: copy both again"
         )
     try:
-        vae = create(config["model"], **config["options"])
+        with allowance:
+            vae = create(config["model"], **config["options"])
         vae.to(_LOADED[config["dtype"]]).load_state_dict(state)
         check_weights(vae)
     except (RobustVAEError, RuntimeError, TypeError, ValueError) as error:
@@ -135,7 +156,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             + ("" if folder.exists() else " which does not exist")
         )
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {_line(error)}") from None
     texts = dict.fromkeys(("model", "dtype", "sha256"), str)

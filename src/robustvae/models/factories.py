@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from robustvae.errors import (
 )
 from robustvae.models.adapters import WrappedVAE, wrap
 from robustvae.models.base import VAE
+from robustvae.records.text import read_json
 
 FACTORY = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 DIFFUSERS, PYTHAE = "config.json", "model_config.json"
@@ -238,7 +238,7 @@ def _package(extra: str, name: str | None = None) -> Any:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

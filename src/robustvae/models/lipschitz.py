@@ -378,6 +378,15 @@ class LipschitzVAE(VAE):
         elif not drift < 4 * DRIFT:
             self._gap = 1 + self._gap // 4
 
+    @property
+    def training_state(self) -> dict[str, int]:
+        """What decides the next steps beside the weights."""
+        return {"since": self._since, "gap": self._gap}
+
+    @training_state.setter
+    def training_state(self, state: dict[str, int]) -> None:
+        self._since, self._gap = state["since"], state["gap"]
+
     @torch.no_grad()
     def finalize(self) -> None:
         """Make every weight orthonormal to the last digit: the polar factor, in float64.

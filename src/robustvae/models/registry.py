@@ -6,6 +6,7 @@ from typing import Any
 
 from robustvae import registry
 from robustvae.errors import UnknownNameError
+from robustvae.models.allowance import MODEL_BYTES, Allowance
 from robustvae.models.base import VAE
 from robustvae.seeding import seeded
 
@@ -39,7 +40,7 @@ def create(name: str, *, seed: int = 0, **options: Any) -> VAE:
         >>> vae.latent, vae.image_shape
         (8, (1, 8, 8))
     """
-    with seeded(seed):
+    with seeded(seed), Allowance(MODEL_BYTES):
         vae: VAE = registry.build("model", {"name": name, **options})
     return vae
 

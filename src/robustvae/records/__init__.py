@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from robustvae.records.estimate import Estimate
 from robustvae.records.files import (
     check_folder,
+    check_owned,
+    check_space,
     file_sha256,
     read_manifest,
     write_bytes,
@@ -18,6 +20,7 @@ from robustvae.records.files import (
     write_set,
     write_text,
 )
+from robustvae.records.locks import Lock
 from robustvae.records.values import plain
 
 if TYPE_CHECKING:
@@ -39,11 +42,14 @@ __all__ = [
     "Case",
     "Check",
     "check_folder",
+    "check_owned",
+    "check_space",
     "CheckResult",
     "Column",
     "DataFacts",
     "Estimate",
     "file_sha256",
+    "Lock",
     "ModelFacts",
     "Outcome",
     "plain",

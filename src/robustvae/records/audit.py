@@ -29,6 +29,7 @@ from robustvae.records.parts import (
     Verdict,
     VictimFacts,
 )
+from robustvae.records.text import read_json
 from robustvae.records.values import plain
 from robustvae.records.verdict import judged
 
@@ -107,6 +108,13 @@ class Record(BaseModel):
     # clean and attacked inputs, which are written beside the record and do not belong to it
     _adversarials: bytes | None = PrivateAttr(default=None)
 
+    @property
+    def id(self) -> str:
+        """Sixteen characters that name it: a hash of all but when and how it was asked for."""
+        content = self.model_dump(mode="json", exclude={"timing", "requirements", "command"})
+        text = json.dumps(plain(content), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     @model_validator(mode="after")
     def _check_rows(self) -> Record:
         """Every row holds every column, each with a value that belongs there."""
@@ -158,7 +166,7 @@ class Record(BaseModel):
         """
         check_type(text, "text", str)
         try:
-            content = json.loads(text)
+            content = read_json(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"not a record: no valid JSON ({error})") from None
         if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:

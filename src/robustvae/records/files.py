@@ -9,10 +9,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustvae.errors import DataError, StorageError
+from robustvae.records.text import read_json
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -108,7 +110,7 @@ def write_set(
         The path of `manifest.json`.
 
     Raises:
-        StorageError: As of `write_files`.
+        StorageError: As of `write_files`; or a file there that no set of ours has written.
 
     Examples:
         >>> import tempfile
@@ -119,6 +121,7 @@ def write_set(
         {'a.txt': True}
     """
     folder = Path(folder)
+    check_owned(folder, contents)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = json.dumps({"files": hashes}, indent=1, sort_keys=True) + "\n"
     paths: dict[str | Path, bytes] = {folder / name: data for name, data in contents.items()}
@@ -133,6 +136,50 @@ def write_set(
     return folder / MANIFEST
 
 
+def check_owned(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise `StorageError` where a file of such a name was written by somebody else.
+
+    What stands in the folder's manifest is ours, and may be replaced.
+    """
+    folder = Path(folder)
+    present = [name for name in (*names, MANIFEST) if (folder / name).is_file()]
+    if not present:
+        return
+    try:
+        owned = {*read_manifest(folder), MANIFEST}
+    except DataError:
+        owned = set()
+    for name in present:
+        if name not in owned:
+            raise StorageError(
+                f"{folder / name} was not written by an audit and would be lost: "
+                "choose another folder"
+            )
+
+
+def check_space(folder: str | Path, wanted: int) -> None:
+    """Raise `StorageError` unless the disk of a folder has room for so many bytes.
+
+    For what takes long and writes last. The folder itself need not be there yet.
+
+    Examples:
+        >>> from robustvae.records import check_space
+        >>> check_space(".", 1000)
+    """
+    place = Path(folder).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:  # a file system that does not say
+        return
+    if free < wanted:
+        raise StorageError(
+            f"{folder} needs about {wanted / 2**20:.0f} MB and its disk has {free / 2**20:.0f}: "
+            "make room, or choose another folder"
+        )
+
+
 def read_manifest(folder: str | Path) -> dict[str, bool]:
     """Whether each file of a set is the one that was written with it.
 
@@ -141,7 +188,7 @@ def read_manifest(folder: str | Path) -> dict[str, bool]:
     """
     path = Path(folder) / MANIFEST
     try:
-        hashes = json.loads(path.read_text(encoding="utf-8"))["files"]
+        hashes = read_json(path.read_text(encoding="utf-8"))["files"]
         names = sorted(hashes)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(

@@ -11,14 +11,17 @@ from robustvae.errors import DataError, check_type
 from robustvae.records import Record, plain, write_set
 from robustvae.report.page import render
 
+FILES = ("record.json", "report.html", "rows.parquet", "rows.jsonl", "adversarials.safetensors")
+"""Names that `write` uses."""
+
 
 def write(record: Record, folder: str | Path) -> Path:
     """Write a record as `report.html`, `record.json` and `rows.parquet` into a folder.
 
-    Without pyarrow the rows become `rows.jsonl`. The attacked inputs are stored without loss in
-    `adversarials.safetensors`, and `manifest.json` holds the hash of every file. All files are
-    written or none, so that no report stands beside another audit's record; equal records give
-    equal bytes.
+    Page and rows name the record that they belong to by its `id`. Without pyarrow the rows become
+    `rows.jsonl`. The attacked inputs are stored without loss in `adversarials.safetensors`, and
+    `manifest.json` holds the hash of every file. All files are written or none, so that no report
+    stands beside another audit's record; equal records give equal bytes.
 
     Args:
         record: An audit.
@@ -42,11 +45,14 @@ def write(record: Record, folder: str | Path) -> Path:
     check_type(record, "record", Record)
     folder = Path(folder)
     names = [column.id for column in record.columns]
-    rows, stale = _parquet(record.rows, names), "rows.jsonl"
+    rows, stale = _parquet(record.rows, names, record.id), "rows.jsonl"
     table = "rows.parquet"
     if rows is None:
         table, stale = stale, table
-        lines = (json.dumps(plain(row), sort_keys=True) + "\n" for row in record.rows)
+        lines = (
+            json.dumps({**plain(row), "record": record.id}, sort_keys=True) + "\n"
+            for row in record.rows
+        )
         rows = "".join(lines).encode()
     contents = {
         "record.json": record.to_json().encode(),
@@ -89,7 +95,7 @@ def read(folder: str | Path) -> Record:
     return Record.from_json(text)
 
 
-def _parquet(rows: list[dict[str, Any]], names: list[str]) -> bytes | None:
+def _parquet(rows: list[dict[str, Any]], names: list[str], name: str) -> bytes | None:
     """The rows as Parquet; None where nothing is installed that writes it."""
     try:
         import pyarrow as pa
@@ -98,7 +104,7 @@ def _parquet(rows: list[dict[str, Any]], names: list[str]) -> bytes | None:
         return None
     columns = {key: _column([row.get(key) for row in rows]) for key in names}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
+    pq.write_table(pa.table(columns).replace_schema_metadata({"record": name}), buffer)
     return buffer.getvalue()
 
 

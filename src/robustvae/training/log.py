@@ -9,6 +9,7 @@ from typing import Protocol, final
 
 from robustvae.errors import CheckpointError
 from robustvae.records import write_text
+from robustvae.records.text import read_json
 
 
 class Logger(Protocol):
@@ -51,7 +52,7 @@ class JsonLines:
         try:
             complete, _, _ = self._path.read_text("utf-8").rpartition("\n")
             self._lines = [
-                line for line in complete.splitlines() if json.loads(line)["epoch"] <= keep
+                line for line in complete.splitlines() if read_json(line)["epoch"] <= keep
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             line = " ".join(str(error).split())[:200]

@@ -35,7 +35,7 @@ from robustvae.models import VAE
 from robustvae.models.layout import is_ours, lay_weights
 from robustvae.objectives import Objective
 from robustvae.training.log import JsonLines, Logger
-from robustvae.training.run import Progress, Run
+from robustvae.training.run import Place, Progress, Run
 
 LOG = "log.jsonl"
 
@@ -68,8 +68,9 @@ def fit(
     """Train a model with Adam, in place.
 
     With `out`, every epoch ends with a checkpoint there (`rv.load(out)` reads it), a line in
-    `log.jsonl`, and the state from which a killed run goes on; on a CPU it then reaches bit for
-    bit the weights of a run that was never killed. A wrapped model gets the state only.
+    `log.jsonl`, and the state from which a killed run goes on, which a long epoch also saves every
+    two minutes; on a CPU it then reaches bit for bit the weights of a run that was never killed. A
+    wrapped model gets the state only.
 
     Args:
         vae: Any model with weights; left in evaluation mode.
@@ -166,44 +167,47 @@ def fit(
             f"can tell no spread: choose another batch_size than {batch_size}"
         )
     run = Run(vae, generator, settings, None if out is None else Path(out))
-    if resume:
-        run.restore()
-    position = run.progress
-    if position.epoch > epochs:
-        raise ConfigError(
-            f"epochs must be at least the {position.epoch} that {out} holds, got {epochs}"
-        )
-    loggers = [] if logger is None else [logger]
-    if run.out is not None:
-        loggers.append(JsonLines(run.out / LOG, keep=position.epoch))
-    if position.epoch == 0:
-        run.save(_card(images, position, {}))
-    loop = _Loop(run, objective, forward, backward, batch_size, clip)
-    if is_ours(vae):  # a stranger's code may count on the memory layout of its weights
-        lay_weights(vae, torch.channels_last)
-    try:
-        with _bar(progress, epochs * math.ceil(len(images) / batch_size), position.step) as update:
-            while position.epoch < epochs and not position.given_up(patience):
-                start = time.perf_counter()
-                rate = _rate_at(rates, position.epoch) * position.factor
-                values = loop.train(batches.at(position.epoch), rate, update)
-                loss = values["loss"]
-                if batches_held_out is not None:
-                    loss = values["validation_loss"] = loop.evaluate(batches_held_out)
-                position.end_epoch(loss, plateau)
-                if patience is not None and position.best_epoch == position.epoch:
-                    run.keep_best()
-                seconds = time.perf_counter() - start
-                position.seconds += seconds
-                for each in loggers:
-                    each.log(position.epoch, values | {"lr": rate, "seconds": seconds})
-                run.save(_card(images, position, values))
-    finally:
-        lay_weights(vae, torch.contiguous_format)
-        vae.eval()
-        for each in loggers:
-            each.close()
-    run.finish()
+    with run.folder_taken():
+        if resume:
+            run.restore()
+        position = run.progress
+        if position.epoch > epochs:
+            raise ConfigError(
+                f"epochs must be at least the {position.epoch} that {out} holds, got {epochs}"
+            )
+        loggers = [] if logger is None else [logger]
+        if run.out is not None:
+            loggers.append(JsonLines(run.out / LOG, keep=position.epoch))
+        if position.epoch == 0:
+            run.save(_card(images, position, {}))
+        loop = _Loop(run, objective, forward, backward, batch_size, clip)
+        if is_ours(vae):  # a stranger's code may count on the memory layout of its weights
+            lay_weights(vae, torch.channels_last)
+        try:
+            with _bar(
+                progress, epochs * math.ceil(len(images) / batch_size), position.step
+            ) as update:
+                while position.epoch < epochs and not position.given_up(patience):
+                    start = time.perf_counter()
+                    rate = _rate_at(rates, position.epoch) * position.factor
+                    values = loop.train(batches.at(position.epoch), rate, update)
+                    loss = values["loss"]
+                    if batches_held_out is not None:
+                        loss = values["validation_loss"] = loop.evaluate(batches_held_out)
+                    position.end_epoch(loss, plateau)
+                    if patience is not None and position.best_epoch == position.epoch:
+                        run.keep_best()
+                    seconds = time.perf_counter() - start
+                    position.seconds += seconds
+                    for each in loggers:
+                        each.log(position.epoch, values | {"lr": rate, "seconds": seconds})
+                    run.save(_card(images, position, values))
+        finally:
+            lay_weights(vae, torch.contiguous_format)
+            vae.eval()
+            for each in loggers:
+                each.close()
+        run.finish()
     return vae
 
 
@@ -256,10 +260,12 @@ class _Loop:
         vae.train()
         for group in optimizer.param_groups:
             group["lr"] = rate
-        sums: dict[str, Tensor] = {}
-        largest = 0.0
-        order = permutation(len(batches.images), self.run.generator).to(batches.device)
-        for rows in order.split(self.batch_size):
+        place, self.run.place = self.run.place, None
+        if place is None:
+            place = Place(permutation(len(batches.images), self.run.generator), 0, {}, 0.0)
+        sums = {name: total.to(vae.device) for name, total in place.sums.items()}
+        order = place.order.to(batches.device)
+        for rows in order.split(self.batch_size)[place.count :]:
             terms = self.forward(self.objective.at(position.step), batches.read(rows))
             loss = terms["loss"].mean()
             optimizer.zero_grad()
@@ -273,13 +279,15 @@ class _Loop:
             optimizer.step()
             vae.after_step()
             position.step += 1
-            largest = max(largest, float(norm))
+            place.largest = max(place.largest, float(norm))
             for name, values in terms.items():
                 sums[name] = values.detach().sum() + sums.get(name, 0)
             update(position.epoch, loss.detach())
+            place.count, place.sums = place.count + 1, sums
+            self.run.save_within(place)
         vae.finalize()
         means = {name: float(total) / len(order) for name, total in sums.items()}
-        return means | {"gradient_norm": largest}
+        return means | {"gradient_norm": place.largest}
 
     def evaluate(self, batches: _Batches) -> float:
         """The mean loss, in evaluation mode."""

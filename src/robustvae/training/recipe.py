@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, final
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
@@ -15,6 +14,7 @@ from robustvae import data, models, objectives
 from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, unknown
 from robustvae.models import VAE, checkpoint
+from robustvae.records.text import read_yaml as read_text_yaml
 from robustvae.seeding import generator
 from robustvae.training.loop import Precision, fit
 
@@ -123,8 +123,8 @@ class Recipe(BaseModel):
         elif path.suffix not in (".yaml", ".yml"):
             raise unknown("recipe", str(source), recipe_names())
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            content = read_text_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
         try:
             return cls.model_validate(content)

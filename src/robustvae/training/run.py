@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +19,7 @@ from torch import Tensor
 from robustvae import registry
 from robustvae.errors import CheckpointError, ConfigError
 from robustvae.models import VAE, checkpoint
-from robustvae.records import write_bytes
+from robustvae.records import Lock, check_space, write_bytes
 from robustvae.training.adam import optimizer_of
 
 STATE = "state.safetensors"
@@ -59,6 +62,28 @@ class Progress:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
 
+SAVE_EVERY = 100.0
+"""Seconds between saves within an epoch: a kill costs less than two minutes, however long it is."""
+
+
+@final
+@dataclass
+class Place:
+    """Where an epoch stands that is not over.
+
+    Attributes:
+        order: The numbers of its images in the order in which they are seen, on the CPU.
+        count: How many steps are done.
+        sums: Of the objective's terms.
+        largest: The greatest gradient norm.
+    """
+
+    order: Tensor
+    count: int
+    sums: dict[str, Tensor]
+    largest: float
+
+
 @final
 class Run:
     """A model in training with its optimizer, and the folder both are kept in.
@@ -78,12 +103,30 @@ class Run:
         self.settings = settings
         self.out = out
         self.progress = Progress()
+        self.place: Place | None = None
+        self.saved_at = time.monotonic()
         self.best: dict[str, Tensor] = {}
         self.card: dict[str, Any] = {}
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("a model needs weights to be trained, got none")
         self.optimizer = optimizer_of(vae)
+
+    @contextlib.contextmanager
+    def folder_taken(self) -> Iterator[None]:
+        """Within: no other process trains into the folder, which has room for the files.
+
+        Raises:
+            StorageError: Another process does, or the disk is too full.
+        """
+        if self.out is None:
+            yield
+            return
+        with Lock(self.out):
+            size = sum(p.numel() * p.element_size() for p in self.vae.state_dict().values())
+            # weights, state with two moments and the best weights; each is written beside the old
+            check_space(self.out, 2 * 5 * size + 2**20)
+            yield
 
     def keep_best(self) -> None:
         """Remember the weights as the best so far."""
@@ -97,17 +140,41 @@ class Run:
 
     def save(self, card: dict[str, Any]) -> None:
         """Write the checkpoint, if the last epoch is what a caller would get, and the state."""
+        self.place = None
         if not self.best or self.progress.best_epoch == self.progress.epoch:
             self.card = card
             self._save_checkpoint()
+        self._save_state()
+
+    def save_within(self, place: Place) -> None:
+        """Write the state of an unfinished epoch, where the last save is some time ago."""
+        if self.out is not None and time.monotonic() - self.saved_at >= SAVE_EVERY:
+            self.place = place
+            self._save_state()
+
+    def _save_state(self) -> None:
         if self.out is None:
             return
+        self.saved_at = time.monotonic()
         tensors = {f"weights/{name}": t for name, t in self.vae.state_dict().items()}
         tensors |= {f"best/{name}": t for name, t in self.best.items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{name}": t for name, t in moments.items()}
         tensors["generator"] = self.generator.get_state()
+        within = None
+        if self.place is not None:
+            place = self.place
+            tensors["epoch/order"] = place.order
+            tensors |= {f"epoch/sum/{name}": total for name, total in place.sums.items()}
+            # names in their order, which the log keeps
+            within = {
+                "count": place.count,
+                "largest": place.largest,
+                "terms": list(place.sums),
+                "model": getattr(self.vae, "training_state", {}),
+            }
         metadata = {
+            "within": json.dumps(within),
             "progress": json.dumps(asdict(self.progress)),
             "settings": _json(self.settings),
             "card": json.dumps(self.card),
@@ -131,6 +198,11 @@ class Run:
             settings = json.loads(metadata["settings"])
             progress = Progress(**json.loads(metadata["progress"]))
             self.card = json.loads(metadata["card"])
+            within = json.loads(metadata.get("within", "null"))
+            if within is not None:
+                sums = {name: tensors[f"epoch/sum/{name}"] for name in within["terms"]}
+                order = tensors["epoch/order"]
+                self.place = Place(order, within["count"], sums, within["largest"])
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} cannot be read as the state of a run: {_line(error)}; "
@@ -151,6 +223,8 @@ class Run:
             ) from None
         if any(moment["exp_avg"].shape != p.shape for p, moment in self.optimizer.state.items()):
             raise CheckpointError(f"{path} is of another optimizer: start anew in another folder")
+        if within is not None and within["model"]:
+            self.vae.training_state = within["model"]
         self.generator.set_state(tensors["generator"])
         self.best = _below("best/", tensors)
         self.progress = progress
