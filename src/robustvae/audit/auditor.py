@@ -17,6 +17,7 @@ from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult
 from robustvae.audit import pictures, statements
 from robustvae.audit.attacking import Job, everyone, go_on, jobs, rows_of
+from robustvae.audit.budget import Clock
 from robustvae.audit.context import (
     BASE_COLUMNS,
     Attacked,
@@ -81,7 +82,7 @@ class Auditor:
         seed: int,
     ) -> None:
         self.named, self.inputs, self.plan = named, inputs, plan
-        self.question, self.seed = question, seed
+        self.question, self.seed, self.clock = question, seed, Clock()
         specs = {spec["name"]: spec for spec in plan.measures}
         self.measures = [
             (name, registry.build("measure", specs.get(name, name))) for name in measure_names(plan)
@@ -134,6 +135,7 @@ class Auditor:
     def attacked(self, name: str, places: Sequence[int], state: State, say: Words) -> Part:
         """The stage of attacks: each attack's outcome on the inputs at some places."""
         context = self.context(name, places)
+        self.clock.start_part(name, len(places), "attacks")
         outcomes: list[Any] = []
         first = None
         if places[0] == 0:  # before anything attacks it: compared again by the checks
@@ -177,11 +179,15 @@ class Auditor:
             return self.attack(local, local_attack, target, role)
 
         try:
-            for rows, part in pieces(len(context.x), run, note):
-                if isinstance(part, BaseException):
-                    note(f"input {context.numbers[rows[0]]}: {reason_of(part)}")
-                else:
-                    result = part if len(rows) == len(context.x) else put_rows(result, rows, part)
+            place = (context.name, label)
+            with self.clock.attack(place, attack, len(context.x), note) as attack:
+                for rows, part in pieces(len(context.x), run, note):
+                    if isinstance(part, BaseException):
+                        note(f"input {context.numbers[rows[0]]}: {reason_of(part)}")
+                    else:
+                        result = (
+                            part if len(rows) == len(context.x) else put_rows(result, rows, part)
+                        )
         except UnsupportedError as error:  # this victim cannot be put to it: no row
             note(reason_of(error))
             return {"attack": None, "left_out": left_out}
@@ -253,6 +259,7 @@ class Auditor:
             left_out.append(omission(stage, name, reason))
 
         context = self.context(name, places)
+        self.clock.start_part(name, len(places), "measures")
         attacked = self.outcomes(context.x, attacks)
         context = dataclasses.replace(context, attacks=attacked)
         values, common = self.measured(context, note, say, state)
@@ -278,7 +285,7 @@ class Auditor:
         values: dict[str, dict[str, list[Any]]] = {one.id: {} for one in context.attacks}
         common: dict[str, list[Any]] = {}
         state = Memory() if state is None else state
-        for name, measure in self.measures:
+        for name, measure in self.clock.ordered(self.measures):
             say(name)
             content = state.get(name)
             if content is None:
@@ -320,11 +327,12 @@ class Auditor:
         attacks: dict[str, Any] = {}
         inputs: dict[str, Any] = {}
         try:
-            if measure.columns[0].per == "input":
-                inputs = run(context)
-            else:
-                for one in context.attacks:
-                    attacks[one.id] = run(context.about(one))
+            with self.clock.stage(name):
+                if measure.columns[0].per == "input":
+                    inputs = run(context)
+                else:
+                    for one in context.attacks:
+                        attacks[one.id] = run(context.about(one))
         except Exception as error:  # a stranger's model may raise anything: the rest goes on
             reasons.append(reason_of(error))
         content: dict[str, Any] = plain(
@@ -426,7 +434,8 @@ class Auditor:
             context = dataclasses.replace(context, attacks=tuple(attacked))
             if attacks["first"] is not None:
                 context.cache["first output"] = unpacked(attacks["first"])
-            probes = plain(probe(context, self.inputs.unseen, note))
+            self.clock.start_part(name, len(context.x), "probes")
+            probes = plain(probe(context, self.inputs.unseen, note, self.clock))
         first = self.inputs.read([0]).to(device=victim.vae.device, dtype=victim.vae.dtype)
         return {"probes": probes, "random": is_random(victim, first), "left_out": left_out}
 

@@ -1,90 +1,478 @@
-"""A plan cut to a number of minutes, by a short measurement of what its parts cost."""
+"""An audit within a number of minutes: what its parts cost, a plan cut to fit, and a clock."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from robustvae.attacks import Attack, MaximumDamage
-from robustvae.audit.plan import Plan
+from robustvae.audit.plan import AttackPlan, Plan
+from robustvae.audit.progress import duration
 from robustvae.data import Images
 from robustvae.defenses import Victim
-from robustvae.perturb import Ball, ProjectedAscent
+from robustvae.errors import UnsupportedError
+from robustvae.geometry import is_small
+from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SquareSearch
+from robustvae.perturb.ascent import rows_that_fit
 from robustvae.seeding import generator
 
 _SAMPLE = 4  # inputs of the measurement
+_SLOW = 0.05  # seconds a row from which one row is sample enough
 _LEAST_INPUTS = 8
 _SAFETY = 0.8  # of the budget: the measurement is short and machines are busy
-# gradients of a margin search for each of its steps and restarts: rungs, rounds, and both boxes
-_MARGIN_ROUNDS = 18
+_GRACE = 1.1  # of the budget, after which not even the required stages begin
+_TRIFLE = 0.01  # share of the remaining time for which no stage is refused
+_PACE = 20.0  # times slower than measured a machine may become and still be believed
+# passes of a margin's tests for each of its draws: rungs of sizes, and two boxes
+_MARGIN_TESTS = 6
+_PROBE_RUNS = 7  # attacks of the probes: at x, twice and without radius, and at four neighbors
+_PROBE_PASSES = 500  # forward passes of the probes' differences, which attacks ask for too
+_BAND_DRAWS, _BAND_SMOOTHING = 100, 2000  # draws of the two bands
+_OTHER_PASSES = 10  # of each attack, for measures that are not the library's own
+_LAST_ATTACKS = 0.04  # share of the effort below which only the plan's first attack is made
+_LAST_MARGINS = 0.04  # and below which no margins are looked for
+
+Note = Callable[[str], None]
+_LEAST_STEPS = 3
+BLIND = (RandomSearch, SquareSearch)  # searches that ask for no gradient
+REQUIRED = ("perturbation", "damage", "usefulness", "certificate", "geometry")
+"""Measures that are made first and are left out last where minutes are counted."""
+
+
+@final
+@dataclass(frozen=True)
+class UnitCost:
+    """What one row costs a victim.
+
+    Attributes:
+        forward: Seconds of an output.
+        gradient: Seconds of an output with its gradient.
+        memory: Bytes that its graph keeps.
+    """
+
+    forward: float
+    gradient: float
+    memory: float
+
+
+def unit_cost(victim: Victim, images: Images) -> UnitCost:
+    """Seconds and memory of a row, from a few outputs and gradients.
+
+    Args:
+        victim: What is measured.
+        images: Where the inputs are taken from.
+    """
+    x = images.read(torch.arange(min(_SAMPLE, len(images))))
+    x = x.to(device=victim.vae.device, dtype=victim.vae.dtype)
+
+    def seconds(call: Any) -> float:
+        begin = time.monotonic()
+        # a stranger's model may raise anything: the stage that meets it says so
+        with contextlib.suppress(Exception):
+            call()
+        return time.monotonic() - begin
+
+    def attack(rows: Tensor, restarts: int) -> None:
+        search = ProjectedAscent(steps=1, restarts=restarts)
+        Attack(MaximumDamage(), search, Ball("l2", 0.5))(victim, rows, generator=generator(0))
+
+    seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)))  # the first one warms up
+    forward = seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)))
+    sizes: dict[tuple[int, int], int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes[(tensor.data_ptr(), tensor.numel())] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        first = seconds(lambda: attack(x[:1], 1))
+    if forward > _SLOW:
+        # two outputs that the goal and the score want, and one more of the last step
+        return UnitCost(forward, max(first - 3 * forward, forward), float(sum(sizes.values())))
+    gradient = seconds(lambda: attack(x, 4)) / (len(x) * 8)
+    many = x[:1].expand(64, *x.shape[1:]).contiguous()
+    forward = seconds(lambda: victim.reconstruct(many, generator=generator(0))) / 64
+    return UnitCost(forward, gradient, float(sum(sizes.values())))
+
+
+def search_seconds(search: Any, unit: UnitCost) -> float:
+    """What one search takes for an input."""
+    steps = getattr(search, "steps", 50) * getattr(search, "restarts", 1)
+    if hasattr(search, "directions"):  # slopes by differences
+        return float(2 * steps * search.directions * unit.forward)
+    return float((steps + 1) * (unit.forward if isinstance(search, BLIND) else unit.gradient))
+
+
+def attack_seconds(attack: AttackPlan, unit: UnitCost) -> float:
+    """What one attack of a plan takes for an input."""
+    return search_seconds(attack.build().search, unit)
+
+
+def stage_seconds(
+    plan: Plan, victim: Victim, unit: UnitCost, x: Tensor, bare: float
+) -> dict[str, float]:
+    """What each stage takes for an input: "attacks", every measure by name, and "probes".
+
+    Args:
+        plan: What is done.
+        victim: To whom.
+        unit: The victim's cost.
+        x: An input.
+        bare: Seconds of a gradient of the model without defense.
+    """
+    attacks = sum(attack_seconds(attack, unit) for attack in plan.attacks)
+    count = len(plan.attacks)
+    if plan.longer > 1:
+        attacks += plan.longer * attack_seconds(plan.attacks[0], unit)
+        count += 1
+    if plan.gradient_free:
+        attacks += len(plan.balls) * plan.gradient_free * unit.forward
+        count += len(plan.balls)
+    if plan.transfer:
+        count += len(plan.balls)
+        attacks += len(plan.balls) * attack_seconds(plan.attacks[0], unit)
+    margins = plan.margins
+    first = plan.attacks[0].build().search
+    probe_steps = min(20, getattr(first, "steps", 20)) * min(2, getattr(first, "restarts", 2))
+    rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)
+    products = rows if is_small(victim.vae, x) else 2 * plan.products
+    others = {spec["name"]: _OTHER_PASSES * count * unit.forward for spec in plan.measures}
+    return others | {
+        "attacks": attacks,
+        "perturbation": 0.0,
+        "damage": 2 * count * unit.forward,
+        "damage-curve": 3 * len(plan.balls) * unit.forward,
+        "band-attacked": _BAND_DRAWS * (count + 3) * unit.forward,
+        "band-certified": (_BAND_SMOOTHING if victim.noise is not None else 1) * unit.forward,
+        "similarity": count * unit.forward,
+        "usefulness": 3 * unit.forward,
+        "probability": count * plan.draws * unit.forward,
+        "survival": 8 * count * unit.forward,
+        "clean-probability": plan.draws * unit.forward,
+        "margin": 0.0
+        if margins is None
+        else 2 * (margins.restarts + 1) * margins.steps * unit.gradient
+        + _MARGIN_TESTS * plan.draws * unit.forward,
+        "certificate": (plan.smoothing if victim.noise is not None else 1) * unit.forward,
+        "first-order": products * bare if is_small(victim.vae, x) else 0.0,
+        "geometry": products * bare,
+        "probes": _PROBE_RUNS * probe_steps * unit.gradient + _PROBE_PASSES * unit.forward,
+    }
+
+
+def total_seconds(plan: Plan, seconds: Mapping[str, float]) -> float:
+    """What a plan takes for one victim, given what its stages take for an input."""
+    stages = sum(value for name, value in seconds.items() if name != "probes")
+    return plan.inputs * stages + min(plan.probes, plan.inputs) * seconds["probes"]
+
+
+@final
+class Costs:
+    """What an audit's victims cost, measured once.
+
+    Args:
+        named: Victims by name.
+        images: Where the inputs are taken from.
+        diagnosis: Seconds that the diagnosis of a model took.
+    """
+
+    def __init__(self, named: Mapping[str, Victim], images: Images, diagnosis: float = 0.0) -> None:
+        self.named = dict(named)
+        self.units = {name: unit_cost(victim, images) for name, victim in named.items()}
+        self.x = images.read(torch.arange(1))
+        self.diagnosis, self.resident = diagnosis, resident_bytes()
+
+    def stages(self, plan: Plan, name: str) -> dict[str, float]:
+        """Seconds of each stage for an input of one victim."""
+        bare = min(unit.gradient for unit in self.units.values())
+        return stage_seconds(plan, self.named[name], self.units[name], self.x, bare)
+
+    def seconds(self, plan: Plan) -> float:
+        """Seconds of a plan, all victims together."""
+        return sum(
+            total_seconds(plan, self.stages(plan, name)) + self.diagnosis for name in self.named
+        )
+
+    def required(self, plan: Plan) -> float:
+        """Seconds of what the first victim's inputs may not lack: an attack, and `REQUIRED`."""
+        name = next(iter(self.named))
+        stages = self.stages(plan, name)
+        attack = attack_seconds(plan.attacks[0], self.units[name])
+        return self.diagnosis + plan.inputs * (attack + sum(stages[one] for one in REQUIRED))
+
+    def memory(self, plan: Plan) -> float:
+        """Bytes at the most, about: what the process has, and the largest graph of an attack."""
+        graphs = []
+        for name in self.named:
+            searches = [attack.build().search for attack in plan.attacks]
+            rows = max(getattr(search, "restarts", 1) for search in searches) * plan.shard
+            fitting = rows_that_fit(self.x, rows)
+            graphs.append(fitting * self.units[name].memory)
+        return self.resident + 1.5 * max(graphs)  # gradients beside what the graph keeps
+
+    def words(self, plan: Plan) -> str:
+        """Minutes and memory in a sentence."""
+        victims = f" by {len(self.named)} victims" if len(self.named) > 1 else ""
+        return (
+            f"{plan.inputs} inputs{victims}: about {duration(self.seconds(plan))} at the speed "
+            f"seen now, and {self.memory(plan) / 1e9:.1f} GB of memory"
+        )
+
+
+def resident_bytes() -> float:
+    """Bytes of memory that this process has had at the most, 0 where that cannot be asked."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    import sys
+
+    # kilobytes on Linux, bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def fit_to_minutes(
-    plan: Plan, named: Mapping[str, Victim], images: Images, minutes: float
+    plan: Plan, costs: Costs, minutes: float, spent: float = 0.0
 ) -> tuple[Plan, str]:
     """The plan, cut where it would take longer, and what was cut, in words.
 
-    Fewer inputs first, down to 8; then fewer steps, queries and draws.
+    Fewer inputs first, down to 8; then fewer steps, queries and draws, down to an attack of 20
+    steps, 200 draws of smoothing and the leading eigenvalue; then fewer inputs still.
+
+    Args:
+        plan: What is cut.
+        costs: Of its victims.
+        minutes: The budget.
+        spent: Seconds of it that are gone.
     """
-    estimate = sum(_seconds(plan, victim, images) for victim in named.values())
-    budget = _SAFETY * 60 * minutes
+    budget = _SAFETY * max(60 * minutes - spent, 1.0)
+    estimate = costs.seconds(plan)
     if estimate <= budget:
         return plan, ""
-    share = budget / estimate
-    inputs = max(min(_LEAST_INPUTS, plan.inputs), int(plan.inputs * share))
-    share_left = min(1.0, share * plan.inputs / inputs)
-    update: dict[str, Any] = {"inputs": inputs, "shard": min(plan.shard, inputs)}
+    inputs = max(min(_LEAST_INPUTS, plan.inputs), int(plan.inputs * budget / estimate))
+    fewer = plan.model_copy(update={"inputs": inputs, "shard": min(plan.shard, inputs)})
+    share = 1.0
+    result = fewer
+    while costs.seconds(result) > budget and share > 1e-3:
+        share *= 0.7
+        result = reduced(fewer, share)
+    required = costs.required(result)
+    if required > budget:
+        inputs = max(1, int(inputs * budget / required))
+        result = result.model_copy(update={"inputs": inputs, "shard": min(result.shard, inputs)})
     words = f"cut to {minutes:g} minutes: {inputs} of {plan.inputs} inputs"
-    if share_left < 1:
-        attacks = []
-        for attack in plan.attacks:
-            search = dict(attack.search)
-            for key, least in (("steps", 5), ("restarts", 1)):
-                value = getattr(attack.build().search, key, None)
-                if isinstance(value, int):
-                    search[key] = max(least, int(value * share_left**0.5))
-            attacks.append(attack.model_copy(update={"search": search}))
-        update |= {
-            "attacks": tuple(attacks),
-            "gradient_free": int(plan.gradient_free * share_left),
-            "longer": 1 if share_left < 0.5 else plan.longer,
-            "draws": max(100, int(plan.draws * share_left)),
-        }
-        if plan.margins is not None:
-            update["margins"] = plan.margins.model_copy(
-                update={
-                    "steps": max(5, int(plan.margins.steps * share_left**0.5)),
-                    "restarts": max(1, int(plan.margins.restarts * share_left**0.5)),
-                }
-            )
-        words += f", {100 * share_left:.0f} % of the steps, queries and draws"
-    return plan.model_copy(update=update), words
+    if share < 1:
+        words += f", {max(100 * share, 0.1):.2g} % of the steps, queries and draws"
+    dropped = [attack.id for attack in fewer.attacks if attack.ball not in result.balls]
+    dropped += ["margins"] if fewer.margins is not None and result.margins is None else []
+    dropped += ["queries without gradient"] * bool(fewer.gradient_free and not result.gradient_free)
+    if dropped:
+        words += f"; left out: {'; '.join(dropped)}"
+    return result, words
 
 
-def _seconds(plan: Plan, victim: Victim, images: Images) -> float:
-    """What a plan takes for one victim, extrapolated from a few gradients and draws."""
-    x = images.read(torch.arange(min(_SAMPLE, len(images))))
-    x = x.to(device=victim.vae.device, dtype=victim.vae.dtype)
-    search = ProjectedAscent(steps=2, restarts=2)
-    attack = Attack(MaximumDamage(), search, Ball("l2", 0.5))
-    attack(victim, x, generator=generator(0))  # the first call warms up
-    begin = time.monotonic()
-    attack(victim, x, generator=generator(0))
-    gradient = (time.monotonic() - begin) / (len(x) * 6)
-    begin = time.monotonic()
-    many = x[:1].expand(64, *x.shape[1:]).contiguous()
-    victim.reconstruct(many, generator=generator(0))
-    forward = (time.monotonic() - begin) / 64
-    gradients = 0.0
-    for place, schedule in enumerate(plan.attacks):
-        result = schedule.build().search
-        steps = getattr(result, "steps", 50) * getattr(result, "restarts", 1)
-        gradients += steps * (1 + (plan.longer if place == 0 and plan.longer > 1 else 0))
+def reduced(plan: Plan, share: float) -> Plan:
+    """A plan with about that share of its steps, queries and draws; no less than is required.
+
+    Args:
+        plan: What is reduced.
+        share: In (0, 1].
+    """
+
+    def part(value: int, least: int, power: float = 1.0) -> int:
+        return min(value, max(least, int(value * share**power)))
+
+    attacks = []
+    for attack in plan.attacks[: None if share > _LAST_ATTACKS else 1]:
+        search = dict(attack.search)
+        for key, least in (("steps", 20), ("restarts", 1)):
+            value = getattr(attack.build().search, key, None)
+            if isinstance(value, int):
+                search[key] = part(value, least, 0.5)
+        attacks.append(attack.model_copy(update={"search": search}))
+    update: dict[str, Any] = {
+        "attacks": tuple(attacks),
+        "gradient_free": part(plan.gradient_free, 0) if share > 0.1 else 0,
+        "longer": 1 if share < 0.5 else plan.longer,
+        "draws": part(plan.draws, 100 if share > 0.1 else 30),
+        "smoothing": part(plan.smoothing, 200),
+        "products": part(plan.products, 12),
+        "probes": part(plan.probes, 2, 0.5),
+    }
     if plan.margins is not None:
-        gradients += plan.margins.steps * plan.margins.restarts * _MARGIN_ROUNDS
-    attacks = len(plan.attacks) + 1 + len(plan.balls)
-    forwards = plan.draws * (attacks + 6) + plan.gradient_free * len(plan.balls)
-    return plan.inputs * (gradients * gradient + forwards * forward)
+        margins = {
+            "steps": part(plan.margins.steps, 5, 0.5),
+            "restarts": part(plan.margins.restarts, 1, 0.5),
+        }
+        update["margins"] = (
+            plan.margins.model_copy(update=margins) if share > _LAST_MARGINS else None
+        )
+    return plan.model_copy(update=update)
+
+
+@final
+class Clock:
+    """Decides stage by stage whether there is time for it, at the pace that the machine shows.
+
+    What was measured before an audit says little of a machine that becomes busy: each stage that
+    ends corrects the pace. Optional stages leave the required ones their time.
+
+    Args:
+        minutes: The budget; None for no limit.
+        costs: Of the victims; needed where there is a limit.
+        plan: What is done.
+        spent: Seconds of the budget that are gone.
+    """
+
+    def __init__(
+        self,
+        minutes: float | None = None,
+        costs: Costs | None = None,
+        plan: Plan | None = None,
+        spent: float = 0.0,
+    ) -> None:
+        self.minutes, self.costs, self.plan = minutes, costs, plan
+        self.limited = minutes is not None and costs is not None and plan is not None
+        if not self.limited:
+            self.costs = self.plan = None
+        seconds = math.inf if minutes is None else 60 * minutes
+        self.begin = time.monotonic() - spent
+        self.end = self.begin + seconds
+        self.last = self.begin + _GRACE * seconds
+        self.deadline = self.end
+        self.pace = 1.0
+        self.expected: dict[str, float] = {}
+        self.ahead: list[str] = []
+        self.attacks: dict[tuple[str, str], bool] = {}
+        self.required = 0.0
+        if costs is not None and plan is not None:
+            self.required = plan.inputs * sum(
+                costs.stages(plan, name)[stage] for name in costs.named for stage in REQUIRED
+            )
+        self.remaining = costs.seconds(plan) if costs is not None and plan is not None else 0.0
+
+    def start_part(self, name: str, count: int, part: str) -> None:
+        """Begin a part of the audit, which may take its share of the time that is left.
+
+        Args:
+            name: The victim.
+            count: How many inputs.
+            part: "attacks", "measures" or "probes".
+        """
+        if self.costs is None or self.plan is None:
+            return
+        stages = self.costs.stages(self.plan, name)
+        self.expected = {stage: count * seconds for stage, seconds in stages.items()}
+        self.ahead = []
+        seconds = self.expected["attacks"]
+        if part == "measures":
+            seconds = sum(self.expected.values()) - seconds - self.expected["probes"]
+            self.ahead = [stage for stage in REQUIRED if stage in self.expected]
+            self.required -= sum(self.expected[one] for one in self.ahead)
+        elif part == "probes":
+            self.expected["probe diagnosis"] = self.costs.diagnosis
+            self.ahead = ["probe diagnosis"]
+            seconds = self.expected["probes"] + self.costs.diagnosis
+        self._share(seconds)
+
+    def _share(self, seconds: float) -> None:
+        """Set the deadline of a part that was expected to take so long."""
+        now = time.monotonic()
+        share = seconds / self.remaining if self.remaining > 0 else 1.0
+        self.deadline = now + min(share, 1.0) * max(self.end - now, 0.0)
+        self.remaining = max(self.remaining - seconds, 0.0)
+
+    def ordered(self, measures: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Required measures first, where time is counted."""
+        if not self.limited:
+            return list(measures)
+        return sorted(measures, key=lambda pair: pair[0] not in REQUIRED)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, seconds: float | None = None) -> Iterator[None]:
+        """Within: a stage runs; afterwards the pace is known better.
+
+        Args:
+            name: The stage.
+            seconds: What it takes; None for what was measured.
+
+        Raises:
+            UnsupportedError: There is no time for it.
+        """
+        expected = self.expected.get(name, 0.0) if seconds is None else seconds
+        if self.limited:
+            self._check(name, self.pace * expected)
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            if name in self.ahead:
+                self.ahead.remove(name)
+            if self.limited and expected > 1.0:  # shorter ones are noise
+                ratio = (time.monotonic() - begin) / expected
+                self.pace = min(_PACE, max(1 / _PACE, (self.pace + ratio) / 2))
+
+    @contextlib.contextmanager
+    def attack(
+        self, place: tuple[str, str], attack: Attack, count: int, note: Note
+    ) -> Iterator[Attack]:
+        """Within: an attack on some inputs of a victim, the attack itself or a shorter one.
+
+        The first attack of a victim is always made, with fewer steps where time is short, and what
+        was made of its first inputs is made of all of them.
+
+        Args:
+            place: The victim's and the attack's name.
+            attack: The attack.
+            count: How many inputs.
+            note: Told why it is shorter.
+        """
+        if self.costs is None:
+            yield attack
+            return
+        name = place[0]
+        seconds = count * search_seconds(attack.search, self.costs.units[name])
+        if self.attacks.get(place, not any(victim == name for victim, _ in self.attacks)):
+            self.attacks[place] = True
+            # what is required of all victims has its time, but for the first attacks of later ones
+            room = self.end - time.monotonic() - self.pace * max(self.required, 0.0)
+            yield _shortened(attack, room / max(self.pace * seconds, 1e-9), note)
+            return
+        self.attacks[place] = False
+        with self.stage("attack", seconds):
+            self.attacks[place] = True
+            yield attack
+
+    def _check(self, name: str, wanted: float) -> None:
+        now = time.monotonic()
+        others = self.pace * sum(self.expected[one] for one in self.ahead if one != name)
+        if name in (*REQUIRED, "probe diagnosis"):
+            if now + wanted <= self.last:
+                return
+        elif now + wanted + others <= self.deadline or wanted <= _TRIFLE * (self.end - now):
+            return
+        room = max(self.deadline - now - (0.0 if name in REQUIRED else others), 0.0)
+        raise UnsupportedError(
+            f"no time for it: it takes about {duration(wanted)}, and {duration(room)} of the "
+            f"{self.minutes:g} minutes are free; give more minutes"
+        )
+
+
+def _shortened(attack: Attack, share: float, note: Note) -> Attack:
+    """An attack with that share of its steps, at least three of them; itself from 1 on."""
+    steps = getattr(attack.search, "steps", None)
+    if share >= 1 or not isinstance(steps, int) or not dataclasses.is_dataclass(attack.search):
+        return attack
+    fewer = min(steps, max(_LEAST_STEPS, int(share * steps)))
+    if fewer < steps:
+        note(f"{fewer} of {steps} steps, for want of time")
+    return dataclasses.replace(attack, search=dataclasses.replace(attack.search, steps=fewer))

@@ -84,9 +84,11 @@ class AuditJob:
                 )
             first = stages["attacks"][0].key
             tasks += stages["attacks"]
-            # early: it is long, reads the first range only, and would else run alone at the end
-            tasks.append(_task(name, "checks", *ranges[0], (first,), 1))
-            tasks += stages["measures"]
+            checks = _task(name, "checks", *ranges[0], (first,), 1)
+            # early: it is long, reads the first range only, and would else run alone at the end;
+            # where minutes are counted, what is measured goes first
+            is_late = auditor.clock.limited
+            tasks += [*stages["measures"], checks] if is_late else [checks, *stages["measures"]]
             if not is_defended(victim):
                 undefended.add(id(victim.vae))
             elif id(victim.vae) not in undefended:

@@ -172,6 +172,10 @@ class Plan(BaseModel):
     )
     draws: int = Field(default=1000, ge=10, description="draws to a probability")
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    smoothing: int = Field(default=10_000, ge=100, description="draws of smoothing's certificate")
+    products: int = Field(
+        default=120, ge=1, description="products with a large model's Jacobian, for its geometry"
+    )
     margins: MarginPlan | None = MarginPlan()
     certificates: bool = True
     geometry: bool = True

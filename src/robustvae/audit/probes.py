@@ -12,13 +12,14 @@ from torch import Tensor
 
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import ready
+from robustvae.audit.budget import Clock
 from robustvae.audit.checks.gradient_matches_function import GradientMatchesFunction
 from robustvae.audit.context import Context, distance, nature_of
 from robustvae.audit.plan import AttackPlan
 from robustvae.defenses import Victim
 from robustvae.models.diagnosis import check
 from robustvae.perturb import Ball, Score
-from robustvae.perturb.ascent import evaluate
+from robustvae.perturb.ascent import evaluate, rows_that_fit
 from robustvae.records import Case
 from robustvae.seeding import RowGenerator, randn, row_generators
 
@@ -34,11 +35,16 @@ _CROWD_PIXELS = 100_000  # of such a batch: large images come in smaller ones
 # root mean square change, a pixel, of inputs that are the same but for rounding: a hundred times
 # float32's own at 1, a thousandth of `_STEP`
 _TINY = 1e-5
+# of all probes' time: seven attacks of equal length, and the differences
+_SHARES = {"gradient": 0.1, "larger": 0.25, "unbounded": 0.15, "beside": 0.5}
 _MARGIN = 0.06  # keeps the differences of such steps away from the ends of the range
 
 
 def probe(
-    context: Context, unseen: Tensor, note: Callable[[str, Exception], None]
+    context: Context,
+    unseen: Tensor,
+    note: Callable[[str, Exception], None],
+    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Everything that the checks judge beside the rows, in JSON's own types.
 
@@ -46,7 +52,11 @@ def probe(
         context: The first few inputs, with all attacks on them.
         unseen: Inputs of the same data that the audit does not use, (N, ...), N possibly 0.
         note: Told the name and the error of each probe that could not be made.
+        clock: Leaves out what there is no time for; None where there is no limit. The diagnosis is
+            always made.
     """
+    clock = Clock() if clock is None else clock
+    share = clock.expected.get("probes", 0.0)
     probes: dict[str, Any] = {}
     stages: dict[str, Callable[[], Any]] = {
         "diagnosis": lambda: _diagnosis(context),
@@ -62,7 +72,9 @@ def probe(
     }
     for name, stage in stages.items():
         try:
-            probes[name] = stage()
+            expected = None if name == "diagnosis" else share * _SHARES.get(name, 0.0)
+            with clock.stage(f"probe {name}", expected):
+                probes[name] = stage()
         except Exception as error:  # a stranger's model may raise anything: the rest goes on
             note(f"probe {name}", error)
             probes[name] = None
@@ -224,10 +236,11 @@ def _compared(
     far = [sign * size * _STEP for size in (1.0, 0.5) for sign in (1, -1)]
     candidates = torch.cat([(start + step * directions).flatten(0, 1) for step in far])
     many = rows.repeat(len(far) * _DIRECTIONS)
+    at_once = rows_that_fit(start, 250)
     values = torch.cat(
         [
             evaluate(score, part, which, gradient=False)[0]
-            for part, which in zip(candidates.split(250), many.split(250), strict=True)
+            for part, which in zip(candidates.split(at_once), many.split(at_once), strict=True)
         ]
     ).double()
     up, down, near_up, near_down = values.view(4, _DIRECTIONS, count)

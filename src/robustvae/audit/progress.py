@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO, final
 
+_MOMENT = 15.0  # seconds that nobody minds waiting without a word
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what is under way)."""
 
@@ -46,6 +47,20 @@ class Lines:
             return f"{share} after {duration(seconds)}: {words}"
         remaining = seconds * (total - done) / done
         return f"{share} after {duration(seconds)}, about {duration(remaining)} to go: {words}"
+
+
+def tell_cost(announce: Callable[[str], None] | None, words: str, seconds: float) -> None:
+    """Tell beforehand what an audit will cost, on standard error where nobody else wants it.
+
+    Args:
+        announce: Whom to tell; None for standard error, and then only of more than a moment.
+        words: What to say.
+        seconds: What it takes.
+    """
+    if announce is not None:
+        announce(words)
+    elif seconds > _MOMENT:
+        print(words, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

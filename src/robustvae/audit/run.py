@@ -13,7 +13,7 @@ from robustvae import registry
 from robustvae.audit.admission import admit
 from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor
-from robustvae.audit.budget import fit_to_minutes
+from robustvae.audit.budget import Clock, Costs, fit_to_minutes
 from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
 from robustvae.audit.profiles.running import (
@@ -25,6 +25,7 @@ from robustvae.audit.profiles.running import (
     use_of,
     with_use,
 )
+from robustvae.audit.progress import tell_cost
 from robustvae.audit.protocol import (
     choose,
     read_profile,
@@ -33,6 +34,7 @@ from robustvae.audit.protocol import (
     with_profile,
 )
 from robustvae.audit.tasks import Run, torch_threads
+from robustvae.audit.threads import fitting_threads
 from robustvae.data.coercion import as_images
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_type
@@ -44,6 +46,7 @@ from robustvae.records import (
 from robustvae.records.parts import Omission
 
 
+@fitting_threads()
 def audit(
     victim: Victim | VAE | Mapping[str, Any],
     images: Any,
@@ -126,27 +129,38 @@ def audit(
                 f"got {images.name} with {images.image_shape}"
             )
         check_weights(one.vae)
+    begin = time.monotonic()
     only_scores = use is not None and is_score_only(by_name)
     is_spared = only_scores or "diagnosis_passed" in stages.without
     mended = [] if is_spared else admit(by_name, images)
+    diagnosis = (time.monotonic() - begin) / len({id(one.vae) for one in by_name.values()})
     left_out: list[Omission] = []
-    if minutes or stages.minutes:
-        budget = float(minutes or stages.minutes or 0.0)
-        stages, words = fit_to_minutes(stages, by_name, images, budget)
+    if constants is None and stages.inputs > len(images) and isinstance(plan, str | None):
+        words = f"{images.name} has {len(images)} inputs, the plan asks for {stages.inputs}"
+        left_out.append(Omission(stage="plan", reason=words))
+        stages = stages.model_copy(update={"inputs": len(images)})
+    costs = None if only_scores else Costs(by_name, images, diagnosis)
+    budget = minutes or stages.minutes
+    if budget and costs is not None:
+        stages, words = fit_to_minutes(stages, costs, budget, time.monotonic() - start_time)
         if words:
             left_out.append(Omission(stage="plan", reason=words))
             if facts.protocol is not None:
                 facts = facts.model_copy(update={"shortened": True})
+    if costs is not None:
+        tell_cost(run.announce, costs.words(stages), costs.seconds(stages))
     inputs = choose(images, stages, constants, seed)
     executor = registry.build("executor", run.executor)
     head = header(by_name, images, inputs, stages, facts, run, executor.threads)
     head["seed"] = seed
-    clock = start_time, creation
+    times = start_time, creation
     if only_scores:
         head["model"] = head["model"].model_copy(update={"source": run.source})
-        record = bare_record(head, by_name, everything, seed, clock)
+        record = bare_record(head, by_name, everything, seed, times)
     else:
-        job = AuditJob(Auditor(by_name, inputs, stages, facts, seed), head, run.source)
+        auditor = Auditor(by_name, inputs, stages, facts, seed)
+        auditor.clock = Clock(budget, costs, stages, time.monotonic() - start_time)
+        job = AuditJob(auditor, head, run.source)
         if head["model"].sha256 is None:  # it could not be told from another's parts
             run = dataclasses.replace(run, keep=None)
         outcome = executor.run(job, run)
@@ -156,7 +170,7 @@ def audit(
         head["model"] = head["model"].model_copy(update={"source": run.source})
         parts = StageParts(job.tasks(), outcome.parts)
         with torch_threads(executor.threads):
-            record = job.auditor.record(head, images, constants, parts, left_out, clock)
+            record = job.auditor.record(head, images, constants, parts, left_out, times)
         record = record.model_copy(update={"protocol": [*record.protocol, *mended]})
     if use is None:
         return record

@@ -36,6 +36,8 @@ class Run:
             of that family. The numbers are the same for all of them.
         notice: Told in a sentence what a user should know: that a run goes on, or that a worker
             died; None prints it on standard error.
+        announce: Told beforehand in a sentence what minutes and memory an audit takes; None prints
+            it on standard error where that is more than a moment.
 
     Examples:
         >>> from robustvae.audit import Run
@@ -50,6 +52,7 @@ class Run:
     progress: Progress | None = None
     executor: Any = "serial"
     notice: Words | None = None
+    announce: Words | None = None
 
 
 @final

@@ -169,6 +169,7 @@ def run(options: Options) -> None:
                     progress=progress or (lambda done, total, what: None),
                     executor=executor,
                     notice=lambda words: show(words, stderr=True),
+                    announce=(lambda words: None) if options.quiet else show_cost,
                 ),
             )
         record = record.model_copy(
@@ -187,6 +188,13 @@ def run(options: Options) -> None:
         print(f"the audit failed: {single_line(record.verdict.first)}", file=sys.stderr)
     if failures or not record.verdict.passed:
         raise typer.Exit(FAILED)
+
+
+def show_cost(words: str) -> None:
+    """Print what an audit will cost, on standard error."""
+    from robustvae.cli.printing import show
+
+    show(f"audit: {words}", stderr=True)
 
 
 def _stages(plan: str | None, profile: str | None) -> Any:

@@ -345,7 +345,7 @@ def spectrum(
         vae: Its encoder's `mean` and `stddev` are read in evaluation mode.
         x: Images, (B, C, H, W); not held to [0, 1].
         part: "mean", "std" or "both"; codes without a spread are read by their mean.
-        probes: Random vectors of the quadrature.
+        probes: Random vectors of the quadrature; 0 for the radius alone, the rank being NaN.
         steps: Products for each.
         generator: Spent on the vectors.
 
@@ -376,6 +376,10 @@ def spectrum(
 
             like = at.value
             top = lanczos(operator, like, steps=min(steps, rows), generator=generator)
+            radii.append(top.values[:, 0].double().clamp_min(0))
+            if not probes:
+                ranks.append(torch.full_like(radii[-1], torch.nan))
+                continue
             total, weighted_log = spectral_sums(
                 operator,
                 like,
@@ -384,7 +388,6 @@ def spectrum(
                 steps=steps,
                 generator=generator,
             )
-            radii.append(top.values[:, 0].double().clamp_min(0))
             entropy = torch.where(total > 0, total.log() - weighted_log / total, 0.0)
             ranks.append(entropy.exp().clamp(1, rows))
     return Spectrum(torch.cat(radii), torch.cat(ranks), False)

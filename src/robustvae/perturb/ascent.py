@@ -31,6 +31,7 @@ SCHEDULES = ("constant", "linear", "plateau")
 _FIRST_START = 0.01  # of the ball: near x, yet off the point where many gradients vanish
 _STRATA = 10  # starts until the sizes repeat: as many as the default has, so that none is left out
 _BETAS = (0.9, 0.999)  # Adam's own, so that its step size means what users know
+_VALUES_AT_ONCE = 2**20  # of inputs: their graphs then stay within one or two GB
 
 
 @final
@@ -79,7 +80,8 @@ class ProjectedAscent:
         momentum: Share of the last direction kept, in [0, 1).
         patience: Steps without a rise before "plateau" halves.
         target: A row whose score reaches this leaves the batch; None lets all rows finish.
-        chunk: Rows (inputs x restarts) evaluated at once; halved when memory runs out.
+        chunk: Rows (inputs x restarts) evaluated at once, fewer of large inputs; halved when memory
+            runs out.
 
     Raises:
         UnknownNameError: Any other rule or schedule.
@@ -145,7 +147,7 @@ def ascend(
         search: How to look.
         generator: Spent by the random starts.
     """
-    chunk = search.chunk
+    chunk = rows_that_fit(x, search.chunk)
     parts: list[SearchResult] = []
     seeds = by_row(generator, "ascent", x).streams
     first = 0
@@ -179,15 +181,28 @@ def ascend_from(
         begin: Starts in the ball, (B, starts, C, H, W).
     """
     search = dataclasses.replace(search, restarts=begin.shape[1])
-    size = max(1, search.chunk // search.restarts)
+    chunk = rows_that_fit(x, search.chunk)
+    size = max(1, chunk // search.restarts)
     return join(
         [
-            _worst(
-                score, x, ball, search, part.to(x.device), begin[part].flatten(0, 1), search.chunk
-            )
+            _worst(score, x, ball, search, part.to(x.device), begin[part].flatten(0, 1), chunk)
             for part in torch.arange(len(x)).split(size)
         ]
     )
+
+
+def rows_that_fit(x: Tensor, most: int) -> int:
+    """How many rows like those of `x` are evaluated at once, at most `most`.
+
+    A gradient keeps some hundred numbers for each number of an input.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.perturb.ascent import rows_that_fit
+        >>> [rows_that_fit(torch.zeros(1, 3, side, side), 250) for side in (28, 256)]
+        [250, 5]
+    """
+    return max(1, min(most, _VALUES_AT_ONCE // x[0].numel()))
 
 
 def join(parts: list[SearchResult]) -> SearchResult:

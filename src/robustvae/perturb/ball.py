@@ -20,6 +20,7 @@ from robustvae.seeding import rand, randn
 
 NORMS = ("l0", "l2", "linf")
 _NEWTON_STEPS = 14  # random images need 4; stopped early it stays inside
+_MANY = 2**14  # values of an input from which float32 sums of squares are too coarse
 _FAR = 1e18  # steps are cut here, so that products of two of them do not overflow
 
 
@@ -275,4 +276,7 @@ class Ball:
 def _length(step: Tensor, norm: str) -> Tensor:
     if norm == "l0":
         return (step != 0).flatten(1).sum(1).to(step.dtype)
-    return torch.linalg.vector_norm(step.flatten(1), ord=2 if norm == "l2" else torch.inf, dim=1)
+    flat, order = step.flatten(1), 2 if norm == "l2" else torch.inf
+    # a float32 sum of very many squares is wrong in its sixth digit
+    wide = torch.float64 if norm == "l2" and flat.shape[1] > _MANY else None
+    return torch.linalg.vector_norm(flat, ord=order, dim=1, dtype=wide).to(step.dtype)

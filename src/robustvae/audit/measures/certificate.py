@@ -147,6 +147,7 @@ class CertificateMeasure:
                 box=False,  # a certificate of every change bounds those kept in range too
             ),
             methods=methods,
+            draws=context.plan.smoothing if methods == ("smoothing",) else None,
             generator=context.generator("certificate"),
             rows=[context.numbers[row] for row in rows],
         )

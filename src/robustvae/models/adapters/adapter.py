@@ -43,6 +43,7 @@ def matched(
     words: str,
     *,
     needs_spread: bool = False,
+    reading: CodeReading | None = None,
 ) -> Match | None:
     """The match of an encoder and a decoder, where a trial shows that they fit.
 
@@ -52,8 +53,9 @@ def matched(
         decode: Codes to inputs.
         words: What was recognized.
         needs_spread: Whether codes without a spread do not match.
+        reading: How codes are read, where it is known.
     """
-    code = trial.code(encode, decode)
+    code = trial.code(encode, decode, reading)
     if code is None:
         return None
     reading, shape, pick = code

@@ -45,13 +45,12 @@ class Diffusers:
         encode = ScaledEncoder(module, field, scale, shift)
         decode = ScaledDecoder(module, scale, shift)
         words = f"{type(module).__name__}.encode().{field}, codes scaled by {scale:g}"
-        match = matched(trial, encode, decode, words)
+        code = CodeReading((0,), (1,), "stddev") if field == "latent_dist" else CodeReading((0,))
+        match = matched(trial, encode, decode, words, reading=code)
         if match is None:
             return None
-        code = CodeReading((0,), (1,), "stddev") if field == "latent_dist" else CodeReading((0,))
         return replace(
             match,
-            code=code,
             prior=None,
             prior_missing=LATENT_PRIOR,
             assumptions=(),

@@ -33,6 +33,7 @@ from robustvae.seeding import generator, rand, seeded
 
 ROWS = 5  # of a trial: an odd number, which no channel count of a picture is taken for
 DRAWS = 64  # of forward passes in `roles`: a standard deviation known to 9 %
+LEAST_DRAWS, VALUES = 12, 2**20  # of inputs with many values, which tell as much together
 BETTER = 0.5  # an unusual reading must halve the discrepancy of the usual one, or chance decides
 CLOSE = 1e-4  # of two passes through the same layers in float32, relative to the largest output
 
@@ -96,6 +97,11 @@ class Trial:
     space: InputSpace
 
     @property
+    def draws(self) -> int:
+        """Forward passes by which readings are told apart, fewer of large inputs."""
+        return max(LEAST_DRAWS, min(DRAWS, VALUES // self.x[0].numel()))
+
+    @property
     def owners(self) -> list[nn.Module]:
         """The modules whose mode and buffers a trial must leave alone."""
         return reached(self.module).modules
@@ -142,18 +148,23 @@ class Trial:
         return bool(same.all())
 
     def code(
-        self, encode: Callable[[Tensor], Any], decode: Callable[[Tensor], Any] | None
+        self,
+        encode: Callable[[Tensor], Any],
+        decode: Callable[[Tensor], Any] | None,
+        reading: CodeReading | None = None,
     ) -> tuple[CodeReading, tuple[int, ...], Pick | None] | None:
         """How an encoder's output is read, the shape of a code, and where the decoder's image is.
 
         Args:
             encode: Inputs to anything.
             decode: Codes to anything; None where there is none to be tried.
+            reading: The one to try, where it is known.
         """
         output = self.run(encode, self.x)
         if output is None:
             return None
-        for reading in self._readings(encode, output, decode):
+        known = iter([reading]) if reading is not None else None
+        for reading in known or self._readings(encode, output, decode):
             code = self.mean_of(reading, output)
             if code is None:
                 continue
@@ -312,7 +323,7 @@ class Trial:
         """The reading whose draws, decoded, look most like the module's own forward passes."""
         if not callable(self.module) or usual.mean is None or usual.spread is None:
             return usual
-        many = self.x[:1].expand(DRAWS, *self.x.shape[1:])
+        many = self.x[:1].expand(self.draws, *self.x.shape[1:])
         forward = self.run(self.module, many)
         trial = Trial(self.module, many, self.space)
         pick = trial.reconstruction(forward)
@@ -348,11 +359,10 @@ class Trial:
         if reading.kind in ("stddev", "variance") and bool((part < 0).any()):
             return None
         spread = stddev_of(part, reading.kind)
-        noise = torch.randn((DRAWS, *mean.shape[1:]), generator=generator(0), dtype=mean.dtype).to(
-            mean.device
-        )
+        shape = (self.draws, *mean.shape[1:])
+        noise = torch.randn(shape, generator=generator(0), dtype=mean.dtype).to(mean.device)
         decoding = self.run(decode, mean + spread * noise)
-        pick = Trial(self.module, self.x[:1].expand(DRAWS, *self.x.shape[1:]), self.space)
+        pick = Trial(self.module, self.x[:1].expand(self.draws, *self.x.shape[1:]), self.space)
         place = pick.reconstruction(decoding)
         if place is None:
             return None

@@ -1,0 +1,123 @@
+"""Minutes, memory and threads of an audit: what is cut, what is required, what is left out."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import robustvae as rv
+from robustvae.audit import Run, read_plan
+from robustvae.audit.budget import REQUIRED, Clock, Costs, UnitCost, fit_to_minutes, reduced
+from robustvae.audit.threads import fastest_threads, fitting_threads
+from robustvae.errors import UnsupportedError
+
+
+@pytest.fixture(scope="module")
+def images():
+    return rv.data.load("digits", split="test")
+
+
+@pytest.fixture
+def costs(images):
+    result = Costs({"one": rv.Victim(rv.load("digits-vae"))}, images)
+    result.units = {"one": UnitCost(0.1, 0.3, 1e8)}
+    result.resident = 1e9
+    return result
+
+
+def test_cost_grows_with_the_plan(costs):
+    small, large = read_plan("quick"), read_plan("thorough")
+    assert 0 < costs.seconds(small) < costs.seconds(large)
+    assert 1e9 < costs.memory(small) <= costs.memory(large)
+    words = costs.words(small)
+    assert "40 inputs" in words and "GB of memory" in words and "about" in words
+
+
+@pytest.mark.parametrize("minutes", [2.0, 10.0, 60.0, 600.0])
+def test_plans_are_cut_to_their_minutes(costs, minutes):
+    plan = read_plan("quick")
+    result, words = fit_to_minutes(plan, costs, minutes)
+    assert words.startswith(f"cut to {minutes:g} minutes")
+    search = result.attacks[0].build().search
+    assert search.steps >= 20 and result.smoothing >= 200 and result.products >= 12
+    # what is not required is left out on the way where it does not fit
+    assert costs.required(result) <= 60 * minutes
+    again, nothing = fit_to_minutes(result, costs, 1e6)
+    assert again == result and nothing == ""
+
+
+def test_reduced_plan_keeps_what_is_required():
+    plan = read_plan("quick")
+    least = reduced(plan, 1e-6)
+    assert (least.attacks[0].build().search.steps, least.attacks[0].build().search.restarts) == (
+        20,
+        1,
+    )
+    assert len(least.attacks) == 1 and least.margins is None and least.longer == 1
+    assert reduced(plan, 1.0).attacks[0].build() == plan.attacks[0].build()
+
+
+def test_clock_leaves_required_stages_their_time(costs, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    plan = read_plan({"base": "smoke", "inputs": 4, "probes": 0})
+    clock = Clock(1.0, costs, plan)
+    clock.start_part("one", 4, "measures")
+    clock.expected = {"certificate": 20.0, "geometry": 5.0, "margin": 40.0, "survival": 10.0}
+    clock.ahead = ["certificate", "geometry"]
+    with pytest.raises(UnsupportedError, match="it takes about 40 s"), clock.stage("margin"):
+        raise AssertionError
+    with clock.stage("survival"):
+        now[0] += 20.0  # twice as slow as measured
+    assert clock.pace == pytest.approx(1.5)
+    with clock.stage("certificate"):  # required, and there is time for it alone
+        now[0] += 30.0
+    with pytest.raises(UnsupportedError, match="give more minutes"), clock.stage("survival"):
+        raise AssertionError
+    names = [name for name, _ in clock.ordered([("margin", 0), ("geometry", 0), ("damage", 0)])]
+    assert names == ["geometry", "damage", "margin"]
+
+
+def test_clock_without_minutes_refuses_nothing():
+    clock = Clock()
+    clock.start_part("one", 4, "measures")
+    with clock.stage("margin"):
+        pass
+    assert clock.ordered([("margin", 0), ("damage", 0)]) == [("margin", 0), ("damage", 0)]
+    assert set(REQUIRED) >= {"damage", "certificate", "geometry"}
+
+
+def test_slow_machines_keep_the_first_attack(images):
+    plan = {"base": "smoke", "inputs": 4}
+    record = rv.audit(rv.load("digits-vae"), images, plan, question={"r": 0.9}, minutes=0.01)
+    reasons = [entry.reason for entry in record.left_out]
+    assert any("no time for it" in reason for reason in reasons)
+    assert {row["role"] for row in record.rows} >= {"plan"}
+    assert record.rows and len(record.rows) <= 8
+
+
+def test_named_plans_shrink_to_small_sets(images):
+    record = rv.audit(rv.load("digits-vae"), images[:1], "smoke", question={"r": 0.9})
+    assert record.plan["inputs"] == 1
+    assert any("has 1 inputs" in entry.reason for entry in record.left_out)
+
+
+def test_cost_is_told_beforehand(images):
+    words = []
+    run = Run(announce=words.append)
+    rv.audit(rv.load("digits-vae"), images, {"base": "smoke", "inputs": 3}, run=run)
+    assert len(words) == 1 and "3 inputs" in words[0] and "GB of memory" in words[0]
+
+
+def test_threads_are_given_back(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with fitting_threads() as threads:
+        assert 1 <= threads == torch.get_num_threads() <= before
+    assert torch.get_num_threads() == before
+    assert 1 <= fastest_threads() <= before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with fitting_threads() as threads:
+        assert threads == before
