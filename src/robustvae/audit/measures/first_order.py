@@ -12,6 +12,8 @@ from robustvae.errors import UnsupportedError
 from robustvae.records import Column
 from robustvae.registry import register
 
+_ENTRIES = 2**25  # of a Jacobian, beyond which neither time nor memory suffices
+
 
 @register("measure", "first-order")
 @final
@@ -32,6 +34,12 @@ class FirstOrder:
         """Measure the inputs."""
         if context.defended:
             raise UnsupportedError("first-order: it speaks of the undefended model only")
+        entries = context.victim.vae.latent * context.x[0].numel()
+        if entries > _ENTRIES:
+            raise UnsupportedError(
+                "first-order: it needs the whole Jacobian of the encoder, "
+                f"{4 * entries / 1e9:.1f} GB an input; the geometry's radius takes its place"
+            )
         question = context.question
         certificate = certify(
             context.victim,
