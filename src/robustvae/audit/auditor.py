@@ -179,15 +179,13 @@ class Auditor:
             return self.attack(local, local_attack, target, role)
 
         try:
-            place = (context.name, label)
-            with self.clock.attack(place, attack, len(context.x), note) as attack:
+            with self.clock.attack((context.name, label), attack, len(context.x), note) as attack:
                 for rows, part in pieces(len(context.x), run, note):
                     if isinstance(part, BaseException):
                         note(f"input {context.numbers[rows[0]]}: {reason_of(part)}")
                     else:
-                        result = (
-                            part if len(rows) == len(context.x) else put_rows(result, rows, part)
-                        )
+                        whole = len(rows) == len(context.x)
+                        result = part if whole else put_rows(result, rows, part)
         except UnsupportedError as error:  # this victim cannot be put to it: no row
             note(reason_of(error))
             return {"attack": None, "left_out": left_out}
@@ -434,7 +432,6 @@ class Auditor:
             context = dataclasses.replace(context, attacks=tuple(attacked))
             if attacks["first"] is not None:
                 context.cache["first output"] = unpacked(attacks["first"])
-            self.clock.start_part(name, len(context.x), "probes")
             probes = plain(probe(context, self.inputs.unseen, note, self.clock))
         first = self.inputs.read([0]).to(device=victim.vae.device, dtype=victim.vae.dtype)
         return {"probes": probes, "random": is_random(victim, first), "left_out": left_out}

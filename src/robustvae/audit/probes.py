@@ -56,6 +56,7 @@ def probe(
             always made.
     """
     clock = Clock() if clock is None else clock
+    clock.start_part(context.name, len(context.x), "probes")
     share = clock.expected.get("probes", 0.0)
     probes: dict[str, Any] = {}
     stages: dict[str, Callable[[], Any]] = {
