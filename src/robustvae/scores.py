@@ -221,7 +221,7 @@ class DetectorScore:
         """The detector's numbers, higher for what is less normal, (B,).
 
         Raises:
-            UnsupportedError: The victim's model is no wrapped detector.
+            UnsupportedError: The victim's model is not a wrapped detector.
         """
         numbers = getattr(victim.vae, "anomaly_scores", None)
         if numbers is None:

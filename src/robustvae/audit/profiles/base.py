@@ -91,7 +91,7 @@ class UseResult:
         self.left_out.append(Omission(stage=stage, victim=victim, reason=words[:400]))
 
     def show(self, number: int, label: int, attack: str, caption: str, **images: Tensor) -> None:
-        """Add one input's pictures, each (C, H, W) in [0, 1]; what is no picture is not shown."""
+        """Add one input's pictures, each (C, H, W) in [0, 1]; other data are left out."""
         if len(self.gallery) >= GALLERY or any(min(x.shape[-2:]) < 2 for x in images.values()):
             return
         panels = {name.replace("_", " "): picture(image) for name, image in images.items()}
