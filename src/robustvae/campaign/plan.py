@@ -1,0 +1,94 @@
+"""Models x defenses x protocols as one campaign, each audit in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robustvae.audit.plan import read_yaml
+from robustvae.errors import ConfigError, unknown
+
+
+@final
+@dataclass(frozen=True)
+class Audit:
+    """One audit of a campaign.
+
+    Attributes:
+        name: Of its folder.
+        model: What `rv.load` takes.
+        protocol: The protocol, or None.
+    """
+
+    name: str
+    model: str
+    protocol: str | None
+
+
+@final
+class CampaignPlan(BaseModel):
+    """Every model behind every defense, by every protocol.
+
+    Examples:
+        >>> from robustvae.campaign import CampaignPlan
+        >>> plan = CampaignPlan(models=["a", "b"], protocols=["mnist-l2-v1"])
+        >>> [audit.name for audit in plan.audits()]
+        ['a', 'b']
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...] = Field(min_length=1, description="what `rv.load` takes")
+    defenses: tuple[str, ...] = Field(default=(), description="each beside the undefended model")
+    protocols: tuple[str, ...] = ()
+    plan: Any = Field(default="quick", description="stages and effort: a name, a file or a mapping")
+    data: str | None = Field(default=None, description="by default what each model was trained on")
+    split: str = "test"
+    seed: int = 0
+    minutes: float | None = Field(default=None, gt=0, description="budget of each audit")
+
+    def audits(self) -> Iterator[Audit]:
+        """The audits, in their order; those of several protocols are told apart by these."""
+        for protocol in self.protocols or (None,):
+            for model in self.models:
+                parts = [model] if len(self.protocols) < 2 else [model, str(protocol)]
+                name = "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts)
+                yield Audit(name, model, protocol)
+
+
+def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> CampaignPlan:
+    """The campaign of a YAML file, a mapping, or itself.
+
+    Raises:
+        UnknownNameError: An unknown key; the nearest is suggested.
+        ConfigError: Anything else that no campaign is, or two audits of one name.
+
+    Examples:
+        >>> from robustvae.campaign import read_campaign
+        >>> read_campaign({"models": ["digits-vae"]}).plan
+        'quick'
+    """
+    if isinstance(plan, CampaignPlan):
+        return plan
+    content = read_yaml(Path(plan), "campaign") if isinstance(plan, str | Path) else plan
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"a campaign must be a YAML file or a mapping, got {content!r:.60}")
+    for key in content:
+        if key not in CampaignPlan.model_fields:
+            raise unknown("key of a campaign", key, CampaignPlan.model_fields)
+    try:
+        campaign = CampaignPlan.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"campaign: {where}: {first['msg']}") from None
+    names = [audit.name for audit in campaign.audits()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"campaign: two audits are called {twice!r}: give each model once")
+    return campaign

@@ -1,0 +1,96 @@
+"""Audit several models behind several defenses by several protocols, and compare them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, final
+
+import typer
+
+from robustvae.cli import common
+from robustvae.cli.common import Device, Fresh, Out, Quiet, RayAddress, Workers
+from robustvae.cli.entry import FAILED
+
+
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    plan: Annotated[
+        Path, typer.Argument(help="YAML: models, defenses, protocols, plan, data, split, seed.")
+    ]
+    out: Out = Path("campaign")
+    workers: Workers = None
+    ray: RayAddress = None
+    fresh: Fresh = False
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+def run(options: Options) -> None:
+    """Audit several models behind several defenses by several protocols, and compare them.
+
+    Each audit is written into a folder of its own below --out; one that is there already is not
+    made again, and one that was stopped goes on, unless --fresh is given. The exit code is 1 where
+    the evidence of an audit is not sound.
+
+    Examples:
+
+        robustvae campaign study.yaml --workers 2 --out study
+
+        robustvae compare study/*
+    """
+    from robustvae import report
+    from robustvae.audit import Run, audit
+    from robustvae.campaign import forget_parts, read_campaign
+    from robustvae.cli.printing import show, show_table
+    from robustvae.records import Lock, check_folder, check_owned
+    from robustvae.report.compare import compare
+    from robustvae.report.files import FILES
+
+    campaign = read_campaign(options.plan)
+    executor = common.executor(options.workers, options.ray)
+    check_folder(options.out)
+    records, failures = [], []
+    for one in campaign.audits():
+        folder = options.out / one.name
+        with Lock(folder):
+            if not options.fresh and (folder / "record.json").is_file():
+                show(f"{one.name}: it is there already", stderr=True)
+                record = report.read(folder)
+            else:
+                check_owned(folder, FILES)
+                vae = common.load_model(one.model, options.device)
+                with common.progress(one.name, options.quiet) as progress:
+                    record = audit(
+                        common.build_victims(vae, list(campaign.defenses)),
+                        common.load_images(one.model, campaign.data, campaign.split),
+                        campaign.plan,
+                        protocol=one.protocol,
+                        minutes=campaign.minutes,
+                        seed=campaign.seed,
+                        run=Run(
+                            name=Path(one.model).name,
+                            source=one.model,
+                            keep=folder / common.PARTS,
+                            resume=False if options.fresh else None,
+                            progress=progress or (lambda done, total, what: None),
+                            executor=executor,
+                            notice=lambda words: show(words, stderr=True),
+                        ),
+                    )
+                report.write(record, folder)
+                forget_parts(folder / common.PARTS)
+            records.append(record)
+            show(f"{one.name}: {record.verdict.first}")
+            if not record.verdict.passed:
+                failures.append(one.name)
+    if len(records) > 1 and len(campaign.protocols) < 2:
+        table = compare(records)
+        headings, *lines = table.lines()
+        show_table(lines, title=table.title, headings=headings, numbers=range(1, len(headings)))
+    show(f"compare them again: robustvae compare {options.out}/*")
+    if failures:
+        raise typer.Exit(FAILED)
