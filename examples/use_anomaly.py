@@ -6,16 +6,16 @@ from torch import nn
 
 import robustvae as rv
 
-FEATURES, CODE = 30, 4
+CODE = 4
 
 
 class TableVAE(nn.Module):
     """A small VAE of one row of the table."""
 
-    def __init__(self):
+    def __init__(self, features):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(FEATURES, 64), nn.ELU(), nn.Linear(64, 2 * CODE))
-        self.decoder = nn.Sequential(nn.Linear(CODE, 64), nn.ELU(), nn.Linear(64, FEATURES))
+        self.encoder = nn.Sequential(nn.Linear(features, 64), nn.ELU(), nn.Linear(64, 2 * CODE))
+        self.decoder = nn.Sequential(nn.Linear(CODE, 64), nn.ELU(), nn.Linear(64, features))
 
     def encode(self, x):
         return self.encoder(x).chunk(2, dim=1)
@@ -24,13 +24,13 @@ class TableVAE(nn.Module):
         return self.decoder(z)
 
 
-def normal_rows():
-    images = rv.data.load("breast-cancer", split="train")
+def normal_rows(table="breast-cancer"):
+    images = rv.data.load(table, split="train")
     return images.x[images.y == 0].flatten(1)
 
 
-def trained(model, loss):
-    x, optimizer = normal_rows(), torch.optim.Adam(model.parameters(), 5e-3)
+def trained(model, loss, x):
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(300):
         optimizer.zero_grad()
         loss(model, x).backward()
@@ -38,7 +38,7 @@ def trained(model, loss):
     return model.eval()
 
 
-def build_vae():
+def build_vae(table="breast-cancer"):
     """A VAE trained on benign cells alone: `robustvae audit use_anomaly.py:build_vae` loads it."""
 
     def loss(model, x):
@@ -47,18 +47,32 @@ def build_vae():
         kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
         return ((model.decode(z) - x).square().sum(1) / 0.02 + kl).mean()
 
+    rows = normal_rows(table)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return rv.wrap(trained(TableVAE(), loss), image_shape=(FEATURES,))
+        return rv.wrap(trained(TableVAE(rows.shape[1]), loss, rows), image_shape=rows.shape[1:])
 
 
-def build_autoencoder():
+def build_autoencoder(table="breast-cancer"):
     """A plain autoencoder: codes without a spread."""
+    rows = normal_rows(table)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = nn.Linear(FEATURES, 32), nn.ELU(), nn.Linear(32, CODE), nn.Linear(CODE, FEATURES)
-        model = trained(nn.Sequential(*layers), lambda m, x: (m(x) - x).square().sum(1).mean())
-    return rv.wrap(model, image_shape=(FEATURES,))
+        width = rows.shape[1]
+        layers = nn.Linear(width, 32), nn.ELU(), nn.Linear(32, CODE), nn.Linear(CODE, width)
+        loss = lambda m, x: (m(x) - x).square().sum(1).mean()  # noqa: E731
+        model = trained(nn.Sequential(*layers), loss, rows)
+    return rv.wrap(model, image_shape=rows.shape[1:])
+
+
+def build_wine_vae():
+    """A VAE of the wines of the first grower."""
+    return build_vae("wine")
+
+
+def build_wine_autoencoder():
+    """A plain autoencoder of them."""
+    return build_autoencoder("wine")
 
 
 class Distance:
@@ -75,7 +89,7 @@ class Distance:
 
 def build_detector():
     """The detector, fitted on benign cells."""
-    return rv.wrap(Distance().fit(normal_rows().numpy()), image_shape=(FEATURES,))
+    return rv.wrap(Distance().fit(normal_rows().numpy()), image_shape=(30,))
 
 
 if __name__ == "__main__":

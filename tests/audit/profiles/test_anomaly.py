@@ -200,3 +200,13 @@ def test_profile_fields_from_text():
     assert profile["use"] == {"name": "anomaly", "fpr": 0.01}
     with pytest.raises(errors.UnknownNameError, match="fpr"):
         rv.audit(linear_victim(), line_images(), profile="anomaly:fprr=0.01")
+
+
+def test_command_joins_anomalies(tmp_path):
+    from robustvae.cli.common import with_anomalies
+
+    wine = rv.data.load("wine", split="test")
+    images = with_anomalies(wine[wine.y == 0], "wine", "test")
+    assert images.classes == ("normal", "grower 1", "grower 2", "grower 3")
+    normal, anomalous = Anomaly().sides(images)
+    assert len(normal) == int((wine.y == 0).sum()) and len(anomalous) == len(wine)

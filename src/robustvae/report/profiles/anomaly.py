@@ -44,7 +44,8 @@ def section(use: UseFacts, victims: list[str]) -> Section:
         curves = _curves(use, victim)
         if len(curves) > 1:
             drawing = functools.partial(charts.roc, curves)
-            figures.append((drawing, _caption(victim, victims)))
+            is_certified = any(style == "proved" for _, style, _ in curves)
+            figures.append((drawing, _caption(victim, victims, is_certified)))
     return Section(
         "Can an anomaly be hidden, can a normal input be rejected?",
         tuple(_answer(use, victims)),
@@ -226,12 +227,14 @@ def _curves(use: UseFacts, victim: str) -> list[tuple[str, str, list[tuple[float
     return curves[:5]
 
 
-def _caption(victim: str, victims: list[str]) -> str:
+def _caption(victim: str, victims: list[str], is_certified: bool) -> str:
     whose = f"{victim}. " if len(victims) > 1 else ""
+    words = f"{whose}Anomalies flagged against normal inputs flagged, as the threshold moves."
+    if not is_certified:
+        return f"{words} Attackers who try harder may do worse than the attacked curve shows."
     return (
-        f"{whose}Anomalies flagged against normal inputs flagged, as the threshold moves. What an "
-        "attacker can do lies between the attacked curve, which was reached, and the certified "
-        "one, below which no change of that size can bring the median score."
+        f"{words} The worst that an attacker can do lies between the attacked curve, which was "
+        "reached, and the certified one, below which no change of that size can bring it."
     )
 
 
