@@ -150,3 +150,10 @@ def test_pareto_rows_are_beaten_by_none():
         for i, (error, margin) in enumerate(numbers)
     )
     assert pareto(Table("t", (heading,), rows), "certified") == [0, 1]
+
+
+def test_many_rows_stand_upright(pair):
+    many = compare([named(pair[0], f"m{i}") for i in range(6)])
+    lines = repr(many).splitlines()
+    assert lines[1].split()[:3] == ["model", "victim", "damage"]
+    assert [line.split()[0] for line in lines[2:8]] == [f"m{i}" for i in range(6)]

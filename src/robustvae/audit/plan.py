@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
@@ -38,13 +39,23 @@ def normalized(family: str, spec: Any) -> dict[str, Any]:
     total: dict[str, Any] = registry.spec_of(family, member)
     try:
         plain = registry.spec_of(family, registry.build(family, total["name"]))
-    except RobustVAEError:  # a member with fields that have no default
-        plain = {}
+    except RobustVAEError:  # a member with fields that have no default: those that have one
+        plain = {
+            field.name: total[field.name]
+            for field in dataclasses.fields(member)
+            if field.name in total and _is_default(field, getattr(member, field.name))
+        }
     different = {key: value for key, value in total.items() if plain.get(key, _NO) != value}
     return {"name": total["name"], **different}
 
 
 _NO = object()
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return bool(value == field.default)
 
 
 def text(spec: Any) -> str:

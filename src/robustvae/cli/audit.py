@@ -92,6 +92,9 @@ class Options:
             "bound on its mean, such as 'certified_deterministic>=0.1'. May be repeated."
         ),
     ] = None
+    name: Annotated[
+        str | None, typer.Option(help="What to call the model; its file's or zoo's name if not.")
+    ] = None
     quiet: Quiet = False
 
 
@@ -162,7 +165,7 @@ def run(options: Options) -> None:
                 minutes=options.minutes,
                 seed=options.seed,
                 run=Run(
-                    name=Path(options.model).name,
+                    name=options.name or Path(options.model).name,
                     source=options.model,
                     keep=options.out / common.PARTS,
                     resume=resume,

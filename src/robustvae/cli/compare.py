@@ -41,6 +41,7 @@ def run(
     from robustvae.cli.printing import show, show_table
     from robustvae.records import write_text
     from robustvae.report.compare import compare
+    from robustvae.report.tables import MOST_COLUMNS
 
     format = "json" if as_json else format
     kind = format or ("text" if out is None else _SUFFIXES.get(out.suffix, "text"))
@@ -52,8 +53,15 @@ def run(
     if format is not None and format != "text" and out is None:
         print(text, end="")
         return
-    headings, *lines = table.lines()
-    show_table(lines, title=table.title, headings=headings, numbers=range(1, len(headings)))
+    if len(table.rows) <= MOST_COLUMNS:
+        headings, *lines = table.lines()
+        numbers = range(1, len(headings))
+    else:
+        headings, *lines = table.short_lines()
+        numbers = range(len(table.names()), len(headings))
+    show_table(lines, title=table.title, headings=headings, numbers=numbers)
+    if len(table.rows) > MOST_COLUMNS:
+        show("Main numbers only: --out FILE and --json hold all, with the differences.")
     for note in table.notes:
         show(note)
     if failures and table.failures:

@@ -15,6 +15,15 @@ from robustvae.report.numbers import MINUS, NOT_MEASURED, ceil, floor, near, num
 
 # Rounded towards safety: what is guaranteed down, what an attack bounds from above up.
 _ROUND = {"down": floor, "up": ceil, "near": near}
+MOST_COLUMNS = 4  # rows that stand side by side on a terminal with their differences
+_SHORT = {
+    "error_clean": "clean error",
+    "damage": "damage",
+    "margin_upper_box": "attacked",
+    "certified_deterministic": "certified (det.)",
+    "certified_probabilistic": "certified (prob.)",
+    "price": "price",
+}
 _LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -225,9 +234,23 @@ class Table:
             columns.append([f"{' '.join(dict.fromkeys(row[:words]))} - first", *row[words:]])
         return [list(line) for line in zip(["", *self.head()[words:]], *columns, strict=True)]
 
+    def short_lines(self) -> list[list[str]]:
+        """The table upright with its main numbers, for more rows than stand side by side."""
+        main = [h for h in self.headings if h.id in _SHORT]
+        arrows = {"higher": " ↑", "lower": " ↓", None: ""}
+        head = [*self.names(), *(f"{_SHORT[h.id]}{arrows[h.better]}" for h in main)]
+        rows = [
+            [
+                *row.names.values(),
+                *(row.cells[h.id].text(h) if h.id in row.cells else NOT_MEASURED for h in main),
+            ]
+            for row in self.rows
+        ]
+        return [head, *rows]
+
     def __repr__(self) -> str:
         """The table in columns of text."""
-        lines = self.lines()
+        lines = self.lines() if len(self.rows) <= MOST_COLUMNS else self.short_lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join(
