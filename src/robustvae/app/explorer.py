@@ -130,12 +130,12 @@ class Explorer:
         result = Attack(MaximumDamage(), search, ball)(
             self.victim, x, generator=generator(self.seed)
         )
-        clean, moved = self._output(self.victim, x), self._output(self.victim, result.x_adv)
+        clean, output = self._output(self.victim, x), self._output(self.victim, result.x_adv)
         panels = {
             "input": x,
             "attacked": result.x_adv,
             "reconstruction": clean,
-            "attacked reconstruction": moved,
+            "attacked reconstruction": output,
         }
         defended_damage = None
         if self.defended is not None:
@@ -145,7 +145,7 @@ class Explorer:
         return Scene(
             panels={name: tensor[0].clamp(0, 1) for name, tensor in panels.items()},
             size=float(result.size[0]),
-            damage=float((moved - clean).norm()),
+            damage=float((output - clean).norm()),
             defended_damage=defended_damage,
         )
 

@@ -265,18 +265,18 @@ def fit_to_minutes(
     while costs.seconds(result) > budget and share > 1e-3:
         share *= 0.7
         result = reduced(fewer, share)
-    required = costs.required(result)
-    if required > budget:
-        inputs = max(1, int(inputs * budget / required))
+    price = costs.required(result)
+    if price > budget:
+        inputs = max(1, int(inputs * budget / price))
         result = result.model_copy(update={"inputs": inputs, "shard": min(result.shard, inputs)})
     words = f"cut to {minutes:g} minutes: {inputs} of {plan.inputs} inputs"
     if share < 1:
         words += f", {max(100 * share, 0.1):.2g} % of the steps, queries and draws"
-    dropped = [attack.id for attack in fewer.attacks if attack.ball not in result.balls]
-    dropped += ["margins"] if fewer.margins is not None and result.margins is None else []
-    dropped += ["queries without gradient"] * bool(fewer.gradient_free and not result.gradient_free)
-    if dropped:
-        words += f"; left out: {'; '.join(dropped)}"
+    losses = [attack.id for attack in fewer.attacks if attack.ball not in result.balls]
+    losses += ["margins"] if fewer.margins is not None and result.margins is None else []
+    losses += ["queries without gradient"] * bool(fewer.gradient_free and not result.gradient_free)
+    if losses:
+        words += f"; left out: {'; '.join(losses)}"
     return result, words
 
 

@@ -134,28 +134,28 @@ def band(record: Record, width: int = 760) -> str:
     top, wide = top + 12, width >= 560
     bottom = top + (300 if wide else 240)
     left, right = 52.0, width - (62.0 if wide else 14.0)
-    across = Axis(0.0, 1.04 * max(size for size, _ in ends), left, right)
+    horizontal = Axis(0.0, 1.04 * max(size for size, _ in ends), left, right)
     highest = max(
         2.0 * r if has_proofs else r,
         max(t for one in members for _, t in one.attacked or ((0, r),)),
     )
     upwards = Axis(0.0, 1.06 * highest, bottom, top)
-    sizes = [across.high * (k + 0.5) / _STEPS for k in range(_STEPS)]
+    sizes = [horizontal.high * (k + 0.5) / _STEPS for k in range(_STEPS)]
     # of two middle inputs each line takes the one that claims less
     lower = [_middle([one.attacked_at(size) for one in members], 1) for size in sizes]
     upper = [_middle([one.certified_at(size) for one in members], 0) for size in sizes]
     parts = [key, *draw_y_axis(upwards, left, right)]
-    for tick in across.ticks():
-        parts.append(draw_text(across(tick), bottom + 16, trimmed(near(tick)), anchor="middle"))
+    for tick in horizontal.ticks():
+        parts.append(draw_text(horizontal(tick), bottom + 16, trimmed(near(tick)), anchor="middle"))
     if has_proofs:
-        parts.append(_between(sizes, lower, upper, across, upwards))
+        parts.append(_between(sizes, lower, upper, horizontal, upwards))
     for one in members:
         for radius, tolerance in one.certified:
-            parts.append(_tick(across(radius), upwards(tolerance)))
+            parts.append(_tick(horizontal(radius), upwards(tolerance)))
         for spent, tolerance in one.attacked:
-            parts.append(_faint(across(spent), upwards(min(tolerance, upwards.high))))
-    parts.append(_stairs("free", sizes, lower, across, upwards))
-    parts.append(_stairs("proved", sizes, upper, across, upwards))
+            parts.append(_faint(horizontal(spent), upwards(min(tolerance, upwards.high))))
+    parts.append(_stairs("free", sizes, lower, horizontal, upwards))
+    parts.append(_stairs("proved", sizes, upper, horizontal, upwards))
     parts.append(f'<path class="limit" d="M{left} {upwards(r):.1f}H{right:.1f}"/>')
     if wide:
         parts.append(draw_text(right + 6, upwards(r) + 4, f"r = {given(r)}"))

@@ -70,7 +70,7 @@ def _curve_panel(
     ]
     top, bottom = y + 36, y + 186
     left, right = 52.0, width - (62.0 if width >= 560 else 14.0)
-    across = Axis(0.0, float(radius), left, right)
+    horizontal = Axis(0.0, float(radius), left, right)
     upwards = Axis(0.0, max(r, *(station[4] for station in stations)) * 1.06, bottom, top)
     parts = [
         draw_text(
@@ -81,7 +81,7 @@ def _curve_panel(
 
     def line(q: int) -> list[str]:
         pairs = zip(sizes, stations, strict=True)
-        return [f"{across(size):.1f} {upwards(station[q]):.1f}" for size, station in pairs]
+        return [f"{horizontal(size):.1f} {upwards(station[q]):.1f}" for size, station in pairs]
 
     for low, high, band in ((0, 4, "gap2"), (1, 3, "gap")):
         corners = "L".join([*line(high), *reversed(line(low))])
@@ -89,15 +89,17 @@ def _curve_panel(
     parts.append(f'<path class="shares free" d="M{"L".join(line(2))}"/>')
     for size, station in list(zip(sizes, stations, strict=True))[1:]:
         title = f"size {near(size)}: median damage {near(station[2])}, worst {near(station[4])}"
-        mark = marks.dot("free", 3.6)(across(size), upwards(station[2]))
+        mark = marks.dot("free", 3.6)(horizontal(size), upwards(station[2]))
         parts.append(f"<g><title>{escaped(title)}</title>{mark}</g>")
     parts.append(f'<path class="limit" d="M{left} {upwards(r):.1f}H{right}"/>')
     place = (right + 6, upwards(r) + 4) if width >= 560 else (left + 6, upwards(r) - 5)
     parts.append(draw_text(*place, f"r = {given(r)}"))
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>')
-    for tick in across.ticks():
+    for tick in horizontal.ticks():
         if tick <= float(radius) * (1 + 1e-9):
-            parts.append(draw_text(across(tick), bottom + 16, trimmed(near(tick)), anchor="middle"))
+            parts.append(
+                draw_text(horizontal(tick), bottom + 16, trimmed(near(tick)), anchor="middle")
+            )
     words = f"size of change ({norm(kind)})"
     parts.append(draw_text((left + right) / 2, bottom + 34, words, anchor="middle"))
     sentence = (

@@ -151,12 +151,12 @@ def _use(record: Record) -> dict[str, Any] | None:
     section = section_of(record)
     if section is None or record.use is None:
         return None
-    drawn = [(_at_widths(draw), caption) for draw, caption in section.figures]
+    drawings = [(_at_widths(draw), caption) for draw, caption in section.figures]
     return {
         "title": section.title,
         "answer": section.answer,
         "tables": [Markup(table.to_html()) for table in section.tables],
-        "figures": [(drawing, caption) for drawing, caption in drawn if drawing],
+        "figures": [(drawing, caption) for drawing, caption in drawings if drawing],
         "notes": section.notes,
         "gallery": [_gallery_item(item, record) for item in record.use.gallery],
     }
@@ -221,16 +221,16 @@ def _gallery_item(item: GalleryItem, record: Record) -> dict[str, Any]:
 
 
 def _panel(name: str, panel: Panel, words: str) -> dict[str, Any]:
-    drawn = ""
+    picture = ""
     if panel.values:
         svg = curves.signal(panel.values, panel.low, panel.high, words)
-        drawn = svg.replace(_NAMESPACE, "", 1).replace(f"<style>{drawing.STYLE}</style>", "")
+        picture = svg.replace(_NAMESPACE, "", 1).replace(f"<style>{drawing.STYLE}</style>", "")
     return {
         "name": name,
         "height": panel.shape[-2] if len(panel.shape) > 1 else 1,
         "width": panel.shape[-1],
         "png": panel.png,
-        "svg": Markup(drawn),
+        "svg": Markup(picture),
         "alt": words,
     }
 

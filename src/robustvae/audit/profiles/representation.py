@@ -86,9 +86,9 @@ class Representation:
         """Decisions, drift and neighbors of every input: clean, attacked and certified."""
         result, images = UseResult(), context.images
         everything = torch.arange(len(images))
-        judged = context.choose(everything, self.inputs, "judged")
-        others = context.choose(everything[~torch.isin(everything, judged)], TRAINING, "training")
-        result.facts |= {"inputs": len(judged), "confidence": self.confidence}
+        subjects = context.choose(everything, self.inputs, "judged")
+        others = context.choose(everything[~torch.isin(everything, subjects)], TRAINING, "training")
+        result.facts |= {"inputs": len(subjects), "confidence": self.confidence}
         for name, victim in context.victims.items():
             if getattr(victim.vae, "output_only", False):
                 raise UnsupportedError(
@@ -98,7 +98,7 @@ class Representation:
             context.step(f"{name}: the head")
             head = victim.classifier or self._head(context, victim, others, result)
             seen = dataclasses.replace(victim, classifier=head)
-            self._measure(name, seen, context, judged, others, result)
+            self._measure(name, seen, context, subjects, others, result)
         return result
 
     def _head(self, context: UseContext, victim: Victim, others: Tensor, result: UseResult) -> Any:

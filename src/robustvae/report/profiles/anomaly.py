@@ -152,14 +152,14 @@ def _table(use: UseFacts, victim: str) -> Table:
     for _, radius in balls_of(use, "certified"):
         ends = certified(use, victim, radius)
         if ends[0] and ends[1]:
-            flagged = share(sum(v > threshold for v in ends[1]), len(ends[1]))
+            detections = share(sum(v > threshold for v in ends[1]), len(ends[1]))
             alarms = share(sum(v > threshold for v in ends[0]), len(ends[0]))
             rows.append(
                 Row(
                     {"change": f"l2 {radius:g}, certified"},
                     {
                         "both": _cell(auroc(*ends, tie=0), len(ends[1])),
-                        "tpr": _cell(flagged, len(ends[1])),
+                        "tpr": _cell(detections, len(ends[1])),
                         "fpr": _cell(alarms, len(ends[0])),
                     },
                 )

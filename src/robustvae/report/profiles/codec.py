@@ -61,12 +61,12 @@ def _answer(use: UseFacts, victim: str) -> Iterable[str]:
     if not ratios:
         yield "No change that raises the rate was made."
         return
-    counted = use.facts.get(f"counted of {victim}")
+    basis = use.facts.get(f"counted of {victim}")
     mean = sum(ratios) / len(ratios)
     beside = f", random noise of that size {sum(noise) / len(noise) - 1:+.0%}" if noise else ""
     yield (
         f"At {ball_words('linf', radius)} an attacker makes an image cost {mean - 1:+.0%} "
-        f"bits on average and {max(ratios) - 1:+.0%} at worst ({counted}{beside})."
+        f"bits on average and {max(ratios) - 1:+.0%} at worst ({basis}{beside})."
     )
     clean, hit = (
         _column(use, victim, goal, r, "psnr")

@@ -74,10 +74,10 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
     if not outcomes:
         yield "No attack was run."
         return
-    flipped, _, ball, count = max(outcomes, key=lambda one: one[:2])
+    flips, _, ball, count = max(outcomes, key=lambda one: one[:2])
     yield (
         f"At {ball_words(*ball)} an attacker changes the decision on "
-        f"{of_all(flipped, count, 'inputs')}."
+        f"{of_all(flips, count, 'inputs')}."
     )
     clean = _rows(use, victim, "clean")
     attacked = _rows(use, victim, "attacked", ball)
