@@ -102,7 +102,7 @@ def tutorial(browser: Any, work: Path) -> None:
         "head": ("header", "figure.chartbox"),
         "todo": ("#todo", "dl.cards"),
         "damage": ("section[aria-labelledby=damage] figure", "section[aria-labelledby=damage]"),
-        "gallery": ("#gallery", "figure.gallery:nth-of-type(3)"),
+        "gallery": ("#gallery", "section[aria-labelledby=gallery]"),
     }
     for name, (first, last) in parts.items():
         save(f"tutorial-{name}", _clip(opened, first, last), TUTORIAL, key_numbers(record))
