@@ -50,7 +50,11 @@ class Victim:
 
     def __post_init__(self) -> None:
         """Validate the fields, and make a defense of a spec."""
-        check_type(self.vae, "vae", VAE)
+        if not isinstance(self.vae, VAE):
+            raise DtypeError(
+                f"vae must be of type VAE, got {type(self.vae).__name__}: "
+                "for a model of your own give rv.Victim(rv.wrap(model))"
+            )
         defense: Any = self.defense
         if isinstance(defense, str | Mapping):
             object.__setattr__(self, "defense", build("defense", defense))

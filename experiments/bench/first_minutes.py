@@ -1,0 +1,267 @@
+"""The mistakes and odd inputs of a stranger's first minutes: is each one met, and how?
+
+A case is met where it works, where one of the library's own errors names it, or where the diagnosis
+names it. It is silent where a wrong model is judged without a word, and a traceback where anything
+else is raised.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+import robustvae as rv
+from experiments.harness import Result, Row, Run, item
+from robustvae.errors import RobustVAEError
+
+SHAPE = (1, 8, 8)
+
+
+class Rows(nn.Module):
+    """Linear layers on rows of pixels, after the tutorials; the decoder ends as the case says."""
+
+    def __init__(self, end: nn.Module | None = None) -> None:
+        super().__init__()
+        self.read, self.mean, self.spread = nn.Linear(64, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        self.write = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 64))
+        self.end = nn.Sigmoid() if end is None else end
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        h = self.read(x.reshape(len(x), -1)).relu()
+        return self.mean(h), self.spread(h) - 2
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        image: Tensor = self.end(self.write(z))
+        return image
+
+    def forward(self, x: Tensor) -> Any:
+        """Reconstruction and code."""
+        mean, log_var = self.encode(x)
+        return self.decode(mean), mean, log_var
+
+
+class InPlace(Rows):
+    """Writes into its input."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        x -= 0.5
+        return super().encode(x)
+
+
+class Broken(Rows):
+    """Decodes to no numbers."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return super().decode(z) * torch.nan
+
+
+class Bounded(nn.Module):
+    """tanh, trained by hand: it repeats pictures of [-1, 1]."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Inputs to codes."""
+        return x.flatten(1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return z.clamp(-1, 1).reshape(-1, *SHAPE)
+
+
+class Logits(Bounded):
+    """Repeats pictures of [0, 1], as logits."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to logits."""
+        return 12 * (z - 0.5).reshape(-1, *SHAPE)
+
+
+class Centered(Bounded):
+    """Reads [-1, 1] and writes it: fed with [0, 1] it is off."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return torch.tanh(3 * (z - 0.3)).reshape(-1, *SHAPE)
+
+
+class Bounded7(Bounded):
+    """The same for 7 x 5 pixels."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return z.clamp(-1, 1).reshape(-1, 1, 7, 5)
+
+
+class Grid(nn.Module):
+    """Codes of four axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(1, 2, 2, 2), nn.ConvTranspose2d(2, 1, 2, 2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Inputs to codes."""
+        code: Tensor = self.down(x)
+        return code
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return torch.sigmoid(self.up(z))
+
+
+def attack(vae: Any, x: Tensor) -> Any:
+    """A short attack."""
+    search, ball = rv.ProjectedAscent(steps=2, restarts=1), rv.Ball("l2", 0.5)
+    return rv.Attack(rv.MaximumDamage(), search, ball)(rv.Victim(vae), x, generator=rv.generator(0))
+
+
+def audited(data: Any) -> Any:
+    """A short audit."""
+    plan = {"base": "smoke", "inputs": 2, "probes": 0, "margins": None, "draws": 10}
+    vae = rv.wrap(Rows(), image_shape=SHAPE)
+    return rv.audit(vae, data, plan, question={"r": 1.0})
+
+
+def pair(model: Rows | None = None, **options: Any) -> Any:
+    """A model by its two functions."""
+    model = Rows() if model is None else model
+    return rv.wrap(
+        encode=model.encode,
+        decode=model.decode,
+        latent=4,
+        image_shape=SHAPE,
+        returns="mean_log_var",
+        **options,
+    )
+
+
+class Spreads(Rows):
+    """Hands its standard deviation over as if it were a log-variance."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        mean, log_var = super().encode(x)
+        return mean, torch.exp(0.5 * log_var)
+
+
+def _hidden(model: Rows, x: Tensor) -> Any:
+    vae = rv.wrap(
+        encode=lambda u: model.encode(u),
+        decode=lambda z: model.decode(z),
+        latent=4,
+        image_shape=SHAPE,
+        returns="mean_log_var",
+    )
+    return rv.check(vae, x)
+
+
+Case = Callable[[Tensor], Any]
+CASES: dict[str, Case] = {
+    "wrap(module), one line": lambda x: attack(rv.wrap(Rows()), x),
+    "Victim(module)": lambda x: rv.Victim(Rows()),  # type: ignore[arg-type]
+    "flattened inputs": lambda x: attack(rv.wrap(Rows(), image_shape=SHAPE), x),
+    "decoder returns a tensor": lambda x: attack(pair(), x),
+    "standard deviation as log-variance": lambda x: rv.check(pair(model=Spreads()), x),
+    "logits as a mean": lambda x: rv.check(rv.wrap(Logits(), image_shape=SHAPE), x),
+    "logits as probabilities": lambda x: rv.check(
+        pair(model=Rows(nn.Identity()), likelihood="bernoulli", outputs="probabilities"), x
+    ),
+    "tanh decoder on [0, 1]": lambda x: rv.check(rv.wrap(Centered(), image_shape=SHAPE), x),
+    "images in [-1, 1]": lambda x: attack(
+        rv.wrap(Bounded(), image_shape=SHAPE, pixels=(-1, 1)), x
+    ),
+    "images in [-1, 1], unsaid": lambda x: attack(rv.wrap(Bounded(), image_shape=SHAPE), 2 * x - 1),
+    "float16": lambda x: attack(rv.wrap(Rows().half(), image_shape=SHAPE), x.float()),
+    "bfloat16": lambda x: attack(rv.wrap(Rows().bfloat16(), image_shape=SHAPE), x.float()),
+    "x = 1 + 1.2e-7": lambda x: attack(rv.wrap(Rows()), (x + 1.2e-7)),
+    "decoder in [-1, 1]": lambda x: rv.check(rv.wrap(Centered(), image_shape=SHAPE), x),
+    "no spread": lambda x: attack(rv.wrap(Bounded(), image_shape=SHAPE), x),
+    "codes (B, 2, h, w)": lambda x: attack(rv.wrap(Grid(), image_shape=SHAPE), x),
+    "tensor to audit": lambda x: audited(x),
+    "array to audit": lambda x: audited(x.numpy()),
+    "Dataset to audit": lambda x: audited(torch.utils.data.TensorDataset(x)),
+    "DataLoader to audit": lambda x: audited(
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=2)
+    ),
+    "signed audio (1, T)": lambda x: attack(
+        rv.wrap(Rows(nn.Tanh()), image_shape=(1, 64), pixels=(-1, 1)), x.reshape(-1, 1, 1, 64)
+    ),
+    "counts": lambda x: attack(
+        rv.wrap(Rows(), pixels=rv.data.InputSpace((64,), high=16, discrete=True)),
+        (16 * x).round().reshape(-1, 1, 1, 64) / 16,
+    ),
+    "in-place operation": lambda x: attack(rv.wrap(InPlace(), image_shape=SHAPE), x),
+    "NaN decoder": lambda x: rv.check(rv.wrap(Broken(), image_shape=SHAPE), x),
+    "float64 weights in a closure": lambda x: attack(pair(model=Rows().double()), x.double()),
+    "lambda hides training mode": lambda x: _hidden(Rows(), x),
+    "odd sides": lambda x: attack(rv.wrap(Bounded7(), image_shape=(1, 7, 5)), x[..., :7, :5]),
+}  # fmt: skip
+NAMED = {  # what the diagnosis must say of a case
+    "standard deviation as log-variance": "spread",
+    "logits as a mean": "output_kind",
+    "logits as probabilities": "output_kind",
+    "tanh decoder on [0, 1]": "range",
+    "decoder in [-1, 1]": "range",
+    "NaN decoder": "finite",
+}
+
+
+def outcome(name: str, case: Case, x: Tensor) -> str:
+    """How a case is met, in words; "silent" and "traceback" where it is not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = case(x)
+    except RobustVAEError as error:
+        return f"named: {type(error).__name__}: {' '.join(str(error).split())[:110]}"
+    except Exception as error:
+        return f"traceback: {type(error).__name__}: {' '.join(str(error).split())[:80]}"
+    if name in NAMED:
+        faults = [entry for entry in result.items if entry.passed is False]
+        words = [f"{entry.name}: {entry.message}" for entry in faults if NAMED[name] in entry.name]
+        return f"diagnosed: {words[0][:110]}" if words else "silent"
+    return "works"
+
+
+@final
+@dataclass(frozen=True)
+class Spec:
+    """What is tried.
+
+    Attributes:
+        cases: Names; empty takes all.
+        images: Inputs of each case.
+    """
+
+    cases: tuple[str, ...] = ()
+    images: int = 4
+
+
+@item(
+    "bench/first-minutes",
+    sizes={"smoke": Spec(("Victim(module)", "NaN decoder")), "laptop": Spec()},
+)
+def first_minutes(spec: Spec, run: Run) -> Result:
+    """Mistakes of a stranger's first minutes: met, silent, or a traceback."""
+    x = run.images("digits").read(torch.arange(spec.images)).to(torch.get_default_dtype())
+    rows = []
+    for name in spec.cases or tuple(CASES):
+        words = outcome(name, CASES[name], x)
+        run.progress(f"{name}: {words}")
+        rows.append(Row(name, "how it is met", 1.0 - float(words.startswith(("silent", "trace"))),
+                        text=words))  # fmt: skip
+    failures = sum(row.measured == 0 for row in rows)
+    return run.result(
+        f"First minutes: {failures} of {len(rows)} cases silent or a traceback",
+        "1 where a case is met",
+        rows,
+        ("Untrained networks of 8 x 8 pixels; the first test digits.",),
+    )
