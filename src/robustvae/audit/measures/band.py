@@ -34,6 +34,7 @@ SHARES |= {"tolerance_attacked": 1.0}
 # An order statistic of so many draws lies within a few percent of the quantile; the probability at
 # r, which decides the bracket, has the plan's own number.
 _DRAWS = 100
+_ENTRIES = 2**25  # of the encoder's Jacobian, beyond which only smoothing is asked
 
 
 @register("measure", "band-certified")
@@ -69,6 +70,12 @@ class BandCertified:
         asked, plan = context.question, context.plan
         if not plan.certificates:
             raise UnsupportedError("band-certified: the plan asks for no certificates")
+        entries = context.victim.vae.latent * context.x[0].numel()
+        if context.victim.noise is None and entries > _ENTRIES:
+            raise UnsupportedError(
+                "band-certified: bounds by the weights of so large a model take gigabytes and prove "
+                "nothing; use a victim with input noise, which smoothing certifies"
+            )
         question = Question(
             r=asked.r,
             m=asked.m,
