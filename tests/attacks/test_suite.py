@@ -83,6 +83,21 @@ def test_the_standard_suite_runs_whole(x):
     assert all(row.status == ("ok", "ok") for row in found.rows)
 
 
+def test_wide_suite_runs_whole(x, monkeypatch):
+    """Every member beside the standard ones works on a small model, and the worst leads."""
+    from robustvae.attacks import suite as module
+
+    beside = tuple(m for m in module._WIDE if m not in module._STANDARD)
+    monkeypatch.setattr(module, "_WIDE", beside)
+    found = AttackSuite("wide", balls=(Ball("l2", 0.5),))(
+        Victim(make_vae()), x[:2], generator=generator(0)
+    )
+    attacks = [row for row in found.rows if row.attack and row.name != WORST]
+    assert [row.name for row in attacks] == [name for name, _, _ in beside]
+    best = torch.stack([row.damage for row in attacks]).amax(0)
+    torch.testing.assert_close(found.worst(Ball("l2", 0.5)).damage, best)
+
+
 def test_adaptive_suite_keeps_reported_worst(x, monkeypatch):
     """Attacks that cannot be put to a victim are left out; by similarity the least one leads."""
     from robustvae.attacks import suite as module

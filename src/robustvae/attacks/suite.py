@@ -10,14 +10,24 @@ from torch import Tensor
 
 from robustvae.attacks.attack import AimedSearch, Attack, Search
 from robustvae.attacks.code_space import CodeSpace
-from robustvae.attacks.goals import Goal, LatentShift, MaximumDamage, MetricDrop
+from robustvae.attacks.directed import DirectedAscent
+from robustvae.attacks.goals import Goal, LatentShift, LayerShift, MaximumDamage, MetricDrop
 from robustvae.attacks.through import Through
 from robustvae.data.changes import blur, jpeg
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
 from robustvae.metrics import default_variant, mean_stderr, ms_ssim
-from robustvae.perturb import LBFGS, Ball, OneShot, ProjectedAscent, SquareSearch, outward
+from robustvae.perturb import (
+    LBFGS,
+    Ball,
+    CentralDifferences,
+    OneShot,
+    ProjectedAscent,
+    SquareSearch,
+    Universal,
+    outward,
+)
 from robustvae.registry import build, register
 from robustvae.seeding import split
 
@@ -43,6 +53,16 @@ _ADAPTIVE: tuple[tuple[str, Goal, Search | AimedSearch], ...] = (
     ("damage, transferred", MaximumDamage(), Through()),
     ("damage, straight through", MaximumDamage(), Through(gradient="straight-through")),
     ("damage, square search", MaximumDamage(), SquareSearch(steps=1000)),
+)
+# beside the standard ones: where gradients vanish on their way, lie, or start in the wrong place
+_WIDE: tuple[tuple[str, Goal, Search | AimedSearch], ...] = (
+    *_STANDARD,
+    ("similarity, ascent", MetricDrop(), ProjectedAscent()),
+    ("layers x output, ascent", LayerShift(times="output"), ProjectedAscent(restarts=5)),
+    ("damage, directed starts", MaximumDamage(), DirectedAscent()),
+    ("latent shift, directed starts", LatentShift(), DirectedAscent()),
+    ("damage, central differences", MaximumDamage(), CentralDifferences()),
+    ("damage, one change for all", MaximumDamage(), Universal()),
 )
 WORST = "worst of the attacks"
 
@@ -74,6 +94,12 @@ def standard() -> Suite:
 def adaptive() -> Suite:
     """Attacks that know the defense: on similarity, over codes, transferred, straight through."""
     return Suite("1", _ADAPTIVE, _BALLS)
+
+
+@register("suite", "wide")
+def wide() -> Suite:
+    """The standard suite, and layers, chosen starts, slopes by differences, one change for all."""
+    return Suite("1", _WIDE, _BALLS)
 
 
 @register("suite", "smoke")
@@ -167,8 +193,8 @@ class AttackSuite:
     an attack that does no better is seen for what it is.
 
     Args:
-        name: A member of the family "suite": "standard", "adaptive" for defended victims, "smoke"
-            for tests, or one of your own that returns a `Suite`.
+        name: A member of the family "suite": "standard", "wide", "adaptive" for defended victims,
+            "smoke" for tests, or one of your own that returns a `Suite`.
         balls: Other balls than the suite's own; the result then says "custom balls".
 
     Raises:
