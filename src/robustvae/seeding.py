@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import (
+    ConfigError,
     DtypeError,
     RangeError,
     ShapeError,
@@ -352,6 +353,12 @@ def _check_seed(seed: int, name: str = "seed") -> None:
 
 
 def _new(seed: int, device: str | torch.device) -> torch.Generator:
-    generator = torch.Generator(device=device)
+    try:
+        generator = torch.Generator(device=device)
+    except (RuntimeError, TypeError, ImportError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"device {device!r:.60} cannot make random numbers here: {line}"
+        ) from None
     generator.manual_seed(seed)
     return generator

@@ -103,3 +103,17 @@ def test_divide_keeps_the_mixture(counts: list[int], fraction: float, seed: int)
 def test_divide_leaves_no_part_empty(fraction: float, generator: torch.Generator) -> None:
     with pytest.raises(errors.RangeError):
         labeled(5, 5).divide(fraction, generator=generator)
+
+
+def test_rows_that_are_not_there():
+    from robustvae import errors
+
+    images = rv.data.load("digits", split="test")
+    for index in (99999, -99999, torch.tensor([400]), torch.tensor([0.5]), "a", torch.tensor(True)):
+        with pytest.raises(errors.RobustVAEError):
+            images[index]
+    for rows in ([1], torch.tensor([355]), torch.zeros(2, 2, dtype=torch.int64)):
+        with pytest.raises(errors.RobustVAEError):
+            images.read(rows)
+    with pytest.raises(errors.ConfigError, match="nosuch"):
+        rv.generator(0, "nosuch")

@@ -113,10 +113,23 @@ class Images:
         """Number of images."""
         return len(self.y)
 
-    def __getitem__(self, index: int | slice | Tensor) -> Images:
+    def __getitem__(self, index: int | slice | Tensor | list[int]) -> Images:
         """The images at `index`, as a set again; a whole number gives a set of one."""
-        if isinstance(index, int):
+        if isinstance(index, int) and not isinstance(index, bool):
+            if not -len(self) <= index < len(self):
+                raise RangeError(
+                    f"an image of {self.name} must have a number below {len(self)}, got {index:.9g}"
+                )
             index = torch.tensor([index])
+        elif isinstance(index, list):
+            index = torch.tensor(index)
+            _check_rows(index, len(self))
+        elif isinstance(index, Tensor):
+            _check_rows(index, len(self))
+        elif not isinstance(index, slice):
+            raise DtypeError(
+                f"images are chosen by a number, a slice or a tensor, got {type(index).__name__}"
+            )
         source: Tensor | Source
         if isinstance(self._source, Tensor):
             source = self._source[index]
@@ -169,6 +182,8 @@ class Images:
             >>> rv.data.load("dsprites").read(torch.tensor([5, 3, 5])).shape
             torch.Size([3, 1, 64, 64])
         """
+        check_type(rows, "rows", Tensor)
+        _check_rows(rows, len(self))
         if isinstance(self._source, Tensor):
             return self._source[rows]
         x = self._source.read(rows.cpu(), self._epoch)
@@ -350,6 +365,25 @@ def _chosen(source: Source, rows: Tensor) -> _Chosen:
     if isinstance(source, _Chosen):
         return _Chosen(source.source, source.rows[rows])
     return _Chosen(source, rows)
+
+
+def _check_rows(rows: Tensor, count: int) -> None:
+    """Raise unless a tensor chooses among `count` images: numbers of them, or a mask."""
+    if rows.dtype == torch.bool:
+        if tuple(rows.shape) != (count,):
+            raise ShapeError(
+                f"a mask of {count} images must be ({count},), got {tuple(rows.shape)}"
+            )
+        return
+    if rows.dtype not in (torch.int64, torch.int32) or rows.ndim != 1:
+        raise DtypeError(
+            f"rows must be whole numbers of shape (n,), got {rows.dtype} of {tuple(rows.shape)}"
+        )
+    if len(rows) and not (-count <= int(rows.min()) and int(rows.max()) < count):
+        raise RangeError(
+            f"rows must lie below {count}, the number of images, "
+            f"got {int(rows.min())} to {int(rows.max())}"
+        )
 
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,91 @@
+"""Measure a campaign: overhead of the store, workers beside one process, memory of a worker.
+
+    python scripts/measure_campaign.py time --model digits-vae --plan quick
+    python scripts/measure_campaign.py time --model mnist-conv28 --plan standard  # quiet, two cores
+    python scripts/measure_campaign.py memory
+
+CPU seconds stand beside wall seconds: on a busy machine only the first say something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+import robustvae as rv
+from robustvae.audit import Run
+from robustvae.audit.auditor import Auditor
+from robustvae.audit.job import AuditJob
+from robustvae.audit.plan import read_plan
+from robustvae.audit.protocol import choose, settle
+from robustvae.campaign.executors.processes import Processes, _Start, _Workers, unpacked_bundle
+from robustvae.campaign.store import Store
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of children that have ended."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
+
+
+def measure_time(model: str, plan: str) -> None:
+    """One audit by several executors."""
+    vae = rv.load(model)
+    images = rv.data.load(rv.load(model).config.get("data") or model.split("-")[0], split="test")
+    rv.audit(vae, images, plan="smoke", run=Run(progress=lambda *_: None))  # warms up
+    for executor, keeps in (
+        ("serial", False),
+        ("serial", True),
+        ("processes:workers=1", True),
+        ("processes:workers=2", True),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(executor=executor, keep=folder if keeps else None, progress=lambda *_: None)
+            begin, spent = time.monotonic(), cpu()
+            rv.audit(vae, images, plan=plan, run=run)
+            wall, spent = time.monotonic() - begin, cpu() - spent
+        words = "kept" if keeps else "not kept"
+        print(f"{model}, {plan}, {executor}, {words}: {wall:.1f} s, {spent:.1f} CPU s", flush=True)
+
+
+def measure_memory() -> None:
+    """Peak memory of a worker that computes one range of an audit of many digits."""
+    vae = rv.load("digits-vae")
+    for count in (100, 1000, 10_000):
+        x = torch.rand(count, 1, 8, 8, generator=rv.generator(0))
+        images = rv.data.from_tensor(x)
+        plan = read_plan({"base": "smoke", "inputs": count, "shard": 10, "r": 1.0})
+        plan, question = settle(plan, None, {}, images)
+        inputs = choose(images, plan, None, 0)
+        job = AuditJob(Auditor({"victim": rv.Victim(vae)}, inputs, plan, question, 0), {})
+        tasks = job.tasks()
+        attacks = tasks[0]
+        measures = next(task for task in tasks if task.needs == (attacks.key,) and task.steps > 1)
+        bundle, store = job.bundle(), Store(None, job.key)
+        with unpacked_bundle(bundle) as folder:
+            start = _Start(bundle.loader, folder, Processes().threads, store)
+            pool = _Workers(1, start, lambda task, words: None)
+            parts: dict[str, Any] = {}
+            for task in (attacks, measures):
+                pool.submit(task, parts)
+                (event,) = pool.wait()
+                parts = {task.key: event.content}
+            print(f"{count} digits: {pool.memory / 2**20:.0f} MB at most in a worker", flush=True)
+            pool.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("--model", default="digits-vae")
+    parser.add_argument("--plan", default="quick")
+    options = parser.parse_args()
+    if options.what == "time":
+        measure_time(options.model, options.plan)
+    else:
+        measure_memory()
