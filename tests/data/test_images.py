@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import robustvae as rv
 from robustvae import errors, seeding
 from robustvae.data import Images
 
@@ -106,7 +107,6 @@ def test_divide_leaves_no_part_empty(fraction: float, generator: torch.Generator
 
 
 def test_rows_that_are_not_there():
-    from robustvae import errors
 
     images = rv.data.load("digits", split="test")
     for index in (99999, -99999, torch.tensor([400]), torch.tensor([0.5]), "a", torch.tensor(True)):
