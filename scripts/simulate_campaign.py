@@ -1,8 +1,8 @@
 """Simulate a campaign of many workers with given task times: where does the driver saturate?
 
 A discrete simulation: tasks of two stages for each range of inputs (attacks, then measures), and
-workers that die at a rate, one driver that spends time on each part (read, check, hash, write) and on each
-task that it hands out. Times come from a measured audit or from the options.
+workers that die at a rate. One driver spends time on each part (read, check, hash, write) and on
+each task that it hands out. Times come from a measured audit or from the options.
 
     python scripts/simulate_campaign.py --attacks 40 --measures 60 --driver 0.02 --mtbf 86400
 """
