@@ -73,8 +73,8 @@ class BandCertified:
         entries = context.victim.vae.latent * context.x[0].numel()
         if context.victim.noise is None and entries > _ENTRIES:
             raise UnsupportedError(
-                "band-certified: bounds by the weights of so large a model take gigabytes and prove "
-                "nothing; use a victim with input noise, which smoothing certifies"
+                "band-certified: bounds by the weights of so large a model take gigabytes and "
+                "prove nothing; use a victim with input noise, which smoothing certifies"
             )
         question = Question(
             r=asked.r,
