@@ -104,9 +104,7 @@ def test_trained_models_are_found_by_name(built, monkeypatch, capsys):
         assert f"{found['nll'].value:.5g}" in printed
         assert cli.main(["zoo", "list"]) == cli.DONE
         printed = capsys.readouterr().out
-        assert all(
-            word in printed for word in ("mnist-conv28-tau", "the package", "Not yet trained")
-        )
+        assert all(word in printed for word in ("mnist-conv28-tau", "package", "Not yet trained"))
         monkeypatch.setenv(zoo.ENVIRONMENT, str(top / "nothing"))
         with pytest.raises(errors.UnknownNameError, match="robustvae zoo train mnist-conv28"):
             rv.load("mnist-conv28")
