@@ -57,7 +57,7 @@ def option_hints(function: Callable[..., Any]) -> dict[str, Any]:
         >>> from robustvae._options import option_hints
         >>> from robustvae.robustness import robustness_probability
         >>> sorted(option_hints(robustness_probability))
-        ['chunk', 'confidence', 'draws']
+        ['center', 'chunk', 'confidence', 'draws']
     """
     body = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     for parameter in inspect.signature(body).parameters.values():

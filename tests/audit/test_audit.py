@@ -50,6 +50,15 @@ def test_requirements_are_known_beforehand(lipschitz, tiny):
     assert {"damage / linf 0.1", "damage", "certified_deterministic"} <= keys
 
 
+def test_only_input_has_no_other(digits, one):
+    vae, plan = rv.load("digits-vae"), {**one, "inputs": 1, "shard": 1}
+    record = rv.audit(vae, digits[:1], plan=plan, question=R, seed=0)
+    assert all(row["exchange"] is None and row["error_other"] is None for row in record.rows)
+    outcomes = {check.id: check.passed for check in record.checks}
+    assert outcomes["input_matters"] is None and outcomes["exchange_exceeds_tolerance"] is None
+    assert "not useful" not in record.verdict.first.lower()
+
+
 def test_headline_is_the_worst_attack(lipschitz):
     worst = {}
     for row in lipschitz.rows:

@@ -341,3 +341,30 @@ def test_layers_of_gaussians_have_centered_version(name, generator):
     x = rand(2, 1, 8, 8, like=LIKE, generator=generator)
     p = rv.robustness_probability(rv.Victim(vae), x, x, 100.0, "centered", generator=generator)
     assert (p.value == 1).all()
+
+
+@pytest.mark.parametrize("function", ["probability", "curve"])
+def test_own_center_follows_the_victim(function):
+    """A defense that adds an offset is not displaced from its own mean output."""
+    vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=SHAPE)
+    victim = rv.Victim(vae, rv.InputNoise(stddev=0.5))
+    x = rand((2, *SHAPE), generator=generator(0), like=next(vae.parameters()))
+    own, mean = (
+        displacement_share(function, victim, x, center=center) for center in ("own", "mean")
+    )
+    assert bool((own >= 0).all()) and not torch.equal(own, mean)
+
+
+def displacement_share(function, victim, x, center):
+    """The share within the median distance from the mean, by either function."""
+    g = generator(1)
+    r = float(clean_quantile(victim, x[:1], 0.5, "full", generator=generator(2)).value)
+    if function == "probability":
+        estimate = rv.robustness_probability(
+            victim, x, x, r, "full", generator=g, center=center, draws=400
+        )
+        return estimate.value
+    question = rv.Question(r=r, displacement="full", center=center)
+    return robustness_curve(
+        victim, x, torch.ones_like(x), [0.0], question, generator=g, draws=400
+    ).value[:, 0]

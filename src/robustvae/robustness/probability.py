@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
-from robustvae.certificates.question import Displacement, Question
+from robustvae.certificates.question import Center, Displacement, Question
 from robustvae.defenses import Victim
 from robustvae.errors import (
     RangeError,
@@ -26,7 +26,7 @@ from robustvae.errors import (
 from robustvae.metrics import clopper_pearson
 from robustvae.records import Estimate
 from robustvae.records.intervals import mean_interval
-from robustvae.robustness.displacement import Ruler, displacements
+from robustvae.robustness.displacement import Ruler, check_moved, displacements
 from robustvae.seeding import by_row
 
 
@@ -39,7 +39,18 @@ class DrawOptions(TypedDict, total=False):
     chunk: int | None
 
 
+@final
+class DisplacementOptions(TypedDict, total=False):
+    """How much is drawn, how sure the interval is, and what Delta is measured from."""
+
+    draws: int
+    confidence: float
+    chunk: int | None
+    center: Center
+
+
 _DRAWS: DrawOptions = {"draws": 1000, "confidence": 0.95, "chunk": None}
+_DISPLACED: DisplacementOptions = {**_DRAWS, "center": "mean"}
 
 
 def robustness_probability(
@@ -50,7 +61,7 @@ def robustness_probability(
     displacement: Displacement,
     *,
     generator: torch.Generator,
-    **options: Unpack[DrawOptions],
+    **options: Unpack[DisplacementOptions],
 ) -> Estimate:
     """P(||Delta|| <= r) of each input, with a two-sided Clopper-Pearson interval.
 
@@ -65,8 +76,9 @@ def robustness_probability(
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
         generator: Spent by the draws, which are fresh.
         options: Any of draws, of Delta for each input, 1000 by default; confidence, of each
-            input's interval, in (0, 1), 0.95 by default; and chunk, rows (inputs x draws) decoded
-            at once, None for 2^18 pixels' worth.
+            input's interval, in (0, 1), 0.95 by default; chunk, rows (inputs x draws) decoded at
+            once, None for 2^18 pixels' worth; and center, "mean" by default or "own", as
+            `Question` has it.
 
     Returns:
         `Estimate` with value, low and high in [0, 1], (B,), float64; `box` is None.
@@ -88,7 +100,7 @@ def robustness_probability(
         >>> p.value
         tensor([1., 1., 1.], dtype=torch.float64)
     """
-    settings = with_defaults(robustness_probability, options, _DRAWS)
+    settings = with_defaults(robustness_probability, options, _DISPLACED)
     check_positive(r, "r")
     distances = _distances(victim, x, x_adv, displacement, generator, settings)
     return _proportion((distances <= r).sum(0), settings, box=None)
@@ -163,7 +175,7 @@ def robustness_curve(
         x,
         question.displacement,
         question.center,
-        generator=common.clone_state(),
+        generator=common,  # spent before the sizes' draws, so that none serves for both
         chunk=settings["chunk"],
     )
     everyone = torch.arange(len(x), device=x.device)
@@ -184,7 +196,7 @@ def clean_quantile(
     displacement: Displacement,
     *,
     generator: torch.Generator,
-    **options: Unpack[DrawOptions],
+    **options: Unpack[DisplacementOptions],
 ) -> Estimate:
     """The least r for which each input is (r, m)-robust without attack: an m-quantile of ||Delta||.
 
@@ -198,8 +210,9 @@ def clean_quantile(
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.
         generator: Spent by the draws.
         options: Any of draws, of Delta for each input, 1000 by default; confidence, of each
-            input's interval, in (0, 1), 0.95 by default; and chunk, rows (inputs x draws) decoded
-            at once, None for 2^18 pixels' worth.
+            input's interval, in (0, 1), 0.95 by default; chunk, rows (inputs x draws) decoded at
+            once, None for 2^18 pixels' worth; and center, "mean" by default or "own", as
+            `Question` has it.
 
     Returns:
         `Estimate` of r in pixel units, (B,), float64; `high` is infinite with too few draws.
@@ -218,7 +231,7 @@ def clean_quantile(
     """
     from scipy.special import bdtr
 
-    settings = with_defaults(clean_quantile, options, _DRAWS)
+    settings = with_defaults(clean_quantile, options, _DISPLACED)
     draws, confidence = settings["draws"], settings["confidence"]
     check_probability(m, "m")
     check_probability(confidence, "confidence")
@@ -294,16 +307,27 @@ def _distances(
     x_adv: Tensor,
     displacement: Displacement,
     generator: torch.Generator,
-    options: DrawOptions,
+    options: DisplacementOptions,
 ) -> Tensor:
     """Draws of ||Delta||, (draws, B)."""
-    draws, chunk = options["draws"], options["chunk"]
-    return displacements(
-        victim, x, x_adv, displacement, generator=generator, draws=draws, chunk=chunk
+    draws, chunk, center = options["draws"], options["chunk"], options["center"]
+    if center == "mean":
+        return displacements(
+            victim, x, x_adv, displacement, generator=generator, draws=draws, chunk=chunk
+        )
+    check_count(draws, "draws")
+    streams = by_row(generator, "displacements", x)
+    # the center spends its draws first, so that none serves for both
+    ruler = Ruler(victim, x, displacement, center, generator=streams, chunk=chunk)
+    check_moved(x_adv, x, victim)
+    return ruler.fresh(x_adv, torch.arange(len(x), device=x.device), draws, streams).expand(
+        draws, -1
     )
 
 
-def _proportion(successes: Tensor, options: DrawOptions, box: bool | None) -> Estimate:
+def _proportion(
+    successes: Tensor, options: DrawOptions | DisplacementOptions, box: bool | None
+) -> Estimate:
     """The share of the draws that lie within r, with its interval."""
     draws, confidence = options["draws"], options["confidence"]
     low, high = clopper_pearson(successes, draws, confidence)

@@ -81,12 +81,16 @@ class Usefulness:
         )
         other, other_output = others(context)
         second = context.read(context.victim, x, "second") if context.random else output
+        to_other, exchange = distance(samples, other), distance(output, other_output)
+        # the only input of an audit has no other to be told from, and a copy of it is none
+        same = (other == x).flatten(1).all(1)
+        to_other, exchange = (one.masked_fill(same, torch.nan) for one in (to_other, exchange))
         return {
             "error_clean": distance(output, x),
             "error_sampled": distance(samples, x),
             "error_constant": distance(context.constant.expand_as(x), x),
-            "error_other": distance(samples, other),
-            "exchange": distance(output, other_output),
+            "error_other": to_other,
+            "exchange": exchange,
             "own_spread": distance(second, output),
             "price": distance(output, context.plain_output),
         }
