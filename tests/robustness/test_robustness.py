@@ -348,7 +348,7 @@ def test_own_center_follows_the_victim(function):
     """A defense that adds an offset is not displaced from its own mean output."""
     vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=SHAPE)
     victim = rv.Victim(vae, rv.InputNoise(stddev=0.5))
-    x = rand((2, *SHAPE), generator=generator(0), like=next(vae.parameters()))
+    x = rand(2, *SHAPE, generator=generator(0), like=next(vae.parameters()))
     own, mean = (
         displacement_share(function, victim, x, center=center) for center in ("own", "mean")
     )

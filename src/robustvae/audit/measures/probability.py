@@ -106,7 +106,7 @@ def probabilities(
                 x_adv[part],
                 question.r,
                 question.displacement,  # type: ignore[arg-type]
-                center=question.center,  # type: ignore[typeddict-item]
+                center=question.center,  # type: ignore[arg-type]
                 draws=count,
                 confidence=plan.confidence,
                 generator=RowGenerator([streams[row] for row in part])
