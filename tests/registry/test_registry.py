@@ -223,3 +223,34 @@ def test_compiled_package_lists_every_member(tmp_path):
         path.unlink()
     names = listing(tmp_path).splitlines()[0].split()
     assert {"goal.latent-shift", "search.one-shot", "check.inside_ball"} <= set(names)
+
+
+@pytest.mark.parametrize("folder", ["kit-1.0.dist-info", "kit.egg-info", "EGG-INFO"])
+def test_installed_plugins_are_noticed(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not members._may_have_plugins()
+    (tmp_path / folder).mkdir()
+    points = tmp_path / folder / "entry_points.txt"
+    points.write_text("[console_scripts]\nrobustvae-kit = kit:main\n")
+    assert not members._may_have_plugins()
+    points.write_text("[console_scripts]\nkit = kit:main\n[ robustvae ]\ngoal.dark = kit:Dark\n")
+    assert members._may_have_plugins()
+
+
+def test_archives_are_searched_by_python(tmp_path, monkeypatch):
+    archive = tmp_path / "kit.zip"
+    archive.write_bytes(b"")
+    monkeypatch.setattr(sys, "path", [str(archive / "inner")])
+    assert members._may_have_plugins()
+
+
+def test_listing_imports_no_slow_module():
+    code = (
+        "import sys; from robustvae.cli import main; main(['list']);"
+        "print(sorted({'importlib.metadata', 'typer', 'torch', 'pydantic'} & set(sys.modules)))"
+    )
+    environment = {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

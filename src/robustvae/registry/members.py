@@ -15,17 +15,18 @@ there is no source, only compiled files, listing imports every module once.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
-import importlib.metadata
-import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final
 
 from robustvae.errors import ConfigError, DtypeError, RobustVAEError, unknown
+
+if TYPE_CHECKING:  # slow to import, and seldom needed
+    from importlib.metadata import EntryPoint
 
 GROUP = "robustvae"
 FAMILIES = {
@@ -78,8 +79,7 @@ BASES: dict[str, type] = {}
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One member of a family, as `robustvae list` shows it.
 
     Attributes:
@@ -300,16 +300,50 @@ def _files(family: str) -> dict[str, Path]:
 
 
 @functools.cache
-def _all_entry_points() -> dict[str, dict[str, importlib.metadata.EntryPoint]]:
-    points: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
+def _all_entry_points() -> dict[str, dict[str, EntryPoint]]:
+    points: dict[str, dict[str, EntryPoint]] = {}
+    if not _may_have_plugins():
+        return points
+    from importlib import metadata
+
+    for point in metadata.entry_points(group=GROUP):
         family, dot, name = point.name.partition(".")
         if dot and name:
             points.setdefault(family, {})[name] = point
     return points
 
 
-def _entry_points(family: str) -> dict[str, importlib.metadata.EntryPoint]:
+def _may_have_plugins() -> bool:
+    """Whether an installed package may offer members: False is certain, True is not.
+
+    `importlib.metadata` takes a third of the time of `robustvae list` to import. Most
+    installations have no plug-in, which the text of their packages' entry points shows.
+    """
+    # archives, and finders of other people, hold packages where only they know
+    if any(
+        hasattr(finder, "find_distributions") and not _is_standard(finder)
+        for finder in sys.meta_path
+    ):
+        return True
+    heading = f"[{GROUP}]".encode()
+    try:
+        for folder in map(Path, dict.fromkeys(sys.path)):
+            if any(place.is_file() for place in (folder, *folder.parents)):
+                return True
+            for pattern in ("*.dist-info", "*.egg-info", "EGG-INFO"):
+                for path in folder.glob(f"{pattern}/entry_points.txt"):
+                    if heading in path.read_bytes().replace(b" ", b""):
+                        return True
+    except OSError:  # a folder that cannot be read: Python's own search deals with it
+        return True
+    return False
+
+
+def _is_standard(finder: object) -> bool:
+    return getattr(finder, "__module__", "").startswith("_frozen_importlib")
+
+
+def _entry_points(family: str) -> dict[str, EntryPoint]:
     return _all_entry_points().get(family, {})
 
 
@@ -359,6 +393,8 @@ def _entry(family: str, name: str) -> Entry:
 
 
 def _first_line(member: Any) -> str:
+    import inspect  # slow to import, and needed for plug-ins only
+
     return " ".join((inspect.getdoc(member) or "").partition("\n\n")[0].split())
 
 
