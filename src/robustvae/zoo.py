@@ -30,6 +30,7 @@ from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
 from robustvae.models import VAE, checkpoint, factories
 from robustvae.records import plain, write_files
 from robustvae.records.text import read_json
+from robustvae.registry import PATH, lookup
 from robustvae.training import Recipe, recipe_names, train_recipe
 
 _BUNDLED = Path(str(resources.files("robustvae") / "zoo_files"))
@@ -290,11 +291,12 @@ def load(
 
     Args:
         model: The name of a bundled or trained model (see `names`), a checkpoint folder, the id
-            "owner/name" of a model on the Hub (needs the extra `hub`), or "FILE.py:FACTORY", a
+            "owner/name" of a model on the Hub (needs the extra `hub`), "FILE.py:FACTORY", a
             function without arguments in a file of yours, which is run and whose result is
-            wrapped; looked up in this order, but for the last, which its form shows.
+            wrapped, or "package.module:Name", a `VAE` class of yours, which is imported; looked up
+            in this order, but for the last two, which their form shows.
         weights: State for the module that the factory makes: safetensors, or a state dict of
-            torch, of which nothing but tensors is read.
+            torch, of which nothing but tensors is read. For a class, its checkpoint's folder.
         revision: Commit, tag or branch on the Hub; give a commit for results that can be repeated.
         options: Of `wrap`, for what a factory or the Hub gives.
 
@@ -315,6 +317,8 @@ def load(
     text = str(model)
     if factories.is_factory(text):
         return factories.load_factory(text, weights, **options)
+    if PATH.fullmatch(text) and not Path(text).exists():
+        return _of_class(text, weights, options)
     if weights is not None:
         raise ConfigError(f"weights= belongs to a factory, FILE.py:FACTORY, got the model {text!r}")
     if text in _stored():
@@ -332,6 +336,17 @@ def load(
     if text in recipe_names():
         raise UnknownNameError(f"{text} is {card(text)['status']}: robustvae zoo train {text}")
     raise unknown("model", text, _stored())
+
+
+def _of_class(path: str, weights: str | Path | None, options: dict[str, Any]) -> VAE:
+    """The model of a class in an importable module, with the weights of a checkpoint folder."""
+    kind = lookup("model", path)  # imported because the user named it
+    if weights is None:
+        raise ConfigError(f"the class {path} needs a checkpoint's folder: give it as the weights")
+    vae = _of_folder(Path(weights), options)
+    if type(vae) is not kind:
+        raise CheckpointError(f"{weights} must hold a {path}, got a {type(vae).__name__}")
+    return vae
 
 
 def _of_folder(folder: Path, options: dict[str, Any]) -> VAE:

@@ -1,4 +1,6 @@
+import importlib
 import json
+import sys
 
 import pytest
 import safetensors.torch
@@ -8,6 +10,7 @@ from torch.testing import assert_close
 import robustvae as rv
 from robustvae import errors
 from robustvae.models import checkpoint
+from robustvae.training import train_recipe
 
 
 @pytest.fixture
@@ -119,3 +122,89 @@ def test_wrapped_models_cannot_be_saved(tmp_path):
     with pytest.raises(errors.UnknownNameError):
         checkpoint.save(mine, tmp_path / "a")
     assert checkpoint.weights_sha256(mine) is None
+
+
+PLAIN_MODEL = '''
+import torch
+from robustvae import VAE
+from robustvae.models import Bernoulli, Gaussian
+from torch import nn
+
+class Plain(VAE):
+    """One linear layer each way."""
+
+    def __init__(self, latent=3, width=64):
+        super().__init__()
+        self.latent, self.image_shape = latent, (1, 8, 8)
+        self.inner, self.outer = nn.Linear(width, latent), nn.Linear(latent, width)
+
+    def encode(self, x):
+        mean = self.inner(x.flatten(1))
+        return Gaussian(mean, torch.full_like(mean, 0.3))
+
+    def decode(self, z):
+        return Bernoulli(self.outer(z).reshape(-1, 1, 8, 8))
+
+    @property
+    def config(self):
+        return {"latent": self.latent}
+
+class Silent(Plain):
+    """It does not say its own arguments."""
+    config = VAE.config
+'''
+
+
+@pytest.fixture
+def plain_module(tmp_path, monkeypatch):
+    """A user's module that registers nothing; its code runs only where it is imported."""
+    (tmp_path / "plain_kit.py").write_text(PLAIN_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("plain_kit")
+    sys.modules.pop("plain_kit", None)
+
+
+def test_classes_are_saved_by_path(plain_module, tmp_path):
+    mine = plain_module.Plain(latent=2)
+    folder = checkpoint.save(mine, tmp_path / "a")
+    assert checkpoint.read_config(folder)["model"] == "plain_kit:Plain"
+    again = rv.load(folder)
+    assert type(again) is plain_module.Plain and again.latent == 2
+    assert checkpoint.weights_sha256(again) == checkpoint.weights_sha256(mine)
+    with pytest.raises(errors.UnknownNameError, match="config"):
+        checkpoint.save(plain_module.Silent(), tmp_path / "b")
+
+
+def test_paths_in_checkpoints_run_nothing(plain_module, tmp_path):
+    folder = checkpoint.save(plain_module.Plain(), tmp_path / "a")
+    del sys.modules["plain_kit"]
+    with pytest.raises(errors.CheckpointError, match=r"import the module.*--weights FOLDER"):
+        rv.load(folder)
+    assert "plain_kit" not in sys.modules
+    again = rv.load("plain_kit:Plain", folder)  # the user names the class, which imports it
+    assert type(again) is sys.modules["plain_kit"].Plain
+    with pytest.raises(errors.ConfigError, match="needs a checkpoint's folder"):
+        rv.load("plain_kit:Plain")
+    with pytest.raises(errors.CheckpointError, match="must hold a plain_kit:Silent"):
+        rv.load("plain_kit:Silent", folder)
+
+
+def test_other_code_is_not_called(plain_module, tmp_path):
+    folder = checkpoint.save(plain_module.Plain(), tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model": "os:system", "options": {"command": f"touch {tmp_path / 'called'}"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.CheckpointError, match="os:system"):
+        rv.load(folder)
+    assert not (tmp_path / "called").exists()
+
+
+def test_unsavable_models_are_not_trained(tmp_path):
+    mine = rv.wrap(encode=lambda x: x, decode=lambda z: z, latent=2, image_shape=(1, 2, 2))
+    recipe = tmp_path / "more.yaml"
+    recipe.write_text(
+        "name: more\nstart: digits-vae\ndata: {name: digits}\n"
+        "objective: {name: elbo}\ntraining: {epochs: 1}\n"
+    )
+    with pytest.raises(errors.UnknownNameError, match="above it"):
+        train_recipe(str(recipe), tmp_path / "run", start=mine, progress=False)

@@ -26,6 +26,7 @@ from robustvae.audit.tasks import Bundle, Part, State, Task, Words
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, UnsupportedError
 from robustvae.models import checkpoint
+from robustvae.models.registry import saved_name
 from robustvae.records import QuestionFacts, plain
 
 SCHEMA = 1
@@ -247,7 +248,7 @@ class AuditJob:
         vae = victim.vae
         digest = checkpoint.weights_sha256(vae)
         module = type(vae).__module__
-        if registry.name_of("model", vae) is not None and module != "__main__":
+        if saved_name(vae) is not None and module != "__main__":
             for name, content in checkpoint.contents(vae).items():
                 files[f"model-{number}/{name}"] = content
             return {"folder": f"model-{number}", "sha256": digest, "module": module}

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from robustvae.errors import ConfigError, DtypeError, single_line, unknown
+from robustvae.registry import PATH
 
 # The one model that every command takes by default: both ends of its bracket are visible.
 DEFAULT_MODEL = "digits-lipschitz-vae"
@@ -24,7 +25,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="A name (see `robustvae zoo list`), a checkpoint folder, owner/name on the Hub, or "
-        "FILE.py:FACTORY for a model of your own."
+        "FILE.py:FACTORY or package.module:Class for a model of your own."
     ),
 ]
 Data = Annotated[
@@ -36,7 +37,10 @@ Data = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="State for the model of FILE.py:FACTORY: safetensors, or a .pt state dict."),
+    typer.Option(
+        help="State for the model of FILE.py:FACTORY: safetensors, or a .pt state dict. For the "
+        "class package.module:Name: its checkpoint's folder."
+    ),
 ]
 Pixels = Annotated[
     str | None,
@@ -161,7 +165,7 @@ def load_images(model: str, data: str | None, split: str = "test") -> Any:
     from robustvae import zoo
     from robustvae.models.factories import is_factory
 
-    if data is None and is_factory(model):
+    if data is None and (is_factory(model) or PATH.fullmatch(model)):
         raise ConfigError(f"the data of {model} are not known: give --data FOLDER or a name")
     if data is not None and Path(data).expanduser().exists():
         return robustvae.data.as_images(Path(data), split=split)

@@ -15,7 +15,7 @@ from safetensors.torch import save as dump_tensors
 from robustvae.errors import CheckpointError, RobustVAEError, StorageError, check_choice
 from robustvae.models.allowance import allowance_of
 from robustvae.models.base import VAE, check_weights
-from robustvae.models.registry import create, name_of, names
+from robustvae.models.registry import create, imported_class, name_of, names
 from robustvae.records import write_files
 from robustvae.records.text import read_json
 
@@ -33,7 +33,7 @@ def save(
     """Write a checkpoint folder, both files together or none.
 
     Args:
-        vae: A model of `create`.
+        vae: A model of `create`, or of a class at the top of a module that has a `config`.
         folder: Made where it is missing.
         card: What to tell of the training: data, epochs, seed, metrics. JSON values.
         dtype: Store the weights as "float16", "float32" or "float64"; the model's own if None.
@@ -44,7 +44,7 @@ def save(
         The folder.
 
     Raises:
-        UnknownNameError: A model that `create` did not make, or a type other than these three.
+        UnknownNameError: A class that no name leads to, or a type other than these three.
         NonFiniteError: A NaN or an infinity in the weights.
         StorageError: The disk cannot be written.
 
@@ -172,8 +172,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     if not _is_model(config["model"]) or config["dtype"] not in DTYPES:
         raise CheckpointError(
-            f"{folder} needs the {config['dtype']} model {config['model']!r}, "
-            "which is not installed"
+            f"{folder} needs the {config['dtype']} model {config['model']!r}, which is not "
+            "installed: import the module of its class first, or give the class as the model and "
+            "this folder as the weights, package.module:Name --weights FOLDER"
         )
     return config
 
@@ -200,8 +201,8 @@ def _state_sha256(state: dict[str, torch.Tensor]) -> str:
 
 
 def _is_model(name: str) -> bool:
-    """Whether `create` knows the name; a path imports code, which loading a file must not do."""
-    return name in names()
+    """Whether `create` knows the name; loading a file must not import what a path in it names."""
+    return name in names() or imported_class(name) is not None
 
 
 def _line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from robustvae import registry
@@ -49,12 +50,44 @@ def name_of(vae: VAE) -> str:
     """The name under which `create` makes models of this class.
 
     Raises:
-        UnknownNameError: The class is not registered, as with wrapped models.
+        UnknownNameError: No name leads to the class, as with wrapped models.
     """
-    name: str | None = registry.name_of("model", vae)
+    name = saved_name(vae)
     if name is None:
         raise UnknownNameError(
-            f"{type(vae).__name__} is not a registered model, and only those can be saved: "
-            'put @register("model", "a-name") above its class'
+            f"a saved model needs a name that leads to its class, got {type(vae).__name__}: define "
+            'it at the top of a module, with a `config` property, or put @register("model", '
+            '"a-name") above it'
         )
     return name
+
+
+def saved_name(vae: VAE) -> str | None:
+    """The name that a checkpoint holds, registered or `package.module:Name`; None without one.
+
+    A class that is not registered must stand at the top of a module and say by `config` how its
+    models are made again: without that, nobody knows whether they need arguments.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.models.registry import saved_name
+        >>> saved_name(rv.load("digits-vae"))
+        'vae'
+    """
+    name: str | None = registry.name_of("model", vae)
+    if name is not None:
+        return name
+    path = registry.target_of(type(vae))
+    says_how = type(vae).config is not VAE.config
+    return path if says_how and imported_class(path) is type(vae) else None
+
+
+def imported_class(path: str) -> type[VAE] | None:
+    """The `VAE` class that a path `package.module:Name` leads to, without importing anything.
+
+    A checkpoint may come from anywhere, so a path in it runs no code: the module counts only where
+    the user's own program has imported it.
+    """
+    module, colon, name = path.partition(":")
+    kind = getattr(sys.modules.get(module), name, None) if colon else None
+    return kind if isinstance(kind, type) and issubclass(kind, VAE) else None

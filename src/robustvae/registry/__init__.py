@@ -3,6 +3,7 @@
 from robustvae.registry.members import (
     FAMILIES,
     GROUP,
+    PATH,
     Entry,
     describe,
     family_base,
@@ -10,6 +11,7 @@ from robustvae.registry.members import (
     name_of,
     names,
     register,
+    target_of,
 )
 from robustvae.registry.specs import build, spec_of
 from robustvae.registry.text import parse
@@ -25,6 +27,8 @@ __all__ = [
     "name_of",
     "names",
     "parse",
+    "PATH",
     "register",
     "spec_of",
+    "target_of",
 ]

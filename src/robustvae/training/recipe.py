@@ -14,6 +14,7 @@ from robustvae import data, models, objectives
 from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, unknown
 from robustvae.models import VAE, checkpoint
+from robustvae.models.registry import name_of
 from robustvae.records.text import read_yaml as read_text_yaml
 from robustvae.seeding import generator
 from robustvae.training.loop import Precision, fit
@@ -219,6 +220,7 @@ def train_recipe(
             draw_xavier(vae, generator(recipe.seed))
     else:
         vae = checkpoint.load(str(recipe.start)) if start is None else start
+    name_of(vae)  # a model that cannot be saved is refused before it is trained
     start_sha256 = checkpoint.weights_sha256(vae)
     objective = objectives.create(recipe.objective.name, **recipe.objective.options)
     images = data.load(recipe.data.name, recipe.data.split, root)

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from robustvae import registry
 from robustvae.errors import CheckpointError, ConfigError
 from robustvae.models import VAE, checkpoint
+from robustvae.models.registry import saved_name
 from robustvae.records import Lock, check_space, write_bytes
 from robustvae.training.adam import optimizer_of
 
@@ -230,7 +230,7 @@ class Run:
         self.progress = progress
 
     def _save_checkpoint(self) -> None:
-        if self.out is not None and registry.name_of("model", self.vae) is not None:
+        if self.out is not None and saved_name(self.vae) is not None:
             checkpoint.save(self.vae, self.out, card=self.card)
 
     def _check_same(self, settings: dict[str, Any]) -> None:
