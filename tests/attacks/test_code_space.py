@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 
@@ -91,3 +93,27 @@ def test_code_space_row_keeps_to_itself(victim, size):
         )
 
     torch.testing.assert_close(scores(size), scores(10), rtol=1e-6, atol=1e-8)
+
+
+@dataclass(frozen=True)
+class OwnSearch:
+    """A user's mode search: the library's, under a class that the library does not know."""
+
+    inner: rv.PosteriorMode = field(default_factory=lambda: rv.PosteriorMode(steps=20))
+
+    def __call__(self, vae, x, *, generator):
+        return self.inner(vae, x, generator=generator)
+
+    def target(self, vae, x):
+        return self.inner.target(vae, x)
+
+
+@pytest.mark.parametrize("search", ["code-space:steps=4,starts=2", "through:gradient=implicit"])
+def test_own_mode_searches_are_attacked(search):
+    vae, x = rv.load("digits-vae"), rv.data.load("digits").x[:2]
+    attack = rv.Attack(rv.MetricDrop(), build("search", search), BALL)
+    scores = [
+        attack(rv.Victim(vae, defense), x, generator=generator(0)).score
+        for defense in (OwnSearch(), OwnSearch().inner)
+    ]
+    torch.testing.assert_close(*scores)

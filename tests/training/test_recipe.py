@@ -110,7 +110,7 @@ def test_a_recipe_in_color_trains(
     name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One epoch of a few images that are read, not held; the loss falls below the first."""
-    if Recipe.read(name).precision != "32":
+    if Recipe.read(name).training.precision != "32":
         pytest.importorskip("lightning_fabric", reason="the extra `train` mixes precisions")
     torch.set_default_dtype(torch.float32)
     few = rv.data.load(Recipe.read(name).data.name, "test", data_root)[:400]

@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from robustvae.defenses import HMC, Defense, PosteriorMode, RobustPosterior, RobustTarget, posterior
+from robustvae.defenses import HMC, Defense, seeks_mode
 from robustvae.defenses.defense import in_chunks, ready
 from robustvae.defenses.targets import target_of
 from robustvae.errors import RangeError, UnsupportedError, check_count, check_positive, check_type
@@ -57,6 +57,15 @@ class StraightThrough:
             return _carried(z, vae.encode(x).mean)
 
 
+def target_gradient(target: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Gradient of a mode search's target at latents that require one, (B, d), with its graph."""
+    if hasattr(target, "with_gradient"):  # a target whose own minimum must stay fixed once
+        gradient: Tensor = target.with_gradient(z)[1]
+    else:
+        (gradient,) = torch.autograd.grad(target(z).sum(), z, create_graph=True)
+    return gradient
+
+
 @final
 @dataclass(frozen=True)
 class Implicit:
@@ -66,11 +75,13 @@ class Implicit:
     Hessian in z. Exact once the search has converged, at one d x d system for each image.
 
     Args:
-        defense: `PosteriorMode` or `RobustPosterior`.
+        defense: One that looks for a mode, as `PosteriorMode` and `RobustPosterior` do: its method
+            `target(vae, x)` says of which density.
         damping: Added to -H, as a share of its mean diagonal, where H is nearly singular.
 
     Raises:
         RangeError: Damping that is not positive.
+        UnsupportedError: A defense that names no target.
 
     References:
         Implicit function theorem; Bai et al., 2019.
@@ -84,12 +95,17 @@ class Implicit:
         True
     """
 
-    defense: PosteriorMode | RobustPosterior
+    defense: Any
     damping: float = 1e-6
 
     def __post_init__(self) -> None:
         """Validate the damping."""
         check_positive(self.damping, "damping")
+        if not seeks_mode(self.defense):
+            raise UnsupportedError(
+                "the implicit gradient needs a defense with a method target(vae, x), got "
+                f"{type(self.defense).__name__}: use StraightThrough"
+            )
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
@@ -102,12 +118,7 @@ class Implicit:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return z
         at = z.clone().requires_grad_()
-        if isinstance(self.defense, RobustPosterior):
-            target = RobustTarget(vae, x, self.defense.norm, self.defense.radius)
-            _, slope = target.with_gradient(at)
-        else:
-            value = posterior(vae, x)(at)
-            (slope,) = torch.autograd.grad(value.sum(), at, create_graph=True)
+        slope = target_gradient(self.defense.target(vae, x), at)
         rows = [
             torch.autograd.grad(slope[:, j].sum(), at, retain_graph=True)[0]
             for j in range(z.shape[1])

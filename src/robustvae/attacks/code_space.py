@@ -11,14 +11,16 @@ find it again, and the gradient flows through those steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from robustvae.attacks.adaptive import target_gradient
 from robustvae.attacks.goals.metric_drop import similarity_stand_in
-from robustvae.defenses import PosteriorMode, RobustPosterior, RobustTarget, Victim, fisher
+from robustvae.defenses import Victim, fisher, seeks_mode
 from robustvae.errors import UnsupportedError, check_count, check_positive
+from robustvae.mcmc import Target
 from robustvae.metrics import default_variant
 from robustvae.models.base import VAE
 from robustvae.perturb import Ball, Score, SearchResult
@@ -84,7 +86,7 @@ class CodeSpace:
 
     def aim(self, victim: Victim) -> tuple[Victim, _CodeSearch]:
         """The victim as it is, and the search that knows its defense."""
-        if not isinstance(victim.defense, PosteriorMode | RobustPosterior):
+        if not seeks_mode(victim.defense):
             raise UnsupportedError(
                 f"code-space: {type(victim.defense).__name__} looks for no mode; use it on "
                 "RobustPosterior or PosteriorMode"
@@ -139,11 +141,10 @@ class _CodeSearch:
             other = vae.encode(vae.decode(noise).mean.clamp(0, 1)).mean
         return other if number % 2 else 0.5 * (other + clean)
 
-    def _target(self, y: Tensor) -> RobustTarget:
-        defense = self.victim.defense
-        if isinstance(defense, RobustPosterior):
-            return RobustTarget(self.victim.vae, y, defense.norm, defense.radius)
-        return RobustTarget(self.victim.vae, y, "linf", 1e-6)  # a mode of the posterior itself
+    def _target(self, y: Tensor) -> Target:
+        defense: Any = self.victim.defense
+        target: Target = defense.target(self.victim.vae, y)
+        return target
 
     def _climb(
         self, x: Tensor, ball: Ball, z: Tensor, clean_code: Tensor, clean: Tensor
@@ -197,7 +198,7 @@ class _CodeSearch:
             with torch.enable_grad():
                 target, code = self._target(at), z.detach().requires_grad_()
                 for _ in range(spec.unrolled):
-                    _, slope = target.with_gradient(code)
+                    slope = target_gradient(target, code)
                     code = code + 0.5 * (inverse @ slope.unsqueeze(2)).squeeze(2)
                 picture = vae.decode(code).mean.clamp(0, 1)
                 loss = similarity_stand_in(picture, clean.clamp(0, 1), variant)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks.adaptive import Implicit, StraightThrough
-from robustvae.defenses import PosteriorMean, PosteriorMode, RobustPosterior, Victim
+from robustvae.defenses import PosteriorMean, Victim, seeks_mode
 from robustvae.errors import UnsupportedError, check_choice
 from robustvae.perturb import Ball, ProjectedAscent, Score, SearchResult
 from robustvae.registry import build, register
@@ -74,7 +74,7 @@ class Through:
             return dataclasses.replace(victim, defense=PosteriorMean()), search
         if self.gradient == "straight-through":
             return dataclasses.replace(victim, defense=StraightThrough(victim.defense)), search
-        if not isinstance(victim.defense, PosteriorMode | RobustPosterior):
+        if not seeks_mode(victim.defense):
             raise UnsupportedError(
                 f"gradient='implicit': {type(victim.defense).__name__} looks for no mode; use "
                 "gradient='straight-through'"

@@ -7,6 +7,7 @@ from robustvae.defenses.defense import (
     is_posterior_mean,
     is_random,
     reads_encoder_mean,
+    seeks_mode,
 )
 from robustvae.defenses.noise import InputNoise
 from robustvae.defenses.posterior import (
@@ -56,4 +57,5 @@ __all__ = [
     "is_random",
     "posterior",
     "reads_encoder_mean",
+    "seeks_mode",
 ]

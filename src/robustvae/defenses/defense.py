@@ -24,7 +24,9 @@ class Defense(Protocol):
     What it may say of itself, as attributes, and what is assumed where it does not (ask the
     functions of these names): `is_random`, whether two calls on one image may differ (they may);
     `reads_encoder_mean`, whether what it reads has the encoder's mean as its mean (it has not);
-    `cost`, a `Cost` (unknown).
+    `cost`, a `Cost` (unknown); and as a method `target(vae, x)`, the function from latents, (B, d),
+    to log densities, (B,), whose mode it looks for (it looks for none; ask `seeks_mode`). Attacks
+    by code and by the implicit gradient need that target.
 
     Args:
         vae: The model.
@@ -84,6 +86,18 @@ def reads_encoder_mean(defense: object) -> bool:
         (True, False)
     """
     return bool(getattr(defense, "reads_encoder_mean", False))
+
+
+def seeks_mode(defense: object) -> bool:
+    """Whether the latent is a mode of a density that the defense names by its method `target`.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.defenses import seeks_mode
+        >>> seeks_mode(rv.RobustPosterior()), seeks_mode(rv.HMC())
+        (True, False)
+    """
+    return callable(getattr(defense, "target", None))
 
 
 def is_posterior_mean(defense: object) -> bool:

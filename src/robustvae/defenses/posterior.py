@@ -38,6 +38,7 @@ from robustvae.mcmc import (
     Kernel,
     PerChain,
     Plateau,
+    Target,
     diagnose,
     hmc,
     hmc_to_plateau,
@@ -479,8 +480,11 @@ class PosteriorMode(Climbing):
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            mean = vae.encode(part).mean
-            target = posterior(vae, part)
+            mean, target = vae.encode(part).mean, self.target(vae, part)
             return climb(self, vae, target, mean, graph=graph, generator=generator)
 
         return in_chunks(read, vae, x, self.chunk)
+
+    def target(self, vae: VAE, x: Tensor) -> Target:
+        """The posterior of each of the images `x`, (B, C, H, W), whose mode is looked for."""
+        return posterior(vae, x)

@@ -84,11 +84,14 @@ class RobustPosterior(Climbing):
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
         def read(part: Tensor, graph: bool) -> Tensor:
-            mean = vae.encode(part).mean
-            target = RobustTarget(vae, part, self.norm, self.radius)
+            mean, target = vae.encode(part).mean, self.target(vae, part)
             return climb(self, vae, target, mean, graph=graph, generator=generator)
 
         return in_chunks(read, vae, x, self.chunk)
+
+    def target(self, vae: VAE, x: Tensor) -> RobustTarget:
+        """The robust posterior of each of the images `x`, (B, C, H, W)."""
+        return RobustTarget(vae, x, self.norm, self.radius)
 
 
 @final

@@ -12,7 +12,6 @@ from robustvae import registry
 from robustvae.audit.context import Context
 from robustvae.certificates import Certificate, Question, certify
 from robustvae.certificates.certification import GUARANTEED
-from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError
 from robustvae.records import Column
 from robustvae.registry import register
@@ -118,7 +117,7 @@ class CertificateMeasure:
 
     def _methods(self, context: Context) -> dict[str, tuple[str, ...] | None]:
         """The methods of each kind that apply to the victim; None stands for the usual ones."""
-        if "smoothing" in registry.names("certificate-method") and _has_noise(context.victim):
+        if "smoothing" in registry.names("certificate-method") and context.victim.noise is not None:
             return {"probabilistic": ("smoothing",)}
         if not context.victim.draws_own_posterior:
             return {}
@@ -151,10 +150,6 @@ class CertificateMeasure:
             generator=context.generator("certificate"),
             rows=[context.numbers[row] for row in rows],
         )
-
-
-def _has_noise(victim: Victim) -> bool:
-    return registry.name_of("defense", victim.defense) == "input-noise"
 
 
 def _has_convolutions(vae: nn.Module) -> bool:
