@@ -215,6 +215,17 @@ def test_defense_is_row_with_three_numbers(digits, one):
     assert any(entry.key == "damage / defended" for entry in record.summary)
 
 
+def test_victims_alone_are_enough(digits, one):
+    vae = rv.load("digits-vae")
+    victims = {"plain": vae, "defended": rv.Victim(vae, rv.PosteriorMode(steps=3))}
+    record = rv.audit(victims=victims, images=digits, plan={**one, "inputs": 1}, question=R)
+    assert {row["victim"] for row in record.rows} == {"plain", "defended"}
+    with pytest.raises(rv.errors.ConfigError, match="needs a victim"):
+        rv.audit(images=digits)
+    with pytest.raises(rv.errors.RobustVAEError, match="NoneType"):
+        rv.audit(vae)
+
+
 def test_images_come_as_tensors(digits, one):
     record = rv.audit(rv.load("digits-vae"), digits.x[:9], plan=one, question=R)
     assert record.data.available == 9

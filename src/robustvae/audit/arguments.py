@@ -29,10 +29,11 @@ def named_victims(victim: Any, victims: Mapping[str, Any] | None = None) -> dict
         ConfigError: No victim at all.
     """
     values = dict(victim) if isinstance(victim, Mapping) else {"victim": victim}
+    values = {**({} if victim is None else values), **(victims or {})}
     if not values:
         raise ConfigError("an audit needs a victim: give a model or a Victim")
     by_name: dict[str, Victim] = {}
-    for name, one in {**values, **(victims or {})}.items():
+    for name, one in values.items():
         if isinstance(one, Victim):
             by_name[str(name)] = one
         elif isinstance(one, VAE):

@@ -48,8 +48,8 @@ from robustvae.records.parts import Omission
 
 @fitting_threads()
 def audit(
-    victim: Victim | VAE | Mapping[str, Any],
-    images: Any,
+    victim: Victim | VAE | Mapping[str, Any] | None = None,
+    images: Any = None,
     plan: str | Path | Mapping[str, Any] | Plan | None = None,
     *,
     protocol: str | None = None,
@@ -68,6 +68,7 @@ def audit(
 
     Args:
         victim: A victim, a model, or several of them by name; the first one is the headline's.
+            May be left out where `victims` are named.
         images: Where the inputs are taken from, balanced over the classes; pixels in [0, 1].
             `Images`, or a tensor, array or data set of them.
         plan: "quick" (the default, under two minutes on two cores for the bundled models),

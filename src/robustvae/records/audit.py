@@ -193,7 +193,8 @@ class Record(BaseModel):
         return f"<p><strong>{title}</strong><br>{verdict}<br>{numbers}</p>"
 
     def _lines(self) -> Iterator[str]:
-        yield f"Record of {self.title}: {len(self.rows)} rows, {len(self.victims)} victims"
+        victims = "1 victim" if len(self.victims) == 1 else f"{len(self.victims)} victims"
+        yield f"Record of {self.title}: {len(self.rows)} rows, {victims}"
         yield self.verdict.first
         display = [
             f"{entry.headline} {entry.mean if entry.mean is None else f'{float(entry.mean):.3g}'}"
