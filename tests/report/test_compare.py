@@ -12,7 +12,8 @@ import robustvae as rv
 from robustvae.errors import ConfigError, DataError, DtypeError
 from robustvae.records.audit import row_sha256
 from robustvae.report.board import board
-from robustvae.report.compare import compare, pareto
+from robustvae.report.compare import compare
+from robustvae.report.pareto import draw_pareto, draw_paretos, pareto
 from robustvae.report.tables import Cell, Heading, Row, Table
 
 
@@ -150,6 +151,48 @@ def test_pareto_rows_are_beaten_by_none():
         for i, (error, margin) in enumerate(numbers)
     )
     assert pareto(Table("t", (heading,), rows), "certified") == [0, 1]
+
+
+def with_cost(record, gradients):
+    victims = [
+        victim.model_copy(
+            update={"probes": {**victim.probes, "cost": {"gradients": gradients, "forwards": 1}}}
+        )
+        for victim in record.victims
+    ]
+    return record.model_copy(update={"victims": victims})
+
+
+def test_cost_is_column_where_it_differs(pair):
+    assert "cost" not in {heading.id for heading in compare(pair).headings}
+    table = compare([with_cost(pair[0], 0), with_cost(pair[1], 50)])
+    costs = {row.names["model"]: row.cells["cost"].mean for row in table.rows}
+    assert costs == {"one": 1.0, "other": 51.0}
+    assert "Cost of reading" in draw_paretos(table) and draw_paretos(compare(pair)) == ""
+
+
+def test_prices_stand_beside_each_other():
+    numbers = {"error_clean": 1.0, "cost": 2.0, "margin_upper_box": 0.5}
+    cells = {key: Cell(value) for key, value in numbers.items()}
+    worse = {key: Cell(2 * value) for key, value in numbers.items()}
+    heading = Heading("margin_upper_box", "attacked")
+    table = Table("t", (heading,), (Row({"model": "a"}, cells), Row({"model": "b"}, worse)))
+    assert draw_paretos(table).count("<svg") == 3  # clean error and cost within one
+
+
+def test_picture_tells_best_rows_apart():
+    heading = Heading("margin_upper_box", "attacked")
+    numbers = [(1.0, 0.1), (201.0, 0.5), (301.0, 0.4), (401.0, math.inf)]
+    rows = tuple(
+        Row({"model": f"m{i}"}, {"cost": Cell(cost), "margin_upper_box": Cell(margin)})
+        for i, (cost, margin) in enumerate(numbers)
+    )
+    table = Table("t", (heading,), rows)
+    assert pareto(table, "margin_upper_box", "cost") == [0, 1]
+    drawing = draw_pareto(table, against="cost")
+    assert drawing.count('<circle class="proved"') == 3  # two rows and the legend
+    assert drawing.count('<circle class="noise"') == 2
+    assert "3 m2 0.400 at 301" in drawing and "m3" not in drawing
 
 
 def test_many_rows_stand_upright(pair):

@@ -16,7 +16,7 @@ from robustvae.audit.budget import Clock
 from robustvae.audit.checks.gradient_matches_function import GradientMatchesFunction
 from robustvae.audit.context import Context, distance, nature_of
 from robustvae.audit.plan import AttackPlan
-from robustvae.defenses import Victim
+from robustvae.defenses import Victim, cost
 from robustvae.models.diagnosis import check
 from robustvae.perturb import Ball, Score
 from robustvae.perturb.ascent import evaluate, rows_that_fit
@@ -79,7 +79,14 @@ def probe(
         except Exception as error:  # a stranger's model may raise anything: the rest goes on
             note(f"probe {name}", error)
             probes[name] = None
+    probes["cost"] = _cost(context.victim)
     return probes
+
+
+def _cost(victim: Victim) -> dict[str, int] | None:
+    """What reading one code takes; None of a defense that does not say."""
+    price = cost(victim.defense)
+    return None if price is None else dataclasses.asdict(price)
 
 
 def _diagnosis(context: Context) -> list[dict[str, Any]]:

@@ -7,10 +7,17 @@ from typing import Annotated
 
 import typer
 
-from robustvae.errors import check_choice
+from robustvae.errors import ConfigError, check_choice
 
-FORMATS = ("text", "csv", "html", "json", "latex", "markdown")
-_SUFFIXES = {".csv": "csv", ".html": "html", ".json": "json", ".tex": "latex", ".md": "markdown"}
+FORMATS = ("text", "csv", "html", "json", "latex", "markdown", "svg")
+_SUFFIXES = {
+    ".csv": "csv",
+    ".html": "html",
+    ".json": "json",
+    ".tex": "latex",
+    ".md": "markdown",
+    ".svg": "svg",
+}
 
 
 def run(
@@ -21,7 +28,9 @@ def run(
         str | None,
         typer.Option(help=f"{', '.join(FORMATS)}; by default what the name of --out says."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table here, too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the table, or the picture, here, too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     failures: Annotated[
         int, typer.Option(min=0, help="How many failing rows to list; JSON holds all.")
@@ -37,17 +46,30 @@ def run(
         robustvae compare audits/plain audits/lipschitz
 
         robustvae compare audits/* --out table.tex
+
+        robustvae compare audits/* --out pareto.svg
     """
     from robustvae.cli.printing import show, show_table
     from robustvae.records import write_text
     from robustvae.report.compare import compare
+    from robustvae.report.pareto import draw_paretos
     from robustvae.report.tables import MOST_COLUMNS
 
     format = "json" if as_json else format
     kind = format or ("text" if out is None else _SUFFIXES.get(out.suffix, "text"))
     check_choice("format", kind, FORMATS)
     table = compare(records)
-    text = repr(table) + "\n" if kind == "text" else getattr(table, f"to_{kind}")()
+    if kind == "text":
+        text = repr(table) + "\n"
+    elif kind == "svg":
+        text = draw_paretos(table)
+        if not text:
+            raise ConfigError(
+                "a picture wants two rows with a robustness and its price, got fewer: compare "
+                "records with attacked or certified margins"
+            )
+    else:
+        text = getattr(table, f"to_{kind}")()
     if out is not None:
         write_text(out, text)
     if format is not None and format != "text" and out is None:

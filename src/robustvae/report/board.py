@@ -6,20 +6,20 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from robustvae.errors import DataError, RobustVAEError
 from robustvae.records import Record, write_files
-from robustvae.report.compare import CLEAN_ERROR, compare, question_in_words
+from robustvae.report.compare import compare, question_in_words
 from robustvae.report.files import read
-from robustvae.report.numbers import NOT_MEASURED, near
+from robustvae.report.numbers import NOT_MEASURED
 from robustvae.report.page import render
-from robustvae.report.tables import Row, Table
+from robustvae.report.pareto import AGAINST, draw_pareto
 
 _FILES = ("record.json", "adversarials.safetensors", "rows.parquet", "rows.jsonl")
-_SIDE = 260.0  # of the picture, in its own units
 
 
 @final
@@ -41,8 +41,8 @@ class Section:
     title: str
     head: list[str]
     entries: list[Entry]
-    points: list[dict[str, Any]]
-    axes: dict[str, str]
+    drawings: list[Markup]
+    robustness: str
 
 
 def board(folder: str | Path, out: str | Path) -> Path:
@@ -105,7 +105,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
         lstrip_blocks=True,
     )
     template = environment.get_template("board.html")
-    text = template.render(sections=sections, faults=faults, count=len(records), side=_SIDE)
+    text = template.render(sections=sections, faults=faults, count=len(records))
     index = Path(out) / "index.html"
     # The index comes last, so that it never names a page that is not there.
     write_files({**contents, index: text.encode()})
@@ -133,8 +133,10 @@ def _section(records: list[Record], places: list[str]) -> Section:
         page = f"{places[owners[i]]}/report.html"
         place = NOT_MEASURED if reasons[i] else str(rank)
         entries.append(Entry(place, body[i], page, reasons[i]))
-    points, axes = _points(table, [table.rows[i] for i in order], key)
-    return Section(table.title, table.head(), entries, points, axes)
+    ranked = replace(table, rows=tuple(table.rows[i] for i in order))
+    drawings = [draw_pareto(ranked, key, price) for price in AGAINST]
+    name = next((heading.label for heading in table.headings if heading.id == key), key)
+    return Section(table.title, table.head(), entries, [Markup(d) for d in drawings if d], name)
 
 
 def _reason(record: Record) -> str:
@@ -144,36 +146,6 @@ def _reason(record: Record) -> str:
     if record.question.protocol is None:
         return "no protocol"
     return "shortened" if record.question.shortened else ""
-
-
-def _points(table: Table, rows: list[Row], key: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Robustness against clean error, in the picture's units; best is the upper left corner."""
-    pairs = [
-        (number, row, row.cells[CLEAN_ERROR].mean, row.cells[key].mean)
-        for number, row in enumerate(rows, 1)
-        if CLEAN_ERROR in row.cells and key in row.cells
-    ]
-    pairs = [pair for pair in pairs if pair[3] < float("inf")]
-    if len(pairs) < 2:
-        return [], {}
-    right = max(error for *_, error, _ in pairs) * 1.1 or 1.0
-    top = max(margin for *_, margin in pairs) * 1.1 or 1.0
-    points = []
-    for number, row, error, margin in pairs:
-        better = any(
-            e <= error and m >= margin and (e, m) != (error, margin) for _, _, e, m in pairs
-        )
-        points.append(
-            {
-                "x": round(_SIDE * error / right, 1),
-                "y": round(_SIDE * (1 - margin / top), 1),
-                "number": number,
-                "label": " ".join(row.names.values()),
-                "front": not better,
-            }
-        )
-    heading = next(h for h in table.headings if h.id == key)
-    return points, {"x": near(right), "y": near(top), "name": heading.label}
 
 
 def _slug(record: Record) -> str:

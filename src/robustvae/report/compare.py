@@ -10,6 +10,7 @@ from typing import Any
 from robustvae.errors import ConfigError, DtypeError
 from robustvae.records import Record
 from robustvae.records.intervals import mean_interval
+from robustvae.records.parts import VictimFacts
 from robustvae.report import reading
 from robustvae.report.failures import failing_rows
 from robustvae.report.files import read
@@ -19,33 +20,11 @@ from robustvae.report.tables import Cell, Heading, Row, Table, cell_of
 # What belongs beside every margin, whether it is a key number of its record or not: a model that
 # reconstructs badly, or a defense that costs much, is robust for the wrong reason.
 CLEAN_ERROR = "error_clean"
+COST = Heading(
+    "cost", "Cost of reading a code", "gradients and passes for one input", better="lower"
+)
 _BESIDE = (CLEAN_ERROR, "price")
 _QUESTION = ("norm", "r", "m", "displacement", "center", "box")
-
-
-def pareto(table: Table, key: str) -> list[int]:
-    """Rows that no other row beats in both the clean error and a robustness column.
-
-    Args:
-        table: Of `compare`.
-        key: Id of the column, such as "margin_upper_box" or "certified".
-
-    Returns:
-        Places of the rows, the lowest clean error first.
-    """
-    pairs = {
-        place: (row.cells[CLEAN_ERROR].mean, row.cells[key].mean)
-        for place, row in enumerate(table.rows)
-        if CLEAN_ERROR in row.cells and key in row.cells
-    }
-    front = [
-        place
-        for place, (error, margin) in pairs.items()
-        if not any(
-            e <= error and m >= margin and (e, m) != (error, margin) for e, m in pairs.values()
-        )
-    ]
-    return sorted(front, key=lambda place: pairs[place])
 
 
 def compare(records: Sequence[Record | str | Path]) -> Table:
@@ -203,10 +182,19 @@ def _headings(records: Sequence[Record]) -> list[Heading]:
                     entry.rounding,
                     entry.better,
                 )
+    victims = [victim for record in records for victim in record.victims]
+    if len({_cost(victim) for victim in victims} - {None}) > 1:
+        headings[COST.id] = COST
     return list(headings.values())
 
 
-def _cells(record: Record, place: int, headings: Iterable[Heading]) -> dict[str, Cell]:
+def _cost(victim: VictimFacts) -> float | None:
+    """Gradients and passes that reading one code takes, where the audit measured them."""
+    counts = victim.probes.get("cost")
+    return float(sum(counts.values())) if isinstance(counts, dict) else None
+
+
+def _cells(record: Record, place: int, headings: Sequence[Heading]) -> dict[str, Cell]:
     victim = record.victims[place]
     suffix = "" if place == 0 else f" / {victim.name}"
     entries = {entry.key: entry for entry in record.summary}
@@ -215,6 +203,8 @@ def _cells(record: Record, place: int, headings: Iterable[Heading]) -> dict[str,
         entry = entries.get(heading.id + suffix)
         if entry is not None:
             cells[heading.id] = cell_of(entry.mean, entry.low, entry.high, entry.n)
+    if COST in headings:
+        cells[COST.id] = cell_of(_cost(victim))
     return {key: cell for key, cell in cells.items() if cell is not None}
 
 
