@@ -8,7 +8,7 @@ from typing import Any
 from robustvae.app import drawing
 from robustvae.app.explorer import Explorer
 from robustvae.errors import MissingExtraError, RobustVAEError, install_command
-from robustvae.report.numbers import given, near
+from robustvae.report.numbers import floor, given, near
 
 HOST = "127.0.0.1"  # loopback: nobody else is served, and nothing is shared
 _INTRO = (
@@ -56,7 +56,7 @@ def build(explorer: Explorer, r: float) -> Any:
         if edge is None:
             return line, "", "Nothing is certified here, or no attack broke it."
         words = (
-            f"On the edge of the certified ball, at size {near(edge.size)} in the worst direction "
+            f"On the edge of the certified ball, at size {floor(edge.size)} in the worst direction "
             f"found, the output moves by {near(edge.damage)}: less than r = {given(r)}."
         )
         return line, drawing.panels(edge.panels), words

@@ -71,9 +71,9 @@ def draw_pareto(
     if len(pairs) < 2:
         return ""
     front = pareto(table, key, against)
-    keys = [("better than all in one of the two", marks.dot("proved", 5))]
+    keys = [("no other is better in both", marks.dot("proved", 5))]
     if len(front) < len(pairs):
-        keys.append(("another is better in both", marks.dot("noise", 5)))
+        keys.append(("another is", marks.dot("noise", 5)))
     legend, top = draw_legend(keys, width, 60)
     top += 8
     bottom, left, right = top + 230.0, 52.0, width - 24.0
