@@ -211,10 +211,14 @@ class Item:
         for key, text in (given or {}).items():
             check_choice(f"field of {self.name}", key, hints)
             value: Any = text
-            if str(hints[key]).startswith("tuple"):
+            if is_nested := text.startswith("["):  # JSON, for tuples of tuples
+                value = text
+            elif str(hints[key]).startswith("tuple"):
                 value = [part for part in text.split(",") if part]
+            adapter: Any = pydantic.TypeAdapter(hints[key])
+            read = adapter.validate_json if is_nested else adapter.validate_python
             try:
-                changes[key] = pydantic.TypeAdapter(hints[key]).validate_python(value)
+                changes[key] = read(value)
             except pydantic.ValidationError as error:
                 problem = error.errors()[0]["msg"]
                 raise ConfigError(f"{self.name}: {key}={text}: {problem}") from None
@@ -305,4 +309,8 @@ def _sha256(vae: VAE) -> str:
 
 
 def _spelled(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if not isinstance(value, tuple | list):
+        return str(value)
+    if any(isinstance(part, tuple | list) for part in value):
+        return json.dumps(plain(value))
+    return ",".join(map(str, value))

@@ -39,7 +39,7 @@ def published_batches(root: Path) -> Images:
     return data.load("cifar10", "test", root)
 
 
-# name: how to make it, in an empty folder; the first eleven are the names of `data.names()`
+# name: how to make it, in an empty folder; the first twelve are the names of `data.names()`
 SOURCES: dict[str, Callable[[Path], Images]] = {
     "celeba": lambda root: data.read_folder(write_faces(root), crop=16, size=8),
     "cifar10": published_batches,
@@ -48,6 +48,7 @@ SOURCES: dict[str, Callable[[Path], Images]] = {
     "digits": lambda root: data.load("digits"),
     "breast-cancer": lambda root: data.load("breast-cancer"),
     "drawn-shapes": lambda root: data.load("drawn-shapes", "test"),
+    "drawn-signals": lambda root: data.load("drawn-signals", "test"),
     "dsprites": lambda root: data.load("dsprites", "test"),
     "wine": lambda root: data.load("wine"),
     "fashion_mnist": lambda root: data.load("fashion_mnist", "test"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from robustvae.audit.auditor import Auditor
 from robustvae.audit.budget import Clock, Costs, fit_to_minutes
 from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
+from robustvae.audit.profiles.minutes import PLAN_SHARE, fitted_use, score_units
 from robustvae.audit.profiles.running import (
     bare_record,
     fitted_plan,
@@ -141,7 +143,9 @@ def audit(
         left_out.append(Omission(stage="plan", reason=words))
         stages = stages.model_copy(update={"inputs": len(images)})
     costs = None if only_scores else Costs(by_name, images, diagnosis)
-    budget = minutes or stages.minutes
+    limit = minutes or stages.minutes
+    # what the user of a profile asks is the use: its plan gets the smaller part of the minutes
+    budget = PLAN_SHARE * limit if limit and use is not None else limit
     if budget and costs is not None:
         stages, words = fit_to_minutes(stages, costs, budget, time.monotonic() - start_time)
         if words:
@@ -175,6 +179,15 @@ def audit(
         record = record.model_copy(update={"protocol": [*record.protocol, *mended]})
     if use is None:
         return record
+    deadline, words = math.inf, ""
+    if limit:
+        deadline = start_time + 60 * limit
+        units = score_units(by_name, images) if costs is None else costs.units
+        use, words = fitted_use(use, by_name, units, deadline - time.monotonic())
     with torch_threads(executor.threads):
-        result = measured(use, by_name, everything, seed, run.progress)
+        result = measured(use, by_name, everything, seed, run.progress, deadline)
+    if words:
+        result.omit("profile", "", words)
+    seconds = round(time.monotonic() - start_time, 1)
+    record = record.model_copy(update={"timing": {**record.timing, "seconds": seconds}})
     return with_use(record, use, result)

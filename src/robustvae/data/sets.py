@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from robustvae import registry
-from robustvae.data import celeba, cifar10, color_mnist, digits, drawn_shapes, dsprites, tables
+from robustvae.data import (
+    celeba,
+    cifar10,
+    color_mnist,
+    digits,
+    drawn_shapes,
+    drawn_signals,
+    dsprites,
+    tables,
+)
 from robustvae.data.changes import Binarized, Blurred, Compressed, Noisy
 from robustvae.data.fashion_mnist import FASHION_MNIST
 from robustvae.data.folder import read_folder
@@ -74,6 +83,12 @@ def load_drawn_shapes(split: str, root: Path, download: bool) -> Images:
     return drawn_shapes.load(split)
 
 
+@register("data", "drawn-signals")
+def load_drawn_signals(split: str, root: Path, download: bool) -> Images:
+    """Signals of two channels and 128 values, normal ones and four faults, from a fixed seed."""
+    return drawn_signals.load(split)
+
+
 @register("data", "dsprites")
 def load_dsprites(split: str, root: Path, download: bool) -> Images:
     """Shapes drawn from known factors, made as they are read."""
@@ -114,8 +129,8 @@ def load(
 ) -> Images:
     """A data set by name; the large ones are read as they are asked for, not all at once.
 
-    "digits", "breast-cancer" and "wine" come with the installation, "dsprites" and "drawn-shapes"
-    are drawn. The others are read from the
+    "digits", "breast-cancer" and "wine" come with the installation, "dsprites", "drawn-shapes" and
+    "drawn-signals" are drawn. The others are read from the
     folder `root`, else from the one that the environment variable ROBUSTVAE_DATA names, else from
     ~/.cache/robustvae, in torchvision's layout: MNIST/raw and FashionMNIST/raw (IDX files, raw or
     .gz), cifar-10-batches-py, celeba. "color_mnist" is made of MNIST, "cifar10_jpeg" is read from

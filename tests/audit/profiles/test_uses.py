@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from robustvae.records.parts import UseFacts
 from robustvae.report.profiles import codec as codec_section
 from robustvae.report.profiles import latent_diffusion as latent_section
 from robustvae.report.profiles import representation as representation_section
+from robustvae.report.profiles.section import section_of
 from robustvae.testing import members_of
 
 QUICK = "projected-ascent:steps=10,restarts=1"
@@ -241,3 +244,49 @@ def test_profile_from_user_file(tmp_path):
     record = rv.audit(rv.load("digits-vae"), digits, plan, profile=str(path))
     assert record.use.settings["inputs"] == 4
     assert len([r for r in record.use.rows if r["condition"] == "clean"]) == 4
+
+
+def test_token_flips_are_counted():
+    """Codes 20 (x - 1/2) = 2 are rounded: a change of 0.02 turns no token, 0.03 turns all."""
+    balls = (rv.Ball("linf", 0.02), rv.Ball("linf", 0.03))
+    use = Representation(head=lambda z: z[:, :2], balls=balls, inputs=4, search=QUICK)
+    x = torch.full((4, 1, 8, 8), 0.6)
+    result = use(UseContext({"codec": wrapped(PlantedCodec().eval())}, rv.data.from_tensor(x)))
+    flips = {r["radius"]: r["token_flips"] for r in result.rows if r["condition"] == "attacked"}
+    assert flips == {0.02: 0.0, 0.03: 1.0}
+    table = representation_section.section(facts("representation", result), ["codec"]).tables[0]
+    assert [row.cells["tokens"].mean for row in table.rows[1:]] == [0.0, 1.0]
+
+
+class Slow(Mean):
+    """Each pass sleeps: minutes are counted by the clock, so that any machine shows the cut."""
+
+    def encode(self, x):
+        time.sleep(0.002 * len(x))
+        return super().encode(x)
+
+
+@pytest.mark.parametrize("name", ["anomaly", "codec", "latent-diffusion", "representation"])
+def test_minutes_cut_every_profile(name):
+    data = images(60)
+    record = rv.audit(wrapped(Slow()), data, profile=name, minutes=0.1, question={"r": 1.0})
+    assert record.timing["seconds"] < 20  # of 6; uncut it takes minutes
+    words = [one.reason for one in record.left_out if one.stage == "profile"]
+    assert len(words) == 1 and words[0].startswith("cut to the minutes: ")
+    assert "inputs" in words[0] or "steps" in words[0]
+    section = section_of(record)
+    assert section.answer[0] != "No attack was run."
+
+
+def test_late_stages_are_omitted():
+    context = UseContext({"mean": wrapped(Mean())}, images(), deadline=0.0)
+    balls = (rv.Ball("linf", 0.1), rv.Ball("linf", 0.2))
+    for use in (
+        Representation(head=sign, balls=balls, inputs=4, search=QUICK),
+        Codec(radii=(0.1, 0.2), inputs=2, search=QUICK),
+        LatentDiffusion(radii=(0.1,), inputs=4, search=QUICK),
+    ):
+        result = use(context)
+        assert any("minutes" in one.reason for one in result.left_out)
+        assert any("0.2" in one.stage or "target" in one.stage for one in result.left_out)
+        assert not any(row.get("radius") == 0.2 and "drift" in row for row in result.rows)

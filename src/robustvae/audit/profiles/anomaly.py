@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -13,8 +13,23 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack
+from robustvae.audit.budget import UnitCost
 from robustvae.audit.context import is_defended, undefended
-from robustvae.audit.profiles.base import UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.base import LATE, UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.changes import (
+    ONLY_COUNTS,
+    Allowance,
+    allowances,
+    check_allowances,
+    is_discrete,
+)
+from robustvae.audit.profiles.minutes import (
+    pass_seconds,
+    scaled,
+    scaled_draws,
+    scaled_search,
+    search_passes,
+)
 from robustvae.certificates import certify_score
 from robustvae.certificates.scoring import ScoreBounds
 from robustvae.data import Images
@@ -22,6 +37,7 @@ from robustvae.defenses import Victim
 from robustvae.errors import (
     ConfigError,
     RobustVAEError,
+    UnsupportedError,
     check_count,
     check_probability,
     unknown,
@@ -34,6 +50,13 @@ from robustvae.scores import LatentDistance, Score, default_score
 NORMAL_NAMES = ("normal", "good", "ok", "benign")
 REFERENCE = 500  # clean normals that set the threshold: a share of 5 % is known to 1 %
 _LEAST_REFERENCE = 20  # fewer others than this: the judged normals set the threshold themselves
+_LEAST_CUT = 8  # inputs of each side, in however little time
+# shares of the time below which the search without gradients is left out, and balls are
+_BLIND_SHARE, _BALL_SHARE = 0.1, 0.02
+NO_SMOOTHING = (
+    "smoothing adds normal noise, which makes fractions of counts, and those do not occur: counts "
+    "are judged by attacks in l0 alone"
+)
 _DRAWS = 2  # that a search averages of a random victim: fresh ones judge what it finds
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("l2", 2.0), Ball("linf", 0.1))
 
@@ -54,7 +77,9 @@ class Anomaly:
     Args:
         score: A registered score, its spec, `package.module:Name` of a score of yours, or an
             object; None for the detector's own, else the squared reconstruction error.
-        balls: What the attacker may do; sizes in units of the input range [0, 1].
+        balls: What the attacker may do; sizes in units of the input range [0, 1], of "l0" numbers
+            of values, such as features of a table.
+        snr: Signal-to-noise ratios in decibels of more changes in l2, for signals.
         fpr: False positive rate on clean normals at which the threshold is set, in (0, 1).
         inputs: Inputs judged on each side, at most.
         normal: Labels or class names of normal inputs; empty for a class named normal, good, ok
@@ -67,6 +92,7 @@ class Anomaly:
         draws: Of each input for its certified interval.
         confidence: With which all intervals hold together.
         votes: Draws whose median is the deployed score of a random victim; odd.
+        reference: Clean normal inputs that set the threshold, at most.
 
     Raises:
         RangeError: A count or a probability out of range.
@@ -91,6 +117,7 @@ class Anomaly:
 
     score: Any = None
     balls: tuple[Ball, ...] = BALLS
+    snr: tuple[float, ...] = ()
     fpr: float = 0.05
     inputs: int = 100
     normal: tuple[Any, ...] = ()
@@ -101,6 +128,7 @@ class Anomaly:
     draws: int = 2000
     confidence: float = 0.999
     votes: int = 21
+    reference: int = REFERENCE
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -108,14 +136,12 @@ class Anomaly:
         check_probability(self.confidence, "confidence")
         check_count(self.inputs, "inputs", least=2)
         check_count(self.gradient_free, "gradient_free", least=0)
+        check_count(self.reference, "reference", least=_LEAST_REFERENCE)
         for name in ("draws", "votes"):
             check_count(getattr(self, name), name)
         if self.votes % 2 == 0:
             raise ConfigError(f"votes must be odd, so that there is a median, got {self.votes}")
-        if not self.balls:
-            raise ConfigError("the profile anomaly needs at least one ball: give balls=[...]")
-        if any(isinstance(ball.radius, Tensor) for ball in self.balls):
-            raise ConfigError("balls must have one radius each: give a ball for each radius")
+        check_allowances(self.balls, self.snr, "anomaly")
 
     def plan_images(self, images: Images) -> Images:
         """The normal inputs: what the model is meant to reproduce."""
@@ -160,7 +186,7 @@ class Anomaly:
             for rows, side in ((normal, "normal"), (anomalous, "anomalous"))
         ]
         left = normal[~torch.isin(normal, judged[0])]
-        reference = context.choose(left, REFERENCE, "reference")
+        reference = context.choose(left, self.reference, "reference")
         if len(left) < _LEAST_REFERENCE:
             reference = judged[0]
             result.notes.append(
@@ -171,7 +197,15 @@ class Anomaly:
         result.facts |= {"confidence": self.confidence, "draws": self.draws}
         for name, victim in context.victims.items():
             context.step(f"{name}: anomaly scores")
-            detector = Detector(self, context, name, victim, reference)
+            try:
+                detector = Detector(self, context, name, victim, reference)
+            except UnsupportedError as error:
+                if victim is context.first:
+                    raise
+                result.omit("anomaly scores", name, error)
+                continue
+            for one in detector.ruled_out:
+                result.omit(f"attacks in {one.words}", name, ONLY_COUNTS)
             result.facts[f"threshold of {name}"] = detector.threshold
             result.facts[f"score of {name}"] = detector.name
             for side, rows in zip(("normal", "anomalous"), judged, strict=True):
@@ -197,10 +231,11 @@ class Anomaly:
         context.step(f"{name}: attacks on {side} inputs")
         for ball, x_adv, score, attack in detector.attacks(x, rows, side == "normal", result):
             table += [
-                {**row, **_ball(ball), "condition": "attacked", "score": value, "attack": by}
+                {**row, **ball.row(), "condition": "attacked", "score": value, "attack": by}
                 for row, value, by in zip(base, numbers(score), attack, strict=True)
             ]
-            if side == "anomalous" and detector.victim is context.first and ball is self.balls[-1]:
+            shown = detector.shown
+            if side == "anomalous" and detector.victim is context.first and ball == shown:
                 detector.pictures(x, x_adv, (clean, score), base, result)
         context.step(f"{name}: certified scores of {side} inputs")
         bounds = detector.certified(x, rows.tolist(), side, result)
@@ -221,6 +256,41 @@ class Anomaly:
                     for row, low, high in ends
                 ]
         return table
+
+    def seconds(self, victims: Mapping[str, Victim], units: Mapping[str, UnitCost]) -> float:
+        """About how long it takes, by what a row costs each victim."""
+        total = 0.0
+        for name, victim in victims.items():
+            forward, gradient = pass_seconds(victim, units[name])
+            is_guarded = is_defended(victim)
+            readings = (self.votes if is_guarded else 1) * forward
+            gradients = search_passes(self.search) * _DRAWS * gradient * (1 + is_guarded)
+            balls = len(self.balls) + len(self.snr)
+            # every candidate is judged, and the clean score and the chosen change again
+            each = gradients + self.gradient_free * _DRAWS * forward + 6 * readings
+            total += 2 * self.inputs * (balls * each + 2 * readings) + self.reference * readings
+            if victim.noise is not None:
+                total += 2 * self.inputs * self.draws * forward
+        return total
+
+    def cut(self, share: float) -> Anomaly:
+        """The same question for about that share of the time."""
+        return dataclasses.replace(
+            self,
+            inputs=scaled(self.inputs, share, _LEAST_CUT),
+            reference=scaled(self.reference, share, 2 * _LEAST_REFERENCE),
+            search=scaled_search(self.search, share),
+            gradient_free=scaled(self.gradient_free, share, 0) if share > _BLIND_SHARE else 0,
+            draws=scaled_draws(self.draws, share),
+            balls=self.balls if share > _BALL_SHARE else self._one_ball_a_norm(),
+        )
+
+    def _one_ball_a_norm(self) -> tuple[Ball, ...]:
+        middle = {}
+        for norm in dict.fromkeys(ball.norm for ball in self.balls):
+            same = [ball for ball in self.balls if ball.norm == norm]
+            middle[norm] = same[len(same) // 2]
+        return tuple(middle.values())
 
     def _labels(self, images: Images, chosen: Sequence[Any]) -> set[int]:
         labels: set[int] = set()
@@ -246,6 +316,13 @@ class Detector:
         clean = context.inputs(reference)
         self.score: Score = score_of(use.score, victim, clean)
         self.name = score_name(use.score, self.score)
+        self.allowed, self.ruled_out = allowances(use.balls, use.snr, victim.vae)
+        # the pictures are of the change that was named last
+        self.shown = self.allowed[-1]
+        last = use.balls[-1] if use.balls else None
+        for one in self.allowed:
+            if last is not None and (one.norm, one.size) == (last.norm, float(last.radius)):
+                self.shown = one
         self.random = self._is_random(clean[:1])
         values = self.deployed(clean, reference.tolist(), "reference").sort().values
         # the least value that at most the stated share of clean normals lies above
@@ -275,12 +352,17 @@ class Detector:
 
     def attacks(
         self, x: Tensor, rows: Tensor, raises: bool, result: UseResult
-    ) -> Iterator[tuple[Ball, Tensor, Tensor, list[str]]]:
+    ) -> Iterator[tuple[Allowance, Tensor, Tensor, list[str]]]:
         """In every ball the attacked inputs, their deployed scores, and what made each."""
         sign = 1.0 if raises else -1.0
         carried: dict[str, Tensor] = {}
         # smaller balls first: what they give is a candidate in the larger ones of their norm
-        for ball in sorted(self.use.balls, key=lambda ball: (ball.norm, float(ball.radius))):
+        for number, ball in enumerate(self.allowed):
+            # the first ball is attacked in any case: without it there is no answer
+            if number and self.context.is_late:
+                side = "normal inputs" if raises else "anomalies"
+                result.omit(f"attacks on {side} in {ball.words}", self.victim_name, LATE)
+                continue
             best, attack = x.clone(), ["none"] * len(x)
             value = sign * self.deployed(x, rows.tolist(), "selection")
             candidates = dict(self._candidates(ball, x, rows, raises, result))
@@ -299,9 +381,9 @@ class Detector:
             yield ball, best, self.deployed(best, rows.tolist(), "report"), attack
 
     def _candidates(
-        self, ball: Ball, x: Tensor, rows: Tensor, raises: bool, result: UseResult
+        self, allowed: Allowance, x: Tensor, rows: Tensor, raises: bool, result: UseResult
     ) -> Iterator[tuple[str, Tensor]]:
-        use = self.use
+        use, ball = self.use, allowed.ball(x)
         searches: list[tuple[str, Any, Victim]] = []
         if not getattr(self.victim.vae, "without_gradients", False):
             searches.append(("gradients", registry.build("search", use.search), self.victim))
@@ -314,15 +396,13 @@ class Detector:
             goal = AnomalyScore(score=self.score, raises=raises, draws=_DRAWS)
             if use.masked:
                 search = Masked(search, use.masked)
-            purpose = f"{name} {ball.norm} {ball.radius:g} {raises}"
+            purpose = f"{name} {allowed.norm} {allowed.size:g} {raises}"
             try:
                 attack = Attack(goal, search, ball)
                 streams = self.context.streams(purpose, rows.tolist())
                 yield name, attack(victim, x, generator=streams).x_adv
             except (RobustVAEError, RuntimeError) as error:
-                result.omit(
-                    f"attack by {name}, {ball.norm} {ball.radius:g}", self.victim_name, error
-                )
+                result.omit(f"attack by {name}, {allowed.words}", self.victim_name, error)
 
     def certified(
         self, x: Tensor, rows: Sequence[int], side: str, result: UseResult
@@ -330,6 +410,13 @@ class Detector:
         """Intervals of the median score at the sizes of the l2 balls, or None."""
         use = self.use
         sizes = [float(ball.radius) for ball in use.balls if ball.norm == "l2"]
+        if is_discrete(self.victim.vae):
+            if side == "normal":
+                result.omit("certified scores", self.victim_name, NO_SMOOTHING)
+            return None
+        if self.context.is_late:
+            result.omit(f"certified scores of {side} inputs", self.victim_name, LATE)
+            return None
         if self.victim.noise is None or not sizes:
             if side == "normal":
                 words = "no ball in l2" if self.victim.noise else "there is no noise on its input"
@@ -363,7 +450,6 @@ class Detector:
         result: UseResult,
     ) -> None:
         """The anomalies whose scores fell furthest, with their reconstructions."""
-        ball = self.use.balls[-1]
         order = (scores[1] / scores[0].abs().clamp_min(1e-12)).argsort()[:4].tolist()
         for i in order:
             pair = torch.stack([x[i], x_adv[i]])
@@ -375,7 +461,7 @@ class Detector:
             result.show(
                 base[i]["input"],
                 int(self.context.images.y[base[i]["input"]]),
-                f"{ball.norm} {ball.radius:g}",
+                self.shown.words,
                 f"{base[i]['kind']}: score {float(scores[0][i]):.3g}, attacked "
                 f"{float(scores[1][i]):.3g}, threshold {self.threshold:.3g}",
                 input=pair[0],
@@ -436,10 +522,6 @@ def violations(rows: Sequence[dict[str, Any]], victim: str) -> dict[str, Any]:
             count += 1
             outside += not low <= row["score"] <= high
     return {"use": {"attacked_outside_certified": outside, "compared": count}} if count else {}
-
-
-def _ball(ball: Ball) -> dict[str, Any]:
-    return {"norm": ball.norm, "radius": float(ball.radius)}
 
 
 def _number(value: Any) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
@@ -18,6 +20,7 @@ from robustvae.records.parts import Omission
 from robustvae.registry import family_base
 from robustvae.seeding import RowGenerator, row_generators, shard_generator
 
+LATE = "the minutes of the audit are over; give more minutes"
 GALLERY = 4  # inputs shown: the rows have all of them
 
 
@@ -31,17 +34,24 @@ class UseContext:
         images: The user's inputs.
         seed: Of every generator.
         step: Called with a few words when a stage begins.
+        deadline: On the monotonic clock; stages that would begin after it are left out.
     """
 
     victims: dict[str, Victim]
     images: Images
     seed: int = 0
     step: Callable[[str], None] = lambda words: None
+    deadline: float = math.inf
 
     @property
     def first(self) -> Victim:
         """The victim that the answer speaks of."""
         return next(iter(self.victims.values()))
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the minutes of the audit are over."""
+        return time.monotonic() > self.deadline
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Some inputs as the models read them, (n, ...)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack, BitRate
 from robustvae.attacks.goals.base import reported
-from robustvae.audit.profiles.base import UseContext, UseResult, numbers
+from robustvae.audit.budget import UnitCost
+from robustvae.audit.profiles.base import LATE, UseContext, UseResult, numbers
+from robustvae.audit.profiles.minutes import (
+    pass_seconds,
+    scaled,
+    scaled_search,
+    search_passes,
+)
 from robustvae.defenses import Victim
 from robustvae.errors import (
     ConfigError,
@@ -106,6 +114,24 @@ class Codec:
         result.facts["inputs"] = len(rows)
         return result
 
+    def seconds(self, victims: Mapping[str, Victim], units: Mapping[str, UnitCost]) -> float:
+        """About how long it takes, by what a row costs each victim."""
+        total = 0.0
+        for name, victim in victims.items():
+            forward, gradient = pass_seconds(victim, units[name])
+            # four goals' worth of searches, each of two draws, in every ball
+            gradients = 8 * search_passes(self.search) * gradient
+            total += self.inputs * len(self.radii) * (gradients + 10 * forward)
+        return total
+
+    def cut(self, share: float) -> Codec:
+        """The same question for about that share of the time."""
+        return dataclasses.replace(
+            self,
+            inputs=scaled(self.inputs, share, 1),
+            search=scaled_search(self.search, share),
+        )
+
     def _measure(
         self,
         name: str,
@@ -140,6 +166,10 @@ class Codec:
         both = Weighted((rate, error), (1 / pixels, self.weight / x[0].numel()))
         base = [{"victim": name, "input": i} for i in rows]
         for goal, member in (("rate", rate), ("distortion", error), ("rate and distortion", both)):
+            # the rate at the first radius is searched in any case: without it there is no answer
+            if context.is_late and (goal, radius) != ("rate", self.radii[0]):
+                result.omit(f"{goal}, linf {radius:.3g}", name, LATE)
+                continue
             context.step(f"{name}: {goal}, linf {radius:.3g}")
             attack = Attack(member, registry.build("search", self.search), ball)
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -11,7 +12,14 @@ from torch import Tensor
 
 from robustvae import registry, zoo
 from robustvae.attacks import Attack, EncoderTarget
-from robustvae.audit.profiles.base import UseContext, UseResult, in_parts, numbers
+from robustvae.audit.budget import UnitCost
+from robustvae.audit.profiles.base import LATE, UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.minutes import (
+    pass_seconds,
+    scaled,
+    scaled_search,
+    search_passes,
+)
 from robustvae.audit.profiles.transforms import STANDARD, Transform, transforms_of
 from robustvae.defenses import Victim
 from robustvae.errors import (
@@ -29,6 +37,7 @@ from robustvae.registry import register
 from robustvae.seeding import by_row, rand
 
 LEVELS = (4 / 255, 8 / 255, 16 / 255)
+_ROBUST_SHARE = 0.05  # of the time, below which no change is made through the transforms
 _LEAST = 4  # inputs: the distance between two images' codes is the unit of every drift
 
 
@@ -117,6 +126,26 @@ class LatentDiffusion:
         result.facts["inputs"] = len(rows)
         return result
 
+    def seconds(self, victims: Mapping[str, Victim], units: Mapping[str, UnitCost]) -> float:
+        """About how long it takes, by what a row costs each victim."""
+        unit = next(iter(units.values()))
+        forward, gradient = pass_seconds(next(iter(victims.values())), unit)
+        changes = 2 * len(self.radii) + len(victims) + len(self.others) - 1
+        ways = len(self.transforms) + 1
+        changes += ways * self.robust  # each step passes all of them
+        readings = 6 * (3 * len(self.radii) + ways)
+        gradients = changes * search_passes(self.search) * gradient
+        return self.inputs * (gradients + readings * forward)
+
+    def cut(self, share: float) -> LatentDiffusion:
+        """The same question for about that share of the time."""
+        return dataclasses.replace(
+            self,
+            inputs=scaled(self.inputs, share, _LEAST),
+            search=scaled_search(self.search, share),
+            robust=self.robust and share > _ROBUST_SHARE,
+        )
+
     def _encoders(self, context: UseContext, result: UseResult) -> dict[str, Victim]:
         """The audit's victims, one a model, and the other encoders."""
         encoders: dict[str, Victim] = {}
@@ -203,6 +232,9 @@ class Study:
             yield "noise", ball.project(self.x, self.x + radius * (2 * sign - 1))
         for goal, member in goals.items():
             attack = Attack(member, registry.build("search", self.use.search), ball)
+            if self.context.is_late and goal != "away":
+                self.result.omit(f"changes: {goal}, linf {radius:g}", "", LATE)
+                continue
             streams = self.context.streams(f"{goal} {radius:g}", self.rows)
             try:
                 yield goal, attack(victim, self.x, generator=streams).x_adv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -12,8 +13,23 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.attacks import Attack, ClassifierFlip, EncoderTarget
-from robustvae.audit.profiles.base import UseContext, UseResult, in_parts, numbers
+from robustvae.audit.budget import UnitCost
+from robustvae.audit.profiles.anomaly import NO_SMOOTHING
+from robustvae.audit.profiles.base import LATE, UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.changes import (
+    ONLY_COUNTS,
+    allowances,
+    check_allowances,
+    is_discrete,
+)
 from robustvae.audit.profiles.heads import LinearHead, load_head, save_head
+from robustvae.audit.profiles.minutes import (
+    pass_seconds,
+    scaled,
+    scaled_draws,
+    scaled_search,
+    search_passes,
+)
 from robustvae.certificates import certify_decision
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError, check_count
@@ -22,6 +38,7 @@ from robustvae.registry import register
 from robustvae.registry.members import PATH
 
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("linf", 8 / 255))
+_LEAST_CUT = 8  # inputs, in however little time
 TRAINING = 2000  # inputs of a linear head: more change a probe of some hundred weights little
 
 
@@ -40,7 +57,8 @@ class Representation:
         head: None trains a linear head; a path ending in .safetensors loads one, or stores the one
             trained where there is none yet; `package.module:Name` is a function or module of yours,
             codes (B, d) to logits (B, K).
-        balls: What the attacker may do.
+        balls: What the attacker may do; of "l0" the radius is a number of values.
+        snr: Signal-to-noise ratios in decibels of more changes in l2, for signals.
         inputs: Inputs judged, at most.
         search: The gradient search.
         draws: Of each input for its certified radius.
@@ -70,6 +88,7 @@ class Representation:
 
     head: Any = None
     balls: tuple[Ball, ...] = BALLS
+    snr: tuple[float, ...] = ()
     inputs: int = 100
     search: Any = "projected-ascent:steps=40,restarts=2"
     draws: int = 2000
@@ -77,8 +96,7 @@ class Representation:
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        if not self.balls:
-            raise ConfigError("the profile representation needs at least one ball: give balls=")
+        check_allowances(self.balls, self.snr, "representation")
         check_count(self.inputs, "inputs")
         check_count(self.draws, "draws")
 
@@ -98,8 +116,36 @@ class Representation:
             context.step(f"{name}: the head")
             head = victim.classifier or self._head(context, victim, others, result)
             seen = dataclasses.replace(victim, classifier=head)
-            self._measure(name, seen, context, subjects, others, result)
+            try:
+                self._measure(name, seen, context, subjects, others, result)
+            except UnsupportedError as error:
+                if victim is context.first:
+                    raise
+                result.omit("decisions", name, error)
         return result
+
+    def seconds(self, victims: Mapping[str, Victim], units: Mapping[str, UnitCost]) -> float:
+        """About how long it takes, by what a row costs each victim."""
+        total = 0.0
+        for name, victim in victims.items():
+            forward, gradient = pass_seconds(victim, units[name])
+            # two goals, of which one averages four draws of a random victim
+            passes = search_passes(self.search) * (5 if victim.noise is not None else 2)
+            balls = len(self.balls) + len(self.snr)
+            total += self.inputs * balls * (passes * gradient + 4 * forward)
+            total += (TRAINING + 500) * forward
+            if victim.noise is not None:
+                total += self.inputs * self.draws * forward
+        return total
+
+    def cut(self, share: float) -> Representation:
+        """The same question for about that share of the time."""
+        return dataclasses.replace(
+            self,
+            inputs=scaled(self.inputs, share, _LEAST_CUT),
+            search=scaled_search(self.search, share),
+            draws=scaled_draws(self.draws, share),
+        )
 
     def _head(self, context: UseContext, victim: Victim, others: Tensor, result: UseResult) -> Any:
         """The head that was named, or a linear one trained on the code of other inputs."""
@@ -144,22 +190,33 @@ class Representation:
             for i, label in zip(rows, labels, strict=True)
         ]
         _add(result, base, {"condition": "clean"}, clean)
-        for ball in self.balls:
-            context.step(f"{name}: attacks, {ball.norm} {ball.radius:g}")
-            where = {"norm": ball.norm, "radius": float(ball.radius), "condition": "attacked"}
+        allowed, ruled_out = allowances(self.balls, self.snr, victim.vae)
+        for one in ruled_out:
+            result.omit(f"attacks in {one.words}", name, ONLY_COUNTS)
+        for number, one in enumerate(allowed):
+            # the first ball is attacked in any case: without it there is no answer
+            if number and context.is_late:
+                result.omit(f"attacks in {one.words}", name, LATE)
+                continue
+            context.step(f"{name}: attacks, {one.words}")
+            where = {**one.row(), "condition": "attacked"}
             x_adv = {}
             for goal, member in (
                 ("decision", ClassifierFlip(loss="margin", draws=4)),
                 ("code", EncoderTarget(spread=False)),
             ):
                 try:
-                    attack = Attack(member, registry.build("search", self.search), ball)
-                    streams = context.streams(f"{goal} {ball.norm} {ball.radius:g}", rows)
+                    attack = Attack(member, registry.build("search", self.search), one.ball(x))
+                    streams = context.streams(f"{goal} {one.norm} {one.size:g}", rows)
                     x_adv[goal] = attack(victim, x, generator=streams).x_adv
                 except (RobustVAEError, RuntimeError) as error:
-                    result.omit(f"attack on the {goal}, {ball.norm} {ball.radius:g}", name, error)
+                    result.omit(f"attack on the {goal}, {one.words}", name, error)
             if x_adv:
                 _add(result, base, where, reader.worst(clean, x_adv))
+        if is_discrete(victim.vae) or context.is_late:
+            words = NO_SMOOTHING if is_discrete(victim.vae) else LATE
+            result.omit("certified decisions", name, words)
+            return
         if victim.noise is None:
             result.omit(
                 "certified decisions",

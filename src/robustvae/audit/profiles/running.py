@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,7 @@ from robustvae.audit.profiles.base import Use, UseContext, UseResult
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import RobustVAEError
+from robustvae.models.base import frozen
 from robustvae.records import Record, plain
 from robustvae.records.parts import Omission, UseFacts, VictimFacts
 from robustvae.records.verdict import judged
@@ -41,15 +44,32 @@ def fitted_plan(stages: Plan, images: Images, is_fixed: bool) -> Plan:
 
 
 def measured(
-    use: Use, victims: Mapping[str, Victim], images: Images, seed: int, progress: Any
+    use: Use,
+    victims: Mapping[str, Victim],
+    images: Images,
+    seed: int,
+    progress: Any,
+    deadline: float = math.inf,
 ) -> UseResult:
-    """What a use measures; the plan's progress goes on counting its own steps."""
+    """What a use measures; the plan's progress goes on counting its own steps.
+
+    Args:
+        use: What is measured.
+        victims: By name.
+        images: The user's inputs.
+        seed: Of every generator.
+        progress: As of the plan.
+        deadline: On the monotonic clock, after which no stage begins.
+    """
 
     def step(words: str) -> None:
         if progress is not None:
             progress(0, 1, words)
 
-    return use(UseContext(dict(victims), images, seed, step))
+    with contextlib.ExitStack() as stack:
+        for victim in victims.values():  # in training mode noise and dropout would be read, too
+            stack.enter_context(frozen(victim.vae))
+        return use(UseContext(dict(victims), images, seed, step, deadline))
 
 
 def with_use(record: Record, use: Use, result: UseResult) -> Record:

@@ -16,7 +16,14 @@ from robustvae.report.profiles.detection import (
     curve,
     share,
 )
-from robustvae.report.profiles.section import Section, ball_words, balls_of, of_all
+from robustvae.report.profiles.section import (
+    Section,
+    at_words,
+    ball_words,
+    balls_of,
+    of_all,
+    smallness,
+)
 from robustvae.report.tables import Cell, Heading, Row, Table
 
 _WEAK = 0.7  # below it a reader must first know that the detector is poor
@@ -35,6 +42,7 @@ HEADINGS = (
 
 def section(use: UseFacts, victims: list[str]) -> Section:
     """The section, of the use's rows."""
+    victims = [name for name in victims if f"threshold of {name}" in use.facts]
     tables = [_table(use, victim) for victim in victims]
     kinds = sorted({str(row["kind"]) for row in use.rows if row["side"] == "anomalous"})
     if len(kinds) > 1:
@@ -100,18 +108,18 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
             f"is {clean.value:.3f}, where chance has 0.5."
         )
     outcomes = []
-    for ball in balls_of(use):
+    for ball in balls_of(use, victim=victim):
         attacked_normal, attacked = scores(use, victim, ball)
         hidden = sum(attacked[i] <= threshold for i in seen)
         alarms = sum(attacked_normal[i] > threshold for i in passed)
-        outcomes.append((hidden + alarms, -ball[1], ball, hidden, alarms))
+        outcomes.append((hidden + alarms, smallness(*ball), ball, hidden, alarms))
     if not outcomes:
         yield "No attack was run."
         return
     # the ball in which most decisions change; of equal ones that with the smaller number
     _, _, ball, hidden, alarms = max(outcomes, key=lambda one: (one[0], one[1]))
     yield (
-        f"At {ball_words(*ball)} an attacker hides "
+        f"{at_words(*ball)} an attacker hides "
         f"{of_all(hidden, len(seen), 'anomalies that the detector finds')}, and makes it reject "
         f"{of_all(alarms, len(passed), 'normal inputs that it accepts')}."
     )
@@ -121,7 +129,7 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
         f"sides attacked there."
     )
     for name in victims:
-        sizes = [radius for _, radius in balls_of(use, "certified")]
+        sizes = [radius for _, radius in balls_of(use, "certified", name)]
         ends = [(radius, certified(use, name, radius)) for radius in sizes]
         proofs = [(r, auroc(*pair, tie=0).value) for r, pair in ends if pair[0] and pair[1]]
         # rounded down: a guarantee is never made larger by printing it
@@ -142,14 +150,14 @@ def _table(use: UseFacts, victim: str) -> Table:
     threshold = float(use.facts[f"threshold of {victim}"])  # type: ignore[arg-type]
     clean = scores(use, victim)
     rows = [Row({"change": "none"}, _cells(clean, clean, threshold))]
-    for ball in balls_of(use):
+    for ball in balls_of(use, victim=victim):
         rows.append(
             Row(
                 {"change": f"{ball_words(*ball)}, attacked"},
                 _cells(clean, scores(use, victim, ball), threshold),
             )
         )
-    for _, radius in balls_of(use, "certified"):
+    for _, radius in balls_of(use, "certified", victim):
         ends = certified(use, victim, radius)
         if ends[0] and ends[1]:
             detections = share(sum(v > threshold for v in ends[1]), len(ends[1]))
@@ -188,7 +196,7 @@ def _cells(clean: Scores, attacked: Scores, threshold: float) -> dict[str, Cell]
 def _by_kind(use: UseFacts, victim: str, kinds: list[str]) -> Table:
     """Share of each kind of anomaly that is flagged, clean and attacked."""
     threshold = float(use.facts[f"threshold of {victim}"])  # type: ignore[arg-type]
-    balls = balls_of(use)
+    balls = balls_of(use, victim=victim)
     headings = [Heading("clean", "flagged, no change", better="higher")]
     headings += [
         Heading(f"ball{i}", f"at {ball_words(*ball)}", better="higher")
@@ -215,6 +223,7 @@ def _curves(use: UseFacts, victim: str) -> list[tuple[str, str, list[tuple[float
     sizes = [radius for _, radius in balls_of(use, "certified")]
     proofs = [(r, certified(use, victim, r)) for r in sizes]
     proofs = [(r, ends) for r, ends in proofs if ends[0] and ends[1] and auroc(*ends, tie=0).value]
+    proofs = [(r, ends) for r, ends in proofs if scores(use, victim, ("l2", r))[1]]
     if proofs:
         radius, ends = proofs[-1]
         curves.append(
@@ -222,7 +231,7 @@ def _curves(use: UseFacts, victim: str) -> list[tuple[str, str, list[tuple[float
         )
         curves.append((f"certified, l2 {radius:g}", "proved", curve(*ends)))
         return curves
-    for ball in balls_of(use):
+    for ball in balls_of(use, victim=victim):
         curves.append((f"attacked, {ball_words(*ball)}", "free", curve(*scores(use, victim, ball))))
     return curves[:5]
 

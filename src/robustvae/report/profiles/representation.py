@@ -11,7 +11,14 @@ from robustvae.records.parts import UseFacts
 from robustvae.report.numbers import floor, number
 from robustvae.report.profiles import charts
 from robustvae.report.profiles.detection import share
-from robustvae.report.profiles.section import Section, ball_words, balls_of, of_all
+from robustvae.report.profiles.section import (
+    Section,
+    at_words,
+    ball_words,
+    balls_of,
+    of_all,
+    smallness,
+)
 from robustvae.report.tables import Cell, Heading, Row, Table
 
 HEADINGS = (
@@ -25,6 +32,7 @@ HEADINGS = (
 
 def section(use: UseFacts, victims: list[str]) -> Section:
     """The section, of the use's rows."""
+    victims = [name for name in victims if _rows(use, name, "clean")]
     tables = tuple(_table(use, victim) for victim in victims)
     figures: list[Any] = []
     for victim in victims:
@@ -68,16 +76,15 @@ def _right(rows: list[dict[str, Any]]) -> int:
 def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
     victim = victims[0]
     outcomes = []
-    for ball in balls_of(use):
+    for ball in balls_of(use, victim=victim):
         kept, count = _kept(use, victim, ball)
-        outcomes.append((count - kept, -ball[1], ball, count))
+        outcomes.append((count - kept, smallness(*ball), ball, count))
     if not outcomes:
         yield "No attack was run."
         return
     flips, _, ball, count = max(outcomes, key=lambda one: one[:2])
     yield (
-        f"At {ball_words(*ball)} an attacker changes the decision on "
-        f"{of_all(flips, count, 'inputs')}."
+        f"{at_words(*ball)} an attacker changes the decision on {of_all(flips, count, 'inputs')}."
     )
     clean = _rows(use, victim, "clean")
     attacked = _rows(use, victim, "attacked", ball)
@@ -104,7 +111,7 @@ def _table(use: UseFacts, victim: str) -> Table:
     clean = _rows(use, victim, "clean")
     n = len(clean)
     rows = [Row({"change": "none"}, {"accuracy": _share(_right(clean), n)})]
-    for ball in balls_of(use):
+    for ball in balls_of(use, victim=victim):
         attacked = _rows(use, victim, "attacked", ball)
         kept, count = _kept(use, victim, ball)
         cells = {"kept": _share(kept, count), "accuracy": _share(_right(attacked), count)}
@@ -117,7 +124,7 @@ def _table(use: UseFacts, victim: str) -> Table:
         rows.append(Row({"change": f"{ball_words(*ball)}, attacked"}, cells))
     radii = _certified(use, victim)
     if radii:
-        for norm, size in balls_of(use):
+        for norm, size in balls_of(use, victim=victim):
             if norm == "l2":
                 right = sum(correct and radius > size for radius, correct in radii)
                 cells = {"accuracy": _share(right, len(radii))}
@@ -141,7 +148,7 @@ def _curves(use: UseFacts, victim: str, radii: list[tuple[float, bool]]) -> list
         points += [(radius, (len(right) - i) / n), (radius, (len(right) - i - 1) / n)]
     clean = _rows(use, victim, "clean")
     attacked = [(0.0, _right(clean) / len(clean))]
-    for norm, size in balls_of(use):
+    for norm, size in balls_of(use, victim=victim):
         if norm == "l2":
             rows = _rows(use, victim, "attacked", (norm, size))
             attacked.append((size, _right(rows) / len(rows)))

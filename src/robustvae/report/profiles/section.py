@@ -84,11 +84,27 @@ def ball_words(norm: str, radius: float) -> str:
         >>> from robustvae.report.profiles.section import ball_words
         >>> ball_words("linf", 8 / 255), ball_words("linf", 0.1), ball_words("l2", 1.0)
         ('linf 8/255', 'linf 0.1', 'l2 1')
+        >>> ball_words("l0", 3), ball_words("snr", 20.0)
+        ('3 changed values', 'an SNR of 20 dB')
     """
+    if norm == "snr":
+        return f"an SNR of {radius:g} dB"
+    if norm == "l0":
+        return "one changed value" if radius == 1 else f"{radius:g} changed values"
     levels = radius * 255
     if norm == "linf" and abs(levels - round(levels)) < 1e-6 and round(levels) > 0:
         return f"{norm} {round(levels)}/255"
     return f"{norm} {radius:g}"
+
+
+def at_words(norm: str, radius: float) -> str:
+    """The beginning of a sentence about a ball: "At linf 0.1", "With 3 changed values"."""
+    return f"{'With' if norm == 'l0' else 'At'} {ball_words(norm, radius)}"
+
+
+def smallness(norm: str, radius: float) -> float:
+    """Greater for smaller changes of one norm; decibels rise as the change falls."""
+    return radius if norm == "snr" else -radius
 
 
 def of_all(part: int, whole: int, what: str) -> str:
@@ -98,12 +114,16 @@ def of_all(part: int, whole: int, what: str) -> str:
     return f"{part or 'none'} of {whole} {what}"
 
 
-def balls_of(use: UseFacts, condition: str = "attacked") -> list[tuple[str, float]]:
-    """Norm and radius of every ball in a use's rows, l2 first, by size."""
+def balls_of(
+    use: UseFacts, condition: str = "attacked", victim: str | None = None
+) -> list[tuple[str, float]]:
+    """Norm and radius of every ball in a use's rows, or one victim's, by norm and size."""
     balls = {
         (str(row["norm"]), float(row["radius"]))  # type: ignore[arg-type]
         for row in use.rows
-        if row.get("condition") == condition and row.get("radius") is not None
+        if row.get("condition") == condition
+        and row.get("radius") is not None
+        and victim in (None, row["victim"])
     }
     return sorted(balls)
 
