@@ -109,3 +109,9 @@ def build() -> LatentAutoencoder:
 def build_tiny() -> LatentAutoencoder:
     """A smaller network with larger codes: 32,768 numbers without a spread."""
     return LatentAutoencoder((8, 16, 16), channels=8, spread=False, attention=False)
+
+
+if __name__ == "__main__":
+    x = torch.zeros(1, 3, 32, 32)
+    model = build_tiny()
+    print(f"codes {tuple(model.encode(x).latents.shape)} of images {tuple(x.shape)}")
