@@ -12,6 +12,7 @@ from robustvae.audit import Run, read_plan
 from robustvae.audit.budget import REQUIRED, Clock, Costs, UnitCost, fit_to_minutes, reduced
 from robustvae.audit.threads import fastest_threads, fitting_threads
 from robustvae.errors import UnsupportedError
+from robustvae.perturb.deadline import until
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,27 @@ def test_threads_are_given_back(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with fitting_threads() as threads:
         assert threads == before
+
+
+def test_searches_stop_at_their_deadline(images):
+    victim, x = rv.Victim(rv.load("digits-vae")), images[:3].x
+    attack = rv.Attack(
+        rv.MaximumDamage(), rv.ProjectedAscent(steps=40, restarts=2), rv.Ball("l2", 0.5)
+    )
+    with until(time.monotonic()) as deadline:
+        short = attack(victim, x, generator=rv.generator(0))
+    whole = attack(victim, x, generator=rv.generator(0))
+    assert deadline.fewest == 3
+    assert short.queries.tolist() == [2 * 4] * 3 and whole.queries.tolist() == [2 * 41] * 3
+    assert bool((short.score <= whole.score).all()) and bool((short.score > 0).all())
+
+
+def test_several_draws_take_their_time(costs):
+    plan = read_plan("quick")
+    noisy = rv.Victim(rv.load("digits-vae"), rv.InputNoise(stddev=0.1))
+    plain = costs.seconds(plan)
+    costs.named["one"] = noisy
+    assert costs.seconds(plan) > 2 * plain
+    few = reduced(plan, 0.01)
+    assert few.attacks[0].build().goal.draws == 1
+    assert reduced(plan, 0.5).attacks[0].goal == plan.attacks[0].goal

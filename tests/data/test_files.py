@@ -252,3 +252,11 @@ def test_celeba_of_other_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(celeba, "COUNTS", {"train": 8, "test": 2})
     images = data.load("celeba", "test", tmp_path)
     assert (images.name, images.image_shape) == ("celeba", (3, 64, 64))
+
+
+def test_files_of_no_class_are_read(tmp_path):
+    for number in range(3):
+        Image.fromarray(pixels(8, 8, 3)).save(tmp_path / f"{number}.png")
+    images = read_folder(tmp_path, "test")
+    assert images.y.tolist() == [0, 0, 0]
+    assert images.class_name(0) == "label 0"

@@ -17,11 +17,12 @@ from robustvae.attacks import Attack, MaximumDamage
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.audit.progress import duration
 from robustvae.data import Images
-from robustvae.defenses import Victim
+from robustvae.defenses import Victim, is_random
 from robustvae.errors import UnsupportedError
 from robustvae.geometry import is_small
 from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SquareSearch
 from robustvae.perturb.ascent import rows_that_fit
+from robustvae.perturb.deadline import until
 from robustvae.seeding import generator
 
 _SAMPLE = 4  # inputs of the measurement
@@ -38,6 +39,7 @@ _PROBE_PASSES = 500  # forward passes of the probes' differences, which attacks 
 _BAND_DRAWS, _BAND_SMOOTHING = 100, 2000  # draws of the two bands
 _OTHER_PASSES = 10  # of each attack, for measures that are not the library's own
 _LAST_ATTACKS = 0.04  # share of the effort below which only the plan's first attack is made
+_ALL_DRAWS = 0.3  # share of the effort from which goals keep all their draws
 _LAST_MARGINS = 0.04  # and below which no margins are looked for
 
 Note = Callable[[str], None]
@@ -54,7 +56,7 @@ class UnitCost:
 
     Attributes:
         forward: Seconds of an output.
-        gradient: Seconds of an output with its gradient.
+        gradient: Seconds of an output with its gradient, by one draw where the victim is random.
         memory: Bytes that its graph keeps.
     """
 
@@ -82,7 +84,9 @@ def unit_cost(victim: Victim, images: Images) -> UnitCost:
 
     def attack(rows: Tensor, restarts: int) -> None:
         search = ProjectedAscent(steps=1, restarts=restarts)
-        Attack(MaximumDamage(), search, Ball("l2", 0.5))(victim, rows, generator=generator(0))
+        Attack(MaximumDamage(draws=1), search, Ball("l2", 0.5))(
+            victim, rows, generator=generator(0)
+        )
 
     seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)))  # the first one warms up
     forward = seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)))
@@ -111,9 +115,16 @@ def search_seconds(search: Any, unit: UnitCost) -> float:
     return float((steps + 1) * (unit.forward if isinstance(search, BLIND) else unit.gradient))
 
 
-def attack_seconds(attack: AttackPlan, unit: UnitCost) -> float:
+def attack_seconds(attack: AttackPlan, unit: UnitCost, victim: Victim) -> float:
     """What one attack of a plan takes for an input."""
-    return search_seconds(attack.build().search, unit)
+    built = attack.build()
+    return draws_of(built.goal, victim) * search_seconds(built.search, unit)
+
+
+def draws_of(goal: Any, victim: Victim) -> int:
+    """How many draws of a victim one score of a goal averages."""
+    draws = getattr(goal, "draws", 1)
+    return draws if isinstance(draws, int) and is_random(victim.defense) else 1
 
 
 def stage_seconds(
@@ -128,20 +139,22 @@ def stage_seconds(
         x: An input.
         bare: Seconds of a gradient of the model without defense.
     """
-    attacks = sum(attack_seconds(attack, unit) for attack in plan.attacks)
+    first = plan.attacks[0].build()
+    search, draws = first.search, draws_of(first.goal, victim)
+    attacks = sum(attack_seconds(attack, unit, victim) for attack in plan.attacks)
     count = len(plan.attacks)
     if plan.longer > 1:
-        attacks += plan.longer * attack_seconds(plan.attacks[0], unit)
+        attacks += plan.longer * attack_seconds(plan.attacks[0], unit, victim)
         count += 1
     if plan.gradient_free:
-        attacks += len(plan.balls) * plan.gradient_free * unit.forward
+        attacks += len(plan.balls) * plan.gradient_free * draws * unit.forward
         count += len(plan.balls)
     if plan.transfer:
         count += len(plan.balls)
-        attacks += len(plan.balls) * attack_seconds(plan.attacks[0], unit)
+        transferred = dataclasses.replace(unit, gradient=bare)  # it looks at the bare model
+        attacks += len(plan.balls) * search_seconds(search, transferred)
     margins = plan.margins
-    first = plan.attacks[0].build().search
-    probe_steps = min(20, getattr(first, "steps", 20)) * min(2, getattr(first, "restarts", 2))
+    probe_steps = min(20, getattr(search, "steps", 20)) * min(2, getattr(search, "restarts", 2))
     rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)
     products = rows if is_small(victim.vae, x) else 2 * plan.products
     others = {spec["name"]: _OTHER_PASSES * count * unit.forward for spec in plan.measures}
@@ -159,12 +172,13 @@ def stage_seconds(
         "clean-probability": plan.draws * unit.forward,
         "margin": 0.0
         if margins is None
-        else 2 * (margins.restarts + 1) * margins.steps * unit.gradient
+        else 2 * (margins.restarts + 1) * margins.steps * draws * unit.gradient
         + _MARGIN_TESTS * plan.draws * unit.forward,
         "certificate": (plan.smoothing if victim.noise is not None else 1) * unit.forward,
         "first-order": products * bare if is_small(victim.vae, x) else 0.0,
         "geometry": products * bare,
-        "probes": _PROBE_RUNS * probe_steps * unit.gradient + _PROBE_PASSES * unit.forward,
+        "probes": draws
+        * (_PROBE_RUNS * probe_steps * unit.gradient + _PROBE_PASSES * unit.forward),
     }
 
 
@@ -205,7 +219,7 @@ class Costs:
         """Seconds of what the first victim's inputs may not lack: an attack, and `REQUIRED`."""
         name = next(iter(self.named))
         stages = self.stages(plan, name)
-        attack = attack_seconds(plan.attacks[0], self.units[name])
+        attack = attack_seconds(plan.attacks[0], self.units[name], self.named[name])
         return self.diagnosis + plan.inputs * (attack + sum(stages[one] for one in REQUIRED))
 
     def memory(self, plan: Plan) -> float:
@@ -213,7 +227,9 @@ class Costs:
         graphs = []
         for name in self.named:
             searches = [attack.build().search for attack in plan.attacks]
-            rows = max(getattr(search, "restarts", 1) for search in searches) * plan.shard
+            inputs = min(plan.shard, plan.inputs)
+            rows = max(getattr(search, "restarts", 1) for search in searches) * inputs
+            # of several draws only one graph is kept where inputs are large
             fitting = rows_that_fit(self.x, rows)
             graphs.append(fitting * self.units[name].memory)
         return self.resident + 1.5 * max(graphs)  # gradients beside what the graph keeps
@@ -298,7 +314,11 @@ def reduced(plan: Plan, share: float) -> Plan:
             value = getattr(attack.build().search, key, None)
             if isinstance(value, int):
                 search[key] = part(value, least, 0.5)
-        attacks.append(attack.model_copy(update={"search": search}))
+        goal = dict(attack.goal)
+        draws = getattr(attack.build().goal, "draws", None)
+        if isinstance(draws, int) and share < _ALL_DRAWS:  # of the goals that have a random victim
+            goal["draws"] = part(draws, 1, 0.5)
+        attacks.append(attack.model_copy(update={"search": search, "goal": goal}))
     update: dict[str, Any] = {
         "attacks": tuple(attacks),
         "gradient_free": part(plan.gradient_free, 0) if share > 0.1 else 0,
@@ -440,17 +460,29 @@ class Clock:
             yield attack
             return
         name = place[0]
-        seconds = count * search_seconds(attack.search, self.costs.units[name])
+        draws = draws_of(attack.goal, self.costs.named[name])
+        seconds = count * draws * search_seconds(attack.search, self.costs.units[name])
         if self.attacks.get(place, not any(victim == name for victim, _ in self.attacks)):
             self.attacks[place] = True
             # what is required of all victims has its time, but for the first attacks of later ones
             room = self.end - time.monotonic() - self.pace * max(self.required, 0.0)
-            yield _shortened(attack, room / max(self.pace * seconds, 1e-9), note)
+            attack = _shortened(attack, room / max(self.pace * seconds, 1e-9), note)
+            with self._watched(room, note):
+                yield attack
             return
         self.attacks[place] = False
         with self.stage("attack", seconds):
             self.attacks[place] = True
-            yield attack
+            with self._watched(self.deadline - time.monotonic(), note):
+                yield attack
+
+    @contextlib.contextmanager
+    def _watched(self, room: float, note: Note) -> Iterator[None]:
+        """Within: a search stops between two steps once its room in seconds is used up."""
+        with until(time.monotonic() + max(room, 0.0)) as deadline:
+            yield
+        if deadline.fewest is not None:
+            note(f"stopped after {deadline.fewest} steps, for want of time")
 
     def _check(self, name: str, wanted: float) -> None:
         now = time.monotonic()

@@ -221,7 +221,8 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
             f"no images: {top} or the folders in it must hold files ending in "
             f"{', '.join(sorted(SUFFIXES))}"
         )
-    return Images(_files(paths, fit), y, name, split).with_classes(classes)
+    images = Images(_files(paths, fit), y, name, split)
+    return images.with_classes(classes) if classes else images  # files of no class have no names
 
 
 def _from_npz(path: Path, fit: Fit, name: str, split: str) -> Images:

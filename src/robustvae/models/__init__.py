@@ -1,6 +1,6 @@
 """Variational autoencoders: made by `create`, wrapped from a user's own, loaded from disk."""
 
-from robustvae.models.adapters import wrap
+from robustvae.models.adapters import TrainingLoss, wrap
 from robustvae.models.base import VAE
 from robustvae.models.diagnosis import Diagnosis, check
 from robustvae.models.dlgm import DLGM
@@ -38,6 +38,7 @@ __all__ = [
     "NVAE",
     "PointMass",
     "SeatbeltVAE",
+    "TrainingLoss",
     "VAE",
     "wrap",
 ]

@@ -20,6 +20,7 @@ from robustvae.errors import (
     check_positive,
 )
 from robustvae.perturb.ball import Ball
+from robustvae.perturb.deadline import is_over
 from robustvae.registry import register
 from robustvae.seeding import by_row, row_generators
 
@@ -31,7 +32,7 @@ SCHEDULES = ("constant", "linear", "plateau")
 _FIRST_START = 0.01  # of the ball: near x, yet off the point where many gradients vanish
 _STRATA = 10  # starts until the sizes repeat: as many as the default has, so that none is left out
 _BETAS = (0.9, 0.999)  # Adam's own, so that its step size means what users know
-_VALUES_AT_ONCE = 2**20  # of inputs: their graphs then stay within one or two GB
+VALUES_AT_ONCE = 2**20  # of inputs: their graphs then stay within one or two GB
 
 
 @final
@@ -202,7 +203,7 @@ def rows_that_fit(x: Tensor, most: int) -> int:
         >>> [rows_that_fit(torch.zeros(1, 3, side, side), 250) for side in (28, 256)]
         [250, 5]
     """
-    return max(1, min(most, _VALUES_AT_ONCE // x[0].numel()))
+    return max(1, min(most, VALUES_AT_ONCE // x[0].numel()))
 
 
 def join(parts: list[SearchResult]) -> SearchResult:
@@ -333,7 +334,8 @@ def _climb(
     reach = current.reach(now.center).view(shape)
 
     for count in range(search.steps + 1):
-        value, gradient = evaluate(score, now.y, now.rows, gradient=count < search.steps)
+        last = count == search.steps or is_over(count)
+        value, gradient = evaluate(score, now.y, now.rows, gradient=not last)
         better = value > now.best_score
         now.best = torch.where(better.view(shape), now.y, now.best)
         now.best_score = torch.where(better, value, now.best_score)

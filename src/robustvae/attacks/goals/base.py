@@ -8,10 +8,12 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_images
 from robustvae.perturb import Score
+from robustvae.perturb.ascent import VALUES_AT_ONCE
 from robustvae.registry import family_base
 from robustvae.seeding import RowGenerator, by_row
 from robustvae.seeding import generator as new_generator
@@ -123,6 +125,29 @@ class Readings:
         """Readings of `y`, (draws, n, ...); row i under the noises of input `rows[i]`."""
         return torch.stack(list(self.each(y, rows)))
 
+    def averaged(self, of: Callable[[Tensor, Tensor], Tensor], y: Tensor, rows: Tensor) -> Tensor:
+        """The mean over the noises of a number for each row, (n,), in the memory of one noise.
+
+        Large inputs' graphs do not fit side by side: there the slope of each noise is taken at
+        once and its graph freed, which allows no second derivatives.
+
+        Args:
+            of: A noise's readings, (n, ...), and `rows` to numbers, (n,), of each row alone.
+            y: Candidates, (n, C, H, W).
+            rows: The input of each, (n,).
+        """
+        has_slope = torch.is_grad_enabled() and y.requires_grad
+        if not has_slope or self.draws * y.numel() <= VALUES_AT_ONCE:
+            return torch.stack([of(reading, rows) for reading in self.each(y, rows)]).mean(0)
+        leaf = y.detach().requires_grad_()
+        value, slope = y.new_zeros(len(y)), torch.zeros_like(leaf)
+        for reading in self.each(leaf, rows):
+            part = of(reading, rows)
+            value += part.detach()
+            (grad,) = torch.autograd.grad(part.sum(), leaf, materialize_grads=True)
+            slope += grad
+        return _Sloped.apply(y, value / self.draws, slope / self.draws)
+
     def each(self, y: Tensor, rows: Tensor) -> Iterator[Tensor]:
         """The readings of `y` under one noise after the other, (n, ...) each."""
         places = rows.tolist()
@@ -142,6 +167,21 @@ class Readings:
         return RowGenerator(
             [new_generator(self._seeds[place][draw], self._device) for place in places]
         )
+
+
+class _Sloped(torch.autograd.Function):
+    """Numbers of rows, whose slopes are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, pulled: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return pulled.view(-1, *(1,) * (slope.ndim - 1)) * slope, None, None
 
 
 def is_random(victim: Victim) -> bool | None:

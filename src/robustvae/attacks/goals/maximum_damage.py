@@ -69,7 +69,9 @@ class MaximumDamage:
             read = Readings(victim.reconstruct, victim, x, self.draws, generator)
             with torch.no_grad():
                 clean = read(x, torch.arange(len(x), device=x.device)).mean(0)
-            return lambda y, rows: distance(read(y, rows), clean[rows]).mean(0)
+            return lambda y, rows: read.averaged(
+                lambda x_hat, which: distance(x_hat, clean[which]), y, rows
+            )
         with torch.no_grad():
             mean = vae.encode(x).mean
             clean = vae.decode(mean).mean

@@ -64,7 +64,9 @@ class OutputTarget:
         vae, target = victim.vae, targets(self.target, x)
         if self.form == "squared":
             read = Readings(victim.reconstruct, victim, x, self.draws, generator)
-            return lambda y, rows: -distance(read(y, rows), target[rows]).square().mean(0)
+            return lambda y, rows: read.averaged(
+                lambda x_hat, which: -distance(x_hat, target[which]).square(), y, rows
+            )
         if not reads_encoder_mean(victim.defense):
             raise ConfigError("form='elbo' reads the encoder: use form='squared' with a defense")
         with torch.no_grad():

@@ -18,6 +18,7 @@ from robustvae.errors import (
     check_positive,
     check_sizes,
 )
+from robustvae.models.adapters.losses import TrainingLoss
 from robustvae.models.adapters.reading import CodeReading, SpreadKind, Step
 
 Returns = Literal["distribution", "mean_log_var", "mean_stddev", "mean_variance", "mean"]
@@ -70,11 +71,13 @@ class Said:
         if self.likelihood in ("gaussian", "laplace") and self.stddev is None:
             raise ConfigError(
                 f"likelihood={self.likelihood!r} needs a spread: give stddev=, a number in the "
-                "model's unit, or stddev='fit' with fit_on=inputs"
+                "model's unit, stddev='fit' with fit_on=inputs, or rv.models.TrainingLoss(...)"
             )
         if self.stddev == "fit" and self.fit_on is None:
             raise ConfigError("stddev='fit' needs inputs to fit on: give fit_on=x")
-        if self.stddev is not None and self.stddev != "fit":
+        if self.stddev is not None and not (
+            self.stddev == "fit" or isinstance(self.stddev, TrainingLoss)
+        ):
             check_positive(self.stddev, "stddev")
         if self.stddev is not None and self.likelihood not in ("gaussian", "laplace"):
             raise ConfigError(

@@ -20,6 +20,7 @@ from robustvae.errors import (
     ShapeError,
     UnsupportedError,
 )
+from robustvae.models.adapters.losses import TrainingLoss
 from robustvae.models.adapters.matching import first_match
 from robustvae.models.adapters.parts import OPAQUE, reached
 from robustvae.models.adapters.reading import (
@@ -49,7 +50,7 @@ def wrap(
     image_shape: Sequence[int] | None = None,
     pixels: Any = (0.0, 1.0),
     likelihood: str | None = None,
-    stddev: float | Literal["fit"] | None = None,
+    stddev: float | Literal["fit"] | TrainingLoss | None = None,
     fit_on: Any = None,
     prior: Any = None,
     returns: Returns | None = None,
@@ -81,7 +82,7 @@ def wrap(
         likelihood: "bernoulli", "gaussian" or "laplace" of a decoder that returns a tensor; None
             states none, and what needs one is left out by name.
         stddev: Of the "gaussian" or "laplace" likelihood, in the model's unit; "fit" takes the
-            root mean square of the residuals on `fit_on`.
+            root mean square of the residuals on `fit_on`, and a `TrainingLoss` what it implies.
         fit_on: Inputs, in [0, 1] or in the model's unit.
         prior: A distribution of shape (d,); None for the model's own, else the standard normal.
         returns: What `encode` returns: "distribution", "mean_log_var", "mean_stddev",
@@ -264,6 +265,9 @@ def _finished(match: Match, space: InputSpace, said: Said) -> VAE:
         output = replace(output, is_logits=_gives_logits(replace(match, output=output), space))
     if output.likelihood in ("gaussian", "laplace") and said.stddev != "fit":
         spread = output.stddev if said.stddev is None else said.stddev
+        if isinstance(spread, TrainingLoss):
+            sizes = math.prod(space.shape), math.prod(match.code_shape)
+            spread = spread.stddev(*sizes, output.likelihood)
         scale = space.scale
         if scale is None:
             raise ConfigError(
