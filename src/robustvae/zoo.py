@@ -20,14 +20,12 @@ from robustvae.errors import (
     CheckpointError,
     ConfigError,
     DtypeError,
-    MissingExtraError,
     StorageError,
     UnknownNameError,
-    install_command,
     unknown,
 )
 from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
-from robustvae.models import VAE, checkpoint, factories
+from robustvae.models import VAE, checkpoint, factories, hub
 from robustvae.records import plain, write_files
 from robustvae.records.text import read_json
 from robustvae.registry import PATH, lookup
@@ -40,7 +38,6 @@ ENVIRONMENT = "ROBUSTVAE_ZOO"
 EVALUATION = "evaluation.json"
 CARD = "README.md"
 RECORD = "card.json"  # the card of a model that was measured and whose weights are not kept
-HUB_BYTES = 2**32  # of weights fetched from the Hub without asking
 NOT_TRAINED = "not yet trained"
 NOT_KEPT = "measured, its weights are not kept here"
 
@@ -297,7 +294,8 @@ def load(
             in this order, but for the last two, which their form shows.
         weights: State for the module that the factory makes: safetensors, or a state dict of
             torch, of which nothing but tensors is read. For a class, its checkpoint's folder.
-        revision: Commit, tag or branch on the Hub; give a commit for results that can be repeated.
+        revision: Commit, tag or branch on the Hub; give a commit for results that can be repeated,
+            and to load what is in the cache without a network.
         options: Of `wrap`, for what a factory or the Hub gives.
 
     Raises:
@@ -329,8 +327,8 @@ def load(
         raise unknown("model", text, _stored()) from None
     if exists:
         return _of_folder(Path(text), options)
-    if isinstance(model, str) and _is_hub_id(text):
-        return _of_folder(Path(_from_hub(text, revision)), options)
+    if isinstance(model, str) and hub.is_hub_id(text):
+        return _of_folder(hub.hub_folder(text, revision), options)
     if isinstance(model, Path) or "/" in text or "\\" in text:
         return checkpoint.load(text)
     if text in recipe_names():
@@ -354,53 +352,6 @@ def _of_folder(folder: Path, options: dict[str, Any]) -> VAE:
     if factories.is_foreign_folder(folder):
         return factories.load_foreign(folder, **options)
     return checkpoint.load(folder)
-
-
-def _is_hub_id(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) == 2 and all(
-        part
-        and part[0].isalnum()
-        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        for part in parts
-    )
-
-
-def _from_hub(identifier: str, revision: str | None) -> str:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError(
-            f"there is no folder {identifier!r}; to fetch it from the Hub: {install_command('hub')}"
-        ) from None
-    try:
-        size = _size_on_hub(identifier, revision)
-        if size > HUB_BYTES:
-            raise CheckpointError(
-                f"{identifier!r} holds {size / 2**30:.1f} GB of weights, more than "
-                f"{HUB_BYTES / 2**30:g} GB: fetch it yourself and give its folder"
-            )
-        return str(
-            snapshot_download(identifier, revision=revision, allow_patterns=factories.PATTERNS)
-        )
-    except CheckpointError:
-        raise
-    except Exception as error:  # the Hub's client raises many kinds, from network to permission
-        line = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{identifier!r} could not be fetched from the Hub: {line}") from None
-
-
-def _size_on_hub(identifier: str, revision: str | None) -> int:
-    """Bytes of what would be fetched."""
-    from huggingface_hub import HfApi
-
-    facts = HfApi().model_info(identifier, revision=revision, files_metadata=True)
-    files = facts.siblings or []
-    return sum(
-        one.size or 0
-        for one in files
-        if any(Path(one.rfilename).match(pattern) for pattern in factories.PATTERNS)
-    )
 
 
 def trained_on(model: str | Path) -> str | None:
