@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import robustvae as rv
-from robustvae.attacks.goals import WeightedSum
+from robustvae.attacks.goals import Overflow, WeightedSum
 from robustvae.testing import ContractError, check_goal, linear_vae, members_of, tiny_vae
 from robustvae.testing.planted import gray_images
 
@@ -37,6 +37,7 @@ CASES = {
     "anomaly-score": (rv.AnomalyScore(), None),
     "layer-shift": (rv.attacks.LayerShift(times="output"), None),
     "metric-drop": (rv.MetricDrop("psnr"), None),
+    "overflow": (Overflow(), None),
     "bit-rate": (rv.BitRate(step=0.01), None),
     "latent-target": (rv.LatentTarget(X.flip(0) + 0.2), None),
     "output-target": (rv.OutputTarget(X.flip(0) + 0.2), None),
@@ -52,7 +53,7 @@ def test_every_goal_has_evidence():
 def test_goal_keeps_its_contract(name):
     goal, optimum = CASES[name]
     # layers belong to modules: the planted functions have none
-    vae = tiny_vae() if name == "layer-shift" else VAE
+    vae = tiny_vae() if name in ("layer-shift", "overflow") else VAE
     victim = rv.Victim(vae, classifier=_classifier())
     check_goal(goal, victim, X, BALL, optimum)
 

@@ -465,7 +465,10 @@ class Clock:
         if self.attacks.get(place, not any(victim == name for victim, _ in self.attacks)):
             self.attacks[place] = True
             # what is required of all victims has its time, but for the first attacks of later ones
-            room = self.end - time.monotonic() - self.pace * max(self.required, 0.0)
+            free, required = self.end - time.monotonic(), max(self.required, 0.0)
+            # where not all that is required has its time, each part has its share
+            share = seconds / max(seconds + required, 1e-9)
+            room = max(free - self.pace * required, share * free)
             attack = _shortened(attack, room / max(self.pace * seconds, 1e-9), note)
             with self._watched(room, note):
                 yield attack

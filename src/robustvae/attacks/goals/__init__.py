@@ -12,6 +12,7 @@ from robustvae.attacks.goals.layer_shift import LayerShift
 from robustvae.attacks.goals.maximum_damage import MaximumDamage
 from robustvae.attacks.goals.metric_drop import MetricDrop
 from robustvae.attacks.goals.output_target import OutputTarget
+from robustvae.attacks.goals.overflow import Overflow, nearest_overflow
 from robustvae.attacks.goals.weighted_sum import WeightedSum
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "LayerShift",
     "MaximumDamage",
     "OutputTarget",
+    "Overflow",
+    "nearest_overflow",
     "Readings",
     "WeightedSum",
     "bound",
