@@ -15,7 +15,6 @@ import typer
 from typer.core import TyperGroup
 
 from robustvae.errors import ConfigError, DtypeError, single_line, unknown
-from robustvae.registry import PATH
 
 # The one model that every command takes by default: both ends of its bracket are visible.
 DEFAULT_MODEL = "digits-lipschitz-vae"
@@ -164,6 +163,7 @@ def load_images(model: str, data: str | None, split: str = "test") -> Any:
     import robustvae.data
     from robustvae import zoo
     from robustvae.models.factories import is_factory
+    from robustvae.registry import PATH
 
     if data is None and (is_factory(model) or PATH.fullmatch(model)):
         raise ConfigError(f"the data of {model} are not known: give --data FOLDER or a name")
