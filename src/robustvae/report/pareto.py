@@ -19,7 +19,9 @@ ROBUSTNESS = (
 """Columns of robustness, the first that a table has is drawn."""
 
 AGAINST = (CLEAN_ERROR, COST.id)
-_GLYPH = 6.6  # width of a character at 12 px
+# where a row's number may stand beside its dot, in pixels, the best place first
+_BESIDE = ((14.0, 0.0), (0.0, -13.0), (-14.0, 0.0), (0.0, 13.0))
+_ROOM = 12.0  # between the middles of a number and of a dot or another number: its height
 
 
 def pareto(table: Table, key: str, against: str = CLEAN_ERROR) -> list[int]:
@@ -84,15 +86,13 @@ def draw_pareto(
         words = trimmed(near(tick))
         parts.append(draw_text(across(tick), bottom + 16, words, anchor="middle"))
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right:.1f}"/>')
-    taken: list[tuple[float, float]] = []
+    taken = [(across(price), upwards(margin)) for price, margin in pairs.values()]
     for place, (price, margin) in pairs.items():
         x, y = across(price), upwards(margin)
         parts.append(marks.dot("proved" if place in front else "noise", 5)(x, y))
-        row = y + 4
-        while any(abs(row - other) < 13 and abs(x - beside) < 24 for beside, other in taken):
-            row -= 13  # a number above the one that stands there
-        taken.append((x, row))
-        parts.append(draw_text(x + 9, row, str(place + 1)))
+        right_of, above = min(_BESIDE, key=lambda one: _crowd((x + one[0], y + one[1]), taken))
+        taken.append((x + right_of, y + above))
+        parts.append(draw_text(x + right_of, y + above + 4, str(place + 1), anchor="middle"))
     name = {heading.id: _words(heading) for heading in (*table.headings, COST)}
     words = name.get(against, against)
     parts.append(draw_text((left + right) / 2, bottom + 34, words, anchor="middle"))
@@ -120,6 +120,11 @@ def draw_paretos(table: Table, width: int = 420) -> str:
     ]
     height = max(float(drawing.split('height="')[1].split('"')[0]) for drawing in drawings)
     return draw_svg(width * len(drawings), height, "robustness against its prices", places)
+
+
+def _crowd(middle: tuple[float, float], taken: list[tuple[float, float]]) -> int:
+    """How many dots and numbers a number would touch."""
+    return sum(math.dist(middle, other) < _ROOM for other in taken)
 
 
 def _words(heading: Heading) -> str:
