@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import final
 
-_LEAST = 3  # steps that are made whatever the time: fewer than that are no search
+_LEAST = 3  # steps that are made whatever the time: with fewer the result means nothing
 
 
 @final
