@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_MOST_COUNTED = 10**12  # draws, steps or pixels: no machine comes to an end with more
+_LONGEST_MESSAGE = 1600  # characters: twenty lines, more than any message of ours
+
+
 class RobustVAEError(Exception):
-    """Any error that the library raises on purpose."""
+    """Any error that the library raises on purpose; of a long message the middle is left out."""
+
+    def __init__(self, *parts: object) -> None:
+        """Keep the message, shortened: what came may be a text of any length."""
+        if len(parts) == 1 and isinstance(parts[0], str) and len(parts[0]) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            parts = (f"{parts[0][:half]} ... {parts[0][-half:]}",)
+        super().__init__(*parts)
 
 
 class ShapeError(RobustVAEError, ValueError):
@@ -45,6 +56,10 @@ class UnknownOptionError(UnknownNameError, TypeError):
 
 class ConfigError(RobustVAEError, ValueError):
     """A recipe, plan or configuration that does not hold together."""
+
+
+class ArgumentError(RobustVAEError, ValueError):
+    """Arguments that are each of the right type and do not fit together; shows all of them."""
 
 
 class DataError(RobustVAEError):
@@ -213,6 +228,8 @@ def check_count(value: Any, name: str, *, least: int = 1) -> None:
     _check_fits(value, name)
     if value < least:
         raise RangeError(f"{name} must be at least {least}, got {value}")
+    if value > _MOST_COUNTED:
+        raise RangeError(f"{name} must be at most {_MOST_COUNTED}, got {value}")
 
 
 def check_sizes(value: Any, name: str, *, axes: int | None = None, least: int = 1) -> None:
@@ -270,6 +287,8 @@ def check_images(
         raise ShapeError(f"{name} must be {shape} with B >= 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise DtypeError(f"{name} must be of floating type in [0, 1], got {x.dtype}")
+    if x.device.type == "meta" or str(x.layout) != "torch.strided":
+        raise DtypeError(f"{name} must be a dense tensor that holds values, got {_layout(x)}")
     if x.stride(0) == 0:  # rows that are views of one image, as in smoothing
         x = x[:1]
     if not bool(x.isfinite().all()):
@@ -283,6 +302,10 @@ def check_images(
             if low is not None and high is not None
             else f"{name} is out of range: values from {least:g} to {greatest:g}"
         )
+
+
+def _layout(x: Tensor) -> str:
+    return "one on the device meta" if x.device.type == "meta" else f"the layout {x.layout}"
 
 
 def _check_fits(value: int, name: str) -> None:

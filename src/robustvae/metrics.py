@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import (
     DtypeError,
     RangeError,
@@ -30,6 +31,7 @@ _KUZINA_WINDOW = 14
 _DENSE, _BLOCK = 64, 32
 
 
+@checked(formula=True)
 def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
     """Multi-scale structural similarity of pairs of images; 1 for equal images.
 
@@ -89,6 +91,7 @@ def ms_ssim(x: Tensor, y: Tensor, *, variant: str = "wang2003") -> Tensor:
     return (terms.relu() ** weights.unsqueeze(1)).prod(dim=0)
 
 
+@checked(formula=True)
 def default_variant(x: Tensor) -> str:
     """The MS-SSIM variant for images of this size: the textbook's where it is defined.
 
@@ -104,6 +107,7 @@ def default_variant(x: Tensor) -> str:
     return "wang2003" if min(x.shape[-2:]) >= _WANG_LEAST_SIDE else "kuzina2022"
 
 
+@checked(formula=True)
 def ms_ssim_terms(x: Tensor, y: Tensor, *, variant: str) -> tuple[Tensor, Tensor]:
     """The terms that `ms_ssim` multiplies, before they are cut off at 0, and their exponents.
 
@@ -185,6 +189,7 @@ def _blur(side: int, size: int, like: Tensor) -> Tensor:
     return bands
 
 
+@checked(formula=True)
 def kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -> Tensor:
     """KL(N(mean, stddev^2) || N(other_mean, other_stddev^2)) of diagonal Gaussians.
 
@@ -211,6 +216,7 @@ def kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -
     return (0.5 * (ratio**2 - 1 + gap**2) - ratio.log()).sum(dim=-1)
 
 
+@checked(formula=True)
 def symmetric_kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -> Tensor:
     """Half the sum of the two KL divergences between diagonal Gaussians.
 
@@ -237,6 +243,7 @@ def symmetric_kl(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev:
     return 0.5 * (forward + kl(other_mean, other_stddev, mean, stddev))
 
 
+@checked(formula=True)
 def wasserstein2(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev: Tensor) -> Tensor:
     """Squared 2-Wasserstein distance between diagonal Gaussians: |m - n|^2 + |s - t|^2.
 
@@ -259,6 +266,7 @@ def wasserstein2(mean: Tensor, stddev: Tensor, other_mean: Tensor, other_stddev:
     return ((mean - other_mean) ** 2 + (stddev - other_stddev) ** 2).sum(dim=-1)
 
 
+@checked(formula=True)
 def kl_to_standard_normal(mean: Tensor, stddev: Tensor) -> Tensor:
     """KL(N(mean, stddev^2) || N(0, I)) of diagonal Gaussians.
 
@@ -281,6 +289,7 @@ def kl_to_standard_normal(mean: Tensor, stddev: Tensor) -> Tensor:
     return (0.5 * (stddev**2 - 1 + mean**2) - stddev.log()).sum(dim=-1)
 
 
+@checked(formula=True)
 def clopper_pearson(
     successes: Any, trials: Any, confidence: float, *, sides: int = 2
 ) -> tuple[Any, Any]:
@@ -342,6 +351,7 @@ def _counts(value: Any, name: str) -> np.ndarray:
     return counts
 
 
+@checked(formula=True)
 def mean_stderr(values: Any) -> tuple[float, float]:
     """Mean and its standard error, s / sqrt(n) with the n - 1 standard deviation.
 

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -45,6 +46,7 @@ def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
     return _new(seed, device)
 
 
+@checked(formula=True)
 def shard_generator(
     seed: int, shard: int, purpose: str, device: str | torch.device = "cpu"
 ) -> torch.Generator:
@@ -64,6 +66,7 @@ def shard_generator(
     return generator(int.from_bytes(digest[:8], "big") >> 1, device)
 
 
+@checked(formula=True)
 def split(generator: torch.Generator, n: int) -> list[torch.Generator]:
     """`n` new generators seeded by draws from `generator`; of a `RowGenerator`, n of its kind."""
     check_type(generator, "generator", torch.Generator)
@@ -75,6 +78,7 @@ def split(generator: torch.Generator, n: int) -> list[torch.Generator]:
     return [_new(seed, generator.device) for seed in seeds.tolist()]
 
 
+@checked(formula=True)
 def row_numbers(x: Tensor, rows: Sequence[int] | None = None) -> list[int]:
     """The number of each input: the given ones, or else one that its content alone decides.
 
@@ -192,6 +196,7 @@ class RowGenerator(torch.Generator):
 
     streams: list[torch.Generator]
 
+    @checked(formula=True)
     def __new__(cls, streams: Sequence[torch.Generator]) -> RowGenerator:
         """An ordinary generator on the device of the streams."""
         if not len(streams):
@@ -226,6 +231,7 @@ class RowGenerator(torch.Generator):
         return twin.set_state(self.get_state())
 
 
+@checked(formula=True)
 def by_row(
     generator: torch.Generator, purpose: str, x: Tensor, rows: Sequence[int] | None = None
 ) -> RowGenerator:
@@ -259,6 +265,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@checked(formula=True)
 def randn(*shape: int, like: Tensor, generator: torch.Generator, axis: int = 0) -> Tensor:
     """Standard normal numbers of `shape`, with the device and dtype of `like`.
 
@@ -271,6 +278,7 @@ def randn(*shape: int, like: Tensor, generator: torch.Generator, axis: int = 0) 
     return _fill(torch.randn, shape, like, generator, axis)
 
 
+@checked(formula=True)
 def rand(*shape: int, like: Tensor, generator: torch.Generator, axis: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) of `shape`, otherwise as `randn`."""
     return _fill(torch.rand, shape, like, generator, axis)
@@ -355,7 +363,7 @@ def _check_seed(seed: int, name: str = "seed") -> None:
 def _new(seed: int, device: str | torch.device) -> torch.Generator:
     try:
         generator = torch.Generator(device=device)
-    except (RuntimeError, TypeError, ImportError) as error:
+    except (RuntimeError, TypeError, ImportError, ValueError) as error:
         line = " ".join(str(error).split())[:120]
         raise ConfigError(
             f"device {device!r:.60} cannot make random numbers here: {line}"

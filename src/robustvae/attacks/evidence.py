@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.attacks.attack import AimedSearch, Attack, Search, aimed, ready
 from robustvae.attacks.goals import Goal
 from robustvae.defenses import PosteriorMean, Victim, is_posterior_mean
@@ -40,6 +41,7 @@ _DRAWS = 100  # of noise at most: beyond that the best of them hardly grows
 _NOISE = 0.05  # relative; scores that differ by more from call to call are random
 
 
+@checked()
 def evidence_checks(
     victim: Victim,
     x: Tensor,
@@ -84,6 +86,7 @@ def evidence_checks(
         ['inside_ball', 'score_recomputed', 'gradient_seen']
     """
     search = ProjectedAscent() if search is None else search
+    Attack(goal, search, ball)  # validates the three
     seeds = iter(split(generator, 16))
     radius = ball.radii(x)[0].item()
     check_positive(radius, "radius")

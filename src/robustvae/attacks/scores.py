@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.defenses import Victim
 from robustvae.errors import RangeError, ShapeError, check_choice, check_positive
 from robustvae.models.base import VAE, frozen
 from robustvae.seeding import randn
 
 
+@checked(formula=True)
 def adversarial_accuracy(
     victim: Victim,
     x: Tensor,
@@ -57,6 +59,7 @@ def adversarial_accuracy(
     return (now == target).to(x.dtype)
 
 
+@checked(formula=True)
 def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
     """|log p(x | mu(x_adv)) - log p(x | mu(x))| / |log p(x | mu(x))|: what the attack costs x.
 
@@ -85,6 +88,7 @@ def likelihood_degradation(vae: VAE, x: Tensor, x_adv: Tensor) -> Tensor:
     return (attacked - clean).abs() / clean.abs().clamp_min(torch.finfo(x.dtype).tiny)
 
 
+@checked(formula=True)
 def noise_robustness(
     vae: VAE, x: Tensor, scales: Sequence[float], *, box: bool = False, generator: torch.Generator
 ) -> Tensor:
@@ -122,6 +126,7 @@ def noise_robustness(
     return torch.stack(values, dim=1)
 
 
+@checked(formula=True)
 def success_curve(least: Tensor, radii: Sequence[float]) -> Tensor:
     """Share of inputs whose least successful size is within each radius.
 
@@ -143,6 +148,7 @@ def success_curve(least: Tensor, radii: Sequence[float]) -> Tensor:
     return (least.unsqueeze(0) <= edges.unsqueeze(1)).to(least.dtype).mean(1)
 
 
+@checked(formula=True)
 def distances(
     victim: Victim, x: Tensor, x_adv: Tensor, *, generator: torch.Generator
 ) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robustvae import metrics
+from robustvae.arguments import checked
 from robustvae.attacks.attack import AttackResult
 from robustvae.defenses import Victim
 from robustvae.defenses.defense import is_random
@@ -59,6 +60,7 @@ class Rescored:
     manifest: dict[str, Any]
 
 
+@checked(formula=True)
 def store(
     folder: str | Path,
     victim: Victim,
@@ -133,6 +135,7 @@ def store(
     return folder
 
 
+@checked(formula=True)
 def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
     """Score stored adversarials again, from the images and the model alone.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.attacks.attack import Attack
 from robustvae.data.changes import jpeg
 from robustvae.defenses import Victim
@@ -14,6 +15,7 @@ from robustvae.errors import check_count
 from robustvae.seeding import by_row, split
 
 
+@checked(formula=True)
 def survival(
     attack: Attack,
     victim: Victim,
@@ -59,6 +61,7 @@ def survival(
     }
 
 
+@checked(formula=True)
 def resubmissions(
     attack: Attack,
     victim: Victim,

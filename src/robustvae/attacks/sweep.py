@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked, checked_fields
 from robustvae.attacks.attack import ready
 from robustvae.attacks.goals import LatentTarget, OutputTarget
 from robustvae.defenses import Victim
@@ -25,6 +26,7 @@ _NEAR = 1e-2  # of |score(x)|: where a penalty cannot cost more, the objective m
 _FIRST = 0.6  # of the evaluations are for the first pass
 
 
+@checked(formula=True)
 def penalties(count: int = 50, least: float = -20.0, most: float = 20.0) -> tuple[float, ...]:
     """0, and 2^c for `count` values of c evenly spread over [least, most].
 
@@ -69,6 +71,7 @@ class SweepResult:
     evaluations: Tensor
 
 
+@checked_fields
 @final
 @dataclass(frozen=True)
 class PenaltySweep:
@@ -246,6 +249,7 @@ def _least(slope: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     return slope * share.unsqueeze(1)
 
 
+@checked(formula=True)
 def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:
     """The penalty whose attack is shown: the largest one that attains the least objective above
     the mean over the positive penalties.
@@ -278,6 +282,7 @@ def select_penalty(objective: Tensor, weights: Tensor) -> Tensor:
     return order.argmax(1)
 
 
+@checked(formula=True)
 def auddc(
     x: Tensor, target: Tensor, x_hat: Tensor, target_hat: Tensor, x_adv: Tensor, adv_hat: Tensor
 ) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.audit.admission import admit
 from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor
@@ -46,9 +47,11 @@ from robustvae.records import (
     Record,
 )
 from robustvae.records.parts import Omission
+from robustvae.seeding import generator as new_generator
 
 
 @fitting_threads()
+@checked()
 def audit(
     victim: Victim | VAE | Mapping[str, Any] | None = None,
     images: Any = None,
@@ -107,6 +110,7 @@ def audit(
     start_time, creation = time.monotonic(), datetime.datetime.now(datetime.UTC)
     run = Run() if run is None else run
     check_type(run, "run", Run)
+    new_generator(seed)  # a seed that is none is told before anything is measured
     by_name = named_victims(victim, victims)
     images = as_images(images)
     everything, use = images, None

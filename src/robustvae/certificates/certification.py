@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import bounds
+from robustvae.arguments import checked
 from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
 from robustvae.certificates.question import Question, one_question
 from robustvae.defenses import Victim
@@ -112,6 +113,7 @@ class Certificate:
         )
 
 
+@checked()
 def certify(
     vae: VAE | Victim,
     x: Tensor,

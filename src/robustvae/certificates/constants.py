@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import gate
+from robustvae.arguments import checked
 from robustvae.certificates.networks import composition_of
 from robustvae.certificates.propagation.graph import Add, Graph
 from robustvae.certificates.propagation.operator import operator_of
@@ -63,6 +64,7 @@ class Constants:
     fixed_stddev: bool
 
 
+@checked(formula=True)
 def lipschitz_constants(vae: VAE) -> Constants:
     """Verified constants of a model of known layers, in evaluation mode.
 
@@ -119,6 +121,7 @@ def constants_of(parts: Composition, image_shape: Sequence[int], latent: int) ->
     )
 
 
+@checked(formula=True)
 def lipschitz_bound(
     network: nn.Module, shape: Sequence[int] | None = None, norms: Norms | None = None
 ) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked, is_dense, shown
 from robustvae.certificates.methods.sampling import Sampler, lower_index, ready, upper_index
 from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS
@@ -118,6 +119,7 @@ _DEFAULTS: CurveOptions = {
 }
 
 
+@checked()
 def certified_curve(
     victim: Victim,
     x: Tensor,
@@ -215,6 +217,8 @@ def sorted_sizes(sizes: Any) -> list[float]:
         DtypeError: No sequence of numbers.
         RangeError: None, or a negative one.
     """
+    if isinstance(sizes, Tensor) and not is_dense(sizes):
+        raise DtypeError(f"sizes must be a list of numbers, got {shown(sizes)}")
     values = sizes.tolist() if hasattr(sizes, "tolist") else sizes
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise DtypeError(f"sizes must be a list of numbers, got {values!r}")

@@ -9,6 +9,7 @@ import torch
 
 from robustvae import bounds
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.certificates.constants import OUTPUT_SLOPES, constants_of
 from robustvae.certificates.networks import composition_of
 from robustvae.display import three_lines
@@ -101,6 +102,7 @@ def isotropic_margin(
     return float(bounds.largest(holds, reach / b))
 
 
+@checked(formula=True)
 def global_margin(vae: VAE, *, r: float, m: float, displacement: str) -> float:
     """The margin of every input at once of a model with one fixed sigma, by its stored weights.
 

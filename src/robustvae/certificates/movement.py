@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from robustvae.arguments import checked_fields
 from robustvae.certificates.constants import encoder_networks, lipschitz_bound
 from robustvae.certificates.networks import composition_of
 from robustvae.certificates.propagation import Add, LinearBounds, Method, Relaxation
@@ -57,6 +58,7 @@ class Movement:
         return self.mean.method
 
 
+@checked_fields
 @final
 class Encoder:
     """An encoder made ready for bounds over balls: of everything by which an image moves a draw.

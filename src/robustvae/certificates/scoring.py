@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
 from robustvae.certificates.methods.sampling import Sampler, Statistic, noise_of, ready
@@ -108,6 +109,7 @@ _EXPECTATION: ExpectationOptions = {
 }
 
 
+@checked()
 def certify_score(
     victim: Victim,
     x: Tensor,
@@ -485,6 +487,7 @@ class CertifiedDecision:
         return float(right.double().mean())
 
 
+@checked()
 def certify_decision(
     victim: Victim,
     x: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import bounds, gate
+from robustvae.arguments import checked
 from robustvae.certificates.constants import lipschitz_bound
 from robustvae.certificates.propagation.operator import operator_of
 from robustvae.errors import ShapeError, UnsupportedError, check_positive
@@ -36,6 +37,7 @@ _FLAT = 12.0  # logits so far from 0 have f < exp(-2 * 12)
 _SPARE = 1e-9  # granted to the rounding of float64, relative
 
 
+@checked(formula=True)
 def tangent_reach(
     decoder: nn.Module,
     z: Tensor,

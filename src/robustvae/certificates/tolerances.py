@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae import bounds
+from robustvae.arguments import checked
 from robustvae.certificates.certification import answer, as_victim, methods_by_name, seed_of
 from robustvae.certificates.methods import Task
 from robustvae.certificates.methods.sampling import Sampler, ready
@@ -50,6 +51,7 @@ class CertifiedRadii:
     assumptions: tuple[str, ...]
 
 
+@checked(formula=True)
 def certified_radii(
     victim: VAE | Victim,
     x: Tensor,

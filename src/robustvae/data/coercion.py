@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from robustvae.arguments import checked
 from robustvae.data.arrays import labels_of, pixels_of
 from robustvae.data.dataset import Dataset, from_dataset
 from robustvae.data.images import Images
@@ -28,6 +29,7 @@ BYTES = 2**31  # of float32 pixels collected from a loader; larger sets are read
 DEPTHS = {torch.uint8: 255.0, torch.bool: 1.0}
 
 
+@checked(formula=True)
 def from_tensor(
     x: Tensor,
     y: Tensor | None = None,
@@ -97,6 +99,7 @@ def _in_unit(x: Tensor) -> Tensor:
     return x.clamp(0, 1).contiguous()
 
 
+@checked(formula=True)
 def as_images(
     inputs: Any,
     y: Tensor | None = None,
@@ -176,9 +179,16 @@ def _from_text(text: str | Path, split: str) -> Images:
     from robustvae.data.folder import read_folder
     from robustvae.data.sets import load
 
-    if isinstance(text, str) and not Path(text).expanduser().exists():
+    if isinstance(text, str) and not _is_there(text):
         return load(text, split=split)
     return read_folder(Path(text).expanduser(), split, whole=True)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # longer than a name may be, a zero byte, ~nobody
+        return False
 
 
 def _from_items(items: Dataset, space: InputSpace | None, name: str, split: str) -> Images:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked, checked_fields
 from robustvae.errors import (
     DtypeError,
     RangeError,
@@ -49,6 +50,7 @@ class Change(Protocol):
         """Changed images in [0, 1], (n, C, H, W); the arguments are those of `Source.read`."""
 
 
+@checked_fields
 @final
 class Images:
     """Labeled images, in memory or read from a `Source` a few at a time.
@@ -113,6 +115,7 @@ class Images:
         """Number of images."""
         return len(self.y)
 
+    @checked(formula=True)
     def __getitem__(self, index: int | slice | Tensor | list[int]) -> Images:
         """The images at `index`, as a set again; a whole number gives a set of one."""
         if isinstance(index, int) and not isinstance(index, bool):
@@ -217,6 +220,7 @@ class Images:
         check_type(name, "name", str)
         return self._with(name=name)
 
+    @checked(formula=True)
     def with_classes(self, names: Sequence[str]) -> Images:
         """The same set with a name for every label from 0, such as the folders it was read from.
 
@@ -228,6 +232,7 @@ class Images:
             raise ShapeError(f"names must be at least {most}, one for each label, got {len(names)}")
         return self._with(classes=tuple(map(str, names)))
 
+    @checked(formula=True)
     def class_name(self, label: int) -> str:
         """The name of a label; "label 3" where it has none."""
         return self.classes[label] if label < len(self.classes) else f"label {label}"

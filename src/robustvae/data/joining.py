@@ -9,11 +9,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.data.coercion import as_images
 from robustvae.data.images import Images
 from robustvae.errors import ConfigError, ShapeError
 
 
+@checked(formula=True)
 def joined(sets: Mapping[str, Any], *, name: str | None = None) -> Images:
     """Several sets as one, whose labels say by number and name which set an input came from.
 

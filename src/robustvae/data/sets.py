@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.data import (
     celeba,
     cifar10,
@@ -124,6 +125,7 @@ def names() -> list[str]:
     return registry.names("data")
 
 
+@checked()
 def load(
     name: str, split: str = "train", root: str | Path | None = None, download: bool = False
 ) -> Images:

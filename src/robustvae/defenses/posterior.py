@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked_fields
 from robustvae.defenses.climb import Climbing, Gradient, Method, check_search, climb
 from robustvae.defenses.defense import Cost, Defense, in_chunks, ready
 from robustvae.defenses.targets import (
@@ -353,6 +354,7 @@ class HMC:
         return in_bfloat16(vae) if self.force == "bfloat16" else contextlib.nullcontext()
 
 
+@checked_fields
 @register("defense", "langevin")
 @final
 @dataclass(frozen=True)

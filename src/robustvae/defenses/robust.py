@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.defenses.climb import Climbing, Gradient, Method, Start, check_search, climb
 from robustvae.defenses.defense import in_chunks
 from robustvae.defenses.targets import RobustTarget
@@ -113,6 +114,7 @@ class RadiusEstimate:
     stderr: tuple[float, ...]
 
 
+@checked(formula=True)
 def estimate_radius(
     vae: VAE,
     x: Tensor,

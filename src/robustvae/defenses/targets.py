@@ -13,7 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.errors import RangeError, UnsupportedError, check_number
+from robustvae.arguments import checked
+from robustvae.errors import RangeError, UnsupportedError, check_number, check_type
 from robustvae.jacobians import jacobian
 from robustvae.mcmc import LogDensity, Target
 from robustvae.models.base import VAE, frozen
@@ -97,6 +98,7 @@ def check_ball(ball: Ball | None) -> None:
     """Raise unless a defense can know this ball: one radius, pixels kept in [0, 1]."""
     if ball is None:
         return
+    check_type(ball, "ball", Ball)
     check_number(ball.radius, "the radius that a defense assumes")
     if (ball.low, ball.high) != (0.0, 1.0):
         raise RangeError("the robust posterior needs a ball that keeps pixels in [0, 1]")
@@ -113,6 +115,7 @@ def _with_frozen_model(read: Callable[[VAE, Tensor], Tensor]) -> Callable[[VAE, 
     return read_frozen
 
 
+@checked(formula=True)
 @_with_frozen_model
 def fisher(vae: VAE, z: Tensor) -> Tensor:
     """The posterior's precision by the decoder's linearization: prior precision + J' W J.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustvae.arguments import checked
 from robustvae.data import Images
 from robustvae.data.images import permutation
 from robustvae.errors import (
@@ -138,6 +139,7 @@ def inception_features() -> Features:
     return features
 
 
+@checked(formula=True)
 def frechet_distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -> float:
     """Fréchet (2-Wasserstein) distance of two Gaussians, squared.
 
@@ -176,6 +178,7 @@ def frechet_distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: T
     return float(mean_term + cov.trace() + other_cov.trace() - 2 * cross)
 
 
+@checked(formula=True)
 def frechet_of(
     real: Tensor, made: Tensor, features: Features, *, folds: int = 10
 ) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import RangeError, ShapeError, check_count, check_positive, check_type
 from robustvae.evaluation.likelihood import ROWS, check_input, judged
 from robustvae.models import VAE, Gaussian, conditionals
@@ -24,6 +25,7 @@ def encoded(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat(mean), torch.cat(stddev)
 
 
+@checked(formula=True)
 def active_units(mean: Tensor, *, threshold: float = 0.01) -> Tensor:
     """Which coordinates of the latent move with the image: Var_x(E[z_j | x]) > threshold.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import check_count, check_images, check_type
 from robustvae.models import VAE, Distribution
 from robustvae.models.base import check_weights, frozen
@@ -41,6 +42,7 @@ def check_input(vae: VAE, x: Tensor, generator: torch.Generator) -> None:
     check_type(generator, "generator", torch.Generator)
 
 
+@checked(formula=True)
 def negative_log_likelihood(
     vae: VAE,
     x: Tensor,
@@ -114,6 +116,7 @@ def _one_pass(
     return math.log(draws) - torch.cat(log_weights).double().logsumexp(0)
 
 
+@checked(formula=True)
 def squared_error(
     vae: VAE, x: Tensor, *, sampled: bool = False, generator: torch.Generator
 ) -> Tensor:

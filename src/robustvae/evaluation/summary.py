@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
 from robustvae.display import three_lines
@@ -146,6 +147,7 @@ _DEFAULTS: EvaluationOptions = {
 }
 
 
+@checked()
 def evaluate(
     vae: VAE, images: Images, *, seed: int, **options: Unpack[EvaluationOptions]
 ) -> Evaluation:

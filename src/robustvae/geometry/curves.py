@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
@@ -60,6 +61,7 @@ class StepOptions(TypedDict, total=False):
 _STEP: StepOptions = {"box": False, "scale": "unit", "chunk": 250}
 
 
+@checked(formula=True)
 def step_curves(
     vae: VAE,
     x: Tensor,

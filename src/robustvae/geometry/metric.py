@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
@@ -169,6 +170,7 @@ class ProductOptions(TypedDict, total=False):
 _PRODUCTS: ProductOptions = {"batched": None, "chunk": None}
 
 
+@checked(formula=True)
 def pullback(
     vae: VAE,
     x: Tensor,
@@ -393,6 +395,7 @@ def spectrum(
     return Spectrum(torch.cat(radii), torch.cat(ranks), False)
 
 
+@checked(formula=True)
 def is_small(vae: VAE, x: Tensor) -> bool:
     """Whether `spectrum` takes the whole Jacobian of each input.
 
@@ -407,6 +410,7 @@ def is_small(vae: VAE, x: Tensor) -> bool:
     return rows <= _ROWS_AT_MOST and rows * x[0].numel() <= _ELEMENTS_AT_ONCE
 
 
+@checked(formula=True)
 def decoder_metric(vae: VAE, z: Tensor, *, batched: bool | None = None, chunk: int = 128) -> Tensor:
     """The metric that the decoder pulls back from images to the latent, G_z = J_g^T J_g.
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustvae.arguments import checked, is_dense, shown
 from robustvae.data.coercion import as_images
 from robustvae.data.images import Images
-from robustvae.errors import DtypeError, check_type
+from robustvae.errors import DtypeError, ShapeError, check_type
 from robustvae.models.adapters import wrap
 from robustvae.models.adapters.trial import buffers_kept
 from robustvae.models.base import VAE
@@ -21,6 +22,7 @@ ROWS = 8  # inputs looked at; a fault of a model shows on any of them
 __all__ = ["check", "Diagnosis", "Item"]
 
 
+@checked()
 def check(model: Any, x: Any) -> Diagnosis:
     """Diagnose a model or a victim on a few inputs: is it what the library takes it for?
 
@@ -69,6 +71,8 @@ def _inputs(vae: VAE, x: Any) -> Tensor:
     else:
         images = as_images(x, space=space).x
     check_type(images, "x", Tensor)
+    if not is_dense(images) or images.ndim == 0:
+        raise ShapeError(f"x must be a batch of inputs that hold values, got {shown(images)}")
     images = images[:ROWS].detach().to(vae.device)
     if images.is_floating_point() and images.dtype != vae.dtype:
         images = images.to(vae.dtype)

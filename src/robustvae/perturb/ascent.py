@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
@@ -132,6 +133,7 @@ class ProjectedAscent:
         return ascend(score, x, ball, self, generator=generator)
 
 
+@checked()
 def ascend(
     score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, *, generator: torch.Generator
 ) -> SearchResult:

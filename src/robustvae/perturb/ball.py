@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked, checked_fields
 from robustvae.errors import (
     DtypeError,
     RangeError,
@@ -24,6 +25,7 @@ _MANY = 2**14  # values of an input from which float32 sums of squares are too c
 _FAR = 1e18  # steps are cut here, so that products of two of them do not overflow
 
 
+@checked_fields
 @final
 @dataclass(frozen=True, eq=False)
 class Ball:
@@ -106,6 +108,7 @@ class Ball:
                 f"radius of an l0 ball must be a whole number of values, got {self.radius:g}"
             )
 
+    @checked(formula=True)
     def reach(self, x: Tensor) -> Tensor:
         """The length by which searches measure their steps, in the 2-norm, (B,).
 
@@ -130,6 +133,7 @@ class Ball:
         """
         return Ball(self.norm, self.radius, None, None)
 
+    @checked(formula=True)
     def radii(self, x: Tensor) -> Tensor:
         """The radius of each image, (B,), with the dtype and device of `x`.
 
@@ -147,20 +151,24 @@ class Ball:
             )
         return self.radius.to(x)
 
+    @checked(formula=True)
     def rows(self, index: Tensor) -> Ball:
         """The ball for a batch whose row i is the image `index[i]` of this ball's batch."""
         if not isinstance(self.radius, Tensor):
             return self
         return Ball(self.norm, self.radius[index.to(self.radius.device)], self.low, self.high)
 
+    @checked(formula=True)
     def clip(self, y: Tensor) -> Tensor:
         """`y` within the box, of the same shape; `y` itself for a free ball."""
         return y.clamp(self.low, self.high) if self.box else y
 
+    @checked(formula=True)
     def size(self, x: Tensor, y: Tensor) -> Tensor:
         """||y - x|| of each input in the ball's norm, in pixel units or values, (B,)."""
         return _length(y - x, self.norm)
 
+    @checked(formula=True)
     def contains(self, x: Tensor, y: Tensor, tol: float = 1e-6) -> Tensor:
         """Whether each `y` lies in the ball around its `x`, and in the box, to `tol`: (B,) bool."""
         x, y = x.double(), y.double()
@@ -170,6 +178,7 @@ class Ball:
             inside &= ((flat >= self.low - tol) & (flat <= self.high + tol)).all(1)
         return inside
 
+    @checked(formula=True)
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         r"""The point of ball and box nearest to `y` in the 2-norm.
 
@@ -215,6 +224,7 @@ class Ball:
         tau = torch.where(inside, factor, tau_square.sqrt())
         return self.clip(x + tau * step)
 
+    @checked(formula=True)
     def sample(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Points drawn uniformly from the free ball around each `x`, then projected.
 
@@ -254,6 +264,7 @@ class Ball:
         saving = room * (2 * step - room)
         return torch.where(self.chosen(x, saving), inside, x)
 
+    @checked(formula=True)
     def chosen(self, x: Tensor, worth: Tensor) -> Tensor:
         """Which values are worth most, as many of each row as its radius says.
 

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import check_count, check_probability
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
 from robustvae.perturb.ball import Ball
@@ -188,6 +189,7 @@ class SquareSearch:
         return ball.project(x, torch.where(moved, ball.clip(far), y))
 
 
+@checked(formula=True)
 def outward(x: Tensor, ball: Ball, *, generator: torch.Generator) -> Tensor:
     """Random points of full size: corners of the l-infinity ball, the sphere of the l2 ball.
 

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import check_count
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, first_best, join
@@ -84,6 +85,7 @@ class Schedule:
 _USUAL, _AT_ONCE = Stopping(), Schedule()
 
 
+@checked()
 def minimize(
     objective: Objective,
     start: Tensor,

@@ -9,12 +9,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked_fields
 from robustvae.errors import RangeError
 from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult
 from robustvae.perturb.ball import Ball
 from robustvae.registry import build, register
 
 
+@checked_fields
 @register("search", "masked")
 @final
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.certificates.question import Question, one_question
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
@@ -113,6 +114,7 @@ _DEFAULTS: MarginOptions = {
 }
 
 
+@checked()
 def estimate_margin(
     victim: Victim,
     x: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.certificates.question import Center, Displacement, Question
 from robustvae.defenses import Victim
 from robustvae.errors import (
@@ -53,6 +54,7 @@ _DRAWS: DrawOptions = {"draws": 1000, "confidence": 0.95, "chunk": None}
 _DISPLACED: DisplacementOptions = {**_DRAWS, "center": "mean"}
 
 
+@checked()
 def robustness_probability(
     victim: Victim,
     x: Tensor,
@@ -251,6 +253,7 @@ def clean_quantile(
     )
 
 
+@checked(formula=True)
 def overall_margin(estimate: Estimate, *, confidence: float = 0.95) -> Estimate:
     """The mean margin E_x[R(x)] over the data that the inputs stand for, with its interval.
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from robustvae.arguments import checked
 from robustvae.data import Images
 from robustvae.data.images import permutation
 from robustvae.errors import (
@@ -45,6 +46,7 @@ Forward = Callable[[Objective, Tensor], dict[str, Tensor]]
 Update = Callable[[int, Tensor], None]
 
 
+@checked()
 def fit(
     vae: VAE,
     objective: Objective,

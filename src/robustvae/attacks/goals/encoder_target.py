@@ -77,7 +77,7 @@ class EncoderTarget:
             gap = (q.mean - mean[rows]).square().sum(1)
             if stddev is not None:
                 gap = gap + (q.stddev - stddev[rows]).square().sum(1)
-            return (gap if away else -gap) / self.scale**2
+            return (gap if away else -gap) / float(self.scale) ** 2
 
         return score
 

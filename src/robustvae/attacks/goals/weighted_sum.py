@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked_fields
 from robustvae.attacks.goals.base import Goal
 from robustvae.defenses import Victim
 from robustvae.errors import RangeError, check_number
@@ -16,6 +17,7 @@ from robustvae.registry import register
 from robustvae.seeding import by_row
 
 
+@checked_fields
 @register("goal", "weighted-sum")
 @final
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import gate
+from robustvae.arguments import checked_fields
 from robustvae.certificates.propagation.bounds import METHODS, LinearBounds, Method
 from robustvae.certificates.propagation.graph import Add, Graph
 from robustvae.certificates.propagation.numbers import UP
@@ -56,6 +57,7 @@ WORK = 2**36
 _PRICES = 4
 
 
+@checked_fields
 @final
 class Relaxation:
     """A feed-forward network, or several heads on one trunk, made ready for bounds over balls.

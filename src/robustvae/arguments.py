@@ -1,0 +1,251 @@
+"""Checks of arguments, made from a function's own annotations."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from robustvae.errors import ArgumentError, DtypeError, RangeError, RobustVAEError, single_line
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type[Any])
+Accept = Callable[[Any], bool]
+
+# What Python and torch raise on values of the right type that do not go together.
+_MISFITS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+)
+_MOST = 100  # elements of a sequence that are looked at: more would cost time at every call
+_SHOWN = 80  # characters of a value in a message
+
+
+def checked(*, formula: bool = False) -> Callable[[F], F]:
+    """A decorator that validates arguments by their annotations before a function runs.
+
+    Tensors must be dense, real and on a device that holds values; whole numbers must fit into 64
+    bits; yes and no count as no number. Annotations that say nothing of this kind are passed over.
+
+    Args:
+        formula: Whether the function computes from its arguments alone and calls no code of the
+            caller's. Then what Python or torch raise is raised as an `ArgumentError` that shows
+            the arguments, with the exception as its cause.
+
+    Examples:
+        >>> from robustvae.arguments import checked
+        >>> @checked()
+        ... def half(x: float) -> float:
+        ...     return x / 2
+        >>> half("1")
+        Traceback (most recent call last):
+        robustvae.errors.DtypeError: half: x must be a number, got '1'
+    """
+
+    def decorate(function: F) -> F:
+        plan: list[tuple[str, Accept, str]] | None = None
+        names = tuple(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal plan
+            if plan is None:  # not at import: annotations name what is imported later
+                plan = _plan(function)
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            for name, accepts, wanted in plan:
+                if name in given and not accepts(given[name]):
+                    raise _refusal(function, name, given[name], wanted)
+            if not formula:
+                return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except RobustVAEError:
+                raise
+            except _MISFITS as error:
+                parts = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+                words = single_line(error, 200)
+                raise ArgumentError(
+                    f"{_name(function)}: arguments must fit together, got {parts}: {words}"
+                ) from error
+
+        return typing.cast("F", call)
+
+    return decorate
+
+
+def checked_fields(kind: C) -> C:
+    """A class decorator that validates what is given at construction; above `dataclass`.
+
+    Args:
+        kind: The class; its `__init__` is replaced.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from robustvae.arguments import checked_fields
+        >>> @checked_fields
+        ... @dataclass
+        ... class Size:
+        ...     value: int
+        >>> Size(0.5)
+        Traceback (most recent call last):
+        robustvae.errors.DtypeError: Size: value must be a whole number, got 0.5
+    """
+    setattr(kind, "__init__", checked(formula=True)(kind.__init__))  # noqa: B010
+    return kind
+
+
+def shown(value: object) -> str:
+    """A value in a few words: the type, shape and layout of a tensor, the start of a text."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        try:
+            layout = str(getattr(value, "layout", "")).removeprefix("torch.")
+            extra = "" if layout in ("", "strided") else f" {layout}"
+            place = " on meta" if str(getattr(value, "device", "")) == "meta" else ""
+            return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{extra}{place}"
+        except (RuntimeError, TypeError):  # a nested tensor has no shape
+            return type(value).__name__
+    try:
+        return single_line(repr(value), _SHOWN)
+    except Exception:  # a stranger's object whose text cannot be made
+        return type(value).__name__
+
+
+def _refusal(function: Any, name: str, value: Any, wanted: str) -> RobustVAEError:
+    is_large = isinstance(value, int) and abs(value) >= 2**63
+    kind = RangeError if is_large else DtypeError
+    return kind(f"{_name(function)}: {name} must be {wanted}, got {shown(value)}")
+
+
+def _name(function: Any) -> str:
+    words = str(function.__qualname__).split(".<locals>.")[-1].removesuffix(".__init__")
+    return words.removesuffix(".__call__")
+
+
+def _plan(function: Any) -> list[tuple[str, Accept, str]]:
+    """What is validated: name, test, and what was wanted, in words."""
+    plan = []
+    parameters = inspect.signature(function).parameters
+    for name, annotation in inspect.get_annotations(function).items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.kind in (
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        ):
+            continue
+        rule = _rule(_evaluated(annotation, function.__globals__))
+        if rule is not None:
+            plan.append((name, *rule))
+    return plan
+
+
+def _evaluated(annotation: Any, space: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    import torch
+
+    try:
+        return eval(annotation, {"torch": torch, "Tensor": torch.Tensor, **space})
+    except Exception:  # names that only type checkers see say nothing at run time
+        return Any
+
+
+def _rule(kind: Any) -> tuple[Accept, str] | None:
+    """The test of an annotation and its words; None where it says nothing that can be tested."""
+    import torch
+
+    if hasattr(kind, "__value__"):  # type X = ...
+        kind = kind.__value__
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _rule(parts[0])
+    if origin is Literal:
+        return (lambda value: _among(value, parts)), f"one of {', '.join(map(repr, parts))}"
+    if origin in (Union, types.UnionType):
+        rules = [_rule(part) for part in parts]
+        known = [rule for rule in rules if rule is not None]
+        if len(known) < len(rules):
+            return None
+        tests = [test for test, _ in known]
+        return (lambda value: any(test(value) for test in tests)), " or ".join(w for _, w in known)
+    if kind is Any:
+        return None
+    if kind in (None, type(None)):
+        return (lambda value: value is None), "None"
+    if kind is torch.Tensor:
+        return is_dense, "a dense real tensor"
+    if kind is torch.Generator:
+        return _is_generator, "a torch.Generator"
+    if kind is float:
+        return _is_number, "a number"
+    if kind is int:
+        return _is_whole, "a whole number"
+    if kind in (bool, str):
+        return (lambda value: isinstance(value, kind)), {bool: "True or False", str: "a text"}[kind]
+    if origin in (collections.abc.Sequence, list, tuple) or kind in (list, tuple):
+        return _sequence(parts)
+    if origin in (collections.abc.Mapping, dict):
+        return (lambda value: isinstance(value, collections.abc.Mapping)), "a mapping"
+    if origin is collections.abc.Callable or kind is collections.abc.Callable:
+        return callable, "a function"
+    if inspect.isclass(kind) and kind is not object and not getattr(kind, "_is_protocol", False):
+        return (lambda value: isinstance(value, kind)), f"a {kind.__name__}"
+    return None
+
+
+def _sequence(parts: tuple[Any, ...]) -> tuple[Accept, str]:
+    inner = _rule(parts[0]) if len({part for part in parts if part is not ...}) == 1 else None
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, str | bytes) or not isinstance(value, collections.abc.Sequence):
+            return False
+        return inner is None or all(inner[0](part) for part in value[:_MOST])
+
+    return accepts, "a sequence" + ("" if inner is None else f", each of it {inner[1]}")
+
+
+def _among(value: Any, options: tuple[Any, ...]) -> bool:
+    try:
+        return any(type(value) is type(option) and value == option for option in options)
+    except Exception:  # a stranger's object that cannot be compared
+        return False
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a tensor that holds its values, one real number beside the other."""
+    import torch
+
+    return (
+        isinstance(value, torch.Tensor)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
+
+
+def _is_generator(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Generator)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**63
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -1,0 +1,128 @@
+"""What a check made from annotations accepts and refuses, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import robustvae as rv
+from robustvae import metrics
+from robustvae.arguments import checked, checked_fields, is_dense, shown
+from robustvae.errors import ArgumentError, DtypeError, RangeError, RobustVAEError
+
+
+@checked()
+def taken(
+    x: Tensor | None = None,
+    number: float = 1.0,
+    count: int = 1,
+    word: Literal["a", "b"] = "a",
+    flag: bool = False,
+    parts: Sequence[int] = (),
+    anything: Any = None,
+    unseen: NoSuchName = None,  # noqa: F821
+) -> str:
+    return "taken"
+
+
+SPARSE = torch.ones(2, 2).to_sparse()
+META = torch.empty(2, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", None),
+        ("x", torch.ones(2)),
+        ("number", 3),
+        ("number", float("nan")),
+        ("count", 0),
+        ("word", "b"),
+        ("flag", True),
+        ("parts", [1, 2]),
+        ("parts", range(3)),
+        ("anything", object()),
+        ("unseen", object()),
+    ],
+)
+def test_right_argument_passes(name: str, value: object) -> None:
+    assert taken(**{name: value}) == "taken"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", "1"),
+        ("x", SPARSE),
+        ("x", META),
+        ("x", torch.ones(2, dtype=torch.complex64)),
+        ("number", True),
+        ("number", "1"),
+        ("number", None),
+        ("count", 1.0),
+        ("count", False),
+        ("word", "c"),
+        ("word", torch.ones(2)),
+        ("flag", 1),
+        ("parts", "12"),
+        ("parts", [1, 0.5]),
+        ("parts", 3),
+    ],
+)
+def test_wrong_argument_refused(name: str, value: object) -> None:
+    with pytest.raises(DtypeError, match=rf"taken: {name} must be .*, got "):
+        taken(**{name: value})
+
+
+def test_huge_number_out_of_range() -> None:
+    for name in ("number", "count"):
+        with pytest.raises(RangeError, match=r"must be a .*number, got 1180591620717411303424"):
+            taken(**{name: 2**70})
+
+
+def test_misfit_shows_all_arguments() -> None:
+    with pytest.raises(ArgumentError, match=r"kl: .*mean=\(2, 3\).*other_mean=\(4,\)") as caught:
+        metrics.kl(torch.ones(2, 3), torch.ones(2, 3), torch.ones(4), torch.ones(4))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_users_own_error_passes() -> None:
+    @checked()
+    def run(f: Any) -> None:
+        f()
+
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_fields_checked_at_construction() -> None:
+    @checked_fields
+    @dataclass(frozen=True)
+    class Size:
+        value: int = 1
+
+    assert Size(2) == Size(value=2)
+    with pytest.raises(DtypeError, match="Size: value must be a whole number"):
+        Size("2")
+
+
+def test_dense_tensors_only() -> None:
+    assert is_dense(torch.ones(1, 1).expand(3, 3))
+    assert not any(is_dense(value) for value in (SPARSE, META, [1.0], None))
+
+
+def test_shown_in_few_words() -> None:
+    assert shown(SPARSE) == "(2, 2) float32 sparse_coo"
+    assert shown(META) == "(2,) float32 on meta"
+    assert len(shown("x" * 5000)) <= 80
+
+
+def test_long_message_is_shortened() -> None:
+    with pytest.raises(RobustVAEError) as caught:
+        rv.data.load("x" * 10_000)
+    assert len(str(caught.value)) < 2000
