@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +18,7 @@ from robustvae import errors, registry
 from robustvae.audit import Run
 from robustvae.audit.tasks import Memory, Task, pieces
 from robustvae.campaign import Calls, Processes, Serial, Store, driver, forget_parts
+from robustvae.campaign.executors.processes import sweep_bundles
 from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
 
@@ -267,3 +273,26 @@ def test_ray_without_ray_names_extra(digits, one):
         pytest.skip("Ray is installed")
     with pytest.raises(errors.MissingExtraError, match="ray"):
         rv.audit(rv.load("digits-vae"), digits, plan=one, run=Run(executor="ray", **QUIET))
+
+
+def test_bundles_of_dead_drivers_swept(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = tmp_path / f"robustvae-{child.pid}-abcdefgh"
+    alive = tmp_path / f"robustvae-{os.getpid()}-abcdefgh"
+    other = tmp_path / "robustvae-notes"
+    for folder in (dead, alive, other):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"1")
+    assert sweep_bundles(tmp_path) == 1
+    assert not dead.exists() and alive.exists() and other.exists()
+
+
+def test_full_disk_known_before_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    run = Run(keep=tmp_path / "parts", announce=lambda _: None)
+    images = rv.data.load("digits", split="test")
+    with pytest.raises(errors.StorageError, match="needs about"):
+        rv.audit(rv.load("digits-vae"), images, plan={"base": "smoke", "inputs": 3}, run=run)
+    assert not (tmp_path / "parts").exists()

@@ -20,6 +20,7 @@ from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.errors import ConfigError, RobustVAEError, unknown
 from robustvae.perturb import Ball
+from robustvae.records.files import is_file
 from robustvae.records.text import read_yaml as read_text_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -272,7 +273,7 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
         name = str(plan)
         plans = registry.names("plan")
         path = Path(registry.lookup("plan", name)) if name in plans else Path(plan)
-        if not path.is_file():
+        if not is_file(path):
             raise unknown("plan", name, [*plans, "FILE.yaml"])
         content = read_yaml(path, "plan")
         content = {"name": path.stem, **content}

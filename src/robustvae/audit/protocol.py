@@ -20,6 +20,7 @@ from robustvae.data import Images
 from robustvae.data.images import CHUNK
 from robustvae.errors import ConfigError, RangeError, unknown
 from robustvae.records import QuestionFacts
+from robustvae.records.files import is_file
 from robustvae.seeding import shard_generator
 
 RULE_SHARE = 0.4  # of the typical distance of an input from the mean input
@@ -131,7 +132,7 @@ def read_protocol(name: str | Path | Mapping[str, Any] | Protocol) -> Protocol:
         path = (
             Path(registry.lookup("protocol", str(name))) if str(name) in protocols else Path(name)
         )
-        if not path.is_file():
+        if not is_file(path):
             raise unknown("protocol", str(name), [*protocols, "FILE.yaml"])
         content = {"name": path.stem, **read_yaml(path, "protocol")}
     try:
@@ -309,7 +310,7 @@ def read_profile(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             content = read_profile(fields.pop("name"))
             return {**content, "use": {**_as_spec(content.get("use")), **fields}}
         path = Path(registry.lookup("profile", str(name))) if str(name) in profiles else Path(name)
-        if not path.is_file():
+        if not is_file(path):
             raise unknown("profile", str(name), [*profiles, "FILE.yaml"])
         content = read_yaml(path, "profile")
     keys = ("about", "protocol", "plan", "measures", "checks", "use")

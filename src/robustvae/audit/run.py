@@ -36,7 +36,7 @@ from robustvae.audit.protocol import (
     settle,
     with_profile,
 )
-from robustvae.audit.tasks import Run, torch_threads
+from robustvae.audit.tasks import Run, space_needed, torch_threads
 from robustvae.audit.threads import fitting_threads
 from robustvae.data.coercion import as_images
 from robustvae.defenses import Victim
@@ -45,6 +45,7 @@ from robustvae.models import VAE
 from robustvae.models.base import check_weights
 from robustvae.records import (
     Record,
+    check_space,
 )
 from robustvae.records.parts import Omission
 from robustvae.seeding import generator as new_generator
@@ -172,6 +173,9 @@ def audit(
         job = AuditJob(auditor, head, run.source)
         if head["model"].sha256 is None:  # it could not be told from another's parts
             run = dataclasses.replace(run, keep=None)
+        if run.keep is not None:  # told now, not after hours of computing
+            size = math.prod(images.image_shape)
+            check_space(run.keep, space_needed(job.tasks(), stages.shard, size))
         outcome = executor.run(job, run)
         for fault in outcome.damaged:
             words = f"{fault} was damaged and computed again"

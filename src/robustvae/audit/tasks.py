@@ -15,6 +15,10 @@ from robustvae.audit.progress import Progress
 Part = dict[str, Any]
 """The result of a task, in JSON's own types."""
 
+_BYTES = 4  # of a value in float32
+_NUMBERS = 2000  # bytes of the numbers beside an attacked input, as measured on audits of digits
+_SPARE = 8 * 2**20  # bytes of the report, with its pictures
+
 Words = Callable[[str], None]
 
 
@@ -53,6 +57,26 @@ class Run:
     executor: Any = "serial"
     notice: Words | None = None
     announce: Words | None = None
+
+
+def space_needed(tasks: Sequence[Task], inputs: int, values: int) -> int:
+    """Bytes that the parts of an audit and its result take at most, about.
+
+    Each step of a task may store its inputs' attacked versions, in JSON, a third longer than they
+    are; the result holds them once more. Beside each stand some thousand bytes of numbers.
+
+    Args:
+        tasks: Of the audit.
+        inputs: How many inputs a task has.
+        values: Of one input.
+
+    Examples:
+        >>> from robustvae.audit.tasks import Task, space_needed
+        >>> space_needed([Task("0", steps=10)], inputs=16, values=784) // 10**6
+        10
+    """
+    each = 4 * values * _BYTES // 3 + _NUMBERS
+    return _SPARE + 2 * each * inputs * sum(task.steps for task in tasks)
 
 
 @final

@@ -157,6 +157,21 @@ def check_owned(folder: str | Path, names: Iterable[str]) -> None:
             )
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a regular file; not where it is no path that a system allows.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from robustvae.records.files import is_file
+        >>> is_file(Path("x" * 5000))
+        False
+    """
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, a zero byte
+        return False
+
+
 def check_space(folder: str | Path, wanted: int) -> None:
     """Raise `StorageError` unless the disk of a folder has room for so many bytes.
 
@@ -213,12 +228,13 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what processes that no longer run left beside `path`."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
         match = _LEFTOVER.fullmatch(other.name)
-        if match and match["name"] == path.name and not _runs(int(match["pid"])):
+        if match and match["name"] == path.name and not is_alive(int(match["pid"])):
             with contextlib.suppress(OSError):
                 other.unlink()
 
 
-def _runs(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs, whoever started it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from robustvae.campaign.pool import Event, Job, Outcome, Tell
 from robustvae.campaign.store import Store
 from robustvae.campaign.worker import restored
 from robustvae.errors import ConfigError, check_count
+from robustvae.records.files import is_alive
 from robustvae.registry import register
 
 
@@ -69,9 +71,31 @@ class Processes:
             return run_tasks(job, run, opened)
 
 
+_BUNDLE = re.compile(r"robustvae-(\d+)-\w{8}")
+
+
+def sweep_bundles(top: Path) -> int:
+    """Remove the bundles of drivers that are gone, and return how many; other users' stay.
+
+    Args:
+        top: Where bundles are unpacked.
+    """
+    count = 0
+    for folder in top.glob("robustvae-*"):
+        name = _BUNDLE.fullmatch(folder.name)
+        if name is None or is_alive(int(name[1])):
+            continue
+        with contextlib.suppress(OSError):
+            if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder)
+                count += 1
+    return count
+
+
 @contextlib.contextmanager
 def unpacked_bundle(bundle: Bundle) -> Iterator[Path]:
     """Within: a folder of a bundle's files, which only this user can read."""
+    sweep_bundles(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=f"robustvae-{os.getpid()}-"))
     try:
         for name, content in bundle.files.items():
