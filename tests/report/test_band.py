@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from robustvae.report.band import ATTACKED, CERTIFIED, band, input_bands
+from robustvae.records.along import ATTACKED, CERTIFIED
+from robustvae.report.band import band, input_bands
 from robustvae.report.page import render
 
 

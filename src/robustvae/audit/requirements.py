@@ -69,6 +69,7 @@ STANDARD_CHECKS = (
     "larger_radius_stronger",
     "unbounded_attack_succeeds",
     "certified_below_attacked",
+    "band_certified_below_attacked",
     "robust_without_attack",
     "diagnosis_passed",
     "longer_search_same",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from robustvae.records import Record
+from robustvae.records.along import ATTACKED, CERTIFIED
 from robustvae.report import marks
 from robustvae.report.drawing import (
     Axis,
@@ -25,23 +26,6 @@ from robustvae.report.drawing import (
 from robustvae.report.marks import Mark
 from robustvae.report.numbers import ceil, floor, given, near, norm, number
 from robustvae.report.reading import rows_of
-
-CERTIFIED = {
-    "certified_at_50": 0.5,
-    "certified_at_75": 0.75,
-    "certified": 1.0,
-    "certified_at_150": 1.5,
-    "certified_at_200": 2.0,
-}
-"""Columns of certified radii, and at what part or multiple of r."""
-
-ATTACKED = {
-    "tolerance_at_25": 0.25,
-    "tolerance_at_50": 0.5,
-    "tolerance_at_75": 0.75,
-    "tolerance_attacked": 1.0,
-}
-"""Columns of tolerances that attacks break, and at what part of their change."""
 
 _STEPS = 160  # places along the size at which medians are taken: finer than a pixel shows
 

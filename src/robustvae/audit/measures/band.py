@@ -18,18 +18,17 @@ from robustvae.certificates import Question, certified_radii
 from robustvae.certificates.methods.sampling import lower_index
 from robustvae.errors import UnsupportedError
 from robustvae.records import Column
+from robustvae.records.along import ATTACKED, CERTIFIED
 from robustvae.registry import register
 from robustvae.robustness.displacement import Ruler
 from robustvae.seeding import RowGenerator
 
 # Half to twice the tolerance that was asked for: an engineer who doubts r by a factor of two reads
 # the answer off; at r itself stands the certificate.
-TIMES = {"certified_at_50": 0.5, "certified_at_75": 0.75, "certified_at_150": 1.5}
-TIMES |= {"certified_at_200": 2.0}
+TIMES = {column: times for column, times in CERTIFIED.items() if column != "certified"}
 
 # Places on the straight way to an attacked input, as those of `damage-curve`, and the end.
-SHARES = {"tolerance_at_25": 0.25, "tolerance_at_50": 0.5, "tolerance_at_75": 0.75}
-SHARES |= {"tolerance_attacked": 1.0}
+SHARES = ATTACKED
 
 # An order statistic of so many draws lies within a few percent of the quantile; the probability at
 # r, which decides the bracket, has the plan's own number.
