@@ -31,8 +31,10 @@ from robustvae.perturb import Ball
 
 _COLD_SWEEPS = 12  # Newton's steps on the logits from 0, which arrive for every multiplier
 _WARM_SWEEPS = 2  # from where they were for a multiplier nearby
-_WARM_STEPS = 2  # on the multiplier, from that of a step of the search before
-_WARM_TRIES = 3  # rounds of those, before all begins anew
+_WARM_STEPS = 2  # on a Gaussian's multiplier, from that of a step of the search before
+_WARM_TRIES = 6  # rounds, before all begins anew: after a step of a search one or two are enough
+_NEAR = 1e-3  # of the radius by which a warm point may miss the sphere, before it is put there
+_LEAST_POWER = -14.0  # of the multiplier: below it no ball holds anything back
 
 
 def posterior(vae: VAE, x: Tensor) -> Target:
@@ -294,31 +296,75 @@ def _boundary(
 ) -> tuple[Tensor, Tensor]:
     """Solve deviance'(x') + nu (x' - x) = 0 with ||x' - x|| = radius for x' and nu.
 
-    Newton's steps on 1/||x' - x|| = 1/radius, nearly linear in nu, within a bracket of log nu;
-    a step that leaves the bracket halves it instead. The logits of x' go on from one step to the
-    next, and from one call to the next where the caller keeps them; what a few warm steps do not
-    bring to the sphere, to a thousandth, is solved from scratch.
+    From scratch: Newton's steps on 1/||x' - x|| = 1/radius, nearly linear in nu, within a bracket
+    of log nu; a step that leaves the bracket halves it instead. Where the caller keeps the last
+    solution, a few steps on all unknowns at once go on from there; what these do not bring to the
+    sphere, to a thousandth, is solved from scratch.
     """
-    cold = 8 if x.dtype == torch.float32 else 16
-    begin = None
+    solution = None
     if reads_back(x) and warm is not None and warm.power is not None and len(warm.power) == len(x):
-        begin = warm.power, warm.logit
-        for _ in range(_WARM_TRIES):
-            power, logit, size = _newton(p, x, radius, begin, _WARM_STEPS)
-            begin = power, logit
-            if not bool((((size / radius - 1).abs() > 1e-3) & ~inside).any()):
-                break
-        else:
-            begin = None
-    if begin is None:
-        power, _, _ = _newton(p, x, radius, None, cold)
-        logit = None
-    multiplier = power.exp()
-    point, logit = _pulled(p, x, multiplier, logit, _COLD_SWEEPS if begin is None else _WARM_SWEEPS)
+        solution = _continued(p, x, radius, inside, warm)
+    if solution is None:
+        power, _, _ = _newton(p, x, radius, None, 8 if x.dtype == torch.float32 else 16)
+        solution = power, *_pulled(p, x, power.exp(), None, _COLD_SWEEPS)
+    power, point, logit = solution
     if warm is not None:
         warm.power, warm.logit = power, logit
     size = (point - x).flatten(1).norm(dim=1).clamp_min(radius).view(-1, 1, 1, 1)
-    return x + (point - x) * (radius / size), multiplier
+    return x + (point - x) * (radius / size), power.exp()
+
+
+def _continued(
+    p: Distribution, x: Tensor, radius: float, inside: Tensor, warm: _Warm
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Log multiplier, x' and its logits from those of the last solution; None where it is far."""
+    assert warm.power is not None
+    power, logit = warm.power, warm.logit
+    for _ in range(_WARM_TRIES):
+        if logit is None:
+            power, _, _ = _newton(p, x, radius, (power, None), _WARM_STEPS)
+            point, _ = _pulled(p, x, power.exp(), None, 0)
+        else:
+            power, logit = _joint_step(_logits(p), x, radius, power, logit)
+            point = torch.sigmoid(logit)
+        size = (point - x).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        if not bool((((size / radius - 1).abs() > _NEAR) & ~inside).any()):
+            return power, point, logit
+    return None
+
+
+def _joint_step(
+    logits: Tensor, x: Tensor, radius: float, power: Tensor, logit: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A Newton step on the log multiplier and the logits of x' together.
+
+    The equations are l + nu (s(l) - x) = logits at each pixel, s the sigmoid, and
+    ||s(l) - x||^2 = radius^2. A step costs one pass over the pixels, where solving for the logits
+    within each step on nu costs two or more.
+    """
+    nu, value = power.exp(), torch.sigmoid(logit)
+    offset = value - x
+    force = torch.addcmul(logit - logits, nu, offset)
+    variance = torch.addcmul(value, value, value, value=-1)
+    stiffness = 1 + nu * variance
+    weight = offset * variance / stiffness
+    along, strength, square = (
+        torch.stack([weight * force, weight * offset, offset * offset])
+        .sum((2, 3, 4))
+        .unsqueeze(2)
+        .unsqueeze(3)
+        .unsqueeze(4)
+    )
+    tiny = torch.finfo(x.dtype).tiny
+    change = (0.5 * (square - radius**2) - along) / strength.clamp_min(tiny)
+    # the equations are nearly straight over a factor of four; the multiplier stays positive, and
+    # that of a point which has just left the ball starts near 0 and must not be held there
+    change = torch.minimum(torch.maximum(change, -0.75 * nu), 3 * nu + 1)
+    logit = logit - torch.addcmul(force, change, offset) / stiffness
+    nu = nu + change
+    target = torch.addcmul(logits, nu, x)
+    # the root lies between c - nu and c: a step from afar may not leave that
+    return nu.log().clamp_min(_LEAST_POWER), torch.clamp(logit, target - nu, target)
 
 
 def reads_back(x: Tensor) -> bool:
@@ -334,8 +380,8 @@ def _newton(
     steps: int,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Log multiplier, logits of the image (None for a Gaussian), and ||x' - x|| before the last."""
-    low = torch.full_like(x[:, :1, :1, :1], -14.0)
-    high = torch.full_like(low, 14.0)
+    low = torch.full_like(x[:, :1, :1, :1], _LEAST_POWER)
+    high = -low
     power, logit = (torch.zeros_like(low), None) if begin is None else begin
     size, tiny = low, torch.finfo(x.dtype).tiny
     for _ in range(steps):
