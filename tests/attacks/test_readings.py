@@ -10,7 +10,7 @@ from robustvae.attacks.goals import base
 
 
 @pytest.mark.parametrize("target", [False, True])
-def test_one_draw_at_a_time_equals_all(monkeypatch, target):
+def test_draws_one_by_one_equal_all(monkeypatch, target):
     victim = rv.Victim(rv.load("digits-vae"), rv.InputNoise(stddev=0.2))
     x = rv.data.load("digits", split="test")[:3].x
     goal = rv.OutputTarget(1 - x, draws=5) if target else rv.MaximumDamage(draws=5)

@@ -100,7 +100,7 @@ def test_sizes_are_asked_before_fetching(cache, monkeypatch):
     assert not any(name.endswith((".bin", ".pkl", ".py")) for name in calls[-1])
 
 
-def test_errors_of_the_client_are_one_line(cache, monkeypatch):
+def test_client_errors_are_one_line(cache, monkeypatch):
     def refuse(*_, **__):
         raise OSError("401 Client Error\n  for url")
 
