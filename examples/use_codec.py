@@ -43,7 +43,7 @@ class SmallCodec(nn.Module):
         return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": likelihoods}}
 
 
-def build(steps=100):
+def build(steps=400):
     """The codec, trained briefly: what `robustvae audit use_codec.py:build` loads."""
     x = rv.data.load("drawn-shapes").x
     with torch.random.fork_rng():

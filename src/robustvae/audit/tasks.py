@@ -16,7 +16,7 @@ Part = dict[str, Any]
 """The result of a task, in JSON's own types."""
 
 _BYTES = 4  # of a value in float32
-_NUMBERS = 2000  # bytes of the numbers beside an attacked input, as measured on audits of digits
+_NUMBERS = 2000  # bytes of the numbers beside an attacked input, a generous guess
 _SPARE = 8 * 2**20  # bytes of the report, with its pictures
 
 Words = Callable[[str], None]

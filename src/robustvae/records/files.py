@@ -158,7 +158,7 @@ def check_owned(folder: str | Path, names: Iterable[str]) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path leads to a regular file; not where it is no path that a system allows.
+    """Whether a path leads to a regular file; not where no system allows the path.
 
     Examples:
         >>> from pathlib import Path

@@ -142,7 +142,7 @@ class Walk:
         self.smooth = ruler.noise(_SURROGATE_DRAWS, smooth)
         everyone = torch.arange(batch, device=x.device)
         self.rest = self.reach(x, everyone, self.fine)
-        r = question.r
+        r = float(question.r)  # a huge whole number overflows when squared
         exact = not ruler.samples_posterior or ruler.displacement != "centered"
         # noise across the mean's displacement adds its square; below 0.3 r the draws will tell
         room = (r**2 - self.rest.square()).clamp_min((0.3 * r) ** 2).sqrt()
