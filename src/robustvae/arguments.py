@@ -10,7 +10,14 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from robustvae.errors import ArgumentError, DtypeError, RangeError, RobustVAEError, single_line
+from robustvae.errors import (
+    ArgumentError,
+    DtypeError,
+    RangeError,
+    RobustVAEError,
+    UnknownNameError,
+    single_line,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type[Any])
@@ -123,8 +130,11 @@ def shown(value: object) -> str:
 
 def _refusal(function: Any, name: str, value: Any, wanted: str) -> RobustVAEError:
     is_large = isinstance(value, int) and abs(value) >= 2**63
-    kind = RangeError if is_large else DtypeError
-    return kind(f"{_name(function)}: {name} must be {wanted}, got {shown(value)}")
+    kind: type[RobustVAEError] = RangeError if is_large else DtypeError
+    if isinstance(value, str) and wanted.startswith("one of"):
+        kind = UnknownNameError
+    remedy = ": wrap a module of your own with rv.wrap" if hasattr(value, "state_dict") else ""
+    return kind(f"{_name(function)}: {name} must be {wanted}, got {shown(value)}{remedy}")
 
 
 def _name(function: Any) -> str:

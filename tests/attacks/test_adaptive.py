@@ -111,10 +111,11 @@ def test_chain_attacked_is_one_given(vae, x, wrap, options):
     cuts = {Checkpointed: {"segment": 2}, Truncated: {"last": 2}}
     at = x.clone().requires_grad_()
     z, wanted = (d(vae, at, generator=generator(7)) for d in (wrap(own, **cuts[wrap]), own))
-    torch.testing.assert_close(z, wanted)
+    # a projection onto an l2 ball is solved to 1e-6 from wherever the segment before it ended
+    torch.testing.assert_close(z, wanted, rtol=1e-5, atol=1e-5)
     if wrap is Checkpointed:
         slope, true = (torch.autograd.grad(end.square().sum(), at)[0] for end in (z, wanted))
-        torch.testing.assert_close(slope, true)
+        torch.testing.assert_close(slope, true, rtol=1e-4, atol=1e-5)
         assert (true.flatten(1).norm(dim=1) > 0).all()
 
 

@@ -116,7 +116,7 @@ def test_another_magic_number(tmp_path: Path, content: bytes) -> None:
 def test_a_header_that_announces_too_much(tmp_path: Path) -> None:
     header = bytes([0, 0, 8, 3]) + b"\xff" * 12
     (tmp_path / "file").write_bytes(header + b"\0" * 10)
-    with pytest.raises(errors.DataError, match="truncated"):
+    with pytest.raises(errors.DataError, match="announces"):
         read_idx(tmp_path / "file", 3)
 
 

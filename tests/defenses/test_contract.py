@@ -45,6 +45,7 @@ ROWS = [
 ]
 REFINEMENTS = {"BitDepth", "JPEG", "Median", "Redraw", "Threshold"}
 NOT_DEFENSES = {
+    "seeks_mode",
     "Cost",
     "cost",
     "is_posterior_mean",

@@ -143,7 +143,12 @@ def audit(
     mended = [] if is_spared else admit(by_name, images)
     diagnosis = (time.monotonic() - begin) / len({id(one.vae) for one in by_name.values()})
     left_out: list[Omission] = []
-    if constants is None and stages.inputs > len(images) and isinstance(plan, str | None):
+    if (
+        constants is None
+        and stages.inputs > len(images)
+        and not Path(str(plan)).suffix
+        and not isinstance(plan, Mapping | Plan)
+    ):
         words = f"{images.name} has {len(images)} inputs, the plan asks for {stages.inputs}"
         left_out.append(Omission(stage="plan", reason=words))
         stages = stages.model_copy(update={"inputs": len(images)})

@@ -51,7 +51,7 @@ def table(values: Any, labels: Any, classes: tuple[str, ...], name: str, split: 
         >>> import robustvae as rv
         >>> images = rv.data.load("wine", split="test")
         >>> images.shape, images.class_name(1)
-        ((59, 1, 1, 13), 'grower 2')
+        ((58, 1, 1, 13), 'grower 2')
     """
     y = torch.tensor(np.asarray(labels), dtype=torch.int64)
     rank, _ = rank_in_class(y)
