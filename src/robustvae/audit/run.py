@@ -162,9 +162,9 @@ def audit(
             left_out.append(Omission(stage="plan", reason=words))
             if facts.protocol is not None:
                 facts = facts.model_copy(update={"shortened": True})
+    inputs = choose(images, stages, constants, seed)
     if costs is not None:
         tell_cost(run.announce, costs.words(stages), costs.seconds(stages))
-    inputs = choose(images, stages, constants, seed)
     executor = registry.build("executor", run.executor)
     head = header(by_name, images, inputs, stages, facts, run, executor.threads)
     head["seed"] = seed
