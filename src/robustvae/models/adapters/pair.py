@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from robustvae.models.adapters.adapter import matched
+from robustvae.models.adapters.forward import as_forward
 from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
 from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
@@ -26,6 +27,7 @@ class Pair:
             for second, decode in trial.parts(DECODERS):
                 words = f"{kind}.{first} and {kind}.{second}"
                 match = matched(trial, encode, decode, words, needs_spread=True)
+                match = None if match is None else as_forward(trial, match)
                 if match is not None:
                     return match
         return None

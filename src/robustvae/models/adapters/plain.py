@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from robustvae.models.adapters.adapter import forward_output, matched, same
+from robustvae.models.adapters.forward import as_forward
 from robustvae.models.adapters.reading import picked
 from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
 from robustvae.models.adapters.vector_quantized import quantizers_of
@@ -30,6 +32,7 @@ class Plain:
         for first, encode in trial.parts(ENCODERS):
             for second, decode in trial.parts(DECODERS):
                 match = matched(trial, encode, decode, f"{kind}.{first} and {kind}.{second}")
+                match = None if match is None else as_forward(trial, match)
                 if match is not None and _repeats_forward(trial, match):
                     return match
         for words, encode, decode in _halves(trial):
@@ -51,7 +54,10 @@ def _repeats_forward(trial: Trial, match: Match) -> bool:
     code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
     output = None if code is None else trial.run(match.decode, code)
     pick = trial.reconstruction(output)
-    return pick is not None and same(picked(output, pick, "decode"), expected)
+    if pick is None:
+        return False
+    image = picked(output, pick, "decode")
+    return same(torch.sigmoid(image) if match.output.is_logits else image, expected)
 
 
 Half = Callable[[Tensor], Any]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from robustvae.models.adapters.adapter import forward_output, matched, same
+from robustvae.models.adapters.forward import as_forward
 from robustvae.models.adapters.reading import picked
 from robustvae.models.adapters.trial import DECODERS, Trial
 from robustvae.models.adapters.wrapped import Match
@@ -31,8 +32,11 @@ class Triple:
         for name, decode in decoders_of(trial):
             words = f"{kind}.forward and {kind}.{name}"
             match = matched(trial, trial.module, decode, words, needs_spread=True)
-            if match is not None and _decodes(trial, match):
-                return replace(match, encode=trial.module)
+            if match is None or not _decodes(trial, match):
+                continue
+            whole = as_forward(trial, match)
+            if whole is not None:
+                return replace(whole, encode=trial.module)
         return None
 
 
