@@ -79,6 +79,15 @@ def test_fake_is_named_on_large_images(name, large):
     assert any(check in record.verdict.first for check in FAKES[name].caught_by)
 
 
+@pytest.mark.parametrize("name", ["saturated_sigmoid", "random_shift"])
+def test_doubtful_gradients_are_told(name, large):
+    """No check can tell these from chaos there; the first sentence says that gradients mislead."""
+    images, vae = large
+    record = judged(FAKES[name].make, vae, images)
+    assert "gradients may mislead" in record.verdict.first
+    assert "gradient_matches_function: not informative" in record.verdict.first
+
+
 def test_honest_large_images_pass(large):
     images, vae = large
     record = judged(HONEST["wrapped"], vae, images)

@@ -69,6 +69,7 @@ def judged(record: Record) -> Record:
 
 
 _SAID = "clean_error_below_tolerance"  # the sentence on r and the clean error says the same
+NOT_INFORMATIVE = "not informative"  # how such a value begins
 _NOT_HERE = " (as stored: this check is not installed here)"
 
 
@@ -92,7 +93,7 @@ def verdict_of(
     first = "; ".join(
         (
             _usefulness(useful, failures["usefulness"]),
-            _soundness(sound, failures["evidence"], inputs),
+            _soundness(sound, failures["evidence"], mine),
             *_robustness(failures["robustness"]),
             _visibility(visible, per_pixel),
         )
@@ -143,12 +144,21 @@ def _usefulness(useful: bool | None, failed: Sequence[CheckResult]) -> str:
     return "useful" if useful else f"not useful ({_names(failed)})"
 
 
-def _soundness(sound: bool | None, failed: Sequence[CheckResult], inputs: Sequence[Any]) -> str:
+def _soundness(
+    sound: bool | None, failed: Sequence[CheckResult], checks: Sequence[CheckResult]
+) -> str:
     if sound is False:
         return f"not evidence of robustness ({_names(failed)})"
     if sound is None:
         return "evidence not checked"
-    return "evidence sound"
+    # a chaotic or stepped function is nobody's fault, but a reader must know what led the attacks
+    doubts = [c for c in checks if c.passed is None and c.value.startswith(NOT_INFORMATIVE)]
+    words = ", ".join(f"{check.id}: {check.value}" for check in doubts)
+    return (
+        f"evidence sound, but gradients may mislead attacks ({words})"
+        if words
+        else "evidence sound"
+    )
 
 
 def _robustness(failed: Sequence[CheckResult]) -> list[str]:

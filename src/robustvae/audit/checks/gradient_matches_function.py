@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from robustvae.records import Case, Outcome
 from robustvae.records.judging import Subject
+from robustvae.records.verdict import NOT_INFORMATIVE
 from robustvae.registry import register
 
 
@@ -54,7 +55,7 @@ class GradientMatchesFunction:
             return Outcome(False, value)
         if agreements is None:
             return Outcome(
-                None, "not informative: differences of two step sizes contradict each other"
+                None, f"{NOT_INFORMATIVE}: differences of two step sizes contradict each other"
             )
         middle = statistics.median(agreements)
         low = sum(value < self.least for value in agreements)
