@@ -1,4 +1,4 @@
-"""What every test has: float64, one thread, a generator, and the data sets where they lie."""
+"""What every test has: float64, one thread, seeds, and the data sets where they lie."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Tests and their fixtures of every scope run in float64, doctests in what the user has."""
+    """Tests and their fixtures of every scope run in float64, doctests in what the user has.
+
+    Each starts from the same global seed: layers that a test makes do not depend on which tests
+    ran before it in the same process.
+    """
     in_tests = item.path.is_relative_to(TESTS)
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.float64 if in_tests else torch.float32)
     try:
         return (yield)

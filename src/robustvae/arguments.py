@@ -32,7 +32,6 @@ _MISFITS = (
     KeyError,
     ArithmeticError,
     AttributeError,
-    AssertionError,
     MemoryError,
 )
 _MOST = 100  # elements of a sequence that are looked at: more would cost time at every call

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _MOST_COUNTED = 10**12  # draws, steps or pixels: no machine comes to an end with more
+_LARGEST = 1e150  # of a positive number: its square is still one
 _LONGEST_MESSAGE = 1600  # characters: twenty lines, more than any message of ours
 
 
@@ -36,6 +37,10 @@ class ShapeError(RobustVAEError, ValueError):
 
 class RangeError(RobustVAEError, ValueError):
     """A number or a pixel lies outside the range that makes sense."""
+
+
+class PlaceError(RangeError, IndexError):
+    """A number of an input beyond the last; an `IndexError` too, which ends Python's iteration."""
 
 
 class DtypeError(RobustVAEError, TypeError):
@@ -97,6 +102,25 @@ class RobustVAEWarning(UserWarning):
 _NAMED = 12
 ROUND_OFF = 1e-6  # beyond the range of pixels: what resizing and scaling in float32 leave behind
 _LONGEST = 600  # characters of a message on the terminal: about eight lines
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that memory ran out.
+
+    Examples:
+        >>> from robustvae.errors import is_out_of_memory
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("memory"))
+        (True, False)
+    """
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    cause: BaseException | None = error
+    while cause is not None:
+        # torch's allocators raise a kind of RuntimeError, that of the CPU a plain one
+        told = isinstance(cause, RuntimeError) and any(word in str(cause) for word in words)
+        if told or isinstance(cause, MemoryError):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def single_line(text: object, limit: int = _LONGEST) -> str:
@@ -219,6 +243,8 @@ def check_positive(value: Any, name: str, *, each: bool = False) -> None:
     check_number(value, name)
     if not value > 0:
         raise RangeError(f"{name} must be positive, got {value:g}")
+    if value > _LARGEST:
+        raise RangeError(f"{name} must be at most {_LARGEST:g}, got {value:g}")
 
 
 def check_count(value: Any, name: str, *, least: int = 1) -> None:

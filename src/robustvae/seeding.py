@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -161,6 +161,7 @@ def row_generators(
     else:
         _check_seed(source)
         seed = source
+    check_type(rows, "rows", Iterable)
     generators = []
     for number in rows:
         _check_seed(number, "each of rows")

@@ -117,3 +117,10 @@ def test_rows_that_are_not_there():
             images.read(rows)
     with pytest.raises(errors.ConfigError, match="nosuch"):
         rv.generator(0, "nosuch")
+
+
+def test_iteration_ends_with_the_images():
+    images = labeled(2, 3)
+    assert [len(image) for image in images] == [1] * 5
+    with pytest.raises(errors.RangeError):
+        images[5]

@@ -26,7 +26,7 @@ def test_crown_holds_every_point(generator):
         step = 0.3 * step / step.flatten(1).norm(dim=1)[:, None, None, None]
         moved = net(x + step) - net(x)
         assert (low <= moved).all() and (moved <= high).all()
-    assert (low < 0).all() and (high > 0).all()
+    assert (low <= 0).all() and (high >= 0).all() and (low < 0).any()  # a ReLU may be off
 
 
 def test_crown_is_exact_for_one_layer(generator):

@@ -16,7 +16,7 @@ from robustvae.arguments import checked
 from robustvae.attacks.attack import AimedSearch, Attack, Search, aimed, ready
 from robustvae.attacks.goals import Goal
 from robustvae.defenses import PosteriorMean, Victim, is_posterior_mean
-from robustvae.errors import check_positive
+from robustvae.errors import check_images, check_positive
 from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SearchResult, SquareSearch
 from robustvae.records import Case, CheckResult
 from robustvae.records.verdict import run_check
@@ -85,6 +85,7 @@ def evidence_checks(
         >>> [check.id for check in checks][:3]
         ['inside_ball', 'score_recomputed', 'gradient_seen']
     """
+    check_images(x, victim.vae.image_shape, low=ball.low, high=ball.high)
     search = ProjectedAscent() if search is None else search
     Attack(goal, search, ball)  # validates the three
     seeds = iter(split(generator, 16))

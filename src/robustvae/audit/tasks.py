@@ -11,6 +11,7 @@ from typing import Any, Protocol, final
 import torch
 
 from robustvae.audit.progress import Progress
+from robustvae.errors import is_out_of_memory
 
 Part = dict[str, Any]
 """The result of a task, in JSON's own types."""
@@ -135,21 +136,6 @@ class Memory:
     def put(self, step: str, content: Any) -> None:
         """Take the content of a finished step."""
         self.steps[step] = content
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out.
-
-    Examples:
-        >>> from robustvae.audit.tasks import is_out_of_memory
-        >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("memory"))
-        (True, False)
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # torch's allocator of the CPU raises a plain RuntimeError
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 @contextlib.contextmanager

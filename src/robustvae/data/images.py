@@ -13,6 +13,7 @@ from torch import Tensor
 from robustvae.arguments import checked, checked_fields
 from robustvae.errors import (
     DtypeError,
+    PlaceError,
     RangeError,
     ShapeError,
     check_choice,
@@ -120,7 +121,7 @@ class Images:
         """The images at `index`, as a set again; a whole number gives a set of one."""
         if isinstance(index, int) and not isinstance(index, bool):
             if not -len(self) <= index < len(self):
-                raise RangeError(
+                raise PlaceError(
                     f"an image of {self.name} must have a number below {len(self)}, got {index:.9g}"
                 )
             index = torch.tensor([index])

@@ -19,6 +19,7 @@ from robustvae.errors import (
     check_count,
     check_number,
     check_positive,
+    is_out_of_memory,
 )
 from robustvae.perturb.ball import Ball
 from robustvae.perturb.deadline import is_over
@@ -160,8 +161,8 @@ def ascend(
         try:
             begin = torch.cat(list(starts(x, ball, search.restarts, inputs, seeds)))
             parts.append(_worst(score, x, ball, search, inputs.to(x.device), begin, chunk))
-        except (torch.OutOfMemoryError, MemoryError):
-            if chunk == 1:
+        except Exception as error:
+            if chunk == 1 or not is_out_of_memory(error):
                 raise
             chunk = max(1, chunk // 2)
             for i, state in zip(inputs.tolist(), states, strict=True):

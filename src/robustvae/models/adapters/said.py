@@ -73,17 +73,20 @@ class Said:
                 f"likelihood={self.likelihood!r} needs a spread: give stddev=, a number in the "
                 "model's unit, stddev='fit' with fit_on=inputs, or rv.models.TrainingLoss(...)"
             )
-        if self.stddev == "fit" and self.fit_on is None:
+        if self.fits and self.fit_on is None:
             raise ConfigError("stddev='fit' needs inputs to fit on: give fit_on=x")
-        if self.stddev is not None and not (
-            self.stddev == "fit" or isinstance(self.stddev, TrainingLoss)
-        ):
+        if self.stddev is not None and not (self.fits or isinstance(self.stddev, TrainingLoss)):
             check_positive(self.stddev, "stddev")
         if self.stddev is not None and self.likelihood not in ("gaussian", "laplace"):
             raise ConfigError(
                 "stddev belongs to likelihood='gaussian' or 'laplace', "
                 f"got likelihood={self.likelihood!r}"
             )
+
+    @property
+    def fits(self) -> bool:
+        """Whether the spread is to be fitted to inputs; an array compares element by element."""
+        return isinstance(self.stddev, str) and self.stddev == "fit"
 
     @property
     def reading(self) -> CodeReading | None:

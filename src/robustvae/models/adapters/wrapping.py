@@ -263,7 +263,7 @@ def _finished(match: Match, space: InputSpace, said: Said) -> VAE:
         output = replace(output, is_logits=said.outputs == "logits")
     elif output.likelihood == "bernoulli":
         output = replace(output, is_logits=_gives_logits(replace(match, output=output), space))
-    if output.likelihood in ("gaussian", "laplace") and said.stddev != "fit":
+    if output.likelihood in ("gaussian", "laplace") and not said.fits:
         spread = output.stddev if said.stddev is None else said.stddev
         if isinstance(spread, TrainingLoss):
             sizes = math.prod(space.shape), math.prod(match.code_shape)
@@ -274,7 +274,7 @@ def _finished(match: Match, space: InputSpace, said: Said) -> VAE:
                 "stddev= in the model's unit needs one scale for all channels: give stddev='fit'"
             )
         output = replace(output, stddev=float(cast(float, spread)) / scale)
-    if said.stddev == "fit":
+    if said.fits:
         bare = WrappedVAE(replace(match, output=replace(output, likelihood=None)), space)
         output = replace(output, stddev=_residual(bare, space, said.fit_on, said.likelihood))
     return WrappedVAE(replace(match, output=output), space)
