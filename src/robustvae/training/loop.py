@@ -328,6 +328,8 @@ def _engine(
         check_choice("precision", precision, get_args(Precision))
     try:
         where = torch.device(device or vae.device)
+        if where.type == "meta":  # weights that are moved there are gone
+            raise RuntimeError("it holds no values")
         vae.to(where)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         line = " ".join(str(error).split())[:120]
