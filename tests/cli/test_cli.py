@@ -328,7 +328,7 @@ def test_python_m_runs_the_command_line():
 def test_termination_ends_like_an_interrupt(tmp_path):
     code = (
         "import os, signal, sys; from robustvae import cli; from robustvae.cli import common;"
-        "common.load_model = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
+        "common.load_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM);"
         "sys.exit(cli.main(['certify']))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,19 +8,14 @@ from typing import Annotated, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, Seed, Split
+from robustvae.cli.common import Seed
 
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Options(common.Subject):
     """What the command takes."""
 
-    model: Model = DEFAULT_MODEL
-    data: Data = None
-    split: Split = "test"
-    weights: common.Weights = None
-    pixels: common.Pixels = None
     defense: Annotated[
         str | None, typer.Option(help="A defense to look at beside (see `robustvae list defense`).")
     ] = None
@@ -29,7 +24,6 @@ class Options:
     ] = None
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860
     seed: Seed = 0
-    device: Device = "cpu"
 
 
 def run(options: Options) -> None:
@@ -47,14 +41,7 @@ def run(options: Options) -> None:
     from robustvae.app.page import HOST, serve
     from robustvae.cli.printing import show
 
-    vae = common.load_model(
-        options.model,
-        options.device,
-        weights=options.weights,
-        pixels=options.pixels,
-        data=options.data,
-    )
-    images = common.load_images(options.model, options.data, options.split)
+    vae, images = options.load()
     victims = common.build_victims(vae, [options.defense] if options.defense else None)
     defended = list(victims.values())[1] if options.defense else None
     explorer = Explorer(vae, images, defended, options.seed)

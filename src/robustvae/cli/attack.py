@@ -9,27 +9,14 @@ from typing import Annotated, Any, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import (
-    DEFAULT_MODEL,
-    Data,
-    Defense,
-    Device,
-    Model,
-    Norm,
-    Quiet,
-    Seed,
-    Split,
-)
+from robustvae.cli.common import Defense, Norm, Quiet, Seed
 
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Options(common.Subject):
     """What the command takes."""
 
-    model: Model = DEFAULT_MODEL
-    data: Data = None
-    split: Split = "test"
     inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 20
     goal: Annotated[
         str, typer.Option(help="What the attack raises; see `robustvae list goal`.")
@@ -46,7 +33,6 @@ class Options:
         Path | None, typer.Option(help="Folder to store the attacked images in, for `rescore`.")
     ] = None
     seed: Seed = 0
-    device: Device = "cpu"
     quiet: Quiet = False
 
 
@@ -63,6 +49,8 @@ def run(options: Options) -> None:
         robustvae rescore attacked/undefended
 
         robustvae attack --goal latent-shift --defense posterior-mode:steps=20
+
+        robustvae attack my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
     """
     import robustvae as rv
     from robustvae.attacks import store
@@ -76,10 +64,8 @@ def run(options: Options) -> None:
         check_folder(options.out)
     ball = rv.Ball(options.norm, options.radius)
     attack = rv.Attack(build("goal", options.goal), build("search", options.search), ball)
-    vae = common.load_model(options.model, options.device)
+    vae, images = options.load()
     victims = common.build_victims(vae, options.defense)
-    images = common.load_images(options.model, options.data, options.split)
-    common.check_fit(vae, images)
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
     table = []

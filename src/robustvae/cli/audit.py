@@ -13,18 +13,13 @@ import typer
 
 from robustvae.cli import common
 from robustvae.cli.common import (
-    DEFAULT_MODEL,
-    Data,
     Defense,
-    Device,
     Fresh,
-    Model,
     Out,
     Quiet,
     RayAddress,
     Resume,
     Seed,
-    Split,
     Tolerance,
     Workers,
 )
@@ -34,14 +29,9 @@ from robustvae.errors import check_choice, single_line
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Options(common.Subject):
     """What the command takes."""
 
-    model: Model = DEFAULT_MODEL
-    data: Data = None
-    split: Split = "test"
-    weights: common.Weights = None
-    pixels: common.Pixels = None
     plan: Annotated[
         str | None,
         typer.Option(help="quick (the default), standard, thorough, or a YAML file of your own."),
@@ -80,7 +70,6 @@ class Options:
     ] = None
     out: Out = Path("out")
     seed: Seed = 0
-    device: Device = "cpu"
     workers: Workers = None
     ray: RayAddress = None
     resume: Resume = False
@@ -134,15 +123,8 @@ def run(options: Options) -> None:
     stages = _stages(options.plan, options.profile)
     for requirement in options.require or []:
         _check_requirement(requirement, stages)
-    vae = common.load_model(
-        options.model,
-        options.device,
-        weights=options.weights,
-        pixels=options.pixels,
-        data=options.data,
-    )
+    vae, images = options.load()
     victims = common.build_victims(vae, options.defense)
-    images = common.load_images(options.model, options.data, options.split)
     if options.anomalous is not None:
         images = common.with_anomalies(images, options.anomalous, options.split)
     check_folder(options.out)

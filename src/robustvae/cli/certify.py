@@ -11,29 +11,14 @@ from typing import Annotated, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import (
-    DEFAULT_MODEL,
-    Data,
-    Device,
-    Displacement,
-    Model,
-    Norm,
-    OutFile,
-    Quantile,
-    Quiet,
-    Seed,
-    Split,
-)
+from robustvae.cli.common import Displacement, Norm, OutFile, Quantile, Quiet, Seed
 
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Options(common.Subject):
     """What the command takes."""
 
-    model: Model = DEFAULT_MODEL
-    data: Data = None
-    split: Split = "test"
     inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 100
     r: Annotated[float, typer.Option(help="Output distance tolerated, l2 in pixel units.")] = 1.0
     m: Quantile = 0.5
@@ -56,7 +41,6 @@ class Options:
     ] = None
     out: OutFile = None
     seed: Seed = 0
-    device: Device = "cpu"
     quiet: Quiet = False
 
 
@@ -72,6 +56,8 @@ def run(options: Options) -> None:
 
         robustvae certify
 
+        robustvae certify my_model.py:build --weights w.safetensors --data photos/ --r 2
+
         robustvae certify digits-vae --method neyman_pearson --inputs 10
 
         robustvae certify digits-vae --defense input-noise:stddev=0.1 --displacement full --inputs 5
@@ -85,11 +71,9 @@ def run(options: Options) -> None:
 
     if options.out is not None:
         check_folder(options.out.parent)
-    vae = common.load_model(options.model, options.device)
-    images = common.load_images(options.model, options.data, options.split)
+    vae, images = options.load()
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
-    common.check_fit(vae, images)
     defenses = [] if options.defense is None else [options.defense]
     victim = list(common.build_victims(vae, defenses).values())[-1]
     certificate = rv.certify(

@@ -8,25 +8,18 @@ from typing import Annotated, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, Split
 from robustvae.cli.entry import FAILED
 
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Options(common.Subject):
     """What the command takes."""
 
-    model: Model = DEFAULT_MODEL
-    data: Data = None
-    split: Split = "test"
-    weights: common.Weights = None
-    pixels: common.Pixels = None
     inputs: Annotated[int, typer.Option(min=1, max=8, help="How many inputs to look at.")] = 8
     defense: Annotated[str | None, typer.Option(help="Look at the model behind this defense.")] = (
         None
     )
-    device: Device = "cpu"
 
 
 def run(options: Options) -> None:
@@ -42,14 +35,7 @@ def run(options: Options) -> None:
     from robustvae.cli.printing import show
     from robustvae.registry import build
 
-    vae = common.load_model(
-        options.model,
-        options.device,
-        weights=options.weights,
-        pixels=options.pixels,
-        data=options.data,
-    )
-    images = common.load_images(options.model, options.data, options.split)
+    vae, images = options.load()
     subject = vae
     if options.defense is not None:
         subject = rv.Victim(vae, build("defense", options.defense))

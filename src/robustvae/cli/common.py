@@ -80,6 +80,27 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, whatever lies 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What most commands look at: a model and data; their own options follow these."""
+
+    model: Model = DEFAULT_MODEL
+    data: Data = None
+    split: Split = "test"
+    weights: Weights = None
+    pixels: Pixels = None
+    device: Device = "cpu"
+
+    def load(self) -> tuple[Any, Any]:
+        """The model on its device, and the images that it is to read."""
+        vae = load_model(
+            self.model, self.device, weights=self.weights, pixels=self.pixels, data=self.data
+        )
+        images = load_images(self.model, self.data, self.split)
+        check_fit(vae, images)
+        return vae, images
+
+
 def check_command(group: Any, ctx: Any, words: list[str]) -> None:
     """Raise for the name of a command that a group lacks, in our words.
 

@@ -9,24 +9,21 @@ from typing import Annotated, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import DEFAULT_MODEL, Data, Device, Model, OutFile, Quiet, Seed
+from robustvae.cli.common import OutFile, Quiet, Seed
 
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Options(common.Subject):
     """What the command takes."""
 
-    model: Model = DEFAULT_MODEL
-    data: Data = None
-    inputs: Annotated[int, typer.Option(min=2, help="Test images, balanced.")] = 1000
+    inputs: Annotated[int, typer.Option(min=2, help="Images, balanced over the classes.")] = 1000
     draws: Annotated[int, typer.Option(min=1, help="Latents for each likelihood.")] = 100
     part: Annotated[
         list[str] | None, typer.Option(help="Measure this part only; may be repeated.")
     ] = None
     out: OutFile = None
     seed: Seed = 0
-    device: Device = "cpu"
     quiet: Quiet = False
 
 
@@ -44,10 +41,10 @@ def run(options: Options) -> None:
 
     if options.out is not None:
         check_folder(options.out.parent)
-    vae = common.load_model(options.model, options.device)
+    vae, images = options.load()
     evaluation = rv.evaluate(
         vae,
-        common.load_images(options.model, options.data, "test"),
+        images,
         train=common.load_images(options.model, options.data, "train"),
         inputs=options.inputs,
         draws=options.draws,
