@@ -83,7 +83,7 @@ def tangent_reach(
     if z.ndim != 2 or z.shape[1] != stages[0].weight.shape[1]:
         raise ShapeError(f"z must be (B, {stages[0].weight.shape[1]}), got {tuple(z.shape)}")
     tolerances = torch.as_tensor(r, dtype=torch.float64).cpu().expand(len(z))
-    z, free = z.double().cpu(), torch.zeros(len(z), dtype=torch.float64)
+    z, free = z.detach().double().cpu(), torch.zeros(len(z), dtype=torch.float64)
     if start is None:
         norm = math.prod(stage.norm for stage in stages)
         logits = _center(stages, z)[1]
