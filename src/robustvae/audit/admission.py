@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from robustvae.data import Images
 from robustvae.defenses import Victim
-from robustvae.errors import ModelError
+from robustvae.errors import ModelError, UnsupportedError
 from robustvae.models import VAE
 from robustvae.models.diagnosis import ROWS, check
 from robustvae.models.items import Item
+from robustvae.records.parts import Omission
+from robustvae.seeding import generator
 
 # Where the library reads another model than the one that was meant, every number is about that
 # other model. The remaining faults (randomness, neighbors, gradients, values that are not finite)
@@ -56,6 +60,46 @@ def admit(named: Mapping[str, Victim], images: Images) -> list[str]:
             if item.passed is False and item.fixed
         ]
     return sentences
+
+
+def readable(
+    named: Mapping[str, Victim], images: Images
+) -> tuple[dict[str, Victim], list[Omission]]:
+    """The victims that can read these inputs at all, and the others with their reason.
+
+    Noise on the input of a model that reads counts is such a case: the audit goes on with the
+    remaining victims.
+
+    Args:
+        named: Victims by name.
+        images: The data; one input is read.
+
+    Raises:
+        UnsupportedError: No victim can read them.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.audit.admission import readable
+        >>> readable({"one": rv.Victim(rv.load("digits-vae"))}, rv.data.load("digits", "test"))[1]
+        []
+    """
+    victims, left_out = {}, []
+    refusal: UnsupportedError | None = None
+    for name, victim in named.items():
+        x = images.read(torch.arange(1)).to(device=victim.vae.device, dtype=victim.vae.dtype)
+        try:
+            victim.reconstruct(x, generator=generator(0))
+        except UnsupportedError as error:
+            refusal = error
+            reason = " ".join(str(error).split())[:400]
+            left_out.append(Omission(stage="victim", victim=name, reason=reason))
+        except Exception:  # a stranger's model may raise anything: the stage that meets it says so
+            victims[name] = victim
+        else:
+            victims[name] = victim
+    if refusal is not None and not victims:
+        raise refusal
+    return victims, left_out
 
 
 def _in_words(item: Item) -> str:

@@ -12,22 +12,31 @@ from typing import Any
 
 from robustvae import registry
 from robustvae.arguments import checked
-from robustvae.audit.admission import admit
+from robustvae.audit.admission import admit, readable
 from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor
 from robustvae.audit.budget import Clock, Costs, fit_to_minutes
 from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
-from robustvae.audit.profiles.minutes import PLAN_SHARE, fitted_use, score_units
+from robustvae.audit.profiles.minutes import (
+    PLAN_SHARE,
+    expected_seconds,
+    fitted_use,
+    score_units,
+)
+from robustvae.audit.profiles.pace import UseClock
 from robustvae.audit.profiles.running import (
     bare_record,
     fitted_plan,
     is_score_only,
     measured,
     plan_images,
+    settings_of,
+    use_context,
     use_of,
     with_use,
 )
+from robustvae.audit.profiles.shards import key_of
 from robustvae.audit.progress import tell_cost
 from robustvae.audit.protocol import (
     choose,
@@ -143,6 +152,8 @@ def audit(
     mended = [] if is_spared else admit(by_name, images)
     diagnosis = (time.monotonic() - begin) / len({id(one.vae) for one in by_name.values()})
     left_out: list[Omission] = []
+    if not only_scores:
+        by_name, left_out = readable(by_name, images)
     if (
         constants is None
         and stages.inputs > len(images)
@@ -192,13 +203,17 @@ def audit(
         record = record.model_copy(update={"protocol": [*record.protocol, *mended]})
     if use is None:
         return record
-    deadline, words = math.inf, ""
+    clock, words = UseClock(), ""
     if limit:
-        deadline = start_time + 60 * limit
+        end = start_time + 60 * limit
         units = score_units(by_name, images) if costs is None else costs.units
-        use, words = fitted_use(use, by_name, units, deadline - time.monotonic())
+        use, words = fitted_use(use, by_name, units, end - time.monotonic())
+        clock = UseClock(end, units, expected_seconds(use, by_name, units))
+    context = use_context(by_name, everything, seed, run, clock)
+    if head["model"].sha256 is not None:
+        context.shards.key = key_of(head, everything, settings_of(use))
     with torch_threads(executor.threads):
-        result = measured(use, by_name, everything, seed, run.progress, deadline)
+        result = measured(use, context)
     if words:
         result.omit("profile", "", words)
     seconds = round(time.monotonic() - start_time, 1)

@@ -13,6 +13,7 @@ from robustvae.arguments import checked
 from robustvae.errors import check_count, check_probability
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
 from robustvae.perturb.ball import Ball
+from robustvae.perturb.deadline import is_over
 from robustvae.registry import register
 from robustvae.seeding import RowGenerator, by_row, rand, row_generators
 
@@ -140,7 +141,11 @@ class SquareSearch:
         best = outward(center, around, generator=streams)
         highest, _ = evaluate(score, best, rows, gradient=False)
         radius = around.radii(center)
+        scored = 1
         for step in range(self.steps):
+            if is_over(step):
+                break
+            scored += 1
             if ball.norm == "l0":
                 y = self._swapped(center, best, step, around, generator=streams)
             else:
@@ -157,7 +162,7 @@ class SquareSearch:
         shape = (len(inputs), self.restarts)
         winner = highest.view(shape).argmax(1)
         pick = torch.arange(len(inputs), device=x.device) * self.restarts + winner
-        return _without_gradient(best[pick], highest[pick], self.restarts * (self.steps + 1))
+        return _without_gradient(best[pick], highest[pick], self.restarts * scored)
 
     def _square(self, like: Tensor, step: int, *, generator: torch.Generator) -> Tensor:
         """Plus or minus one on one random square a row and channel, 0 elsewhere."""

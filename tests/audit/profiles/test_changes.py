@@ -143,6 +143,26 @@ def test_counts_refuse_smoothing():
     assert any("fractions of counts" in one.reason for one in result.left_out)
 
 
+def test_smoothed_counts_are_left_out():
+    """The first victim cannot read counts: a sentence says so, and the second one is audited."""
+    vae = counting()
+    victims = {"noisy": rv.Victim(vae, "input-noise:stddev=0.1"), "plain": rv.Victim(vae)}
+    use = {"name": "anomaly", **FAST, "inputs": 4}
+    record = rv.audit(
+        victims=victims,
+        images=table(),
+        plan={"base": "smoke", "inputs": 2},
+        profile={"use": use},
+        question={"r": 1.0},
+    )
+    (reason,) = [one.reason for one in record.left_out if one.victim == "noisy"]
+    assert "fractions of counts" in reason
+    assert {row["victim"] for row in record.use.rows} == {"plain"}
+    assert [one.name for one in record.victims] == ["plain"]
+    result = judged(Anomaly(**FAST), victims)
+    assert {row["victim"] for row in result.rows} == {"plain"}
+
+
 def test_allowances_sort_by_size():
     vae = rv.wrap(Middle(), image_shape=(6,))
     balls = (rv.Ball("l2", 1.0), rv.Ball("l0", 2), rv.Ball("l2", 0.5))

@@ -14,6 +14,7 @@ from robustvae.audit.profiles.base import UseContext
 from robustvae.audit.profiles.codec import Codec, codec_of, noisy_codes
 from robustvae.audit.profiles.heads import LinearHead, load_head, save_head
 from robustvae.audit.profiles.latent_diffusion import LatentDiffusion
+from robustvae.audit.profiles.pace import UseClock
 from robustvae.audit.profiles.representation import Representation
 from robustvae.audit.profiles.transforms import STANDARD, transform_of
 from robustvae.records.parts import UseFacts
@@ -279,7 +280,7 @@ def test_minutes_cut_every_profile(name):
 
 
 def test_late_stages_are_omitted():
-    context = UseContext({"mean": wrapped(Mean())}, images(), deadline=0.0)
+    context = UseContext({"mean": wrapped(Mean())}, images(), clock=UseClock(0.0))
     balls = (rv.Ball("linf", 0.1), rv.Ball("linf", 0.2))
     for use in (
         Representation(head=sign, balls=balls, inputs=4, search=QUICK),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -15,7 +16,7 @@ from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack
 from robustvae.audit.budget import UnitCost
 from robustvae.audit.context import is_defended, undefended
-from robustvae.audit.profiles.base import LATE, UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, numbers, parts
 from robustvae.audit.profiles.changes import (
     ONLY_COUNTS,
     Allowance,
@@ -24,14 +25,16 @@ from robustvae.audit.profiles.changes import (
     is_discrete,
 )
 from robustvae.audit.profiles.minutes import (
+    LEAST_DRAWS,
     pass_seconds,
     scaled,
     scaled_draws,
     scaled_search,
     search_passes,
 )
+from robustvae.audit.profiles.shards import Values
+from robustvae.audit.store import tensor_sha256
 from robustvae.certificates import certify_score
-from robustvae.certificates.scoring import ScoreBounds
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import (
@@ -195,15 +198,16 @@ class Anomaly:
             )
         result.facts |= {"fpr": self.fpr, "reference": len(reference), "votes": self.votes}
         result.facts |= {"confidence": self.confidence, "draws": self.draws}
+        refusals = []
         for name, victim in context.victims.items():
             context.step(f"{name}: anomaly scores")
             try:
                 detector = Detector(self, context, name, victim, reference)
             except UnsupportedError as error:
-                if victim is context.first:
-                    raise
+                refusals.append(error)
                 result.omit("anomaly scores", name, error)
                 continue
+            detector.leads = not result.rows
             for one in detector.ruled_out:
                 result.omit(f"attacks in {one.words}", name, ONLY_COUNTS)
             result.facts[f"threshold of {name}"] = detector.threshold
@@ -211,6 +215,8 @@ class Anomaly:
             for side, rows in zip(("normal", "anomalous"), judged, strict=True):
                 result.rows += self._side(detector, side, rows, result)
             result.probes[name] = violations(result.rows, name)
+        if len(refusals) == len(context.victims):
+            raise refusals[0]
         return result
 
     def _side(
@@ -235,15 +241,14 @@ class Anomaly:
                 for row, value, by in zip(base, numbers(score), attack, strict=True)
             ]
             shown = detector.shown
-            if side == "anomalous" and detector.victim is context.first and ball == shown:
+            if side == "anomalous" and detector.leads and ball == shown:
                 detector.pictures(x, x_adv, (clean, score), base, result)
         context.step(f"{name}: certified scores of {side} inputs")
         bounds = detector.certified(x, rows.tolist(), side, result)
         if bounds is not None:
-            for k, size in enumerate(bounds.sizes.tolist()):
-                ends = zip(
-                    base, numbers(bounds.lower[:, k]), numbers(bounds.upper[:, k]), strict=True
-                )
+            sizes, lower, upper = bounds
+            for k, size in enumerate(sizes):
+                ends = zip(base, numbers(lower[:, k]), numbers(upper[:, k]), strict=True)
                 table += [
                     {
                         **row,
@@ -313,6 +318,7 @@ class Detector:
         self, use: Anomaly, context: UseContext, name: str, victim: Victim, reference: Tensor
     ) -> None:
         self.use, self.context, self.victim_name, self.victim = use, context, name, victim
+        self.leads = True  # its pictures are shown: it is the first victim that is measured
         clean = context.inputs(reference)
         self.score: Score = score_of(use.score, victim, clean)
         self.name = score_name(use.score, self.score)
@@ -338,17 +344,22 @@ class Detector:
 
     def deployed(self, x: Tensor, rows: Sequence[int], purpose: str) -> Tensor:
         """What the system decides by: the score, or the median of several draws, (B,)."""
-        readings = []
-        for vote in range(self.use.votes if self.random else 1):
-            streams = self.context.streams(f"{purpose} {vote}", rows)
-            places = iter(torch.arange(len(x)).split(250))
+        context, votes = self.context, self.use.votes if self.random else 1
 
-            def read(part: Tensor, streams: Any = streams, places: Any = places) -> Tensor:
-                local = streams.part(next(places).tolist())
-                return self.score(self.victim, part, generator=local)
+        def compute(part: slice) -> tuple[Values, list[str]]:
+            readings = []
+            for vote in range(votes):
+                streams = context.streams(f"{purpose} {vote}", rows[part])
+                with torch.no_grad():
+                    readings.append(self.score(self.victim, x[part], generator=streams))
+            return {"score": torch.stack(readings).double().median(0).values}, []
 
-            readings.append(in_parts(read, x))
-        return torch.stack(readings).double().median(0).values
+        if not self.random:  # cheaper to compute again than to keep
+            return torch.cat([compute(part)[0]["score"] for part in parts(len(x))])
+        context.clock.room(len(x) * votes * context.clock.unit(self.victim_name).forward)
+        who = f"{self.victim_name}/{self.name}/{context.shards.identity(self.victim)}"
+        label = f"{who}/{purpose}/{votes}/{tensor_sha256(x)}"
+        return context.shards.measured(label, len(x), compute)[0]["score"]
 
     def attacks(
         self, x: Tensor, rows: Tensor, raises: bool, result: UseResult
@@ -384,6 +395,7 @@ class Detector:
         self, allowed: Allowance, x: Tensor, rows: Tensor, raises: bool, result: UseResult
     ) -> Iterator[tuple[str, Tensor]]:
         use, ball = self.use, allowed.ball(x)
+        votes = _DRAWS if self.random else 1
         searches: list[tuple[str, Any, Victim]] = []
         if not getattr(self.victim.vae, "without_gradients", False):
             searches.append(("gradients", registry.build("search", use.search), self.victim))
@@ -397,17 +409,22 @@ class Detector:
             if use.masked:
                 search = Masked(search, use.masked)
             purpose = f"{name} {allowed.norm} {allowed.size:g} {raises}"
+            stage = Stage(self.victim_name, purpose, votes)
+            place = f"attack by {name}, {allowed.words}", self.victim_name
             try:
                 attack = Attack(goal, search, ball)
-                streams = self.context.streams(purpose, rows.tolist())
-                yield name, attack(victim, x, generator=streams).x_adv
+                x_adv, words = self.context.attacked(stage, attack, victim, x, rows.tolist())
             except (RobustVAEError, RuntimeError) as error:
-                result.omit(f"attack by {name}, {allowed.words}", self.victim_name, error)
+                result.omit(*place, error)
+                continue
+            if words:
+                result.omit(*place, words)
+            yield name, x_adv
 
     def certified(
         self, x: Tensor, rows: Sequence[int], side: str, result: UseResult
-    ) -> ScoreBounds | None:
-        """Intervals of the median score at the sizes of the l2 balls, or None."""
+    ) -> tuple[list[float], Tensor, Tensor] | None:
+        """Sizes of the l2 balls, and the ends of the median score's intervals, or None."""
         use = self.use
         sizes = [float(ball.radius) for ball in use.balls if ball.norm == "l2"]
         if is_discrete(self.victim.vae):
@@ -424,22 +441,54 @@ class Detector:
                 result.omit("certified scores", self.victim_name, words + hint)
             return None
         try:
-            return certify_score(
-                self.victim,
-                x,
-                self.score,
-                sizes,
-                generator=self.context.streams(f"certified {side}", [0]).streams[0],
-                # half of what may fail for each side
-                confidence=1 - (1 - use.confidence) / 2,
-                draws=use.draws,
-                all_inputs=True,
-                rows=rows,
-            )
+            lower, upper, words = self._intervals(x, rows, side, sizes)
         except RobustVAEError as error:
             if side == "normal":
                 result.omit("certified scores", self.victim_name, error)
             return None
+        if words:
+            result.omit(f"certified scores of {side} inputs", self.victim_name, words)
+        return sorted(sizes), lower, upper
+
+    def _intervals(
+        self, x: Tensor, rows: Sequence[int], side: str, sizes: list[float]
+    ) -> tuple[Tensor, Tensor, str]:
+        """Lower and upper ends, (B, K) each, and in words where time was short."""
+        use, context = self.use, self.context
+        clock = context.clock
+        seconds = clock.unit(self.victim_name).forward
+
+        def compute(part: slice) -> tuple[Values, list[str]]:
+            nonlocal seconds
+            count = part.stop - part.start
+            room = clock.room(count * use.draws * seconds)
+            draws, notes = use.draws, []
+            if room < count * draws * seconds:
+                draws = int(room / (count * seconds))
+                notes = [f"some inputs have fewer draws than {use.draws}, for want of time"]
+            if draws < LEAST_DRAWS:  # an interval that says nothing is a true one
+                nothing = torch.full((count, len(sizes)), math.inf, dtype=torch.float64)
+                return {"lower": -nothing, "upper": nothing}, [LATE]
+            begin = time.monotonic()
+            bounds = certify_score(
+                self.victim,
+                x[part],
+                self.score,
+                sizes,
+                generator=context.streams(f"certified {side}", [0]).streams[0],
+                # half of what may fail for each side, and of that each input's share
+                confidence=1 - (1 - use.confidence) / 2 * count / len(x),
+                draws=draws,
+                all_inputs=True,
+                rows=rows[part],
+            )
+            seconds = (time.monotonic() - begin) / (count * draws)
+            return {"lower": bounds.lower, "upper": bounds.upper}, notes
+
+        who = f"{self.victim_name}/{self.name}/{context.shards.identity(self.victim)}"
+        label = f"{who}/certified {side}/{tensor_sha256(x)}"
+        values, notes = context.shards.measured(label, len(x), compute)
+        return values["lower"], values["upper"], "; ".join(dict.fromkeys(notes))
 
     def pictures(
         self,

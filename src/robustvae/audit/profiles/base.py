@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
@@ -11,7 +9,11 @@ from typing import Any, ClassVar, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustvae.attacks import Attack
 from robustvae.audit.pictures import picture
+from robustvae.audit.profiles.pace import UseClock
+from robustvae.audit.profiles.shards import Shards, Values
+from robustvae.audit.store import tensor_sha256
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import RobustVAEError
@@ -26,6 +28,22 @@ GALLERY = 4  # inputs shown: the rows have all of them
 
 @final
 @dataclass(frozen=True)
+class Stage:
+    """An attack of a use.
+
+    Attributes:
+        victim: Name of the victim that it is made for.
+        name: What it is called.
+        passes: Gradients that a step takes, such as one for each draw that is averaged.
+    """
+
+    victim: str
+    name: str
+    passes: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
 class UseContext:
     """What a use may measure.
 
@@ -34,14 +52,16 @@ class UseContext:
         images: The user's inputs.
         seed: Of every generator.
         step: Called with a few words when a stage begins.
-        deadline: On the monotonic clock; stages that would begin after it are left out.
+        clock: Of the minutes; stages that would begin after its end are left out.
+        shards: Where finished measurements lie.
     """
 
     victims: dict[str, Victim]
     images: Images
     seed: int = 0
     step: Callable[[str], None] = lambda words: None
-    deadline: float = math.inf
+    clock: UseClock = field(default_factory=UseClock)
+    shards: Shards = field(default_factory=Shards)
 
     @property
     def first(self) -> Victim:
@@ -51,7 +71,7 @@ class UseContext:
     @property
     def is_late(self) -> bool:
         """Whether the minutes of the audit are over."""
-        return time.monotonic() > self.deadline
+        return self.clock.is_over
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Some inputs as the models read them, (n, ...)."""
@@ -65,6 +85,38 @@ class UseContext:
         part = self.images[rows]
         pick = part.choose(count, stratified=True, generator=shard_generator(self.seed, 0, purpose))
         return rows[pick.sort().values]
+
+    def attacked(
+        self, stage: Stage, attack: Attack, victim: Victim, x: Tensor, rows: Sequence[int]
+    ) -> tuple[Tensor, str]:
+        """Attacked inputs, and in words where a search was stopped or an input failed.
+
+        They are searched in ranges, each of which is kept and has its share of the minutes.
+
+        Args:
+            stage: What it is called, which decides the random numbers, and what it costs.
+            attack: The attack.
+            victim: What it is made for.
+            x: Inputs, (B, ...).
+            rows: Their own numbers.
+
+        Raises:
+            Exception: What every input raises.
+        """
+        clock, seconds = self.clock, stage.passes * self.clock.search_seconds(stage.victim, attack)
+
+        def compute(part: slice) -> tuple[Values, list[str]]:
+            streams = self.streams(stage.name, rows[part])
+            with clock.watched(seconds * (part.stop - part.start)) as notes:
+                x_adv = attack(victim, x[part], generator=streams).x_adv
+            return {"x_adv": x_adv}, notes
+
+        def unchanged(part: slice) -> Values:
+            return {"x_adv": x[part]}
+
+        label = f"{stage.victim}/{stage.name}/{self.shards.identity(victim)}/{tensor_sha256(x)}"
+        values, notes = self.shards.measured(label, len(x), compute, unchanged)
+        return values["x_adv"].to(x), "; ".join(dict.fromkeys(notes))
 
     def streams(self, purpose: str, numbers: Sequence[int]) -> RowGenerator:
         """A generator for each input, which the seed, the purpose and its own number decide."""

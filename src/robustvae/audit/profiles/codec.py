@@ -15,7 +15,7 @@ from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack, BitRate
 from robustvae.attacks.goals.base import reported
 from robustvae.audit.budget import UnitCost
-from robustvae.audit.profiles.base import LATE, UseContext, UseResult, numbers
+from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, numbers
 from robustvae.audit.profiles.minutes import (
     pass_seconds,
     scaled,
@@ -172,12 +172,14 @@ class Codec:
                 continue
             context.step(f"{name}: {goal}, linf {radius:.3g}")
             attack = Attack(member, registry.build("search", self.search), ball)
+            stage = Stage(name, f"{goal} {radius:g}", 4 if member is both else 2)
             try:
-                streams = context.streams(f"{goal} {radius:g}", rows)
-                x_adv = attack(victim, x, generator=streams).x_adv
+                x_adv, words = context.attacked(stage, attack, victim, x, rows)
             except (RobustVAEError, RuntimeError) as fault:
                 result.omit(f"{goal}, linf {radius:.3g}", name, fault)
                 continue
+            if words:
+                result.omit(f"{goal}, linf {radius:.3g}", name, words)
             values = numbers_of(coder, victim, x_adv, context, rows)
             add(result, base, {"goal": goal, "radius": radius}, values)
             if goal == "rate" and victim is context.first:

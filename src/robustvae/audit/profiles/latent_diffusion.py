@@ -13,7 +13,7 @@ from torch import Tensor
 from robustvae import registry, zoo
 from robustvae.attacks import Attack, EncoderTarget
 from robustvae.audit.budget import UnitCost
-from robustvae.audit.profiles.base import LATE, UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, in_parts, numbers
 from robustvae.audit.profiles.minutes import (
     pass_seconds,
     scaled,
@@ -205,7 +205,7 @@ class Study:
         """All changes made for one encoder; of one that is not the audited one, transfer alone."""
         middle = sorted(self.use.radii)[len(self.use.radii) // 2]
         for radius in self.use.radii if full else (middle,):
-            changes: Iterator[tuple[str, Tensor]] = self._changes(victim, radius, full)
+            changes: Iterator[tuple[str, Tensor]] = self._changes(name, victim, radius, full)
             for goal, x_adv in changes:
                 base = {"made_for": name, "goal": goal, "radius": radius}
                 self._read(victim, x_adv, base, name)
@@ -216,7 +216,9 @@ class Study:
                 if full and radius == middle and goal in ("away", "away, through transforms"):
                     self._survival(victim, x_adv, base, name)
 
-    def _changes(self, victim: Victim, radius: float, full: bool) -> Iterator[tuple[str, Tensor]]:
+    def _changes(
+        self, name: str, victim: Victim, radius: float, full: bool
+    ) -> Iterator[tuple[str, Tensor]]:
         ball, spread = Ball("linf", radius), self.use.spread and self.has_spread(victim)
         goals: dict[str, Any] = {"away": EncoderTarget(spread=spread)}
         middle = sorted(self.use.radii)[len(self.use.radii) // 2]
@@ -235,11 +237,16 @@ class Study:
             if self.context.is_late and goal != "away":
                 self.result.omit(f"changes: {goal}, linf {radius:g}", "", LATE)
                 continue
-            streams = self.context.streams(f"{goal} {radius:g}", self.rows)
+            ways = 1 + len(self.use.transforms) if goal == "away, through transforms" else 1
+            stage = Stage(name, f"{goal} {radius:g}", ways)
             try:
-                yield goal, attack(victim, self.x, generator=streams).x_adv
+                x_adv, words = self.context.attacked(stage, attack, victim, self.x, self.rows)
             except RobustVAEError as error:
                 self.result.omit(f"changes: {goal}, linf {radius:g}", "", error)
+                continue
+            if words:
+                self.result.omit(f"changes: {goal}, linf {radius:g}", "", words)
+            yield goal, x_adv
 
     def _read(self, victim: Victim, x_adv: Tensor, base: dict[str, Any], name: str) -> None:
         """Drift and damage at the encoder that the change was made for."""

@@ -22,7 +22,7 @@ PLAN_SHARE = 0.3  # of the minutes: a profile's plan is small, and what the user
 _SAFETY = 0.6  # of what is left: scores, decoders and entropy coders cost more than an output
 _SHRINK = 0.75
 _LEAST_SHARE = 1e-4
-_LEAST_STEPS, _LEAST_DRAWS = 10, 200  # below them an attack and a certificate say nothing
+_LEAST_STEPS, LEAST_DRAWS = 10, 200  # below them an attack and a certificate say nothing
 
 
 def fitted_use(
@@ -44,6 +44,13 @@ def fitted_use(
         share *= _SHRINK
         result = use.cut(share)
     return result, changed_words(use, result)
+
+
+def expected_seconds(
+    use: Any, victims: Mapping[str, Victim], units: Mapping[str, UnitCost]
+) -> float:
+    """What a use takes by its own account; 0 for one that does not say."""
+    return float(use.seconds(victims, units)) if hasattr(use, "seconds") else 0.0
 
 
 def changed_words(use: Use, result: Use) -> str:
@@ -87,7 +94,7 @@ def scaled_search(spec: Any, share: float) -> Any:
 
 def scaled_draws(draws: int, share: float) -> int:
     """Draws of a certificate for a share of the time."""
-    return scaled(draws, share, _LEAST_DRAWS)
+    return scaled(draws, share, LEAST_DRAWS)
 
 
 def search_passes(spec: Any) -> float:

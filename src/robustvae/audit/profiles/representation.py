@@ -15,7 +15,7 @@ from robustvae import registry
 from robustvae.attacks import Attack, ClassifierFlip, EncoderTarget
 from robustvae.audit.budget import UnitCost
 from robustvae.audit.profiles.anomaly import NO_SMOOTHING
-from robustvae.audit.profiles.base import LATE, UseContext, UseResult, in_parts, numbers
+from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, in_parts, numbers
 from robustvae.audit.profiles.changes import (
     ONLY_COUNTS,
     allowances,
@@ -107,6 +107,7 @@ class Representation:
         subjects = context.choose(everything, self.inputs, "judged")
         others = context.choose(everything[~torch.isin(everything, subjects)], TRAINING, "training")
         result.facts |= {"inputs": len(subjects), "confidence": self.confidence}
+        refusals = []
         for name, victim in context.victims.items():
             if getattr(victim.vae, "output_only", False):
                 raise UnsupportedError(
@@ -119,9 +120,10 @@ class Representation:
             try:
                 self._measure(name, seen, context, subjects, others, result)
             except UnsupportedError as error:
-                if victim is context.first:
-                    raise
+                refusals.append(error)
                 result.omit("decisions", name, error)
+        if len(refusals) == len(context.victims):
+            raise refusals[0]
         return result
 
     def seconds(self, victims: Mapping[str, Victim], units: Mapping[str, UnitCost]) -> float:
@@ -205,12 +207,17 @@ class Representation:
                 ("decision", ClassifierFlip(loss="margin", draws=4)),
                 ("code", EncoderTarget(spread=False)),
             ):
+                place = f"attack on the {goal}, {one.words}", name
+                draws = 4 if goal == "decision" and victim.noise is not None else 1
+                stage = Stage(name, f"{goal} {one.norm} {one.size:g}", draws)
                 try:
                     attack = Attack(member, registry.build("search", self.search), one.ball(x))
-                    streams = context.streams(f"{goal} {one.norm} {one.size:g}", rows)
-                    x_adv[goal] = attack(victim, x, generator=streams).x_adv
+                    x_adv[goal], words = context.attacked(stage, attack, victim, x, rows)
                 except (RobustVAEError, RuntimeError) as error:
-                    result.omit(f"attack on the {goal}, {one.words}", name, error)
+                    result.omit(*place, error)
+                    continue
+                if words:
+                    result.omit(*place, words)
             if x_adv:
                 _add(result, base, where, reader.worst(clean, x_adv))
         if is_discrete(victim.vae) or context.is_late:

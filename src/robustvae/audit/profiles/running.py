@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,9 @@ from typing import Any
 from robustvae import registry
 from robustvae.audit.plan import Plan
 from robustvae.audit.profiles.base import Use, UseContext, UseResult
+from robustvae.audit.profiles.pace import UseClock
+from robustvae.audit.profiles.shards import Shards
+from robustvae.audit.tasks import Run
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import RobustVAEError
@@ -43,41 +45,50 @@ def fitted_plan(stages: Plan, images: Images, is_fixed: bool) -> Plan:
     return stages.model_copy(update={"inputs": len(images)})
 
 
-def measured(
-    use: Use,
-    victims: Mapping[str, Victim],
-    images: Images,
-    seed: int,
-    progress: Any,
-    deadline: float = math.inf,
-) -> UseResult:
-    """What a use measures; the plan's progress goes on counting its own steps.
+def measured(use: Use, context: UseContext) -> UseResult:
+    """What a use measures, on models in evaluation mode."""
+    with contextlib.ExitStack() as stack:
+        # in training mode noise and dropout would be read, too
+        for victim in context.victims.values():
+            stack.enter_context(frozen(victim.vae))
+        result = use(context)
+    for name in context.shards.damaged:
+        result.omit("resume", "", f"{name} was damaged and computed again")
+    return result
+
+
+def use_context(
+    victims: Mapping[str, Victim], images: Images, seed: int, run: Run, clock: UseClock
+) -> UseContext:
+    """What a use may measure; the plan's progress goes on counting its own steps.
 
     Args:
-        use: What is measured.
         victims: By name.
         images: The user's inputs.
         seed: Of every generator.
-        progress: As of the plan.
-        deadline: On the monotonic clock, after which no stage begins.
+        run: Folder, progress and notices.
+        clock: Of the minutes that are left.
     """
 
     def step(words: str) -> None:
-        if progress is not None:
-            progress(0, 1, words)
+        if run.progress is not None:
+            run.progress(0, 1, words)
 
-    with contextlib.ExitStack() as stack:
-        for victim in victims.values():  # in training mode noise and dropout would be read, too
-            stack.enter_context(frozen(victim.vae))
-        return use(UseContext(dict(victims), images, seed, step, deadline))
+    return UseContext(dict(victims), images, seed, step, clock, Shards(run))
+
+
+def settings_of(use: Use) -> Mapping[str, Any] | None:
+    """The spec of a use; None where an object or a function in it cannot be said."""
+    try:
+        settings: Mapping[str, Any] = registry.spec_of("use", use)
+    except RobustVAEError:
+        return None
+    return settings
 
 
 def with_use(record: Record, use: Use, result: UseResult) -> Record:
     """The record with what a use measured, and its checks and verdict made again."""
-    try:
-        settings = registry.spec_of("use", use)
-    except RobustVAEError:  # an object or a function that no spec can say
-        settings = {"name": registry.name_of("use", use) or type(use).__name__}
+    settings = settings_of(use) or {"name": registry.name_of("use", use) or type(use).__name__}
     facts = UseFacts.model_validate(
         plain(
             {
