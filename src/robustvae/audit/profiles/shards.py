@@ -169,7 +169,7 @@ class Shards:
             self.run, keep=keep, progress=lambda *_: None, notice=lambda words: None
         )
         outcome = registry.build("executor", "serial").run(job, run)
-        if label not in self.labels:  # what this run itself has measured twice is no news
+        if label not in self.labels:  # a run may measure the same twice itself
             if outcome.reused and not self.reused and self.run.notice is not None:
                 self.run.notice(f"the profile goes on with what this run left in {keep}")
             self.reused += outcome.reused
