@@ -138,7 +138,7 @@ def test_rate_attack_reaches_optimum():
     assert by_goal["rate"] == pytest.approx(5 * 64)
     assert result.facts["counted of codec"] == "likelihood of rounded codes"
     section = codec_section.section(facts("codec", result), ["codec"])
-    assert "cost +67% bits on average" in section.answer[0]
+    assert "cost 67% more bits on average" in section.answer[0]
 
 
 def test_files_are_counted_where_written():

@@ -61,12 +61,11 @@ def _answer(use: UseFacts, victim: str) -> Iterable[str]:
     if not ratios:
         yield "No change that raises the rate was made."
         return
-    basis = use.facts.get(f"counted of {victim}")
     mean = sum(ratios) / len(ratios)
-    beside = f", random noise of that size {sum(noise) / len(noise) - 1:+.0%}" if noise else ""
+    beside = f", random noise of that size {_more(sum(noise) / len(noise))}" if noise else ""
     yield (
-        f"At {ball_words('linf', radius)} an attacker makes an image cost {mean - 1:+.0%} "
-        f"bits on average and {max(ratios) - 1:+.0%} at worst ({basis}{beside})."
+        f"At {ball_words('linf', radius)} an attacker makes an image cost {_more(mean)} bits on "
+        f"average and {_more(max(ratios))} at worst{beside}."
     )
     clean, hit = (
         _column(use, victim, goal, r, "psnr")
@@ -86,6 +85,11 @@ def _answer(use: UseFacts, victim: str) -> Iterable[str]:
             f"precision: {float(exact or 0):.2%}"
             + (": the sender and the receiver must compute alike." if flips or exact else ".")
         )
+
+
+def _more(ratio: float) -> str:
+    """A ratio in words, such as "15% more"."""
+    return f"{abs(ratio - 1):.0%} {'more' if ratio >= 1 else 'fewer'}"
 
 
 def _table(use: UseFacts, victim: str) -> Table:
