@@ -9,11 +9,15 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustvae.data.changes import blur as blurred
 from robustvae.defenses import Victim
-from robustvae.errors import RangeError, ShapeError, UnsupportedError, check_count
+from robustvae.defenses.noise import check_continuous
+from robustvae.errors import RangeError, ShapeError, UnsupportedError, check_count, check_number
 from robustvae.models import VAE
 from robustvae.registry import family_base, register
 from robustvae.seeding import draw
+
+_FIT_DRAWS = 4  # noisy readings of each normal input: a deviation is then known to 2 % from 500
 
 
 @family_base("score")
@@ -191,8 +195,120 @@ class LatentDistance:
 
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Distances in standard deviations, (B,)."""
-        gap = victim.latent(x, generator=generator) - self.mean
+        return self.of(victim.latent(x, generator=generator))
+
+    def of(self, code: Tensor) -> Tensor:
+        """Distances of codes (B, d), (B,)."""
+        gap = code - self.mean
         return ((gap @ self.precision) * gap).sum(1).clamp_min(0).sqrt()
+
+
+@register("score", "noisy-distance")
+@final
+@dataclass(frozen=True, eq=False)
+class NoisyDistance:
+    """How far a noisy reading of the input lies from readings of normal inputs.
+
+    Two numbers are read of one noisy input u: ||B(u - g(z(u)))||, B a blur that the noise hardly
+    passes, and the Mahalanobis distance of z(u) from the codes of normal inputs. Each is counted in
+    standard deviations from its mean over noisy normal inputs; the score is the sum.
+
+    It depends on the input through u alone, so smoothing certifies it without the triangle
+    inequality that the reconstruction error pays for. Without noise on the input u is the input.
+
+    Args:
+        distance: Of the codes.
+        center: Mean of the two numbers over normal inputs, (2,).
+        spread: Their standard deviations, (2,), positive.
+        blur: Standard deviation of the blur in pixels; 0 for none.
+
+    Raises:
+        ShapeError: Not two means and deviations.
+        RangeError: A blur below 0.
+
+    References:
+        ours; the blurred residual of a noisy image as in denoised smoothing, Salman et al., 2020.
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.scores import NoisyDistance
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x, victim = torch.rand(30, 1, 4, 4), rv.Victim(vae, rv.InputNoise(stddev=0.25))
+        >>> score = NoisyDistance.fit(victim, x, generator=rv.generator(0))
+        >>> score(victim, x[:3], generator=rv.generator(1)).shape
+        torch.Size([3])
+    """
+
+    distance: LatentDistance
+    center: Tensor
+    spread: Tensor
+    blur: float = 1.0
+    reads_input = False
+
+    def __post_init__(self) -> None:
+        """Validate the shapes and the blur."""
+        if self.center.shape != (2,) or self.spread.shape != (2,):
+            raise ShapeError(
+                f"center and spread must be (2,), got {tuple(self.center.shape)} and "
+                f"{tuple(self.spread.shape)}: use NoisyDistance.fit"
+            )
+        check_number(self.blur, "blur", least=0.0)
+
+    @classmethod
+    def fit(
+        cls, victim: Victim, normals: Tensor, *, generator: torch.Generator, blur: float = 1.0
+    ) -> NoisyDistance:
+        """The score that counts from the readings of `normals`.
+
+        Args:
+            victim: Whose readings they are.
+            normals: Normal inputs, (N, C, H, W), N at least 2.
+            generator: Spent by the victim.
+            blur: Standard deviation of the blur in pixels.
+
+        Raises:
+            RangeError: Fewer than two inputs.
+        """
+        distance = LatentDistance.fit(victim.vae, normals)
+        blank = normals.new_zeros(2)
+        first = cls(distance, blank, blank + 1, blur)
+        with torch.no_grad():
+            readings = torch.cat(
+                [
+                    first.readings(victim, part, generator=generator)
+                    for part in normals.split(250)
+                    for _ in range(_FIT_DRAWS if victim.noise is not None else 1)
+                ]
+            )
+        return cls(distance, readings.mean(0), readings.std(0).clamp_min(1e-12), blur)
+
+    def readings(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The two numbers of one noisy reading of each input, (B, 2).
+
+        Raises:
+            UnsupportedError: A victim that averages several votes.
+        """
+        noise, vae = victim.noise, victim.vae
+        if victim.votes > 1:
+            raise UnsupportedError(
+                "the score 'noisy-distance' reads one noisy input at a time, got "
+                f"{victim.votes} votes: give InputNoise(votes=1), the profile takes medians itself"
+            )
+        if noise is None:
+            u, code = x, victim.latent(x, generator=generator)
+        else:
+            # the victim's own reading, in two steps: both numbers are of the same noise
+            check_continuous(vae)
+            u = noise.noisy(x, generator=generator)
+            code = Victim(vae, noise.defense).latent(u, generator=generator)
+        error = u - vae.decode(code).mean
+        smooth = blurred(error, self.blur) if self.blur > 0 else error
+        length = torch.linalg.vector_norm(smooth.flatten(1), dim=1)
+        return torch.stack([length, self.distance.of(code)], 1)
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Standard deviations, the two added, (B,)."""
+        return ((self.readings(victim, x, generator=generator) - self.center) / self.spread).sum(1)
 
 
 @register("score", "detector")

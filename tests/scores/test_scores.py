@@ -7,7 +7,13 @@ import torch
 
 import robustvae as rv
 from robustvae.errors import RobustVAEError
-from robustvae.scores import ImportanceWeighted, LatentDistance, NegativeELBO, ReconstructionError
+from robustvae.scores import (
+    ImportanceWeighted,
+    LatentDistance,
+    NegativeELBO,
+    NoisyDistance,
+    ReconstructionError,
+)
 from robustvae.testing import members_of, tiny_vae
 from robustvae.testing.planted import gray_images
 
@@ -24,6 +30,7 @@ def test_every_score_is_tested():
         "importance-weighted",
         "latent-distance",
         "negative-elbo",
+        "noisy-distance",
     }
     assert names == members_of("robustvae", "score")
 
@@ -83,3 +90,49 @@ def test_scores_have_gradients(victim, score):
     x = gray_images(3).requires_grad_()
     (gradient,) = torch.autograd.grad(score(victim, x, generator=rv.generator(0)).sum(), x)
     assert gradient.isfinite().all() and (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_noisy_distance_is_of_one_reading(generator):
+    """Row by row: both numbers of the same noisy input, in deviations from normal ones."""
+    vae, x = tiny_vae(), gray_images(40)
+    victim = rv.Victim(vae, rv.InputNoise(stddev=0.3, defense=rv.PosteriorMean()))
+    score = NoisyDistance.fit(victim, x, generator=generator, blur=0.0)
+    values = score(victim, x[:3], generator=rv.generator(5))
+    u = victim.noise.noisy(x[:3], generator=rv.generator(5))
+    for i in range(3):
+        code = vae.encode(u[i : i + 1]).mean
+        length = (u[i] - vae.decode(code).mean[0]).norm()
+        gap = code[0] - score.distance.mean
+        far = (gap @ score.distance.precision @ gap).clamp_min(0).sqrt()
+        slow = (length - score.center[0]) / score.spread[0] + (
+            far - score.center[1]
+        ) / score.spread[1]
+        torch.testing.assert_close(values[i], slow)
+    blurred = NoisyDistance.fit(victim, x, generator=generator, blur=1.0)
+    assert blurred.center[0] < 0.8 * score.center[0]  # the noise hardly passes the blur
+
+
+def test_noisy_distance_is_certified(generator):
+    """No shift within the radius moves the smoothed median out of its interval."""
+    vae, x = tiny_vae(), gray_images(40)
+    victim = rv.Victim(vae, rv.InputNoise(stddev=0.3, defense=rv.PosteriorMean()))
+    score = NoisyDistance.fit(victim, x, generator=generator)
+    bounds = rv.certify_score(victim, x[:2], score, [0.2], draws=2000, generator=generator)
+    attack = rv.Attack(rv.AnomalyScore(score=score), rv.ProjectedAscent(10, 1), rv.Ball("l2", 0.2))
+    x_adv = attack(victim, x[:2], generator=generator).x_adv
+    for i in range(2):
+        many = x_adv[i : i + 1].repeat(2001, 1, 1, 1)
+        median = score(victim, many, generator=generator).median()
+        assert bounds.lower[i, 0] <= median <= bounds.upper[i, 0]
+
+
+def test_noisy_distance_refuses():
+    vae, x = tiny_vae(), gray_images(4)
+    one = rv.Victim(vae, rv.InputNoise(stddev=0.3))
+    score = NoisyDistance.fit(one, x, generator=rv.generator(0))
+    with pytest.raises(RobustVAEError, match="one noisy input at a time, got 3 votes"):
+        score(rv.Victim(vae, rv.InputNoise(stddev=0.3, votes=3)), x, generator=rv.generator(0))
+    with pytest.raises(RobustVAEError, match=r"use NoisyDistance\.fit"):
+        NoisyDistance(score.distance, torch.zeros(3), torch.ones(2))
+    with pytest.raises(RobustVAEError, match=r"blur must be at least 0"):
+        NoisyDistance.fit(one, x, generator=rv.generator(0), blur=-1.0)

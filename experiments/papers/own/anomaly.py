@@ -40,6 +40,7 @@ class Spec:
         steps: Of the gradient search.
         restarts: Of the gradient search.
         gradient_free: Candidates of the search without gradients.
+        score: By which the detector decides, a name of the family "score".
     """
 
     models: tuple[tuple[str, float, int], ...] = (
@@ -57,6 +58,7 @@ class Spec:
     steps: int = 20
     restarts: int = 1
     gradient_free: int = 10
+    score: str = "anomaly-score"
 
 
 @item(
@@ -95,7 +97,7 @@ def anomaly(spec: Spec, run: Run) -> Result:
         "",
         rows,
         (
-            f"AUROC of the l2 reconstruction error, {spec.inputs} inputs of each side, both sides "
+            f"AUROC of the score {spec.score}, {spec.inputs} inputs of each side, both sides "
             f"attacked, with its standard error (DeLong). Attacks: projected ascent on the score "
             f"({spec.steps} steps, {spec.restarts} restarts), {spec.gradient_free} candidates "
             "without gradients, for the smoothed detector also attacks made for the undefended "
@@ -112,6 +114,7 @@ def _measured(
     stddev, draws = noise
     l2 = tuple(Ball("l2", size) for size in spec.sizes)
     use = Anomaly(
+        score=spec.score,
         balls=(*l2, Ball("linf", spec.linf)),
         inputs=spec.inputs,
         anomalous=() if spec.anomalous else spec.held_out,

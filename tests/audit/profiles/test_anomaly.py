@@ -151,6 +151,7 @@ def test_score_by_path_and_fit():
     assert by_path(victim, clean, generator=rv.generator(0)).shape == (40,)
     assert score_of("latent-distance", victim, clean).mean.shape == (1,)
     assert score_of({"name": "anomaly-score", "squared": True}, victim, clean).squared
+    assert score_of({"name": "noisy-distance", "blur": 0.5}, victim, clean).blur == 0.5
 
 
 def test_sides_by_name_and_label():

@@ -48,7 +48,8 @@ from robustvae.errors import (
 from robustvae.perturb import Ball, Masked, SquareSearch
 from robustvae.registry import register
 from robustvae.registry.members import PATH
-from robustvae.scores import LatentDistance, Score, default_score
+from robustvae.scores import LatentDistance, NoisyDistance, Score, default_score
+from robustvae.seeding import generator as new_generator
 
 NORMAL_NAMES = ("normal", "good", "ok", "benign")
 REFERENCE = 500  # clean normals that set the threshold: a share of 5 % is known to 1 %
@@ -540,6 +541,9 @@ def score_of(spec: Any, victim: Victim, reference: Tensor) -> Score:
     name = spec.get("name") if hasattr(spec, "get") else spec
     if name == "latent-distance":
         return LatentDistance.fit(victim.vae, reference)
+    if name == "noisy-distance":
+        fields = {k: v for k, v in spec.items() if k != "name"} if hasattr(spec, "items") else {}
+        return NoisyDistance.fit(victim, reference, generator=new_generator(0), **fields)
     built: Score = registry.build("score", spec)
     return built
 
