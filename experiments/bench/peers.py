@@ -3,12 +3,9 @@
 All climb ||g(mu(y)) - g(mu(x))||^2 on the same images in batches of one size, with the weights
 frozen; what each ends with is judged by the same call. The others run projected gradient ascent
 with their own random starts and the step that their authors advise, 2.5 / steps of the radius; of
-their restarts, which are rows of the batch, the best is kept, as of ours. Install them with
-
-    pip install --no-deps torchattacks foolbox eagerpy adversarial-robustness-toolbox
-    pip install six tqdm requests GitPython
-
-since torchattacks asks for an old `requests` and for torchvision, which nothing here needs.
+their restarts, which are rows of the batch, the best is kept, as of ours. `robustvae doctor` says
+how to install them: torchattacks asks for an old `requests` and for torchvision, which nothing here
+needs.
 """
 
 from __future__ import annotations

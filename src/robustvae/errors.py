@@ -170,13 +170,22 @@ def requirements(extra: str) -> list[str]:
     return [name.strip() for name, _, condition in parts if marker.search(condition)]
 
 
+# Extras whose packages ask for more than they use: torchattacks wants a torchvision that replaces
+# the user's torch by another one, and a `requests` of 2020. They are installed without what they
+# ask for, and then what they do import is named.
+_USED = {"peers": ("eagerpy", "GitPython", "packaging", "requests", "six", "tqdm")}
+
+
 def install_command(extra: str) -> str:
     """The command that brings what an extra needs, wherever this package was installed from.
 
     It names the packages and not this one, which stands on no index under its own name.
     """
     names = requirements(extra) or [f"robustvae[{extra}]"]
-    return f"pip install {' '.join(repr(name) for name in names)}"
+    quoted = " ".join(repr(name) for name in names)
+    if extra in _USED:
+        return f"pip install --no-deps {quoted} && pip install {' '.join(_USED[extra])}"
+    return f"pip install {quoted}"
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError:

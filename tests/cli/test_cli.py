@@ -1,5 +1,6 @@
 import json
 import math
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -358,6 +359,33 @@ def test_install_commands_name_real_packages():
 
     assert install_command("metrics").startswith("pip install 'torchmetrics>=")
     assert requirements("nothing") == []
+
+
+def test_peers_leave_torch_alone():
+    """torchattacks asks for a torchvision that brings another torch: it is installed alone."""
+    from robustvae.errors import install_command
+
+    alone, used = install_command("peers").split(" && ")
+    assert alone.startswith("pip install --no-deps ") and "torchattacks" in alone
+    assert {"eagerpy", "packaging", "requests"} <= set(used.split())
+
+
+@pytest.mark.slow
+def test_install_commands_resolve():
+    """Each command that doctor prints, as pip resolves it; nothing is installed."""
+    from robustvae.errors import install_command
+
+    def resolve(line):
+        words = shlex.split(line)
+        dry = [sys.executable, "-m", *words[:2], "--dry-run", "--quiet", *words[2:]]
+        return subprocess.run(dry, capture_output=True, text=True, check=False)
+
+    if resolve("pip install --no-deps --ignore-installed safetensors").returncode:
+        pytest.skip("no package index can be reached")
+    for extra in metadata.metadata("robustvae").get_all("Provides-Extra"):
+        for line in install_command(extra).split(" && "):
+            done = resolve(line)
+            assert done.returncode == 0, (line, done.stderr)
 
 
 def test_every_command_has_same_option_names():
