@@ -57,7 +57,10 @@ def test_open_end_is_told(make_record):
     assert "no certificate was asked for" in words
     none = str(verdict(make_record, row(0, margin_upper_box="inf", certified=0.0)))
     assert "No attack tried broke any input; nothing could be certified" in none
-    assert "no change that breaks it was measured" in none
+    assert "no change that breaks it was found" in none
+    unasked = str(verdict(make_record, row(0)))
+    assert "margins were not measured" in unasked
+    assert "No margin was measured, and no certificate was asked for." in unasked
 
 
 def check(name, passed, subject="evidence"):

@@ -95,7 +95,7 @@ def verdict_of(
             _usefulness(useful, failures["usefulness"]),
             _soundness(sound, failures["evidence"], mine),
             *_robustness(failures["robustness"]),
-            _visibility(visible, per_pixel),
+            _visibility(visible, per_pixel, _looked_for(inputs)),
         )
     )
     sentences = [first[0].upper() + first[1:] + ".", _bracket(inputs, of)]
@@ -165,11 +165,17 @@ def _robustness(failed: Sequence[CheckResult]) -> list[str]:
     return [f"not robust ({_names(failed)})"] if failed else []
 
 
-def _visibility(visible: bool | None, per_pixel: float | None) -> str:
+def _visibility(visible: bool | None, per_pixel: float | None, looked_for: bool) -> str:
     if visible is None or per_pixel is None:
-        return "no change that breaks it was measured"
+        return "no change that breaks it was found" if looked_for else "margins were not measured"
     history = "visible" if visible else "hardly visible"
     return f"the change that breaks it is {history} ({per_pixel:.2g} RMS a pixel)"
+
+
+def _looked_for(inputs: Sequence[Any]) -> bool:
+    """Whether margins were looked for at all, found or not."""
+    columns = ("margin_upper_box", "margin_upper_unconstrained")
+    return any(row.get(column) is not None for row in inputs for column in columns)
 
 
 def _typical_size(inputs: Sequence[Any]) -> float | None:
@@ -192,18 +198,20 @@ def _mean(rows: Sequence[Any], column: str) -> tuple[float, int, int] | None:
 def _bracket(inputs: Sequence[Any], of: Record) -> str:
     upper = _mean(inputs, "margin_upper_box") or _mean(inputs, "margin_upper_unconstrained")
     lower = _mean(inputs, "certified")
-    if upper is None:
-        options = any(row.get("margin_upper_box") is not None for row in inputs)
-        broke = f"No attack tried broke any input{_known(of)}"
-        words = broke if options else "No margin was measured"
+    if upper is None and not _looked_for(inputs):
+        words = "No margin was measured"
+        if lower is None:
+            return f"{words}, and no certificate was asked for."
+    elif upper is None:
+        words = f"No attack tried broke any input{_known(of)}"
     else:
         mean, breaks, count = upper
         where = "on average" if breaks == count else f"{breaks} of {count} inputs, on average"
         words = f"Attacks break it {where} with a change of size {_up(mean)}{_known(of)}"
-    if lower is None:
-        return f"{words}; no certificate was asked for, so smaller changes may do so too."
-    if lower[0] == 0:
-        return f"{words}; nothing could be certified, so smaller changes may do so too."
+    nothing = "no certificate was asked for" if lower is None else "nothing could be certified"
+    if lower is None or lower[0] == 0:
+        more = "so smaller changes may do so too" if upper else "so other attacks may break it"
+        return f"{words}; {nothing}, {more}."
     kinds = sorted({row["certified_kind"] for row in inputs if row.get("certified")})
     return f"{words}; the certified radius is {_down(lower[0])} on average ({', '.join(kinds)})."
 
@@ -213,7 +221,9 @@ def _known(of: Record) -> str:
     name = of.victims[0].name
     rows = [row for row in of.rows if row.get("victim") == name]
     words = list(dict.fromkeys(str(row["knows"]) for row in rows if row.get("knows")))
-    return f" (they knew {' or '.join(words)})" if words else ""
+    if len(words) > 1:
+        return f" (of the attackers some knew {', some '.join(words)})"
+    return f" (the attacker knew {words[0]})" if words else ""
 
 
 def _up(value: float) -> str:

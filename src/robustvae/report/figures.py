@@ -52,7 +52,8 @@ def bracket(record: Record, width: int = 760) -> str:
         SVG, or "" where the record holds no margins.
     """
     members = sorted(brackets(rows_of(record)), key=_order)
-    if not members:
+    # an estimate to first order bounds nothing: alone it makes no bracket
+    if not any(part is not None for b in members for part in (b.certified, b.free, b.box)):
         return ""
     wide = width >= 560
     ends = [v for b in members for v in (b.certified, b.free, b.box, b.first_order)]

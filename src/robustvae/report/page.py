@@ -155,7 +155,7 @@ def _use(record: Record) -> dict[str, Any] | None:
     return {
         "title": section.title,
         "answer": section.answer,
-        "tables": [Markup(table.to_html()) for table in section.tables],
+        "tables": [(table.title, Markup(table.to_html())) for table in section.tables],
         "figures": [(drawing, caption) for drawing, caption in drawings if drawing],
         "notes": section.notes,
         "gallery": [_gallery_item(item, record) for item in record.use.gallery],

@@ -24,6 +24,8 @@ STYLES = {
     "noise": "stroke:var(--noise);stroke-width:1.6;stroke-dasharray:1 3",
 }
 ORDER = ("free", "box", "defended", "proved", "noise", "clean")
+# of several lines in one style, each has dashes of its own
+_DASHES = ("none", "9 3", "2 3", "9 3 2 3", "14 4")
 _GLYPH = 6.6  # width of a character at 12 px, generous
 
 
@@ -82,24 +84,24 @@ def lines(curves: Sequence[Curve], frame: Frame, width: int = 760) -> str:
         )
 
     parts = [legend, *_axes(frame, (left, right, top, bottom), (x_max, y_max))]
-    for label, style, values in curves:
+    for (label, _, values), style in zip(curves, _styles(curves), strict=True):
         finite = [place(*point) for point in values if all(map(math.isfinite, point))]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in finite)
         parts.append(
-            f'<polyline fill="none" style="{STYLES[style]}" points="{path}">'
+            f'<polyline fill="none" style="{style}" points="{path}">'
             f"<title>{escape(label)}</title></polyline>"
         )
         if frame.ticks:
             parts += [
                 f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5" '
-                f'style="{STYLES[style]};stroke-dasharray:none;fill:var(--card)"/>'
+                f'style="{style};stroke-dasharray:none;fill:var(--card)"/>'
                 for x, y in finite
             ]
     label = f"{frame.y_label} over {frame.x_label}: " + ", ".join(c[0] for c in curves)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
         f'viewBox="0 0 {width} {bottom + 44:.0f}" width="{width}" height="{bottom + 44:.0f}" '
-        f'aria-label="{escape(label)}"><style>{STYLE}</style>{"".join(parts)}</svg>'
+        f'style="max-width:{width}px" aria-label="{escape(label)}"><style>{STYLE}</style>{"".join(parts)}</svg>'
     )
 
 
@@ -146,13 +148,25 @@ def _ticks(most: float) -> list[float]:
     return [round(i * step, 10) for i in range(int(most / step + 1e-9) + 1)]
 
 
+def _styles(curves: Sequence[Curve]) -> list[str]:
+    """The style of each line, told apart from the others of its kind."""
+    seen: dict[str, int] = {}
+    styles = []
+    for _, style, _ in curves:
+        place = seen.get(style, 0)
+        seen[style] = place + 1
+        dashes = f";stroke-dasharray:{_DASHES[place % len(_DASHES)]}" if place else ""
+        styles.append(STYLES[style] + dashes)
+    return styles
+
+
 def _legend(curves: Sequence[Curve], width: int) -> tuple[str, float]:
     parts, x, y = [], 8.0, 16.0
-    for label, style, _ in curves:
+    for (label, _, _), style in zip(curves, _styles(curves), strict=True):
         size = 34 + _GLYPH * len(label) + 14
         if x > 8 and x + size > width:
             x, y = 8.0, y + 20
-        parts.append(f'<path fill="none" style="{STYLES[style]}" d="M{x:.1f} {y - 4:.1f}h26"/>')
+        parts.append(f'<path fill="none" style="{style}" d="M{x:.1f} {y - 4:.1f}h26"/>')
         parts.append(_text(x + 32, y, label))
         x += size
     return "".join(parts), y + 34

@@ -10,7 +10,7 @@ from robustvae.records.intervals import mean_stderr
 from robustvae.records.parts import UseFacts
 from robustvae.report.numbers import near
 from robustvae.report.profiles import charts
-from robustvae.report.profiles.section import Section, ball_words
+from robustvae.report.profiles.section import Section, at_words, ball_words
 from robustvae.report.tables import Cell, Heading, Row, Table
 
 HEADINGS = (
@@ -64,7 +64,7 @@ def _answer(use: UseFacts, victim: str) -> Iterable[str]:
     mean = sum(ratios) / len(ratios)
     beside = f", random noise of that size {_more(sum(noise) / len(noise))}" if noise else ""
     yield (
-        f"At {ball_words('linf', radius)} an attacker makes an image cost {_more(mean)} bits on "
+        f"{at_words('linf', radius)} an attacker makes an image cost {_more(mean)} bits on "
         f"average and {_more(max(ratios))} at worst{beside}."
     )
     clean, hit = (

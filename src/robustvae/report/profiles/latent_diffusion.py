@@ -10,7 +10,7 @@ from robustvae.records.intervals import mean_stderr
 from robustvae.records.parts import UseFacts
 from robustvae.report.numbers import near
 from robustvae.report.profiles import charts
-from robustvae.report.profiles.section import Section, ball_words
+from robustvae.report.profiles.section import Section, at_words, ball_words
 from robustvae.report.tables import Cell, Heading, Row, Table
 
 DRIFTS = (
@@ -87,7 +87,7 @@ def _answer(
     alike = _mean(direct, "ms_ssim", "away", radius)
     beside = "" if noise is None else f" (random changes of that size: {near(noise.mean, 2)})"
     yield (
-        f"At {ball_words('linf', radius)} an attacker moves an image's code by "
+        f"{at_words('linf', radius)} an attacker moves an image's code by "
         f"{near(away.mean, 2)} times the distance between two different images{beside}"
         + (
             "."
