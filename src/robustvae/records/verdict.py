@@ -95,7 +95,8 @@ def verdict_of(
             _usefulness(useful, failures["usefulness"]),
             _soundness(sound, failures["evidence"], mine),
             *_robustness(failures["robustness"]),
-            _visibility(visible, per_pixel, _looked_for(inputs)),
+            # where no margin was looked for, the second sentence says so
+            *([_visibility(visible, per_pixel)] if _looked_for(inputs) else []),
         )
     )
     sentences = [first[0].upper() + first[1:] + ".", _bracket(inputs, of)]
@@ -165,9 +166,9 @@ def _robustness(failed: Sequence[CheckResult]) -> list[str]:
     return [f"not robust ({_names(failed)})"] if failed else []
 
 
-def _visibility(visible: bool | None, per_pixel: float | None, looked_for: bool) -> str:
+def _visibility(visible: bool | None, per_pixel: float | None) -> str:
     if visible is None or per_pixel is None:
-        return "no change that breaks it was found" if looked_for else "margins were not measured"
+        return "no change that breaks it was found"
     history = "visible" if visible else "hardly visible"
     return f"the change that breaks it is {history} ({per_pixel:.2g} RMS a pixel)"
 
