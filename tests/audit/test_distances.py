@@ -53,7 +53,9 @@ def test_labels_say_what_attacker_knew(records):
     assert "the attacker knew all of the model" in labels["damage"]
     transfer = next(label for key, label in labels.items() if "(transfer)" in key)
     assert "the attacker knew the undefended model only" in transfer
-    assert "some knew all of the model, some the victim's outputs only" in records.verdict.sentences[1]
+    assert (
+        "some knew all of the model, some the victim's outputs only" in records.verdict.sentences[1]
+    )
 
 
 def test_longer_run_never_loses(records):

@@ -364,6 +364,29 @@ def test_advice_follows_from_the_record(make_record):
     assert "robustvae advise" in commands and "--defense robust-posterior" in commands
 
 
+def test_advice_repeats_the_audits_own_options(make_record):
+    """A command that leaves out weights and data is none that a reader can run."""
+    verdict = {"useful": True, "sound": True, "visible": False, "sentences": ["Useful."]}
+    made = "robustvae audit model.py:build --weights 'my vae.pt' --data parts --minutes 2 --r 1.2"
+    record = make_record(8, certified=False, verdict=verdict, question=make_question(clean=2.0))
+    record = record.model_copy(update={"command": made})
+    commands = [item.command for item in advise(record)]
+    assert made.replace("--r 1.2", "--r 3.0") in commands
+    assert f"{made} --defense input-noise:stddev=0.25" in commands
+    unsound = make_record(40).model_copy(update={"command": made})
+    check = "robustvae check model.py:build --weights 'my vae.pt' --data parts"
+    assert advise(unsound)[0].command == check
+
+
+def test_advice_names_no_defense_that_cannot_be(make_record):
+    """A search in the posterior asks for a likelihood."""
+    record = make_record(8, verdict={"useful": True, "sound": True, "sentences": ["Useful."]})
+    facts = record.model.model_copy(update={"likelihood": None})
+    commands = [item.command for item in advise(record.model_copy(update={"model": facts}))]
+    assert not any("robust-posterior" in command for command in commands)
+    assert len(commands) == len(set(commands))
+
+
 def make_question(clean):
     question = {"norm": "l2", "r": 1.2, "m": 0.5, "displacement": "centered"}
     return {**question, "clean_error": clean}

@@ -17,7 +17,8 @@ from robustvae.report.reading import brackets, finite, rows_of
 
 _WORTH = "defense_worth_its_price"
 _MEASURED = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "fashion-mnist": "fashion_mnist"}
-_NOISE = 0.25  # pixel units: the noise that the bundled noise-trained models were made for
+# In pixel units: the noise that the bundled noise-trained models were made for.
+_NOISY = "input-noise:stddev=0.25"
 
 
 @final
@@ -40,11 +41,39 @@ def advise(record: Record) -> list[Advice]:
     Args:
         record: An audit.
     """
-    return [*_urgent(record), *_defenses(record), *_certificates(record), *_next(record)]
+    advice = [*_urgent(record), *_defenses(record), *_certificates(record), *_next(record)]
+    # of two reasons for one command the later, more particular one
+    by_command = {item.command or item.text: item for item in advice}
+    return [item for item in advice if by_command[item.command or item.text] is item]
 
 
-def _model(record: Record) -> str:
-    return shlex.quote(record.model.source or record.model.name)
+# Of an audit's options, those that say what the model is and what it reads.
+_OF_THE_MODEL = ("--weights", "--data", "--split", "--pixels", "--device")
+
+
+def _audit(record: Record, **options: str) -> str:
+    """The audit's own command with options more, or in place of those that it has."""
+    words, pairs = _words(record)
+    flags = {f"--{key}": value for key, value in options.items()}
+    replaced = flags if "--defense" not in flags else {}
+    pairs = [(flag, value) for flag, value in pairs if flag not in replaced]
+    return shlex.join([*words, *(part for pair in [*pairs, *flags.items()] for part in pair)])
+
+
+def _check(record: Record) -> str:
+    words, pairs = _words(record)
+    pairs = [(flag, value) for flag, value in pairs if flag in _OF_THE_MODEL]
+    return shlex.join(
+        ["robustvae", "check", *words[2:], *(part for pair in pairs for part in pair)]
+    )
+
+
+def _words(record: Record) -> tuple[list[str], list[tuple[str, str]]]:
+    """The command's head, such as robustvae audit MODEL, and its options with their values."""
+    words = shlex.split(record.command or "")
+    if len(words) < 3 or len(words) % 2 == 0:  # made in Python, or with an option without a value
+        return ["robustvae", "audit", record.model.source or record.model.name], []
+    return words[:3], list(zip(words[3::2], words[4::2], strict=True))
 
 
 def _urgent(record: Record) -> Iterator[Advice]:
@@ -57,20 +86,20 @@ def _urgent(record: Record) -> Iterator[Advice]:
         yield Advice(
             f"Do not quote these numbers yet: checks on the evidence failed ({names}). Each says "
             "below what it means.",
-            f"robustvae check {_model(record)}",
+            _check(record),
         )
     if verdict.useful is False:
         yield Advice(
             "Train the model first, or look at how it is wrapped: it does not do its work, so its "
             "margins say nothing.",
-            f"robustvae check {_model(record)}",
+            _check(record),
         )
     clean = number(record.question.clean_error)
     if clean is not None and clean > record.question.r and record.question.protocol is None:
         yield Advice(
             f"Ask at a larger tolerance: an ordinary reconstruction is off by {near(clean)}, more "
             f"than r = {given(record.question.r)}.",
-            f"robustvae audit {_model(record)} --r {ceil(1.5 * clean, 2)}",
+            _audit(record, r=ceil(1.5 * clean, 2)),
         )
 
 
@@ -91,10 +120,13 @@ def _defenses(record: Record) -> Iterator[Advice]:
             )
     if not defended and record.verdict.passed:
         radius = next((row.get("radius") for row in record.rows if row.get("norm") == "l2"), 1.0)
+        # climbs in the posterior, which a model that states no likelihood does not have
+        defense = f"robust-posterior:norm=l2,radius={given(radius)}"
+        if record.model.likelihood is None:
+            defense = _NOISY
         yield Advice(
             "No defense was tried. Audit one beside the plain model:",
-            f"robustvae audit {_model(record)} --defense "
-            f"robust-posterior:norm=l2,radius={given(radius)}",
+            _audit(record, defense=defense),
         )
 
 
@@ -111,7 +143,7 @@ def _certificates(record: Record) -> Iterator[Advice]:
         yield Advice(
             "Nothing is certified. Noise on the input certifies any model, at a price that the "
             "audit shows:",
-            f"robustvae audit {_model(record)} --defense input-noise:stddev={_NOISE}",
+            _audit(record, defense=_NOISY),
         )
     ratios = [b.certified / b.upper for b in members if b.certified and b.upper]
     if ratios and max(ratios) < 0.5:

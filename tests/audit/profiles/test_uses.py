@@ -78,7 +78,9 @@ def test_transfer_between_equal_encoders():
     crossed = [r["drift"] for r in result.rows if (r["made_for"], r["read_by"]) == ("one", "other")]
     assert crossed == pytest.approx(own[: len(crossed)], rel=1e-4)
     section = latent_section.section(facts("latent-diffusion", result), ["one", "other"])
-    assert section.answer[0].startswith("By changes of at most 0.02 (linf) an attacker moves an image's code by")
+    assert section.answer[0].startswith(
+        "By changes of at most 0.02 (linf) an attacker moves an image's code by"
+    )
     assert "Read by another encoder" in section.answer[-1]
 
 
@@ -220,7 +222,9 @@ def test_certified_decision_holds():
     assert all(radius <= 8 * abs(float(levels[i]) - 0.5) + 1e-6 for i, radius in radii.items())
     assert max(radii.values()) > 0.1
     section = representation_section.section(facts("representation", result), ["noisy"])
-    assert section.answer[0].startswith("By changes of at most 0.2 (l2) an attacker changes the decision on")
+    assert section.answer[0].startswith(
+        "By changes of at most 0.2 (l2) an attacker changes the decision on"
+    )
     assert section.figures[0][0](360).startswith("<svg")
 
 

@@ -236,14 +236,21 @@ class Anomaly:
             for row, value in zip(base, numbers(clean), strict=True)
         ]
         context.step(f"{name}: attacks on {side} inputs")
+        show = side == "anomalous" and detector.leads
+        hidden = -1
+        shown: tuple[Allowance, Tensor, Tensor] | None = None
         for ball, x_adv, score, attack in detector.attacks(x, rows, side == "normal", result):
             table += [
                 {**row, **ball.row(), "condition": "attacked", "score": value, "attack": by}
                 for row, value, by in zip(base, numbers(score), attack, strict=True)
             ]
-            shown = detector.shown
-            if side == "anomalous" and detector.leads and ball == shown:
-                detector.pictures(x, x_adv, (clean, score), base, result)
+            # the pictures are of the change that hides most anomalies; the last of equal ones
+            count = int((score <= detector.threshold).sum())
+            if show and count >= hidden:
+                hidden, shown = count, (ball, x_adv, score)
+        if shown is not None:
+            ball, x_adv, score = shown
+            detector.pictures(x, x_adv, (clean, score), base, ball.words, result)
         context.step(f"{name}: certified scores of {side} inputs")
         bounds = detector.certified(x, rows.tolist(), side, result)
         if bounds is not None:
@@ -324,12 +331,6 @@ class Detector:
         self.score: Score = score_of(use.score, victim, clean)
         self.name = score_name(use.score, self.score)
         self.allowed, self.ruled_out = allowances(use.balls, use.snr, victim.vae)
-        # the pictures are of the change that was named last
-        self.shown = self.allowed[-1]
-        last = use.balls[-1] if use.balls else None
-        for one in self.allowed:
-            if last is not None and (one.norm, one.size) == (last.norm, float(last.radius)):
-                self.shown = one
         self.random = self._is_random(clean[:1])
         values = self.deployed(clean, reference.tolist(), "reference").sort().values
         # the least value that at most the stated share of clean normals lies above
@@ -497,6 +498,7 @@ class Detector:
         x_adv: Tensor,
         scores: tuple[Tensor, Tensor],
         base: list[dict[str, Any]],
+        change: str,
         result: UseResult,
     ) -> None:
         """The anomalies whose scores fell furthest, with their reconstructions."""
@@ -511,7 +513,7 @@ class Detector:
             result.show(
                 base[i]["input"],
                 int(self.context.images.y[base[i]["input"]]),
-                self.shown.words,
+                change,
                 f"{base[i]['kind']}: score {float(scores[0][i]):.3g}, attacked "
                 f"{float(scores[1][i]):.3g}, threshold {self.threshold:.3g}",
                 input=pair[0],
