@@ -101,7 +101,8 @@ def lines(curves: Sequence[Curve], frame: Frame, width: int = 760) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
         f'viewBox="0 0 {width} {bottom + 44:.0f}" width="{width}" height="{bottom + 44:.0f}" '
-        f'style="max-width:{width}px" aria-label="{escape(label)}"><style>{STYLE}</style>{"".join(parts)}</svg>'
+        f'style="max-width:{width}px" aria-label="{escape(label)}">'
+        f"<style>{STYLE}</style>{''.join(parts)}</svg>"
     )
 
 
