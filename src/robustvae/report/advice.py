@@ -55,8 +55,8 @@ def _audit(record: Record, **options: str) -> str:
     """The audit's own command with options more, or in place of those that it has."""
     words, pairs = _words(record)
     flags = {f"--{key}": value for key, value in options.items()}
-    replaced = flags if "--defense" not in flags else {}
-    pairs = [(flag, value) for flag, value in pairs if flag not in replaced]
+    old = flags if "--defense" not in flags else {}
+    pairs = [(flag, value) for flag, value in pairs if flag not in old]
     return shlex.join([*words, *(part for pair in [*pairs, *flags.items()] for part in pair)])
 
 

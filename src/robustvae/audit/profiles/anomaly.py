@@ -237,8 +237,8 @@ class Anomaly:
         ]
         context.step(f"{name}: attacks on {side} inputs")
         show = side == "anomalous" and detector.leads
-        hidden = -1
-        shown: tuple[Allowance, Tensor, Tensor] | None = None
+        highest = -1
+        choice: tuple[Allowance, Tensor, Tensor] | None = None
         for ball, x_adv, score, attack in detector.attacks(x, rows, side == "normal", result):
             table += [
                 {**row, **ball.row(), "condition": "attacked", "score": value, "attack": by}
@@ -246,10 +246,10 @@ class Anomaly:
             ]
             # the pictures are of the change that hides most anomalies; the last of equal ones
             count = int((score <= detector.threshold).sum())
-            if show and count >= hidden:
-                hidden, shown = count, (ball, x_adv, score)
-        if shown is not None:
-            ball, x_adv, score = shown
+            if show and count >= highest:
+                highest, choice = count, (ball, x_adv, score)
+        if choice is not None:
+            ball, x_adv, score = choice
             detector.pictures(x, x_adv, (clean, score), base, ball.words, result)
         context.step(f"{name}: certified scores of {side} inputs")
         bounds = detector.certified(x, rows.tolist(), side, result)

@@ -151,11 +151,11 @@ def _ticks(most: float) -> list[float]:
 
 def _styles(curves: Sequence[Curve]) -> list[str]:
     """The style of each line, told apart from the others of its kind."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     styles = []
     for _, style, _ in curves:
-        place = seen.get(style, 0)
-        seen[style] = place + 1
+        place = counts.get(style, 0)
+        counts[style] = place + 1
         dashes = f";stroke-dasharray:{_DASHES[place % len(_DASHES)]}" if place else ""
         styles.append(STYLES[style] + dashes)
     return styles
