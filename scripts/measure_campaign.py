@@ -24,7 +24,7 @@ from robustvae.audit.job import AuditJob
 from robustvae.audit.plan import read_plan
 from robustvae.audit.protocol import choose, settle
 from robustvae.campaign.executors.processes import Processes, _Start, _Workers, unpacked_bundle
-from robustvae.campaign.store import Store
+from robustvae.records import Store
 
 
 def cpu() -> float:

@@ -17,10 +17,11 @@ import robustvae as rv
 from robustvae import errors, registry
 from robustvae.audit import Run
 from robustvae.audit.tasks import Memory, Task, pieces
-from robustvae.campaign import Calls, Processes, Serial, Store, driver, forget_parts
+from robustvae.campaign import Calls, Processes, Serial, driver
 from robustvae.campaign.executors.processes import sweep_bundles
 from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
+from robustvae.records import Store, forget_parts
 
 HERE = "tests.campaign.functions:"
 QUIET = {"progress": lambda *_: None, "notice": lambda _: None}
@@ -98,20 +99,20 @@ def test_damaged_part_is_computed_again(tmp_path):
         lambda file: file.update(job="another"),
         lambda file: file.clear(),
     ):
-        store.write(task, good)
-        file = json.loads(store.path(task).read_text())
+        store.write(task.key, good)
+        file = json.loads(store.path(task.key).read_text())
         spoil(file)
-        store.path(task).write_text(json.dumps(file))
+        store.path(task.key).write_text(json.dumps(file))
         outcome = Serial().run(job, Run(keep=tmp_path, **QUIET))
-        assert outcome.parts == {"0": good} and outcome.damaged == (store.path(task).name,)
+        assert outcome.parts == {"0": good} and outcome.damaged == (store.path(task.key).name,)
     for text in ("", "[]", "[" * 100_000, "\0"):
-        store.path(task).write_text(text)
+        store.path(task.key).write_text(text)
         assert Serial().run(job, Run(keep=tmp_path, **QUIET)).parts == {"0": good}
 
 
 def test_form_of_part_is_checked(tmp_path):
     job = Calls(f"{HERE}square", [{"x": 3}])
-    Store(tmp_path, job.key).write(job.tasks()[0], {"something": "else"})
+    Store(tmp_path, job.key).write(job.tasks()[0].key, {"something": "else"})
     outcome = Serial().run(job, Run(keep=tmp_path, **QUIET))
     assert outcome.parts == {"0": {"value": 9}} and len(outcome.damaged) == 1
 
@@ -124,7 +125,7 @@ def test_state_is_saved_by_time(tmp_path):
     now[0] = 61.0
     state.put("two", 2)
     assert SavedState(store, task).get("one") == 1
-    store.write(task, {"value": 3})
+    store.write(task.key, {"value": 3})
     assert [path.name.endswith(".part.json") for path in tmp_path.iterdir()] == [True]
     forget_parts(tmp_path)
     assert not tmp_path.exists()

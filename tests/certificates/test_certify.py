@@ -16,8 +16,10 @@ from robustvae.certificates import (
     movement,
 )
 from robustvae.certificates.certification import GUARANTEED
+from robustvae.certificates.ranges import certify_in_ranges
 from robustvae.metrics import clopper_pearson
 from robustvae.models import create
+from robustvae.records import Store
 
 SHAPE = (1, 4, 4)
 R, M = 0.6, 0.5
@@ -567,3 +569,37 @@ def test_generalized_chi_square_needs_exact_spreads(generator):
     x = torch.rand(2, *SHAPE, generator=generator)
     found = certify(plain(), x, R, M, "full", generator=generator, methods=["generalized"])
     assert found.status == ("abstain",) * 2 and "spread that does not move" in found.assumptions[0]
+
+
+def test_ranges_join_to_the_certificate():
+    x = rv.data.load("digits", split="test").x[:43]
+    for name, asked in (
+        ("digits-lipschitz-vae", {"r": 0.6}),
+        ("digits-vae", {"r": 1.0, "methods": ["neyman_pearson"], "draws": 200}),
+    ):
+        vae = rv.load(name)
+        asked = {**asked, "displacement": "centered"}
+        whole = rv.certify(vae, x, generator=rv.generator(0), **asked)
+        parts = certify_in_ranges(
+            Store(None, ""), vae, x, tell=print, generator=rv.generator(0), **asked
+        )
+        assert parts.kind == whole.kind and parts.status == whole.status
+        assert parts.by_method.keys() == whole.by_method.keys()
+        assert torch.allclose(parts.radius, whole.radius, rtol=1e-5)
+        assert (parts.beside is None) == (whole.beside is None)
+        if whole.beside is not None:
+            assert parts.beside.status == whole.beside.status
+            assert torch.allclose(parts.beside.radius, whole.beside.radius, rtol=1e-5)
+            assert parts.suggestions == whole.suggestions
+
+
+def test_ranges_hold_together_for_all_inputs():
+    x = rv.data.load("digits", split="test").x[:25]
+    smooth = rv.Victim(rv.load("digits-vae"), rv.InputNoise(stddev=0.1))
+    asked = {"r": 1.5, "draws": 200}
+    whole = rv.certify(smooth, x, generator=rv.generator(0), **asked)
+    parts = certify_in_ranges(
+        Store(None, ""), smooth, x, tell=print, generator=rv.generator(0), **asked
+    )
+    assert torch.allclose(parts.simultaneous, whole.simultaneous, rtol=1e-5)
+    assert parts.draws.tolist() == whole.draws.tolist()

@@ -93,3 +93,13 @@ def test_leftovers_of_the_dead_go(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     write_files({tmp_path / "a": b"1"})
     assert not dead.exists() and mine.exists()
+
+
+def test_folders_are_made_deep(tmp_path):
+    folder = tmp_path.joinpath(*["a"] * 1200)
+    make_folder(folder)
+    assert folder.is_dir()
+    for path in (folder, *folder.parents):  # Python's own removal calls itself as often
+        if path == tmp_path:
+            break
+        path.rmdir()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.audit.plan import STRICT, AttackPlan, Plan, read_plan, read_yaml
+from robustvae.certificates import Question
 from robustvae.data import Images
 from robustvae.data.images import CHUNK
 from robustvae.errors import ConfigError, RangeError, unknown
@@ -191,6 +192,7 @@ def settle(
         "box": options.get("box", True),
         **keys,
     }
+    Question(**facts)  # validates the parts, and that they go together
     return plan, QuestionFacts(**facts, rule=rule)
 
 

@@ -12,34 +12,29 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which read no
     from robustvae.campaign.executors.serial import Serial
     from robustvae.campaign.plan import CampaignPlan, read_campaign
     from robustvae.campaign.pool import Executor, Outcome
-    from robustvae.campaign.store import Store, forget_parts
 
 _HOMES = {
     "Calls": "calls",
     "CampaignPlan": "plan",
     "Executor": "pool",
-    "forget_parts": "store",
     "Outcome": "pool",
     "Processes": "executors.processes",
     "Ray": "executors.ray",
     "read_campaign": "plan",
     "run_tasks": "driver",
     "Serial": "executors.serial",
-    "Store": "store",
 }
 
 __all__ = [
     "Calls",
     "CampaignPlan",
     "Executor",
-    "forget_parts",
     "Outcome",
     "Processes",
     "Ray",
     "read_campaign",
     "run_tasks",
     "Serial",
-    "Store",
 ]
 
 attach(__name__, _HOMES)

@@ -10,9 +10,8 @@ from typing import final
 from robustvae.audit.progress import Lines
 from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.pool import Event, Job, Outcome, Pool, Tell
-from robustvae.campaign.store import Store
-from robustvae.errors import ModelError, StorageError, single_line
-from robustvae.records import plain
+from robustvae.errors import ModelError, single_line
+from robustvae.records import Store, plain
 
 RETRIES = 3
 """How often a task whose worker died is given to another before it is cut into single inputs."""
@@ -64,12 +63,12 @@ class _Driver:
         self.done = 0
         self.total = sum(task.steps for task in self.tasks.values())
         for task in self.tasks.values():
-            part = self.store.read(task)
+            part = self.store.read(task.key)
             if part is not None and job.is_valid(task, part):
                 self.parts[task.key] = part
                 self.advance(task.key, task.steps)
             elif part is not None:
-                path = self.store.path(task)
+                path = self.store.path(task.key)
                 self.store.damaged.append("" if path is None else path.name)
         self.reused = len(self.parts)
         self.waiting: dict[str, set[str]] = {}
@@ -139,11 +138,7 @@ class _Driver:
                     parent, self.job.joined(parent, [self.parts[one.key] for one in family])
                 )
             return
-        try:
-            self.store.write(task, part)
-        except StorageError as error:  # it is optional: the work goes on without
-            self.notice(f"parts are no longer kept: {error}")
-            self.store.folder = None
+        self.store.keep(task.key, part, self.notice)
         self.parts[task.key] = part
         self.advance(task.key, task.steps)
         self.unfinished -= 1
@@ -167,7 +162,7 @@ class _Driver:
     def cut(self, task: Task, error: BaseException) -> None:
         """Try each input of a task alone; report one that fails alone."""
         singles = () if task.key in self.parents else self.job.singles(task)
-        self.store.discard_state(task)
+        self.store.discard_state(task.key)
         if singles:
             self.families[task.key] = list(singles)
             for one in singles:

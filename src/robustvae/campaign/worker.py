@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, TextIO
 
 from robustvae import errors
 from robustvae.audit.tasks import Task
-from robustvae.campaign.store import SavedState, Store
-from robustvae.records import plain
+from robustvae.campaign.store import SavedState
+from robustvae.records import Store, plain
 
 GONE = 3
 """Exit code of a worker whose driver is gone."""

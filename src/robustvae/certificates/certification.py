@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -212,11 +212,63 @@ def certify(
         >>> lower.kind, lower.center, lower.status
         ('probabilistic', 'own', ('ok', 'ok', 'ok', 'ok'))
     """
+    asked = {
+        **{"r": r, "m": m, "displacement": displacement, "question": question, "center": center},
+        **{"norm": norm, "methods": methods, "confidence": confidence, "draws": draws, "box": box},
+    }
+    return inquire(vae, x, {**asked, "rows": rows, "generator": generator}).answer()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Inquiry:
+    """What `certify` was asked, ready to be answered for all inputs or for some of them.
+
+    Attributes:
+        task: What the methods are asked.
+        members: The methods by name, all of one kind.
+        confidence: Per input.
+        suggests: Whether inputs without a radius are told what else may certify them.
+    """
+
+    task: Task
+    members: dict[str, Method]
+    confidence: float
+    suggests: bool
+
+    def answer(self, rows: Sequence[int] | None = None) -> Certificate:
+        """The certificate of some rows of the inputs, as in the batch of all; None: of all.
+
+        Radii that hold together are those of all inputs, whatever the rows.
+        """
+        task = self.task
+        if rows is not None:
+            task = dataclasses.replace(
+                task,
+                x=task.x[list(rows)],
+                rows=tuple(task.rows[row] for row in rows),
+                memo={},  # it holds the inputs
+                together=task.count,
+            )
+        certificate = answer(task, self.members, self.confidence)
+        return _with_suggestions(task, certificate) if self.suggests else certificate
+
+
+def inquire(vae: VAE | Victim, x: Tensor, asked: Mapping[str, Any]) -> Inquiry:
+    """What `certify` is asked, validated.
+
+    Args:
+        vae: As of `certify`.
+        x: As of `certify`.
+        asked: The other arguments of `certify`, all of them, by name.
+    """
+    center, displacement, methods = asked["center"], asked["displacement"], asked["methods"]
+    draws, confidence, generator = asked["draws"], asked["confidence"], asked["generator"]
     if center is None:
         is_smooth = isinstance(vae, Victim) and vae.noise is not None and displacement != "paired"
         center = "own" if is_smooth else "mean"
-    fields = {"m": m, "norm": norm, "displacement": displacement, "center": center, "box": box}
-    question = one_question("certify", question, r, **fields)
+    fields = {key: asked[key] for key in ("m", "norm", "displacement", "box")}
+    question = one_question("certify", asked["question"], asked["r"], center=center, **fields)
     victim = as_victim(vae)
     check_images(x, victim.vae.image_shape)
     victim.vae.check(x)
@@ -235,12 +287,11 @@ def certify(
         # a union bound over the methods: the largest of their radii is returned
         confidence=1 - (1 - confidence) / max(1, probabilistic),
         draws=draws,
-        rows=tuple(row_numbers(x, rows)),
+        rows=tuple(row_numbers(x, asked["rows"])),
         seed=seed_of(generator),
         methods=tuple(members),
     )
-    certificate = answer(task, members, confidence)
-    return certificate if methods is not None else _with_suggestions(task, certificate)
+    return Inquiry(task, members, confidence, methods is None)
 
 
 def as_victim(victim: VAE | Victim) -> Victim:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, final
 
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import Defense, Norm, Quiet, Seed
+from robustvae.cli.common import Defense, Fresh, Norm, Quiet, Seed
 
 
 @final
@@ -32,6 +33,7 @@ class Options(common.Subject):
     out: Annotated[
         Path | None, typer.Option(help="Folder to store the attacked images in, for `rescore`.")
     ] = None
+    fresh: Fresh = False
     seed: Seed = 0
     quiet: Quiet = False
 
@@ -40,7 +42,8 @@ def run(options: Options) -> None:
     """Attack a model, and its defenses; stores the attacked images so that anyone can score them.
 
     Each defense is attacked through: the search sees it. The last column is the damage of random
-    noise of the same size, which every attack must beat.
+    noise of the same size, which every attack must beat. With --out a run that was stopped goes on
+    from the images that it has attacked, unless --fresh is given.
 
     Examples:
 
@@ -55,10 +58,8 @@ def run(options: Options) -> None:
     import robustvae as rv
     from robustvae.attacks import store
     from robustvae.cli.printing import show, show_table
-    from robustvae.perturb import outward
-    from robustvae.records import check_folder
+    from robustvae.records import check_folder, in_ranges
     from robustvae.registry import build
-    from robustvae.seeding import split as generators
 
     if options.out is not None:
         check_folder(options.out)
@@ -68,15 +69,23 @@ def run(options: Options) -> None:
     victims = common.build_victims(vae, options.defense)
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
+    parts = None if options.out is None else options.out / common.PARTS
     table = []
-    with common.progress("attack", options.quiet) as progress:
+    with (
+        common.kept(parts, vae, common.facts_of(options, x), fresh=options.fresh) as part_store,
+        common.progress("attack", options.quiet) as progress,
+    ):
         for number, (name, victim) in enumerate(victims.items()):
-            if progress is not None:
-                progress(number, len(victims), name)
-            search_noise, start, draws = generators(rv.generator(options.seed), 3)
-            result = attack(victim, x, generator=search_noise)
-            noise = outward(x, ball, generator=start)
-            damages = [_damage(victim, x, y, draws) for y in (result.x_adv, noise)]
+            ranges = in_ranges(
+                part_store,
+                len(x),
+                RANGE,
+                partial(_attacked, attack, victim, x, options.seed),
+                common.say,
+                partial(_report, progress, number, len(victims), name),
+                name,
+            )
+            result, damages = _joined(ranges, x)
             inconclusive = sum(status != "ok" for status in result.status)
             numbers = (result.size, result.score, *damages)
             table.append((name, *(f"{float(values.mean()):.4g}" for values in numbers)))
@@ -95,6 +104,49 @@ def run(options: Options) -> None:
     if options.out is not None:
         first_folder = options.out / "undefended"
         show(f"written: {options.out}; score it again: robustvae rescore {first_folder}")
+
+
+RANGE = 20
+"""Images that are attacked, and kept, together."""
+
+
+def _report(
+    progress: Any, number: int, count: int, name: str, done: int, total: int, words: str
+) -> None:
+    """Tell how far the attack on one of several victims is."""
+    if progress is not None:
+        progress(number * total + done, count * total, f"{name}, {words}")
+
+
+def _attacked(attack: Any, victim: Any, every: Any, seed: int, rows: range) -> dict[str, Any]:
+    """An attack on some inputs, and the damage of it and of noise of its size."""
+    import robustvae as rv
+    from robustvae.audit.store import packed, packed_result
+    from robustvae.perturb import outward
+    from robustvae.seeding import by_row, split
+
+    x = every[rows.start : rows.stop]
+    search_noise, start, draws = split(rv.generator(seed), 3)
+    result = attack(victim, x, generator=search_noise)
+    noise = outward(x, attack.ball, generator=by_row(start, "noise", x))
+    streams = by_row(draws, "damage", x)
+    damages = [packed(_damage(victim, x, y, streams)) for y in (result.x_adv, noise)]
+    return {"result": packed_result(result), "damages": damages}
+
+
+def _joined(parts: list[Any], like: Any) -> tuple[Any, list[Any]]:
+    """The attack on all inputs, and the damages, (B,) each."""
+    import torch
+
+    from robustvae.attacks import AttackResult
+    from robustvae.audit.store import unpacked, unpacked_result
+
+    results = [unpacked_result(part["result"], like) for part in parts]
+    columns = {name: [getattr(one, name) for one in results] for name in vars(results[0])}
+    status = tuple(word for words in columns.pop("status") for word in words)
+    tensors = {name: torch.cat(values) for name, values in columns.items()}
+    damages = [torch.cat([unpacked(part["damages"][i]) for part in parts]) for i in (0, 1)]
+    return AttackResult(status=status, **tensors), damages
 
 
 def _damage(victim: Any, x: Any, y: Any, generator: Any) -> Any:

@@ -111,9 +111,8 @@ def run(options: Options) -> None:
     """
     from robustvae import report
     from robustvae.audit import Run, audit
-    from robustvae.campaign import forget_parts
     from robustvae.cli.printing import console, show
-    from robustvae.records import Lock, check_folder, check_owned
+    from robustvae.records import Lock, check_folder, check_owned, forget_parts
     from robustvae.records.requirements import outcomes
     from robustvae.report.files import FILES
     from robustvae.report.terminal import table

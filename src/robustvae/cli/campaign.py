@@ -44,9 +44,9 @@ def run(options: Options) -> None:
     """
     from robustvae import report
     from robustvae.audit import Run, audit
-    from robustvae.campaign import forget_parts, read_campaign
+    from robustvae.campaign import read_campaign
     from robustvae.cli.printing import show, show_table
-    from robustvae.records import Lock, check_folder, check_owned
+    from robustvae.records import Lock, check_folder, check_owned, forget_parts
     from robustvae.report.compare import compare
     from robustvae.report.files import FILES
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import Displacement, Norm, OutFile, Quantile, Quiet, Seed
+from robustvae.cli.common import Displacement, Fresh, Norm, OutFile, Quantile, Quiet, Seed
 
 
 @final
@@ -40,6 +39,7 @@ class Options(common.Subject):
         int | None, typer.Option(min=1, help="Draws of the sampled methods, per input.")
     ] = None
     out: OutFile = None
+    fresh: Fresh = False
     seed: Seed = 0
     quiet: Quiet = False
 
@@ -50,7 +50,8 @@ def run(options: Options) -> None:
     A certificate of radius R says: no perturbation of norm below R brings the probability that the
     output stays within r down to m or below. Radius 0 means that nothing could be proved. Models
     that nothing constrains, and hierarchies, have certificates by the method neyman_pearson; any
-    model has one behind noise on its input. Kinds of certificates are printed apart.
+    model has one behind noise on its input. Kinds of certificates are printed apart. With --out a
+    run that was stopped goes on from the inputs that it finished, unless --fresh is given.
 
     Examples:
 
@@ -66,8 +67,9 @@ def run(options: Options) -> None:
         radii.json
     """
     import robustvae as rv
+    from robustvae.certificates.ranges import certify_in_ranges
     from robustvae.cli.printing import floored, show, show_table
-    from robustvae.records import check_folder, plain, write_text
+    from robustvae.records import check_folder
 
     if options.out is not None:
         check_folder(options.out.parent)
@@ -76,29 +78,27 @@ def run(options: Options) -> None:
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
     defenses = [] if options.defense is None else [options.defense]
     victim = list(common.build_victims(vae, defenses).values())[-1]
-    certificate = rv.certify(
-        victim,
-        x,
-        r=options.r,
-        m=options.m,
-        displacement=options.displacement,
-        norm=options.norm,
-        methods=options.method or None,
-        center=options.center,
-        draws=options.draws,
-        generator=rv.generator(options.seed),
-    )
-    if options.out is not None:
-        content = {
-            "model": options.model,
-            "data": images.name,
-            "r": options.r,
-            "m": options.m,
-            "inputs": rows.tolist(),
-            "defense": options.defense,
-            **plain(dataclasses.replace(certificate, centers=None)),
-        }
-        write_text(options.out, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    place = common.parts_beside(options.out)
+    with (
+        common.kept(place, vae, common.facts_of(options, x), fresh=options.fresh) as store,
+        common.progress("certify", options.quiet) as progress,
+    ):
+        certificate = certify_in_ranges(
+            store,
+            victim,
+            x,
+            tell=common.say,
+            progress=progress,
+            r=options.r,
+            m=options.m,
+            displacement=options.displacement,
+            norm=options.norm,
+            methods=options.method or None,
+            center=options.center,
+            draws=options.draws,
+            generator=rv.generator(options.seed),
+        )
+        _write(options, rows, images, certificate)
     radii = sorted(certificate.radius.tolist())
     share = sum(radius > 0 for radius in radii) / len(radii)
     values = (radii[0], radii[(len(radii) - 1) // 2], sum(radii) / len(radii), radii[-1])
@@ -137,3 +137,20 @@ def run(options: Options) -> None:
             show(f"abstained on {silent} of {len(radii)} inputs; {hint}")
     if options.out is not None:
         show(f"written: {options.out}")
+
+
+def _write(options: Options, rows: Any, images: Any, certificate: Any) -> None:
+    from robustvae.records import plain, write_text
+
+    if options.out is None:
+        return
+    content = {
+        "model": options.model,
+        "data": images.name,
+        "r": options.r,
+        "m": options.m,
+        "inputs": rows.tolist(),
+        "defense": options.defense,
+        **plain(certificate),
+    }
+    write_text(options.out, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -241,6 +241,61 @@ def executor(workers: int | None, ray: str | None) -> Any:
     return "serial" if workers is None else {"name": "processes", "workers": workers}
 
 
+@contextlib.contextmanager
+def kept(folder: Path | None, vae: Any, facts: Any, *, fresh: bool) -> Iterator[Any]:
+    """Within: the store of what a command has finished, in a folder that it has for itself.
+
+    What was stored is removed at the end, unless the command fails or is stopped: then it goes on
+    from there when it is called again.
+
+    Args:
+        folder: Where parts lie; None keeps none.
+        vae: The model; of one without weights none are kept either.
+        facts: All else that decides the parts.
+        fresh: Whether what lies there is left unread.
+    """
+    import hashlib
+    import json
+
+    from robustvae import __version__
+    from robustvae.models.checkpoint import weights_sha256
+    from robustvae.records import Lock, Store, forget_parts, plain
+
+    weights = weights_sha256(vae)
+    if folder is None or weights is None:
+        yield Store(None, "")
+        return
+    text = json.dumps([__version__, weights, plain(facts)], sort_keys=True)
+    with Lock(folder):
+        if fresh:
+            forget_parts(folder)
+        yield Store(folder, hashlib.sha256(text.encode()).hexdigest())
+        forget_parts(folder)
+    with contextlib.suppress(OSError):  # somebody else's files are in it
+        folder.rmdir()
+
+
+def parts_beside(out: Path | None) -> Path | None:
+    """The folder for the parts of a result that is one file."""
+    return None if out is None else out.parent / f".{out.name}{PARTS}"
+
+
+def facts_of(options: Any, x: Any) -> dict[str, Any]:
+    """What decides the numbers of a command that looks at some inputs, for the key of its parts."""
+    from robustvae.audit.store import tensor_sha256
+
+    left_out = ("out", "fresh", "quiet")
+    fields = {key: value for key, value in vars(options).items() if key not in left_out}
+    return {**fields, "command": type(options).__module__, "x": tensor_sha256(x)}
+
+
+def say(words: str) -> None:
+    """Print a sentence on standard error."""
+    from robustvae.cli.printing import show
+
+    show(words, stderr=True)
+
+
 def resumption(resume: bool, fresh: bool) -> bool | None:
     """Whether to go on: True and False where it was said, None where it was not."""
     if resume and fresh:

@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; what is finished is stored: run it again and it goes on")
         return INTERRUPTED
+    except SystemExit as error:  # the command line itself returns its codes
+        return _complain(f"code that was called ended the process by sys.exit({error.code!r})")
     except BrokenPipeError:
         # The reader of a pipe has left, as `head` does. What is still buffered goes nowhere, so
         # that Python's own flush at exit does not fail too.

@@ -9,7 +9,7 @@ from typing import Annotated, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import OutFile, Quiet, Seed
+from robustvae.cli.common import Fresh, OutFile, Quiet, Seed
 
 
 @final
@@ -23,12 +23,15 @@ class Options(common.Subject):
         list[str] | None, typer.Option(help="Measure this part only; may be repeated.")
     ] = None
     out: OutFile = None
+    fresh: Fresh = False
     seed: Seed = 0
     quiet: Quiet = False
 
 
 def run(options: Options) -> None:
     """Measure a model: likelihood, reconstruction, latents, probe, samples, slopes, weights.
+
+    With --out a run that was stopped goes on from what it has measured, unless --fresh is given.
 
     Examples:
 
@@ -42,16 +45,21 @@ def run(options: Options) -> None:
     if options.out is not None:
         check_folder(options.out.parent)
     vae, images = options.load()
-    evaluation = rv.evaluate(
-        vae,
-        images,
-        train=common.load_images(options.model, options.data, "train"),
-        inputs=options.inputs,
-        draws=options.draws,
-        parts=options.part,
-        seed=options.seed,
-        progress=common.progress_line(options.quiet),
-    )
+    train = common.load_images(options.model, options.data, "train")
+    place = common.parts_beside(options.out)
+    with common.kept(place, vae, (), fresh=options.fresh) as store:
+        evaluation = rv.evaluate(
+            vae,
+            images,
+            train=train,
+            inputs=options.inputs,
+            draws=options.draws,
+            parts=options.part,
+            seed=options.seed,
+            keep=store.folder,
+            progress=common.progress_line(options.quiet),
+            notice=common.say,
+        )
+        if options.out is not None:
+            write_text(options.out, json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n")
     common.show_evaluation(evaluation)
-    if options.out is not None:
-        write_text(options.out, json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n")

@@ -35,8 +35,7 @@ from robustvae.metrics import mean_stderr
 from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
 from robustvae.models.checkpoint import weights_sha256
 from robustvae.objectives import ELBO
-from robustvae.records import write_text
-from robustvae.records.text import read_json
+from robustvae.records import Store, plain
 from robustvae.seeding import draw, shard_generator
 
 SLOPES = 200
@@ -135,6 +134,7 @@ class EvaluationOptions(TypedDict, total=False):
     parts: Sequence[str] | None
     keep: str | Path | None
     progress: Callable[[str], None] | None
+    notice: Callable[[str], None] | None
 
 
 _DEFAULTS: EvaluationOptions = {
@@ -144,6 +144,7 @@ _DEFAULTS: EvaluationOptions = {
     "parts": None,
     "keep": None,
     "progress": None,
+    "notice": None,
 }
 
 
@@ -184,9 +185,12 @@ def evaluate(
             - draws: k of the likelihood, 1000 by default;
             - train: Images to learn probe and features from; without them those parts are absent;
             - parts: Which rows of the table; None for all but "continuous";
-            - keep: Folder that the likelihoods, which take longest, are written to as they come,
-              100 images at a time; run again, a stopped evaluation takes them from there;
-            - progress: Called with the name of each part when it begins.
+            - keep: Folder that finished parts are written to as they come, and the likelihoods,
+              which take longest, 100 images at a time; run again, a stopped evaluation of the same
+              weights, images and draws takes them from there;
+            - progress: Called with the name of each part when it begins;
+            - notice: Told in a sentence that a stopped evaluation goes on, or that a part that was
+              kept is damaged and measured again.
 
     Raises:
         UnknownOptionError: An option of another name.
@@ -227,13 +231,7 @@ def evaluate(
         raise RangeError("a standard error wants at least two images, got one")
     start = time.perf_counter()
     bench = _Bench(vae, images, train, seed, inputs, draws, settings["keep"])
-    for part in parts:
-        if progress is not None:
-            progress(part)
-        try:
-            PARTS[part](bench)
-        except UnsupportedError as error:
-            bench.absent[part] = str(error)
+    bench.measure(parts, progress or (lambda _: None), settings["notice"] or (lambda _: None))
     facts = {
         "data": images.name,
         "split": images.split,
@@ -266,13 +264,53 @@ class _Bench:
         )
         self.x, self.y = self._placed(images[rows].x), images.y[rows]
         self.all = images
-        question = (weights_sha256(vae), images.name, images.split, rows.tolist(), seed, draws)
-        digest = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]
-        self.keep = None if keep is None else Path(keep) / digest
+        others = None if train is None else (train.name, train.split, len(train))
+        content = hashlib.sha256(self.x.cpu().double().numpy().tobytes()).hexdigest()
+        about = (images.name, images.split, len(images), others, rows.tolist(), content)
+        question = (weights_sha256(vae), str(self.x.device), *about, seed, draws)
+        key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
+        # without weights one model cannot be told from another
+        self.store = Store(keep if question[0] else None, key)
         self.train = train
+        self.notice: Callable[[str], None] = lambda _: None
         self.measures: list[Measure] = []
         self.absent: dict[str, str] = {}
         self.per_image: dict[str, list[float]] = {"index": rows.tolist()}
+
+    def measure(
+        self, parts: Sequence[str], progress: Callable[[str], None], notice: Callable[[str], None]
+    ) -> None:
+        """Measure the parts that are not kept, and keep them."""
+        before = {part: content for part in parts if (content := self.store.read(part))}
+        if before:
+            words = f"going on with {len(before)} of {len(parts)} parts that this run left in"
+            notice(f"{words} {self.store.folder}")
+        self.notice = notice
+        for part in parts:
+            if part not in before:
+                progress(part)
+                self.store.keep(part, self._measured(part), notice)
+                continue
+            content = before[part]
+            self.measures += [_restored(fields) for fields in content["measures"]]
+            self.absent.update(content["absent"])
+            numbers = content["per_image"].items()
+            self.per_image.update({key: [*map(_number, values)] for key, values in numbers})
+        for name in self.store.damaged:
+            notice(f"{name} was damaged and is measured again")
+
+    def _measured(self, part: str) -> dict[str, Any]:
+        """What one part adds."""
+        count, keys = len(self.measures), {*self.per_image}
+        try:
+            PARTS[part](self)
+        except UnsupportedError as error:
+            self.absent[part] = str(error)
+        return {
+            "measures": [_stored(measure) for measure in self.measures[count:]],
+            "absent": {part: self.absent[part]} if part in self.absent else {},
+            "per_image": {key: self.per_image[key] for key in self.per_image if key not in keys},
+        }
 
     def generator(self, purpose: str) -> torch.Generator:
         return shard_generator(self.seed, 0, purpose)
@@ -302,17 +340,14 @@ class _Bench:
     ) -> Tensor:
         shards = []
         for number, x in enumerate(self.x.split(SHARD)):
-            path = None if self.keep is None else self.keep / f"{key}-{number}.json"
-            if path is None or not path.is_file():
+            values = self.store.read(f"{key}-{number}")
+            if values is None:
                 noise = shard_generator(self.seed, number, "likelihood")
                 values = negative_log_likelihood(
                     self.vae, x, draws=self.draws, read=read, generator=noise
                 ).tolist()
-                if path is not None:
-                    write_text(path, json.dumps(values))
-            else:
-                values = read_json(path.read_text(encoding="utf-8"))
-            shards += values
+                self.store.keep(f"{key}-{number}", values, self.notice)
+            shards += [_number(value) for value in values]
         return torch.tensor(shards, dtype=torch.float64)
 
     def reconstruction(self) -> None:
@@ -439,6 +474,25 @@ class _Bench:
         count = min(LABELED, len(self.train))
         draws = self.generator("labeled")
         return self.train[self.train.choose(count, stratified=True, generator=draws)]
+
+
+def _number(value: Any) -> float:
+    """A number as `plain` writes it."""
+    return math.nan if value is None else float(value)
+
+
+def _stored(measure: Measure) -> dict[str, Any]:
+    """A measure in JSON's own types, a standard error that is not a number told from none."""
+    errors = [] if measure.stderr is None else [measure.stderr]
+    fields: dict[str, Any] = plain(
+        {**vars(measure), "value": [measure.value, *errors], "stderr": None}
+    )
+    return fields
+
+
+def _restored(fields: dict[str, Any]) -> Measure:
+    value, *stderr = map(_number, fields["value"])
+    return Measure(**{**fields, "value": value, "stderr": stderr[0] if stderr else None})
 
 
 def _check_fits(vae: VAE, images: Images, name: str) -> None:

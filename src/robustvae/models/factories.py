@@ -80,7 +80,7 @@ def load_factory(text: str, weights: str | Path | None = None, **options: Any) -
             model = build()
     except RobustVAEError:
         raise
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         line = " ".join(str(error).split())[:200]
         raise ModelError(f"{text} raised {type(error).__name__}: {line}") from error
     if weights is not None:

@@ -21,6 +21,7 @@ from robustvae.records.files import (
     write_text,
 )
 from robustvae.records.locks import Lock
+from robustvae.records.store import Store, forget_parts, in_ranges
 from robustvae.records.values import plain
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ __all__ = [
     "DataFacts",
     "Estimate",
     "file_sha256",
+    "forget_parts",
+    "in_ranges",
     "Lock",
     "ModelFacts",
     "Outcome",
@@ -56,6 +59,7 @@ __all__ = [
     "QuestionFacts",
     "read_manifest",
     "Record",
+    "Store",
     "SummaryEntry",
     "UseFacts",
     "Verdict",

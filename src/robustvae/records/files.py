@@ -55,7 +55,7 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
     try:
         for name, content in contents.items():
             path = Path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             _remove_leftovers(path)
             if path.is_dir():  # a rename onto it would fail only after others were done
                 raise IsADirectoryError(21, "Is a directory")
@@ -94,6 +94,31 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
         if backup is not None:
             with contextlib.suppress(OSError):
                 os.unlink(backup)
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and those above it, where they are missing, at any depth.
+
+    `Path.mkdir` calls itself once for each of them, and gives up at about a thousand.
+
+    Raises:
+        OSError: It cannot be made.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from robustvae.records.files import make_folder
+        >>> with tempfile.TemporaryDirectory() as top:
+        ...     folder = pathlib.Path(top, "a", "b", "c")
+        ...     make_folder(folder)
+        ...     folder.is_dir()
+        True
+    """
+    place, missing = Path(folder), []
+    while not place.exists() and place != place.parent:
+        missing.append(place)
+        place = place.parent
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
 
 
 def write_set(

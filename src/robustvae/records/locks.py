@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from robustvae.errors import StorageError
+from robustvae.records.files import make_folder
 
 try:
     import fcntl
@@ -42,7 +43,7 @@ class Lock:
         if fcntl is None:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             while self._file is None:
                 self._file = self._taken()
         except BlockingIOError:

@@ -352,7 +352,7 @@ def _loaded(family: str, name: str) -> Any:
     package = point.dist.name if point.dist else point.value
     try:
         member = point.load()
-    except Exception as error:  # somebody else's code: anything may come out of it
+    except (Exception, SystemExit) as error:  # somebody else's code: anything may come out of it
         raise ConfigError(
             f"the {family} {name!r} of the package {package} cannot be loaded: "
             f"{type(error).__name__}: {shortened(str(error))}; mend or remove that package"
@@ -369,7 +369,7 @@ def _imported(path: str) -> Any:
             member = getattr(member, part)
     except RobustVAEError:
         raise
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise ConfigError(
             f"{path} cannot be imported: {type(error).__name__}: {shortened(str(error))}; "
             "a name of this form is package.module:Name"

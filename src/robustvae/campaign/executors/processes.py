@@ -21,9 +21,9 @@ from typing import Any, final
 from robustvae.audit.tasks import Bundle, Part, Run, Task
 from robustvae.campaign.driver import run_tasks
 from robustvae.campaign.pool import Event, Job, Outcome, Tell
-from robustvae.campaign.store import Store
 from robustvae.campaign.worker import restored
 from robustvae.errors import ConfigError, check_count
+from robustvae.records import Store
 from robustvae.records.files import is_alive
 from robustvae.registry import register
 

@@ -14,7 +14,6 @@ from typing import Any, final
 from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.driver import run_tasks
 from robustvae.campaign.pool import Event, Job, Outcome
-from robustvae.campaign.store import Store
 from robustvae.campaign.worker import restored
 from robustvae.errors import (
     ConfigError,
@@ -23,6 +22,7 @@ from robustvae.errors import (
     check_number,
     install_command,
 )
+from robustvae.records import Store
 from robustvae.registry import register
 
 

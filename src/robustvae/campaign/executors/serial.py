@@ -9,7 +9,8 @@ from typing import final
 from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.driver import run_tasks
 from robustvae.campaign.pool import Event, Job, Outcome, Tell
-from robustvae.campaign.store import SavedState, Store
+from robustvae.campaign.store import SavedState
+from robustvae.records import Store
 from robustvae.registry import register
 
 

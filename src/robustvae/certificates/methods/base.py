@@ -40,6 +40,7 @@ class Task:
         seed: All randomness follows from it, a purpose and the input's number.
         methods: Names of all methods that are asked.
         memo: What methods of one family share, by name.
+        together: How many inputs radii that hold together speak of; None for those of `x`.
     """
 
     victim: Victim
@@ -51,6 +52,12 @@ class Task:
     seed: int
     methods: tuple[str, ...] = ()
     memo: dict[str, Any] = field(default_factory=dict)
+    together: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many inputs share a failure where all radii hold together."""
+        return len(self.x) if self.together is None else self.together
 
     @property
     def vae(self) -> VAE:

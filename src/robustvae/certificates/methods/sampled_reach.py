@@ -61,7 +61,7 @@ class SampledReach:
             )
         count = task.draws or self.draws
         place = lower_index(count, 1 - ask.m, 1 - task.confidence)
-        together = lower_index(count, 1 - ask.m, (1 - task.confidence) / len(task.x))
+        together = lower_index(count, 1 - ask.m, (1 - task.confidence) / task.count)
         mean, b = common.posterior.mean, common.constants.b
         noises = row_normals(mean, task.generators("sampled reach"), count)
         partners = row_normals(mean, task.generators("sampled reach/partner"), count)

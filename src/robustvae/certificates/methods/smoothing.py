@@ -80,7 +80,7 @@ class Smoothing:
                 share = failure * _look_share(look, len(looks))
                 radii.append(sampler_radius(sampler, inside, count, share, ask.m))
                 # a union bound over the inputs, for radii that hold together
-                split = share / len(task.x)
+                split = share / task.count
                 simultaneous.append(sampler_radius(sampler, inside, count, split, ask.m))
         assumption = (
             "the second draw of each pair"
