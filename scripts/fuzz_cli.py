@@ -2,7 +2,7 @@
 
 Each line is built from the options of a command as typer has them: small values that work, hostile
 ones, and files of a folder that holds damaged records, weights, plans, recipes, images and models.
-It runs for real, in a forked process of its own. A line counts where it ends with another exit
+It runs for real, in a forked process that a fault ends. A line counts where it has another exit
 code than 0, 1, 2 or 130, prints a traceback, a raw warning or an escape sequence, is refused in
 more than one line, takes more than 20 s of CPU, or more than 1.5 GB beyond what it began with.
 Exits with 1 then.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import gc
 import importlib
 import json
@@ -24,12 +25,14 @@ import os
 import pickle
 import random
 import resource
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 import zipfile
 from dataclasses import dataclass, fields, is_dataclass
@@ -51,8 +54,8 @@ LONGEST = 20
 MEMORY = 1536
 """Megabytes beyond those of the process that forks, after which a line counts as greedy."""
 
-WORLD = 500
-"""Lines between two worlds: files are damaged anew."""
+WORLD, BATCH = 500, 50
+"""Lines between two worlds, where files are damaged anew; and lines of one forked process."""
 
 TINY = {
     "base": "smoke",
@@ -238,8 +241,11 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "name": ("digits-vae", "mnist-conv28", "nosuch"),
     "zoo train name": ("nosuch", "digits"),  # one that is there would be trained for minutes
 }
-# Commands by how often they are called; one that looks at the whole machine seldom is.
-WEIGHTS = {"doctor": 1, "app": 10, "list": 20, "zoo table": 1, "zoo list": 3, "zoo show": 20}
+# Commands by how often they are called: what computes much when all is well is called less often.
+WEIGHTS = {
+    **{"doctor": 1, "app": 10, "list": 20, "zoo table": 1, "zoo list": 3, "zoo show": 20},
+    **{"design": 15, "campaign": 30, "verify": 30, "board": 30},
+}
 
 
 @final
@@ -548,44 +554,70 @@ class Ending:
     """How a line ended.
 
     Attributes:
-        status: Of `os.wait4`.
-        seconds: CPU time, with that of its processes.
-        megabytes: The most memory beyond that of the process that forked it.
+        code: The exit code; 98 where it left by `sys.exit`, 99 by a foreign exception.
+        seconds: CPU time of the process.
+        megabytes: What its greatest memory grew by.
         out: What it printed.
         err: And on standard error.
-        on_clock: Whether it was stopped by the clock.
+        fault: Why it was stopped, if it was.
     """
 
-    status: int
-    seconds: float
-    megabytes: float
-    out: str
-    err: str
-    on_clock: bool = False
+    code: int = 99
+    seconds: float = 0.0
+    megabytes: float = 0.0
+    out: str = ""
+    err: str = ""
+    fault: str = ""
 
 
-def run_line(words: list[str], folder: Path, outputs: Path) -> Ending:
-    """Run a line in a child."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pid = os.fork()
-    if not pid:
-        _child(words, folder, outputs)
-    limit, on_clock = time.monotonic() + 3 * LONGEST, False
-    while True:
-        done, status, use = os.wait4(pid, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > limit and seconds_of(pid) < 1:  # busy cores make it late, too
-            on_clock = True
-            os.killpg(pid, signal.SIGKILL)
-            _, status, use = os.wait4(pid, 0)
-            break
-        time.sleep(0.002)
-    out, err = (
-        (outputs / name).read_text("utf-8", errors="backslashreplace") for name in ("out", "err")
-    )
-    megabytes = (use.ru_maxrss - before) / 1024
-    return Ending(status, use.ru_utime + use.ru_stime, megabytes, out, err, on_clock)
+class Hang(BaseException):
+    """A line that computes too long."""
+
+
+@final
+class Child:
+    """A forked process that runs lines one after the other, until one must be stopped."""
+
+    def __init__(self, lines: list[list[str]], fresh: Path, outputs: Path) -> None:
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(reading)
+            try:
+                os.setpgid(0, 0)
+                _run_lines(lines, fresh, outputs, writing)
+            finally:
+                os._exit(0)
+        os.close(writing)
+        self.stream = os.fdopen(reading, "rb")
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.stream, selectors.EVENT_READ)
+
+    def ending(self) -> Ending:
+        """How its next line ended."""
+        last, moved = 0.0, time.monotonic()
+        begin = seconds_of(self.pid)
+        while not self.selector.select(timeout=1.0):
+            now = seconds_of(self.pid)
+            if now - last > 0.05:
+                last, moved = now, time.monotonic()
+            if now - begin > 2 * LONGEST or time.monotonic() - moved > 3 * LONGEST:
+                self.end()
+                return Ending(fault="hang")
+        message = self.stream.readline()
+        if not message:
+            _, status = os.waitpid(self.pid, 0)
+            return Ending(fault=f"the process ended with {os.waitstatus_to_exitcode(status)}")
+        return Ending(**json.loads(message))
+
+    def end(self) -> None:
+        """Stop it and what it has started."""
+        self.selector.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        self.stream.close()
 
 
 def seconds_of(pid: int) -> float:
@@ -597,44 +629,69 @@ def seconds_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _child(words: list[str], folder: Path, outputs: Path) -> None:
-    code = 99
-    try:
-        os.setpgid(0, 0)
-        os.chdir(folder)
+def _run_lines(lines: list[list[str]], fresh: Path, outputs: Path, writing: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**29, 2**29))
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))  # the machine is not ours alone
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGPROF, _stop)
+    world, mark = outputs / "a" / "b", None
+    world.parent.mkdir(exist_ok=True)
+    for words in lines:
+        if mark is None or snapshot(world) != mark:
+            os.chdir(outputs)
+            shutil.rmtree(world, ignore_errors=True)
+            subprocess.run(["cp", "-al", str(fresh), str(world)], check=True)
+            mark = snapshot(world)
+        os.chdir(world)
         for number, name in ((1, "out"), (2, "err")):
-            descriptor = os.open(outputs / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND
+            descriptor = os.open(outputs / name, flags, 0o600)
             os.dup2(descriptor, number)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST + 1))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**29, 2**29))
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-        code = cli.main(words)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except SystemExit as error:
-        code = 98
-        os.write(2, f"SystemExit({error.code!r})\n".encode())
-    except BaseException as error:
-        import traceback
+            os.close(descriptor)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begin = time.process_time()
+        code = _code_of(words)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+        ending = {"code": code, "seconds": time.process_time() - begin, "megabytes": grown / 1024}
+        for name in ("out", "err"):
+            ending[name] = (outputs / name).read_text("utf-8", errors="backslashreplace")[:20_000]
+        os.write(writing, json.dumps(ending).encode() + b"\n")
 
-        os.write(2, ("".join(traceback.format_exception(error))).encode("utf-8", "replace"))
+
+def _code_of(words: list[str]) -> int:
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    try:
+        return cli.main(words)
+    except Hang:
+        os.write(2, b"\nHANG\n")
+        return 97
+    except SystemExit as error:
+        os.write(2, f"\nSystemExit({error.code!r})\n".encode())
+        return 98
+    except BaseException as error:
+        os.write(2, "".join(traceback.format_exception(error)).encode("utf-8", "replace"))
+        return 99
     finally:
-        os._exit(code)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _stop(*_: object) -> None:
+    raise Hang
 
 
 def fault_of(ending: Ending) -> str:
     """What is wrong with how a line ended; empty where nothing is."""
-    err = ending.err
-    if ending.on_clock:
-        return f"hang of {3 * LONGEST} s on the clock"
-    if os.WIFSIGNALED(ending.status):
-        number = os.WTERMSIG(ending.status)
-        return "hang" if number == signal.SIGXCPU else f"signal {number}"
-    code = os.WEXITSTATUS(ending.status)
+    err, code = ending.err, ending.code
+    if ending.fault:
+        return ending.fault
     last = err.strip().splitlines()[-1] if err.strip() else ""
+    if code == 97:
+        return "hang"
     if code not in (0, 1, 2, 130):
         return f"exit code {code}: {last[:200]}"
     for sign in ("internal error", "Traceback", "Warning:", "warnings.warn"):
@@ -671,6 +728,15 @@ def warm_up() -> None:
     gc.freeze()  # no page of what is imported is copied because its counters move
 
 
+def line_of(
+    number: int, seed: int, every: list[Command], weights: list[int]
+) -> tuple[str, list[str]]:
+    """The command and the words of a line."""
+    source = random.Random(f"{seed}-{number}")
+    (command,) = source.choices(every, weights)
+    return " ".join(command.words), words_of(command, source)
+
+
 def run_many(
     count: int, seed: int, only: int | None = None, verbose: bool = False
 ) -> collections.Counter[str]:
@@ -681,35 +747,34 @@ def run_many(
     weights = [WEIGHTS.get(" ".join(command.words), 60) for command in every]
     wrong, codes = collections.Counter[str](), collections.Counter[int]()
     begin, spent, slowest = time.monotonic(), collections.Counter[str](), (0.0, "")
+    numbers = list(range(count)) if only is None else [only]
     with tempfile.TemporaryDirectory() as place:
-        base, top, outputs = Path(place) / "base", Path(place) / "a" / "b", Path(place) / "outputs"
-        top.mkdir(parents=True)
+        base, outputs = Path(place) / "base", Path(place) / "outputs"
         outputs.mkdir()
         make_base(base)
-        fresh, world, mark, current = Path(place) / "fresh", top / "world", None, -1
-        for number in range(count) if only is None else [only]:
-            if number // WORLD != current:
-                current = number // WORLD
-                shutil.rmtree(fresh, ignore_errors=True)
+        while numbers:
+            current = numbers[0] // WORLD
+            batch = [number for number in numbers[:BATCH] if number // WORLD == current]
+            fresh = Path(place) / f"world-{current}"
+            if not fresh.exists():
                 make_world(base, fresh, f"{seed}-{current}")
-                mark = None
-            if mark is None or snapshot(world) != mark:
-                shutil.rmtree(world, ignore_errors=True)
-                subprocess.run(["cp", "-al", str(fresh), str(world)], check=True)
-                mark = snapshot(world)
-            source = random.Random(f"{seed}-{number}")
-            (command,) = source.choices(every, weights)
-            words = words_of(command, source)
-            ending = run_line(words, world, outputs)
-            fault = fault_of(ending)
-            spent[" ".join(command.words)] += ending.seconds  # type: ignore[assignment]
-            codes[os.waitstatus_to_exitcode(ending.status)] += 1
-            slowest = max(slowest, (ending.seconds, f"{number} {words}"[:300]))
-            if verbose:
-                print(number, words, ending, flush=True)
-            if fault:
-                wrong[f"{' '.join(command.words)}: {fault}"] += 1
-                print(f"{number} {words!r:.400}\n    {fault}", flush=True)
+            lines = [line_of(number, seed, every, weights) for number in batch]
+            child = Child([words for _, words in lines], fresh, outputs)
+            for number, (name, words) in zip(batch, lines, strict=True):
+                ending = child.ending()
+                numbers.remove(number)
+                fault = fault_of(ending)
+                spent[name] += ending.seconds  # type: ignore[assignment]
+                codes[ending.code] += 1
+                slowest = max(slowest, (ending.seconds, f"{number} {words}"[:300]))
+                if verbose:
+                    print(number, words, ending, flush=True)
+                if fault:
+                    wrong[f"{name}: {fault}"] += 1
+                    print(f"{number} {words!r:.400}\n    {fault}", flush=True)
+                if ending.fault or ending.megabytes > MEMORY:
+                    break  # the next lines get a new process
+            child.end()
     total, seconds = sum(wrong.values()), time.monotonic() - begin
     print(f"slowest: {slowest[0]:.1f} CPU s, {slowest[1]}")
     print("CPU s: " + ", ".join(f"{name} {value:.0f}" for name, value in spent.most_common(8)))

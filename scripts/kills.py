@@ -5,6 +5,7 @@ run must end with the record, or the weights, of a run that was left alone: noth
 doubled. Prints a line for each run and exits with 1 where anything differs.
 
     python scripts/kills.py --audit 50 --training 35 --workers 15 --seed 0
+    python scripts/kills.py --audit 0 --training 0 --workers 0 --ray 10  # with the extra cluster
 
 Drivers are forked from a process that has torch already, so that a start costs next to nothing.
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -25,7 +27,9 @@ from pathlib import Path
 
 import robustvae as rv
 from robustvae.audit import Run
+from robustvae.campaign.executors.processes import sweep_scratch
 from robustvae.models import checkpoint
+from robustvae.records.files import is_alive
 from robustvae.training import run as training_run
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -75,17 +79,40 @@ def seconds_of(pid: int) -> float:
 
 
 def workers_of(driver: int) -> list[int]:
-    """Process ids of the workers that a driver has started."""
-    pids = []
+    """Process ids of the workers below a driver: its own, and the actors of its Ray."""
+    below: dict[int, list[int]] = {}
+    words: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
+                words[int(entry.name)] = (entry / "cmdline").read_text()
+            except (OSError, IndexError, ValueError):
                 continue
-            if parent == driver:
-                pids.append(int(entry.name))
+            below.setdefault(parent, []).append(int(entry.name))
+    pids, places = [], [driver]
+    while places:
+        children = below.get(places.pop(), [])
+        pids += [pid for pid in children if any(word in words[pid] for word in WORKERS)]
+        places += children
     return pids
+
+
+def daemons() -> list[int]:
+    """Process ids of Ray's daemons whose folder is of a driver that is gone."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        try:
+            match = re.search(r"/robustvae-(\d+)-", (entry / "cmdline").read_text())
+        except (OSError, ValueError):
+            continue
+        if entry.name.isdigit() and match and not is_alive(int(match[1])):
+            pids.append(int(entry.name))
+    return pids
+
+
+WORKERS = ("robustvae.campaign.worker", "ray::_Worker")
+"""In the command line of a process that computes tasks."""
 
 
 def trial(
@@ -136,6 +163,7 @@ def main() -> int:
     parser.add_argument("--audit", type=int, default=50, help="kills of audits in one process")
     parser.add_argument("--training", type=int, default=35, help="kills of trainings")
     parser.add_argument("--workers", type=int, default=15, help="kills among two workers")
+    parser.add_argument("--ray", type=int, default=0, help="kills among two workers of Ray")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     source, begin, bad = random.Random(options.seed), time.monotonic(), 0
@@ -143,12 +171,16 @@ def main() -> int:
         (train, "serial", options.training, 1.0),
         (audit, "serial", options.audit, 1.5),
         (audit, "processes:workers=2", options.workers, 4.0),
+        (audit, "ray:workers=2", options.ray, 6.0),
     ):
         if kills:
             count, runs, differing = trial(call, executor, kills, source, longest)
             bad += differing
             words = {"what": call.__name__, "executor": executor, "kills": count, "runs": runs}
             print(json.dumps({**words, "differing": differing}), flush=True)
+    time.sleep(2.0)  # the daemons of a killed Ray notice it within a second
+    count = sweep_scratch(Path(tempfile.gettempdir()))
+    print(f"swept at the end: {count} folders; processes of killed runs: {len(daemons())}")
     print(f"{time.monotonic() - begin:.0f} s")
     return 1 if bad else 0
 

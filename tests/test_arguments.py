@@ -127,3 +127,29 @@ def test_long_message_is_shortened() -> None:
     with pytest.raises(RobustVAEError) as caught:
         rv.data.load("x" * 10_000)
     assert len(str(caught.value)) < 2000
+
+
+class OwnModel(rv.models.VAE):
+    """A model of the user's, with a fault of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_shape, self.latent = (1, 4, 4), 2
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def encode(self, x: Tensor) -> Any:
+        raise ValueError("a fault in the user's code")
+
+    def decode(self, z: Tensor) -> Any:
+        return {}["a key that is missing"]
+
+
+def test_errors_of_own_models_pass() -> None:
+    vae, noise = OwnModel(), rv.generator(0)
+    with pytest.raises(ValueError, match="in the user's code") as caught:
+        rv.evaluation.squared_error(vae, torch.rand(2, 1, 4, 4), generator=noise)
+    assert not isinstance(caught.value, RobustVAEError)
+    with pytest.raises(KeyError, match="missing"):
+        rv.geometry.decoder_metric(vae, torch.zeros(2, 2))
+    with pytest.raises(ArgumentError, match="fit together"):  # of ours, on the same arguments
+        metrics.kl(*[torch.zeros(2, 2)] * 3, torch.zeros(3, 3))

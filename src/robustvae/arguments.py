@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -45,9 +46,10 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
     bits; yes and no count as no number. Annotations that say nothing of this kind are passed over.
 
     Args:
-        formula: Whether the function computes from its arguments alone and calls no code of the
-            caller's. Then what Python or torch raise is raised as an `ArgumentError` that shows
-            the arguments, with the exception as its cause.
+        formula: Whether the function computes from its arguments alone. Then what Python or torch
+            raise is raised as an `ArgumentError` that shows the arguments, with the exception as
+            its cause. What code of the caller's raises, such as a model of their own, passes as it
+            is: it is no matter of arguments.
 
     Examples:
         >>> from robustvae.arguments import checked
@@ -79,6 +81,8 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
             except RobustVAEError:
                 raise
             except _MISFITS as error:
+                if _is_from_caller(error, function):
+                    raise
                 parts = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
                 words = single_line(error, 200)
                 raise ArgumentError(
@@ -88,6 +92,24 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
         return typing.cast("F", call)
 
     return decorate
+
+
+_PACKAGES = frozenset(
+    ("robustvae", "torch", "numpy", "scipy", "sklearn", "PIL", "safetensors", "pydantic", "yaml")
+)
+"""Whose code is not the caller's, beside the standard library."""
+
+
+def _is_from_caller(error: BaseException, function: Any) -> bool:
+    """Whether code of the caller's, called by a function, raised an error or called what did."""
+    known = {*_PACKAGES, *sys.stdlib_module_names, function.__module__.partition(".")[0]}
+    place = error.__traceback__
+    while place is not None:
+        package = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in known:
+            return True
+        place = place.tb_next
+    return False
 
 
 def checked_fields(kind: C) -> C:

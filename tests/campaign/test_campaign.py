@@ -18,7 +18,7 @@ from robustvae import errors, registry
 from robustvae.audit import Run
 from robustvae.audit.tasks import Memory, Task, pieces
 from robustvae.campaign import Calls, Processes, Serial, driver
-from robustvae.campaign.executors.processes import sweep_bundles
+from robustvae.campaign.executors.processes import sweep_scratch
 from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
 from robustvae.records import Store, forget_parts
@@ -285,7 +285,7 @@ def test_bundles_of_dead_drivers_swept(tmp_path: Path) -> None:
     for folder in (dead, alive, other):
         folder.mkdir()
         (folder / "weights").write_bytes(b"1")
-    assert sweep_bundles(tmp_path) == 1
+    assert sweep_scratch(tmp_path) == 1
     assert not dead.exists() and alive.exists() and other.exists()
 
 

@@ -3,6 +3,7 @@ import math
 import shlex
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 
 import pytest
@@ -401,3 +402,28 @@ def test_every_command_has_same_option_names():
 def commands_of(name):
     command = parser._Commands(name="x").get_command(None, name)
     return list(getattr(command, "commands", {"": command}).values())
+
+
+def test_warnings_are_one_line(capsys, monkeypatch):
+    def warn(*_):
+        warnings.warn("of another\npackage", UserWarning, stacklevel=1)
+        return cli.DONE
+
+    monkeypatch.setattr("robustvae.cli.entry._call", warn)
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["list"]) == cli.DONE
+    assert capsys.readouterr().err == "note: of another package\n"
+    assert warnings.showwarning is before
+
+
+def test_file_that_exits_is_refused(tmp_path, capsys):
+    path = tmp_path / "leaving.py"
+    path.write_text("import sys\ndef build(): sys.exit(7)\n")
+    fails(capsys, "check", f"{path}:build", "--data", "digits", says="SystemExit")
+
+
+def test_unknown_displacement_is_refused(plan, tmp_path, capsys):
+    words = ["audit", "--plan", str(plan), "--out", str(tmp_path / "out")]
+    fails(capsys, *words, "--displacement", "1e308", "-q", says="unknown displacement")

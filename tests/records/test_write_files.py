@@ -9,6 +9,7 @@ import pytest
 
 from robustvae.errors import StorageError
 from robustvae.records import read_manifest, write_files, write_set
+from robustvae.records.files import make_folder
 
 
 def test_all_are_written(tmp_path: Path) -> None:

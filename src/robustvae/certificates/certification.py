@@ -212,11 +212,11 @@ def certify(
         >>> lower.kind, lower.center, lower.status
         ('probabilistic', 'own', ('ok', 'ok', 'ok', 'ok'))
     """
-    asked = {
+    arguments = {
         **{"r": r, "m": m, "displacement": displacement, "question": question, "center": center},
         **{"norm": norm, "methods": methods, "confidence": confidence, "draws": draws, "box": box},
     }
-    return inquire(vae, x, {**asked, "rows": rows, "generator": generator}).answer()
+    return inquire(vae, x, {**arguments, "rows": rows, "generator": generator}).answer()
 
 
 @final

@@ -97,14 +97,14 @@ def joined(parts: Sequence[Any], device: torch.device | str = "cpu") -> Certific
     besides = [part["beside"] for part in parts]
     words = [part["suggestions"] or [""] * n for part, n in zip(parts, counts, strict=True)]
     has_words = any(part["suggestions"] for part in parts)
-    asked = next((one for one in besides if one is not None), None)
+    example = next((one for one in besides if one is not None), None)
     beside = None
-    if asked is not None:
-        filled = [
-            _not_asked(asked, count) if one is None else one
+    if example is not None:
+        ranges = [
+            _not_asked(example, count) if one is None else one
             for one, count in zip(besides, counts, strict=True)
         ]
-        beside = joined(filled, device)
+        beside = joined(ranges, device)
     assumptions = dict.fromkeys(line for part in parts for line in part["assumptions"])
     return Certificate(
         **{name: first[name] for name in ("kind", "confidence", "displacement", "norm", "box")},

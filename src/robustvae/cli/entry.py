@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        with _termination_as_interrupt():
+        with _termination_as_interrupt(), _warnings_as_lines():
             code = _call(words)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -96,6 +97,21 @@ def _termination_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings of other packages are one line each, not their source as well."""
+    before = warnings.showwarning
+    warnings.showwarning = _note
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _note(message: object, *_: object, **__: object) -> None:
+    print(f"note: {single_line(message)}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: object) -> None:

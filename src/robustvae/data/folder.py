@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_npz
 from robustvae.data.images import Images, Source, rank_in_class
-from robustvae.data.pixels import PIXELS, SUFFIXES, is_image, read_pixels
+from robustvae.data.listing import FileList, folders_in, image_names
+from robustvae.data.pixels import PIXELS, SUFFIXES, read_pixels
 from robustvae.errors import DataError, DtypeError, RangeError, check_choice, check_count
 
 SPLITS = ("train", "test")
@@ -51,7 +52,7 @@ class Files:
         guessed: Whether the channels are those of the first file.
     """
 
-    paths: tuple[Path, ...]
+    paths: FileList
     channels: int
     crop: int | None
     size: int | None
@@ -205,18 +206,15 @@ def fitted(x: Tensor, crop: int | None, size: int | None, where: Path) -> Tensor
 
 def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
     """Images in a folder, or in its folders, one a class."""
-    paths = _images_in(top)
-    y = torch.zeros(len(paths), dtype=torch.int64)
+    names = image_names(top)
+    paths, y = FileList([(top, names)]), torch.zeros(len(names), dtype=torch.int64)
     classes: list[str] = []
-    if not paths:
-        folders = {part.name: _images_in(part) for part in _inside(top) if part.is_dir()}
-        classes = [part for part, files in folders.items() if files]
-        groups = [folders[part] for part in classes]
-        paths = [path for group in groups for path in group]
-        y = torch.arange(len(groups)).repeat_interleave(
-            torch.tensor([len(group) for group in groups], dtype=torch.int64)
-        )
-    if not paths:
+    if not names:
+        groups = [(part, names) for part in folders_in(top) if (names := image_names(part))]
+        classes = [part.name for part, _ in groups]
+        counts = torch.tensor([len(names) for _, names in groups], dtype=torch.int64)
+        paths, y = FileList(groups), torch.arange(len(groups)).repeat_interleave(counts)
+    if not len(paths):
         raise DataError(
             f"no images: {top} or the folders in it must hold files ending in "
             f"{', '.join(sorted(SUFFIXES))}"
@@ -247,7 +245,7 @@ def _faces(top: Path, partition: Path, fit: Fit, name: str, split: str) -> Image
     folder = top / FACES
     if (folder / FACES).is_dir():  # as some archives unpack
         folder = folder / FACES
-    there = {path.name for path in _images_in(folder)}
+    there = set(image_names(folder))
     names = [row[0] for row in _rows(partition) if row[1:] == [PARTS[split]]]
     missing = [file for file in names if file not in there]
     if missing or not names:
@@ -255,7 +253,7 @@ def _faces(top: Path, partition: Path, fit: Fit, name: str, split: str) -> Image
             f"{folder} has {len(names) - len(missing)} of the {len(names)} images of the {split} "
             f"split that {partition} names" + (f"; {missing[0]} is missing" if missing else "")
         )
-    source = _files([folder / file for file in names], fit)
+    source = _files(FileList([(folder, names)]), fit)
     table = _table(top, ATTRIBUTES)
     if table is None:
         return Images(source, torch.zeros(len(names), dtype=torch.int64), name, split)
@@ -318,19 +316,8 @@ def described(images: Images, words: str) -> Images:
     return duplicate
 
 
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return [path for path in _inside(folder) if is_image(path)]
-
-
-def _files(paths: list[Path], fit: Fit) -> Files:
+def _files(paths: FileList, fit: Fit) -> Files:
     first = read_pixels(paths[0], fit.channels)
     shape = fitted(first, fit.crop, fit.size, paths[0]).shape[1:]
     guess = fit.channels is None
-    return Files(tuple(paths), shape[0], fit.crop, fit.size, (len(paths), *shape), guess)
+    return Files(paths, shape[0], fit.crop, fit.size, (len(paths), *shape), guess)

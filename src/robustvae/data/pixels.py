@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import warnings
 from pathlib import Path
 
@@ -25,23 +24,6 @@ GRAY = {"1": 1.0, "L": 255.0, "I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.
 COLOR = {"RGB", "CMYK", "YCbCr"}
 ALPHA = {"LA": "L", "PA": "RGB", "RGBA": "RGB", "La": "L", "RGBa": "RGB"}
 """Modes with transparency, and what they are without; they are laid on white."""
-
-
-def is_image(path: Path) -> bool:
-    """Whether a path is a regular file with the suffix of an image; hidden files are none.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from robustvae.data.pixels import is_image
-        >>> is_image(Path("/dev/null.png"))
-        False
-    """
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-        return False
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # a link that leads nowhere
-        return False
 
 
 def read_pixels(path: Path, channels: int | None, *, guessed: bool = False) -> Tensor:

@@ -71,18 +71,24 @@ class Processes:
             return run_tasks(job, run, opened)
 
 
-_BUNDLE = re.compile(r"robustvae-(\d+)-\w{8}")
+_SCRATCH = re.compile(r"robustvae-(\d+)-\w{8}")
 
 
-def sweep_bundles(top: Path) -> int:
-    """Remove the bundles of drivers that are gone, and return how many; other users' stay.
+def scratch_folder() -> Path:
+    """A new folder that only this user can read, swept by a later run should this one be killed."""
+    sweep_scratch(Path(tempfile.gettempdir()))
+    return Path(tempfile.mkdtemp(prefix=f"robustvae-{os.getpid()}-"))
+
+
+def sweep_scratch(top: Path) -> int:
+    """Remove the folders of processes that are gone, and return how many; other users' stay.
 
     Args:
-        top: Where bundles are unpacked.
+        top: Where folders are made.
     """
     count = 0
     for folder in top.glob("robustvae-*"):
-        name = _BUNDLE.fullmatch(folder.name)
+        name = _SCRATCH.fullmatch(folder.name)
         if name is None or is_alive(int(name[1])):
             continue
         with contextlib.suppress(OSError):
@@ -95,8 +101,7 @@ def sweep_bundles(top: Path) -> int:
 @contextlib.contextmanager
 def unpacked_bundle(bundle: Bundle) -> Iterator[Path]:
     """Within: a folder of a bundle's files, which only this user can read."""
-    sweep_bundles(Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=f"robustvae-{os.getpid()}-"))
+    folder = scratch_folder()
     try:
         for name, content in bundle.files.items():
             path = folder / name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, final
 
 from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.driver import run_tasks
+from robustvae.campaign.executors.processes import scratch_folder
 from robustvae.campaign.pool import Event, Job, Outcome
 from robustvae.campaign.worker import restored
 from robustvae.errors import (
@@ -24,6 +24,9 @@ from robustvae.errors import (
 )
 from robustvae.records import Store
 from robustvae.registry import register
+
+_LONGEST_PLACE = 40
+"""Characters of a folder for Ray's files: the names of its sockets end at 107."""
 
 
 @register("executor", "ray")
@@ -86,9 +89,17 @@ class _Actors:
         self.ray, self.settings = ray, settings
         self.workers = min(settings.workers, len(job.tasks()))
         # beyond the machine's own cores too: workers then share them
-        cores = {"num_cpus": self.workers * settings.threads} if settings.address is None else {}
+        cores: dict[str, Any] = {}
+        if settings.address is None:
+            cores["num_cpus"] = self.workers * settings.threads
+        self.folder: Path | None = None
         try:
             self.has_started = not ray.is_initialized()
+            # Ray's own files, which it leaves where it is killed, are swept with ours
+            if self.has_started and settings.address is None:
+                self.folder = scratch_folder()
+                if len(str(self.folder)) <= _LONGEST_PLACE:
+                    cores["_temp_dir"] = str(self.folder)
             ray.init(
                 address=settings.address,
                 ignore_reinit_error=True,
@@ -143,6 +154,8 @@ class _Actors:
                 self.ray.kill(actor)
         if self.has_started:
             self.ray.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @final
@@ -160,7 +173,7 @@ class _Worker:
             import torch
 
             torch.set_num_threads(self.threads)
-            folder = Path(tempfile.mkdtemp(prefix="robustvae-"))
+            folder = scratch_folder()
             try:
                 for name, content in self.files.items():
                     path = folder / name
