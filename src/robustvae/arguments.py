@@ -70,10 +70,10 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
             nonlocal plan
             if plan is None:  # not at import: annotations name what is imported later
                 plan = _plan(function)
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            values = {**dict(zip(names, args, strict=False)), **kwargs}
             for name, accepts, wanted in plan:
-                if name in given and not accepts(given[name]):
-                    raise _refusal(function, name, given[name], wanted)
+                if name in values and not accepts(values[name]):
+                    raise _refusal(function, name, values[name], wanted)
             if not formula:
                 return function(*args, **kwargs)
             try:
@@ -83,7 +83,7 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
             except _MISFITS as error:
                 if _is_from_caller(error, function):
                     raise
-                parts = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+                parts = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
                 words = single_line(error, 200)
                 raise ArgumentError(
                     f"{_name(function)}: arguments must fit together, got {parts}: {words}"
@@ -102,11 +102,11 @@ _PACKAGES = frozenset(
 
 def _is_from_caller(error: BaseException, function: Any) -> bool:
     """Whether code of the caller's, called by a function, raised an error or called what did."""
-    known = {*_PACKAGES, *sys.stdlib_module_names, function.__module__.partition(".")[0]}
+    names = {*_PACKAGES, *sys.stdlib_module_names, function.__module__.partition(".")[0]}
     place = error.__traceback__
     while place is not None:
         package = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in known:
+        if package not in names:
             return True
         place = place.tb_next
     return False
@@ -204,11 +204,12 @@ def _rule(kind: Any) -> tuple[Accept, str] | None:
         return (lambda value: _among(value, parts)), f"one of {', '.join(map(repr, parts))}"
     if origin in (Union, types.UnionType):
         rules = [_rule(part) for part in parts]
-        known = [rule for rule in rules if rule is not None]
-        if len(known) < len(rules):
+        tests = [rule for rule in rules if rule is not None]
+        if len(tests) < len(rules):
             return None
-        tests = [test for test, _ in known]
-        return (lambda value: any(test(value) for test in tests)), " or ".join(w for _, w in known)
+        return (lambda value: any(test(value) for test, _ in tests)), " or ".join(
+            w for _, w in tests
+        )
     if kind is Any:
         return None
     if kind in (None, type(None)):

@@ -13,7 +13,7 @@ from robustvae.cli.common import Seed
 
 @final
 @dataclass(frozen=True)
-class Options(common.Subject):
+class Options(common.ModelAndData):
     """What the command takes."""
 
     defense: Annotated[

@@ -15,7 +15,7 @@ from robustvae.cli.common import Defense, Fresh, Norm, Quiet, Seed
 
 @final
 @dataclass(frozen=True)
-class Options(common.Subject):
+class Options(common.ModelAndData):
     """What the command takes."""
 
     inputs: Annotated[int, typer.Option(min=1, help="Images, balanced over the classes.")] = 20

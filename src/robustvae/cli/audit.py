@@ -29,7 +29,7 @@ from robustvae.errors import check_choice, single_line
 
 @final
 @dataclass(frozen=True)
-class Options(common.Subject):
+class Options(common.ModelAndData):
     """What the command takes."""
 
     plan: Annotated[

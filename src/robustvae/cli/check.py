@@ -13,7 +13,7 @@ from robustvae.cli.entry import FAILED
 
 @final
 @dataclass(frozen=True)
-class Options(common.Subject):
+class Options(common.ModelAndData):
     """What the command takes."""
 
     inputs: Annotated[int, typer.Option(min=1, max=8, help="How many inputs to look at.")] = 8

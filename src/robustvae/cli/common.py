@@ -81,7 +81,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class ModelAndData:
     """What most commands look at: a model and data; their own options follow these."""
 
     model: Model = DEFAULT_MODEL

@@ -14,7 +14,7 @@ from robustvae.cli.common import Fresh, OutFile, Quiet, Seed
 
 @final
 @dataclass(frozen=True)
-class Options(common.Subject):
+class Options(common.ModelAndData):
     """What the command takes."""
 
     inputs: Annotated[int, typer.Option(min=2, help="Images, balanced over the classes.")] = 1000
