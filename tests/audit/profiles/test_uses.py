@@ -295,3 +295,22 @@ def test_late_stages_are_omitted():
         assert any("minutes" in one.reason for one in result.left_out)
         assert any("0.2" in one.stage or "target" in one.stage for one in result.left_out)
         assert not any(row.get("radius") == 0.2 and "drift" in row for row in result.rows)
+
+
+def test_random_decision_is_majority():
+    """A draw errs on three inputs in ten, the majority of draws, which is certified, on none."""
+    x = torch.full((12, 1, 8, 8), 0.5)
+    # the code is a sum of 64 noisy pixels: above zero in 7 of 10 draws
+    bias = -32 + 0.524 * 8 * 0.1
+    head = lambda z: torch.cat([z + bias, -z - bias], 1)  # noqa: E731
+    noise = rv.InputNoise(stddev=0.1, defense=rv.PosteriorMean())
+    victim = rv.Victim(wrapped(Mean()).vae, noise, head)
+    data = rv.data.from_tensor(x, torch.zeros(12, dtype=torch.int64))
+    rows = {}
+    for votes in (1, 101):
+        use = Representation(balls=(rv.Ball("l2", 1e-6),), search=QUICK, draws=200, votes=votes)
+        result = use(UseContext({"noisy": victim}, data))
+        rows[votes] = [r["decision"] for r in result.rows if r["condition"] == "clean"]
+    assert rows[101] == [0] * 12 and rows[1] != rows[101]
+    with pytest.raises(errors.ConfigError, match="votes must be odd"):
+        Representation(votes=4)

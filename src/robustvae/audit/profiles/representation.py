@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from robustvae import registry
 from robustvae.attacks import Attack, ClassifierFlip, EncoderTarget
@@ -31,7 +32,7 @@ from robustvae.audit.profiles.minutes import (
     search_passes,
 )
 from robustvae.certificates import certify_decision
-from robustvae.defenses import Victim
+from robustvae.defenses import Victim, is_random
 from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError, check_count
 from robustvae.perturb import Ball
 from robustvae.registry import register
@@ -63,9 +64,10 @@ class Representation:
         search: The gradient search.
         draws: Of each input for its certified radius.
         confidence: Of each certified radius.
+        votes: Draws whose majority is the decision of a random victim; odd.
 
     Raises:
-        ConfigError: No ball.
+        ConfigError: No ball, or `votes` is even.
         RangeError: A count below 1.
 
     References:
@@ -93,12 +95,16 @@ class Representation:
     search: Any = "projected-ascent:steps=40,restarts=2"
     draws: int = 2000
     confidence: float = 0.999
+    votes: int = 21
 
     def __post_init__(self) -> None:
         """Validate the fields."""
         check_allowances(self.balls, self.snr, "representation")
         check_count(self.inputs, "inputs")
         check_count(self.draws, "draws")
+        check_count(self.votes, "votes")
+        if self.votes % 2 == 0:
+            raise ConfigError(f"votes must be odd, got {self.votes}: an even number can tie")
 
     def __call__(self, context: UseContext) -> UseResult:
         """Decisions, drift and neighbors of every input: clean, attacked and certified."""
@@ -134,7 +140,8 @@ class Representation:
             # two goals, of which one averages four draws of a random victim
             passes = search_passes(self.search) * (5 if victim.noise is not None else 2)
             balls = len(self.balls) + len(self.snr)
-            total += self.inputs * balls * (passes * gradient + 4 * forward)
+            readings = 2 * (self.votes if is_random(victim.defense) else 1)
+            total += self.inputs * balls * (passes * gradient + (2 + readings) * forward)
             total += (TRAINING + 500) * forward
             if victim.noise is not None:
                 total += self.inputs * self.draws * forward
@@ -185,7 +192,7 @@ class Representation:
     ) -> None:
         x, rows = context.inputs(judged), judged.tolist()
         labels = context.images.y[judged]
-        reader = Reader(victim, context, rows, others)
+        reader = Reader(victim, context, rows, others, self.votes)
         clean = reader.read(x)
         base = [
             {"victim": name, "input": i, "label": int(label)}
@@ -249,9 +256,15 @@ class Reader:
     """What is read of inputs: decisions, codes, nearest references, tokens."""
 
     def __init__(
-        self, victim: Victim, context: UseContext, rows: list[int], others: Tensor
+        self,
+        victim: Victim,
+        context: UseContext,
+        rows: list[int],
+        others: Tensor,
+        votes: int = 1,
     ) -> None:
         self.victim, self.context, self.rows = victim, context, rows
+        self.votes = votes if is_random(victim.defense) else 1
         # without other inputs there is no neighbor, and the judged ones set the unit
         places = others[:500] if len(others) else torch.tensor(rows)
         codes = in_parts(lambda x: victim.vae.encode(x).mean, context.inputs(places))
@@ -261,9 +274,7 @@ class Reader:
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         """Decision, code, nearest reference and tokens of each input."""
-        streams = self.context.streams("reading", self.rows)
-        with torch.no_grad():
-            decision = self.victim.classify(x, generator=streams).argmax(1)
+        decision = self.decide(x)
         code = in_parts(lambda part: self.victim.vae.encode(part).mean, x)
         result = {"decision": decision, "code": code}
         if len(self.references):
@@ -276,6 +287,18 @@ class Reader:
             except UnsupportedError:  # continuous codes
                 pass
         return result
+
+    def decide(self, x: Tensor) -> Tensor:
+        """The decision, (B,); of a random victim what most of its draws say, as is certified."""
+        counts: Tensor | None = None
+        for vote in range(self.votes):
+            streams = self.context.streams(f"reading {vote}", self.rows)
+            with torch.no_grad():
+                logits = self.victim.classify(x, generator=streams)
+            one = functional.one_hot(logits.argmax(1), logits.shape[1])
+            counts = one if counts is None else counts + one
+        assert counts is not None, "at least one vote"
+        return counts.argmax(1)
 
     def worst(self, clean: dict[str, Tensor], x_adv: dict[str, Tensor]) -> dict[str, Tensor]:
         """The worst of several attacks on each input: any flip counts, the largest drift."""

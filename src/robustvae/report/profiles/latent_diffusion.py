@@ -88,13 +88,13 @@ def _answer(
     beside = "" if noise is None else f" (random changes of that size: {near(noise.mean, 2)})"
     yield (
         f"{at_words('linf', radius)} an attacker moves an image's code by "
-        f"{near(away.mean, 2)} times the distance between two different images{beside}"
-        + (
-            "."
-            if alike is None
-            else f", and the decoded image keeps MS-SSIM {near(alike.mean, 2)}."
-        )
+        f"{near(away.mean, 2)} times the distance between two different images{beside}."
     )
+    if alike is not None:
+        yield (
+            f"The image that is decoded of it has an MS-SSIM of {near(alike.mean, 2)} with the one "
+            "decoded without the change, where 1 is no difference."
+        )
     best = "away, through transforms"
     kept = {}
     for goal in ("away", best):
