@@ -93,7 +93,7 @@ def _answer(
     if alike is not None:
         yield (
             f"The image that is decoded of it has an MS-SSIM of {near(alike.mean, 2)} with the one "
-            "decoded without the change, where 1 is no difference."
+            "decoded without the change; 1 would be equal."
         )
     best = "away, through transforms"
     kept = {}
