@@ -8,10 +8,12 @@ import pytest
 
 import robustvae as rv
 from robustvae import cli, zoo
+from robustvae.errors import ConfigError
 from robustvae.evaluation import Evaluation, Measure
 from robustvae.models import checkpoint
 from robustvae.records import plain
-from robustvae.zoo_table import page, paired
+from robustvae.report.numbers import ceil
+from robustvae.zoo_table import AUDIT, audit_facts, page, paired, robustness
 
 STEPS = {"nll": 3.0, "mse": 50.0, "encoder_std": 0.1, "encoder_slope": -1.0}
 
@@ -99,6 +101,29 @@ def test_differences_are_paired_by_image():
     assert paired(one, other, "nll") == pytest.approx((3.0, 0.0), abs=1e-9)
     fewer = Evaluation((), per_image={"index": [9, 0], "nll": [100.0, 100.0]})
     assert paired(one, fewer, "nll")[0] == pytest.approx(100 - 3 * (1 + 0.5))
+
+
+def test_kept_audit_stands_in_the_card(place):
+    """What is kept of an audit by a protocol; one that was cut says by how many inputs."""
+    place("mnist-seatbelt-2", measured(1))
+    images = rv.data.load("digits", split="test")
+    record = rv.audit(rv.load("digits-vae"), images, plan="smoke", protocol="digits-l2-v1", seed=0)
+    facts = audit_facts(record)
+    assert facts["is_shortened"] and facts["inputs"] == 2
+    path = zoo.measured()["mnist-seatbelt-2"] / AUDIT
+    path.write_text(json.dumps(facts))
+    margin = next(entry.mean for entry in record.summary if entry.key == "margin_upper_box")
+    values = robustness("mnist-seatbelt-2")
+    assert values["attacked l2 margin (digits-l2-v1, 2 inputs)"] == ceil(margin)
+    path.write_text(json.dumps({**facts, "is_shortened": False}))
+    assert "attacked l2 margin (digits-l2-v1)" in robustness("mnist-seatbelt-2")
+
+
+def test_audit_of_no_protocol_is_not_kept():
+    images = rv.data.load("digits", split="test")
+    record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
+    with pytest.raises(ConfigError, match="audit with --protocol"):
+        audit_facts(record)
 
 
 def test_the_command_writes_the_page(place, tmp_path, capsys):

@@ -39,7 +39,11 @@ def list_models() -> None:
         # a probability of binary pixels and a density of gray ones have no common scale
         is_density = likelihood is not None and likelihood < 0
         values = robustness(name)
-        margins = [value for key, value in values.items() if key.startswith("attacked")]
+        margins = [
+            f"{value}, {key.partition(', ')[2].rstrip(')')}" if ", " in key else value
+            for key, value in values.items()
+            if key.startswith("attacked")
+        ]
         rows.append(
             (
                 name,
@@ -62,7 +66,7 @@ def list_models() -> None:
             "from",
             "-log P(x), nats",
             "log density, nats",
-            "attacked margin",
+            "attacked margin, l2",
             "MS-SSIM, linf 0.1",
         ),
         numbers=(2, 4, 5),
