@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from robustvae.attacks.goals import Goal, bound, reported
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
-from robustvae.errors import check_images, check_type
-from robustvae.models.base import check_weights, frozen
+from robustvae.errors import (
+    ModelError,
+    RobustVAEError,
+    check_images,
+    check_type,
+    is_out_of_memory,
+    single_line,
+)
+from robustvae.models.base import check_weights, frozen, widened
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
 from robustvae.registry import family_base
@@ -136,8 +143,10 @@ class Attack:
             streams = by_row(generator, "attack", clean, rows)
             for_search, for_starts, for_score = split(streams, 3)
             victim_seen, search = aimed(self.search, victim)
+            victim_seen = in_wide_type(victim_seen, clean)
             score = bound(self.goal, victim_seen, clean, generator=for_search)
-            result = search(score, clean, self.ball, generator=for_starts)
+            with _search_errors(victim):
+                result = search(score, clean, self.ball, generator=for_starts)
             x_adv = self.ball.project(clean, result.y).contiguous()
             x_adv = as_they_occur(victim.vae, self.ball, clean, x_adv)
             value = self._score(victim, clean, x_adv, for_score)
@@ -240,6 +249,44 @@ def aimed(search: Search | AimedSearch, victim: Victim) -> tuple[Victim, Search]
     while isinstance(search, AimedSearch):
         victim, search = search.aim(victim)
     return victim, search
+
+
+def in_wide_type(victim: Victim, x: Tensor) -> Victim:
+    """What a search looks at: a model in half precision in float32, which has finer steps.
+
+    The model itself where its own code insists on half precision. The result is judged by the
+    model as it is deployed.
+
+    Args:
+        victim: What is attacked.
+        x: Inputs, (B, C, H, W), of which one is tried.
+    """
+    try:
+        wide = widened(victim.vae)
+        if wide is victim.vae:
+            return victim
+        with torch.no_grad():
+            wide.decode(wide.encode(x[:1]).mean).mean  # noqa: B018
+    except Exception:  # a stranger's code may raise anything in a type that it was not written for
+        return victim
+    return replace(victim, vae=wide)
+
+
+@contextlib.contextmanager
+def _search_errors(victim: Victim) -> Iterator[None]:
+    """Within: a search; what a foreign model raises in its backward pass comes out by name."""
+    try:
+        yield
+    except RobustVAEError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        if not getattr(victim.vae, "is_foreign", False) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"searching by the gradient of the wrapped model raised {type(error).__name__}: "
+            f"{single_line(error)}; mend its backward pass (checkpoint(..., use_reentrant=False)), "
+            "or use a search without gradients (SquareSearch)"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -249,6 +250,34 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         _MODES.release(parts)
 
 
+def widened(vae: VAE) -> VAE:
+    """A copy of the model in float32, where it is in half precision; else the model itself.
+
+    Half precision has steps that searches by gradients do not see past.
+
+    Raises:
+        UnsupportedError: It is in half precision and cannot be copied.
+    """
+    if not {p.dtype for p in vae.parameters()} & {torch.float16, torch.bfloat16}:
+        return vae
+    return copied(vae).to(torch.float32)
+
+
+def copied(vae: VAE) -> VAE:
+    """A copy of the model.
+
+    Raises:
+        UnsupportedError: It cannot be copied.
+    """
+    try:
+        return copy.deepcopy(vae)
+    except Exception as error:  # a stranger's module may hold anything
+        raise UnsupportedError(
+            f"the model cannot be copied into another type ({type(error).__name__}): load it in "
+            "that type"
+        ) from error
+
+
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within: evaluation mode and no gradients for the weights; afterwards all as it was.
@@ -290,6 +319,8 @@ def check_weights(module: nn.Module) -> None:
     Whatever is measured on such a model would look like a result: entry points ask this first.
     """
     for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):  # quantized layers hold types and settings too
+            continue
         # a finite sum has finite terms, and is the quicker to make; a sum may overflow all the same
         if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
             continue

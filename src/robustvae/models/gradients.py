@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.errors import single_line
 from robustvae.seeding import generator, randn
 
 BUDGET = 4.0  # seconds that the differences may take
@@ -86,7 +87,18 @@ def check_gradient(
         if not value.requires_grad:
             gradient = torch.zeros_like(points)
         else:
-            (gradient,) = torch.autograd.grad(total, y, allow_unused=True, materialize_grads=True)
+            try:
+                (gradient,) = torch.autograd.grad(
+                    total, y, allow_unused=True, materialize_grads=True
+                )
+            except Exception as error:  # a stranger's backward pass may raise anything
+                return GradientCheck(
+                    None,
+                    False,
+                    f"the backward pass raises {type(error).__name__}: {single_line(error)}",
+                    "mend it (checkpoint(..., use_reentrant=False)), or judge by searches without "
+                    "gradients",
+                )
     gradient = gradient.detach()
     size = float(value.detach().abs().mean()) + 1e-12
     if not bool(gradient.isfinite().all()):

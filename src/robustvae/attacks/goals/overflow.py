@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError, check_choice, check_images
 from robustvae.models import VAE
-from robustvae.models.base import frozen
+from robustvae.models.base import copied, frozen, widened
 from robustvae.perturb import Ball, Score
 from robustvae.registry import register
 
@@ -65,6 +64,7 @@ class Overflow:
 
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
         """The largest value of the layers against the type's range; see `Goal.bind`."""
+        check_parameters(victim.vae)
         wide = widened(victim.vae)
         most = torch.finfo(DTYPES[self.dtype]).max
 
@@ -129,13 +129,6 @@ def nearest_overflow(
     return nearest, torch.where(at_end & at_start, torch.full_like(size, math.inf), size)
 
 
-def widened(vae: VAE) -> VAE:
-    """The model in float32, where searches have a gradient; itself where it is in a wide type."""
-    if not {p.dtype for p in check_parameters(vae)} & set(DTYPES.values()):
-        return vae
-    return copied(vae).to(torch.float32)
-
-
 def in_type(vae: VAE, dtype: torch.dtype) -> VAE:
     """A copy of the model in the deployed type; itself where it is that."""
     if {p.dtype for p in check_parameters(vae) if p.is_floating_point()} <= {dtype}:
@@ -156,21 +149,6 @@ def check_parameters(vae: VAE) -> list[nn.Parameter]:
             "module itself"
         )
     return parameters
-
-
-def copied(vae: VAE) -> VAE:
-    """A copy of the model.
-
-    Raises:
-        UnsupportedError: It cannot be copied.
-    """
-    try:
-        return copy.deepcopy(vae)
-    except Exception as error:  # a stranger's module may hold anything
-        raise UnsupportedError(
-            f"the model cannot be copied into another type ({type(error).__name__}): load it in "
-            "that type"
-        ) from error
 
 
 @torch.no_grad()

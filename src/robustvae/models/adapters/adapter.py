@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustvae.models.adapters.reading import CodeReading, Pick, picked
+from robustvae.models.adapters.reading import CodeReading, Pick, picked, places_of
 from robustvae.models.adapters.trial import CLOSE, Trial
 from robustvae.models.adapters.wrapped import Match, Output
 from robustvae.models.base import VAE
@@ -62,6 +62,9 @@ def matched(
     if needs_spread and reading.mean is not None and reading.spread is None:
         return None
     prior, missing = prior_of(trial.module, shape)
+    assumptions = _choice_of_image(trial, encode, decode, reading, pick)
+    if prior is None and not missing and reading.spread is not None:
+        assumptions += ("the prior is the standard normal, which nothing in the model says",)
     return Match(
         recognized=f"{words}; {in_words(reading)}",
         encode=encode,
@@ -72,11 +75,29 @@ def matched(
         prior=prior,
         prior_missing=missing,
         draws_in_vain=_is_steady(trial, encode, reading),
-        assumptions=(
-            ("the prior is the standard normal, which nothing in the model says",)
-            if prior is None and not missing and reading.spread is not None
-            else ()
-        ),
+        assumptions=assumptions,
+    )
+
+
+def _choice_of_image(
+    trial: Trial,
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Any],
+    reading: CodeReading,
+    pick: Pick | None,
+) -> tuple[str, ...]:
+    """What is said where a decoder returns several images, of which one is judged."""
+    if not pick:
+        return ()
+    code = trial.mean_of(reading, trial.run(encode, trial.x))
+    output = None if code is None else trial.run(decode, code.to(trial.x.dtype))
+    places = [place for place, part in places_of(output).items() if trial.is_image(part)]
+    if len(places) < 2:
+        return ()
+    others = ", ".join(".".join(map(str, place)) for place in places if place != pick)
+    return (
+        f"of the decoder's images that at {'.'.join(map(str, pick))} is the reconstruction "
+        f"(others at {others}; say reconstruction= for one of them)",
     )
 
 

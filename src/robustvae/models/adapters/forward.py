@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from robustvae.models.adapters.adapter import same
-from robustvae.models.adapters.reading import fields_of, picked
-from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
+from robustvae.models.adapters.reading import is_distribution, picked, places_of
+from robustvae.models.adapters.trial import (
+    DECODERS,
+    ENCODERS,
+    LEAST_DRAWS,
+    Trial,
+    is_center,
+)
 from robustvae.models.adapters.wrapped import Match
 
 
@@ -20,31 +28,44 @@ def as_forward(trial: Trial, match: Match) -> Match | None:
     """The match, or None where the module does more than its two parts.
 
     Parts inside a module may be less than the model: its forward pass may scale what the encoder
-    reads, crop or squash what the decoder returns, or add a condition. Two parts of such a module
-    fit each other and would be judged in its place. A squashing that is the logistic function is
-    read as log odds; after anything else the parts do not match.
+    reads, hand features past the code, crop or squash what the decoder returns, or add a
+    condition. Two parts of such a module fit each other and would be judged in its place. A
+    squashing that is the logistic function is read as log odds; after anything else the parts do
+    not match.
 
     Args:
         trial: The module and its inputs.
         match: Its encoder and its decoder, as found.
     """
-    if any(_wants_more(trial.module, names, part) for names, part in _ends(match)):
+    if any(_is_passed_over(trial, names, part) for names, part in _ends(match)):
         return None
-    module = trial.module
-    if not isinstance(module, nn.Module):
+    if not isinstance(trial.module, nn.Module):
         return match
-    inputs, outputs, result = _observed(trial, match)
-    if inputs and not same(inputs[0], trial.x):
+    encoding, decoding, result = _observed(trial, match)
+    if result is None and _reads_images(trial):
+        return None  # parts may bear flattened inputs that the module itself does not
+    if encoding and not same(encoding[0].value, trial.x):
         return None
-    pick = match.output.reconstruction
-    if result is None or pick is None or not outputs:
-        return match
-    decoding = picked(outputs[-1], pick, "decode")
-    images = [part for part in (result, *fields_of(result).values()) if trial.is_image(part)]
+    if decoding and not _lies_about(trial, match, decoding[0].value):
+        return None
+    ends = (match.encode, encoding), (match.decode, decoding)
+    if any(_reads_more(trial, part, calls) for part, calls in ends):
+        return None
+    images = [part for part in (result, *places_of(result).values()) if trial.is_image(part)]
     images = [image for image in images if not same(image, trial.x)]
-    if not images or any(same(image, decoding) for image in images):
+    if not images:
         return match
-    is_squashed = any(same(image, torch.sigmoid(decoding)) for image in images)
+    if any(_is_watched(trial, part) and not calls for part, calls in ends):
+        return None  # a part that the forward pass does without
+    outputs = [_image(match, call.output) for call in decoding]
+    if not decoding and _draws_nothing(trial, images):
+        code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
+        if code is not None:
+            outputs = [_image(match, trial.run(match.decode, code.to(trial.x.dtype)))]
+    known = [output for output in outputs if output is not None]
+    if not known or any(same(image, output) for image in images for output in known):
+        return match
+    is_squashed = any(same(image, torch.sigmoid(output)) for image in images for output in known)
     if is_squashed and (trial.space.low, trial.space.high) == (0.0, 1.0):
         words = f"{match.recognized}; decoder's output read as log odds, as in forward"
         return replace(match, recognized=words, output=replace(match.output, is_logits=True))
@@ -52,14 +73,19 @@ def as_forward(trial: Trial, match: Match) -> Match | None:
 
 
 def _ends(match: Match) -> tuple[tuple[tuple[str, ...], Any], ...]:
-    return (ENCODERS, match.encode), (DECODERS, match.decode)
+    return (ENCODERS[:2], match.encode), (DECODERS[:2], match.decode)
 
 
-def _wants_more(module: Any, names: tuple[str, ...], part: Callable[[Tensor], Any]) -> bool:
-    """Whether a method stands for a part that was taken instead, and asks for a condition."""
+def _is_passed_over(trial: Trial, names: tuple[str, ...], part: Callable[[Tensor], Any]) -> bool:
+    """Whether a method that stands for a part was left out, for a part inside of it.
+
+    Such a method asks for more than one argument, a condition, or failed on what the part takes.
+    """
     for name in names:
-        method = getattr(module, name, None)
-        if not inspect.ismethod(method) or part in (method, module):
+        method = getattr(trial.module, name, None)
+        if method == part or part is trial.module:
+            return False
+        if not inspect.ismethod(method):
             continue
         required = [
             parameter
@@ -67,39 +93,167 @@ def _wants_more(module: Any, names: tuple[str, ...], part: Callable[[Tensor], An
             if parameter.default is parameter.empty
             and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         ]
-        if len(required) > 1:
+        if len(required) > 1 or (name in ENCODERS and trial.run(method, trial.x) is None):
             return True
     return False
 
 
-def _observed(trial: Trial, match: Match) -> tuple[list[Tensor], list[Any], Any]:
-    """What the encoder reads and the decoder returns within a forward pass, and its result."""
-    inputs: list[Tensor] = []
-    outputs: list[Any] = []
-    handles = []
+def _reads_images(trial: Trial) -> bool:
+    """Whether the forward pass runs on images, where the trial is one of flattened inputs."""
+    if trial.space.shape == trial.space.image_shape:
+        return False
+    x = trial.x.reshape(len(trial.x), *trial.space.image_shape)
+    return trial.run(trial.module, x) is not None
+
+
+@final
+@dataclass(frozen=True)
+class Call:
+    """One call of a part within a forward pass.
+
+    Attributes:
+        value: Its first argument.
+        more: Whether there were others, but for None.
+        output: What it returned.
+    """
+
+    value: Tensor
+    more: bool
+    output: Any
+
+
+def _observed(trial: Trial, match: Match, seed: int = 0) -> tuple[list[Call], list[Call], Any]:
+    """The calls of encoder and decoder within a forward pass, and its result."""
+    encoding: list[Call] = []
+    decoding: list[Call] = []
+    # a compiled module would be compiled once more for being watched
+    module = getattr(trial.module, "_orig_mod", trial.module)
+    with contextlib.ExitStack() as stack:
+        for part, calls in ((match.encode, encoding), (match.decode, decoding)):
+            if part is not trial.module:
+                stack.enter_context(_watching(part, calls))
+        return encoding, decoding, trial.run(module, trial.x, seed=seed)
+
+
+@contextlib.contextmanager
+def _watching(part: Callable[[Tensor], Any], calls: list[Call]) -> Iterator[None]:
+    """Within: the calls of a module or of a module's method are noted."""
+    if isinstance(part, nn.Module):
+        if isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
+            yield
+            return
+        first: list[tuple[Tensor, bool]] = []
+
+        def begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            first.append(_arguments(arguments, named))
+
+        def end(module: nn.Module, arguments: Any, output: Any) -> None:
+            calls.append(Call(*first.pop(), _copied(output)))
+
+        handles = [
+            part.register_forward_pre_hook(begin, with_kwargs=True),
+            part.register_forward_hook(end),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        return
+    owner, name = getattr(part, "__self__", None), getattr(part, "__name__", "")
+    if not (inspect.ismethod(part) and isinstance(owner, nn.Module) and name not in vars(owner)):
+        yield
+        return
+
+    @functools.wraps(part)
+    def noted(*arguments: Any, **named: Any) -> Any:
+        begin = _arguments(arguments, named)
+        output = part(*arguments, **named)
+        calls.append(Call(*begin, _copied(output)))
+        return output
+
+    vars(owner)[name] = noted  # an attribute of the instance goes before its class's method
     try:
-        if isinstance(match.encode, nn.Module):
-            handles.append(match.encode.register_forward_pre_hook(_append_first(inputs)))
-        if isinstance(match.decode, nn.Module):
-            handles.append(match.decode.register_forward_hook(_append_output(outputs)))
-        return inputs, outputs, trial.run(trial.module, trial.x)
-    except RuntimeError:  # compiled modules take no hooks, and are not judged
-        return [], [], None
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del vars(owner)[name]
 
 
-def _append_first(inputs: list[Tensor]) -> Callable[..., None]:
-    def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if arguments and isinstance(arguments[0], Tensor):
-            inputs.append(arguments[0].detach().clone())
-
-    return hook
+def _arguments(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, bool]:
+    values = [*arguments, *named.values()]
+    first = values[0] if values and isinstance(values[0], Tensor) else torch.empty(0)
+    return first.detach().clone(), any(value is not None for value in values[1:])
 
 
-def _append_output(outputs: list[Any]) -> Callable[..., None]:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        outputs.append(output.clone() if isinstance(output, Tensor) else output)
+def _copied(output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) else output
 
-    return hook
+
+def _is_watched(trial: Trial, part: Any) -> bool:
+    """Whether a call of a part within the forward pass would have been seen, and must be there.
+
+    A method may stand for what the forward pass writes out once more.
+    """
+    return (
+        isinstance(part, nn.Module)
+        and part is not trial.module
+        and not isinstance(part, torch.jit.ScriptModule)
+        and not isinstance(trial.module, torch.jit.ScriptModule)
+    )
+
+
+def _reads_more(trial: Trial, part: Callable[[Tensor], Any], calls: list[Call]) -> bool:
+    """Whether what a part is given beside its first argument changes what it returns."""
+    for call in calls:
+        if not call.more:
+            continue
+        alone, again = (_tensors(trial.run(part, call.value, seed=seed)) for seed in (0, 1))
+        output = _tensors(call.output)
+        repeats = len(alone) == len(again) and all(map(same, alone, again))
+        if len(alone) != len(output) or (repeats and not all(map(same, alone, output))):
+            return True
+    return False
+
+
+def _lies_about(trial: Trial, match: Match, value: Tensor) -> bool:
+    """Whether what the decoder reads within a forward pass is the code, or is drawn about it.
+
+    Between the two may be a flow, a codebook, a normalization or a relaxed choice.
+    """
+    code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
+    if code is None or code.numel() != value.numel() or same(value, code):
+        return True
+    values = [value]
+    for seed in range(1, LEAST_DRAWS):
+        calls = _observed(trial, match, seed)[1]
+        if not calls or calls[0].value.shape != value.shape:
+            return True
+        values.append(calls[0].value)
+        if seed == 1 and same(*values):
+            return False  # no draw, and another code than the encoder's
+    return is_center(torch.stack(values), code.reshape(value.shape))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if is_distribution(output):
+        return [output.mean]
+    parts = (output, *places_of(output).values())
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+def _draws_nothing(trial: Trial, images: list[Tensor]) -> bool:
+    """Whether a forward pass gives the same images by another random state."""
+    result = trial.run(trial.module, trial.x, seed=1)
+    others = [part for part in (result, *places_of(result).values()) if trial.is_image(part)]
+    return all(any(same(image, other) for other in others) for image in images)
+
+
+def _image(match: Match, output: Any) -> Tensor | None:
+    """The image in what the decoder returned, or None where it is none."""
+    try:
+        if match.output.reconstruction is None:
+            mean: Tensor = output.mean
+            return mean
+        return picked(output, match.output.reconstruction, "decode")
+    except Exception:  # a user's object may raise anything from a property
+        return None

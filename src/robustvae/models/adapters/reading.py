@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from robustvae.errors import DtypeError, RangeError, ShapeError
+from robustvae.errors import DtypeError, RangeError, ShapeError, UnsupportedError
 from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian, PointMass
 from robustvae.models.networks import log_var_to_stddev
 from robustvae.seeding import draw
@@ -176,6 +176,23 @@ def fields_of(output: Any) -> dict[Step, Any]:
     return dict(vars(output)) if hasattr(output, "__dict__") else {}
 
 
+def places_of(output: Any) -> dict[Pick, Any]:
+    """The parts of an output by the steps to them, those of containers inside it among them.
+
+    Examples:
+        >>> from robustvae.models.adapters.reading import places_of
+        >>> places_of((1, {"mu": 2}))
+        {(0,): 1, (1, 'mu'): 2}
+    """
+    places: dict[Pick, Any] = {}
+    for key, part in fields_of(output).items():
+        inner = fields_of(part) if isinstance(part, Mapping | tuple | list) else {}
+        places.update({(key, step): value for step, value in inner.items()})
+        if not inner:
+            places[(key,)] = part
+    return places
+
+
 def described(output: Any) -> str:
     """What an output is, in a few words.
 
@@ -241,6 +258,7 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
         DtypeError: Not a distribution.
         RangeError: A Gaussian with a negative standard deviation.
         ShapeError: Another shape than `shape`, flattened or not.
+        UnsupportedError: A choice between categories.
     """
     while isinstance(output, torch.distributions.Independent):
         output = output.base_dist
@@ -255,6 +273,11 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
                 "Bernoulli(logits=...)"
             )
         output = Bernoulli(output.logits)
+    if is_choice(output):
+        raise UnsupportedError(
+            f"{name} must return a distribution over numbers, got {type(output).__name__}: its "
+            "mean is no code; give output_only=True, or the logits as codes with mean="
+        )
     if isinstance(output, tuple | list):
         raise DtypeError(
             f"{name} must return a distribution, got {type(output).__name__}: "
@@ -275,18 +298,33 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
             raise RangeError(f"{name} must return standard deviations of at least 0")
         stddev = output.stddev.expand_as(output.mean)
         return Gaussian(output.mean.reshape(shape), stddev.reshape(shape))
-    if shape_got == shape:
-        distribution: Distribution = output
-        return distribution
     if isinstance(output, Bernoulli):
         return Bernoulli(output.logits.reshape(shape))
+    if shape_got == shape and not _events(output):
+        distribution: Distribution = output
+        return distribution
     return Reshaped(output, shape)
+
+
+def is_choice(output: Any) -> bool:
+    """Whether a distribution chooses between categories, whose mean is none of them."""
+    return bool(_events(output)) and bool(getattr(output.support, "is_discrete", False))
+
+
+def _events(output: Any) -> int:
+    """How many numbers each density of a distribution is of; 0 where it is of each by itself."""
+    if not isinstance(output, torch.distributions.Distribution) or not output.event_shape:
+        return 0
+    return output.event_shape.numel()
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Reshaped:
     """A distribution seen in another shape, and on another scale: y = (u - low) / span.
+
+    A joint density, as of a multivariate normal, is divided evenly among its elements: their sum
+    is what everything else asks for.
 
     Args:
         base: Of the user's shape and unit.
@@ -318,7 +356,11 @@ class Reshaped:
         u = (self.low + self.span * value).reshape(
             *value.shape[: value.ndim - len(self.shape)], *base
         )
-        log_p: Tensor = self.base.log_prob(u).reshape(value.shape)
+        log_p: Tensor = self.base.log_prob(u)
+        if events := _events(self.base):
+            ones = (1,) * len(self.base.event_shape)
+            log_p = log_p.reshape(*log_p.shape, *ones).expand(u.shape) / events
+        log_p = log_p.reshape(value.shape)
         return log_p + torch.as_tensor(self.span, dtype=value.dtype).log()
 
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:

@@ -20,11 +20,11 @@ from robustvae.models.adapters.reading import (
     CodeReading,
     Pick,
     SpreadKind,
-    Step,
-    fields_of,
     first_half,
+    is_choice,
     is_distribution,
     picked,
+    places_of,
     second_half,
     stddev_of,
 )
@@ -35,6 +35,7 @@ ROWS = 5  # of a trial: an odd number, which no channel count of a picture is ta
 DRAWS = 64  # of forward passes in `roles`: a standard deviation known to 9 %
 LEAST_DRAWS, VALUES = 12, 2**20  # of inputs with many values, which tell as much together
 BETTER = 0.5  # an unusual reading must halve the discrepancy of the usual one, or chance decides
+FAR = 3.0  # times the error of a mean of draws, which their center is not away from it
 CLOSE = 1e-4  # of two passes through the same layers in float32, relative to the largest output
 
 MEANS = re.compile(
@@ -135,13 +136,12 @@ class Trial:
         """Where in a decoder's or forward's output the reconstruction is."""
         if self.is_image(output):
             return ()
-        parts = fields_of(output)
-        images = [key for key, part in parts.items() if self.is_image(part)]
+        parts = places_of(output)
+        images = [place for place, part in parts.items() if self.is_image(part)]
         # the input itself is often returned beside the reconstruction
-        others = [key for key in images if not self._is_input(parts[key])]
-        names = [key for key in others if RECONSTRUCTIONS.match(str(key).lower())]
-        choice = (names or others or images)[:1]
-        return (choice[0],) if choice else None
+        others = [place for place in images if not self._is_input(parts[place])]
+        names = [place for place in others if RECONSTRUCTIONS.match(str(place[-1]).lower())]
+        return next(iter(names or others or images), None)
 
     def _is_input(self, value: Tensor) -> bool:
         same = value.reshape(self.x.shape) == self.x
@@ -170,7 +170,8 @@ class Trial:
                 continue
             if decode is None:
                 return reading, tuple(code.shape[1:]), None
-            decoding = self.run(decode, code)
+            # as the library hands codes over, whatever type an encoder under autocast gives
+            decoding = self.run(decode, code.to(self.x.dtype))
             pick: Pick | None = ()
             if not is_image_distribution(self, decoding):
                 pick = self.reconstruction(decoding)
@@ -205,33 +206,29 @@ class Trial:
         decode: Callable[[Tensor], Any] | None,
     ) -> Iterator[CodeReading]:
         if is_distribution(output):
-            yield CodeReading()
+            if not is_choice(output):
+                yield CodeReading()
             return
         if isinstance(output, Tensor):
             yield CodeReading(())
             if output.ndim > 1 and output.shape[1] % 2 == 0:
                 yield CodeReading((first_half,), (second_half,), "log_var")
             return
-        parts = fields_of(output)
+        parts = places_of(output)
         distribution = getattr(output, "latent_dist", None)
         if distribution is not None:
             yield CodeReading(("latent_dist", "mean"), ("latent_dist", "std"), "stddev")
-        dists = [key for key, part in parts.items() if is_distribution(part)]
-        yield from (CodeReading((key, "mean"), (key, "stddev"), "stddev") for key in dists)
+        dists = [place for place, part in parts.items() if is_distribution(part)]
+        yield from (CodeReading((*at, "mean"), (*at, "stddev"), "stddev") for at in dists)
         yield from self._by_name(parts)
-        again = self.run(encode, self.x, seed=1)
-        fields_again = fields_of(again)
-        steady: list[Step] = [
-            key
-            for key, part in parts.items()
-            if isinstance(part, Tensor)
-            and part.is_floating_point()
-            and part.ndim > 1
-            and len(part) == len(self.x)
-            and isinstance(fields_again.get(key), Tensor)
-            and torch.equal(part, fields_again[key])
+        again = places_of(self.run(encode, self.x, seed=1))
+        rows = {place: part for place, part in parts.items() if self._is_rows(part)}
+        steady = [
+            place
+            for place, part in rows.items()
+            if isinstance(again.get(place), Tensor) and torch.equal(part, again[place])
         ]
-        codes = [key for key in steady if not self.is_image(parts[key])] or steady
+        codes = [place for place in steady if not self.is_image(parts[place])] or steady
         pairs = [
             (one, other)
             for i, one in enumerate(codes)
@@ -240,30 +237,59 @@ class Trial:
         ]
         for one, other in pairs:
             yield self.roles(encode, output, (one, other), decode)
-        yield from (CodeReading((key,)) for key in codes)
+        draws = [place for place in rows if place not in steady]
+        centers = [place for place in codes if self._is_center(encode, parts, place, draws)]
+        yield from (CodeReading(place) for place in centers)
         # a code that is drawn inside `encode` and returned without what it was drawn from
-        sample = [
-            key
-            for key, part in parts.items()
-            if key not in steady and isinstance(part, Tensor) and part.ndim > 1
-        ]
-        yield from (CodeReading((key,)) for key in sample)
+        yield from (CodeReading(place) for place in draws)
+
+    def _is_rows(self, part: Any) -> bool:
+        return (
+            isinstance(part, Tensor)
+            and part.is_floating_point()
+            and part.ndim > 1
+            and len(part) == len(self.x)
+        )
+
+    def _is_center(
+        self,
+        encode: Callable[[Tensor], Any],
+        parts: dict[Pick, Any],
+        place: Pick,
+        draws: list[Pick],
+    ) -> bool:
+        """Whether a part that repeats may be a mean: what is drawn beside it lies about it.
+
+        What stands beside a draw may be its log-variance, which is no code at all.
+        """
+        beside = [draw for draw in draws if parts[draw].shape == parts[place].shape]
+        if not beside:
+            return True
+        results = [places_of(self.run(encode, self.x, seed=seed)) for seed in range(LEAST_DRAWS)]
+        return all(
+            is_center(torch.stack([result[draw] for result in results]), parts[place])
+            for draw in beside
+        )
 
     @staticmethod
-    def _by_name(parts: dict[Step, Any]) -> Iterator[CodeReading]:
-        words = [key for key in parts if isinstance(key, str) and isinstance(parts[key], Tensor)]
-        means = [key for key in words if MEANS.match(key.lower())]
-        spreads = [(key, kind) for key in words if (kind := spread_kind(key)) is not None]
+    def _by_name(parts: dict[Pick, Any]) -> Iterator[CodeReading]:
+        words = {
+            place: place[-1].lower()
+            for place, part in parts.items()
+            if isinstance(place[-1], str) and isinstance(part, Tensor)
+        }
+        means = [place for place, word in words.items() if MEANS.match(word)]
+        spreads = [(at, kind) for at, word in words.items() if (kind := spread_kind(word))]
         for mean in means:
             for spread, kind in spreads:
-                yield CodeReading((mean,), (spread,), kind)
-            yield CodeReading((mean,))
+                yield CodeReading(mean, spread, kind)
+            yield CodeReading(mean)
 
     def roles(
         self,
         encode: Callable[[Tensor], Any],
         output: Any,
-        places: tuple[Step, Step],
+        places: tuple[Pick, Pick],
         decode: Callable[[Tensor], Any] | None,
     ) -> CodeReading:
         """Which of two tensors is the mean, and what the other one is.
@@ -272,21 +298,21 @@ class Trial:
         draw from what the encoder gives; else the usual order, (mean, log_var).
         """
         one, other = places
-        usual = CodeReading((one,), (other,), "log_var")
+        usual = CodeReading(one, other, "log_var")
         names = self._makers(encode, [one, other])
         for mean, spread in ((one, other), (other, one)):
             kind = spread_kind(names.get(spread, ""))
             is_mean = names.get(mean) is not None and spread_kind(names[mean]) is None
             if kind is not None and is_mean:
                 # a layer called "var" or "sigma" mostly gives its logarithm, which may be negative
-                part = fields_of(output)[spread]
+                part = places_of(output)[spread]
                 if kind in ("stddev", "variance") and bool((part < 0).any()):
                     kind = "log_var"
-                usual = CodeReading((mean,), (spread,), kind)
+                usual = CodeReading(mean, spread, kind)
                 break
         return usual if decode is None else self._by_draws(output, usual, decode)
 
-    def _makers(self, encode: Callable[[Tensor], Any], keys: list[Step]) -> dict[Step, str]:
+    def _makers(self, encode: Callable[[Tensor], Any], keys: list[Pick]) -> dict[Pick, str]:
         """The name of the layer whose very output stands at each place."""
         outputs: list[tuple[str, Tensor]] = []
 
@@ -297,14 +323,13 @@ class Trial:
 
             return record
 
-        handles = [
-            part.register_forward_hook(recorder(name))
-            for owner in self.owners
-            for name, part in owner.named_modules()
-            if name
-        ]
+        handles = []
         try:
-            parts = fields_of(self.run(encode, self.x))
+            for owner in self.owners:
+                for name, part in owner.named_modules():
+                    if name and not isinstance(part, torch.jit.ScriptModule):  # take no hooks
+                        handles.append(part.register_forward_hook(recorder(name)))
+            parts = places_of(self.run(encode, self.x))
         finally:
             for handle in handles:
                 handle.remove()
@@ -375,6 +400,13 @@ class Trial:
 
 ENCODERS = ("encode", "_encode", "encoder", "_encoder", "enc", "inference", "recognition", "q")
 DECODERS = ("decode", "_decode", "decoder", "_decoder", "dec", "generate", "generator", "p")
+
+
+def is_center(values: Tensor, center: Tensor) -> bool:
+    """Whether draws, (n, ...), lie about their center, (...), by the error of their mean."""
+    gap = values.double().mean(0) - center.double()
+    error = values.double().std(0) / math.sqrt(len(values))
+    return float(gap.norm()) <= FAR * float(error.norm())
 
 
 def is_image_distribution(trial: Trial, made: Any) -> bool:

@@ -126,9 +126,34 @@ def user_call(name: str, function: Any, x: Tensor) -> Iterator[None]:
         ) from error
 
 
+class Foreign(VAE):
+    """A stranger's model: in half precision it reads and writes float32."""
+
+    is_foreign = True
+
+    @property
+    def module_dtype(self) -> torch.dtype | None:
+        """Floating type of the parameters; None where there are none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
+    def _check_dtype(self, value: Tensor, name: str) -> None:
+        # functions without parameters have no type of their own to hold a tensor to, and half
+        # precision is read and written in float32
+        if self.module_dtype is not None and self.module_dtype not in HALF:
+            super()._check_dtype(value, name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images that the model is given: its parameters', float32 for half precision."""
+        return torch.float32 if self.module_dtype in HALF else super().dtype
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.to(self.module_dtype) if self.module_dtype in HALF else value
+
+
 @gate.know_model
 @final
-class WrappedVAE(VAE):
+class WrappedVAE(Foreign):
     """A `VAE` around a user's functions or module; made by `wrap`.
 
     Attributes:
@@ -137,8 +162,6 @@ class WrappedVAE(VAE):
         unseen: What may hold weights and could not be found, in words.
         assumptions: What was assumed, in sentences.
     """
-
-    is_foreign = True
 
     def __init__(self, match: Match, space: InputSpace) -> None:
         """Keep the match; `wrap` has checked it."""
@@ -239,22 +262,9 @@ class WrappedVAE(VAE):
         )
 
     @property
-    def module_dtype(self) -> torch.dtype | None:
-        """Floating type of the parameters; None where there are none."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
-
-    def _check_dtype(self, value: Tensor, name: str) -> None:
-        # functions without parameters have no type of their own to hold a tensor to, and half
-        # precision is read and written in float32
-        if self.module_dtype is not None and self.module_dtype not in HALF:
-            super()._check_dtype(value, name)
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of the images that the model is given: its parameters', float32 for half precision."""
-        if self.module_dtype is None:
-            return self._readable
-        return torch.float32 if self.module_dtype in HALF else self.module_dtype
+        return self._readable if self.module_dtype is None else super().dtype
 
     @functools.cached_property
     def _readable(self) -> torch.dtype:
@@ -350,13 +360,10 @@ class WrappedVAE(VAE):
         likelihood = self.decode(z).log_prob(x).flatten(1).sum(1)
         return likelihood - 0.5 * (z.square() + _LOG_2PI).sum(1)
 
-    def _cast(self, value: Tensor) -> Tensor:
-        return value.to(self.module_dtype) if self.module_dtype in HALF else value
-
 
 @gate.know_model
 @final
-class BlackBox(VAE):
+class BlackBox(Foreign):
     """A model of which only the output can be judged: its "latent" is the input itself.
 
     Attributes:
@@ -364,7 +371,6 @@ class BlackBox(VAE):
         recognized: What `wrap` matched, in words.
     """
 
-    is_foreign = True
     output_only = True
     has_spread = False
     likelihood = None
@@ -399,10 +405,6 @@ class BlackBox(VAE):
         owner = next(iter(self._owners), None)
         return type(self).__name__ if owner is None else type(owner).__name__
 
-    def _check_dtype(self, value: Tensor, name: str) -> None:
-        if next(self.parameters(), None) is not None:
-            super()._check_dtype(value, name)
-
     def encode(self, x: Tensor) -> PointMass:
         """The input itself, flat, (B, D)."""
         self.check(x)
@@ -410,7 +412,7 @@ class BlackBox(VAE):
 
     def decode(self, z: Tensor) -> PointMass:
         """What the module makes of the input; of images the library's shape, else (B, ...)."""
-        u = self.space.to_model(z.reshape(len(z), *self.image_shape))
+        u = self._cast(self.space.to_model(z.reshape(len(z), *self.image_shape)))
         with user_call("forward", self._forward, u):
             result = self._forward(u)
         value = picked(result, self._pick, "forward")
@@ -419,9 +421,10 @@ class BlackBox(VAE):
                 f"forward must return {len(z)} rows of floating type, got {tuple(value.shape)} "
                 f"of {value.dtype}: say where the output is with reconstruction="
             )
+        value = value.to(z.dtype)
         if value[0].numel() == self.latent:
             value = self.space.from_model(value)
-        return PointMass(value.to(z.dtype).contiguous(), ONLY_OUTPUT)
+        return PointMass(value.contiguous(), ONLY_OUTPUT)
 
     def paths(self) -> Paths:
         """Raise an error: there is no code between input and output.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -104,7 +106,8 @@ def wrap(
 
     Raises:
         UnsupportedError: Nothing was recognized; the message says what was seen and what to say.
-        ModelError: The module itself raised on every shape that was tried.
+        ModelError: The module itself raised on every shape that was tried, or has weights without
+            values.
         DtypeError: `encode` or `decode` cannot be called, or returns something else than said.
         ShapeError: A bad `image_shape`, or an output of another size than (B, d), (B, C, H, W).
         UnknownNameError: Any other `returns`, `likelihood` or `outputs`.
@@ -146,6 +149,7 @@ def wrap(
     )
     if log_var is not None and code_stddev is not None:
         raise ConfigError("log_var and code_stddev are two ways to say the spread: give one")
+    _check_values(reached(model, encode, decode).modules)
     if model is None:
         vae = _of_functions(encode, decode, statements)
     else:
@@ -162,6 +166,20 @@ def wrap(
             stacklevel=2,
         )
     return vae
+
+
+def _check_values(modules: Sequence[nn.Module]) -> None:
+    """Raise unless all weights hold values: a trial would give lazy ones values at random."""
+    for module in modules:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            fault = "on the device meta" if value.is_meta else ""
+            if torch.nn.parameter.is_lazy(value):
+                fault = "of a lazy layer, which has not seen an input"
+            if fault:
+                raise ModelError(
+                    f"weights of {type(module).__name__} must hold values, got {name!r} {fault}: "
+                    "load the trained weights before wrapping"
+                )
 
 
 def _of_functions(encode: Any, decode: Any, said: Said) -> VAE:
@@ -353,22 +371,63 @@ def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
         return ShapeError(f"the shape of an input of {kind} cannot be guessed: give image_shape=")
     trial = Trial(model, _example(spaces[0], said, model), spaces[0])
     shape = tuple(trial.x.shape)
-    call = model if callable(model) else model.encode
+    name, call = _entry_of(model)
     try:
         with quiet(*trial.owners):
             output = call(trial.x.clone())
     except Exception as error:  # whatever a user's code raises
         line = " ".join(str(error).split())[:200]
         refusal = ModelError(
-            f"forward of {kind} raised {type(error).__name__} on inputs of shape {shape}: {line}; "
-            f"{remedy}"
+            f"{name} of {kind} raised {type(error).__name__} on inputs of shape {shape}: {line}; "
+            f"{_hint(trial, call) or remedy}"
         )
         refusal.__cause__ = error
         return refusal
     return UnsupportedError(
-        f"nothing was recognized in {kind}, which returns {described(output)} for inputs of shape "
-        f"{shape}; {remedy}"
+        f"nothing was recognized in {kind}, whose {name} returns {described(output)} for inputs "
+        f"of shape {shape}; {remedy}"
     )
+
+
+def _entry_of(model: Any) -> tuple[str, Callable[[Tensor], Any]]:
+    """What is called first, and its name: forward where there is one, else encode."""
+    has_forward = getattr(type(model), "forward", None) is not nn.Module.forward
+    if callable(model) and (has_forward or not hasattr(model, "encode")):
+        return "forward", model
+    return "encode", model.encode
+
+
+def _hint(trial: Trial, call: Callable[[Tensor], Any]) -> str:
+    """What to say of a module that reads something else than one batch of images, or nothing."""
+    function = call.forward if isinstance(call, nn.Module) else call
+    with contextlib.suppress(TypeError, ValueError):  # no signature to be read
+        required = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(required) > 1:
+            more = ", ".join(required[1:])
+            return (
+                f"it reads {more} beside the input: fix them, and give "
+                f"wrap(encode=lambda x: model.encode(x, {more}), "
+                f"decode=lambda z: model.decode(z, {more}), latent=..., image_shape=...)"
+            )
+    x = trial.x
+    if x.ndim > 3 and trial.run(call, x.movedim(1, -1).contiguous()) is not None:
+        return (
+            "it reads images with their channels last: give "
+            "wrap(encode=lambda x: model.encode(x.movedim(1, -1)), "
+            "decode=lambda z: model.decode(z).movedim(-1, 1), latent=..., image_shape=...)"
+        )
+    if trial.run(call, (255 * x.clamp(0, 1)).round().to(torch.uint8)) is not None:
+        return (
+            "it reads whole numbers of type uint8, which have no gradient: give "
+            "wrap(lambda x: model((255 * x).round().to(torch.uint8)), output_only=True, "
+            "image_shape=...), for searches without gradients"
+        )
+    return ""
 
 
 def _example(space: InputSpace, said: Said, model: Any) -> Tensor:
