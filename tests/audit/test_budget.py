@@ -68,6 +68,7 @@ def test_clock_leaves_required_stages_their_time(costs, monkeypatch):
     clock.start_part("one", 4, "measures")
     clock.expected = {"certificate": 20.0, "geometry": 5.0, "margin": 40.0, "survival": 10.0}
     clock.ahead = ["certificate", "geometry"]
+    clock.required = {("one", name): clock.expected[name] for name in clock.ahead}
     with pytest.raises(UnsupportedError, match="it takes about 40 s"), clock.stage("margin"):
         raise AssertionError
     with clock.stage("survival"):
@@ -78,7 +79,35 @@ def test_clock_leaves_required_stages_their_time(costs, monkeypatch):
     with pytest.raises(UnsupportedError, match="give more minutes"), clock.stage("survival"):
         raise AssertionError
     names = [name for name, _ in clock.ordered([("margin", 0), ("geometry", 0), ("damage", 0)])]
-    assert names == ["geometry", "damage", "margin"]
+    assert names == ["damage", "geometry", "margin"]
+
+
+def test_first_attacks_go_before_certificates(costs, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    vae = costs.named["one"].vae
+    costs.named["noise"] = rv.Victim(vae, rv.InputNoise(stddev=0.1))
+    costs.units["noise"] = costs.units["one"]
+    plan = reduced(read_plan({"base": "quick", "inputs": 4}), 1e-6)
+    attack, told = plan.attacks[0].build(), []
+    needed = 4 * 21 * 0.3  # seconds of 20 steps and a last look, of one victim
+    assert costs.stages(plan, "one")["geometry"] > 0 == costs.stages(plan, "noise")["geometry"]
+
+    def steps(seconds):
+        """Steps of the first attack of the first of two victims."""
+        now[0], clock = 0.0, Clock(seconds / 60, costs, plan)
+        clock.start_part("one", 4, "attacks")
+        with clock.attack(("one", "first"), attack, 4, told.append) as shorter:
+            return shorter.search.steps, clock
+
+    first, clock = steps(2 * needed + 60)  # nothing is left for 200 draws of each input
+    assert first == 20 and not told
+    now[0] = needed
+    clock.start_part("noise", 4, "measures")
+    with pytest.raises(UnsupportedError, match="it takes about"), clock.stage("certificate"):
+        raise AssertionError
+    first, _ = steps(needed)  # half of the time for each victim
+    assert 5 <= first <= 10 and "for want of time" in told[0]
 
 
 def test_clock_without_minutes_refuses_nothing():

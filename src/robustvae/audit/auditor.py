@@ -92,7 +92,7 @@ class Auditor:
         if twice:
             raise ConfigError(f"two measures have a column {sorted(twice)[0]!r}: rename one")
         self.lies: dict[str, bool] = {}
-        self.common_results: dict[Any, AttackResult] = {}
+        self.common_results: dict[Any, Any] = {}
         numbers = inputs.numbers
         # the next greater number, so that the partner does not depend on the order of the inputs
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
@@ -114,7 +114,7 @@ class Auditor:
             random=is_random(victim, x),
             constant=inputs.constant.to(x),
         )
-        context.cache["partners"] = self.partners
+        context.cache.update({"partners": self.partners, "of models": self.common_results})
         return context
 
     def partners(self, context: Context) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from robustvae.seeding import generator
 
 _SAMPLE = 4  # inputs of the measurement
 _SLOW = 0.05  # seconds a row from which one row is sample enough
+_TIMES, _LONG = 3, 3.0  # measurements of a slow row, and seconds beyond which one is enough
 _LEAST_INPUTS = 8
 _SAFETY = 0.8  # of the budget: the measurement is short and machines are busy
 _GRACE = 1.1  # of the budget, after which not even the required stages begin
@@ -45,8 +46,10 @@ _LAST_MARGINS = 0.04  # and below which no margins are looked for
 Note = Callable[[str], None]
 _LEAST_STEPS = 3
 BLIND = (RandomSearch, SquareSearch)  # searches that ask for no gradient
-REQUIRED = ("perturbation", "damage", "usefulness", "certificate", "geometry")
-"""Measures that are made first and are left out last where minutes are counted."""
+REQUIRED = ("perturbation", "damage", "usefulness", "geometry", "certificate")
+"""Measures that are made first and are left out last where minutes are counted, in their order."""
+FIRST = "first attack"
+"""Of each victim: before all measures."""
 
 
 @final
@@ -75,12 +78,17 @@ def unit_cost(victim: Victim, images: Images) -> UnitCost:
     x = images.read(torch.arange(min(_SAMPLE, len(images))))
     x = x.to(device=victim.vae.device, dtype=victim.vae.dtype)
 
-    def seconds(call: Any) -> float:
-        begin = time.monotonic()
-        # a stranger's model may raise anything: the stage that meets it says so
-        with contextlib.suppress(Exception):
-            call()
-        return time.monotonic() - begin
+    def seconds(call: Any, times: int = 1) -> float:
+        least = math.inf
+        for _ in range(times):
+            begin = time.monotonic()
+            # a stranger's model may raise anything: the stage that meets it says so
+            with contextlib.suppress(Exception):
+                call()
+            least = min(least, time.monotonic() - begin)
+            if least > _LONG:
+                break
+        return least  # what takes longer had to wait for other work on the machine
 
     def attack(rows: Tensor, restarts: int) -> None:
         search = ProjectedAscent(steps=1, restarts=restarts)
@@ -89,7 +97,7 @@ def unit_cost(victim: Victim, images: Images) -> UnitCost:
         )
 
     seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)))  # the first one warms up
-    forward = seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)))
+    forward = seconds(lambda: victim.reconstruct(x[:1], generator=generator(0)), _TIMES)
     sizes: dict[tuple[int, int], int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -97,7 +105,7 @@ def unit_cost(victim: Victim, images: Images) -> UnitCost:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        first = seconds(lambda: attack(x[:1], 1))
+        first = seconds(lambda: attack(x[:1], 1), 1 if forward <= _SLOW else _TIMES)
     if forward > _SLOW:
         # two outputs that the goal and the score want, and one more of the last step
         return UnitCost(forward, max(first - 3 * forward, forward), float(sum(sizes.values())))
@@ -207,7 +215,12 @@ class Costs:
     def stages(self, plan: Plan, name: str) -> dict[str, float]:
         """Seconds of each stage for an input of one victim."""
         bare = min(unit.gradient for unit in self.units.values())
-        return stage_seconds(plan, self.named[name], self.units[name], self.x, bare)
+        stages = stage_seconds(plan, self.named[name], self.units[name], self.x, bare)
+        names = list(self.named)
+        earlier = [self.named[one].vae for one in names[: names.index(name)]]
+        if any(vae is self.named[name].vae for vae in earlier):
+            stages["geometry"] = 0.0  # the model's own, which it has already
+        return stages
 
     def seconds(self, plan: Plan) -> float:
         """Seconds of a plan, all victims together."""
@@ -234,13 +247,23 @@ class Costs:
             graphs.append(fitting * self.units[name].memory)
         return self.resident + 1.5 * max(graphs)  # gradients beside what the graph keeps
 
-    def words(self, plan: Plan) -> str:
-        """Minutes and memory in a sentence."""
+    def words(self, plan: Plan, minutes: float | None = None) -> str:
+        """Minutes and memory in a sentence.
+
+        Args:
+            plan: What is done.
+            minutes: Those that were given; None for as many as it takes.
+        """
         victims = f" by {len(self.named)} victims" if len(self.named) > 1 else ""
-        return (
-            f"{plan.inputs} inputs{victims}: about {duration(self.seconds(plan))} at the speed "
-            f"seen now, and {self.memory(plan) / 1e9:.1f} GB of memory"
-        )
+        seconds = self.seconds(plan)
+        words = f"about {duration(seconds)} at the speed seen now"
+        if minutes is not None and seconds > 60 * minutes:
+            words = (
+                f"{minutes:g} min, in which not all fits that would take {words}: what is "
+                "required goes first, and what is left out is said"
+            )
+        memory = f"{self.memory(plan) / 1e9:.1f} GB of memory"
+        return f"{plan.inputs} inputs{victims}: {words}, and {memory}"
 
 
 def resident_bytes() -> float:
@@ -370,14 +393,17 @@ class Clock:
         self.last = self.begin + _GRACE * seconds
         self.deadline = self.end
         self.pace = 1.0
+        self.name = ""
         self.expected: dict[str, float] = {}
         self.ahead: list[str] = []
         self.attacks: dict[tuple[str, str], bool] = {}
-        self.required = 0.0
+        self.required: dict[tuple[str, str], float] = {}
         if costs is not None and plan is not None:
-            self.required = plan.inputs * sum(
-                costs.stages(plan, name)[stage] for name in costs.named for stage in REQUIRED
-            )
+            for name, victim in costs.named.items():
+                attack = attack_seconds(plan.attacks[0], costs.units[name], victim)
+                stages = {FIRST: attack, **costs.stages(plan, name)}
+                for stage in (FIRST, *REQUIRED):
+                    self.required[(name, stage)] = plan.inputs * stages[stage]
         self.remaining = costs.seconds(plan) if costs is not None and plan is not None else 0.0
 
     def start_part(self, name: str, count: int, part: str) -> None:
@@ -392,12 +418,11 @@ class Clock:
             return
         stages = self.costs.stages(self.plan, name)
         self.expected = {stage: count * seconds for stage, seconds in stages.items()}
-        self.ahead = []
+        self.ahead, self.name = [], name
         seconds = self.expected["attacks"]
         if part == "measures":
             seconds = sum(self.expected.values()) - seconds - self.expected["probes"]
             self.ahead = [stage for stage in REQUIRED if stage in self.expected]
-            self.required -= sum(self.expected[one] for one in self.ahead)
         elif part == "probes":
             self.expected["probe diagnosis"] = self.costs.diagnosis
             self.ahead = ["probe diagnosis"]
@@ -415,7 +440,26 @@ class Clock:
         """Required measures first, where time is counted."""
         if not self.limited:
             return list(measures)
-        return sorted(measures, key=lambda pair: pair[0] not in REQUIRED)
+        order = {name: place for place, name in enumerate(REQUIRED)}
+        return sorted(measures, key=lambda pair: order.get(pair[0], len(order)))
+
+    def reserve(self, before: str | None = None) -> float:
+        """Seconds at the pace of now that required parts still want, of all victims.
+
+        Args:
+            before: Only what goes before this one, which it may not take the time of.
+        """
+        order = (FIRST, *REQUIRED)
+        names = order if before is None else order[: order.index(before)]
+        return self.pace * sum(
+            seconds for (_, stage), seconds in self.required.items() if stage in names
+        )
+
+    def _settle(self, stage: str, seconds: float) -> None:
+        """Take what was done, or could not be, off what is still required."""
+        key = self.name, stage
+        if key in self.required:
+            self.required[key] = max(self.required[key] - seconds, 0.0)
 
     @contextlib.contextmanager
     def stage(self, name: str, seconds: float | None = None) -> Iterator[None]:
@@ -430,6 +474,7 @@ class Clock:
         """
         expected = self.expected.get(name, 0.0) if seconds is None else seconds
         if self.limited:
+            self._settle(name, expected)
             self._check(name, self.pace * expected)
         begin = time.monotonic()
         try:
@@ -464,11 +509,12 @@ class Clock:
         seconds = count * draws * search_seconds(attack.search, self.costs.units[name])
         if self.attacks.get(place, not any(victim == name for victim, _ in self.attacks)):
             self.attacks[place] = True
-            # what is required of all victims has its time, but for the first attacks of later ones
-            free, required = self.end - time.monotonic(), max(self.required, 0.0)
-            # where not all that is required has its time, each part has its share
-            share = seconds / max(seconds + required, 1e-9)
-            room = max(free - self.pace * required, share * free)
+            self._settle(FIRST, seconds)
+            free, before = self.end - time.monotonic(), self.reserve("certificate")
+            # certificates, which a few draws more would not give, make room for steps
+            room = free - before
+            if room < self.pace * seconds:
+                room = max(room, free * seconds / max(seconds + before / self.pace, 1e-9))
             attack = _shortened(attack, room / max(self.pace * seconds, 1e-9), note)
             with self._watched(room, note):
                 yield attack
@@ -488,17 +534,23 @@ class Clock:
             note(f"stopped after {deadline.fewest} steps, for want of time")
 
     def _check(self, name: str, wanted: float) -> None:
+        """Raise unless there is time for a stage, beside what goes before it."""
         now = time.monotonic()
-        others = self.pace * sum(self.expected[one] for one in self.ahead if one != name)
-        if name in (*REQUIRED, "probe diagnosis"):
-            if now + wanted <= self.last:
+        if name in REQUIRED:
+            limit = self.last - self.reserve(name)
+        elif name == "probe diagnosis":
+            limit = self.last
+        else:
+            others = self.pace * sum(self.expected[one] for one in self.ahead if one != name)
+            limit = min(self.deadline - others, self.end - self.reserve())
+            if wanted <= _TRIFLE * (self.end - now):
                 return
-        elif now + wanted + others <= self.deadline or wanted <= _TRIFLE * (self.end - now):
+        if now + wanted <= limit:
             return
-        room = max(self.deadline - now - (0.0 if name in REQUIRED else others), 0.0)
         raise UnsupportedError(
-            f"no time for it: it takes about {duration(wanted)}, and {duration(room)} of the "
-            f"{self.minutes:g} minutes are free; give more minutes"
+            f"no time for it: it takes about {duration(wanted)}, and "
+            f"{duration(max(limit - now, 0.0))} of the {self.minutes:g} minutes are free; "
+            "give more minutes"
         )
 
 

@@ -38,6 +38,7 @@ _PARTS: dict[str, dict[str, type]] = {
     "checks": {"probes": dict, "random": bool, "left_out": list},
     "effects": {"damage": list},
 }
+_ORDER = ("attacks", "effects", "measures", "checks")  # where minutes are counted
 _INPUTS, _UNSEEN, _CONSTANT, _LABELS, _SPEC = (
     *("inputs.npy", "unseen.npy", "constant.npy", "labels.npy"),
     "job.json",
@@ -86,15 +87,15 @@ class AuditJob:
             first = stages["attacks"][0].key
             tasks += stages["attacks"]
             checks = _task(name, "checks", *ranges[0], (first,), 1)
-            # early: it is long, reads the first range only, and would else run alone at the end;
-            # where minutes are counted, what is measured goes first
-            is_late = auditor.clock.limited
-            tasks += [*stages["measures"], checks] if is_late else [checks, *stages["measures"]]
+            # early: it is long, reads the first range only, and would else run alone at the end
+            tasks += [checks, *stages["measures"]]
             if not is_defended(victim):
                 undefended.add(id(victim.vae))
             elif id(victim.vae) not in undefended:
                 undefended.add(id(victim.vae))
                 tasks += [_task(name, "effects", begin, end, (), 1) for begin, end in ranges]
+        if auditor.clock.limited:  # every victim has its first attack before any is measured
+            tasks.sort(key=lambda task: _ORDER.index(task.fields["stage"]))
         return tasks
 
     def compute(self, task: Task, parts: Mapping[str, Part], state: State, say: Words) -> Part:

@@ -175,7 +175,7 @@ def audit(
                 facts = facts.model_copy(update={"shortened": True})
     inputs = choose(images, stages, constants, seed)
     if costs is not None:
-        tell_cost(run.announce, costs.words(stages), costs.seconds(stages))
+        tell_cost(run.announce, costs.words(stages, budget), costs.seconds(stages))
     executor = registry.build("executor", run.executor)
     head = header(by_name, images, inputs, stages, facts, run, executor.threads)
     head["seed"] = seed
