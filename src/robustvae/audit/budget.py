@@ -164,7 +164,7 @@ def stage_seconds(
     margins = plan.margins
     probe_steps = min(20, getattr(search, "steps", 20)) * min(2, getattr(search, "restarts", 2))
     rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)
-    products = rows if is_small(victim.vae, x) else 2 * plan.products
+    products = rows if is_small(victim.vae, x) else plan.products
     others = {spec["name"]: _OTHER_PASSES * count * unit.forward for spec in plan.measures}
     return others | {
         "attacks": attacks,

@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustvae.models.base import VAE
+from robustvae.seeding import generator, randn
+
+SCALES = (1.0, 10.0, 100.0)  # of probes far from the data, where bounded outputs show their bounds
+
 
 def random_states() -> tuple[Tensor, Any, Any]:
     """States of the global generators of torch, numpy and Python."""
@@ -46,3 +51,20 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
 def line(error: Exception) -> str:
     """The message of an error in one line."""
     return " ".join(str(error).split())[:240]
+
+
+def type_of(vae: VAE) -> str:
+    """The floating type of a model's first parameter, as a word."""
+    first = next((p.dtype for p in vae.parameters() if p.is_floating_point()), vae.dtype)
+    return str(first).removeprefix("torch.")
+
+
+def probed(vae: VAE, x: Tensor, probes: int) -> Tensor | None:
+    """Decoded codes of sizes from 1 to 100, or None where they cannot be decoded."""
+    z = randn(probes, vae.latent, like=x, generator=generator(0, x.device))
+    scales = torch.tensor(SCALES, dtype=z.dtype, device=z.device).repeat(probes)[:probes, None]
+    try:
+        outputs = vae.decode(scales * z).mean
+    except Exception:  # codes of such a size may be refused
+        return None
+    return outputs if bool(outputs.isfinite().all()) else None

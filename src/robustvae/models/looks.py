@@ -15,7 +15,17 @@ from torch import Tensor
 from robustvae.errors import RobustVAEError
 from robustvae.models.adapters.trial import quiet
 from robustvae.models.base import VAE, frozen
-from robustvae.models.comparisons import close, equal_states, gap, identical, line, random_states
+from robustvae.models.comparisons import (
+    SCALES,
+    close,
+    equal_states,
+    gap,
+    identical,
+    line,
+    probed,
+    random_states,
+    type_of,
+)
 from robustvae.models.gradients import check_gradient
 from robustvae.models.items import Item
 from robustvae.models.likelihoods import Bernoulli, Gaussian, PointMass
@@ -29,7 +39,6 @@ USEFUL = 0.7  # and do better than the best constant, or an untrained model woul
 PROBES, LEAST_PROBES = 64, 6  # inputs or codes far from the data
 WHOLE = 4.0  # seconds of a call beyond which the clock of the CPU counts
 SLOW = 0.05  # seconds an input from which other types, slow on CPUs, are not tried
-SCALES = (1.0, 10.0, 100.0)  # of probes far from the data, where bounded outputs show their bounds
 FAR = 10.0  # residuals this many times the stated spread
 
 
@@ -293,12 +302,11 @@ def _batch(subject: Subject) -> Iterator[Item]:
         try:
             alone = subject.output(x[:1])
         except Exception as error:  # a stranger's code may raise anything
-            yield Item(
-                "batch_independent",
-                False,
-                f"{len(x)} inputs run and one alone raises {type(error).__name__}: {line(error)}",
-                "let one input run: stored statistics instead of the batch's own, no squeeze()",
+            words = (
+                f"{len(x)} inputs run and one alone raises {type(error).__name__}: {line(error)}"
             )
+            remedy = "let one input run: stored statistics instead of the batch's own, no squeeze()"
+            yield Item("batch_independent", False, words, remedy)
             return
         reverse = subject.output(x.flip(0)).flip(0)
     for name, pair, words in (
@@ -385,22 +393,11 @@ def _is_tanh(vae: VAE, x: Tensor, probes: int) -> bool:
     """Whether outputs fill [-1, 1] and never leave it, however large the codes."""
     if vae.output_only:
         return False
-    outputs = _probed(vae, x, probes)
+    outputs = probed(vae, x, probes)
     if outputs is None:
         return False
     low, high = float(outputs.min()), float(outputs.max())
     return -1.001 <= low <= -0.5 and 0.5 <= high <= 1.001
-
-
-def _probed(vae: VAE, x: Tensor, probes: int) -> Tensor | None:
-    """Decoded codes of sizes from 1 to 100, or None where they cannot be decoded."""
-    z = randn(probes, vae.latent, like=x, generator=generator(0, x.device))
-    scales = torch.tensor(SCALES, dtype=z.dtype, device=z.device).repeat(probes)[:probes, None]
-    try:
-        outputs = vae.decode(scales * z).mean
-    except Exception:  # codes of such a size may be refused
-        return None
-    return outputs if bool(outputs.isfinite().all()) else None
 
 
 def _spread(subject: Subject) -> Iterator[Item]:
@@ -454,7 +451,7 @@ def _kind(subject: Subject) -> Iterator[Item]:
     with torch.no_grad(), quiet(vae):
         likelihood = vae.decode(vae.encode(x).mean)
         outputs = likelihood.mean
-        code = None if vae.output_only else _probed(vae, x, subject.probes)
+        code = None if vae.output_only else probed(vae, x, subject.probes)
     if outputs.shape != x.shape:
         yield Item(name, None, "the output has another shape than the input")
         return
@@ -531,19 +528,13 @@ def _finite(subject: Subject) -> Iterator[Item]:
     yield Item(
         "finite_outputs",
         not faults,
-        f"all outputs are finite in {_type_of(subject.vae)}"
+        f"all outputs are finite in {type_of(subject.vae)}"
         if not faults
-        else f"outputs hold a NaN or an infinity in {_type_of(subject.vae)} for "
-        f"{', '.join(faults)}",
+        else f"outputs hold a NaN or an infinity in {type_of(subject.vae)} for {', '.join(faults)}",
         ""
         if not faults
         else "run the model in float32 (model.float()), or look for log(0), 0/0 and exp overflow",
     )
-
-
-def _type_of(vae: VAE) -> str:
-    first = next((p.dtype for p in vae.parameters() if p.is_floating_point()), vae.dtype)
-    return str(first).removeprefix("torch.")
 
 
 def _halves(subject: Subject) -> Iterator[Item]:
@@ -554,7 +545,7 @@ def _halves(subject: Subject) -> Iterator[Item]:
     if (
         subject.seconds > SLOW * len(subject.x)
         or vae.dtype == torch.float64
-        or _type_of(vae) in ("float16", "bfloat16")
+        or type_of(vae) in ("float16", "bfloat16")
     ):
         return
     for dtype in (torch.float16, torch.bfloat16):

@@ -275,8 +275,8 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
         output = Bernoulli(output.logits)
     if is_choice(output):
         raise UnsupportedError(
-            f"{name} must return a distribution over numbers, got {type(output).__name__}: its "
-            "mean is no code; give output_only=True, or the logits as codes with mean="
+            f"{name} must return a distribution over numbers, got {type(output).__name__}, "
+            "whose mean is never chosen: give output_only=True, or the logits with mean="
         )
     if isinstance(output, tuple | list):
         raise DtypeError(

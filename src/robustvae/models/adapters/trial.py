@@ -260,7 +260,7 @@ class Trial:
     ) -> bool:
         """Whether a part that repeats may be a mean: what is drawn beside it lies about it.
 
-        What stands beside a draw may be its log-variance, which is no code at all.
+        What stands beside a draw may be its log-variance, which no decoder reads.
         """
         beside = [draw for draw in draws if parts[draw].shape == parts[place].shape]
         if not beside:
