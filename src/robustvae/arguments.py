@@ -149,6 +149,18 @@ def shown(value: object) -> str:
         return type(value).__name__
 
 
+def wanted_instead(value: Any, annotation: Any) -> str | None:
+    """What an annotation wants, in words, where a value is something else; None where it fits.
+
+    Examples:
+        >>> from robustvae.arguments import wanted_instead
+        >>> wanted_instead("abc", int), wanted_instead(3, int)
+        ('a whole number', None)
+    """
+    rule = _rule(annotation)
+    return None if rule is None or rule[0](value) else rule[1]
+
+
 def _refusal(function: Any, name: str, value: Any, wanted: str) -> RobustVAEError:
     is_large = isinstance(value, int) and abs(value) >= 2**63
     kind: type[RobustVAEError] = RangeError if is_large else DtypeError

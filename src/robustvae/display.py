@@ -21,7 +21,9 @@ Result = TypeVar("Result", bound=type)
 _LONGEST = 160  # characters of a line: two lines of a terminal at most
 
 
-def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
+def three_lines(
+    *, floor: tuple[str, ...] = (), show: tuple[str, ...] = ()
+) -> Callable[[Result], Result]:
     """A decorator of a dataclass of results: it prints as a summary of three lines.
 
     For dataclasses made with `repr=False`, and typed records; a `__repr__` of the class's own is
@@ -32,6 +34,7 @@ def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
 
     Args:
         floor: Fields whose numbers are rounded down, since they are guaranteed.
+        show: Properties that are shown beside the fields.
 
     Examples:
         >>> import dataclasses
@@ -49,7 +52,7 @@ def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
 
     def decorate(kind: Result) -> Result:
         def text(result: Any) -> str:
-            return "\n".join(lines(result, floor))
+            return "\n".join(lines(result, floor, show))
 
         def page(result: Any) -> str:
             first, *others = (html.escape(line) for line in repr(result).splitlines())
@@ -63,13 +66,15 @@ def three_lines(*, floor: tuple[str, ...] = ()) -> Callable[[Result], Result]:
     return decorate
 
 
-def lines(result: Any, floor: tuple[str, ...] = ()) -> tuple[str, str, str]:
+def lines(
+    result: Any, floor: tuple[str, ...] = (), show: tuple[str, ...] = ()
+) -> tuple[str, str, str]:
     """The three lines that summarize a result."""
     words: list[str] = []
     numbers: list[str] = []
     larger: list[str] = []
     count: int | None = None
-    for field in _field_names(result):
+    for field in (*_field_names(result), *show):
         value, name = getattr(result, field), field.replace("_", " ")
         shape = tuple(getattr(value, "shape", ()))
         values = _numbers(value)

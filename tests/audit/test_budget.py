@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import robustvae as rv
 from robustvae.audit import Run, read_plan
-from robustvae.audit.budget import REQUIRED, Clock, Costs, UnitCost, fit_to_minutes, reduced
+from robustvae.audit.budget import (
+    REQUIRED,
+    Clock,
+    Costs,
+    UnitCost,
+    fit_to_minutes,
+    reduced,
+    search_seconds,
+)
 from robustvae.audit.threads import fastest_threads, fitting_threads
 from robustvae.errors import UnsupportedError
+from robustvae.perturb import SquareSearch
 from robustvae.perturb.deadline import until
 
 
@@ -34,6 +44,14 @@ def test_cost_grows_with_the_plan(costs):
     assert 1e9 < costs.memory(small) <= costs.memory(large)
     words = costs.words(small)
     assert "40 inputs" in words and "GB of memory" in words and "about" in words
+
+
+def test_blind_searches_cost_outputs_alone():
+    """Whoever wrote them: a search says that it reads no gradients."""
+    unit = UnitCost(forward=1.0, gradient=10.0, memory=0.0)
+    stranger = SimpleNamespace(steps=9, reads_gradients=False)
+    assert search_seconds(stranger, unit) == search_seconds(SquareSearch(steps=9), unit) == 10
+    assert search_seconds(rv.ProjectedAscent(steps=9, restarts=1), unit) == 100
 
 
 @pytest.mark.parametrize("minutes", [2.0, 10.0, 60.0, 600.0])

@@ -58,10 +58,28 @@ def test_equal_specs_have_equal_ids():
     assert one.attacks[0].id == other.attacks[0].id
 
 
-@pytest.mark.parametrize("search", ["square-search:steps=7", "lbfgs", "one-shot:count=2"])
-def test_text_reads_back(search):
-    spec = normalized("search", search)
-    assert normalized("search", text(spec)) == spec
+@pytest.mark.parametrize(
+    ("family", "written"),
+    [
+        ("search", "square-search:steps=7"),
+        ("search", "lbfgs"),
+        ("search", "through:search=(one-shot:count=2,steps=3),gradient=straight-through"),
+        ("defense", "input-noise:stddev=0.123456789,defense=(robust-posterior:norm=l2,radius=0.1)"),
+        ("defense", "refined:refine=(median:size=5),defense=(hmc:steps=3,n_leapfrog=2)"),
+        ("defense", "hmc:ball=(norm=l2,radius=1)"),
+        ("goal", "weighted-sum:goals=[maximum-damage,(latent-shift:draws=2)],weights=[1,0.5]"),
+        ("logger", "jsonl:path='a, (b).jsonl'"),
+    ],
+)
+def test_text_reads_back(family, written):
+    spec = normalized(family, written)
+    assert normalized(family, text(spec)) == spec
+    assert registry.build(family, text(spec)) == registry.build(family, written)
+
+
+def test_nested_members_show_what_differs():
+    spec = normalized("defense", "refined:refine=median,defense=(hmc:steps=3)")
+    assert text(spec) == "refined:refine=median,defense=(hmc:steps=3)"
 
 
 def test_any_member_may_be_named():

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
+
 import pytest
 import torch
-from scipy.stats import ncx2
 
 import robustvae as rv
 from robustvae import registry
-from robustvae.models import create
-from robustvae.testing import members_of
+from robustvae.certificates.methods.base import Finding
+from robustvae.testing import ContractError, check_method, exact_margin, members_of
 
-R, M, SPREAD, NOISE = 1.2, 0.6, 0.1, 0.1
-
+# how each is asked; what proves nothing on orthonormal maps says so
 CASES = {
-    "barrett": ("barrett", "paired"),
-    "envelope": ("envelope", "centered"),
-    "first_order": ("first_order", "centered"),
-    "generalized": ("generalized", "centered"),
-    "neyman_pearson": ("neyman_pearson", "paired"),
-    "noncentral": ("noncentral", "paired"),
-    "sampled_reach": ("sampled_reach:draws=400,steps=5", "paired"),
-    "smoothing": ("smoothing:draws=2000", "paired"),
-    "tangent": ("tangent", "centered"),
-    "trace_markov": ("trace_markov", "centered"),
+    "barrett": ("barrett", {"displacement": "paired", "proves": False}),
+    "envelope": ("envelope", {"proves": False}),  # the decoder ends in no sigmoid
+    "first_order": ("first_order", {}),
+    "generalized": ("generalized", {}),
+    "neyman_pearson": ("neyman_pearson", {"displacement": "paired"}),
+    "noncentral": ("noncentral", {"displacement": "paired"}),
+    "sampled_reach": ("sampled_reach:draws=400,steps=5", {"displacement": "paired"}),
+    "smoothing": ("smoothing:draws=2000", {"displacement": "paired", "noise": 0.1}),
+    "tangent": ("tangent", {"proves": False}),
+    "trace_markov": ("trace_markov", {}),
 }
-
-
-def linear():
-    """Maps of orthonormal rows: latents move by 1.5 times the change, outputs by twice that."""
-    settings = {"encoder_lipschitz": 1.5, "decoder_lipschitz": 2.0, "stddev": SPREAD}
-    vae = create(
-        "lipschitz-vae",
-        image_shape=(1, 4, 4),
-        latent=4,
-        hidden=[],
-        likelihood="gaussian",
-        **settings,
-    )
-    return vae.double()
-
-
-def exact_margin(variance):
-    """The largest change at which a Gaussian of that variance keeps its mass in the ball."""
-    sizes = np.linspace(1e-6, 1, 20_001)
-    inside = ncx2.cdf((R / 2) ** 2 / variance, 4, (1.5 * sizes) ** 2 / variance)
-    return sizes[(inside > M).nonzero()[0][-1] + 1]  # where it no longer does
 
 
 def test_every_method_has_evidence():
@@ -54,29 +32,45 @@ def test_every_method_has_evidence():
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_method_is_below_the_exact_margin(name, generator):
-    spec, displacement = CASES[name]
-    method = registry.build("certificate-method", spec)
-    assert method.kind in ("deterministic", "probabilistic", "first_order")
-    assert set(method.norms) <= {"l2", "linf"} and "l2" in method.norms
-    draws = 2 if displacement == "paired" else 1
-    variance = SPREAD**2
-    vae, x = linear(), torch.rand(2, 1, 4, 4, generator=generator)
-    victim = rv.Victim(vae)
-    if name == "smoothing":
-        variance += (1.5 * NOISE) ** 2
-        victim = rv.Victim(vae, rv.InputNoise(NOISE))
-    certificate = rv.certify(
-        victim, x, R, M, displacement, methods=[spec], generator=rv.generator(0)
-    )
-    assert certificate.kind == method.kind
-    if name in ("envelope", "tangent"):  # of a decoder that ends in no sigmoid they say nothing
-        assert certificate.status == ("abstain",) * 2
-        return
-    if name != "barrett":  # the baseline proves nothing here
-        assert (certificate.radius > 0).all(), certificate.assumptions
-    if method.kind != "first_order":
-        assert (certificate.radius <= exact_margin(draws * variance)).all()
+def test_method_keeps_its_contract(name):
+    spec, options = CASES[name]
+    check_method(registry.build("certificate-method", spec), **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A method that says the same radius of every input."""
+
+    radius: float = 0.1
+    kind: str = "deterministic"
+    norms: tuple[str, ...] = ("l2",)
+    by_place: bool = False
+
+    def __call__(self, task):
+        radii = torch.full((len(task.x),), self.radius, dtype=torch.float64)
+        if self.by_place:
+            radii = radii / torch.arange(1, len(task.x) + 1)
+        return Finding({"constant": radii}, ("nothing",))
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (Constant(1.001 * exact_margin(1.2, 0.6, "centered")), "where the exact margin is"),
+        (Constant(float("inf")), "negative or not finite"),
+        (Constant(0.0), "proves nothing"),
+        (Constant(by_place=True), "depend on the other rows"),
+        (Constant(kind="certain"), "not one of"),
+        (Constant(norms=("l1",)), "not in l2 or linf"),
+    ],
+)
+def test_broken_method_is_named(method, sentence):
+    with pytest.raises(ContractError, match=sentence):
+        check_method(method)
+
+
+def test_sound_constant_passes():
+    check_method(Constant(0.999 * exact_margin(1.2, 0.6, "centered")))
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -90,6 +84,6 @@ def test_method_abstains_outside_its_scope(name, generator):
     )
     x = torch.rand(1, 1, 4, 4, generator=generator)
     certificate = rv.certify(
-        vae, x, R, M, "full", methods=[CASES[name][0]], generator=rv.generator(0)
+        vae, x, 1.2, 0.6, "full", methods=[CASES[name][0]], generator=rv.generator(0)
     )
     assert certificate.status == ("abstain",) and "not covered" in " ".join(certificate.assumptions)

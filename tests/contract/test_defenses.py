@@ -47,9 +47,21 @@ def _learning(vae, x, *, generator):
     return rv.PosteriorMean()(vae, x, generator=generator)
 
 
+def _priced(vae, x, *, generator):
+    return rv.PosteriorMean()(vae, x, generator=generator)
+
+
+_priced.cost = 1
+
+
 @pytest.mark.parametrize(
     ("defense", "says"),
-    [(_detached, "no gradient"), (_crowded, "other rows"), (_learning, "weights")],
+    [
+        (_detached, "no gradient"),
+        (_crowded, "other rows"),
+        (_learning, "weights"),
+        (_priced, "not a Cost"),
+    ],
 )
 def test_broken_defenses_are_named(defense, says):
     with pytest.raises(ContractError, match=says):

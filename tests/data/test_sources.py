@@ -351,3 +351,18 @@ def test_the_counts_are_not_patched() -> None:
     """The fixture of the contract above lends CIFAR-10 other counts."""
     assert cifar10.EACH == {"train": (5000, 1800), "test": (1000,)}
     assert folder.TEST_EVERY == 10
+
+
+def test_arrays_stand_for_tensors():
+    """In memory is in memory: floats, bytes with the channels last, labels, other spaces."""
+    x = np.linspace(0, 1, 4 * 64, dtype=np.float32).reshape(4, 1, 8, 8)
+    images = rv.data.from_tensor(x, np.arange(4), split="train")
+    assert torch.equal(images.x, torch.from_numpy(x)) and images.y.tolist() == [0, 1, 2, 3]
+    assert rv.data.from_tensor(torch.from_numpy(x), np.arange(4)).y.tolist() == [0, 1, 2, 3]
+    assert rv.data.from_tensor(np.zeros((4, 8, 8, 3), np.uint8)).image_shape == (3, 8, 8)
+    signals = rv.data.from_tensor(
+        x.reshape(4, 2, 32), space=rv.data.InputSpace((2, 32)), split="train"
+    )
+    assert signals.image_shape == (2, 1, 32) and signals.split == images.split == "train"
+    with pytest.raises(errors.DataError, match="no labels"):
+        rv.data.from_tensor(x, np.arange(3))

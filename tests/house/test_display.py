@@ -25,8 +25,13 @@ def results():
     attack = rv.Attack(rv.MaximumDamage(), search, rv.Ball("l2", 0.5))
     result = attack(rv.Victim(vae), x, generator=g)
     ask = {"r": 1.0, "displacement": "centered", "generator": g}
+    images = rv.data.from_tensor(x.float(), name="noise")
+    suite = rv.AttackSuite("smoke", balls=(rv.Ball("l2", 0.5),))
     return {
         "attack": result,
+        "evaluation": rv.evaluate(rv.load("digits-vae"), images, seed=0, draws=4),
+        "geometry": rv.pullback(vae, x),
+        "suite": suite(rv.Victim(vae), x, generator=g),
         "chain": hmc(lambda z: -z.square().sum(1), torch.zeros(5, 2), steps=9, generator=g),
         "certificate": rv.certify(vae, x, m=0.5, **ask),
         "probability": rv.robustness_probability(
@@ -35,13 +40,23 @@ def results():
     }
 
 
-@pytest.mark.parametrize("name", ["attack", "chain", "certificate", "probability"])
+@pytest.mark.parametrize(
+    "name",
+    ["attack", "chain", "certificate", "evaluation", "geometry", "probability", "suite"],
+)
 def test_results_print_three_lines(results, name):
     text, page = repr(results[name]), results[name]._repr_html_()
     assert len(text.splitlines()) == 3 or name == "certificate"  # which may name what to do next
     assert len(text) < 800 and "tensor" not in text
     assert "5" in text.splitlines()[0]
     assert page.startswith("<") and "<script" not in page
+    assert "no number" not in text, "a summary without a number says nothing"
+
+
+def test_victim_prints_one_line():
+    victim = rv.Victim(rv.load("digits-vae"), rv.InputNoise(0.25))
+    assert repr(victim).startswith("Victim(GaussianVAE, InputNoise(stddev=0.25")
+    assert "\n" not in repr(victim)
 
 
 @three_lines(floor=("radius",))

@@ -33,7 +33,11 @@ _CHUNK = 250
 @family_base("search")
 @runtime_checkable
 class Search(Protocol):
-    """How an attacker looks: any way to raise a score within a ball."""
+    """How an attacker looks: any way to raise a score within a ball.
+
+    A search may say of itself `reads_gradients = False`: it asks for none, so that it costs less.
+    Its numbers of `steps` and `restarts`, where it has them, say how many scores it takes.
+    """
 
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator

@@ -148,6 +148,20 @@ class SuiteResult:
     suite: str
     rows: tuple[SuiteRow, ...]
 
+    def __repr__(self) -> str:
+        worst = [row for row in self.rows if row.name == WORST]
+        attacks = {row.name for row in self.rows if row.attack and row.name != WORST}
+        damages = "; ".join(
+            f"{row.ball.norm} {row.ball.radius:g}: {float(row.damage.mean()):.4g}" for row in worst
+        )
+        blind = sum(status != "ok" for row in self.rows if row.attack for status in row.status)
+        count = len(worst[0].damage) if worst else 0
+        return (
+            f"SuiteResult of {count} inputs: {self.suite}, {len(attacks)} attacks\n"
+            f"mean damage by the worst attack of each ball: {damages or 'none'}\n"
+            f"also: rows ({len(self.rows)}); {blind} attacks on an input inconclusive; see table()"
+        )
+
     def worst(self, ball: Ball, by: str = "damage") -> SuiteRow:
         """The pointwise worst case over all attacks in one of the suite's balls.
 

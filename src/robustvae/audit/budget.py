@@ -20,7 +20,7 @@ from robustvae.data import Images
 from robustvae.defenses import Victim, is_random
 from robustvae.errors import UnsupportedError
 from robustvae.geometry import is_small
-from robustvae.perturb import Ball, ProjectedAscent, RandomSearch, SquareSearch
+from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.perturb.ascent import rows_that_fit
 from robustvae.perturb.deadline import until
 from robustvae.seeding import generator
@@ -45,7 +45,6 @@ _LAST_MARGINS = 0.04  # and below which no margins are looked for
 
 Note = Callable[[str], None]
 _LEAST_STEPS = 3
-BLIND = (RandomSearch, SquareSearch)  # searches that ask for no gradient
 REQUIRED = ("perturbation", "damage", "usefulness", "geometry", "certificate")
 """Measures that are made first and are left out last where minutes are counted, in their order."""
 FIRST = "first attack"
@@ -120,7 +119,8 @@ def search_seconds(search: Any, unit: UnitCost) -> float:
     steps = getattr(search, "steps", 50) * getattr(search, "restarts", 1)
     if hasattr(search, "directions"):  # slopes by differences
         return float(2 * steps * search.directions * unit.forward)
-    return float((steps + 1) * (unit.forward if isinstance(search, BLIND) else unit.gradient))
+    reads_gradients = getattr(search, "reads_gradients", True)
+    return float((steps + 1) * (unit.gradient if reads_gradients else unit.forward))
 
 
 def attack_seconds(attack: AttackPlan, unit: UnitCost, victim: Victim) -> float:

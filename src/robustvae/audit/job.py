@@ -241,6 +241,7 @@ class AuditJob:
             "seed": auditor.seed,
             "key": self.key,
         }
+        spec["modules"] = _modules([spec["victims"], spec["plan"]])
         files[_SPEC] = json.dumps(spec).encode()
         return Bundle("robustvae.audit.job:open_bundle", files)
 
@@ -259,6 +260,21 @@ class AuditJob:
                 "how with Run(source='FILE.py:FACTORY'), or use the executor serial"
             )
         return {"source": self.source, "sha256": digest}
+
+
+def _modules(specs: list[Any]) -> list[str]:
+    """The modules that workers import for the members that these specs name.
+
+    Raises:
+        UnsupportedError: A member that the script itself registers, which is no module elsewhere.
+    """
+    modules = registry.modules_of(specs)
+    if "__main__" in modules:
+        raise UnsupportedError(
+            "workers cannot import what this script registers: put goals, defenses and other "
+            "members into a module beside it and import that, or use the executor serial"
+        )
+    return sorted(modules)
 
 
 @final
@@ -293,6 +309,8 @@ def open_bundle(folder: Path) -> AuditJob:
     from robustvae import zoo
 
     spec = json.loads((folder / _SPEC).read_text(encoding="utf-8"))
+    for module in spec["modules"]:  # whose decorators register what the plan names
+        importlib.import_module(module)
     models = []
     for entry in spec["models"]:
         place = entry.get("folder")

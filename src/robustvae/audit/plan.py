@@ -46,8 +46,21 @@ def normalized(family: str, spec: Any) -> dict[str, Any]:
             for field in dataclasses.fields(member)
             if field.name in total and _is_default(field, getattr(member, field.name))
         }
-    different = {key: value for key, value in total.items() if plain.get(key, _NO) != value}
+    different = {
+        key: _short(getattr(member, key, value), value)
+        for key, value in total.items()
+        if plain.get(key, _NO) != value
+    }
     return {"name": total["name"], **different}
+
+
+def _short(value: Any, spec: Any) -> Any:
+    """A field's spec; members within it without the fields that are their defaults."""
+    if isinstance(value, tuple | list):
+        return [_short(part, spec) for part, spec in zip(value, spec, strict=True)]
+    family = registry.family_of(type(value))
+    is_spec = isinstance(spec, Mapping) and "name" in spec
+    return normalized(family, value) if family and is_spec else spec
 
 
 _NO = object()
@@ -66,18 +79,33 @@ def text(spec: Any) -> str:
         >>> from robustvae.audit.plan import text
         >>> text({"name": "projected-ascent", "steps": 30})
         'projected-ascent:steps=30'
+        >>> text({"name": "through", "search": {"name": "lbfgs", "steps": 9}})
+        'through:search=(lbfgs:steps=9)'
     """
     if isinstance(spec, Mapping) and "name" in spec:
-        fields = ",".join(f"{key}={text(spec[key])}" for key in spec if key != "name")
-        inner = spec["name"] + (f":{fields}" if fields else "")
-        return f"({inner})" if fields and any(sign in fields for sign in "()") else inner
-    if isinstance(spec, Mapping):
-        return "(" + ",".join(f"{key}={text(value)}" for key, value in spec.items()) + ")"
-    if isinstance(spec, list | tuple):
-        return "[" + ",".join(map(text, spec)) + "]"
-    if isinstance(spec, bool) or spec is None:
-        return str(spec).lower()
-    return f"{spec:g}" if isinstance(spec, float) else str(spec)
+        fields = ",".join(f"{key}={_value_text(spec[key])}" for key in spec if key != "name")
+        return str(spec["name"]) + (f":{fields}" if fields else "")
+    return _value_text(spec)
+
+
+def _value_text(value: Any) -> str:
+    """A field's value in the command line's form: what has fields of its own in parentheses."""
+    if isinstance(value, Mapping) and "name" in value:
+        return f"({text(value)})" if len(value) > 1 else str(value["name"])
+    if isinstance(value, Mapping):
+        return "(" + ",".join(f"{key}={_value_text(part)}" for key, part in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_value_text, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return value if isinstance(value, str) and registry.is_word(value) else repr(value)
+
+
+def _spec_text(spec: Any) -> Any:
+    return text(spec) if isinstance(spec, Mapping) else spec
 
 
 def _spec(family: str) -> Any:
@@ -172,7 +200,9 @@ class Plan(BaseModel):
     norm: Literal["l2", "linf"] | None = None
     displacement: Literal["centered", "full", "paired"] | None = None
     center: Literal["mean", "own"] | None = None
-    suite: str | None = Field(default=None, description="a registered suite, beside the attacks")
+    suite: Annotated[str | None, BeforeValidator(_spec_text)] = Field(
+        default=None, description="a suite's spec; its attacks stand beside the plan's own"
+    )
     attacks: tuple[AttackPlan, ...] = Field(min_length=1)
     defenses: tuple[_spec("defense"), ...] = ()  # type: ignore[valid-type]
     gradient_free: int = Field(
@@ -210,7 +240,7 @@ class Plan(BaseModel):
         if not isinstance(content, Mapping) or content.get("suite") is None:
             return content
         try:
-            attacks = attacks_of(str(content["suite"]))
+            attacks = attacks_of(content["suite"])
         except RobustVAEError as error:
             raise ValueError(str(error)) from None
         local = [AttackPlan.model_validate(attack) for attack in content.get("attacks", ())]
@@ -231,8 +261,11 @@ class Plan(BaseModel):
         return list(dict.fromkeys(attack.ball for attack in self.attacks))
 
 
-def attacks_of(suite: str) -> list[AttackPlan]:
-    """The attacks of a registered suite, in each of its balls.
+def attacks_of(suite: Any) -> list[AttackPlan]:
+    """The attacks of a suite, in each of its balls.
+
+    Args:
+        suite: Its spec.
 
     Examples:
         >>> from robustvae.audit.plan import attacks_of

@@ -31,8 +31,8 @@ DEPTHS = {torch.uint8: 255.0, torch.bool: 1.0}
 
 @checked(formula=True)
 def from_tensor(
-    x: Tensor,
-    y: Tensor | None = None,
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | None = None,
     *,
     space: InputSpace | None = None,
     name: str = "tensor",
@@ -42,14 +42,15 @@ def from_tensor(
 
     Args:
         x: (N, C, H, W) or (N, H, W): in [0, 1], or bytes. With a `space`, inputs of its shape in
-            [0, 1] or in its unit. Round-off beyond the range is clamped.
+            [0, 1] or in its unit. Round-off beyond the range is clamped. An array is read as
+            `as_images` reads it, which also takes data sets, loaders and folders.
         y: Labels, whole numbers, (N,); zeros where there are none.
         space: What the model reads, for inputs other than images in [0, 1].
         name: Name of the set.
         split: Of the set.
 
     Raises:
-        DtypeError: No tensor, or a type that has no range.
+        DtypeError: Neither a tensor nor an array, or a type that has no range.
         ShapeError: No images, or labels of another number.
         NonFiniteError: A NaN or an infinity.
         RangeError: Values outside the range.
@@ -60,6 +61,10 @@ def from_tensor(
         >>> images.shape, images.y.tolist()
         ((5, 1, 8, 8), [0, 0, 0, 0, 0])
     """
+    if isinstance(x, np.ndarray):
+        return _from_array(x, y, space, name, split)
+    if isinstance(y, np.ndarray):
+        y = labels_of(y, len(x), name)
     check_type(x, "x", Tensor)
     x = x.detach()
     values = _in_unit(x) if space is None else space.to_images(x)
@@ -155,9 +160,8 @@ def _from_array(
         values = y.numpy() if isinstance(y, Tensor) else np.asarray(y)
         labels = labels_of(values, len(array), name)
     if space is not None:
-        return from_tensor(
-            torch.from_numpy(np.ascontiguousarray(array)), labels, space=space, name=name
-        )
+        x = torch.from_numpy(np.ascontiguousarray(array))
+        return from_tensor(x, labels, space=space, name=name, split=split)
     if array.dtype.kind not in "fub":
         raise DtypeError(
             f"an array of images must be of floating type in [0, 1] or bytes, got {array.dtype}"

@@ -19,7 +19,7 @@ from robustvae.registry import build
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Victim:
     """A VAE with its defense and, where there is one, the classifier built on its latents.
 
@@ -62,6 +62,10 @@ class Victim:
         if not (self.classifier is None or callable(self.classifier)):
             kind = type(self.classifier).__name__
             raise DtypeError(f"classifier must be a function or module, got {kind}")
+
+    def __repr__(self) -> str:
+        read = "" if self.classifier is None else ", with a classifier"
+        return f"Victim({type(self.vae).__name__}, {self.defense!r}{read})"
 
     @property
     def draws_own_posterior(self) -> bool:

@@ -26,6 +26,7 @@ from robustvae.errors import (
     check_choice,
     check_count,
     check_type,
+    single_line,
 )
 from robustvae.evaluation.features import frechet_of, train_features
 from robustvae.evaluation.latents import active_units, aggregate_terms, encoded, linear_probe
@@ -48,6 +49,7 @@ SHARD = 100
 """Images whose likelihoods are made, and kept, together."""
 
 SCALE = "(0..255)^2 a pixel"
+_ABOUT = ("data", "split", "inputs", "seed")  # facts that stand in the first line
 
 
 @final
@@ -116,6 +118,19 @@ class Evaluation:
     absent: dict[str, str] = field(default_factory=dict)
     per_image: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        about = ", ".join(f"{key} {self.facts[key]}" for key in _ABOUT if key in self.facts)
+        values = "; ".join(f"{one.key} {one.shown}" for one in self.measures)
+        reasons = f"not measured: {', '.join(self.absent)}" if self.absent else "all measured"
+        return "\n".join(
+            single_line(line, 240)
+            for line in (
+                f"Evaluation: {len(self.measures)} measures{about and f' of {about}'}",
+                values or "no measures",
+                f"{reasons}; per image: {', '.join(self.per_image) or 'nothing'}",
+            )
+        )
 
     def __getitem__(self, key: str) -> Measure:
         """The measure of that key."""

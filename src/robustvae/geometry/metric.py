@@ -53,7 +53,7 @@ _ROWS_AT_MOST = 512  # backward passes for one input's whole Jacobian
 
 
 @final
-@three_lines()
+@three_lines(show=("spectral_radius",))
 @dataclass(frozen=True, eq=False, repr=False)
 class Geometry:
     """The spectrum of a pullback metric at each input.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class RandomSearch:
 
     steps: int = 100
     chunk: int = 250
+
+    reads_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -108,6 +110,8 @@ class SquareSearch:
     restarts: int = 1
     share: float = 0.3
     chunk: int = 250
+
+    reads_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Validate the fields."""

@@ -7,14 +7,16 @@ from robustvae.registry.members import (
     Entry,
     describe,
     family_base,
+    family_of,
     lookup,
+    modules_of,
     name_of,
     names,
     register,
     target_of,
 )
 from robustvae.registry.specs import build, spec_of
-from robustvae.registry.text import parse
+from robustvae.registry.text import is_word, parse
 
 __all__ = [
     "build",
@@ -22,8 +24,11 @@ __all__ = [
     "Entry",
     "FAMILIES",
     "family_base",
+    "family_of",
     "GROUP",
+    "is_word",
     "lookup",
+    "modules_of",
     "name_of",
     "names",
     "parse",

@@ -19,7 +19,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final
 
@@ -229,8 +229,51 @@ def name_of(family: str, member: Any) -> str | None:
         'lbfgs'
     """
     check_family(family)
-    pairs = _members.items()
-    return next((name for (of, name), kind in pairs if of == family and kind is type(member)), None)
+    kind = type(member)
+    for (of, name), entry in _members.items():
+        if of == family and entry is kind:
+            return name
+    path = target_of(kind)  # its package's entry point may not have been needed so far
+    return next((n for n, point in _entry_points(family).items() if point.value == path), None)
+
+
+def family_of(kind: type) -> str | None:
+    """The family that a class belongs to: as a member of it, as its base, or as a base's heir.
+
+    Examples:
+        >>> from robustvae.perturb import LBFGS
+        >>> from robustvae.registry.members import family_of
+        >>> family_of(LBFGS), family_of(int)
+        ('search', None)
+    """
+    for family, base in BASES.items():
+        # heirs of a protocol are seen by their methods alone, which other families may share
+        is_protocol = getattr(base, "_is_protocol", False)
+        if kind is base or (not is_protocol and issubclass(kind, base)):
+            return family
+    for (family, _), member in _members.items():
+        if member is kind:
+            return family
+    path = target_of(kind)
+    points = _all_entry_points().items()
+    return next((f for f, of in points if any(point.value == path for point in of.values())), None)
+
+
+def modules_of(content: Any) -> set[str]:
+    """Modules whose decorators registered members that a plan names; other processes need them.
+
+    Args:
+        content: The plan or spec as JSON has it: lists and mappings at any depth.
+    """
+    if isinstance(content, Mapping):
+        name = content.get("name")
+        members = [entry for (_, of), entry in _members.items() if of == name]
+        own = {getattr(entry, "__module__", "robustvae") for entry in members}
+        parts = set().union(*map(modules_of, content.values()))
+        return parts | {module for module in own if module.partition(".")[0] != "robustvae"}
+    if isinstance(content, list | tuple):
+        return set().union(*map(modules_of, content))
+    return set()
 
 
 def check_family(family: str) -> None:
@@ -364,7 +407,7 @@ def _loaded(family: str, name: str) -> Any:
 def _imported(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
-        member = importlib.import_module(module)
+        member = _module(module)
         for part in attribute.split("."):
             member = getattr(member, part)
     except RobustVAEError:
@@ -375,6 +418,26 @@ def _imported(path: str) -> Any:
             "a name of this form is package.module:Name"
         ) from error
     return member
+
+
+def _module(name: str) -> Any:
+    """The module of that name, from where Python looks or else from the working folder.
+
+    An installed command does not look there, as `python -m` does. Whoever writes a module's name
+    means the one that lies beside; what is installed goes first, so that nothing is shadowed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        top = name.partition(".")[0]
+        if error.name != top or not (Path(f"{top}.py").is_file() or Path(top).is_dir()):
+            raise
+    sys.path.append(str(Path.cwd()))
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(Path.cwd()))
 
 
 def _entry(family: str, name: str) -> Entry:

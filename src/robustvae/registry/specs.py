@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from robustvae._options import option_hints
-from robustvae.errors import ConfigError, DtypeError, UnsupportedError, unknown
+from robustvae.arguments import wanted_instead
+from robustvae.errors import ConfigError, DtypeError, RobustVAEError, UnsupportedError, unknown
 from robustvae.registry.members import (
     BASES,
     FAMILIES,
     PATH,
+    family_of,
     lookup,
     name_of,
     shortened,
@@ -84,6 +86,14 @@ def spec_of(family: str, member: Any) -> dict[str, Any]:
     return {"name": name, **_fields_of(member, f"the {family} {name!r}")}
 
 
+def _wanted_member(value: Any, hint: Any) -> str | None:
+    """The member that a field wants where a number or a list stands; protocols test no types."""
+    options = _options(hint)
+    families = [family for family, base in BASES.items() if base in options]
+    is_only = bool(families) and len(families) == sum(one is not type(None) for one in options)
+    return f"a {families[0]}" if is_only and isinstance(value, int | float | list) else None
+
+
 def _parameters(member: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     main = {
@@ -116,7 +126,36 @@ def _made(member: Callable[..., Any], fields: Mapping[str, Any], what: str) -> A
         name: _converted(value, hints.get(name, Any), f"{name} of {what}")
         for name, value in fields.items()
     }
-    return member(**arguments)
+    try:
+        result = member(**arguments)
+    except RobustVAEError:
+        raise
+    except Exception as error:
+        _check_types(arguments, hints, what)
+        if getattr(member, "__module__", "").partition(".")[0] == "robustvae":
+            raise
+        raise ConfigError(  # somebody else's code: anything may come out of it
+            f"{what} cannot be made: {type(error).__name__}: {shortened(str(error))}; "
+            "give other fields, or mend its class"
+        ) from error
+    # afterwards: what a member says of its own fields is clearer
+    _check_types(arguments, hints, what)
+    return result
+
+
+_WRITTEN = (str, bool, int, float, list, tuple, dict, type(None))  # what a file can hold
+
+
+def _check_types(arguments: Mapping[str, Any], hints: Mapping[str, Any], what: str) -> None:
+    """Raise where a written value is of another type than the member's own field."""
+    for name, value in arguments.items():
+        is_member = family_of(type(value)) is not None
+        if not (is_member or isinstance(value, _WRITTEN)):
+            continue
+        hint = hints.get(name, Any)
+        wanted = wanted_instead(value, hint) or _wanted_member(value, hint)
+        if wanted is not None:
+            raise DtypeError(f"{name} of {what} must be {wanted}, got {shortened(value)}")
 
 
 def _hints(member: Any) -> dict[str, Any]:
@@ -150,7 +189,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _converted(value: Any, hint: Any, what: str) -> Any:
     """A field's value from the types of JSON: nested specs made, mappings to value objects."""
     options = _options(hint)
-    families = [family for family, base in BASES.items() if base in options]
+    kinds = [option for option in options if isinstance(option, type)]
+    families = [family for family in map(family_of, kinds) if family is not None]
     if isinstance(value, Mapping):
         if families:
             return build(families[0], value)
@@ -160,7 +200,14 @@ def _converted(value: Any, hint: Any, what: str) -> Any:
         return value
     if isinstance(value, str):
         words = any(option is str or get_origin(option) is typing.Literal for option in options)
-        return build(families[0], value) if families and not words else value
+        if families and not words:
+            return build(families[0], value)
+        if float in options and value in ("inf", "-inf", "nan"):  # as JSON writes them
+            return float(value)
+        for option in kinds:
+            if issubclass(option, enum.Enum) and value in {member.value for member in option}:
+                return option(value)
+        return value
     if isinstance(value, list):
         for option in options:
             if get_origin(option) is tuple:

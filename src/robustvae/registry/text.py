@@ -8,6 +8,7 @@ from typing import Any
 from robustvae.errors import ConfigError, DtypeError
 from robustvae.registry.members import NAME, PATH, shortened
 
+_WORD = re.compile(r"[^,()\[\]'\"]+")
 _MOST_NESTED = 20  # far beyond any use; keeps hostile text from exhausting the stack
 
 
@@ -29,6 +30,17 @@ def parse(text: str) -> dict[str, Any]:
     spec = reader.spec()
     reader.end()
     return spec
+
+
+def is_word(text: str) -> bool:
+    """Whether a text stands for itself as a value; any other must be quoted.
+
+    Examples:
+        >>> from robustvae.registry import is_word
+        >>> is_word("linf"), is_word("a, b"), is_word("12")
+        (True, False, False)
+    """
+    return bool(_WORD.fullmatch(text)) and text == text.strip() and _scalar(text) == text
 
 
 class _Reader:

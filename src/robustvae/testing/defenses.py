@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustvae.defenses import Defense, Victim
+from robustvae.defenses import Cost, Defense, Victim
 from robustvae.models import VAE
 from robustvae.seeding import generator, randn
 from robustvae.testing.contracts import close, require, unchanged
@@ -39,6 +39,8 @@ def check_defense(
     x = gray_images(3, vae.image_shape[-1]) if x is None else x
     what = f"the defense {type(defense).__name__}"
     require(isinstance(defense, Defense), f"{what} is not called as (vae, x, *, generator)")
+    price = getattr(defense, "cost", None)  # a mistyped one would pass for unknown
+    require(price is None or isinstance(price, Cost), f"{what} has the cost {price!r}, not a Cost")
     # a victim calls it with frozen weights, as every attack and audit does
     read = Victim(vae, defense).latent
     with unchanged(vae, what):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def trials(
     *,
     count: int,
     generator: torch.Generator,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[Any] | None = None,
     suite: str = "smoke",
 ) -> Trials:
     """Try to refute the certificates of some inputs.

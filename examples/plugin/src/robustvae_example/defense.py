@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustvae import VAE, PosteriorMean
+from robustvae.defenses import Cost
 from robustvae.registry import register
 
 
@@ -23,7 +24,7 @@ class Rounded:
     levels: int = 16
     is_random = False
     reads_encoder_mean = False
-    cost = 1
+    cost = Cost(gradients=0, forwards=1)
 
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images (B, C, H, W)."""

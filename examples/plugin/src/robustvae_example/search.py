@@ -22,6 +22,7 @@ class RandomWalk:
     """
 
     steps: int = 100
+    reads_gradients = False
 
     def __call__(self, score, x: Tensor, ball: Ball, *, generator: torch.Generator) -> SearchResult:
         """Walk around each of `x`, (B, C, H, W)."""
