@@ -93,6 +93,7 @@ def test_outside_text_stays_text():
 # Values that stand in lists, or that code reads: they print as plain dataclasses.
 PLAIN = {
     "CampaignPlan",
+    "Context",
     "Choice",
     "Cost",
     "Finding",

@@ -266,7 +266,7 @@ def _modules(specs: list[Any]) -> list[str]:
     """The modules that workers import for the members that these specs name.
 
     Raises:
-        UnsupportedError: A member that the script itself registers, which is no module elsewhere.
+        UnsupportedError: A member that the script itself registers, which no worker can import.
     """
     modules = registry.modules_of(specs)
     if "__main__" in modules:

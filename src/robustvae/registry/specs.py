@@ -153,9 +153,9 @@ def _check_types(arguments: Mapping[str, Any], hints: Mapping[str, Any], what: s
         if not (is_member or isinstance(value, _WRITTEN)):
             continue
         hint = hints.get(name, Any)
-        wanted = wanted_instead(value, hint) or _wanted_member(value, hint)
-        if wanted is not None:
-            raise DtypeError(f"{name} of {what} must be {wanted}, got {shortened(value)}")
+        words = wanted_instead(value, hint) or _wanted_member(value, hint)
+        if words is not None:
+            raise DtypeError(f"{name} of {what} must be {words}, got {shortened(value)}")
 
 
 def _hints(member: Any) -> dict[str, Any]:

@@ -159,14 +159,14 @@ def check_check(check: Check | str, passing: Case, failing: Case) -> None:
         sentence.endswith(".") and member.meaning.endswith("."),
         f"{what} does not say in a sentence what it asks for, and what a failure means",
     )
-    for case, wanted in ((passing, True), (failing, False)):
+    for case, answer in ((passing, True), (failing, False)):
         before = copy.deepcopy(case)
         outcome = member(case)
         require(isinstance(outcome, Outcome), f"{what} returns no Outcome")
         require(
-            outcome.passed is wanted,
+            outcome.passed is answer,
             f"{what} says {outcome.passed} ({outcome.value}) of evidence that it must "
-            f"{'pass' if wanted else 'fail'}",
+            f"{'pass' if answer else 'fail'}",
         )
         require(bool(outcome.value), f"{what} does not say what it measured")
         require(case == before, f"{what} edits the evidence that it judges")
