@@ -68,7 +68,7 @@ def test_wandb_keeps_numbers_and_report(
     assert b"report.html" in content
 
 
-def test_lightning_trainer_audits_at_the_end_of_epochs(tmp_path: Path) -> None:
+def test_lightning_trainer_audits_after_epochs(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
     class Module(lightning.LightningModule):

@@ -378,7 +378,7 @@ def test_advice_repeats_the_audits_own_options(make_record):
     assert advise(unsound)[0].command == check
 
 
-def test_advice_names_no_defense_that_cannot_be(make_record):
+def test_advice_names_possible_defenses_only(make_record):
     """A search in the posterior asks for a likelihood."""
     record = make_record(8, verdict={"useful": True, "sound": True, "sentences": ["Useful."]})
     facts = record.model.model_copy(update={"likelihood": None})
