@@ -114,7 +114,7 @@ def images(rows=4, dtype=None):
 
 
 @pytest.mark.parametrize("kind", [SkipOptional, ResidualOutput, Flows, Gumbel, Choice])
-def test_what_forward_adds_is_not_left_out(kind):
+def test_what_forward_adds_is_kept(kind):
     vae = rv.wrap(made(kind), **SHAPE)
     assert vae.output_only and "black box" in vae.recognized
 
@@ -164,7 +164,7 @@ class Mixed(Base):
 
 
 @pytest.mark.parametrize("kind", [Pair, Inverse, LossFirst, TwoModels, Mixed])
-def test_parts_that_are_the_model_are_found(kind):
+def test_parts_of_the_model_are_found(kind):
     model = made(kind).float()
     vae, x = rv.wrap(model, **SHAPE), images(dtype=torch.float32)
     mean, log_var = (

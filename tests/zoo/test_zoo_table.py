@@ -119,7 +119,7 @@ def test_kept_audit_stands_in_the_card(place):
     assert "attacked l2 margin (digits-l2-v1)" in robustness("mnist-seatbelt-2")
 
 
-def test_audit_of_no_protocol_is_not_kept():
+def test_audit_without_protocol_is_refused():
     images = rv.data.load("digits", split="test")
     record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
     with pytest.raises(ConfigError, match="audit with --protocol"):
