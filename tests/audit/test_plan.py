@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 import robustvae as rv
 from robustvae import errors, registry
 from robustvae.audit import Plan, read_plan, read_protocol
 from robustvae.audit.plan import normalized, text
 from robustvae.audit.protocol import settle
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize(
@@ -156,3 +161,13 @@ def test_suite_adds_its_attacks():
     assert len(Plan(suite="smoke").attacks) == 6
     with pytest.raises(errors.ConfigError, match="unknown suite"):
         read_plan({"suite": "smok", "attacks": [{"radius": 1}]})
+
+
+def test_example_plans_run():
+    """The plans of the documentation, of which one holds the attacks of the suite `wide`."""
+    digits = rv.data.load("digits", split="test")
+    plan = yaml.safe_load((EXAMPLES / "plan_wide.yaml").read_text())
+    record = rv.audit(rv.load("digits-vae"), digits, plan=plan, question={"r": 0.86})
+    assert not [entry for entry in record.left_out if entry.stage.startswith("attack")]
+    assert len({row["attack"] for row in record.rows if row["role"] == "plan"}) == 5
+    assert read_plan(yaml.safe_load((EXAMPLES / "plan.yaml").read_text())).defenses

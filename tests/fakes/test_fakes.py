@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import robustvae as rv
+from tests.fakes.kinds import LARGE_FAKES, LARGE_HONEST
 from tests.fakes.planted import FAKES, HONEST
 
 PLAN = {
@@ -19,21 +20,58 @@ PLAN = {
     "probes": 4,
     "gradient_free": 150,
     "longer": 1,
-    "without": ["survival", "similarity", "first-order"],
+    # what no check reads
+    "without": [
+        "survival",
+        "similarity",
+        "first-order",
+        "damage-curve",
+        "band-attacked",
+        "resubmission",
+    ],
     "attacks": [
         {"search": {"name": "projected-ascent", "steps": 20, "restarts": 3}, "radius": 1.0}
     ],
 }
 
 # behind a search of many steps every gradient costs as many: less effort, the same checks
-COSTLY = {"posterior_mode", "robust_mode", "robust_mode_l2", "hmc", "posterior_sample"}
+COSTLY = {
+    "posterior_mode",
+    "robust_mode",
+    "robust_mode_l2",
+    "hmc",
+    "hmc_tiny_steps",
+    "posterior_sample",
+    "noise_with_votes",
+    "random_resizing",
+}
 SMALL = {
     **PLAN,
-    "inputs": 6,
-    "probes": 3,
-    "gradient_free": 40,
-    "attacks": [{"search": {"name": "projected-ascent", "steps": 8, "restarts": 2}, "radius": 1.0}],
+    "inputs": 4,
+    "probes": 2,
+    "draws": 30,
+    "gradient_free": 20,
+    "attacks": [{"search": {"name": "projected-ascent", "steps": 6, "restarts": 2}, "radius": 1.0}],
 }
+
+
+# near copies of others, and long searches: judged outside the gate
+SLOW = {
+    "quantizer_8_bit",
+    "quantizer_4_bit",
+    "detached_sampler",
+    "sigma_million",
+    "random_rotation",
+    "random_pixels_dropped",
+    "hmc_tiny_steps",
+    "robust_mode_l2",
+    "noise_with_votes",
+    "random_resizing",
+}
+
+
+def mostly_fast(names):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -51,47 +89,36 @@ def judged(make, vae, images, plan=PLAN):
     return rv.audit(make(vae, x), images, plan=plan, seed=0)
 
 
-@pytest.mark.parametrize("name", FAKES)
+@pytest.mark.parametrize("name", mostly_fast(FAKES))
 def test_fake_is_named(name, digits, honest_vae):
     record = judged(FAKES[name].make, honest_vae, digits)
-    named = [check for check in FAKES[name].caught_by if check in record.verdict.first]
+    named = [check for check in FAKES[name].caught_by if check in record.verdict.failed]
     assert named, record.verdict.first
-    assert not record.verdict.passed or record.verdict.failed
+    assert named[0] in record.verdict.first and not record.verdict.passed
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name == "robust_mode_l2" else name
-        for name in HONEST
-    ],
-)
+@pytest.mark.parametrize("name", mostly_fast(HONEST))
 def test_honest_victim_is_not_accused(name, digits, honest_vae):
     record = judged(HONEST[name], honest_vae, digits, SMALL if name in COSTLY else PLAN)
     assert not record.verdict.failed, record.verdict.first
     assert record.verdict.useful and record.verdict.sound
 
 
-@pytest.mark.parametrize("name", ["gradient_block_means", "gradient_flipped", "sigma_30"])
+@pytest.mark.parametrize("name", LARGE_FAKES)
 def test_fake_is_named_on_large_images(name, large):
     images, vae = large
     record = judged(FAKES[name].make, vae, images)
-    assert any(check in record.verdict.first for check in FAKES[name].caught_by)
+    named = [check for check in FAKES[name].caught_by if check in record.verdict.failed]
+    assert named, record.verdict.first
+    assert named[0] in record.verdict.first
 
 
-@pytest.mark.parametrize("name", ["saturated_sigmoid", "random_shift"])
-def test_doubtful_gradients_are_told(name, large):
-    """No check can tell these from chaos there; the first sentence says that gradients mislead."""
+@pytest.mark.parametrize("name", LARGE_HONEST)
+def test_honest_victim_on_large_images(name, large):
     images, vae = large
-    record = judged(FAKES[name].make, vae, images)
-    assert "gradients may mislead" in record.verdict.first
-    assert "gradient_matches_function: not informative" in record.verdict.first
-
-
-def test_honest_large_images_pass(large):
-    images, vae = large
-    record = judged(HONEST["wrapped"], vae, images)
+    record = judged(HONEST[name], vae, images, SMALL if name in COSTLY else PLAN)
     assert not record.verdict.failed, record.verdict.first
+    assert record.verdict.useful and record.verdict.sound
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +146,14 @@ def test_memory_is_found_beside_inputs(digits, honest_vae):
     assert set(probe["damage_beside"]) == {"shifted", "noised", "unseen"}
 
 
-@pytest.mark.parametrize("name", ["gradient_flipped", "gradient_block_means", "quantizer_2_bit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("gradient_flipped", marks=pytest.mark.slow),
+        pytest.param("gradient_block_means", marks=pytest.mark.slow),
+        "quantizer_2_bit",
+    ],
+)
 def test_differences_find_what_was_hidden(name, digits, honest_vae):
     """Where the gradient lies the audit climbs differences, and its rows show the damage."""
     record = judged(FAKES[name].make, honest_vae, digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch import Tensor
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import ready
 from robustvae.audit.budget import Clock
-from robustvae.audit.checks.gradient_matches_function import GradientMatchesFunction
+from robustvae.audit.checks.gradient_matches_function import (
+    GradientMatchesFunction,
+    informative,
+)
+from robustvae.audit.checks.gradient_seen import rests_on_plateaus
 from robustvae.audit.context import Context, distance, nature_of
 from robustvae.audit.plan import AttackPlan
 from robustvae.defenses import Victim, cost
 from robustvae.models.diagnosis import check
-from robustvae.perturb import Ball, Score
+from robustvae.perturb import Ball, ProjectedAscent, Score
 from robustvae.perturb.ascent import evaluate, rows_that_fit
 from robustvae.records import Case
 from robustvae.seeding import RowGenerator, randn, row_generators
@@ -30,6 +35,15 @@ _POINTS = 3  # inputs at which the gradient is compared with the function
 _STEP = 0.01
 # share of the function's slope below which a gradient is none, whatever the chaos
 _HIDDEN = 1e-3
+# root mean square step, a pixel, that looks over the plateaus on which climbs come to rest: there
+# smooth models and chaotic chains keep a quarter of its slope and more, saturated ones a hundredth
+_FAR = 0.1
+_FAR_DIRECTIONS = 6  # of the others: only sizes are compared
+_VANISHED = 0.1  # share of the slope over such a step below which the gradient has vanished
+_CHEAP = 10  # passes through the model behind one code: the differences' thousand times may be paid
+_AGREEING = 0.9  # cosine of a gradient that points where the function rises
+_ENDS = 6  # inputs whose climbs' ends are looked at
+_LOOK = 10  # steps of the climb that shows where attacks come to rest, before any was made
 _CROWD = 100  # rows of a batch as attacks make them: a victim may notice that many come at once
 _CROWD_PIXELS = 100_000  # of such a batch: large images come in smaller ones
 # root mean square change, a pixel, of inputs that are the same but for rounding: a hundred times
@@ -196,16 +210,22 @@ def _score(context: Context, x: Tensor, attack: AttackPlan) -> Score:
 def gradient_lies(context: Context) -> bool:
     """Whether the score's gradient is missing, or not that of its function, at most points.
 
-    Then slopes by differences are climbed too. Where differences of two steps contradict each other
-    nothing is known of the gradient, and searches without one are asked anyway.
+    Then slopes by differences are climbed too; also where differences of two steps contradict each
+    other, so that nothing is known of the gradient, unless the victim draws, when differences have
+    its noise, or reads its code by a long search, when they cost too much.
     """
     try:
         points = _gradient(context)
     except Exception:  # a backward pass that raises gives no gradient either
         return True
-    judgment = GradientMatchesFunction()(Case(context.name, [], {"gradient": points}, {}))
+    case = Case(context.name, [], {"gradient": points}, {})
+    judgment = GradientMatchesFunction()(case)
     blind = sum(point["plateau"] or point["hidden"] for point in points)
-    return judgment.passed is False or 2 * blind > len(points)
+    if judgment.passed is False or 2 * blind > len(points) or rests_on_plateaus(points):
+        return True
+    price = cost(context.victim.defense)
+    cheap = price is None or price.gradients + price.forwards <= _CHEAP
+    return informative(case) is None and cheap and not nature_of(context.victim, context.x).random
 
 
 def _gradient(context: Context) -> list[dict[str, Any]]:
@@ -214,24 +234,36 @@ def _gradient(context: Context) -> list[dict[str, Any]]:
     Two step sizes are compared first: where they contradict each other the differences say nothing.
     """
     attack = context.plan.attacks[0]
-    x = context.x[:_POINTS]
-    inside = _MARGIN + (1 - 2 * _MARGIN) * x
-    ends = [inside]
-    if context.attacks:
-        ends.append(_MARGIN + (1 - 2 * _MARGIN) * context.attacks[0].x_adv[:_POINTS])
+    x = context.x[:_ENDS]
+    found = context.attacks[0].x_adv[: len(x)] if context.attacks else _climb(context, x, attack)
+    begin, ends = (_MARGIN + (1 - 2 * _MARGIN) * images for images in (x[:_POINTS], found))
+    # at x itself the gradient of a distance vanishes
+    shift = randn(*begin.shape, like=x, generator=context.generator("probe start"))
+    begin = begin + 2 * _STEP * shift.clamp(-2.5, 2.5)
     points: list[dict[str, Any]] = []
     with ready(context.victim, x, Ball("l2", 1.0)) as clean:
         score = _score(context, clean, attack)
-        rows = torch.arange(len(x), device=x.device)
-        for place, end in enumerate(ends):
-            start = end
-            if place == 0:  # at x itself the gradient of a distance vanishes
-                shift = randn(*x.shape, like=x, generator=context.generator("probe start"))
-                start = end + 2 * _STEP * shift.clamp(-2.5, 2.5)
+        for place, start in enumerate((begin, ends)):
+            rows = torch.arange(len(start), device=x.device)
             _, slope = evaluate(score, start, rows)
             assert slope is not None
-            points += _compared(context, score, start, slope, rows)
+            for point in _compared(context, score, start, slope, rows):
+                points.append({**point, "end": place == 1})
+    # a gradient of another length everywhere leads as well: lengths count from the usual one
+    ratios = [p["ratio"] for p in points if p["trusted"] and p["agreement"] > _AGREEING]
+    usual = statistics.median(ratios) if ratios else 1.0
+    for point in points:
+        reach = point.pop("reach")
+        point["vanished"] = bool(reach > 0 and usual * point.pop("guess") <= _VANISHED * reach)
+        del point["ratio"]
     return points
+
+
+def _climb(context: Context, x: Tensor, attack: AttackPlan) -> Tensor:
+    """Where a short climb of the plan's first attack ends, (B, ...)."""
+    search = ProjectedAscent(steps=_LOOK, restarts=1)
+    look = Attack(attack.build().goal, search, Ball(attack.norm, attack.radius))
+    return look(context.victim, x, generator=context.generator("probe climb")).x_adv
 
 
 def _compared(
@@ -241,18 +273,25 @@ def _compared(
     directions = randn(
         _DIRECTIONS, 1, *start.shape[1:], like=start, generator=context.generator("directions")
     ).clamp(-2.5, 2.5)
-    far = [sign * size * _STEP for size in (1.0, 0.5) for sign in (1, -1)]
-    candidates = torch.cat([(start + step * directions).flatten(0, 1) for step in far])
-    many = rows.repeat(len(far) * _DIRECTIONS)
-    at_once = rows_that_fit(start, 250)
+    few = directions[:_FAR_DIRECTIONS]
+    signs = (1, -1)
+    near = [start + sign * size * directions for size in (_STEP, _STEP / 2) for sign in signs]
+    wide = [(start + sign * _FAR * few).clamp(0, 1) for sign in signs]
+    candidates = torch.cat([part.flatten(0, 1) for part in (*near, *wide)])
+    # a victim that draws for a whole batch is the same function in batches of one form alone
+    nature = nature_of(context.victim, start)
+    at_once = rows_that_fit(start, 250) if nature.by_row or not nature.random else count
+    many = rows.repeat(len(candidates) // count)
     values = torch.cat(
         [
             evaluate(score, part, which, gradient=False)[0]
             for part, which in zip(candidates.split(at_once), many.split(at_once), strict=True)
         ]
     ).double()
-    up, down, near_up, near_down = values.view(4, _DIRECTIONS, count)
+    parts = values.view(-1, count).split([_DIRECTIONS] * 4 + [_FAR_DIRECTIONS] * 2)
+    up, down, near_up, near_down, far_up, far_down = parts
     long, short = (up - down) / (2 * _STEP), (near_up - near_down) / _STEP
+    far = (far_up - far_down) / (2 * _FAR)
     prediction = (directions.double() * slope.double()).flatten(2).sum(2)
     points = []
     for i in range(count):
@@ -260,16 +299,21 @@ def _compared(
         size = float(torch.maximum(one.norm(), other.norm()))
         finite = math.isfinite(size) and bool(local.isfinite().all())
         level = float(values.abs().max()) if finite else math.inf
-        flat = not finite or size <= 1e-4 * max(level, 1e-6)
+        least = 1e-4 * max(level, 1e-6)
+        flat = not finite or size <= least
         agree = finite and float((one - other).norm()) <= 0.25 * size
         lengths = float(local.norm() * other.norm())
         cosine = float((local * other).sum()) / lengths if lengths > 0 else 0.0
+        reach, guess = float(far[:, i].norm()), float(local[:_FAR_DIRECTIONS].norm())
         points.append(
             {
                 "trusted": bool(agree and not flat),
                 "agreement": cosine if math.isfinite(cosine) else 0.0,
                 "hidden": bool(not flat and float(local.norm()) <= _HIDDEN * size),
                 "plateau": bool(flat and float(local.norm()) == 0),
+                "reach": reach if math.isfinite(reach) and reach > least else 0.0,
+                "guess": guess,
+                "ratio": float(other.norm() / local.norm()) if lengths > 0 else 1.0,
             }
         )
     return points

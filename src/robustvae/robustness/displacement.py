@@ -118,6 +118,14 @@ class Noise:
     moved: Tensor
     clean: Tensor | None
 
+    def part(self, begin: int, count: int) -> Noise:
+        """`count` draws from number `begin` on, round the end; all where there are no more."""
+        if count >= self.draws or len(self.moved) != self.draws:
+            return self
+        places = [(begin + i) % self.draws for i in range(count)]
+        clean = None if self.clean is None else self.clean[places]
+        return Noise(count, self.moved[places], clean)
+
 
 @final
 class Ruler:

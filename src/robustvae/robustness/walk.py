@@ -23,6 +23,10 @@ from robustvae.seeding import by_row, randn, row_generators, split
 
 _CALIBRATING = 64  # antithetic draws that set a threshold: each stands for several independent ones
 _SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
+_BANK = (
+    64  # noises of a defense that draws: each step of a walk takes the next few of them, so that
+)
+# it is not led by what four noises have in common
 _ROWS = 250  # candidates evaluated together: a batch that fits a processor's cache
 _TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
 # ones settle
@@ -139,7 +143,9 @@ class Walk:
         self.coarse = ruler.noise(_CALIBRATING, coarse, antithetic=True)
         self.fine = ruler.noise(budget.choosing, fine, antithetic=True)
         self.finest = ruler.noise(_FINEST * budget.choosing, finest, antithetic=True)
-        self.smooth = ruler.noise(_SURROGATE_DRAWS, smooth)
+        # the encoder's own spread is averaged well by few draws, a defense's noise on the input not
+        count = _SURROGATE_DRAWS if ruler.samples_posterior else _BANK
+        self.smooth = ruler.noise(count, smooth)
         everyone = torch.arange(batch, device=x.device)
         self.rest = self.reach(x, everyone, self.fine)
         r = float(question.r)  # a huge whole number overflows when squared
@@ -260,7 +266,7 @@ class Walk:
         low, high = (math.log(turn) for turn in _TURN)
 
         for k in range(steps):
-            value, gradient = self._evaluate(now, rows)
+            value, gradient = self._evaluate(now, rows, k)
             delta = now - center
             reach = size_of(delta, norm).clamp_min(1e-9 * self.largest)
             dual = size_of(gradient, "l1" if norm == "linf" else "l2")
@@ -313,9 +319,9 @@ class Walk:
             position[inside] = Ball(norm, length[inside]).project(x[inside], far)
         return position
 
-    def _evaluate(self, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, y: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
         values, slopes = [], []
-        noise = self.smooth
+        noise = self.smooth.part(step * _SURROGATE_DRAWS, _SURROGATE_DRAWS)
         for part, which in zip(y.split(_ROWS), rows.split(_ROWS), strict=True):
             value, slope = evaluate(
                 lambda y, rows: self.ruler.surrogate(y, rows, noise), part, which

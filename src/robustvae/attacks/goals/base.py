@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
@@ -15,7 +16,7 @@ from robustvae.errors import ShapeError, check_images
 from robustvae.perturb import Score
 from robustvae.perturb.ascent import VALUES_AT_ONCE
 from robustvae.registry import family_base
-from robustvae.seeding import RowGenerator, by_row
+from robustvae.seeding import RowGenerator, by_row, randn
 from robustvae.seeding import generator as new_generator
 
 
@@ -205,8 +206,34 @@ def targets(target: Tensor, x: Tensor) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """2-norm over the pixels of each image, (..., n), of (..., n, C, H, W)."""
-    return torch.linalg.vector_norm((a - b).flatten(-3), dim=-1)
+    """2-norm over the pixels of each image, (..., n), of (..., n, C, H, W).
+
+    Where a = b its slope is a fixed unit vector, which is a subgradient as good as torch's 0: a
+    climb that starts where rounding on the way keeps the output still leaves that point.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.attacks.goals.base import distance
+        >>> a = torch.zeros(1, 1, 2, 2, requires_grad=True)
+        >>> slope, = torch.autograd.grad(distance(a, torch.zeros(1, 1, 2, 2)).sum(), a)
+        >>> round(slope.norm().item(), 4)
+        1.0
+    """
+    gap = (a - b).flatten(-3)
+    length = torch.linalg.vector_norm(gap, dim=-1)
+    if not length.requires_grad:
+        return length
+    return torch.where(
+        length > 0, length, (gap * _direction(gap.shape[-1], gap.dtype, gap.device)).sum(-1)
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _direction(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same unit vector for every row, with no pattern that a filter would remove."""
+    like = torch.empty(0, dtype=dtype, device=device)
+    noise = randn(count, like=like, generator=new_generator(0, device))
+    return noise / torch.linalg.vector_norm(noise)
 
 
 def rows_at_once(victim: Victim) -> int:

@@ -33,4 +33,4 @@ class AdaptiveAtLeastTransfer:
         """Compare scores of the same goal in the same ball, input by input."""
         if not case.roles("transfer"):
             return Outcome(None, "no defense to transfer to")
-        return compared(case, "transfer", self.slack)
+        return compared(case, ("transfer",), self.slack)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from robustvae.records import Case, Outcome
 from robustvae.records.judging import Subject
 from robustvae.registry import register
+
+
+def rests_on_plateaus(points: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a third of the climbs ended where the gradient is next to none and steps move far.
+
+    Of smooth models, and of chaotic ones, none does.
+    """
+    ends = [bool(point.get("vanished")) for point in points if point.get("end")]
+    return 3 * sum(ends) > len(ends)
 
 
 @register("check", "gradient_seen")
@@ -33,7 +43,12 @@ class GradientSeen:
         rows = [row for row in case.roles("plan") if row.get("zero_gradients") is not None]
         blind = sum(row["status"] != "ok" or float(row["zero_gradients"]) > 0.5 for row in rows)
         value = f"{blind} of {len(rows)} attacks without a gradient"
-        flat = sum(point.get("plateau", False) for point in case.probes.get("gradient") or [])
+        points = case.probes.get("gradient") or []
+        flat = sum(point.get("plateau", False) for point in points)
         if flat:
             value += f"; {flat} points on plateaus, where function and gradient are both flat"
+        if rests_on_plateaus(points):
+            lost = sum(bool(point.get("end") and point.get("vanished")) for point in points)
+            value += f"; {lost} ended on plateaus: next to no gradient, and larger steps move far"
+            return Outcome(False, value)
         return Outcome(blind <= self.tolerated * len(rows) if rows else None, value)
