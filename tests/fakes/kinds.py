@@ -45,9 +45,9 @@ class Moved:
         zero = torch.zeros_like(zoom)
         matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
         grid = functional.affine_grid(matrix, list(x.shape), align_corners=False)
-        moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        picture = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
         noise = rv.seeding.randn(*x.shape, like=x, generator=generator)
-        return vae.encode(moved + self.noise * noise).mean
+        return vae.encode(picture + self.noise * noise).mean
 
 
 @fake(*NOISY)
@@ -64,9 +64,9 @@ def random_pixels_dropped(vae: VAE, x: Tensor) -> Any:
         is_random = True
 
         def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
-            kept = torch.rand(x.shape[1:], generator=generator, dtype=x.dtype) < 0.5
+            mask = torch.rand(x.shape[1:], generator=generator, dtype=x.dtype) < 0.5
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-            return vae.encode(torch.where(kept, x, 0.5) + 0.2 * noise).mean
+            return vae.encode(torch.where(mask, x, 0.5) + 0.2 * noise).mean
 
     return rv.Victim(vae, Dropped())
 

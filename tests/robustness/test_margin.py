@@ -14,7 +14,7 @@ from scipy.stats import chi2, ncx2
 
 import robustvae as rv
 from robustvae.errors import DtypeError, NonFiniteError, RangeError, ShapeError
-from robustvae.robustness import Budget, betting
+from robustvae.robustness import Budget, betting, walk
 from robustvae.seeding import generator, rand, randn
 
 GAIN, SPREAD, LATENT, SHAPE = 2.0, 0.1, 3, (1, 2, 4)
@@ -295,3 +295,18 @@ def test_bad_budgets_are_refused(generator):
         Budget(steps=0)
     with pytest.raises(RangeError, match="confidence"):
         Budget(confidence=1.0)
+
+
+def test_fresh_noises_shorten_margins(monkeypatch):
+    """A walk that sees the same few noises at each step is led by what they have in common."""
+    vae = rv.load("digits-vae-noise")
+    x = rv.data.load("digits", split="test").x[:4].to(vae.dtype)
+    victim = rv.Victim(vae, rv.InputNoise(0.25))
+    budget = Budget(starts=3, steps=10, draws=500, choosing=64)
+    ask = {"center": "own", "box": False, "budget": budget}
+    means = []
+    for bank in (4, 64):
+        monkeypatch.setattr(walk, "_BANK", bank)
+        result = rv.estimate_margin(victim, x, 1.2, 0.5, "full", generator=rv.generator(0), **ask)
+        means.append(float(result.value.mean()))
+    assert means[1] < 0.96 * means[0]

@@ -235,8 +235,8 @@ def _gradient(context: Context) -> list[dict[str, Any]]:
     """
     attack = context.plan.attacks[0]
     x = context.x[:_ENDS]
-    found = context.attacks[0].x_adv[: len(x)] if context.attacks else _climb(context, x, attack)
-    begin, ends = (_MARGIN + (1 - 2 * _MARGIN) * images for images in (x[:_POINTS], found))
+    peaks = context.attacks[0].x_adv[: len(x)] if context.attacks else _climb(context, x, attack)
+    begin, ends = (_MARGIN + (1 - 2 * _MARGIN) * images for images in (x[:_POINTS], peaks))
     # at x itself the gradient of a distance vanishes
     shift = randn(*begin.shape, like=x, generator=context.generator("probe start"))
     begin = begin + 2 * _STEP * shift.clamp(-2.5, 2.5)
