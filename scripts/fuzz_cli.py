@@ -19,6 +19,7 @@ import collections
 import contextlib
 import gc
 import importlib
+import io
 import json
 import math
 import os
@@ -633,8 +634,9 @@ def _run_lines(lines: list[list[str]], fresh: Path, outputs: Path, writing: int)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**29, 2**29))
     resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))  # the machine is not ours alone
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        raw = io.FileIO(number, "w", closefd=False)
+        setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
     signal.signal(signal.SIGPROF, _stop)
     world, mark = outputs / "a" / "b", None
     world.parent.mkdir(exist_ok=True)
@@ -766,6 +768,8 @@ def run_many(
                 fault = fault_of(ending)
                 spent[name] += ending.seconds  # type: ignore[assignment]
                 codes[ending.code] += 1
+                if number % 1000 == 999:
+                    print(f"{number + 1} lines", flush=True)
                 slowest = max(slowest, (ending.seconds, f"{number} {words}"[:300]))
                 if verbose:
                     print(number, words, ending, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -260,3 +261,23 @@ def test_files_of_no_class_are_read(tmp_path):
     images = read_folder(tmp_path, "test")
     assert images.y.tolist() == [0, 0, 0]
     assert images.class_name(0) == "label 0"
+
+
+def test_list_of_files_gives_paths(tmp_path):
+    groups = [(tmp_path / "a", ["0.png", "é.png"]), (tmp_path / "b", []), (tmp_path / "c", ["x"])]
+    files = FileList(groups)
+    paths = [folder / name for folder, names in groups for name in names]
+    assert list(files) == paths and len(files) == 3
+    assert files[-1] == paths[-1] and files[1:] == paths[1:]
+    assert [count for _, count in files.groups()] == [2, 1]
+    with pytest.raises(IndexError):
+        files[3]
+
+
+def test_a_file_costs_few_bytes(tmp_path):
+    names = [f"image-{number:07d}.png" for number in range(20_000)]
+    tracemalloc.start()
+    files = FileList([(tmp_path, names)])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(files) == 20_000 and held < 40 * 20_000

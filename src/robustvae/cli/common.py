@@ -162,21 +162,15 @@ def load_model(
     data: str | None = None,
 ) -> Any:
     """The model of that name, folder, Hub id or FILE.py:FACTORY, on a device that computes."""
-    import torch
-
     from robustvae import zoo
+    from robustvae.models.base import move
     from robustvae.models.factories import is_factory
 
     settings: dict[str, Any] = {} if pixels is None else {"pixels": read_pixels(pixels)}
     if is_factory(model) and data is not None:
         settings["fit_on"] = load_images(model, data)[:8].x
     vae = zoo.load(model, weights, **settings)
-    try:
-        torch.ones(1, device=device).item()
-        return vae.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        line = " ".join(str(error).split())[:120]
-        raise ConfigError(f"device {device!r} cannot be used here: {line}") from None
+    return move(vae, device)
 
 
 def load_images(model: str, data: str | None, split: str = "test") -> Any:

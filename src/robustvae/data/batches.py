@@ -7,6 +7,7 @@ other one, and every name but those of numpy's own array makers, ends the readin
 
 from __future__ import annotations
 
+import itertools
 import pickletools
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ VALUES = {
     *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
+OPERATIONS = 2**18  # of one file; a batch of 50,000 named images with two labels has 200,000
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -197,4 +199,10 @@ def _operations(content: bytes) -> list[tuple[pickletools.OpcodeInfo, Any]]:
     """Every operation with its argument; damaged text must not warn of its escapes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [(opcode, argument) for opcode, argument, _ in pickletools.genops(content)]
+        operations = [
+            (opcode, argument)
+            for opcode, argument, _ in itertools.islice(pickletools.genops(content), OPERATIONS + 1)
+        ]
+    if len(operations) > OPERATIONS:
+        raise ValueError(f"it has more than {OPERATIONS} operations")
+    return operations

@@ -210,10 +210,11 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
     paths, y = FileList([(top, names)]), torch.zeros(len(names), dtype=torch.int64)
     classes: list[str] = []
     if not names:
-        groups = [(part, names) for part in folders_in(top) if (names := image_names(part))]
+        paths = FileList((part, image_names(part)) for part in folders_in(top))
+        groups = paths.groups()
         classes = [part.name for part, _ in groups]
-        counts = torch.tensor([len(names) for _, names in groups], dtype=torch.int64)
-        paths, y = FileList(groups), torch.arange(len(groups)).repeat_interleave(counts)
+        counts = torch.tensor([count for _, count in groups], dtype=torch.int64)
+        y = torch.arange(len(groups)).repeat_interleave(counts)
     if not len(paths):
         raise DataError(
             f"no images: {top} or the folders in it must hold files ending in "

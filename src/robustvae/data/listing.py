@@ -20,7 +20,7 @@ class FileList(Sequence[Path]):
     A `Path` takes half a kilobyte, a name here about twenty bytes.
 
     Args:
-        groups: Folders, and names of files in them, in their order.
+        groups: Folders, and names of files in them, in their order; empty ones are passed over.
 
     Examples:
         >>> from pathlib import Path
@@ -35,6 +35,8 @@ class FileList(Sequence[Path]):
         blobs, counts, lengths = [], [0], [np.zeros(1, dtype=np.int64)]
         for folder, names in groups:
             parts = [os.fsencode(name) for name in names]
+            if not parts:
+                continue
             self._folders.append(folder)
             counts.append(len(parts))
             lengths.append(np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)))
@@ -42,6 +44,10 @@ class FileList(Sequence[Path]):
         self._names = b"".join(blobs)
         self._places = np.concatenate(lengths).cumsum()
         self._firsts = np.cumsum(counts)
+
+    def groups(self) -> list[tuple[Path, int]]:
+        """Each folder that has files, and how many."""
+        return list(zip(self._folders, np.diff(self._firsts).tolist(), strict=True))
 
     def __len__(self) -> int:
         """How many files."""

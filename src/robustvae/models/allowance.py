@@ -22,6 +22,9 @@ ROOM = 2**26
 TIMES = 8
 """Times its stored weights that it may allocate: float16 is read as float32, and layers work."""
 
+TENSORS = 2000
+"""Tensors that it may make beside a hundred for each that is stored: each takes a millisecond."""
+
 HEADER_BYTES = 2**26
 """Of the header of a weights file; 100,000 tensors have one of 10 MB."""
 
@@ -91,4 +94,4 @@ def allowance_of(path: Path) -> Allowance:
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} cannot be read: {line}") from None
-    return Allowance(TIMES * end + ROOM, 100 * len(names) + 10_000)
+    return Allowance(TIMES * end + ROOM, 100 * len(names) + TENSORS)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae.errors import (
+    ConfigError,
     DtypeError,
     NonFiniteError,
     ShapeError,
@@ -276,6 +277,20 @@ def copied(vae: VAE) -> VAE:
             f"the model cannot be copied into another type ({type(error).__name__}): load it in "
             "that type"
         ) from error
+
+
+def move(vae: VAE, device: str | torch.device) -> VAE:
+    """The model, moved to a device that computes here.
+
+    Raises:
+        ConfigError: A device that is not known, not there, or holds no values.
+    """
+    try:
+        torch.ones(1, device=device).item()  # weights that are moved to "meta" are gone
+        return vae.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(f"device {str(device)!r} cannot be used here: {line}") from None
 
 
 @contextlib.contextmanager

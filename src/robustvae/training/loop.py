@@ -33,6 +33,7 @@ from robustvae.errors import (
     install_command,
 )
 from robustvae.models import VAE
+from robustvae.models.base import move
 from robustvae.models.layout import is_ours, lay_weights
 from robustvae.objectives import Objective
 from robustvae.training.log import JsonLines, Logger
@@ -326,14 +327,7 @@ def _engine(
     """Move the model; the forward pass, and the backward pass that belongs to it."""
     if precision is not None:
         check_choice("precision", precision, get_args(Precision))
-    try:
-        where = torch.device(device or vae.device)
-        if where.type == "meta":  # weights that are moved there are gone
-            raise RuntimeError("it holds no values")
-        vae.to(where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = " ".join(str(error).split())[:120]
-        raise ConfigError(f"device {device!r} cannot be used here: {line}") from None
+    where = move(vae, device or vae.device).device
 
     def terms(objective: Objective, x: Tensor) -> dict[str, Tensor]:
         return objective.terms(vae, x, generator=generator)
