@@ -27,7 +27,7 @@ from robustvae.errors import (
 from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
 from robustvae.models import VAE, checkpoint, factories, hub
 from robustvae.records import plain, write_files
-from robustvae.records.text import read_json
+from robustvae.records.text import read_json, read_text
 from robustvae.registry import PATH, lookup
 from robustvae.training import Recipe, recipe_names, train_recipe
 
@@ -164,7 +164,7 @@ def evaluation(name: str) -> Evaluation | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path.read_text(encoding="utf-8"))
+        content = read_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

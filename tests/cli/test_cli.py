@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -427,3 +428,9 @@ def test_file_that_exits_is_refused(tmp_path, capsys):
 def test_unknown_displacement_is_refused(plan, tmp_path, capsys):
     words = ["audit", "--plan", str(plan), "--out", str(tmp_path / "out")]
     fails(capsys, *words, "--displacement", "1e308", "-q", says="unknown displacement")
+
+
+def test_pipe_is_no_plan(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it: reading would never end
+    words = ("campaign", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"))
+    fails(capsys, *words, says="must be a regular file")

@@ -18,6 +18,7 @@ from robustvae import data, errors
 from robustvae.data import celeba
 from robustvae.data.arrays import read_npz
 from robustvae.data.folder import fitted, read_folder
+from robustvae.data.listing import FileList
 
 from .conftest import pixels, write_faces, write_photos
 

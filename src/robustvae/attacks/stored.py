@@ -25,7 +25,7 @@ from robustvae.models.base import VAE
 from robustvae.models.checkpoint import load, save, weights_sha256
 from robustvae.perturb import Ball
 from robustvae.records import write_bytes, write_text
-from robustvae.records.text import read_json
+from robustvae.records.text import read_json, read_text
 from robustvae.registry import build
 from robustvae.seeding import generator as new_generator
 
@@ -152,7 +152,7 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
     if (folder / "record.json").is_file():
         return _rescore_audit(folder, vae)
     try:
-        manifest = read_json((folder / "manifest.json").read_text("utf-8"))
+        manifest = read_json(read_text(folder / "manifest.json"))
         with np.load(folder / "adversarials.npz", allow_pickle=False) as archive:
             arrays = {name: torch.from_numpy(archive[name]) for name in (*_ARRAYS, "radius")}
         if manifest["format"] != FORMAT:
@@ -190,7 +190,7 @@ def _rescore_audit(folder: Path, vae: VAE | None) -> Rescored:
             "(NAME), or `robustvae rescore FOLDER --model NAME`"
         )
     try:
-        record = read_json((folder / "record.json").read_text("utf-8"))
+        record = read_json(read_text(folder / "record.json"))
         tensors = load_tensors((folder / "adversarials.safetensors").read_bytes())
         rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in record["rows"]:

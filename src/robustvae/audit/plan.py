@@ -21,6 +21,7 @@ from robustvae.attacks import Attack
 from robustvae.errors import ConfigError, RobustVAEError, unknown
 from robustvae.perturb import Ball
 from robustvae.records.files import is_file
+from robustvae.records.text import read_text
 from robustvae.records.text import read_yaml as read_text_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -329,7 +330,7 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     try:
-        content = read_text_yaml(path.read_text(encoding="utf-8"))
+        content = read_text_yaml(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as YAML: {reason[:300]}") from None

@@ -24,7 +24,7 @@ from robustvae.defenses import Victim
 from robustvae.errors import DataError, RobustVAEError, check_count
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Column, Record, read_manifest
-from robustvae.records.text import read_json
+from robustvae.records.text import read_json, read_text
 from robustvae.records.verdict import judged
 
 # rounding of another batch shape; draws near the tolerance may fall on its other side
@@ -105,7 +105,7 @@ def verify(
     problems: list[str] = []
     not_checked: list[str] = []
     try:
-        text = (folder / "record.json").read_text(encoding="utf-8")
+        text = read_text(folder / "record.json")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no record.json: {error}") from None
     record = Record.from_json(text)

@@ -52,10 +52,10 @@ def run(
 
 def _source(folder: Path) -> str | None:
     """How an audit's model is loaded, as its record says; None for any other folder."""
-    from robustvae.records.text import read_json
+    from robustvae.records.text import read_json, read_text
 
     try:
-        facts = read_json((folder / "record.json").read_text("utf-8"))["model"]
+        facts = read_json(read_text(folder / "record.json"))["model"]
         return str(facts["source"] or facts["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

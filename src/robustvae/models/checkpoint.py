@@ -17,7 +17,7 @@ from robustvae.models.allowance import allowance_of
 from robustvae.models.base import VAE, check_weights
 from robustvae.models.registry import create, imported_class, name_of, names
 from robustvae.records import write_files
-from robustvae.records.text import read_json
+from robustvae.records.text import read_json, read_text
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -70,7 +70,7 @@ def _check_owned(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        content = read_json(path.read_text(encoding="utf-8"))
+        content = read_json(read_text(path))
         is_ours = {"format", "model", "options", "sha256"} <= set(content)
     except (OSError, ValueError, TypeError, RecursionError):
         is_ours = False
@@ -156,7 +156,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             + ("" if folder.exists() else " which does not exist")
         )
     try:
-        config = read_json((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(read_text(folder / CONFIG))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {_line(error)}") from None
     texts = dict.fromkeys(("model", "dtype", "sha256"), str)

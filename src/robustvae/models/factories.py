@@ -25,7 +25,7 @@ from robustvae.errors import (
 )
 from robustvae.models.adapters import WrappedVAE, wrap
 from robustvae.models.base import VAE
-from robustvae.records.text import read_json
+from robustvae.records.text import read_json, read_text
 
 FACTORY = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 DIFFUSERS, PYTHAE = "config.json", "model_config.json"
@@ -238,7 +238,7 @@ def _package(extra: str, name: str | None = None) -> Any:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path.read_text(encoding="utf-8"))
+        content = read_json(read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

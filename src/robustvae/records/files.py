@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustvae.errors import DataError, StorageError
-from robustvae.records.text import read_json
+from robustvae.records.text import read_json, read_text
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -228,7 +228,7 @@ def read_manifest(folder: str | Path) -> dict[str, bool]:
     """
     path = Path(folder) / MANIFEST
     try:
-        hashes = read_json(path.read_text(encoding="utf-8"))["files"]
+        hashes = read_json(read_text(path))["files"]
         names = sorted(hashes)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import stat
+from pathlib import Path
 from typing import Any
 
 DEPTH = 100
@@ -42,6 +45,25 @@ def read_json(text: str | bytes) -> Any:
 
 def _may_be_deep(text: str) -> bool:
     return "[" * 3 in text or "{" * 2 in text or text.count("[") + text.count("{") > DEPTH
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file, UTF-8.
+
+    Raises:
+        OSError: Missing, or something else: a pipe that nobody writes into never ends.
+        ValueError: Not UTF-8.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from robustvae.records.text import read_text
+        >>> read_text(Path("/dev/null"))
+        Traceback (most recent call last):
+        OSError: [Errno 22] it must be a regular file: '/dev/null'
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it must be a regular file", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 def read_yaml(text: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from robustvae.errors import DataError, check_type
 from robustvae.records import Record, plain, write_set
+from robustvae.records.text import read_text
 from robustvae.report.page import render
 
 FILES = ("record.json", "report.html", "rows.parquet", "rows.jsonl", "adversarials.safetensors")
@@ -89,7 +90,7 @@ def read(folder: str | Path) -> Record:
     path = Path(folder)
     path = path / "record.json" if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} holds no record: {error}") from None
     return Record.from_json(text)

@@ -15,6 +15,7 @@ from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, unknown
 from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import name_of
+from robustvae.records.text import read_text
 from robustvae.records.text import read_yaml as read_text_yaml
 from robustvae.seeding import generator
 from robustvae.training.loop import Precision, fit
@@ -124,7 +125,7 @@ class Recipe(BaseModel):
         elif path.suffix not in (".yaml", ".yml"):
             raise unknown("recipe", str(source), recipe_names())
         try:
-            content = read_text_yaml(path.read_text(encoding="utf-8"))
+            content = read_text_yaml(read_text(path))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
         try:
