@@ -102,6 +102,7 @@ def render(record: Record) -> str:
         victims=record.victims if len(record.victims) > 1 or record.victims[0].defended else [],
         others=bool(others),
         gallery=[_gallery_item(item, record) for item in record.gallery],
+        has_images=any(panel.png for item in record.gallery for panel in item.panels.values()),
         columns=measured,
         wordy={column.id for column in measured if column.kind == "text"},
         few=default_columns(record, [column.id for column in measured]),

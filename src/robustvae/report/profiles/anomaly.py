@@ -112,12 +112,14 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
         attacked_normal, attacked = scores(use, victim, ball)
         hidden = sum(attacked[i] <= threshold for i in seen)
         alarms = sum(attacked_normal[i] > threshold for i in passed)
-        outcomes.append((hidden + alarms, smallness(*ball), ball, hidden, alarms))
+        order = -auroc(attacked_normal, attacked).value
+        outcomes.append((hidden + alarms, order, smallness(*ball), ball, hidden, alarms))
     if not outcomes:
         yield "No attack was run."
         return
-    # the ball in which most decisions change; of equal ones that with the smaller number
-    _, _, ball, hidden, alarms = max(outcomes, key=lambda one: (one[0], one[1]))
+    # the ball in which most decisions change; of equal ones that with the lowest AUROC, since
+    # sizes of two norms have no order; and of these, of one norm, the smallest
+    *_, ball, hidden, alarms = max(outcomes, key=lambda one: one[:3])
     yield (
         f"{at_words(*ball)} an attacker hides "
         f"{of_all(hidden, len(seen), 'anomalies that the detector finds')}, and makes it reject "
