@@ -163,6 +163,128 @@ def _hidden(model: Rows, x: Tensor) -> Any:
     return rv.check(vae, x)
 
 
+class Flat(Bounded):
+    """Moves with its input by nothing that a gradient sees."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return 0.5 + 0 * z.reshape(-1, *SHAPE)
+
+
+class Faint(Bounded):
+    """Outputs of a size of 1e-12."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return 1e-12 * super().decode(z)
+
+
+class Narrow(Rows):
+    """A spread of 1e-6, as autoencoders without one are made to have."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        mean, _ = super().encode(x)
+        return mean, torch.full_like(mean, -27.6)
+
+
+class Failing(Rows):
+    """Fails at the fifth call."""
+
+    calls = 0
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        self.calls += 1
+        if self.calls > 4:
+            raise OSError("the fifth call")
+        return super().encode(x)
+
+
+class Clips(nn.Module):
+    """Clips of four pictures of 4 x 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv3d(1, 2, 2, 2), nn.ConvTranspose3d(2, 1, 2, 2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Inputs to codes."""
+        code: Tensor = self.down(x)
+        return code
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        return torch.sigmoid(self.up(z))
+
+
+def kept(x: Tensor) -> bool:
+    """Whether changes keep their ball and their range, in all norms, with a box and without."""
+    victim, search = rv.Victim(rv.wrap(Rows())), rv.ProjectedAscent(steps=2, restarts=1)
+    holds = True
+    for norm in ("l2", "linf"):
+        for radius in (0.01, 0.1, 1.0, 3.0):
+            for box in ({}, {"low": None, "high": None}):
+                ball = rv.Ball(norm, radius, **box)
+                result = rv.Attack(rv.MaximumDamage(), search, ball)(
+                    victim, x, generator=rv.generator(0)
+                )
+                holds &= bool(ball.contains(x, result.x_adv).all())
+    return holds
+
+
+def by(ball: Any, x: Tensor, model: Any = None, goal: Any = None, steps: int = 3) -> Any:
+    """An attack of a few steps within a ball."""
+    vae = rv.wrap(Rows() if model is None else model, image_shape=SHAPE)
+    search = rv.ProjectedAscent(steps=steps, restarts=1)
+    goal = rv.MaximumDamage() if goal is None else goal
+    return rv.Attack(goal, search, ball)(rv.Victim(vae), x, generator=rv.generator(0))
+
+
+def restored(x: Tensor) -> bool:
+    """Whether mode, gradients and random state are as before, after a model fails in an attack."""
+    model = Failing().train()
+    vae = rv.wrap(encode=model.encode, decode=model.decode, latent=4, image_shape=SHAPE,
+                  returns="mean_log_var")  # fmt: skip
+    before = torch.get_rng_state()
+    try:
+        attack(vae, x)
+    except RobustVAEError:
+        same = torch.equal(before, torch.get_rng_state())
+        return same and model.training and all(p.requires_grad for p in model.parameters())
+    return False
+
+
+def alone(x: Tensor) -> bool:
+    """Whether an input's attack finds the same alone and in a batch, to rounding."""
+    model = Rows()
+    together, single = (by(rv.Ball("l2", 0.5), part, model) for part in (x, x[:1]))
+    return bool((together.score[:1] - single.score).abs() <= 1e-3 * single.score)
+
+
+def fresh(x: Tensor) -> bool:
+    """Whether a score of a random victim holds by other draws, to a fifth."""
+    victim = rv.Victim(rv.wrap(Rows()), rv.PosteriorSample())
+    search = rv.ProjectedAscent(steps=5, restarts=1)
+    attack = rv.Attack(rv.MaximumDamage(draws=64), search, rv.Ball("l2", 1.0))
+    result = attack(victim, x, generator=rv.generator(0))
+    again = attack.score(victim, x, result.x_adv, generator=rv.generator(1))
+    return bool(((again - result.score).abs() <= 0.2 * result.score).all())
+
+
+def within(context: Any, x: Tensor) -> Any:
+    """An attack inside a context of the caller's."""
+    model = Rows()
+    with context:
+        return attack(rv.wrap(model), x)
+
+
+def _made_within(context: Any, x: Tensor) -> Any:
+    with context:
+        model = Rows()
+    return attack(rv.wrap(model), x)
+
+
 Case = Callable[[Tensor], Any]
 CASES: dict[str, Case] = {
     "wrap(module), one line": lambda x: attack(rv.wrap(Rows()), x),
@@ -202,6 +324,44 @@ CASES: dict[str, Case] = {
     "NaN decoder": lambda x: rv.check(rv.wrap(Broken(), image_shape=SHAPE), x),
     "float64 weights in a closure": lambda x: attack(pair(model=Rows().double()), x.double()),
     "lambda hides training mode": lambda x: _hidden(Rows(), x),
+    "range and norm, 16 combinations": kept,
+    "zero gradient": lambda x: set(by(rv.Ball("l2", 0.5), x, Flat()).status) == {"inconclusive"},
+    "outputs x 1e-12": lambda x: set(by(rv.Ball("l2", 0.5), x, Faint()).status) == {"ok"},
+    "a radius for each input": lambda x: by(rv.Ball("l2", torch.linspace(0.1, 1.0, len(x))), x),
+    "radius 1e6": lambda x: by(rv.Ball("l2", 1e6), x),
+    "radius 1e-12": lambda x: by(rv.Ball("l2", 1e-12), x),
+    "state after an exception": restored,
+    "batch against one input": alone,
+    "larger radius": lambda x: bool(
+        by(rv.Ball("l2", 1.0), x).score.mean() > by(rv.Ball("l2", 0.1), x).score.mean()
+    ),
+    "random victim, other draws": fresh,
+    "spread of 1e-6": lambda x: attack(rv.wrap(Narrow()), x),
+    "inside no_grad": lambda x: within(torch.no_grad(), x),
+    "inside inference_mode": lambda x: within(torch.inference_mode(), x),
+    "weights made in inference_mode": lambda x: _made_within(torch.inference_mode(), x),
+    "inside autocast": lambda x: within(torch.autocast("cpu", dtype=torch.bfloat16), x.float()),
+    "DataParallel": lambda x: attack(rv.wrap(nn.DataParallel(Rows())), x),
+    "jit": lambda x: attack(
+        rv.wrap(
+            torch.jit.trace_module(Rows(), {"encode": x[:1], "decode": torch.rand(1, 4).to(x)}),
+            image_shape=SHAPE,
+        ),
+        x,
+    ),
+    "video": lambda x: attack(
+        rv.wrap(Clips(), image_shape=(1, 4, 4, 4)), x.reshape(-1, *rv.wrap(
+            Clips(), image_shape=(1, 4, 4, 4)).image_shape)
+    ),
+    "classifier of (B,)": lambda x: rv.Attack(
+        rv.ClassifierFlip(), rv.ProjectedAscent(steps=2), rv.Ball("l2", 0.5)
+    )(
+        rv.Victim(rv.wrap(Rows()), classifier=lambda z: z.sum(1)),
+        x, generator=rv.generator(0),
+    ),
+    "eight-bit rounding and JPEG in the rows": lambda x: any(
+        column.id.startswith("survival") or "jpeg" in column.id for column in audited(x).columns
+    ),
     "odd sides": lambda x: attack(rv.wrap(Bounded7(), image_shape=(1, 7, 5)), x[..., :7, :5]),
 }  # fmt: skip
 NAMED = {  # what the diagnosis must say of a case
@@ -228,7 +388,7 @@ def outcome(name: str, case: Case, x: Tensor) -> str:
         faults = [entry for entry in result.items if entry.passed is False]
         words = [f"{entry.name}: {entry.message}" for entry in faults if NAMED[name] in entry.name]
         return f"diagnosed: {words[0][:110]}" if words else "silent"
-    return "works"
+    return "silent" if result is False else "works"
 
 
 @final

@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal, OneHotCategorical
 from torch.utils.checkpoint import checkpoint
 
 import robustvae as rv
-from robustvae.errors import ModelError, UnsupportedError
+from robustvae.errors import ModelError, ShapeError, UnsupportedError
 from robustvae.models.adapters.reading import as_distribution
 from robustvae.seeding import generator
 
@@ -306,6 +306,17 @@ def test_weights_without_values_are_refused():
         model = Pair()
     with pytest.raises(ModelError, match="on the device meta"):
         rv.wrap(model, **SHAPE)
+    with torch.inference_mode():
+        model = Pair()
+    with pytest.raises(ModelError, match=r"inside torch\.inference_mode"):
+        rv.wrap(model, **SHAPE)
+
+
+def test_single_logits_are_refused():
+    victim = rv.Victim(rv.wrap(made(Pair), **SHAPE), classifier=lambda z: z.sum(1))
+    attack = rv.Attack(rv.ClassifierFlip(), rv.ProjectedAscent(steps=1), rv.Ball("l2", 0.5))
+    with pytest.raises(ShapeError, match=r"logits of shape \(4, K\), got \(4,\)"):
+        attack(victim, images(), generator=generator(0))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

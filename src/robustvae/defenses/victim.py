@@ -13,7 +13,7 @@ from torch import Tensor
 from robustvae.defenses.defense import Defense, reads_encoder_mean
 from robustvae.defenses.noise import InputNoise
 from robustvae.defenses.posterior import PosteriorMean
-from robustvae.errors import ConfigError, DtypeError, check_images, check_type
+from robustvae.errors import ConfigError, DtypeError, ShapeError, check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
 from robustvae.registry import build
 
@@ -118,10 +118,18 @@ class Victim:
 
         Raises:
             ConfigError: This victim has no classifier.
+            ShapeError: The classifier gives something else than a row of logits for each latent.
         """
         if self.classifier is None:
             raise ConfigError("this victim has no classifier: give Victim(..., classifier=...)")
-        return self._reduced(self.classifier, x, generator)
+        logits = self._reduced(self.classifier, x, generator)
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ShapeError(
+                f"the classifier must give logits of shape ({len(x)}, K), got "
+                f"{tuple(logits.shape)}: of one logit an input make two, "
+                "torch.stack([-logit, logit], 1)"
+            )
+        return logits
 
     def _reduced(
         self, of: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator

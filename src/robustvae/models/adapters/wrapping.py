@@ -175,10 +175,12 @@ def _check_values(modules: Sequence[nn.Module]) -> None:
             fault = "on the device meta" if value.is_meta else ""
             if torch.nn.parameter.is_lazy(value):
                 fault = "of a lazy layer, which has not seen an input"
+            elif value.is_inference():
+                fault = "made inside torch.inference_mode(), which takes no gradients"
             if fault:
                 raise ModelError(
-                    f"weights of {type(module).__name__} must hold values, got {name!r} {fault}: "
-                    "load the trained weights before wrapping"
+                    f"weights of {type(module).__name__} must hold values for gradients, got "
+                    f"{name!r} {fault}: load the trained weights before wrapping"
                 )
 
 
@@ -392,6 +394,8 @@ def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
 def _entry_of(model: Any) -> tuple[str, Callable[[Tensor], Any]]:
     """What is called first, and its name: forward where there is one, else encode."""
     has_forward = getattr(type(model), "forward", None) is not nn.Module.forward
+    # of a traced module's methods forward may be none
+    has_forward &= hasattr(model, "forward") or not isinstance(model, nn.Module)
     if callable(model) and (has_forward or not hasattr(model, "encode")):
         return "forward", model
     return "encode", model.encode
@@ -399,7 +403,7 @@ def _entry_of(model: Any) -> tuple[str, Callable[[Tensor], Any]]:
 
 def _hint(trial: Trial, call: Callable[[Tensor], Any]) -> str:
     """What to say of a module that reads something else than one batch of images, or nothing."""
-    function = call.forward if isinstance(call, nn.Module) else call
+    function = getattr(call, "forward", call)
     with contextlib.suppress(TypeError, ValueError):  # no signature to be read
         required = [
             parameter.name
