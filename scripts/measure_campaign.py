@@ -1,7 +1,7 @@
 """Measure a campaign: overhead of the store, workers beside one process, memory of a worker.
 
     python scripts/measure_campaign.py time --model digits-vae --plan quick
-    python scripts/measure_campaign.py time --model mnist-conv28 --plan standard  # quiet, two cores
+    python scripts/measure_campaign.py time --model mnist-conv28 --inputs 8  # quiet, two cores
     python scripts/measure_campaign.py memory
 
 CPU seconds stand beside wall seconds: on a busy machine only the first say something.
@@ -33,8 +33,9 @@ def cpu() -> float:
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
-def measure_time(model: str, plan: str) -> None:
+def measure_time(model: str, base: str, inputs: int) -> None:
     """One audit by several executors."""
+    plan = {"base": base, "inputs": inputs, "shard": max(1, inputs // 4)}
     vae = rv.load(model)
     images = rv.data.load(rv.load(model).config.get("data") or model.split("-")[0], split="test")
     rv.audit(vae, images, plan="smoke", run=Run(progress=lambda *_: None))  # warms up
@@ -50,7 +51,10 @@ def measure_time(model: str, plan: str) -> None:
             rv.audit(vae, images, plan=plan, run=run)
             wall, spent = time.monotonic() - begin, cpu() - spent
         words = "kept" if keeps else "not kept"
-        print(f"{model}, {plan}, {executor}, {words}: {wall:.1f} s, {spent:.1f} CPU s", flush=True)
+        print(
+            f"{model}, {base}, {inputs} inputs, {executor}, {words}: {wall:.1f} s, {spent:.1f} CPU s",
+            flush=True,
+        )
 
 
 def measure_memory() -> None:
@@ -84,8 +88,9 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("time", "memory"))
     parser.add_argument("--model", default="digits-vae")
     parser.add_argument("--plan", default="quick")
+    parser.add_argument("--inputs", type=int, default=8, help="of the audit, in four ranges")
     options = parser.parse_args()
     if options.what == "time":
-        measure_time(options.model, options.plan)
+        measure_time(options.model, options.plan, options.inputs)
     else:
         measure_memory()

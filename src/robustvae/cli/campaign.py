@@ -45,7 +45,7 @@ def run(options: Options) -> None:
     from robustvae import report
     from robustvae.audit import Run, audit
     from robustvae.campaign import read_campaign
-    from robustvae.cli.printing import show, show_table
+    from robustvae.cli.printing import show
     from robustvae.records import Lock, check_folder, check_owned, forget_parts
     from robustvae.report.compare import compare
     from robustvae.report.files import FILES
@@ -89,8 +89,7 @@ def run(options: Options) -> None:
                 failures.append(one.name)
     if len(records) > 1 and len(campaign.protocols) < 2:
         table = compare(records)
-        headings, *lines = table.lines()
-        show_table(lines, title=table.title, headings=headings, numbers=range(1, len(headings)))
+        common.show_comparison(table)
     show(f"compare them again: robustvae compare {options.out}/*")
     if failures:
         raise typer.Exit(FAILED)

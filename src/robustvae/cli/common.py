@@ -396,3 +396,16 @@ def show_evaluation(evaluation: Any) -> None:
         headings=("", "value", "stderr", "n", "unit"),
         numbers=(1, 2, 3),
     )
+
+
+def show_comparison(table: Any) -> None:
+    """Print audits side by side; of many rows the main numbers only."""
+    from robustvae.cli.printing import show, show_table
+    from robustvae.report.tables import MOST_COLUMNS
+
+    is_short = len(table.rows) > MOST_COLUMNS
+    headings, *lines = table.short_lines() if is_short else table.lines()
+    numbers = range(len(table.names()) if is_short else 1, len(headings))
+    show_table(lines, title=table.title, headings=headings, numbers=numbers)
+    if is_short:
+        show("Main numbers only: --out FILE and --json of `robustvae compare` hold all.")

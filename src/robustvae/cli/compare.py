@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from robustvae.cli import common
 from robustvae.errors import ConfigError, check_choice
 
 FORMATS = ("text", "csv", "html", "json", "latex", "markdown", "svg")
@@ -53,7 +54,6 @@ def run(
     from robustvae.records import write_text
     from robustvae.report.compare import compare
     from robustvae.report.pareto import draw_paretos
-    from robustvae.report.tables import MOST_COLUMNS
 
     format = "json" if as_json else format
     kind = format or ("text" if out is None else _SUFFIXES.get(out.suffix, "text"))
@@ -75,15 +75,7 @@ def run(
     if format is not None and format != "text" and out is None:
         print(text, end="")
         return
-    if len(table.rows) <= MOST_COLUMNS:
-        headings, *lines = table.lines()
-        numbers = range(1, len(headings))
-    else:
-        headings, *lines = table.short_lines()
-        numbers = range(len(table.names()), len(headings))
-    show_table(lines, title=table.title, headings=headings, numbers=numbers)
-    if len(table.rows) > MOST_COLUMNS:
-        show("Main numbers only: --out FILE and --json hold all, with the differences.")
+    common.show_comparison(table)
     for note in table.notes:
         show(note)
     if failures and table.failures:
