@@ -52,7 +52,8 @@ def measure_time(model: str, base: str, inputs: int) -> None:
             wall, spent = time.monotonic() - begin, cpu() - spent
         words = "kept" if keeps else "not kept"
         print(
-            f"{model}, {base}, {inputs} inputs, {executor}, {words}: {wall:.1f} s, {spent:.1f} CPU s",
+            f"{model}, {base}, {inputs} inputs, {executor}, {words}: "
+            f"{wall:.1f} s, {spent:.1f} CPU s",
             flush=True,
         )
 
