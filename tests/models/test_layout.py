@@ -195,7 +195,7 @@ ARCHITECTURE_SHAPES = [
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize(("architecture", "shape"), ARCHITECTURE_SHAPES)
 def test_small_chunks_keep_draws(architecture, shape, chunk, generator):
-    """Colour decoders once returned memory that no `.view` could read."""
+    """Color decoders once returned memory that no `.view` could read."""
     vae = models.create("vae", architecture=architecture, latent=2, image_shape=shape)
     x = torch.rand(2, *shape, generator=generator)
     distances = [
