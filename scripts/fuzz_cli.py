@@ -643,7 +643,8 @@ def _run_lines(lines: list[list[str]], fresh: Path, outputs: Path, writing: int)
     for words in lines:
         if mark is None or snapshot(world) != mark:
             os.chdir(outputs)
-            shutil.rmtree(world, ignore_errors=True)
+            # Python's own removal gives up on folders a thousand levels deep
+            subprocess.run(["rm", "-rf", str(world)], check=True)
             subprocess.run(["cp", "-al", str(fresh), str(world)], check=True)
             mark = snapshot(world)
         os.chdir(world)
@@ -779,6 +780,7 @@ def run_many(
                 if ending.fault or ending.megabytes > MEMORY:
                     break  # the next lines get a new process
             child.end()
+        subprocess.run(["rm", "-rf", str(outputs)], check=True)
     total, seconds = sum(wrong.values()), time.monotonic() - begin
     print(f"slowest: {slowest[0]:.1f} CPU s, {slowest[1]}")
     print("CPU s: " + ", ".join(f"{name} {value:.0f}" for name, value in spent.most_common(8)))
