@@ -115,10 +115,17 @@ def header(
         "victims": {name: repr(victim.defense) for name, victim in named.items()},
         "environment": {
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
+            **{package: _version(package) for package in packages},
             "device": str(vae.device),
             "threads": str(threads or torch.get_num_threads()),
             "dtype": str(vae.dtype).removeprefix("torch."),
             "machine": platform.machine(),
         },
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from the sources, never installed
+        return "not installed"
