@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -118,9 +118,7 @@ def test_inner_minimizer_beats_random_images(kind, norm, generator):
     target = RobustTarget(vae, x, norm, radius)
 
     def deviance(image):
-        from robustvae.defenses.targets import _negative_entropy
-
-        return (_negative_entropy(p, image) - p.log_prob(image)).flatten(1).sum(1)
+        return (p.deviance().negative_entropy(image) - p.log_prob(image)).flatten(1).sum(1)
 
     assert target.radius == radius
     for _ in range(200):
@@ -377,3 +375,38 @@ def test_no_encoder_moves_start_from_prior():
         for mean in (torch.tensor([[-2.0]]), torch.tensor([[3.0]]))
     ]
     assert torch.equal(*ends)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnGaussian:
+    """A stranger's likelihood, of a class that the library does not know."""
+
+    mean: torch.Tensor
+    stddev: torch.Tensor
+
+    def log_prob(self, value):
+        return torch.distributions.Normal(self.mean, self.stddev).log_prob(value)
+
+    def deviance(self):
+        return Gaussian(self.mean, self.stddev).deviance()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_own_likelihood_has_robust_posterior(norm, generator):
+    weight = randn(3, 16, like=torch.zeros(()), generator=generator)
+    x, z = images(4, generator), randn(4, 3, like=weight, generator=generator)
+    values = []
+    for kind in (Gaussian, OwnGaussian):
+        vae = rv.wrap(
+            encode=lambda y: Gaussian(y.flatten(1)[:, :3], torch.ones(len(y), 3)),
+            decode=lambda z, kind=kind: kind(
+                (z @ weight).view(-1, *PIXELS), torch.full((len(z), *PIXELS), 0.3)
+            ),
+            latent=3,
+            image_shape=PIXELS,
+        )
+        target = RobustTarget(vae, x, norm, 0.2)
+        point = z.clone().requires_grad_(True)
+        values.append((target(z), *target.with_gradient(point)))
+    for ours, own in zip(*values, strict=True):
+        torch.testing.assert_close(ours, own)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import final
 
 import torch
@@ -18,15 +17,10 @@ from robustvae.errors import RangeError, UnsupportedError, check_number, check_t
 from robustvae.jacobians import jacobian
 from robustvae.mcmc import LogDensity, Target
 from robustvae.models.base import VAE, frozen
+from robustvae.models.deviances import Deviance
 from robustvae.models.hierarchy import conditionals
 from robustvae.models.layout import channels_last
-from robustvae.models.likelihoods import (
-    Bernoulli,
-    ContinuousBernoulli,
-    Distribution,
-    Gaussian,
-    PointMass,
-)
+from robustvae.models.likelihoods import Distribution
 from robustvae.perturb import Ball
 
 _COLD_SWEEPS = 12  # Newton's steps on the logits from 0, which arrive for every multiplier
@@ -147,11 +141,7 @@ def fisher(vae: VAE, z: Tensor) -> Tensor:
 
     def parameters(z: Tensor) -> Tensor:
         p = vae.decode(z)
-        if not isinstance(p, Gaussian):
-            return (p.stddev.detach() * _parameters(p)[0]).flatten(1)
-        scaled = _parameters(p)[0] / p.stddev.detach()
-        spread = math.sqrt(2) * p.stddev.log()
-        return torch.cat([scaled.flatten(1), spread.flatten(1)], dim=1)
+        return deviance_of(p).whitened(p.stddev)
 
     def standardized(z: Tensor) -> Tensor:
         layers = conditionals(vae.prior(), z)
@@ -214,8 +204,9 @@ class RobustTarget:
         """-U_R, in nats, (B,), at latents (B, d)."""
         p = self.vae.decode(z)
         with torch.no_grad():
-            best = _nearest(p, self.x, self.norm, self.radius, self._warm)
-            offset = _negative_entropy(p, best)
+            deviance = deviance_of(p)
+            best = _nearest(deviance, self.x, self.norm, self.radius, self._warm)
+            offset = deviance.negative_entropy(best)
         return (p.log_prob(best) - offset).flatten(1).sum(1) + self._prior(z)
 
     def rows(self, index: Tensor) -> RobustTarget:
@@ -228,14 +219,15 @@ class RobustTarget:
         best = nearest(p, self.x, self.norm, self.radius)
         # x' must stay fixed in the first derivative and move in the second: differentiate
         # by copies of the likelihood's parameters that x' does not depend on.
-        parameters = [q for q in _parameters(p) if q.requires_grad]
-        copies = {id(q): q.view_as(q) for q in parameters}
-        fit = _rebuilt(p, [copies.get(id(q), q) for q in _parameters(p)]).log_prob(best).flatten(1)
+        parameters = {name: q for name, q in _parameters(p).items() if q.requires_grad}
+        copies = {name: q.view_as(q) for name, q in parameters.items()}
+        fit = replace(p, **copies).log_prob(best).flatten(1)  # type: ignore[type-var]
         pull = torch.autograd.grad(fit.sum(), list(copies.values()), create_graph=True)
-        (gradient,) = torch.autograd.grad(parameters, z, pull, create_graph=True)
+        values = list(parameters.values())
+        (gradient,) = torch.autograd.grad(values, z, pull, create_graph=True)
         prior = self._prior(z)
         (towards_prior,) = torch.autograd.grad(prior.sum(), z, create_graph=True)
-        offset = _negative_entropy(p, best).flatten(1)
+        offset = deviance_of(p).negative_entropy(best).flatten(1)
         return (fit - offset).sum(1) + prior, gradient + towards_prior
 
     def _prior(self, z: Tensor) -> Tensor:
@@ -268,7 +260,7 @@ def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
         >>> nearest(Bernoulli(torch.tensor([9.0, 0.0]).view(1, 1, 1, 2)), x, "linf", 0.25)
         tensor([[[[0.9500, 0.2500]]]])
     """
-    return _nearest(p, x, norm, radius, None)
+    return _nearest(deviance_of(p), x, norm, radius, None)
 
 
 @dataclass(eq=False)
@@ -279,8 +271,8 @@ class _Warm:
     logit: Tensor | None = None  # of the image, (B, C, H, W)
 
 
-def _nearest(p: Distribution, x: Tensor, norm: str, radius: float, warm: _Warm | None) -> Tensor:
-    center = _center(p)
+def _nearest(p: Deviance, x: Tensor, norm: str, radius: float, warm: _Warm | None) -> Tensor:
+    center = p.center
     if norm == "linf":
         low, high = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
         return torch.minimum(torch.maximum(center, low), high)
@@ -292,7 +284,7 @@ def _nearest(p: Distribution, x: Tensor, norm: str, radius: float, warm: _Warm |
 
 
 def _boundary(
-    p: Distribution, x: Tensor, radius: float, inside: Tensor, warm: _Warm | None
+    p: Deviance, x: Tensor, radius: float, inside: Tensor, warm: _Warm | None
 ) -> tuple[Tensor, Tensor]:
     """Solve deviance'(x') + nu (x' - x) = 0 with ||x' - x|| = radius for x' and nu.
 
@@ -306,7 +298,7 @@ def _boundary(
         solution = _continued(p, x, radius, inside, warm)
     if solution is None:
         power, _, _ = _newton(p, x, radius, None, 8 if x.dtype == torch.float32 else 16)
-        solution = power, *_pulled(p, x, power.exp(), None, _COLD_SWEEPS)
+        solution = power, *p.pulled(x, power.exp(), None, _COLD_SWEEPS)
     power, point, logit = solution
     if warm is not None:
         warm.power, warm.logit = power, logit
@@ -315,17 +307,17 @@ def _boundary(
 
 
 def _continued(
-    p: Distribution, x: Tensor, radius: float, inside: Tensor, warm: _Warm
+    p: Deviance, x: Tensor, radius: float, inside: Tensor, warm: _Warm
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Log multiplier, x' and its logits from those of the last solution; None where it is far."""
     assert warm.power is not None
     power, logit = warm.power, warm.logit
     for _ in range(_WARM_TRIES):
-        if logit is None:
+        if logit is None or p.logits is None:
             power, _, _ = _newton(p, x, radius, (power, None), _WARM_STEPS)
-            point, _ = _pulled(p, x, power.exp(), None, 0)
+            point, _ = p.pulled(x, power.exp(), None, 0)
         else:
-            power, logit = _joint_step(_logits(p), x, radius, power, logit)
+            power, logit = _joint_step(p.logits, x, radius, power, logit)
             point = torch.sigmoid(logit)
         size = (point - x).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         if not bool((((size / radius - 1).abs() > _NEAR) & ~inside).any()):
@@ -373,7 +365,7 @@ def reads_back(x: Tensor) -> bool:
 
 
 def _newton(
-    p: Distribution,
+    p: Deviance,
     x: Tensor,
     radius: float,
     begin: tuple[Tensor, Tensor | None] | None,
@@ -388,8 +380,8 @@ def _newton(
         multiplier = power.exp()
         # from scratch the multiplier jumps, and the logits begin anew with each of its values
         selection, sweeps = (None, _COLD_SWEEPS) if begin is None else (logit, _WARM_SWEEPS)
-        shift, logit = _pulled(p, x, multiplier, selection, sweeps)
-        slack = (shift - x).square() * _compliance(p, shift, multiplier)
+        shift, logit = p.pulled(x, multiplier, selection, sweeps)
+        slack = (shift - x).square() * p.compliance(shift, multiplier)
         size = (shift - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
         far = size > radius
         low, high = torch.where(far, power, low), torch.where(far, high, power)
@@ -400,48 +392,14 @@ def _newton(
     return power, logit, size
 
 
-def _compliance(p: Distribution, value: Tensor, multiplier: Tensor) -> Tensor:
-    """1 / (deviance'' + multiplier) at each pixel, 0 where the pixel range holds it."""
-    if isinstance(p, Gaussian):
-        stiffness = p.stddev.square().reciprocal().detach() + multiplier
-        edge = 8 * torch.finfo(value.dtype).eps
-        return ((value > edge) & (value < 1 - edge)).to(value.dtype) / stiffness
-    variance = value * (1 - value)
-    return variance / (1 + multiplier * variance)
-
-
-def _pulled(
-    p: Distribution, x: Tensor, multiplier: Tensor, logit: Tensor | None, sweeps: int
-) -> tuple[Tensor, Tensor | None]:
-    """The minimizer over [0, 1] of deviance(x') + multiplier ||x' - x||^2 / 2, and its logits."""
-    if isinstance(p, Gaussian):
-        precision = p.stddev.square().reciprocal()
-        pull = (p.mean * precision + multiplier * x) / (precision + multiplier)
-        return pull.clamp(0, 1), None
-    # logit(x') + nu x' = c. From logit 0, the inflection point, Newton's steps are monotone.
-    target = _logits(p) + multiplier * x
-    logit = torch.zeros_like(target) if logit is None else logit
-    for _ in range(sweeps):
-        mean = torch.sigmoid(logit)
-        slope = 1 + multiplier * mean * (1 - mean)
-        logit = logit - (logit + multiplier * mean - target) / slope
-        # the root lies between c - nu and c: a step from afar may not leave that
-        logit = torch.minimum(torch.maximum(logit, target - multiplier), target)
-    return torch.sigmoid(logit), logit
-
-
 def _differentiable(
-    p: Distribution, x: Tensor, found: Tensor, multiplier: Tensor, radius: float
+    p: Deviance, x: Tensor, found: Tensor, multiplier: Tensor, radius: float
 ) -> Tensor:
     """`found`, with the derivatives that the implicit function theorem gives it."""
-    if not (torch.is_grad_enabled() and (x.requires_grad or _center(p).requires_grad)):
+    if not (torch.is_grad_enabled() and (x.requires_grad or p.center.requires_grad)):
         return found
-    compliance = _compliance(p, found, multiplier)
-    if isinstance(p, Gaussian):
-        force = (found - p.mean) * p.stddev.square().reciprocal()
-    else:
-        force = torch.logit(found, 1e-7) - _logits(p)
-    force = force + multiplier * (found - x)
+    compliance = p.compliance(found, multiplier)
+    force = p.force(found) + multiplier * (found - x)
     offset = (found - x).detach()
     excess = 0.5 * ((found - x).flatten(1).square().sum(1) - radius**2).view(-1, 1, 1, 1)
     along = (offset * force * compliance).sum((1, 2, 3), keepdim=True)
@@ -451,38 +409,26 @@ def _differentiable(
     return found + (step - step.detach())
 
 
-def _center(p: Distribution) -> Tensor:
-    return p.mean if isinstance(p, Gaussian) else torch.sigmoid(_logits(p))
+def deviance_of(p: Distribution) -> Deviance:
+    """What a likelihood says of its deviance.
+
+    Raises:
+        UnsupportedError: A likelihood that says nothing of it, by its name.
+    """
+    says = getattr(p, "deviance", None)
+    if says is None:
+        raise UnsupportedError(
+            "the robust posterior needs a likelihood with deviance(), such as Bernoulli, "
+            f"continuous Bernoulli or Gaussian, got {type(p).__name__}"
+        )
+    deviance: Deviance = says()
+    return deviance
 
 
-def _negative_entropy(p: Distribution, value: Tensor) -> Tensor:
-    """What turns minus the log likelihood of a gray pixel into a deviance."""
-    if isinstance(p, Gaussian):
-        return torch.zeros_like(value)
-    ends = (value <= 0) | (value >= 1)
-    inner = torch.where(ends, torch.full_like(value, 0.5), value)
-    inner = inner * inner.log() + (1 - inner) * (-inner).log1p()
-    return torch.where(ends, torch.zeros_like(value), inner)
-
-
-def _logits(p: Distribution) -> Tensor:
-    if isinstance(p, Bernoulli | ContinuousBernoulli):
-        return p.logits
-    if isinstance(p, PointMass):
-        raise UnsupportedError(p.missing)
-    raise UnsupportedError(
-        "the robust posterior needs a Bernoulli, continuous Bernoulli or Gaussian likelihood, "
-        f"got {type(p).__name__}"
-    )
-
-
-def _parameters(p: Distribution) -> list[Tensor]:
-    return [p.mean, p.stddev] if isinstance(p, Gaussian) else [_logits(p)]
-
-
-def _rebuilt(p: Distribution, parameters: list[Tensor]) -> Distribution:
-    if isinstance(p, Gaussian):
-        return Gaussian(*parameters)
-    if isinstance(p, ContinuousBernoulli):
-        return ContinuousBernoulli(parameters[0], p.rule)
-    return Bernoulli(parameters[0])
+def _parameters(p: Distribution) -> dict[str, Tensor]:
+    """The tensors that a likelihood holds, by the names of their fields."""
+    return {
+        each.name: value
+        for each in fields(p)  # type: ignore[arg-type]
+        if isinstance(value := getattr(p, each.name), Tensor)
+    }

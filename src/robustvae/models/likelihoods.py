@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustvae.errors import UnsupportedError, check_choice
+from robustvae.models.deviances import BernoulliDeviance, Deviance, GaussianDeviance
 from robustvae.seeding import rand, randn
 
 MeanRule = Literal["papers", "exact"]
@@ -67,6 +68,10 @@ class Gaussian:
         )
         return self.mean + self.stddev * noise
 
+    def deviance(self) -> Deviance:
+        """(v - mean)^2 / 2 stddev^2 of each pixel."""
+        return GaussianDeviance(self.mean, self.stddev)
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -105,6 +110,14 @@ class PointMass:
     def draw(self, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
         """The value itself, `shape` times."""
         return self.mean.expand(*shape, *self.mean.shape)
+
+    def deviance(self) -> Deviance:
+        """Raise an error: there is no density.
+
+        Raises:
+            UnsupportedError: Always, with what to state.
+        """
+        raise UnsupportedError(self.missing)
 
 
 @final
@@ -182,6 +195,10 @@ class Bernoulli:
         )
         return (uniform < self.mean.detach()).to(self.logits.dtype)
 
+    def deviance(self) -> Deviance:
+        """KL(Ber(v) | Ber(mean)) of each pixel."""
+        return BernoulliDeviance(self.logits)
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -258,6 +275,10 @@ class ContinuousBernoulli:
         inverse = 1 + torch.log(uniform + (1 - uniform) * torch.exp(-magnitude)) / magnitude
         pixels = torch.where(safe > 0, inverse, 1 - inverse)
         return torch.where(small, uniform, pixels)
+
+    def deviance(self) -> Deviance:
+        """That of a Bernoulli of these logits; the normalizer does not depend on the pixel."""
+        return BernoulliDeviance(self.logits)
 
     def _exact_mean(self) -> Tensor:
         small, safe = self._near_zero()
