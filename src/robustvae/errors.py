@@ -117,7 +117,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     while cause is not None:
         # torch's allocators raise a kind of RuntimeError, that of the CPU a plain one
         told = isinstance(cause, RuntimeError) and any(word in str(cause) for word in words)
-        if told or isinstance(cause, MemoryError):
+        # torch's own class by its name: nothing here imports torch
+        named = any(kind.__name__ == "OutOfMemoryError" for kind in type(cause).__mro__)
+        if told or named or isinstance(cause, MemoryError):
             return True
         cause = cause.__cause__
     return False

@@ -20,7 +20,7 @@ from robustvae.models.base import VAE, frozen
 from robustvae.models.deviances import Deviance
 from robustvae.models.hierarchy import conditionals
 from robustvae.models.layout import channels_last
-from robustvae.models.likelihoods import Distribution
+from robustvae.models.likelihoods import Distribution, kind_of
 from robustvae.perturb import Ball
 
 _COLD_SWEEPS = 12  # Newton's steps on the logits from 0, which arrive for every multiplier
@@ -419,7 +419,7 @@ def deviance_of(p: Distribution) -> Deviance:
     if says is None:
         raise UnsupportedError(
             "the robust posterior needs a likelihood with deviance(), such as Bernoulli, "
-            f"continuous Bernoulli or Gaussian, got {type(p).__name__}"
+            f"continuous Bernoulli or Gaussian, got {kind_of(p)}"
         )
     deviance: Deviance = says()
     return deviance

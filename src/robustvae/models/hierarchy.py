@@ -16,7 +16,7 @@ from robustvae._options import with_defaults
 from robustvae.errors import ShapeError, UnsupportedError, check_sizes
 from robustvae.models.base import VAE
 from robustvae.models.composition import Composition, Spread
-from robustvae.models.likelihoods import Distribution, Gaussian, PointMass
+from robustvae.models.likelihoods import Distribution, Gaussian, PointMass, kind_of
 from robustvae.models.networks import ACTIVATIONS, build, log_var_to_stddev
 from robustvae.models.vae import check_likelihood, likelihood_of
 from robustvae.seeding import draw
@@ -177,9 +177,7 @@ def check_gaussian(distribution: Distribution, what: str) -> None:
         base = base.base_dist
     if not isinstance(base, Gaussian | LayeredGaussian | torch.distributions.Normal):
         hint = f": {base.missing}" if isinstance(base, PointMass) else ""
-        raise UnsupportedError(
-            f"{what} needs a Gaussian posterior, got {type(base).__name__}{hint}"
-        )
+        raise UnsupportedError(f"{what} needs a Gaussian posterior, got {kind_of(base)}{hint}")
 
 
 @final

@@ -36,6 +36,18 @@ class Distribution(Protocol):
         """Log density of each element, in nats, of the mean's shape."""
 
 
+def kind_of(distribution: object) -> str:
+    """The name of a distribution's class; of one seen in another shape, that of the user's own.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.models.likelihoods import PointMass, kind_of
+        >>> kind_of(PointMass(torch.zeros(1)))
+        'PointMass'
+    """
+    return type(getattr(distribution, "base", distribution)).__name__
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Gaussian:

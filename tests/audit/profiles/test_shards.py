@@ -134,6 +134,7 @@ class Slowing(Bowl):
         return super().encode(x)
 
 
+@pytest.mark.slow  # it reads the clock
 def test_minutes_hold_for_slow_machine():
     profile = {"use": {"name": "anomaly", "search": SEARCH, **FAST, "inputs": 20, "draws": 2000}}
     plan, minutes = {"base": "smoke", "inputs": 2}, 0.07
