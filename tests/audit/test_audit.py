@@ -136,7 +136,9 @@ DRAWN = ("certified", "first_order", "probability_clean", "error_sampled", "spec
 ATTACKED = ("score", "damage", "damage_noise", "ms_ssim_attacked")
 
 
-@pytest.mark.parametrize("name", ["digits-vae", "digits-lipschitz-vae"])
+@pytest.mark.parametrize(
+    "name", ["digits-vae", pytest.param("digits-lipschitz-vae", marks=pytest.mark.slow)]
+)
 def test_rows_do_not_depend_on_shards(digits, one, name):
     vae = rv.load(name)
     plan = {**one, "inputs": 20, "draws": 100}

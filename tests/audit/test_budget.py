@@ -20,7 +20,7 @@ from robustvae.audit.budget import (
     search_seconds,
 )
 from robustvae.audit.threads import fastest_threads, fitting_threads
-from robustvae.errors import UnsupportedError
+from robustvae.errors import RobustVAEError, UnsupportedError
 from robustvae.perturb import SquareSearch
 from robustvae.perturb.deadline import until
 
@@ -193,3 +193,10 @@ def test_several_draws_take_their_time(costs):
     few = reduced(plan, 0.01)
     assert few.attacks[0].build().goal.draws == 1
     assert reduced(plan, 0.5).attacks[0].goal == plan.attacks[0].goal
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0, float("nan"), float("inf")])
+def test_minutes_that_are_none_refused(minutes):
+    images = rv.data.load("digits", split="test")
+    with pytest.raises(RobustVAEError, match="minutes"):
+        rv.audit(rv.load("digits-vae"), images, "smoke", minutes=minutes)

@@ -220,8 +220,8 @@ def comparable(record):
 
 def test_record_is_equal_by_processes(digits, one):
     vae = rv.load("digits-vae")
-    plan = {**one, "inputs": 5, "shard": 2, "probes": 2}
-    victims = {"defended": "robust-posterior:norm=l2,radius=0.5,steps=2"}
+    plan = {**one, "inputs": 3, "shard": 2, "probes": 1}
+    victims = {"defended": "robust-posterior:norm=linf,radius=0.1,steps=2"}
     records = [
         rv.audit(
             vae,

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-GROUPS = 4  # processes that import torch, two seconds each; a fork of one runs an example
+LONG = ("howto_compare", "use_anomaly", "use_codec", "use_latent_diffusion")  # ten seconds each
+GROUPS = 2  # processes that import torch, two seconds each; a fork of one runs an example
 
 RUNNER = """
 import os, runpy, sys, traceback
@@ -42,9 +43,18 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("group", range(GROUPS))
-def test_every_example_runs(group: int, tmp_path: Path) -> None:
-    paths = EXAMPLES[group::GROUPS]
+SHORT = [path for path in EXAMPLES if path.stem not in LONG]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        *(SHORT[group::GROUPS] for group in range(GROUPS)),
+        pytest.param([p for p in EXAMPLES if p not in SHORT], marks=pytest.mark.slow),
+    ],
+    ids=["some", "others", "long"],
+)
+def test_every_example_runs(paths: list[Path], tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", RUNNER, *map(str, paths)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

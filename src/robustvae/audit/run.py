@@ -49,7 +49,7 @@ from robustvae.audit.tasks import Run, space_needed, torch_threads
 from robustvae.audit.threads import fitting_threads
 from robustvae.data.coercion import as_images
 from robustvae.defenses import Victim
-from robustvae.errors import ShapeError, check_type
+from robustvae.errors import ShapeError, check_positive, check_type
 from robustvae.models import VAE
 from robustvae.models.base import check_weights
 from robustvae.records import (
@@ -121,6 +121,8 @@ def audit(
     run = Run() if run is None else run
     check_type(run, "run", Run)
     new_generator(seed)  # a seed that is none is told before anything is measured
+    if minutes is not None:
+        check_positive(minutes, "minutes")
     by_name = named_victims(victim, victims)
     images = as_images(images)
     everything, use = images, None

@@ -271,7 +271,12 @@ class Slow(Mean):
         return super().encode(x)
 
 
-@pytest.mark.parametrize("name", ["anomaly", "codec", "latent-diffusion", "representation"])
+OTHERS = ("codec", "latent-diffusion", "representation")
+
+
+@pytest.mark.parametrize(
+    "name", ["anomaly", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_minutes_cut_every_profile(name):
     data = images(60)
     record = rv.audit(wrapped(Slow()), data, profile=name, minutes=0.1, question={"r": 1.0})
