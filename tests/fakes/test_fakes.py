@@ -173,3 +173,21 @@ def test_differences_find_what_was_hidden(name, digits, honest_vae):
     plain = [row["damage"] for row in honest.rows if row["role"] == "plan"]
     assert not any(row["role"] == "differences" for row in honest.rows)
     assert mean["differences"] > 0.9 * sum(plain) / len(plain) > mean["plan"]
+
+
+def test_exact_model_is_no_memory(generator):
+    """One that takes all noise away misses noised inputs by the noise, and knows none by heart."""
+    waves = torch.stack([torch.ones(64), torch.linspace(-1, 1, 64)]) / 8
+    basis = torch.linalg.qr(waves.mT)[0].float()
+    codes = torch.rand(200, 2, generator=generator).float()
+    images = (0.5 + 0.3 * (codes - 0.5) @ basis.mT * 8).clamp(0, 1).view(-1, 1, 8, 8)
+    exact = rv.wrap(
+        encode=lambda x: rv.models.PointMass((x.flatten(1) - 0.5) @ basis),
+        decode=lambda z: rv.models.PointMass((0.5 + z @ basis.mT).view(-1, 1, 8, 8)),
+        latent=2,
+        image_shape=(1, 8, 8),
+    )
+    data = rv.data.Images(images, torch.arange(200) % 4, "planes")
+    plan = {"base": "smoke", "margins": None, "certificates": False, "geometry": False}
+    record = rv.audit(exact, data, plan, question={"r": 1.0})
+    assert "same_beside_inputs" not in record.verdict.failed

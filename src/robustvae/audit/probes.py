@@ -390,7 +390,10 @@ def _finite(context: Context, unseen: Tensor) -> dict[str, int]:
 
 
 def _beside(context: Context, unseen: Tensor) -> dict[str, Any]:
-    """Damage by one attack, and reconstruction error, on and beside the audited inputs."""
+    """Damage by one attack, and reconstruction error, on and beside the audited inputs.
+
+    The error on noised inputs is the distance to the inputs without noise, less the noise's length.
+    """
     attack = context.plan.attacks[0]
     search = _shortened(attack)
     measured: dict[str, Any] = {"damage_beside": {}, "error_beside": {}}
@@ -402,7 +405,12 @@ def _beside(context: Context, unseen: Tensor) -> dict[str, Any]:
         g = context.generator
         clean = context.victim.reconstruct(x, generator=g("beside"))
         shift = context.victim.reconstruct(result.x_adv, generator=g("beside"))
-        damage, error = _mean(distance(shift, clean)), _mean(distance(clean, x))
+        # whoever passes the noise on, or takes it away, is as exact as without it
+        noised = name == "noised"
+        miss = distance(clean, context.x if noised else x)
+        if noised:
+            miss = (miss - distance(x, context.x)).clamp_min(0)
+        damage, error = _mean(distance(shift, clean)), _mean(miss)
         if name == "own":
             measured |= {"damage": damage, "error": error}
         else:
