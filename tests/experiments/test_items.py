@@ -12,6 +12,7 @@ from experiments.papers.kuzina2022.adaptive import PICK, WORST
 from experiments.papers.kuzina2022.cost import PAIRED, PAPERS, RECOVERY, samplers
 from experiments.papers.kuzina2022.printed import TABLES, cell_of, printed, value_of
 from experiments.papers.kuzina2022.ratio import BEFORE
+from robustvae.errors import MissingExtraError
 
 ITEMS = load_items()
 SECONDS = 120  # for all of them; a quiet core takes half of it
@@ -31,7 +32,10 @@ def results():
 @pytest.mark.parametrize("name", ITEMS)
 def test_item_runs_at_smoke(name, results):
     began = time.process_time()
-    result = results[name] = ITEMS[name].run()
+    try:
+        result = results[name] = ITEMS[name].run()
+    except MissingExtraError as error:  # some train with the extra of that name
+        pytest.skip(str(error))
     results.setdefault("seconds", []).append(time.process_time() - began)
     assert result.rows and result.facts["command"].startswith("python -m experiments run")
     assert Result.from_json(result.to_json()).to_markdown() == result.to_markdown()
