@@ -410,3 +410,27 @@ def test_own_likelihood_has_robust_posterior(norm, generator):
         values.append((target(z), *target.with_gradient(point)))
     for ours, own in zip(*values, strict=True):
         torch.testing.assert_close(ours, own)
+
+
+def test_likelihood_without_fields_is_named(generator):
+    class Loose:
+        def __init__(self, mean):
+            self.mean, self.stddev = mean, torch.ones_like(mean)
+
+        def log_prob(self, value):
+            return -0.5 * (value - self.mean).square()
+
+        def deviance(self):
+            return Gaussian(self.mean, self.stddev).deviance()
+
+    vae = rv.wrap(
+        encode=lambda y: Gaussian(y.flatten(1)[:, :3], torch.ones(len(y), 3)),
+        decode=lambda z: Loose(z.repeat(1, 6)[:, :16].view(-1, *PIXELS)),
+        latent=3,
+        image_shape=PIXELS,
+    )
+    target = RobustTarget(vae, images(2, generator), "linf", 0.2)
+    z = torch.zeros(2, 3, requires_grad=True)
+    assert target(z).shape == (2,)
+    with pytest.raises(UnsupportedError, match="dataclass of its tensors, got Loose"):
+        target.with_gradient(z)

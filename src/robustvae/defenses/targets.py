@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import final
 
 import torch
@@ -141,7 +141,7 @@ def fisher(vae: VAE, z: Tensor) -> Tensor:
 
     def parameters(z: Tensor) -> Tensor:
         p = vae.decode(z)
-        return deviance_of(p).whitened(p.stddev)
+        return deviance_of(p).unit_parameters(p.stddev)
 
     def standardized(z: Tensor) -> Tensor:
         layers = conditionals(vae.prior(), z)
@@ -190,8 +190,8 @@ class RobustTarget:
         radius: Radius of the ball, in pixel units.
 
     Raises:
-        UnsupportedError: When called, where the decoder's likelihood is not Bernoulli,
-            continuous Bernoulli or Gaussian.
+        UnsupportedError: When called, for a likelihood without `deviance()`; Bernoulli,
+            continuous Bernoulli and Gaussian do.
     """
 
     vae: VAE
@@ -250,7 +250,7 @@ def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
         Images in [0, 1], (B, C, H, W), differentiable in `p` and `x`.
 
     Raises:
-        UnsupportedError: A likelihood other than Bernoulli, continuous Bernoulli or Gaussian.
+        UnsupportedError: A likelihood without `deviance()`, such as the Laplace.
 
     Examples:
         >>> import torch
@@ -298,7 +298,7 @@ def _boundary(
         solution = _continued(p, x, radius, inside, warm)
     if solution is None:
         power, _, _ = _newton(p, x, radius, None, 8 if x.dtype == torch.float32 else 16)
-        solution = power, *p.pulled(x, power.exp(), None, _COLD_SWEEPS)
+        solution = power, *p.minimizer(x, power.exp(), None, _COLD_SWEEPS)
     power, point, logit = solution
     if warm is not None:
         warm.power, warm.logit = power, logit
@@ -315,7 +315,7 @@ def _continued(
     for _ in range(_WARM_TRIES):
         if logit is None or p.logits is None:
             power, _, _ = _newton(p, x, radius, (power, None), _WARM_STEPS)
-            point, _ = p.pulled(x, power.exp(), None, 0)
+            point, _ = p.minimizer(x, power.exp(), None, 0)
         else:
             power, logit = _joint_step(p.logits, x, radius, power, logit)
             point = torch.sigmoid(logit)
@@ -380,7 +380,7 @@ def _newton(
         multiplier = power.exp()
         # from scratch the multiplier jumps, and the logits begin anew with each of its values
         selection, sweeps = (None, _COLD_SWEEPS) if begin is None else (logit, _WARM_SWEEPS)
-        shift, logit = p.pulled(x, multiplier, selection, sweeps)
+        shift, logit = p.minimizer(x, multiplier, selection, sweeps)
         slack = (shift - x).square() * p.compliance(shift, multiplier)
         size = (shift - x).flatten(1).norm(dim=1).clamp_min(tiny).view(-1, 1, 1, 1)
         far = size > radius
@@ -427,8 +427,11 @@ def deviance_of(p: Distribution) -> Deviance:
 
 def _parameters(p: Distribution) -> dict[str, Tensor]:
     """The tensors that a likelihood holds, by the names of their fields."""
+    if not is_dataclass(p):
+        raise UnsupportedError(
+            "the derivative of the robust posterior needs a likelihood that is a dataclass of its "
+            f"tensors, got {kind_of(p)}"
+        )
     return {
-        each.name: value
-        for each in fields(p)  # type: ignore[arg-type]
-        if isinstance(value := getattr(p, each.name), Tensor)
+        each.name: value for each in fields(p) if isinstance(value := getattr(p, each.name), Tensor)
     }

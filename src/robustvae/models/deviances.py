@@ -30,7 +30,7 @@ class Deviance(Protocol):
     def compliance(self, value: Tensor, multiplier: Tensor) -> Tensor:
         """1 / (dev'' + multiplier) at each pixel, 0 where the pixel range holds it."""
 
-    def pulled(
+    def minimizer(
         self, x: Tensor, multiplier: Tensor, logit: Tensor | None, sweeps: int
     ) -> tuple[Tensor, Tensor | None]:
         """The minimizer over [0, 1] of dev(v) + multiplier ||v - x||^2 / 2, and its logits.
@@ -48,7 +48,7 @@ class Deviance(Protocol):
     def negative_entropy(self, value: Tensor) -> Tensor:
         """What turns minus the log likelihood of a pixel into its deviance, up to a constant."""
 
-    def whitened(self, stddev: Tensor) -> Tensor:
+    def unit_parameters(self, stddev: Tensor) -> Tensor:
         """Parameters in units in which the likelihood's Fisher information is 1, (B, n).
 
         Args:
@@ -81,7 +81,7 @@ class GaussianDeviance:
         edge = _EDGE * torch.finfo(value.dtype).eps
         return ((value > edge) & (value < 1 - edge)).to(value.dtype) / stiffness
 
-    def pulled(
+    def minimizer(
         self, x: Tensor, multiplier: Tensor, logit: Tensor | None, sweeps: int
     ) -> tuple[Tensor, Tensor | None]:
         """The mean of both, by their precisions, in range."""
@@ -97,7 +97,7 @@ class GaussianDeviance:
         """Zeros."""
         return torch.zeros_like(value)
 
-    def whitened(self, stddev: Tensor) -> Tensor:
+    def unit_parameters(self, stddev: Tensor) -> Tensor:
         """The mean over the spread, and sqrt(2) times the spread's logarithm."""
         scaled, spread = self.mean / stddev.detach(), math.sqrt(2) * stddev.log()
         return torch.cat([scaled.flatten(1), spread.flatten(1)], dim=1)
@@ -124,7 +124,7 @@ class BernoulliDeviance:
         variance = value * (1 - value)
         return variance / (1 + multiplier * variance)
 
-    def pulled(
+    def minimizer(
         self, x: Tensor, multiplier: Tensor, logit: Tensor | None, sweeps: int
     ) -> tuple[Tensor, Tensor | None]:
         """By Newton's steps on logit(v) + nu v = logits + nu x.
@@ -152,6 +152,6 @@ class BernoulliDeviance:
         inner = inner * inner.log() + (1 - inner) * (-inner).log1p()
         return torch.where(ends, torch.zeros_like(value), inner)
 
-    def whitened(self, stddev: Tensor) -> Tensor:
+    def unit_parameters(self, stddev: Tensor) -> Tensor:
         """The logits times the spread."""
         return (stddev.detach() * self.logits).flatten(1)
