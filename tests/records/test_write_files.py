@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from robustvae.errors import StorageError
-from robustvae.records import read_manifest, write_files, write_set
+from robustvae.records import finish_switch, read_manifest, write_files, write_set
 from robustvae.records.files import make_folder
 
 
@@ -104,3 +105,52 @@ def test_folders_are_made_deep(tmp_path):
         if path == tmp_path:
             break
         path.rmdir()
+
+
+def killed_in_call(name: str, number: int, folder: Path, content: bytes) -> bool:
+    """Whether a process died in a call of `os` while it wrote a set of two files."""
+    process = os.fork()
+    if process == 0:
+        real, calls = getattr(os, name), []
+
+        def deadly(*arguments: object) -> object:
+            calls.append(arguments)
+            if len(calls) == number:
+                os._exit(9)
+            return real(*arguments)
+
+        setattr(os, name, deadly)
+        write_set(folder, {"a": content, "b": content})
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("name", ["fsync", "link", "replace", "unlink"])
+def test_kill_leaves_whole_sets(tmp_path: Path, name: str, is_first: bool) -> None:
+    for number in range(1, 20):
+        folder = tmp_path / str(number)
+        if not is_first:
+            write_set(folder, {"a": b"old", "b": b"old"})
+        died = killed_in_call(name, number, folder, b"new")
+        finish_switch(folder)
+        found = {path.name for path in folder.iterdir()}
+        if is_first and not found:
+            continue
+        assert found == {"a", "b", "manifest.json"}, (name, number)
+        assert set(read_manifest(folder).values()) == {True}, (name, number)
+        if not died:
+            return
+    raise AssertionError(f"{name} was called 20 times")
+
+
+def test_reader_waits_for_a_writer(tmp_path: Path) -> None:
+    write_set(tmp_path, {"a": b"1"})
+    token = f"{os.getpid()}-0123abcd"
+    (tmp_path / f".set.{token}.whole").touch()
+    (tmp_path / f".a.{token}.new").write_bytes(b"2")
+    begin = time.monotonic()
+    finish_switch(tmp_path)
+    assert time.monotonic() - begin >= 0.9
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert (tmp_path / f".a.{token}.new").exists()

@@ -20,11 +20,11 @@ from robustvae.attacks.attack import AttackResult
 from robustvae.defenses import Victim
 from robustvae.defenses.defense import is_random
 from robustvae.display import three_lines
-from robustvae.errors import CheckpointError, DataError, ShapeError
+from robustvae.errors import CheckpointError, DataError, ShapeError, StorageError
 from robustvae.models.base import VAE
-from robustvae.models.checkpoint import load, save, weights_sha256
+from robustvae.models.checkpoint import check_place, contents, load, weights_sha256
 from robustvae.perturb import Ball
-from robustvae.records import write_bytes, write_text
+from robustvae.records import finish_switch, write_files
 from robustvae.records.text import read_json, read_text
 from robustvae.registry import build
 from robustvae.seeding import generator as new_generator
@@ -117,8 +117,6 @@ def store(
     buffer = io.BytesIO()
     numbers: dict[str, Any] = {name: a.detach().cpu().numpy() for name, a in arrays.items()}
     np.savez_compressed(buffer, **numbers)
-    if with_model:
-        save(vae, folder / "model")
     defense = victim.defense
     manifest = {
         "format": FORMAT,
@@ -130,9 +128,34 @@ def store(
         "model_sha256": weights_sha256(vae),
         "arrays": sorted(arrays),
     }
-    write_bytes(folder / "adversarials.npz", buffer.getvalue())
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    files: dict[str | Path, bytes] = {
+        folder / "adversarials.npz": buffer.getvalue(),
+        folder / "manifest.json": (json.dumps(manifest, indent=2) + "\n").encode(),
+    }
+    _check_place(folder)
+    if with_model:
+        check_place(folder / "model")
+        files |= {folder / "model" / name: file for name, file in contents(vae).items()}
+    write_files(files)
     return folder
+
+
+def _check_place(folder: Path) -> None:
+    """Raise where files of somebody else's would be overwritten."""
+    for name in ("manifest.json", "adversarials.npz"):
+        if not (folder / name).exists():
+            continue
+        try:
+            is_ours = {"format", "ball", "arrays"} <= set(
+                read_json(read_text(folder / "manifest.json"))
+            )
+        except (OSError, ValueError, TypeError, RecursionError):
+            is_ours = False
+        if not is_ours:
+            raise StorageError(
+                f"{folder / name} was not written by an attack and would be lost: choose another "
+                "folder"
+            )
 
 
 @checked(formula=True)
@@ -149,6 +172,7 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
         CheckpointError: No model is given and none is stored, or it cannot be read.
     """
     folder = Path(folder)
+    finish_switch(folder)
     if (folder / "record.json").is_file():
         return _rescore_audit(folder, vae)
     try:

@@ -13,10 +13,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from robustvae.errors import CheckpointError, RobustVAEError, StorageError, check_choice
-from robustvae.models.allowance import allowance_of
+from robustvae.models.allowance import Allowance, allowance_of
 from robustvae.models.base import VAE, check_weights
 from robustvae.models.registry import create, imported_class, name_of, names
-from robustvae.records import write_files
+from robustvae.records import finish_switch, write_files
 from robustvae.records.text import read_json, read_text
 
 FORMAT = 1
@@ -58,13 +58,13 @@ def save(
         True
     """
     folder = Path(folder)
-    _check_owned(folder)
+    check_place(folder)
     files = contents(vae, card=card, dtype=dtype)
     write_files({folder / name: content for name, content in files.items()})
     return folder
 
 
-def _check_owned(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Raise where a config of somebody else's would be overwritten."""
     path = folder / CONFIG
     if not path.exists():
@@ -112,19 +112,9 @@ def load(folder: str | Path) -> VAE:
             folder. Pickled files are never opened.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    allowance = allowance_of(folder / WEIGHTS)  # before anything is read or made
-    try:
-        raw = (folder / WEIGHTS).read_bytes()
-        state = load_tensors(raw)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {_line(error)}") from None
-    for key, tensor in state.items():
-        if tensor.dtype not in STORED:
-            raise CheckpointError(
-                f"{folder / WEIGHTS} must hold {key!r} as floats or integers, got {tensor.dtype}"
-            )
-    state = _loaded(state, config["dtype"])
+    config, allowance, state = _read(folder)
+    if _state_sha256(state) != config["sha256"]:  # a writer may have switched them between
+        config, allowance, state = _read(folder)
     if _state_sha256(state) != config["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS} must be the file whose hash {CONFIG} holds: copy both again"
@@ -141,6 +131,23 @@ def load(folder: str | Path) -> VAE:
     return vae.eval()
 
 
+def _read(folder: Path) -> tuple[dict[str, Any], Allowance, dict[str, torch.Tensor]]:
+    """Config, the memory that its model may take, and weights in the type they are used in."""
+    config = read_config(folder)
+    allowance = allowance_of(folder / WEIGHTS)  # before anything is read or made
+    try:
+        raw = (folder / WEIGHTS).read_bytes()
+        state = load_tensors(raw)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {_line(error)}") from None
+    for key, tensor in state.items():
+        if tensor.dtype not in STORED:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} must hold {key!r} as floats or integers, got {tensor.dtype}"
+            )
+    return config, allowance, _loaded(state, config["dtype"])
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of a checkpoint's `config.json`, its card included.
 
@@ -148,6 +155,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         CheckpointError: Not a checkpoint folder, or not a format this version reads.
     """
     folder = Path(folder)
+    finish_switch(folder)
     if not folder.is_dir() or not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         what = "file" if folder.is_file() else "folder" if folder.is_dir() else "path"
         raise CheckpointError(

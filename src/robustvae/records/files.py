@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 def write_files(contents: Mapping[str | Path, bytes]) -> None:
     """Write files that belong together: all beside their places, then all renamed into them.
 
-    Permissions are as the umask says. What a killed process left beside its places is removed.
+    Permissions are as the umask says. What killed processes left in the folders is finished or
+    removed first, as `finish_switch` does.
 
     Args:
         contents: All of each file, by path; missing folders above are made.
@@ -49,33 +50,46 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
     Raises:
         StorageError: As of `write_bytes`; then no file has changed.
     """
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    paths = [Path(name) for name in contents]
     beside: list[tuple[Path, Path]] = []
     replacement: list[tuple[Path, Path | None]] = []
+    marks: list[Path] = []
     path = Path()
     try:
-        for name, content in contents.items():
-            path = Path(name)
+        for path in paths:
             make_folder(path.parent)
-            _remove_leftovers(path)
             if path.is_dir():  # a rename onto it would fail only after others were done
                 raise IsADirectoryError(21, "Is a directory")
-            temporary = _beside(path, "new")
+        for folder in _folders(paths):
+            finish_switch(folder)
+        for path, content in zip(paths, contents.values(), strict=True):
+            temporary = _beside(path, token, "new")
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             beside.append((temporary, path))
             with os.fdopen(descriptor, "wb") as handle:
                 handle.write(content)
                 handle.flush()
                 os.fsync(handle.fileno())
+        if len(beside) > 1:  # one rename alone needs no way forward and none back
+            for folder in _folders(paths):
+                mark = _beside(folder / "set", token, "whole")
+                marks.append(mark)
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                _sync(folder)
         for temporary, path in beside:
             backup = None
-            if len(beside) > 1 and path.exists():  # one rename alone needs no way back
-                backup = _beside(path, "old")
+            if marks and path.exists():
+                backup = _beside(path, token, "old")
                 os.link(path, backup)
             replacement.append((path, backup))
             os.replace(temporary, path)
-        for folder in {path.parent for _, path in beside}:
+        for folder in _folders(paths):
             _sync(folder)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        for mark in marks:  # first: without it, what is left is taken back and not finished
+            with contextlib.suppress(OSError):
+                os.unlink(mark)
         for target, backup in reversed(replacement):
             with contextlib.suppress(OSError):
                 if backup is not None:
@@ -90,10 +104,35 @@ def write_files(contents: Mapping[str | Path, bytes]) -> None:
         raise StorageError(
             f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
         ) from None
-    for _, backup in replacement:
-        if backup is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(backup)
+    for done in (*(backup for _, backup in replacement if backup is not None), *marks):
+        with contextlib.suppress(OSError):
+            os.unlink(done)
+
+
+def finish_switch(folder: str | Path) -> None:
+    """Finish what killed processes were switching in a folder, or undo it.
+
+    A set whose files were all written, which a mark beside them says, is renamed into place to its
+    end; of others nothing stays. Waits a second, at most, for a process that is switching now.
+    Readers of sets call it first, so that no kill leaves them half a set.
+    """
+    folder = Path(folder)
+    deadline = time.monotonic() + 1
+    while any(
+        match["kind"] == "whole" and is_alive(int(match["pid"])) and path.exists()
+        for path, match in _leftovers(folder)
+    ):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    dead = [(path, match) for path, match in _leftovers(folder) if not is_alive(int(match["pid"]))]
+    whole = {match["token"] for _, match in dead if match["kind"] == "whole"}
+    # marks last: a kill in here leaves the same question to the next reader
+    for path, match in sorted(dead, key=lambda pair: pair[1]["kind"] == "whole"):
+        with contextlib.suppress(OSError):
+            if match["kind"] == ("new" if match["token"] in whole else "old"):
+                os.replace(path, folder / match["name"])
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: str | Path) -> None:
@@ -227,6 +266,7 @@ def read_manifest(folder: str | Path) -> dict[str, bool]:
         DataError: No manifest, or one that cannot be read.
     """
     path = Path(folder) / MANIFEST
+    finish_switch(folder)
     try:
         hashes = read_json(read_text(path))["files"]
         names = sorted(hashes)
@@ -242,20 +282,27 @@ def read_manifest(folder: str | Path) -> dict[str, bool]:
 
 
 MANIFEST = "manifest.json"
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.(?:new|old)")
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.(?P<token>(?P<pid>\d+)-[0-9a-f]{8})\.(?P<kind>new|old|whole)"
+)
 
 
-def _beside(path: Path, kind: str) -> Path:
-    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}"
+def _beside(path: Path, token: str, kind: str) -> Path:
+    return path.parent / f".{path.name}.{token}.{kind}"
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that no longer run left beside `path`."""
-    for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        match = _LEFTOVER.fullmatch(other.name)
-        if match and match["name"] == path.name and not is_alive(int(match["pid"])):
-            with contextlib.suppress(OSError):
-                other.unlink()
+def _folders(paths: Iterable[Path]) -> list[Path]:
+    return list(dict.fromkeys(path.parent for path in paths))
+
+
+def _leftovers(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    """What writers, dead or alive, have beside the files of a folder."""
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(".")]
+    except OSError:
+        return []
+    matches = [(folder / name, _LEFTOVER.fullmatch(name)) for name in names]
+    return [(path, match) for path, match in matches if match]
 
 
 def is_alive(pid: int) -> bool:
