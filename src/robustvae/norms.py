@@ -5,8 +5,11 @@ Everything is computed in float64 on the CPU, and every rounding error is bounde
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +55,8 @@ def spectral_norm_bound(weight: Tensor) -> float:
     """
     if weight.ndim != 2:
         raise ShapeError(f"a dense layer's weight must be (n, k), got {tuple(weight.shape)}")
-    return float(spectral_norm_bounds(weight.detach()[None])[0])
+    weight = weight.detach()
+    return _kept(weight, (), lambda: float(spectral_norm_bounds(weight[None])[0]))
 
 
 def spectral_norm_bounds(matrices: Tensor) -> Tensor:
@@ -110,6 +114,12 @@ def conv_norm_bound(layer: Convolution, size: Sequence[int], *, sizes: bool = Fa
         0.5
     """
     gate.admit(layer)
+    shape = (conv_padding(layer), layer.dilation, layer.stride)
+    facts = (*shape, layer.groups, tuple(size), sizes)
+    return _kept(layer.weight.detach(), facts, lambda: _conv_norm_bound(layer, size, sizes=sizes))
+
+
+def _conv_norm_bound(layer: Convolution, size: Sequence[int], *, sizes: bool) -> float:
     padding, dilation, strides = conv_padding(layer), layer.dilation, layer.stride
     weight = layer.weight.detach().to("cpu", torch.float64)
     if sizes:
@@ -138,6 +148,32 @@ def conv_norm_bound(layer: Convolution, size: Sequence[int], *, sizes: bool = Fa
         slack = 1e-13 * float(group.abs().sum((2, 3)).norm())
         worst = max(worst, float(spectral_norm_bounds(symbol).max()) + slack)
     return worst
+
+
+_KEPT = 256  # bounds; a deep model has some tens of layers
+_recent: OrderedDict[tuple[object, ...], float] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _kept(weight: Tensor, facts: tuple[object, ...], bound: Callable[[], float]) -> float:
+    """A bound that was computed before for the same content, or is computed now.
+
+    An audit asks for every layer's bound again for each few inputs. The key is a hash of the
+    weight's bytes, not the tensor: whoever changes a weight, in whatever way, gets a new bound.
+    """
+    content = weight.to("cpu").resolve_conj().contiguous()
+    raw = content.reshape(-1).view(torch.uint8).numpy()
+    key = (hashlib.sha256(raw.data).digest(), content.dtype, tuple(content.shape), *facts)
+    with _lock:
+        if key in _recent:
+            _recent.move_to_end(key)
+            return _recent[key]
+    value = bound()
+    with _lock:
+        _recent[key] = value
+        while len(_recent) > _KEPT:
+            _recent.popitem(last=False)
+    return value
 
 
 def conv_padding(layer: Convolution) -> tuple[int, ...]:

@@ -131,3 +131,21 @@ def test_other_paddings_are_refused():
     ):
         with pytest.raises(errors.UnsupportedError):
             conv_norm_bound(nn.Conv2d(1, 1, size, **options), (4, 4))
+
+
+@pytest.mark.parametrize("change", ["in place", "behind autograd", "in memory"])
+def test_changed_weight_gets_a_new_bound(change: str) -> None:
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+    before = conv_norm_bound(layer, (5, 5)), spectral_norm_bound(layer.weight.flatten(1))
+    with torch.no_grad():
+        if change == "in place":
+            layer.weight.mul_(2)
+        elif change == "behind autograd":
+            layer.weight.data *= 2
+        else:
+            layer.weight.numpy()[...] *= 2
+    after = conv_norm_bound(layer, (5, 5)), spectral_norm_bound(layer.weight.flatten(1))
+    assert after == pytest.approx([2 * bound for bound in before], rel=1e-9)
+    assert conv_norm_bound(layer, (9, 9)) != after[0]
+    layer.stride = (2, 2)
+    assert conv_norm_bound(layer, (5, 5)) < after[0]
