@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from robustvae.metrics import mean_stderr
-from robustvae.records import plain, write_text
+from robustvae.records import plain, write_files
 
 
 @final
@@ -169,8 +169,10 @@ class Result:
 
     def write(self, folder: str | Path, name: str) -> None:
         """Write `name`.json and `name`.md."""
-        write_text(Path(folder) / f"{name}.json", self.to_json())
-        write_text(Path(folder) / f"{name}.md", self.to_markdown())
+        contents = {"json": self.to_json(), "md": self.to_markdown()}
+        write_files(
+            {Path(folder) / f"{name}.{kind}": text.encode() for kind, text in contents.items()}
+        )
 
 
 def table(rows: Sequence[Row]) -> list[str]:

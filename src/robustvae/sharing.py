@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from robustvae import report
 from robustvae.errors import ConfigError, MissingExtraError, StorageError, install_command
 from robustvae.models import VAE, checkpoint
-from robustvae.records import Record, write_files
+from robustvae.records import Record, check_owned, write_files
+from robustvae.records.files import with_manifest
 from robustvae.report.compare import question_in_words
+from robustvae.report.files import contents_of
 from robustvae.report.numbers import ceil, floor, near, number
 
 _ROUND = {"down": floor, "up": ceil, "near": near}
@@ -103,10 +104,16 @@ def export(
     if model is None and record is None:
         raise ConfigError("export wants a model or a record, got neither: give model= or record=")
     folder = Path(folder)
+    files: dict[str | Path, bytes] = {}
+    stale: list[Path] = []
     if model is not None:
-        checkpoint.save(model, folder)
+        checkpoint.check_place(folder)
+        files |= {folder / key: content for key, content in checkpoint.contents(model).items()}
     if record is not None:
-        report.write(record, folder / AUDIT)
+        contents, names = contents_of(record)
+        check_owned(folder / AUDIT, contents)
+        files |= with_manifest(folder / AUDIT, contents)
+        stale = [folder / AUDIT / key for key in names]
     name = (
         ""
         if record is not None
@@ -114,7 +121,8 @@ def export(
         if model
         else ""
     )
-    write_files({folder / CARD: card(record, name=name, facts=facts).encode()})
+    files[folder / CARD] = card(record, name=name, facts=facts).encode()
+    write_files(files, stale)  # at once: no card beside another model or another audit
     return folder
 
 

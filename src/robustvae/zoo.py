@@ -26,7 +26,8 @@ from robustvae.errors import (
 )
 from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
 from robustvae.models import VAE, checkpoint, factories, hub
-from robustvae.records import plain, write_files
+from robustvae.records import finish_switch, plain, write_files
+from robustvae.records.files import MARKS
 from robustvae.records.text import read_json, read_text
 from robustvae.registry import PATH, lookup
 from robustvae.training import Recipe, recipe_names, train_recipe
@@ -133,6 +134,7 @@ def measured() -> dict[str, Path]:
     place = folder()
     if place is None or not place.is_dir():
         return {}
+    _finish(place)
     return {
         part.name: part
         for part in sorted(place.iterdir())
@@ -270,10 +272,12 @@ def train(
             **{measure.key: measure.value for measure in evaluation.measures},
         },
     }
-    checkpoint.save(vae.cpu(), place, card=card, dtype=dtype)
+    checkpoint.check_place(place)
+    files = checkpoint.contents(vae.cpu(), card=card, dtype=dtype)
     record = json.dumps(plain(evaluation), separators=(",", ":"), sort_keys=True) + "\n"
     text = _card_text(recipe, card, evaluation, dtype)
-    write_files({place / EVALUATION: record.encode(), place / CARD: text.encode()})
+    files |= {EVALUATION: record.encode(), CARD: text.encode()}
+    write_files({place / key: content for key, content in files.items()})
     return place
 
 
@@ -366,7 +370,14 @@ def trained_on(model: str | Path) -> str | None:
 def _models_in(place: Path | None) -> dict[str, Path]:
     if place is None or not place.is_dir():
         return {}
+    _finish(place)
     return {part.name: part for part in place.iterdir() if (part / checkpoint.CONFIG).is_file()}
+
+
+def _finish(place: Path) -> None:
+    """Finish what killed processes were writing into the folders of a zoo."""
+    for mark in list(place.glob(f"*/{MARKS}")):
+        finish_switch(mark.parent)
 
 
 def _stored() -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_umask_decides_permissions(tmp_path: Path) -> None:
 
 def test_leftovers_of_the_dead_go(tmp_path: Path) -> None:
     dead = tmp_path / ".a.999999999-0123abcd.new"
-    mine = tmp_path / f".a.{os.getpid()}-0123abcd.new"
+    mine = tmp_path / f".a.{os.getppid()}-0123abcd.new"
     for path in (dead, mine):
         path.write_bytes(b"half")
     write_files({tmp_path / "a": b"1"})
@@ -107,7 +108,18 @@ def test_folders_are_made_deep(tmp_path):
         path.rmdir()
 
 
-def killed_in_call(name: str, number: int, folder: Path, content: bytes) -> bool:
+def write_two(folder: Path, content: bytes) -> None:
+    write_set(folder, {"a": content, "b": content}, remove=["c"])
+
+
+def write_apart(folder: Path, content: bytes) -> None:
+    files = {folder / name: content for name in ("a", "b/a", "c/d/a")}
+    write_files(files, [folder / "c/d/b"])
+
+
+def killed_in_call(
+    name: str, number: int, folder: Path, content: bytes, write: Callable[[Path, bytes], None]
+) -> bool:
     """Whether a process died in a call of `os` while it wrote a set of two files."""
     process = os.fork()
     if process == 0:
@@ -120,7 +132,7 @@ def killed_in_call(name: str, number: int, folder: Path, content: bytes) -> bool
             return real(*arguments)
 
         setattr(os, name, deadly)
-        write_set(folder, {"a": content, "b": content})
+        write(folder, content)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
 
@@ -128,25 +140,75 @@ def killed_in_call(name: str, number: int, folder: Path, content: bytes) -> bool
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("name", ["fsync", "link", "replace", "unlink"])
 def test_kill_leaves_whole_sets(tmp_path: Path, name: str, is_first: bool) -> None:
-    for number in range(1, 20):
+    for number in range(1, 40):
         folder = tmp_path / str(number)
         if not is_first:
-            write_set(folder, {"a": b"old", "b": b"old"})
-        died = killed_in_call(name, number, folder, b"new")
+            write_set(folder, {"a": b"old", "b": b"old", "c": b"old"})
+        died = killed_in_call(name, number, folder, b"new", write_two)
         finish_switch(folder)
-        found = {path.name for path in folder.iterdir()}
+        found = {path.name: path.read_bytes() for path in folder.iterdir()}
         if is_first and not found:
             continue
-        assert found == {"a", "b", "manifest.json"}, (name, number)
+        content = found["a"]
+        names = {"a", "b", "manifest.json"} | ({"c"} if content == b"old" else set())
+        assert set(found) == names, (name, number)
         assert set(read_manifest(folder).values()) == {True}, (name, number)
         if not died:
+            assert content == b"new"
             return
-    raise AssertionError(f"{name} was called 20 times")
+    raise AssertionError(f"{name} was called 40 times")
+
+
+@pytest.mark.parametrize("reader", ["", "c/d"])
+@pytest.mark.parametrize("name", ["fsync", "link", "replace", "unlink"])
+def test_kill_leaves_folders_together(tmp_path: Path, name: str, reader: str) -> None:
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        write_files({folder / place: b"old" for place in ("a", "b/a", "c/d/a", "c/d/b")})
+        died = killed_in_call(name, number, folder, b"new", write_apart)
+        finish_switch(folder / reader)  # a reader of one folder settles all, or there is nothing
+        content = (folder / reader / "a").read_bytes()
+        for place in ("", "b", "c/d"):
+            finish_switch(folder / place)
+        found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+        names = {"a", "b/a", "c/d/a"} | ({"c/d/b"} if content == b"old" else set())
+        assert set(found) == names, (name, number)
+        assert {path.read_bytes() for path in found.values()} == {content}, (name, number)
+        if not died:
+            assert content == b"new"
+            return
+    raise AssertionError(f"{name} was called 40 times")
+
+
+def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, {"a": b"old", "b": b"old"})
+    real = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(target).name == "b" and str(source).endswith(".new"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_set(tmp_path, {"a": b"new", "b": b"new"})
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "manifest.json"}
+    assert set(read_manifest(tmp_path).values()) == {True}
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_own_number_is_no_writer(tmp_path: Path) -> None:
+    """What an earlier process of this one's number left, such as in a container, is finished."""
+    token = f"{os.getpid()}-0123abcd"
+    (tmp_path / f".set.{token}.whole").write_text("[]")
+    (tmp_path / f".a.{token}.new").write_bytes(b"2")
+    finish_switch(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_reader_waits_for_a_writer(tmp_path: Path) -> None:
     write_set(tmp_path, {"a": b"1"})
-    token = f"{os.getpid()}-0123abcd"
+    token = f"{os.getppid()}-0123abcd"
     (tmp_path / f".set.{token}.whole").touch()
     (tmp_path / f".a.{token}.new").write_bytes(b"2")
     begin = time.monotonic()

@@ -35,6 +35,18 @@ def test_exported_model_loads_again(vae, record, tmp_path) -> None:
     assert {"README.md", "audit/report.html", "model.safetensors"} <= set(manifest_of(folder))
 
 
+def test_export_is_one_change(vae, record, tmp_path) -> None:
+    folder = export(tmp_path / "out", model=vae, record=record)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()  # the last of the files cannot be written
+    other = rv.load("digits-vae-noise")
+    with pytest.raises(StorageError, match="README"):
+        export(folder, model=other, record=record)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == {p: content for p, content in before.items() if p.name != "README.md"}
+
+
 def test_card_states_verdict_and_numbers(record) -> None:
     text = card(record)
     _, front, body = text.split("---\n", 2)

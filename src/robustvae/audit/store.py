@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustvae.attacks.attack import AttackResult
 from robustvae.errors import DataError
+from robustvae.records import finish_switch
 
 ADVERSARIALS = "adversarials.safetensors"
 
@@ -84,6 +85,7 @@ def read_adversarials(folder: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     path = Path(folder) / ADVERSARIALS
+    finish_switch(folder)
     try:
         tensors: dict[str, Tensor] = load(path.read_bytes())
     except (OSError, SafetensorError, ValueError) as error:

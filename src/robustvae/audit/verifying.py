@@ -23,7 +23,7 @@ from robustvae.audit.summary import summarize
 from robustvae.defenses import Victim
 from robustvae.errors import DataError, RobustVAEError, check_count
 from robustvae.models import VAE, checkpoint
-from robustvae.records import Column, Record, read_manifest
+from robustvae.records import Column, Record, finish_switch, read_manifest
 from robustvae.records.text import read_json, read_text
 from robustvae.records.verdict import judged
 
@@ -104,6 +104,7 @@ def verify(
     folder = Path(folder)
     problems: list[str] = []
     not_checked: list[str] = []
+    finish_switch(folder)
     try:
         text = read_text(folder / "record.json")
     except (OSError, ValueError) as error:

@@ -46,7 +46,7 @@ def run(options: Options) -> None:
     from robustvae.audit import Run, audit
     from robustvae.campaign import read_campaign
     from robustvae.cli.printing import show
-    from robustvae.records import Lock, check_folder, check_owned, forget_parts
+    from robustvae.records import Lock, check_folder, check_owned, finish_switch, forget_parts
     from robustvae.report.compare import compare
     from robustvae.report.files import FILES
 
@@ -57,6 +57,7 @@ def run(options: Options) -> None:
     for one in campaign.audits():
         folder = options.out / one.name
         with Lock(folder):
+            finish_switch(folder)
             if not options.fresh and (folder / "record.json").is_file():
                 show(f"{one.name}: it is there already", stderr=True)
                 record = report.read(folder)

@@ -52,8 +52,10 @@ def run(
 
 def _source(folder: Path) -> str | None:
     """How an audit's model is loaded, as its record says; None for any other folder."""
+    from robustvae.records import finish_switch
     from robustvae.records.text import read_json, read_text
 
+    finish_switch(folder)
     try:
         facts = read_json(read_text(folder / "record.json"))["model"]
         return str(facts["source"] or facts["name"])

@@ -38,101 +38,95 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     return Path(path)
 
 
-def write_files(contents: Mapping[str | Path, bytes]) -> None:
+def write_files(contents: Mapping[str | Path, bytes], remove: Iterable[str | Path] = ()) -> None:
     """Write files that belong together: all beside their places, then all renamed into them.
 
     Permissions are as the umask says. What killed processes left in the folders is finished or
-    removed first, as `finish_switch` does.
+    removed first, as `finish_switch` does. A kill leaves the whole change or none of it, also where
+    the files lie in several folders, once `finish_switch` has looked at one of them.
 
     Args:
         contents: All of each file, by path; missing folders above are made.
+        remove: Files whose removal belongs to the same change; they may be missing.
 
     Raises:
         StorageError: As of `write_bytes`; then no file has changed.
     """
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
-    paths = [Path(name) for name in contents]
-    beside: list[tuple[Path, Path]] = []
-    replacement: list[tuple[Path, Path | None]] = []
+    beside: list[Path] = []
     marks: list[Path] = []
+    replacement: list[tuple[Path, str, Path | None]] = []
     path = Path()
+    _UNDER_WAY.add(token)
     try:
-        for path in paths:
+        for path in map(Path, contents):
             make_folder(path.parent)
             if path.is_dir():  # a rename onto it would fail only after others were done
                 raise IsADirectoryError(21, "Is a directory")
-        for folder in _folders(paths):
+        for folder in _folders(map(Path, contents)):
             finish_switch(folder)
-        for path, content in zip(paths, contents.values(), strict=True):
-            temporary = _beside(path, token, "new")
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            beside.append((temporary, path))
-            with os.fdopen(descriptor, "wb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-        if len(beside) > 1:  # one rename alone needs no way forward and none back
-            for folder in _folders(paths):
-                mark = _beside(folder / "set", token, "whole")
-                marks.append(mark)
-                os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-                _sync(folder)
-        for temporary, path in beside:
+        steps = [(Path(name), "new", content) for name, content in contents.items()]
+        steps += [(Path(name), "gone", b"") for name in remove if Path(name).is_file()]
+        folders = _folders(path for path, _, _ in steps)
+        for path, kind, content in steps:
+            beside.append(_beside(path, token, kind))
+            _create(beside[-1], content)
+        if len(steps) > 1:  # one rename alone needs no way forward and none back
+            _commit(folders, token, marks)
+        for path, kind, _ in steps:
             backup = None
             if marks and path.exists():
                 backup = _beside(path, token, "old")
                 os.link(path, backup)
-            replacement.append((path, backup))
-            os.replace(temporary, path)
-        for folder in _folders(paths):
+            replacement.append((path, kind, backup))
+            if kind == "new":
+                os.replace(_beside(path, token, kind), path)
+            else:
+                os.unlink(path)
+        for folder in folders:
             _sync(folder)
-    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        for mark in marks:  # first: without it, what is left is taken back and not finished
-            with contextlib.suppress(OSError):
-                os.unlink(mark)
-        for target, backup in reversed(replacement):
+    except BaseException as error:
+        # what commits goes first: without it, what is left is taken back and not finished
+        _unlink(reversed(marks))
+        for target, kind, backup in reversed(replacement):
             with contextlib.suppress(OSError):
                 if backup is not None:
                     os.replace(backup, target)
                     # two links to one file: then the rename did nothing and left both
                     backup.unlink(missing_ok=True)
-                elif not any(t.exists() and p == target for t, p in beside):
+                elif not _beside(target, token, kind).exists():
                     os.unlink(target)
-        for temporary, _ in beside:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        _unlink(beside)
+        if not isinstance(error, OSError | ValueError):  # a path with a zero byte is a ValueError
+            raise
         raise StorageError(
             f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
         ) from None
-    for done in (*(backup for _, backup in replacement if backup is not None), *marks):
-        with contextlib.suppress(OSError):
-            os.unlink(done)
+    finally:
+        _UNDER_WAY.discard(token)
+    _unlink([*(backup for _, _, backup in replacement if backup is not None), *beside, *marks])
 
 
 def finish_switch(folder: str | Path) -> None:
     """Finish what killed processes were switching in a folder, or undo it.
 
     A set whose files were all written, which a mark beside them says, is renamed into place to its
-    end; of others nothing stays. Waits a second, at most, for a process that is switching now.
-    Readers of sets call it first, so that no kill leaves them half a set.
+    end, in whatever folders it lies; of others nothing stays. Waits a second, at most, for a
+    process that is switching now. Readers of sets call it first, so that no kill leaves them half
+    a set.
     """
     folder = Path(folder)
     deadline = time.monotonic() + 1
     while any(
-        match["kind"] == "whole" and is_alive(int(match["pid"])) and path.exists()
+        match["kind"] in ("whole", "part") and not _is_abandoned(match) and path.exists()
         for path, match in _leftovers(folder)
     ):
         if time.monotonic() > deadline:
             break
         time.sleep(0.01)
-    dead = [(path, match) for path, match in _leftovers(folder) if not is_alive(int(match["pid"]))]
-    whole = {match["token"] for _, match in dead if match["kind"] == "whole"}
-    # marks last: a kill in here leaves the same question to the next reader
-    for path, match in sorted(dead, key=lambda pair: pair[1]["kind"] == "whole"):
-        with contextlib.suppress(OSError):
-            if match["kind"] == ("new" if match["token"] in whole else "old"):
-                os.replace(path, folder / match["name"])
-            path.unlink(missing_ok=True)
+    tokens = {match["token"] for _, match in _leftovers(folder) if _is_abandoned(match)}
+    for token in sorted(tokens):
+        _settle(folder, token)
 
 
 def make_folder(folder: str | Path) -> None:
@@ -186,18 +180,24 @@ def write_set(
     """
     folder = Path(folder)
     check_owned(folder, contents)
+    gone = [folder / name for name in remove]
+    write_files(with_manifest(folder, contents), gone)
+    return folder / MANIFEST
+
+
+def with_manifest(folder: str | Path, contents: Mapping[str, bytes]) -> dict[str | Path, bytes]:
+    """The files of a set by path, with the manifest of their hashes; what `write_files` takes.
+
+    Examples:
+        >>> from robustvae.records.files import with_manifest
+        >>> [path.name for path in with_manifest("folder", {"a.txt": b"1"})]
+        ['a.txt', 'manifest.json']
+    """
+    folder = Path(folder)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = json.dumps({"files": hashes}, indent=1, sort_keys=True) + "\n"
     paths: dict[str | Path, bytes] = {folder / name: data for name, data in contents.items()}
-    write_files({**paths, folder / MANIFEST: manifest.encode()})
-    for name in remove:
-        try:
-            (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"{folder / name} is of another result and cannot be removed: {error.strerror}"
-            ) from None
-    return folder / MANIFEST
+    return {**paths, folder / MANIFEST: manifest.encode()}
 
 
 def check_owned(folder: str | Path, names: Iterable[str]) -> None:
@@ -206,6 +206,7 @@ def check_owned(folder: str | Path, names: Iterable[str]) -> None:
     What stands in the folder's manifest is ours, and may be replaced.
     """
     folder = Path(folder)
+    finish_switch(folder)
     present = [name for name in (*names, MANIFEST) if (folder / name).is_file()]
     if not present:
         return
@@ -282,13 +283,78 @@ def read_manifest(folder: str | Path) -> dict[str, bool]:
 
 
 MANIFEST = "manifest.json"
+MARKS = ".set.*.whole"
+"""The names of what says that a change in a folder may be finished."""
 _LEFTOVER = re.compile(
-    r"\.(?P<name>.+)\.(?P<token>(?P<pid>\d+)-[0-9a-f]{8})\.(?P<kind>new|old|whole)"
+    r"\.(?P<name>.+)\.(?P<token>(?P<pid>\d+)-[0-9a-f]{8})\.(?P<kind>new|gone|old|mark|part|whole)"
 )
+_UNDER_WAY: set[str] = set()
+"""Tokens of the changes that this process makes now; of its number there may have been others."""
 
 
 def _beside(path: Path, token: str, kind: str) -> Path:
     return path.parent / f".{path.name}.{token}.{kind}"
+
+
+def _create(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _commit(folders: Sequence[Path], token: str, marks: list[Path]) -> None:
+    """Say that a change may be finished: by one rename, in the first of its folders.
+
+    The mark there names the other folders, and a file in each of them leads to it. What is made
+    is added to `marks`, in the order in which it may be removed after the change.
+    """
+    first, *others = folders
+    whole = _beside(first / "set", token, "whole")
+    for folder in others:
+        marks.append(_beside(folder / "set", token, "part"))
+        _create(marks[-1], os.path.relpath(first, folder).encode())
+        _sync(folder)
+    temporary = _beside(first / "set", token, "mark")
+    marks.append(temporary)
+    names = [os.path.relpath(folder, first) for folder in others]
+    _create(temporary, json.dumps(names).encode())
+    marks.append(whole)
+    os.replace(temporary, whole)
+    _sync(first)
+
+
+def _settle(folder: Path, token: str) -> None:
+    """Finish or undo the change of a token, which nobody makes any more."""
+    first, places = folder, [folder]
+    with contextlib.suppress(OSError, ValueError):
+        first = folder / read_text(_beside(folder / "set", token, "part"))
+    mark = _beside(first / "set", token, "whole")
+    is_whole = mark.exists()
+    if is_whole:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            places = [first, *(first / name for name in read_json(read_text(mark)))]
+    for place in places:
+        for path, match in _of_token(place, token):
+            if match["kind"] == "whole":
+                continue
+            with contextlib.suppress(OSError):
+                if match["kind"] == ("new" if is_whole else "old"):
+                    os.replace(path, place / match["name"])
+                elif match["kind"] == "gone" and is_whole:
+                    (place / match["name"]).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+    # last, and not where a file could not be moved: then the next reader has the same question
+    remaining = [match["kind"] for place in places for _, match in _of_token(place, token)]
+    if not {"new", "gone"} & set(remaining):
+        _unlink([mark])
 
 
 def _folders(paths: Iterable[Path]) -> list[Path]:
@@ -303,6 +369,16 @@ def _leftovers(folder: Path) -> list[tuple[Path, re.Match[str]]]:
         return []
     matches = [(folder / name, _LEFTOVER.fullmatch(name)) for name in names]
     return [(path, match) for path, match in matches if match]
+
+
+def _of_token(folder: Path, token: str) -> list[tuple[Path, re.Match[str]]]:
+    return [(path, match) for path, match in _leftovers(folder) if match["token"] == token]
+
+
+def _is_abandoned(match: re.Match[str]) -> bool:
+    """Whether nobody makes the change any more that a file beside its place belongs to."""
+    pid = int(match["pid"])
+    return match["token"] not in _UNDER_WAY if pid == os.getpid() else not is_alive(pid)
 
 
 def is_alive(pid: int) -> bool:

@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustvae.errors import DataError, RobustVAEError
-from robustvae.records import Record, write_files
+from robustvae.records import Record, finish_switch, write_files
+from robustvae.records.files import MARKS
 from robustvae.report.compare import compare, question_in_words
 from robustvae.report.files import read
 from robustvae.report.numbers import NOT_MEASURED
@@ -65,6 +66,8 @@ def board(folder: str | Path, out: str | Path) -> Path:
         StorageError: The disk cannot be written.
     """
     try:
+        for mark in list(Path(folder).rglob(MARKS)):  # of audits that were killed as they wrote
+            finish_switch(mark.parent)
         paths = sorted(Path(folder).rglob("record.json"))
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         raise DataError(f"{folder!r} cannot be searched for audits: {error}") from None

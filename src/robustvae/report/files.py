@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustvae.errors import DataError, check_type
-from robustvae.records import Record, plain, write_set
+from robustvae.records import Record, finish_switch, plain, write_set
 from robustvae.records.text import read_text
 from robustvae.report.page import render
 
@@ -43,8 +43,18 @@ def write(record: Record, folder: str | Path) -> Path:
         ...     rv.report.write(record, folder).name
         'report.html'
     """
+    contents, stale_names = contents_of(record)
+    write_set(folder, contents, remove=stale_names)
+    return Path(folder) / "report.html"
+
+
+def contents_of(record: Record) -> tuple[dict[str, bytes], list[str]]:
+    """The files that `write` writes, by name, and names that another record may have left there.
+
+    Raises:
+        DtypeError: `record` is no `Record`.
+    """
     check_type(record, "record", Record)
-    folder = Path(folder)
     names = [column.id for column in record.columns]
     rows, stale = _parquet(record.rows, names, record.id), "rows.jsonl"
     table = "rows.parquet"
@@ -65,8 +75,7 @@ def write(record: Record, folder: str | Path) -> Path:
         contents["adversarials.safetensors"] = record.adversarials
     else:  # those of another audit must not stand beside this record
         stale_names.append("adversarials.safetensors")
-    write_set(folder, contents, remove=stale_names)
-    return folder / "report.html"
+    return contents, stale_names
 
 
 def read(folder: str | Path) -> Record:
@@ -89,6 +98,7 @@ def read(folder: str | Path) -> Record:
     """
     path = Path(folder)
     path = path / "record.json" if path.is_dir() else path
+    finish_switch(path.parent)
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
