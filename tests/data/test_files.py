@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
+import robustvae as rv
 from robustvae import data, errors
 from robustvae.data import celeba
 from robustvae.data.arrays import read_npz
@@ -55,6 +57,87 @@ def test_truncated_and_damaged_npz(tmp_path: Path, save: Callable[..., None]) ->
     refused(lambda: read_npz(tmp_path / "none.npz"), "none.npz cannot be read")
     (tmp_path / "text.npz").write_text("no archive")
     refused(lambda: read_npz(tmp_path / "text.npz"), "cannot be read")
+
+
+KINDS = ["x.npz", "x.npy", "x.safetensors"]
+
+
+def write_images(path: Path, images: np.ndarray) -> Path:
+    """A file of one array, uncompressed, of the kind that its name says."""
+    if path.suffix == ".npz":
+        np.savez(path, images=images)
+    elif path.suffix == ".npy":
+        np.save(path, images)
+    else:
+        save_file({"images": images, "labels": np.arange(len(images)) % 3}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", KINDS)
+def test_arrays_on_disk_equal_memory(tmp_path: Path, name: str, dtype: type) -> None:
+    bytes_ = pixels(30, 5, 4)
+    white = {np.uint8: 255, np.uint16: 65535}.get(dtype)
+    array = (bytes_ / 255).astype(dtype) if white is None else bytes_.astype(dtype) * (white // 255)
+    path = write_images(tmp_path / name, array)
+    images = data.as_images(path)
+    assert not images.in_memory and images.shape == (30, 1, 5, 4)
+    rows = torch.tensor([29, 3, 3, 11])
+    torch.testing.assert_close(
+        images.read(rows)[:, 0], torch.from_numpy(bytes_).float()[rows] / 255, rtol=0, atol=5e-4
+    )
+    again = data.load(data.read_folder(path, "test").name, "test")
+    assert torch.equal(again.x, data.read_folder(path, "test").x) and len(again) == 3
+
+
+@pytest.mark.parametrize("name", KINDS[1:])
+def test_damaged_arrays_are_refused(tmp_path: Path, name: str) -> None:
+    path = write_images(tmp_path / name, pixels(20, 8, 8))
+    whole = path.read_bytes()
+    for keep in (0, 1, 9, 60, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:keep])
+        refused(lambda: read_folder(path), f"{name} cannot be read|must hold an array")
+    path.write_bytes(b"\xff" * 200)
+    refused(lambda: read_folder(path), "cannot be read")
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (-1.0, 1.0)])
+def test_mapped_array_in_a_space(tmp_path: Path, values: tuple[float, float]) -> None:
+    """The whole array decides whether it lies in [0, 1], not the few inputs that are read."""
+    space = data.InputSpace((2, 6), low=-1, high=1)
+    array = np.linspace(0, 1, 12 * 9, dtype=np.float32).reshape(9, 2, 6)
+    array[-1, 0, 0] = values[0]
+    np.save(tmp_path / "x.npy", array)
+    images = data.as_images(np.load(tmp_path / "x.npy", mmap_mode="r"), space=space)
+    assert not images.in_memory
+    in_memory = data.as_images(array, space=space)
+    assert torch.equal(images.read(torch.tensor([2, 8])), in_memory.x[[2, 8]].float())
+
+
+def test_pixels_on_disk_are_checked(tmp_path: Path) -> None:
+    array = np.full((4, 3, 3), 0.5, dtype=np.float32)
+    array[2, 0, 0] = 7.0
+    np.save(tmp_path / "x.npy", array)
+    images = data.as_images(tmp_path / "x.npy")
+    images.read(torch.tensor([0, 1]))
+    with pytest.raises(errors.RangeError, match="7"):
+        images.read(torch.tensor([1, 2]))
+
+
+def test_wide_array_takes_little_memory(tmp_path: Path) -> None:
+    """A file of 4 GB, of which nothing was written: what is read of it is what is asked for."""
+    array = np.lib.format.open_memmap(
+        tmp_path / "x.npy", mode="w+", dtype=np.uint8, shape=(1_000_000, 64, 64)
+    )
+    array[::500_000] = 255
+    del array
+    tracemalloc.start()
+    images = data.as_images(tmp_path / "x.npy")
+    chosen = images[images.choose(100, generator=rv.generator(0))]
+    assert float(images.read(torch.tensor([500_000])).min()) == 1 and chosen.x.shape[0] == 100
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6
 
 
 def test_pickled_objects_in_npz_not_run(tmp_path: Path) -> None:
@@ -176,7 +259,7 @@ def test_the_square_in_the_middle() -> None:
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
-    refused(lambda: read_folder(tmp_path / "none"), "must be a folder of images or an npz file")
+    refused(lambda: read_folder(tmp_path / "none"), "must be a folder of images, or a file")
     refused(lambda: read_folder(tmp_path), "must hold files ending in")
     refused(lambda: data.load("folder"), "needs a path")
     write_photos(tmp_path)

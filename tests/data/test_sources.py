@@ -28,6 +28,11 @@ def stored(root: Path, save: Callable[..., None]) -> Images:
     return data.load(f"folder:{root / 'mine.npz'}")
 
 
+def mapped(root: Path) -> Images:
+    np.save(root / "mine.npy", pixels(40, 9, 7))
+    return data.as_images(np.load(root / "mine.npy", mmap_mode="r"), name="mapped")
+
+
 @functools.cache
 def recompressed() -> Images:
     """Its file takes seconds to decompress."""
@@ -59,6 +64,7 @@ SOURCES: dict[str, Callable[[Path], Images]] = {
     ),
     "npz, stored": lambda root: stored(root, np.savez),
     "npz, compressed": lambda root: stored(root, np.savez_compressed),
+    "a mapped array": mapped,
     "static": lambda root: data.load("digits+static"),
     "dynamic": lambda root: data.load("digits+dynamic"),
     "noise": lambda root: data.load("digits+noise:0.2"),

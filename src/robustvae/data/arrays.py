@@ -1,4 +1,4 @@
-"""Arrays of pixels as a source, and the npz files they come in."""
+"""Arrays of pixels as a source, and the npz, npy and safetensors files they come in."""
 
 from __future__ import annotations
 
@@ -17,10 +17,23 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from robustvae.errors import DataError
+from robustvae.records.text import read_json
 
 BYTES = 2**29  # of a compressed array, which is read whole
 LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
 CHANNELS = (1, 3)
+SUFFIXES = (".npz", ".npy", ".safetensors")
+HEADER = 2**20  # bytes of a safetensors header: a name, a type, a shape and two places an array
+STORED = {  # types of safetensors that numpy has
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "U16": np.uint16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
 WHITE = {"uint8": 255.0, "uint16": 65535.0}  # what stands for 1 in whole numbers
 
 
@@ -62,7 +75,7 @@ def pixels_of(array: np.ndarray, where: str | Path) -> Pixels:
     Raises:
         DataError: No images are stored like this.
     """
-    kinds = (np.bool_, np.uint8, np.uint16, np.float32, np.float64)
+    kinds = (np.bool_, np.uint8, np.uint16, np.float16, np.float32, np.float64)
     if array.dtype not in kinds or array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(
             f"{where} holds no images: wanted bytes or numbers in [0, 1] of (N, H, W), "
@@ -86,6 +99,63 @@ def labels_of(values: np.ndarray, count: int, where: str | Path) -> Tensor:
             f"wanted whole numbers of ({count},), got {values.dtype} of {values.shape}"
         )
     return torch.tensor(values.astype(np.int64))
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array's numbers lie in a mapped file, as of `numpy.load(path, mmap_mode="r")`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from robustvae.data.arrays import is_mapped
+        >>> is_mapped(np.zeros((2, 3)))
+        False
+    """
+    part: object = array
+    while isinstance(part, np.ndarray):
+        if isinstance(part, np.memmap):
+            return True
+        part = part.base
+    return False
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz, npy or safetensors file by name; that of an npy file is `images`.
+
+    All but what an npz file has compressed is mapped: read as it is asked for.
+
+    Raises:
+        DataError: Missing, truncated or damaged, or holding objects.
+    """
+    if path.suffix == ".npz":
+        return read_npz(path)
+    try:
+        if path.suffix == ".npy":
+            return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+        return _read_safetensors(path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} cannot be read, it may be truncated or damaged: {line}") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    total = path.stat().st_size
+    with path.open("rb") as raw:
+        (size,) = struct.unpack("<Q", raw.read(8).ljust(8, b"\0"))
+        if not 0 < size <= min(HEADER, total - 8):
+            raise ValueError(f"a header of {size} bytes in a file of {total}")
+        header = read_json(raw.read(size))
+    arrays = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = np.dtype(STORED[entry["dtype"]]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        byte_count = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if not 0 <= begin <= end <= total - 8 - size or end - begin != byte_count:
+            raise ValueError(f"{name} announces {byte_count} bytes, holds {end - begin}")
+        if byte_count:
+            arrays[name] = np.memmap(path, dtype, "r", 8 + size + begin, shape)
+    return arrays
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

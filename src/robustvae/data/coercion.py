@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from robustvae.arguments import checked
-from robustvae.data.arrays import labels_of, pixels_of
+from robustvae.data.arrays import is_mapped, labels_of, pixels_of
 from robustvae.data.dataset import Dataset, from_dataset
-from robustvae.data.images import Images
+from robustvae.data.images import CHUNK, Images, Source
 from robustvae.data.space import InputSpace, within_unit
 from robustvae.errors import (
     DataError,
@@ -26,6 +27,7 @@ from robustvae.errors import (
 )
 
 BYTES = 2**31  # of float32 pixels collected from a loader; larger sets are read from files
+MAPPED_FROM = 2**28  # bytes of whole numbers in memory that are not made four times as many
 DEPTHS = {torch.uint8: 255.0, torch.bool: 1.0}
 
 
@@ -104,6 +106,47 @@ def _in_unit(x: Tensor) -> Tensor:
     return x.clamp(0, 1).contiguous()
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class InSpace:
+    """A mapped array of inputs in a model's own space, turned into images as they are read.
+
+    Args:
+        array: (N, ...), of the space's shape or of its images'.
+        space: What the model reads.
+        is_unit: Whether all values lie in [0, 1] and are taken as they are.
+    """
+
+    array: np.ndarray
+    space: InputSpace
+    is_unit: bool
+
+    @classmethod
+    def of(cls, array: np.ndarray, space: InputSpace) -> InSpace:
+        """Looks through the array once: a few inputs in [0, 1] do not say that all are."""
+        is_unit = not space.discrete
+        for begin in range(0, len(array), CHUNK):
+            values = _floats(array[begin : begin + CHUNK])
+            space.to_images(values)  # raises where they fit neither range
+            is_unit = is_unit and within_unit(values)
+        return cls(array, space, is_unit)
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(N, C, H, W)."""
+        return len(self.array), *self.space.image_shape
+
+    def read(self, rows: Tensor, epoch: int) -> Tensor:
+        """Images in [0, 1], (n, C, H, W)."""
+        values = _floats(self.array[rows.numpy()]).reshape(-1, *self.space.image_shape)
+        images = values if self.is_unit else self.space.from_model(values)
+        return images.clamp(0, 1).contiguous()
+
+
+def _floats(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(torch.float32)
+
+
 @checked(formula=True)
 def as_images(
     inputs: Any,
@@ -117,7 +160,9 @@ def as_images(
 
     Args:
         inputs: `Images`; a tensor or an array; a torch Dataset of images or pairs (image, label);
-            a DataLoader; a folder or npz file; the name of a data set; or a list of images.
+            a DataLoader; a folder, or an npz, npy or safetensors file; the name of a data set; or
+            a list of images. Mapped arrays, such as of `numpy.load(path, mmap_mode="r")`, are read
+            as they are asked for.
         y: Labels of a tensor or an array.
         space: What the model reads, for inputs other than images in [0, 1].
         split: Of a folder or a named set; a folder without a split of its own is taken whole.
@@ -159,6 +204,9 @@ def _from_array(
     if y is not None:
         values = y.numpy() if isinstance(y, Tensor) else np.asarray(y)
         labels = labels_of(values, len(array), name)
+    if space is not None and is_mapped(array):
+        source: Source = InSpace.of(array, space)
+        return Images(source, _zeros(len(array)) if labels is None else labels, name, split)
     if space is not None:
         x = torch.from_numpy(np.ascontiguousarray(array))
         return from_tensor(x, labels, space=space, name=name, split=split)
@@ -166,12 +214,19 @@ def _from_array(
         raise DtypeError(
             f"an array of images must be of floating type in [0, 1] or bytes, got {array.dtype}"
         )
+    if is_mapped(array) or (array.dtype == np.uint8 and array.nbytes > MAPPED_FROM):
+        source = pixels_of(array, name)
+        return Images(source, _zeros(len(array)) if labels is None else labels, name, split)
     if array.dtype == np.uint8 or array.ndim == 3 or (array.ndim == 4 and array.shape[-1] <= 4):
-        source = pixels_of(_simple(array), name)
-        return from_tensor(source.read(torch.arange(len(array)), 0), labels, name=name, split=split)
+        pixels = pixels_of(_simple(array), name)
+        return from_tensor(pixels.read(torch.arange(len(array)), 0), labels, name=name, split=split)
     return from_tensor(
         torch.from_numpy(np.ascontiguousarray(_simple(array))), labels, name=name, split=split
     )
+
+
+def _zeros(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int64)
 
 
 def _simple(array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Any folder of images or npz file, and CelebA's layout; read as it is asked for."""
+"""Any folder of images or file of an array, and CelebA's layout; read as it is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_npz
+from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_arrays
+from robustvae.data.arrays import SUFFIXES as ARRAYS
 from robustvae.data.images import Images, Source, rank_in_class
 from robustvae.data.listing import FileList, folders_in, image_names
 from robustvae.data.pixels import PIXELS, SUFFIXES, read_pixels
@@ -111,7 +112,7 @@ def read_folder(
 
     - list_eval_partition.txt or .csv and the folder img_align_celeba, as CelebA does; the labels
       are the attributes in list_attr_celeba, "Smiling" first, where that file is there;
-    - train.npz and test.npz;
+    - train.npz and test.npz, or their like;
     - the folders train and test, each of them like the next;
     - images, all of label 0; or folders of images, one for each class, in the order of their names.
 
@@ -119,13 +120,15 @@ def read_folder(
     and laid on white where they are transparent. Only regular files count, and none whose name
     begins with a dot.
 
-    An npz file has an array `images` and, where there are labels, an array `labels`. Where nothing
-    says what is for testing, it is every tenth image of each class, in the order of the names; a
+    An npz or safetensors file has an array `images` and, where there are labels, an array `labels`;
+    an npy file is the array of images. They are read as they are asked for, save what an npz file
+    has compressed; train and test may be of any of the three kinds. Where nothing says what is for
+    testing, it is every tenth image of each class, in the order of the names; a
     set with fewer than ten images of every class is not split: all of it is given for both. What
     was decided stands in `about` of the result.
 
     Args:
-        folder: The folder, or an npz file.
+        folder: The folder, or an npz, npy or safetensors file.
         split: "train" or "test".
         crop: Side of the square cut out of the middle, in pixels.
         size: Scale to squares of this side, by antialiased bilinear interpolation; without `crop`
@@ -169,16 +172,17 @@ def read_folder(
     fit = Fit(crop, size, channels)
     name = f"folder:{folder}{fit}"
     top = Path(folder)
-    if top.is_file() and top.suffix == ".npz":
-        images = _from_npz(top, fit, name, split)
+    if top.is_file() and top.suffix in ARRAYS:
+        images = _from_arrays(top, fit, name, split)
         return described(images, f"all of its {len(images)} images") if whole else _one_part(images)
     if not top.is_dir():
-        raise DataError(f"{top} must be a folder of images or an npz file")
+        raise DataError(f"{top} must be a folder of images, or a file of {', '.join(ARRAYS)}")
     partition = _table(top, PARTITION)
     if partition is not None:
         return _faces(top, partition, fit, name, split)
-    if any((top / f"{part}.npz").is_file() for part in SPLITS):
-        return _from_npz(top / f"{split}.npz", fit, name, split)
+    for kind in ARRAYS:
+        if any((top / f"{part}{kind}").is_file() for part in SPLITS):
+            return _from_arrays(top / f"{split}{kind}", fit, name, split)
     if any((top / part).is_dir() for part in SPLITS):
         return _from_files(top / split, fit, name, split)
     images = _from_files(top, fit, name, split)
@@ -224,8 +228,8 @@ def _from_files(top: Path, fit: Fit, name: str, split: str) -> Images:
     return images.with_classes(classes) if classes else images  # files of no class have no names
 
 
-def _from_npz(path: Path, fit: Fit, name: str, split: str) -> Images:
-    arrays = read_npz(path)
+def _from_arrays(path: Path, fit: Fit, name: str, split: str) -> Images:
+    arrays = read_arrays(path)
     if "images" not in arrays:
         raise DataError(
             f"{path} must hold an array named images, got {', '.join(arrays) or 'none'}"
