@@ -144,7 +144,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         if not 0 < size <= min(HEADER, total - 8):
             raise ValueError(f"a header of {size} bytes in a file of {total}")
         header = read_json(raw.read(size))
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
