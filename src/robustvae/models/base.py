@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
+import math
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -244,11 +245,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         >>> layer.training
         True
     """
-    parts = _MODES.hold(module.modules())
+    parts = _MODES.hold(_modules(module))
     try:
         yield
     finally:
         _MODES.release(parts)
+
+
+def _modules(module: nn.Module) -> list[nn.Module]:
+    """The module and all below it, each once.
+
+    What `Module.modules` gives, without names: searches enter these contexts at every step.
+    """
+    found: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            waiting.extend(child for child in one._modules.values() if child is not None)
+    return list(found.values())
 
 
 def widened(vae: VAE) -> VAE:
@@ -309,12 +325,16 @@ def frozen(module: nn.Module) -> Iterator[None]:
         >>> layer.weight.requires_grad, layer.training
         (True, True)
     """
-    with evaluating(module):
-        parameters = _GRADIENTS.hold(module.parameters())
+    parts = _MODES.hold(_modules(module))
+    try:
+        every = (p for part in parts for p in part._parameters.values() if p is not None)
+        parameters = _GRADIENTS.hold({id(p): p for p in every}.values())
         try:
             yield
         finally:
             _GRADIENTS.release(parameters)
+    finally:
+        _MODES.release(parts)
 
 
 def is_placeholder(value: Any) -> bool:
@@ -337,7 +357,7 @@ def check_weights(module: nn.Module) -> None:
         if not isinstance(tensor, Tensor):  # quantized layers hold types and settings too
             continue
         # a finite sum has finite terms, and is the quicker to make; a sum may overflow all the same
-        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+        if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
             continue
         if not bool(tensor.isfinite().all()):
             raise NonFiniteError(f"weights must be finite, got a NaN or an infinity in {name!r}")

@@ -220,7 +220,10 @@ class Ball:
             square_at_cap = cap_square.where(full, 0).flatten(1).sum(1).view(shape)
             moving = square.where(~full, 0).flatten(1).sum(1).view(shape)
             better = (radius.square() - square_at_cap).clamp_min(0) / moving.clamp_min(1e-30)
-            tau_square = torch.where(moving > 0, torch.maximum(better, tau_square), tau_square)
+            onward = torch.where(moving > 0, torch.maximum(better, tau_square), tau_square)
+            if torch.equal(onward, tau_square):  # then every further step is this one again
+                break
+            tau_square = onward
         tau = torch.where(inside, factor, tau_square.sqrt())
         return self.clip(x + tau * step)
 
