@@ -73,10 +73,10 @@ def test_wrong_sign_is_caught(monkeypatch):
 
 def test_larger_of_two_needs_a_split():
     """Two independent certificates, each of the whole confidence, are false too often together."""
-    one, two = runs(2000, seed=1), runs(2000, seed=2)
-    assert too_often(false_rate(torch.maximum(one.radius, two.radius)), 2000, 0.1)
-    one, two = (runs(2000, seed=seed, confidence=0.95) for seed in (1, 2))
-    assert not too_often(false_rate(torch.maximum(one.radius, two.radius)), 2000, 0.1)
+    one, two = runs(1000, seed=1), runs(1000, seed=2)
+    assert too_often(false_rate(torch.maximum(one.radius, two.radius)), 1000, 0.1)
+    one, two = (runs(1000, seed=seed, confidence=0.95) for seed in (1, 2))
+    assert not too_often(false_rate(torch.maximum(one.radius, two.radius)), 1000, 0.1)
 
 
 def test_methods_asked_together_share_the_confidence():
@@ -105,7 +105,7 @@ def spread_out(count, width=6, **options):
     return lower, x, r
 
 
-def false_about_centers(count=2000):
+def false_about_centers(count=1000):
     lower, x, r = spread_out(count)
     aside = (lower.centers - x).flatten(1).norm(dim=1).numpy()
     inside = ncx2.cdf((r / S) ** 2, x[0].numel(), (aside / S) ** 2 + 1e-12)
@@ -113,36 +113,36 @@ def false_about_centers(count=2000):
 
 
 def test_center_chosen_on_same_draws_caught(monkeypatch):
-    assert not too_often(false_about_centers(), 2000, 0.2)
+    assert not too_often(false_about_centers(), 1000, 0.2)
     right = Sampler.generators
     monkeypatch.setattr(sampling, "_CENTER_DRAWS", 12)
-    assert not too_often(false_about_centers(), 2000, 0.2)
+    assert not too_often(false_about_centers(), 1000, 0.2)
     monkeypatch.setattr(Sampler, "generators", lambda own, purpose: right(own, "the same"))
-    assert too_often(false_about_centers(), 2000, 0.2)
+    assert too_often(false_about_centers(), 1000, 0.2)
 
 
 def test_reused_partners_are_caught(monkeypatch):
     """Pairs must be disjoint: one partner for all draws is one trial, not sixty."""
-    x = torch.full((2000, 1, 1, 1), 0.5)
+    x = torch.full((1000, 1, 1, 1), 0.5)
     victim = rv.Victim(plain_function(), rv.InputNoise(S))
     r, m = 0.7, 0.3
     true = 2 * norm.cdf(r / (S * 2**0.5)) - 1
     ask = {"displacement": "paired", "draws": 60, "confidence": 0.95, "methods": ["smoothing"]}
-    ask |= {"rows": range(2000)}
+    ask |= {"rows": range(1000)}
 
     def rate():
         lower = certify(victim, x, r, m, generator=rv.generator(0), **ask)
         claimed = norm.cdf(lower.radius.numpy() / S + norm.ppf(m))
         return float((claimed > true).mean())
 
-    assert not too_often(rate(), 2000, 0.05)
+    assert not too_often(rate(), 1000, 0.05)
 
     def crossed(own, i, center, count, g):
         end, begin = own.outputs(i, count, g), own.outputs(i, 1, g)
         return (end - begin).flatten(1).norm(dim=1).double()
 
     monkeypatch.setattr(Sampler, "distances", crossed)
-    assert too_often(rate(), 2000, 0.05)
+    assert too_often(rate(), 1000, 0.05)
 
 
 @pytest.mark.parametrize("level", [0.02, 0.5, 0.97])
