@@ -542,11 +542,20 @@ def make_world(base: Path, top: Path, seed: str) -> None:
 
 
 def snapshot(top: Path) -> tuple[Any, ...]:
-    """What tells whether a folder has changed."""
-    return tuple(
-        (folder, *sorted(folders), *sorted(files), os.stat(folder).st_mtime_ns)
-        for folder, folders, files in os.walk(top)
-    )
+    """What tells whether a folder has changed; at any depth, where `os.walk` gives up."""
+    facts, places = [], [str(top)]
+    while places:
+        place = places.pop()
+        try:
+            with os.scandir(place) as entries:
+                members = sorted(
+                    (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries
+                )
+            facts.append((place, os.stat(place).st_mtime_ns, *members))
+        except OSError:  # longer than a path may be
+            continue
+        places += [os.path.join(place, name) for name, is_folder in members if is_folder]
+    return tuple(facts)
 
 
 @final

@@ -269,3 +269,10 @@ def test_a_heart_stands_on_its_point() -> None:
     rows = heart.sum(1)
     filled = rows.nonzero().flatten()
     assert rows[filled[-1]] <= 2 < rows[filled[0]]
+
+
+@pytest.mark.parametrize("name", ["os:system", "sys:exit", "json:loads"])
+def test_functions_that_give_no_images(name):
+    """A user may name any function; what it raises is said as the data set's own fault."""
+    with pytest.raises(errors.RobustVAEError, match=name):
+        data.load(name)

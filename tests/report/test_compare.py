@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
+import os
 import re
+import subprocess
 
 import pytest
 
@@ -127,6 +129,39 @@ def test_board_ranks_and_links_every_audit(pair, tmp_path):
     assert page.count("<section>") == 3  # two questions, and what could not be read
     assert "bad: " in page and "no protocol" in page
     assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_board_searches_deep_folders(pair, tmp_path):
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1500):  # deeper than Python calls itself
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+    rv.report.write(pair[0], tmp_path / "d" / "d" / "audit")
+    try:
+        assert "report.html" in board(tmp_path, tmp_path / "site").read_text()
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_board_finishes_a_killed_audit(pair, tmp_path):
+    rv.report.write(pair[0], tmp_path / "a")
+    token = "999999999-0123abcd"
+    for path in list((tmp_path / "a").iterdir()):
+        path.rename(path.with_name(f".{path.name}.{token}.new"))
+    (tmp_path / "a" / f".set.{token}.whole").write_text("[]")
+    board(tmp_path, tmp_path / "site")
+    assert rv.report.read(tmp_path / "a").summary == pair[0].summary
+
+
+def test_lopsided_interval_shows_its_ends():
+    heading = Heading("p", "p")
+    assert Cell(0.088, 0.0, 1.0).text(heading) == "0.0880 (0 to 1.0)"
+    assert Cell(0.5, 0.4, 0.6).text(heading) == "0.500 ± 0.10"
+    assert Cell(0.5, 0.4, 0.75).text(heading) == "0.500 (0.40 to 0.75)"
 
 
 def test_board_without_audits_says_so(tmp_path):

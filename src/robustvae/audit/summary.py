@@ -99,7 +99,7 @@ def _entry(
     else:
         mean, stderr = mean_stderr(values)
         if len(values) > 1:
-            low, high = mean_interval(values)
+            low, high = mean_interval(values, most=1.0 if column.kind == "share" else math.inf)
         else:
             stderr = None
     return [

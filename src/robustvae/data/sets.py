@@ -25,7 +25,15 @@ from robustvae.data.folder import read_folder
 from robustvae.data.idx import IdxSet
 from robustvae.data.images import Change, Images
 from robustvae.data.mnist import MNIST
-from robustvae.errors import DataError, DtypeError, check_choice, check_type, unknown
+from robustvae.errors import (
+    DataError,
+    DtypeError,
+    RobustVAEError,
+    check_choice,
+    check_type,
+    single_line,
+    unknown,
+)
 from robustvae.registry import register
 
 ON_DISK: dict[str, IdxSet] = {member.name: member for member in (FASHION_MNIST, MNIST)}
@@ -174,8 +182,7 @@ def load(
     if base == FOLDER or base.startswith(f"{FOLDER}:"):
         images = _folder(base.partition(":")[2], split, root, changes)
     else:
-        images = registry.lookup("data", base)(split, data_root(root), download)
-        check_type(images, f"what the data set {base!r} returns", Images)
+        images = _named(base, split, data_root(root), download)
     for word, value in changes:
         if word == LABEL:
             images = images.labeled_by(value).named(f"{images.name}+{LABEL}:{value}")
@@ -204,6 +211,23 @@ def _taken_apart(name: str) -> tuple[str, list[tuple[str, str]]]:
         first = len(is_known) - is_known[::-1].index(False) if False in is_known else 0
         base, pairs = "+".join([base, *parts[:first]]), pairs[first:]
     return base, pairs
+
+
+def _named(name: str, split: str, root: Path, download: bool) -> Images:
+    """What a registered function, or one of a user's module, returns."""
+    member = registry.lookup("data", name)
+    try:
+        images = member(split, root, download)
+    except (Exception, SystemExit) as error:  # somebody else's code: anything may come out of it
+        is_ours = getattr(member, "__module__", "").partition(".")[0] == "robustvae"
+        if is_ours or isinstance(error, RobustVAEError):
+            raise
+        raise DataError(
+            f"the data set {name!r} raised {type(error).__name__}: {single_line(error, 160)}; it "
+            "must be a function of split, root and download that returns rv.data.Images"
+        ) from None
+    check_type(images, f"what the data set {name!r} returns", Images)
+    return images
 
 
 def _folder(

@@ -89,15 +89,22 @@ def share_interval(
     return low, high
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+def mean_interval(
+    values: Sequence[float], confidence: float = CONFIDENCE, *, most: float = math.inf
+) -> tuple[float, float]:
     """An interval of a mean that allows for skewed values: the bootstrap of the t statistic.
 
     The t interval of lognormal or exponential values ends too low, 10 to 17 times in a hundred
     where 5 were promised. Resampling the t statistic itself moves both ends outwards by as much as
     the values' own skew asks for. It is never narrower than the t interval.
 
+    Args:
+        values: One of each input. Where none is negative the interval ends at 0.
+        confidence: Of the interval.
+        most: What no value can exceed, such as 1 for probabilities; nor does their mean.
+
     Returns:
-        (low, high); (-inf, inf) for a single value.
+        (low, high); (-inf, most) for a single value.
 
     References:
         Efron & Tibshirani, 1993, section 12.5; Hall, 1988.
@@ -108,7 +115,8 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
         >>> low < 2.0 < high
         True
     """
-    return _mean_interval(tuple(values), confidence)
+    low, high = _mean_interval(tuple(values), confidence)
+    return low, min(high, most)
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import final
 
@@ -20,6 +22,7 @@ from robustvae.report.numbers import NOT_MEASURED
 from robustvae.report.page import render
 from robustvae.report.pareto import AGAINST, draw_pareto
 
+RECORD = "record.json"
 _FILES = ("record.json", "adversarials.safetensors", "rows.parquet", "rows.jsonl")
 
 
@@ -66,9 +69,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
         StorageError: The disk cannot be written.
     """
     try:
-        for mark in list(Path(folder).rglob(MARKS)):  # of audits that were killed as they wrote
-            finish_switch(mark.parent)
-        paths = sorted(Path(folder).rglob("record.json"))
+        paths = _records_below(Path(folder))
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         raise DataError(f"{folder!r} cannot be searched for audits: {error}") from None
     paths = [path for path in paths if not path.is_relative_to(Path(out))]
@@ -113,6 +114,26 @@ def board(folder: str | Path, out: str | Path) -> Path:
     # The index comes last, so that it never names a page that is not there.
     write_files({**contents, index: text.encode()})
     return index
+
+
+def _records_below(top: Path) -> list[Path]:
+    """Every record.json, at any depth: `rglob` calls itself for each level, and gives up."""
+    paths, places = [], [top]
+    while places:
+        place = places.pop()
+        try:
+            with os.scandir(place) as entries:
+                members = list(entries)
+            places += [Path(e.path) for e in members if e.is_dir(follow_symlinks=False)]
+        except OSError:  # no folder, not ours to read, or a path longer than the system allows
+            continue
+        if any(fnmatch(member.name, MARKS) for member in members):
+            finish_switch(place)  # of an audit that was killed as it wrote
+        elif not any(member.name == RECORD for member in members):
+            continue
+        if (place / RECORD).is_file():
+            paths.append(place / RECORD)
+    return sorted(paths)
 
 
 def _section(records: list[Record], places: list[str]) -> Section:

@@ -244,7 +244,10 @@ def _notes(records: Sequence[Record], differences: bool, victims: int) -> Iterab
     for record in records:
         if not record.verdict.passed:
             yield f"{record.title}: {record.verdict.first}"
-    yield "Means over inputs with half the width of their 95 % intervals; ↑ higher is better."
+    yield (
+        "Means over inputs with half the width of their 95 % intervals, or both ends where one "
+        "is far off; ↑ higher is better."
+    )
     if differences:
         yield "Differences are over the inputs that both rows have, with their own intervals."
     elif victims > 1:

@@ -15,6 +15,7 @@ from robustvae.report.numbers import MINUS, NOT_MEASURED, ceil, floor, near, num
 
 # Rounded towards safety: what is guaranteed down, what an attack bounds from above up.
 _ROUND = {"down": floor, "up": ceil, "near": near}
+_LOPSIDED = 2.0  # from where on half the width of an interval says neither of its ends
 MOST_COLUMNS = 4  # rows that stand side by side on a terminal with their differences
 _SHORT = {
     "error_clean": "clean error",
@@ -77,10 +78,13 @@ class Cell:
     n: int = 0
 
     def text(self, heading: Heading) -> str:
-        """The mean, with half the width of its interval where it has one."""
+        """The mean, with half the width of its interval, or its ends where one is far off."""
         text = _ROUND[heading.rounding](self.mean)
         if self.low is None or self.high is None or not 0 < self.high - self.low < math.inf:
             return text  # an interval of no width says that all inputs are equal, not how sure
+        below, above = self.mean - self.low, self.high - self.mean
+        if max(below, above) > _LOPSIDED * min(below, above):
+            return f"{text} ({floor(self.low, 2)} to {ceil(self.high, 2)})"
         return f"{text} ± {ceil((self.high - self.low) / 2, 2)}"
 
 
