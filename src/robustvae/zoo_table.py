@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -102,7 +103,23 @@ def audit_facts(record: Record) -> dict[str, Any]:
             for entry in record.summary
             if entry.key in _KEPT
         },
+        **_unbroken(record),
     }
+
+
+def _unbroken(record: Record) -> dict[str, Any]:
+    """Where some inputs were not broken, so that the mean is infinite: how many, and the median."""
+    victim = record.victims[0].name
+    margins = {
+        row["input"]: float(row["margin_upper_box"])
+        for row in record.rows
+        if row["victim"] == victim and row.get("margin_upper_box") is not None
+    }
+    count = sum(math.isinf(margin) for margin in margins.values())
+    if not count:
+        return {}
+    median = statistics.median_high(margins.values())
+    return {"unbroken": count, "median_margin": median if math.isfinite(median) else "inf"}
 
 
 def robustness(name: str) -> dict[str, str]:
@@ -148,7 +165,11 @@ def _audited(name: str) -> dict[str, str]:
     means = {key: entry["mean"] for key, entry in audit["means"].items()}
     values = {}
     if means.get("margin_upper_box") is not None:
-        values[f"attacked {audit['norm']} margin ({where})"] = ceil(means["margin_upper_box"])
+        words = ceil(means["margin_upper_box"])
+        if audit.get("unbroken"):
+            words += f" (median {ceil(audit['median_margin'])}; no attack broke "
+            words += f"{audit['unbroken']} of {audit['inputs']})"
+        values[f"attacked {audit['norm']} margin ({where})"] = words
     if means.get("certified_deterministic"):
         words = f"certified {audit['norm']} radius ({where})"
         values[words] = floor(means["certified_deterministic"])

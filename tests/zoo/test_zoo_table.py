@@ -130,3 +130,19 @@ def test_the_command_writes_the_page(place, tmp_path, capsys):
     out = tmp_path / "page" / "zoo.md"
     assert cli.main(["zoo", "table", "--out", str(out)]) == cli.DONE
     assert out.read_text() == capsys.readouterr().out == page()
+
+
+def test_unbroken_inputs_are_counted(place, tmp_path):
+    images = rv.data.load("digits", split="test")
+    plan = {"base": "smoke", "inputs": 3}
+    record = rv.audit(rv.load("digits-vae"), images, plan=plan, protocol="digits-l2-v1")
+    numbers = sorted({row["input"] for row in record.rows})
+    margins = dict(zip(numbers, [0.2, "inf", 0.30001], strict=True))
+    rows = [{**row, "margin_upper_box": margins[row["input"]]} for row in record.rows]
+    place("digits-vae", measured(1))
+    facts = audit_facts(record.model_copy(update={"rows": rows}))
+    assert facts["unbroken"] == 1 and facts["median_margin"] == 0.30001
+    facts["means"]["margin_upper_box"]["mean"] = "inf"
+    (tmp_path / "digits-vae" / AUDIT).write_text(json.dumps(facts))
+    words = [text for name, text in robustness("digits-vae").items() if "inputs)" in name]
+    assert words == ["∞ (median 0.301; no attack broke 1 of 3)"]
