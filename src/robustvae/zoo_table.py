@@ -111,9 +111,9 @@ def _unbroken(record: Record) -> dict[str, Any]:
     """Where some inputs were not broken, so that the mean is infinite: how many, and the median."""
     victim = record.victims[0].name
     margins = {
-        row["input"]: float(row["margin_upper_box"])
+        row["input"]: float(margin)
         for row in record.rows
-        if row["victim"] == victim and row.get("margin_upper_box") is not None
+        if row["victim"] == victim and (margin := row.get("margin_upper_box")) is not None
     }
     count = sum(math.isinf(margin) for margin in margins.values())
     if not count:
@@ -153,6 +153,12 @@ def robustness(name: str) -> dict[str, str]:
             if choice.certified is not None:
                 values["certified l2 radius, smoothed"] = floor(choice.certified)
     return values
+
+
+def not_audited(name: str) -> str:
+    """That a model has no robustness number, and why where its weights are not there."""
+    has_weights = name in {*zoo.bundled(), *zoo.trained()}
+    return NOT_AUDITED if has_weights else f"{NOT_AUDITED}: its weights are not kept"
 
 
 def _audited(name: str) -> dict[str, str]:
@@ -280,7 +286,7 @@ def _robustness() -> list[str]:
         if zoo.card(name)["status"] == zoo.NOT_TRAINED:
             continue
         values = robustness(name)
-        text = "; ".join(f"{key}: {value}" for key, value in values.items()) or NOT_AUDITED
+        text = "; ".join(f"{key}: {value}" for key, value in values.items()) or not_audited(name)
         lines.append(f"| {name} | {text} |")
     return lines
 

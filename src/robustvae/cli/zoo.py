@@ -84,12 +84,12 @@ def show_model(name: Annotated[str, typer.Argument(help="Of a model; see `zoo li
     """The card of one model, with all that was measured on what is stored."""
     from robustvae import zoo
     from robustvae.cli.printing import short, show_table
-    from robustvae.zoo_table import NOT_AUDITED, robustness
+    from robustvae.zoo_table import not_audited, robustness
 
     card = zoo.card(name)
     metrics = card.pop("metrics")
     show_table([(key, short(value)) for key, value in card.items()], title=name)
-    values = robustness(name) or {"robustness": NOT_AUDITED}
+    values = robustness(name) or {"robustness": not_audited(name)}
     show_table(values.items(), title="robustness, from stored records")
     evaluation = None if card["status"] == zoo.NOT_TRAINED else zoo.evaluation(name)
     if evaluation is not None:
