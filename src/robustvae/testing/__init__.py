@@ -15,18 +15,23 @@ from robustvae.testing.objectives import check_objective
 from robustvae.testing.planted import linear_vae, tiny_vae
 from robustvae.testing.searches import check_search
 from robustvae.testing.soundness import Trials, judge, trials
+from robustvae.testing.uses import check_logger, check_refinement, check_score, check_suite
 
 __all__ = [
     "audit_context",
     "check_check",
     "check_defense",
     "check_goal",
+    "check_logger",
     "check_measure",
     "check_method",
     "check_model",
     "check_objective",
+    "check_refinement",
+    "check_score",
     "check_search",
     "check_source",
+    "check_suite",
     "ContractError",
     "exact_margin",
     "judge",
