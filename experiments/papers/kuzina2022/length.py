@@ -41,7 +41,7 @@ class Spec:
 
     Attributes:
         models: Stored models.
-        epochs: More of them, the last at a quarter of the others' learning rate.
+        epochs: More of them; `rates` says by which steps the learning rate falls.
         lr: Learning rate.
         train: Training images; 0 is all.
         inputs: Test images.
@@ -75,7 +75,6 @@ def length(spec: Spec, run: Run) -> Result:
         data = recipe.data.name
         train, test = run.images(data, "train"), run.images(data)
         objective = create(recipe.objective.name, **recipe.objective.options)
-        rates = [(0, spec.lr), (max(1, spec.epochs - 1), spec.lr / 4)]
         longer = run.train(
             f"length/{name}-{spec.epochs}-{spec.train}-{run.seed}",
             rv.load(name),
@@ -83,7 +82,7 @@ def length(spec: Spec, run: Run) -> Result:
             train[: spec.train] if spec.train else train,
             epochs=spec.epochs,
             batch_size=128,
-            lr=rates,
+            lr=rates(spec.lr, spec.epochs),
             precision="bf16-mixed",
         )
         x = test.sample(min(spec.inputs, len(test)), generator=run.noise("inputs"))[0]
@@ -106,13 +105,27 @@ def length(spec: Spec, run: Run) -> Result:
         "squared gray levels a pixel, nats, MS-SSIM",
         rows,
         (
-            f"{spec.epochs} more epochs at learning rate {spec.lr:g}, the last at a quarter of it, "
+            f"{spec.epochs} more epochs at learning rate {spec.lr:g} that falls to a tenth of it, "
             f"by each model's own objective; {spec.inputs:,} test images, {spec.draws} draws of "
             "the code, the same before and after: the change is taken image by image.",
             f"MS-SSIM: {spec.images} references among the first 1,024 test images, undefended, "
             "under the authors' attack (50 steps of symmetric KL, l-infinity).",
         ),
     )
+
+
+def rates(lr: float, epochs: int) -> list[tuple[int, float]]:
+    """Learning rates from which epoch on: halved twice on the way, and a tenth at the end.
+
+    Examples:
+        >>> rates(1.0, 20)
+        [(0, 1.0), (10, 0.5), (15, 0.25), (18, 0.1)]
+        >>> rates(1.0, 2)
+        [(0, 1.0), (1, 0.1)]
+    """
+    last = max(1, epochs - max(1, epochs // 10))
+    between = {epochs // 2: lr / 2, 3 * epochs // 4: lr / 4}
+    return [(0, lr), *((k, v) for k, v in between.items() if 0 < k < last), (last, lr / 10)]
 
 
 def source_of(name: str, setting: str) -> str | None:
