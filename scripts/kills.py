@@ -6,6 +6,9 @@ doubled. Prints a line for each run and exits with 1 where anything differs.
 
     python scripts/kills.py --audit 50 --training 35 --workers 15 --seed 0
     python scripts/kills.py --audit 0 --training 0 --workers 0 --ray 10  # with the extra cluster
+    python scripts/kills.py --audit 0 --training 0 --workers 0 --ray-training 10
+
+A training among workers is a call of a campaign (`Calls`), whose folder it goes on in.
 
 Drivers are forked from a process that has torch already, so that a start costs next to nothing.
 """
@@ -27,9 +30,11 @@ from pathlib import Path
 
 import robustvae as rv
 from robustvae.audit import Run
+from robustvae.campaign import Calls
 from robustvae.campaign.executors.processes import sweep_scratch
 from robustvae.models import checkpoint
 from robustvae.records.files import is_alive
+from robustvae.registry import build
 from robustvae.training import run as training_run
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -52,6 +57,24 @@ def train(executor: str, keep: Path | None, out: Path) -> None:
     generator = rv.generator(0)
     rv.fit(vae, rv.objectives.ELBO(), images, epochs=4, generator=generator, out=keep)
     out.write_text(str(checkpoint.weights_sha256(vae)))
+
+
+def weights_after(folder: str | None) -> str:
+    """The hash of the weights that a training ends with: a call that workers make."""
+    place = Path(folder) if folder else Path(tempfile.mkdtemp())
+    train("serial", place / "run", place / "hash")
+    return (place / "hash").read_text()
+
+
+def train_remotely(executor: str, keep: Path | None, out: Path) -> None:
+    """Two trainings as a job of two workers, the hashes of their weights into a file."""
+    names = ["", ""] if keep is None else [str(keep / name) for name in "ab"]
+    for name in filter(None, names):
+        Path(name).mkdir(parents=True, exist_ok=True)
+    job = Calls("kills:weights_after", [{"folder": name or None} for name in names])
+    run = Run(progress=lambda *_: None, notice=lambda _: None)
+    parts = build("executor", executor).run(job, run).parts
+    out.write_text(json.dumps([part.get("value", part) for part in parts.values()]))
 
 
 def forked(call: Callable[[], None]) -> int:
@@ -164,6 +187,8 @@ def main() -> int:
     parser.add_argument("--training", type=int, default=35, help="kills of trainings")
     parser.add_argument("--workers", type=int, default=15, help="kills among two workers")
     parser.add_argument("--ray", type=int, default=0, help="kills among two workers of Ray")
+    parser.add_argument("--worker-training", type=int, default=0, help="of trainings by workers")
+    parser.add_argument("--ray-training", type=int, default=0, help="of trainings by Ray's")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     source, begin, bad = random.Random(options.seed), time.monotonic(), 0
@@ -172,6 +197,8 @@ def main() -> int:
         (audit, "serial", options.audit, 1.5),
         (audit, "processes:workers=2", options.workers, 4.0),
         (audit, "ray:workers=2", options.ray, 6.0),
+        (train_remotely, "processes:workers=2", options.worker_training, 8.0),
+        (train_remotely, "ray:workers=2", options.ray_training, 8.0),
     ):
         if kills:
             count, runs, differing = trial(call, executor, kills, source, longest)

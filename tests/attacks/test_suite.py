@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -222,6 +224,10 @@ def test_damaged_folders_are_refused(tmp_path, x):
     with pytest.raises(errors.DataError):
         rescore(folder)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "adversarials.npz").write_bytes(b"PK no zip")
-    with pytest.raises(errors.DataError):
-        rescore(folder)
+    for content in (b"PK no zip", b"PK\x03\x04 no zip", b"\x93NUMPY\x01\x00"):
+        (folder / "adversarials.npz").write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as of a file that was left open
+            with pytest.raises(errors.DataError):
+                rescore(folder)
+            gc.collect()

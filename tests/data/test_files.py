@@ -97,8 +97,12 @@ def test_damaged_arrays_are_refused(tmp_path: Path, name: str) -> None:
     for keep in (0, 1, 9, 60, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:keep])
         refused(lambda: read_folder(path), f"{name} cannot be read|must hold an array")
-    path.write_bytes(b"\xff" * 200)
-    refused(lambda: read_folder(path), "cannot be read")
+    np.savez(tmp_path / "other.npz", images=pixels(2, 8, 8))
+    np.save(tmp_path / "objects.npy", np.array([path], dtype=object), allow_pickle=True)
+    others = [tmp_path / "other.npz", tmp_path / "objects.npy"]
+    for content in (b"\xff" * 200, *(other.read_bytes() for other in others)):
+        path.write_bytes(content)
+        refused(lambda: read_folder(path), "cannot be read")
 
 
 @pytest.mark.parametrize("values", [(0.0, 1.0), (-1.0, 1.0)])

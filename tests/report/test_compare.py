@@ -147,6 +147,16 @@ def test_board_searches_deep_folders(pair, tmp_path):
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
+def test_board_refuses_a_whole_disk(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustvae.report.board._FOLDERS", 3)
+    for name in ("a", "b"):
+        rv.report.write(pair[0], tmp_path / name)
+    board(tmp_path, tmp_path / "site")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match="more than 3 folders"):
+        board(tmp_path, tmp_path / "site")
+
+
 def test_board_finishes_a_killed_audit(pair, tmp_path):
     rv.report.write(pair[0], tmp_path / "a")
     token = "999999999-0123abcd"

@@ -177,7 +177,11 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
         return _rescore_audit(folder, vae)
     try:
         manifest = read_json(read_text(folder / "manifest.json"))
-        with np.load(folder / "adversarials.npz", allow_pickle=False) as archive:
+        # opened here: of a damaged archive numpy would leave its file open
+        with (
+            (folder / "adversarials.npz").open("rb") as raw,
+            np.load(raw, allow_pickle=False) as archive,
+        ):
             arrays = {name: torch.from_numpy(archive[name]) for name in (*_ARRAYS, "radius")}
         if manifest["format"] != FORMAT:
             raise DataError(f"{folder} has format {manifest['format']!r}, wanted {FORMAT}")

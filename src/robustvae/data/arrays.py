@@ -130,7 +130,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return read_npz(path)
     try:
         if path.suffix == ".npy":
-            return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+            return {"images": npy.open_memmap(path, mode="r")}
         return _read_safetensors(path)
     except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
         line = " ".join(str(error).split())[:200] or type(error).__name__

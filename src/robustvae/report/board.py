@@ -23,6 +23,7 @@ from robustvae.report.page import render
 from robustvae.report.pareto import AGAINST, draw_pareto
 
 RECORD = "record.json"
+_FOLDERS = 50_000  # some seconds of looking; a disk from its root has many more
 _FILES = ("record.json", "adversarials.safetensors", "rows.parquet", "rows.jsonl")
 
 
@@ -65,7 +66,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
         The path of `index.html`.
 
     Raises:
-        DataError: No audit there that can be read.
+        DataError: No audit there that can be read, or too many folders to look through.
         StorageError: The disk cannot be written.
     """
     try:
@@ -118,21 +119,26 @@ def board(folder: str | Path, out: str | Path) -> Path:
 
 def _records_below(top: Path) -> list[Path]:
     """Every record.json, at any depth: `rglob` calls itself for each level, and gives up."""
-    paths, places = [], [top]
+    paths, places, count = [], [str(top)], 0
     while places:
         place = places.pop()
+        count += 1
+        if count > _FOLDERS:
+            raise DataError(
+                f"{top} holds more than {_FOLDERS:,} folders: name the folder that holds the audits"
+            )
         try:
             with os.scandir(place) as entries:
-                members = list(entries)
-            places += [Path(e.path) for e in members if e.is_dir(follow_symlinks=False)]
+                members = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
         except OSError:  # no folder, not ours to read, or a path longer than the system allows
             continue
-        if any(fnmatch(member.name, MARKS) for member in members):
+        places += [os.path.join(place, name) for name, is_folder in members.items() if is_folder]
+        if any(name.startswith(".set.") and fnmatch(name, MARKS) for name in members):
             finish_switch(place)  # of an audit that was killed as it wrote
-        elif not any(member.name == RECORD for member in members):
+        elif RECORD not in members:
             continue
-        if (place / RECORD).is_file():
-            paths.append(place / RECORD)
+        if (path := Path(place) / RECORD).is_file():
+            paths.append(path)
     return sorted(paths)
 
 
