@@ -185,6 +185,8 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
             arrays = {name: torch.from_numpy(archive[name]) for name in (*_ARRAYS, "radius")}
         if manifest["format"] != FORMAT:
             raise DataError(f"{folder} has format {manifest['format']!r}, wanted {FORMAT}")
+        if not (isinstance(manifest["attack"], str) and "model_sha256" in manifest):
+            raise ValueError("a manifest without its model")
         ball = Ball(radius=arrays["radius"], **manifest["ball"])
     except OSError as error:
         raise DataError(f"{folder} holds no stored adversarials: {error}") from None
