@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
 
 import robustvae as rv
 from robustvae import cli, errors
 from robustvae.campaign import read_campaign
 
+ROOT = Path(__file__).parents[2]
+BARE = {"base": "smoke", "inputs": 2, "r": 0.5, "certificates": False, "margins": None}
 SMALL = """
 models: [digits-vae, digits-lipschitz-vae]
 plan: {base: smoke, inputs: 2, r: 1.0, without: [diagnosis_passed], certificates: false}
@@ -35,6 +43,7 @@ def test_campaign_audits_and_compares(tmp_path, capsys):
     [
         ({"models": ["a"], "defense": []}, "did you mean 'defenses'"),
         ({"models": []}, "models"),
+        ({"models": [{"model": "a", "weight": "b"}]}, "models.0"),
         ({"models": ["a/b", "a-b"]}, "two audits are called 'a-b'"),
         ({"models": ["a"], "minutes": -1}, "minutes"),
         ([], "must be a YAML file or a mapping"),
@@ -49,3 +58,28 @@ def test_bad_campaigns_are_explained(content, words):
 def test_protocols_tell_audits_apart():
     plan = read_campaign({"models": ["m"], "protocols": ["p", "q"]})
     assert [audit.name for audit in plan.audits()] == ["m-p", "m-q"]
+
+
+def test_models_as_mappings():
+    mine = {"model": "m.py:build", "weights": "a.pt", "name": "mine"}
+    audits = list(read_campaign({"models": ["m", mine]}).audits())
+    assert [audit.name for audit in audits] == ["m", "mine"]
+    assert audits[1].model.weights == "a.pt"
+
+
+@pytest.mark.slow
+def test_models_with_weights_and_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "tutorial_model.py", "mine.py")
+    build = runpy.run_path("mine.py")["build"]
+    for name in ("one", "two"):
+        torch.save(build().state_dict(), f"{name}.pt")
+    mine = [{"model": "mine.py:build", "weights": f"{n}.pt", "name": n} for n in ("one", "two")]
+    content = {"models": mine, "data": "digits", "plan": BARE}
+    (tmp_path / "study.yaml").write_text(json.dumps(content))
+    code = cli.main(["campaign", "study.yaml", "--out", "study", "--quiet"])
+    assert code in (cli.DONE, cli.FAILED)
+    records = [rv.report.read(tmp_path / "study" / name) for name in ("one", "two")]
+    assert [record.model.name for record in records] == ["one", "two"]
+    assert records[0].model.sha256 != records[1].model.sha256
+    assert [row.names["model"] for row in rv.compare(records).rows] == ["one", "two"]

@@ -13,6 +13,31 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from robustvae.audit.plan import read_yaml
 from robustvae.errors import ConfigError, unknown
 
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+@final
+class CampaignModel(BaseModel):
+    """A model of a campaign, as `robustvae audit` takes it.
+
+    Examples:
+        >>> from robustvae.campaign.plan import CampaignModel
+        >>> CampaignModel(model="mine.py:build", weights="vae.pt", name="mine").label
+        'mine'
+    """
+
+    model_config = _STRICT
+
+    model: str = Field(description="what `rv.load` takes")
+    weights: str | None = Field(default=None, description="state of what FILE.py:FACTORY makes")
+    pixels: str | None = Field(default=None, description="LOW,HIGH that it reads, such as -1,1")
+    name: str | None = Field(default=None, description="what to call it; its file's or zoo's name")
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.name or self.model
+
 
 @final
 @dataclass(frozen=True)
@@ -21,12 +46,12 @@ class Audit:
 
     Attributes:
         name: Of its folder.
-        model: What `rv.load` takes.
+        model: The model.
         protocol: The protocol, or None.
     """
 
     name: str
-    model: str
+    model: CampaignModel
     protocol: str | None
 
 
@@ -41,9 +66,11 @@ class CampaignPlan(BaseModel):
         ['a', 'b']
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
-    models: tuple[str, ...] = Field(min_length=1, description="what `rv.load` takes")
+    models: tuple[str | CampaignModel, ...] = Field(
+        min_length=1, description="what `rv.load` takes, or a mapping with weights, pixels and name"
+    )
     defenses: tuple[str, ...] = Field(default=(), description="each beside the undefended model")
     protocols: tuple[str, ...] = ()
     plan: Any = Field(default="quick", description="stages and effort: a name, a file or a mapping")
@@ -55,8 +82,9 @@ class CampaignPlan(BaseModel):
     def audits(self) -> Iterator[Audit]:
         """The audits, in their order; those of several protocols are told apart by these."""
         for protocol in self.protocols or (None,):
-            for model in self.models:
-                parts = [model] if len(self.protocols) < 2 else [model, str(protocol)]
+            for entry in self.models:
+                model = CampaignModel(model=entry) if isinstance(entry, str) else entry
+                parts = [model.label, *([str(protocol)] if len(self.protocols) > 1 else [])]
                 name = "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts)
                 yield Audit(name, model, protocol)
 

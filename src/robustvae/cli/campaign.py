@@ -63,18 +63,27 @@ def run(options: Options) -> None:
                 record = report.read(folder)
             else:
                 check_owned(folder, FILES)
-                vae = common.load_model(one.model, options.device)
+                model = one.model
+                vae = common.load_model(
+                    model.model,
+                    options.device,
+                    weights=None if model.weights is None else Path(model.weights),
+                    pixels=model.pixels,
+                    data=campaign.data,
+                )
+                images = common.load_images(model.model, campaign.data, campaign.split)
+                common.check_fit(vae, images)
                 with common.progress(one.name, options.quiet) as progress:
                     record = audit(
                         common.build_victims(vae, list(campaign.defenses)),
-                        common.load_images(one.model, campaign.data, campaign.split),
+                        images,
                         campaign.plan,
                         protocol=one.protocol,
                         minutes=campaign.minutes,
                         seed=campaign.seed,
                         run=Run(
-                            name=Path(one.model).name,
-                            source=one.model,
+                            name=model.name or Path(model.model).name,
+                            source=model.model,
                             keep=folder / common.PARTS,
                             resume=False if options.fresh else None,
                             progress=progress or (lambda done, total, what: None),
