@@ -385,6 +385,15 @@ def test_hopeless_inputs_stop_early(generator):
     assert lower.status == ("abstain",) and int(lower.draws[0]) < 200_000
 
 
+def test_giving_up_rests_on_enough_draws(generator, monkeypatch):
+    monkeypatch.setattr(sampling, "_VALUES_AT_ONCE", 1)  # as for outputs of many numbers
+    victim = rv.Victim(plain_function(width=4), rv.InputNoise(S))
+    x = torch.rand(1, 1, 1, 4, generator=generator)
+    for draws, least in ((1000, 200), (60, 60)):
+        lower = certify(victim, x, 0.01, methods=["smoothing"], draws=draws, generator=generator)
+        assert lower.status == ("abstain",) and int(lower.draws[0]) == least
+
+
 def test_more_draws_only_where_they_pay(generator):
     victim = rv.Victim(plain_function(width=2), rv.InputNoise(S))
     x = torch.rand(1, 1, 1, 2, generator=generator)

@@ -29,7 +29,8 @@ def admit(named: Mapping[str, Victim], images: Images) -> list[str]:
         images: The data; the first few inputs are read.
 
     Returns:
-        A sentence for each fault that the library takes care of, such as training mode.
+        A sentence for each fault that the library takes care of, such as training mode; of a
+        foreign model also how it is read, what that assumes, and what was not looked into.
 
     Raises:
         ModelError: A model cannot be run on these inputs, or is read in another range or
@@ -58,6 +59,13 @@ def admit(named: Mapping[str, Victim], images: Images) -> list[str]:
             f"{name}: {item.message}; {item.remedy}."
             for item in diagnosis.items
             if item.passed is False and item.fixed
+        ]
+        if words := getattr(vae, "recognized", ""):
+            sentences.append(f"{name}: read as {words}.")
+        sentences += [
+            f"{name}: {item.message}."
+            for item in diagnosis.items
+            if item.name in ("assumption", "weights_in_sight")
         ]
     return sentences
 

@@ -360,3 +360,18 @@ def standard_measures() -> tuple[str, ...]:
         "first-order",
         "geometry",
     )
+
+
+def error_of(output: Tensor, x: Tensor) -> Tensor:
+    """Distance of outputs, (B, ...), from inputs, (B,); NaN where an output has another shape.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.audit.context import error_of
+        >>> x = torch.zeros(1, 1, 2, 2)
+        >>> error_of(x, x), error_of(torch.zeros(1, 1, 1, 10), x)
+        (tensor([0.], dtype=torch.float64), tensor([nan], dtype=torch.float64))
+    """
+    if output.shape[1:] != x.shape[1:]:
+        return torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    return distance(output, x)

@@ -19,7 +19,7 @@ from robustvae.audit.checks.gradient_matches_function import (
     informative,
 )
 from robustvae.audit.checks.gradient_seen import rests_on_plateaus
-from robustvae.audit.context import Context, distance, nature_of
+from robustvae.audit.context import Context, distance, error_of, nature_of
 from robustvae.audit.plan import AttackPlan
 from robustvae.defenses import Victim, cost
 from robustvae.models.diagnosis import check
@@ -407,7 +407,7 @@ def _beside(context: Context, unseen: Tensor) -> dict[str, Any]:
         shift = context.victim.reconstruct(result.x_adv, generator=g("beside"))
         # whoever passes the noise on, or takes it away, is as exact as without it
         noised = name == "noised"
-        miss = distance(clean, context.x if noised else x)
+        miss = error_of(clean, context.x if noised else x)
         if noised:
             miss = (miss - distance(x, context.x)).clamp_min(0)
         damage, error = _mean(distance(shift, clean)), _mean(miss)

@@ -99,14 +99,30 @@ def proved(
     if words:
         return words
     reasons = "; ".join(
-        reason
-        for (_, holding), lists in notes.items()
-        if not holding
-        for reason in merged(lists)
-        if reason.startswith("not covered")
+        [
+            *(
+                reason
+                for (_, holding), lists in notes.items()
+                if not holding
+                for reason in merged(lists)
+                if reason.startswith("not covered")
+            ),
+            *_given_up(rows, question),
+        ]
     )
     because = f" ({reasons})" if reasons else ""
     return [f"Nothing is proved about any input of this audit{because}."]
+
+
+def _given_up(rows: Sequence[Row], question: QuestionFacts) -> list[str]:
+    """How many draws were taken in vain."""
+    draws = [int(row["certified_draws"]) for row in rows if row.get("certified_draws")]
+    if not draws:
+        return []
+    return [
+        f"sampling took from {min(draws)} to {max(draws)} draws of an input, by which "
+        f"P(D <= {question.r:g}) is not above {question.m:g}"
+    ]
 
 
 def merged(lists: Iterable[list[str]]) -> list[str]:

@@ -207,11 +207,13 @@ class _Shared:
         """Set the attribute of each object to False, and remember what it was."""
         objects = list(objects)
         with self._lock:
+            # all are read first: a compiled module's attribute is that of the module inside
             for one in objects:
                 _, before, users = self._entries.get(
                     id(one), (one, getattr(one, self.attribute), 0)
                 )
                 self._entries[id(one)] = (one, before, users + 1)
+            for one in objects:
                 if getattr(one, self.attribute):
                     setattr(one, self.attribute, False)
         return objects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -58,8 +59,21 @@ def check(model: Any, x: Any) -> Diagnosis:
         )
     subject = Subject(model, vae, _inputs(vae, x))
     with buffers_kept(vae), torch.random.fork_rng(devices=[]):
-        items = list(look(subject))
+        items = [*look(subject), *_statements(vae)]
     return Diagnosis(tuple(items), subject.words)
+
+
+def _statements(vae: VAE) -> Iterator[Item]:
+    """What `wrap` took for granted and what it could not look into."""
+    for words in getattr(vae, "assumptions", ()):
+        yield Item("assumption", None, words)
+    if unseen := getattr(vae, "unseen", ()):
+        yield Item(
+            "weights_in_sight",
+            None,
+            f"not looked into: {', '.join(unseen)}",
+            "pass the module that holds the weights, so that their mode and values are checked",
+        )
 
 
 def _inputs(vae: VAE, x: Any) -> Tensor:

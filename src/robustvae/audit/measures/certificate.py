@@ -81,6 +81,13 @@ class CertificateMeasure:
         ),
         *_columns("deterministic", "deterministic"),
         *_columns("probabilistic", "probabilistic"),
+        Column(
+            id="certified_draws",
+            label="draws that the probabilistic bound took",
+            kind="count",
+            per="input",
+            reduction="none",
+        ),
     )
 
     def __call__(self, context: Context) -> Mapping[str, Any]:
@@ -107,6 +114,8 @@ class CertificateMeasure:
                 values[f"certified_{kind}"][row] = radius
                 values[f"certified_{kind}_share"][row] = float(radius > 0)
                 values[f"certified_{kind}_method"][row] = certificate.method[place]
+                if certificate.draws is not None:
+                    values["certified_draws"][row] = int(certificate.draws[place])
                 notes.setdefault((kind, radius > 0), []).append(list(certificate.assumptions))
                 if radius > 0:
                     values["certified"][row], values["certified_kind"][row] = radius, kind

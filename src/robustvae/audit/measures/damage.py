@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from robustvae.audit.context import Context, distance
+from robustvae.audit.context import Context, distance, error_of
 from robustvae.records import Column
 from robustvae.registry import register
 
@@ -59,12 +59,12 @@ class Damage:
         """Measure one attack."""
         output = context.output
         damage = distance(context.attacked_output, output)
-        error = distance(output, context.x)
+        error = error_of(output, context.x)
         return {
             "damage": damage,
             "damage_rms": damage / math.sqrt(output[0].numel()),
             # an error of 0 is a perfect reconstruction: no multiple of it says anything
             "damage_relative": torch.where(error > 0, damage / error, torch.nan),
             "damage_noise": distance(context.read(context.victim, context.noise, "output"), output),
-            "error_attacked": distance(context.attacked_output, context.x),
+            "error_attacked": error_of(context.attacked_output, context.x),
         }

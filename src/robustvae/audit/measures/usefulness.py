@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from robustvae.audit.context import Context, distance
+from robustvae.audit.context import Context, distance, error_of
 from robustvae.defenses import PosteriorSample
 from robustvae.records import Column
 from robustvae.registry import register
@@ -81,13 +81,13 @@ class Usefulness:
         )
         other, other_output = others(context)
         second = context.read(context.victim, x, "second") if context.random else output
-        to_other, exchange = distance(samples, other), distance(output, other_output)
+        to_other, exchange = error_of(samples, other), distance(output, other_output)
         # the only input of an audit has no other to be told from, and a copy of it is none
         same = (other == x).flatten(1).all(1)
         to_other, exchange = (one.masked_fill(same, torch.nan) for one in (to_other, exchange))
         return {
-            "error_clean": distance(output, x),
-            "error_sampled": distance(samples, x),
+            "error_clean": error_of(output, x),
+            "error_sampled": error_of(samples, x),
             "error_constant": distance(context.constant.expand_as(x), x),
             "error_other": to_other,
             "exchange": exchange,

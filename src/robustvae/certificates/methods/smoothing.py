@@ -20,6 +20,7 @@ from robustvae.registry import register
 _HOPELESS = 1e-6  # chance of giving up on an input that could still be certified
 _GAIN = 1.03  # further draws must promise a radius longer by 3 %
 _BATCHES = 2  # between looks for a reason to give up
+_LEAST = 200  # draws before giving up: where an output is large a batch is one draw
 
 
 @register("certificate-method", "smoothing")
@@ -137,7 +138,8 @@ class Smoothing:
                 n = min(_BATCHES * sampler.at_once, end - count)
                 inside += int((sampler.distances(i, center, n, generator) <= r).sum())
                 count += n
-                if clopper_pearson(inside, count, 1 - _HOPELESS, sides=1)[1] <= m:
+                is_enough = count >= min(_LEAST, looks[0])
+                if is_enough and clopper_pearson(inside, count, 1 - _HOPELESS, sides=1)[1] <= m:
                     return 0, count, look
             if look < len(looks):
                 share = failure * _look_share(look, len(looks))

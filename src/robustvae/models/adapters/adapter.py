@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustvae.models.adapters.reading import CodeReading, Pick, picked, places_of
-from robustvae.models.adapters.trial import CLOSE, Trial
+from robustvae.models.adapters.reading import CodeReading, Pick, picked
+from robustvae.models.adapters.trial import CLOSE, Trial, attribute
 from robustvae.models.adapters.wrapped import Match, Output
 from robustvae.models.base import VAE
 from robustvae.registry import family_base
@@ -86,18 +86,36 @@ def _choice_of_image(
     reading: CodeReading,
     pick: Pick | None,
 ) -> tuple[str, ...]:
-    """What is said where a decoder returns several images, of which one is judged."""
-    if not pick:
-        return ()
+    """What is said of a decoder's images: of the shape of one, and which of several is judged."""
     code = trial.mean_of(reading, trial.run(encode, trial.x))
     output = None if code is None else trial.run(decode, code.to(trial.x.dtype))
-    places = [place for place, part in places_of(output).items() if trial.is_image(part)]
+    if pick is not None and (words := other_layout(trial, picked(output, pick, "decode"))):
+        return (words,)
+    if not pick:
+        return ()
+    places = list(trial.images(output))
     if len(places) < 2:
         return ()
     others = ", ".join(".".join(map(str, place)) for place in places if place != pick)
     return (
         f"of the decoder's images that at {'.'.join(map(str, pick))} is the reconstruction "
         f"(others at {others}; say reconstruction= for one of them)",
+    )
+
+
+def other_layout(trial: Trial, image: Tensor) -> str:
+    """What is said of an output of the inputs' size whose numbers may stand in another order."""
+
+    def bare(shape: tuple[int, ...]) -> list[int]:
+        return [n for n in shape if n != 1]
+
+    shape, wanted = tuple(image.shape[1:]), trial.space.image_shape
+    if len(shape) == 1 or bare(shape) in (bare(wanted), bare(trial.space.shape)):
+        return ""
+    return (
+        f"an output of shape {shape} is read row by row as {tuple(wanted)}: if its numbers stand "
+        "in another order (patches, channels last), give wrap(encode=..., decode=...) with one "
+        "that puts them right"
     )
 
 
@@ -122,7 +140,7 @@ def in_words(reading: CodeReading) -> str:
 
 def prior_of(module: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
     """The prior of a module, as a distribution of shape (d,), or why it has none here."""
-    prior = getattr(module, "prior", None)
+    prior = attribute(module, "prior")
     if isinstance(prior, torch.distributions.Distribution):
         size = torch.Size(prior.batch_shape + prior.event_shape).numel()
         width = torch.Size(shape).numel()

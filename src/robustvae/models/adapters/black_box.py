@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from robustvae.models.adapters.reading import Pick, described, fields_of
-from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.trial import ENCODERS, Trial
 from robustvae.models.adapters.wrapped import BlackBox
 from robustvae.registry import register
 
@@ -40,7 +40,25 @@ class BlackBoxes:
             pick,
             trial.space,
             f"{kind}.forward as a black box, {described(output)}{where}",
+            _reason(trial),
         )
+
+
+def _reason(trial: Trial) -> str:
+    """Why the code of a module is not read, and what to say to have it judged."""
+    call = "wrap(encode=..., decode=..., latent=..., image_shape=...)"
+    for name, encode in trial.parts(ENCODERS[:1]):
+        output = trial.run(encode, trial.x)
+        if output is None:
+            return f"{name} does not take an input alone; to have codes judged, give {call}"
+        return (
+            f"{name} returns {described(output)}, in which no code was found that a part decodes "
+            "to what forward returns; to have codes judged, say where they are with mean=, "
+            f"log_var=, or give {call}"
+        )
+    return (
+        f"no part that encodes and none that decodes were found; to have codes judged, give {call}"
+    )
 
 
 def _is_rows(value: object, rows: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustvae.models.adapters.adapter import forward_output, matched, same
 from robustvae.models.adapters.reading import picked
-from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.trial import Trial, attribute
 from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
 
@@ -36,7 +36,7 @@ class CompressAI:
     def match(self, trial: Trial) -> Match | None:
         """The quantization that makes the codec's own x_hat."""
         module = trial.module
-        parts = (getattr(module, name, None) for name in ("g_a", "g_s"))
+        parts = (attribute(module, name) for name in ("g_a", "g_s"))
         if not (isinstance(module, nn.Module) and all(map(callable, parts))):
             return None
         match = self._match(trial, module)

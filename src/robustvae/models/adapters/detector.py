@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustvae.data.space import InputSpace
 from robustvae.errors import ShapeError
-from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.trial import Trial, attribute
 from robustvae.models.adapters.wrapped import user_call
 from robustvae.models.base import VAE
 from robustvae.models.likelihoods import PointMass
@@ -37,9 +37,7 @@ class Detectors:
     def match(self, trial: Trial) -> WrappedDetector | None:
         """The detector, whose "code" and "output" are the input itself."""
         module = trial.module
-        if isinstance(module, nn.Module) or not callable(
-            getattr(module, "decision_function", None)
-        ):
+        if isinstance(module, nn.Module) or not callable(attribute(module, "decision_function")):
             return None
         # pyod counts what is abnormal upwards, scikit-learn downwards
         is_sklearn = type(module).__module__.partition(".")[0] == "sklearn"

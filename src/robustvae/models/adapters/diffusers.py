@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustvae.models.adapters.adapter import matched
 from robustvae.models.adapters.reading import CodeReading
-from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.trial import Trial, attribute
 from robustvae.models.adapters.vector_quantized import quantizers_of
 from robustvae.models.adapters.wrapped import Match
 from robustvae.registry import register
@@ -31,8 +31,10 @@ class Diffusers:
     def match(self, trial: Trial) -> Match | None:
         """Codes in the unit that the diffusion model reads: (code - shift) * scale."""
         module = trial.module
-        config = getattr(module, "config", None)
-        if config is None or not all(hasattr(module, name) for name in ("encode", "decode")):
+        config = attribute(module, "config")
+        if config is None or not all(
+            callable(attribute(module, name)) for name in ("encode", "decode")
+        ):
             return None
         output = trial.run(module.encode, trial.x)
         field = next((name for name in ("latent_dist", "latents") if hasattr(output, name)), None)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from robustvae.errors import UnsupportedError
 from robustvae.models.adapters.adapter import matched
+from robustvae.models.adapters.posteriors import FlowPosterior
 from robustvae.models.adapters.reading import CodeReading, fields_of, picked, stddev_of
 from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
 from robustvae.models.adapters.wrapped import Match
@@ -18,10 +18,6 @@ from robustvae.models.likelihoods import Gaussian
 from robustvae.registry import register
 
 NAMES = re.compile(r"flow|(^|_)i?[mn]?af($|_)", re.IGNORECASE)
-NO_DENSITY = (
-    "the posterior of this model is a flow: it can be drawn from, and its {what} is not known in "
-    "closed form; use the mean (PosteriorMean) or draws (PosteriorSample)"
-)
 
 
 @register("adapter", "flow")
@@ -85,44 +81,3 @@ class FlowEncoder(nn.Module):
         part = picked(output, self.reading.spread, "encode")
         base = Gaussian(mean, stddev_of(part, self.reading.kind))
         return FlowPosterior(base, lambda z: self.push(self.flow, z))
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class FlowPosterior:
-    """Draws of a Gaussian, (B, d), pushed through a map.
-
-    Args:
-        base: What is drawn from.
-        push: Codes (n, d) to codes (n, d).
-    """
-
-    base: Gaussian
-    push: Callable[[Tensor], Tensor]
-
-    @property
-    def mean(self) -> Tensor:
-        """The map of the Gaussian's mean: the code that models of this kind read off an input."""
-        return self.push(self.base.mean)
-
-    @property
-    def stddev(self) -> Tensor:
-        """Raise an error: it is not known in closed form.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError(NO_DENSITY.format(what="standard deviation"))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Raise an error: it is not known in closed form.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError(NO_DENSITY.format(what="density"))
-
-    def draw(self, shape: tuple[int, ...] = (), *, generator: Any) -> Tensor:
-        """Draws, `shape` + the mean's shape."""
-        z = self.base.draw(shape, generator=generator)
-        return self.push(z.reshape(-1, *self.base.mean.shape[1:])).reshape(z.shape)

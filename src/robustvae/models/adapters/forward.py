@@ -19,9 +19,15 @@ from robustvae.models.adapters.trial import (
     ENCODERS,
     LEAST_DRAWS,
     Trial,
+    attribute,
     is_center,
 )
 from robustvae.models.adapters.wrapped import Match
+
+UNREAD_SPREAD = (
+    "forward draws codes about the mean, and no spread was found in what the encoder returns: none "
+    "is judged; say log_var= or code_stddev= if there is one"
+)
 
 
 def as_forward(trial: Trial, match: Match) -> Match | None:
@@ -46,12 +52,15 @@ def as_forward(trial: Trial, match: Match) -> Match | None:
         return None  # parts may bear flattened inputs that the module itself does not
     if encoding and not same(encoding[0].value, trial.x):
         return None
-    if decoding and not _lies_about(trial, match, decoding[0].value):
+    draws = _draws_about(trial, match, decoding[0].value) if decoding else False
+    if draws is None:
         return None
+    if draws and match.code.mean is not None and match.code.spread is None:
+        match = replace(match, assumptions=(*match.assumptions, UNREAD_SPREAD))
     ends = (match.encode, encoding), (match.decode, decoding)
     if any(_reads_more(trial, part, calls) for part, calls in ends):
         return None
-    images = [part for part in (result, *places_of(result).values()) if trial.is_image(part)]
+    images = _images(trial, result)
     images = [image for image in images if not same(image, trial.x)]
     if not images:
         return match
@@ -82,7 +91,7 @@ def _is_passed_over(trial: Trial, names: tuple[str, ...], part: Callable[[Tensor
     Such a method asks for more than one argument, a condition, or failed on what the part takes.
     """
     for name in names:
-        method = getattr(trial.module, name, None)
+        method = attribute(trial.module, name)
         if method == part or part is trial.module:
             return False
         if not inspect.ismethod(method):
@@ -215,23 +224,24 @@ def _reads_more(trial: Trial, part: Callable[[Tensor], Any], calls: list[Call]) 
     return False
 
 
-def _lies_about(trial: Trial, match: Match, value: Tensor) -> bool:
-    """Whether what the decoder reads within a forward pass is the code, or is drawn about it.
+def _draws_about(trial: Trial, match: Match, value: Tensor) -> bool | None:
+    """Whether what the decoder reads within a forward pass is drawn about the code, or is it.
 
-    Between the two may be a flow, a codebook, a normalization or a relaxed choice.
+    None where it is neither: between the two may be a flow, a codebook, a normalization or a
+    relaxed choice.
     """
     code = trial.mean_of(match.code, trial.run(match.encode, trial.x))
     if code is None or code.numel() != value.numel() or same(value, code):
-        return True
+        return False
     values = [value]
     for seed in range(1, LEAST_DRAWS):
         calls = _observed(trial, match, seed)[1]
         if not calls or calls[0].value.shape != value.shape:
-            return True
+            return False
         values.append(calls[0].value)
         if seed == 1 and same(*values):
-            return False  # no draw, and another code than the encoder's
-    return is_center(torch.stack(values), code.reshape(value.shape))
+            return None  # no draw, and another code than the encoder's
+    return True if is_center(torch.stack(values), code.reshape(value.shape)) else None
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -241,10 +251,14 @@ def _tensors(output: Any) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
+def _images(trial: Trial, result: Any) -> list[Tensor]:
+    return [result] if trial.is_image(result) else list(trial.images(result).values())
+
+
 def _draws_nothing(trial: Trial, images: list[Tensor]) -> bool:
     """Whether a forward pass gives the same images by another random state."""
     result = trial.run(trial.module, trial.x, seed=1)
-    others = [part for part in (result, *places_of(result).values()) if trial.is_image(part)]
+    others = _images(trial, result)
     return all(any(same(image, other) for other in others) for image in images)
 
 

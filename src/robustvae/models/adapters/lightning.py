@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import nn
 
 from robustvae.models.adapters.matching import first_match
-from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.trial import Trial, attribute
 from robustvae.models.adapters.wrapped import Match
 from robustvae.models.base import VAE
 from robustvae.registry import register
@@ -27,7 +27,7 @@ class Lightning:
     def match(self, trial: Trial) -> Match | VAE | None:
         """What the model inside is recognized as."""
         for name in HOLDERS:
-            inner = getattr(trial.module, name, None)
+            inner = attribute(trial.module, name)
             if not isinstance(inner, nn.Module):
                 continue
             result = first_match([Trial(inner, trial.x, trial.space)])

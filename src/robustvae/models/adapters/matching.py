@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robustvae.data.space import InputSpace
+from robustvae.errors import ModelError, RobustVAEError, single_line
 from robustvae.models.adapters.adapter import Adapter
 from robustvae.models.adapters.reading import Pick
 from robustvae.models.adapters.said import Said
@@ -26,12 +27,25 @@ def first_match(
     adapters: list[Adapter] = [build("adapter", spec) for spec in specs]
     for one in sorted(adapters, key=lambda adapter: adapter.priority):
         for trial in trials:
-            match = one.match(trial)
+            match = _asked(one, trial)
             if isinstance(match, Match):
                 return match, trial.space
             if match is not None:
                 return match
     return None
+
+
+def _asked(adapter: Adapter, trial: Trial) -> Match | VAE | None:
+    try:
+        return adapter.match(trial)
+    except RobustVAEError:
+        raise
+    except Exception as error:  # a stranger's object may raise anything from an attribute
+        kind = type(trial.module).__name__
+        raise ModelError(
+            f"looking at {kind} by {type(adapter).__name__} raised {type(error).__name__}: "
+            f"{single_line(error)}; give wrap(encode=..., decode=..., latent=..., image_shape=...)"
+        ) from error
 
 
 def _said_match(trial: Trial, said: Said) -> Match | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustvae.models.adapters.adapter import matched, prior_of
 from robustvae.models.adapters.flow import FlowEncoder
 from robustvae.models.adapters.reading import CodeReading
-from robustvae.models.adapters.trial import Trial
+from robustvae.models.adapters.trial import Trial, attribute
 from robustvae.models.adapters.vector_quantized import VectorQuantized
 from robustvae.models.adapters.wrapped import Match, Output
 from robustvae.registry import register
@@ -35,11 +35,11 @@ class Pythae:
     def match(self, trial: Trial) -> Match | None:
         """Encoder and decoder of the model, and what its configuration says of the loss."""
         module = trial.module
-        config = getattr(module, "model_config", None)
-        encoder, decoder = (getattr(module, name, None) for name in ("encoder", "decoder"))
+        config = attribute(module, "model_config")
+        encoder, decoder = (attribute(module, name) for name in ("encoder", "decoder"))
         if config is None or not (callable(encoder) and callable(decoder)):
             return None
-        if getattr(module, "quantizer", None) is not None:
+        if attribute(module, "quantizer") is not None:
             return VectorQuantized().match(trial)
         kind = type(module).__name__
         match = matched(trial, encoder, decoder, f"pythae {kind}.encoder and .decoder")
@@ -62,7 +62,7 @@ class Pythae:
 
 
 def _is_flow(module: Any, name: str) -> bool:
-    part = getattr(module, name, None)
+    part = attribute(module, name)
     words = " ".join(kind.__name__ for kind in type(part).__mro__).lower()
     return isinstance(part, nn.Module) and any(word in words for word in ("flow", "iaf", "maf"))
 

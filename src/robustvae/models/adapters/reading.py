@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import DtypeError, RangeError, ShapeError, UnsupportedError
+from robustvae.models.adapters.posteriors import known_form
 from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian, PointMass
 from robustvae.models.networks import log_var_to_stddev
 from robustvae.seeding import draw
@@ -19,6 +21,7 @@ from robustvae.seeding import draw
 Step = int | str | Callable[[Any], Any]
 Pick = tuple[Step, ...]
 """Steps from an output to a part of it: positions, keys or attributes, functions."""
+DEPTH = 4  # of containers within an output
 
 SpreadKind = Literal["log_var", "log_stddev", "stddev", "variance"]
 NO_SPREAD = (
@@ -70,10 +73,24 @@ class CodeReading:
         if self.spread is None:
             return PointMass(mean, NO_SPREAD)
         part = picked(output, self.spread, "encode")
-        if part.numel() == 1 or part.ndim == 0:
-            part = part.reshape(1, 1).expand(shape)
+        part = as_wide(part, picked(output, self.mean, "encode"))
         spread = flattened(part, shape, "encode", like)
         return Gaussian(mean, stddev_of(spread, self.kind))
+
+
+def as_wide(spread: Tensor, mean: Tensor) -> Tensor:
+    """A spread, which may be one for all rows or for all numbers of a row, of its mean's shape."""
+    if spread.numel() == 1:
+        return spread.reshape(1).expand(mean.numel()).reshape(mean.shape)
+    return spread.expand(mean.shape) if is_narrow(spread, mean) else spread
+
+
+def is_narrow(spread: Tensor, mean: Tensor) -> bool:
+    """Whether a tensor gives a spread to a mean of another shape, by torch's rules of it."""
+    try:
+        return torch.broadcast_shapes(spread.shape, mean.shape) == mean.shape
+    except RuntimeError:
+        return False
 
 
 def stddev_of(part: Tensor, kind: SpreadKind) -> Tensor:
@@ -173,21 +190,41 @@ def fields_of(output: Any) -> dict[Step, Any]:
         return dict(output._asdict())
     if isinstance(output, tuple | list):
         return dict(enumerate(output))
-    return dict(vars(output)) if hasattr(output, "__dict__") else {}
+    return _attributes(output)
+
+
+def _attributes(output: Any) -> dict[Step, Any]:
+    """What an object holds: its own attributes, its slots, and what its properties give."""
+    values = dict(vars(output)) if hasattr(output, "__dict__") else {}
+    for kind in type(output).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        names = [*((slots,) if isinstance(slots, str) else slots)]
+        names += [name for name, entry in vars(kind).items() if isinstance(entry, property)]
+        for name in names:
+            if name not in values and not name.startswith("__"):
+                # a property may raise anything
+                with contextlib.suppress(Exception):
+                    values[name] = getattr(output, name)
+    return dict(values)
 
 
 def places_of(output: Any) -> dict[Pick, Any]:
-    """The parts of an output by the steps to them, those of containers inside it among them.
+    """The parts of an output by the steps to them, those of containers inside it in their place.
 
     Examples:
         >>> from robustvae.models.adapters.reading import places_of
         >>> places_of((1, {"mu": 2}))
         {(0,): 1, (1, 'mu'): 2}
     """
+    return _places(output, DEPTH)
+
+
+def _places(output: Any, depth: int) -> dict[Pick, Any]:
     places: dict[Pick, Any] = {}
     for key, part in fields_of(output).items():
-        inner = fields_of(part) if isinstance(part, Mapping | tuple | list) else {}
-        places.update({(key, step): value for step, value in inner.items()})
+        is_container = isinstance(part, Mapping | tuple | list) and depth > 1
+        inner = _places(part, depth - 1) if is_container else {}
+        places.update({(key, *steps): value for steps, value in inner.items()})
         if not inner:
             places[(key,)] = part
     return places
@@ -260,8 +297,7 @@ def as_distribution(output: Any, shape: tuple[int, ...], name: str) -> Distribut
         ShapeError: Another shape than `shape`, flattened or not.
         UnsupportedError: A choice between categories.
     """
-    while isinstance(output, torch.distributions.Independent):
-        output = output.base_dist
+    output = known_form(output)
     if isinstance(output, torch.distributions.Normal):
         output = Gaussian(output.loc, output.scale)
     elif isinstance(output, torch.distributions.Bernoulli):

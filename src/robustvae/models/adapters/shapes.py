@@ -12,7 +12,7 @@ from torch import nn
 from robustvae.data.space import InputSpace
 from robustvae.models.adapters.parts import reached
 from robustvae.models.adapters.said import Said, tensor_of
-from robustvae.models.adapters.trial import quiet
+from robustvae.models.adapters.trial import attribute, quiet
 
 ATTRIBUTES = (
     *("image_shape", "input_shape", "img_shape", "in_shape", "input_dim", "input_size"),
@@ -60,7 +60,7 @@ def _both(pixels: Any, shape: tuple[int, ...]) -> Iterator[InputSpace]:
 
 
 def _is_latent_diffusion(model: Any) -> bool:
-    config = getattr(model, "config", None)
+    config = attribute(model, "config")
     return (
         config is not None
         and hasattr(model, "encode")
@@ -69,7 +69,7 @@ def _is_latent_diffusion(model: Any) -> bool:
 
 
 def _entry(config: Any, name: str) -> Any:
-    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    return config.get(name) if isinstance(config, Mapping) else attribute(config, name)
 
 
 def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
@@ -77,7 +77,7 @@ def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
     modules = reached(model).modules
     holders = [
         model,
-        *(getattr(model, name, None) for name in ("config", "model_config", "hparams")),
+        *(attribute(model, name) for name in ("config", "model_config", "hparams")),
     ]
     first = _first_layer(modules)
     channels = getattr(first, "in_channels", None)
@@ -112,13 +112,13 @@ def _runs(model: Any, shape: tuple[int, ...]) -> bool:
     """Whether a model accepts inputs of a shape."""
     dtype, device = dtype_of(model)
     with quiet(*reached(model).modules):
-        for call in (getattr(model, "encode", None), model):
+        for call in (attribute(model, "encode"), model):
             if call is None:
                 continue
             try:
                 call(torch.full((2, *shape), 0.5, dtype=dtype, device=device))
                 return True
-            except Exception:  # a wrong shape may fail in any way
+            except (Exception, SystemExit):  # a wrong shape may fail in any way
                 continue
     return False
 

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import numpy as np
 import torch
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from robustvae.data.space import InputSpace
 from robustvae.models.adapters.parts import reached
+from robustvae.models.adapters.posteriors import is_sampled, known_form
 from robustvae.models.adapters.reading import (
     CodeReading,
     Pick,
     SpreadKind,
+    as_wide,
     first_half,
     is_choice,
     is_distribution,
+    is_narrow,
     picked,
     places_of,
     second_half,
@@ -36,8 +39,10 @@ DRAWS = 64  # of forward passes in `roles`: a standard deviation known to 9 %
 LEAST_DRAWS, VALUES = 12, 2**20  # of inputs with many values, which tell as much together
 BETTER = 0.5  # an unusual reading must halve the discrepancy of the usual one, or chance decides
 FAR = 3.0  # times the error of a mean of draws, which their center is not away from it
+ALIKE = 2.0  # ratio of two sums of variances, each from at least 12 draws of few codes
 CLOSE = 1e-4  # of two passes through the same layers in float32, relative to the largest output
 
+KINDS: tuple[SpreadKind, ...] = ("log_var", "stddev", "log_stddev", "variance")
 MEANS = re.compile(
     r"^(z_?|q_?|qz_?|latent_?|posterior_?|x_?)?(mu|mus|mean|means|loc|embedding)(_?z)?$"
 )
@@ -50,6 +55,7 @@ SPREADS: tuple[tuple[SpreadKind, re.Pattern[str]], ...] = (
 RECONSTRUCTIONS = re.compile(
     r"^(recon.*|x_?hat|x_?rec.*|rec|rec_?x|output|outputs|decoded|x_?tilde|x_?out|sample|y|out)$"
 )
+LOSSES = re.compile(r"loss|error|residual|(^|_)(nll|bce|mse|kl|kld|mask|target)s?(_|$)")
 
 
 @contextlib.contextmanager
@@ -112,21 +118,20 @@ class Trial:
         with quiet(*self.owners), seeded(seed):
             try:
                 return function(value.clone())
-            except Exception:  # a wrong guess may fail in any way
+            except (Exception, SystemExit):  # a wrong guess may fail in any way
                 return None
 
     def parts(self, names: tuple[str, ...]) -> Iterator[tuple[str, Callable[[Tensor], Any]]]:
         """Methods and submodules of these names, in their order."""
         for name in names:
-            part = getattr(self.module, name, None)
+            part = attribute(self.module, name)
             if callable(part):
                 yield name, part
 
     def is_image(self, value: Any) -> bool:
         """Whether a value has as many numbers a row as an input."""
         return (
-            isinstance(value, Tensor)
-            and value.is_floating_point()
+            is_dense(value)
             and value.ndim > 1
             and len(value) == len(self.x)
             and value.numel() == self.x.numel()
@@ -136,12 +141,20 @@ class Trial:
         """Where in a decoder's or forward's output the reconstruction is."""
         if self.is_image(output):
             return ()
-        parts = places_of(output)
-        images = [place for place, part in parts.items() if self.is_image(part)]
+        parts = self.images(output)
+        images = list(parts)
         # the input itself is often returned beside the reconstruction
         others = [place for place in images if not self._is_input(parts[place])]
         names = [place for place in others if RECONSTRUCTIONS.match(str(place[-1]).lower())]
         return next(iter(names or others or images), None)
+
+    def images(self, output: Any) -> dict[Pick, Tensor]:
+        """The parts of an output that are as large as inputs, but for losses of each element."""
+        return {
+            place: part
+            for place, part in places_of(output).items()
+            if self.is_image(part) and not LOSSES.search(str(place[-1]).lower())
+        }
 
     def _is_input(self, value: Tensor) -> bool:
         same = value.reshape(self.x.shape) == self.x
@@ -186,18 +199,16 @@ class Trial:
         """The codes that a reading finds in an output, in the model's own shape."""
         try:
             if reading.mean is None:
-                while isinstance(output, torch.distributions.Independent):
-                    output = output.base_dist
-                mean: Tensor = output.mean
+                mean: Tensor = known_form(output).mean
             else:
                 mean = picked(output, reading.mean, "encode")
                 if reading.spread is not None:
                     spread = picked(output, reading.spread, "encode")
-                    if spread.shape != mean.shape and spread.numel() != 1:
+                    if as_wide(spread, mean).shape != mean.shape:
                         return None
         except Exception:  # a user's object may raise anything from a property
             return None
-        return mean if mean.ndim > 1 and len(mean) == len(self.x) else None
+        return mean if self.is_rows(mean) else None
 
     def _readings(
         self,
@@ -221,8 +232,10 @@ class Trial:
         dists = [place for place, part in parts.items() if is_distribution(part)]
         yield from (CodeReading((*at, "mean"), (*at, "stddev"), "stddev") for at in dists)
         yield from self._by_name(parts)
+        if is_sampled(output):
+            yield CodeReading()
         again = places_of(self.run(encode, self.x, seed=1))
-        rows = {place: part for place, part in parts.items() if self._is_rows(part)}
+        rows = {place: part for place, part in parts.items() if self.is_rows(part)}
         steady = [
             place
             for place, part in rows.items()
@@ -237,19 +250,16 @@ class Trial:
         ]
         for one, other in pairs:
             yield self.roles(encode, output, (one, other), decode)
+        yield from self._with_narrow_spreads(output, codes, decode)
         draws = [place for place in rows if place not in steady]
         centers = [place for place in codes if self._is_center(encode, parts, place, draws)]
         yield from (CodeReading(place) for place in centers)
         # a code that is drawn inside `encode` and returned without what it was drawn from
         yield from (CodeReading(place) for place in draws)
 
-    def _is_rows(self, part: Any) -> bool:
-        return (
-            isinstance(part, Tensor)
-            and part.is_floating_point()
-            and part.ndim > 1
-            and len(part) == len(self.x)
-        )
+    def is_rows(self, part: Any) -> bool:
+        """Whether a part may be codes: numbers for each input."""
+        return is_dense(part) and part.ndim > 1 and len(part) == len(self.x)
 
     def _is_center(
         self,
@@ -270,6 +280,32 @@ class Trial:
             is_center(torch.stack([result[draw] for result in results]), parts[place])
             for draw in beside
         )
+
+    def _with_narrow_spreads(
+        self, output: Any, codes: list[Pick], decode: Callable[[Tensor], Any] | None
+    ) -> Iterator[CodeReading]:
+        """Means with a spread for all rows or all numbers of a row, where draws bear it out.
+
+        A number for each row may be anything else, such as a loss.
+        """
+        parts = places_of(output)
+        narrow = [place for place, part in parts.items() if is_dense(part) and part.numel() > 1]
+        draws = self.forward_draws() if decode is not None and narrow else None
+        if draws is None or decode is None:
+            return
+        for mean in codes:
+            for spread in narrow:
+                if parts[spread].shape == parts[mean].shape:
+                    continue
+                if not is_narrow(parts[spread], parts[mean]):
+                    continue
+                readings = [CodeReading(mean, spread, kind) for kind in KINDS]
+                yield from (
+                    reading
+                    for reading in readings
+                    if (samples := self.samples(reading, output, decode)) is not None
+                    and is_alike(samples, draws)
+                )
 
     @staticmethod
     def _by_name(parts: dict[Pick, Any]) -> Iterator[CodeReading]:
@@ -346,60 +382,84 @@ class Trial:
         self, output: Any, usual: CodeReading, decode: Callable[[Tensor], Any]
     ) -> CodeReading:
         """The reading whose draws, decoded, look most like the module's own forward passes."""
-        if not callable(self.module) or usual.mean is None or usual.spread is None:
+        if usual.mean is None or usual.spread is None:
             return usual
-        many = self.x[:1].expand(self.draws, *self.x.shape[1:])
-        forward = self.run(self.module, many)
-        trial = Trial(self.module, many, self.space)
-        pick = trial.reconstruction(forward)
-        if pick is None:
-            return usual
-        outputs = picked(forward, pick, "forward").flatten(1)
-        if not bool((outputs.std(0) > 0).any()):
+        outputs = self.forward_draws()
+        if outputs is None:
             return usual  # forward decodes the mean: nothing to be learned about the spread
-        kinds: tuple[SpreadKind, ...] = ("log_var", "stddev", "log_stddev", "variance")
         orders = ((usual.mean, usual.spread), (usual.spread, usual.mean))
-        readings = [CodeReading(*order, kind) for order in orders for kind in kinds]
+        readings = [CodeReading(*order, kind) for order in orders for kind in KINDS]
         losses = {
             reading: loss
             for reading in readings
-            if (loss := self._discrepancy(reading, output, decode, outputs)) is not None
+            if (samples := self.samples(reading, output, decode)) is not None
+            and math.isfinite(loss := discrepancy(samples, outputs))
         }
         if usual not in losses:
             return min(losses, key=lambda reading: losses[reading]) if losses else usual
         best = min(losses, key=lambda reading: losses[reading])
         return best if losses[best] < BETTER * losses[usual] else usual
 
-    def _discrepancy(
-        self,
-        reading: CodeReading,
-        output: Any,
-        decode: Callable[[Tensor], Any],
-        outputs: Tensor,
-    ) -> float | None:
-        """How far decoded draws of a reading are from the forward passes, in mean and spread."""
+    def forward_draws(self) -> Tensor | None:
+        """Forward passes of the first input, (n, D); None where they do not differ."""
+        many = self.x[:1].expand(self.draws, *self.x.shape[1:])
+        forward = self.run(self.module, many) if callable(self.module) else None
+        pick = Trial(self.module, many, self.space).reconstruction(forward)
+        if pick is None:
+            return None
+        outputs = picked(forward, pick, "forward").flatten(1)
+        return outputs if bool((outputs.std(0) > 0).any()) else None
+
+    def samples(
+        self, reading: CodeReading, output: Any, decode: Callable[[Tensor], Any]
+    ) -> Tensor | None:
+        """Decoded draws of a reading of the first input, (n, D)."""
         assert reading.mean is not None and reading.spread is not None
-        mean = picked(output, reading.mean, "encode")[:1]
-        part = picked(output, reading.spread, "encode")[:1]
+        whole = picked(output, reading.mean, "encode")
+        mean, part = whole[:1], as_wide(picked(output, reading.spread, "encode"), whole)[:1]
         if reading.kind in ("stddev", "variance") and bool((part < 0).any()):
             return None
         spread = stddev_of(part, reading.kind)
         shape = (self.draws, *mean.shape[1:])
         noise = torch.randn(shape, generator=generator(0), dtype=mean.dtype).to(mean.device)
         decoding = self.run(decode, mean + spread * noise)
-        pick = Trial(self.module, self.x[:1].expand(self.draws, *self.x.shape[1:]), self.space)
-        place = pick.reconstruction(decoding)
-        if place is None:
-            return None
-        samples = picked(decoding, place, "decode").flatten(1)
-        loss = (samples.mean(0) - outputs.mean(0)).square().sum() + (
-            samples.std(0) - outputs.std(0)
-        ).square().sum()
-        return float(loss) if math.isfinite(float(loss)) else None
+        many = self.x[:1].expand(self.draws, *self.x.shape[1:])
+        place = Trial(self.module, many, self.space).reconstruction(decoding)
+        return None if place is None else picked(decoding, place, "decode").flatten(1)
 
 
 ENCODERS = ("encode", "_encode", "encoder", "_encoder", "enc", "inference", "recognition", "q")
 DECODERS = ("decode", "_decode", "decoder", "_decoder", "dec", "generate", "generator", "p")
+
+
+def is_dense(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of floating type that can be sliced and compared."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
+
+
+def attribute(holder: Any, name: str) -> Any:
+    """An attribute of a stranger's object, or None where it has none or raises anything."""
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # a property may raise anything
+        return None
+
+
+def discrepancy(samples: Tensor, outputs: Tensor) -> float:
+    """How far draws, (n, D), are from others, in mean and spread."""
+    loss = (samples.mean(0) - outputs.mean(0)).square().sum() + (
+        samples.std(0) - outputs.std(0)
+    ).square().sum()
+    return float(loss)
+
+
+def is_alike(samples: Tensor, outputs: Tensor) -> bool:
+    """Whether draws, (n, D), have the mean and the spread of others, as far as so many tell."""
+    one, other = samples.double(), outputs.double()
+    error = (one.var(0) / len(one) + other.var(0) / len(other)).sum().sqrt()
+    ratio = float(one.var(0).sum() / other.var(0).sum().clamp_min(1e-300))
+    near = float((one.mean(0) - other.mean(0)).norm()) <= FAR * float(error)
+    return near and 1 / ALIKE < ratio < ALIKE
 
 
 def is_center(values: Tensor, center: Tensor) -> bool:

@@ -17,20 +17,18 @@ from robustvae import gate
 from robustvae.data.space import InputSpace
 from robustvae.errors import ModelError, RangeError, RobustVAEError, ShapeError, UnsupportedError
 from robustvae.models.adapters.parts import reached, rebound
+from robustvae.models.adapters.paths import DecoderPath, EncoderPath
 from robustvae.models.adapters.reading import (
     CodeReading,
     Pick,
     Reshaped,
     SpreadKind,
     as_distribution,
-    first_half,
     flattened,
     is_distribution,
     pair_of,
     picked,
-    second_half,
     stddev_of,
-    step_into,
 )
 from robustvae.models.base import VAE
 from robustvae.models.composition import Paths, SpreadRule
@@ -116,7 +114,7 @@ def user_call(name: str, function: Any, x: Tensor) -> Iterator[None]:
         yield
     except RobustVAEError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         line = " ".join(str(error).split())[:200]
         what = getattr(function, "__qualname__", type(function).__name__)
         raise ModelError(
@@ -247,6 +245,11 @@ class WrappedVAE(Foreign):
                 "bounds by the weights want a wrapped encoder that gives a mean and a log-variance "
                 "or a standard deviation as tensors; use methods=['smoothing']"
             )
+        if not self._has_wide_spread():
+            raise UnsupportedError(
+                "bounds by the weights want a spread for each number of the code, got one for "
+                "several; use methods=['smoothing']"
+            )
         if self.module_dtype in HALF:
             raise UnsupportedError(
                 f"bounds by the weights want float32 or float64, got {self.module_dtype}; "
@@ -254,12 +257,22 @@ class WrappedVAE(Foreign):
             )
         is_probability = output.likelihood == "bernoulli" and not output.is_logits
         return Paths(
-            _EncoderPath(self._encode, self._owners, self.space, code),
-            _DecoderPath(self._decode, self._owners, self.space, self._match),
+            EncoderPath(self._encode, self._owners, self.space, code),
+            DecoderPath(self._decode, self._owners, self.space, self._match),
             rules[code.kind],
             is_probability,
             2 * _EDGE if is_probability else 0.0,
         )
+
+    @torch.no_grad()
+    def _has_wide_spread(self) -> bool:
+        """Whether the encoder gives as many spreads as means."""
+        zeros = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
+        output, code = self.call_encode(zeros), self._match.code
+        if code.mean is None or code.spread is None:
+            return False
+        mean, spread = (picked(output, pick, "encode") for pick in (code.mean, code.spread))
+        return mean.numel() == spread.numel()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -377,15 +390,20 @@ class BlackBox(Foreign):
     is_straight_through = False
 
     def __init__(
-        self, forward: Callable[[Tensor], Any], pick: Pick, space: InputSpace, recognized: str
+        self,
+        forward: Callable[[Tensor], Any],
+        pick: Pick,
+        space: InputSpace,
+        recognized: str,
+        reason: str = "",
     ) -> None:
-        """Keep the function; `wrap` has tried it."""
+        """Keep the function; `wrap` has tried it, and `reason` says why its code is not read."""
         super().__init__()
         self.space, self.image_shape = space, space.image_shape
         self.latent = math.prod(space.shape)
         self.recognized = recognized
-        self.assumptions = ("only the output of the model is judged",)
-        self._forward, self._pick = forward, pick
+        self.assumptions = (f"only the output of the model is judged{': ' * bool(reason)}{reason}",)
+        self._forward, self._pick, self._reason = forward, pick, reason
         reach = reached(forward)
         self._owners = nn.ModuleList(reach.modules)
         # adding a submodule does not change its mode, and the whole is in the mode of its parts
@@ -397,7 +415,8 @@ class BlackBox(Foreign):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlackBox:
         copy.deepcopy(self._owners, memo)
-        return BlackBox(_twin(self._forward, memo), self._pick, self.space, self.recognized)
+        forward = _twin(self._forward, memo)
+        return BlackBox(forward, self._pick, self.space, self.recognized, self._reason)
 
     @property
     def kind(self) -> str:
@@ -411,7 +430,7 @@ class BlackBox(Foreign):
         return PointMass(x.flatten(1), ONLY_OUTPUT)
 
     def decode(self, z: Tensor) -> PointMass:
-        """What the module makes of the input; of images the library's shape, else (B, ...)."""
+        """What the module makes of the input, of the library's shape or another (B, a, b, c)."""
         u = self._cast(self.space.to_model(z.reshape(len(z), *self.image_shape)))
         with user_call("forward", self._forward, u):
             result = self._forward(u)
@@ -424,6 +443,9 @@ class BlackBox(Foreign):
         value = value.to(z.dtype)
         if value[0].numel() == self.latent:
             value = self.space.from_model(value)
+        else:  # of four dimensions like images, over the last three of which distances are taken
+            shape = value.shape[1:]
+            value = value.reshape(len(z), *[1] * (3 - len(shape)), *shape).flatten(1, -3)
         return PointMass(value.contiguous(), ONLY_OUTPUT)
 
     def paths(self) -> Paths:
@@ -499,83 +521,3 @@ def _twin(part: Any, memo: dict[int, Any]) -> Any:
     if isinstance(part, nn.Module):
         return copy.deepcopy(part, memo)
     return rebound(part, memo)
-
-
-class _EncoderPath(nn.Module):
-    """Images in [0, 1] to the mean and the spread, as it is given, through a user's encoder."""
-
-    def __init__(
-        self,
-        encode: Callable[[Tensor], Any],
-        owners: nn.ModuleList,
-        space: InputSpace,
-        code: CodeReading,
-    ) -> None:
-        super().__init__()
-        self.encode, self.owners, self.space, self.code = encode, owners, space, code
-
-    def forward(self, x: Tensor) -> Any:
-        """(mean, spread) of images, both (B, d)."""
-        if self.space.low != 0.0 or self.space.high != 1.0:
-            low, scale = _one_scale(self.space)
-            x = x * scale + low
-        if self.space.shape != self.space.image_shape:
-            x = x.reshape(-1, *self.space.shape)
-        output = self.encode(x)
-        return tuple(_read(output, pick).flatten(1) for pick in (self.code.mean, self.code.spread))
-
-
-class _DecoderPath(nn.Module):
-    """Codes to the reconstruction in [0, 1] units, through a user's decoder."""
-
-    def __init__(
-        self,
-        decode: Callable[[Tensor], Any],
-        owners: nn.ModuleList,
-        space: InputSpace,
-        match: Match,
-    ) -> None:
-        super().__init__()
-        self.decode, self.owners, self.space, self.match = decode, owners, space, match
-
-    def forward(self, z: Tensor) -> Tensor:
-        """The mean of codes (B, d), (B, C, H, W)."""
-        output = self.match.output
-        if output.pair is not None:
-            raise UnsupportedError(
-                "bounds by the weights want a wrapped decoder that gives one tensor; "
-                "use methods=['smoothing']"
-            )
-        if len(self.match.code_shape) > 1:
-            z = z.reshape(-1, *self.match.code_shape)
-        u: Tensor = _read(self.decode(z), output.reconstruction)
-        u = u.reshape(-1, *self.space.image_shape)
-        if output.is_logits:
-            return torch.sigmoid(u)
-        if output.likelihood == "bernoulli" or (self.space.low == 0.0 and self.space.high == 1.0):
-            return u
-        low, scale = _one_scale(self.space)
-        return (u - low) / scale
-
-
-def _one_scale(space: InputSpace) -> tuple[float, float]:
-    """The model's value of 0 and its step for one of 1, in [0, 1] units."""
-    if space.scale is None or isinstance(space.low, tuple):
-        raise UnsupportedError(
-            "bounds by the weights want a normalization that is the same for every channel, got "
-            f"low={space.low}; use pixels= of one mean and std, or methods=['smoothing']"
-        )
-    return space.low, space.scale
-
-
-_HALVES: dict[Any, Callable[[Any], Any]] = {
-    first_half: lambda value: value.chunk(2, 1)[0],
-    second_half: lambda value: value.chunk(2, 1)[1],
-}
-"""Steps that look at a tensor's type, without the look, which a trace's placeholder fails."""
-
-
-def _read(output: Any, pick: Pick | None) -> Any:
-    for step in pick or ():
-        output = _HALVES[step](output) if step in _HALVES else step_into(output, step)
-    return output

@@ -35,7 +35,7 @@ from robustvae.models.adapters.reading import (
 )
 from robustvae.models.adapters.said import KINDS, Returns, Said, shape_of, tensor_of
 from robustvae.models.adapters.shapes import dtype_of, shapes_of
-from robustvae.models.adapters.trial import Trial, example_of, quiet
+from robustvae.models.adapters.trial import Trial, attribute, example_of, quiet
 from robustvae.models.adapters.wrapped import BlackBox, Match, Output, WrappedVAE
 from robustvae.models.base import VAE, frozen
 from robustvae.registry import build
@@ -234,7 +234,12 @@ def _code_shape(encode: Any, space: InputSpace, said: Said) -> tuple[int, ...]:
 def _of_module(model: Any, said: Said) -> VAE:
     if isinstance(model, VAE) and not said.output_only:
         return model
-    has_entry = any(hasattr(model, name) for name in ("encode", "decision_function"))
+    if isinstance(model, type):
+        raise DtypeError(
+            f"model must be an object, got the class {model.__name__}: give wrap({model.__name__}("
+            "...)) with its weights loaded"
+        )
+    has_entry = any(attribute(model, name) for name in ("encode", "decision_function"))
     if not callable(model) and not has_entry:
         raise DtypeError(
             f"model must be a module, or an object with encode and decode, "
@@ -377,7 +382,7 @@ def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
     try:
         with quiet(*trial.owners):
             output = call(trial.x.clone())
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         line = " ".join(str(error).split())[:200]
         refusal = ModelError(
             f"{name} of {kind} raised {type(error).__name__} on inputs of shape {shape}: {line}; "
@@ -396,7 +401,7 @@ def _entry_of(model: Any) -> tuple[str, Callable[[Tensor], Any]]:
     has_forward = getattr(type(model), "forward", None) is not nn.Module.forward
     # of a traced module's methods forward may be none
     has_forward &= hasattr(model, "forward") or not isinstance(model, nn.Module)
-    if callable(model) and (has_forward or not hasattr(model, "encode")):
+    if callable(model) and (has_forward or not attribute(model, "encode")):
         return "forward", model
     return "encode", model.encode
 
@@ -406,13 +411,16 @@ def _hint(trial: Trial, call: Callable[[Tensor], Any]) -> str:
     function = getattr(call, "forward", call)
     with contextlib.suppress(TypeError, ValueError):  # no signature to be read
         required = [
-            parameter.name
+            parameter
             for parameter in inspect.signature(function).parameters.values()
             if parameter.default is parameter.empty
-            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
         if len(required) > 1:
-            more = ", ".join(required[1:])
+            more = ", ".join(
+                f"{one.name}={one.name}" if one.kind is one.KEYWORD_ONLY else one.name
+                for one in required[1:]
+            )
             return (
                 f"it reads {more} beside the input: fix them, and give "
                 f"wrap(encode=lambda x: model.encode(x, {more}), "
@@ -425,11 +433,23 @@ def _hint(trial: Trial, call: Callable[[Tensor], Any]) -> str:
             "wrap(encode=lambda x: model.encode(x.movedim(1, -1)), "
             "decode=lambda z: model.decode(z).movedim(-1, 1), latent=..., image_shape=...)"
         )
-    if trial.run(call, (255 * x.clamp(0, 1)).round().to(torch.uint8)) is not None:
+    for dtype in (torch.uint8, torch.int64):
+        if trial.run(call, (255 * x.clamp(0, 1)).round().to(dtype)) is not None:
+            kind = str(dtype)
+            return (
+                f"it reads whole numbers of type {kind.removeprefix('torch.')}, which have no "
+                f"gradient: give wrap(lambda x: model((255 * x).round().to({kind})), "
+                "output_only=True, image_shape=...), for searches without gradients"
+            )
+    if trial.run(call, x[:1]) is not None:
         return (
-            "it reads whole numbers of type uint8, which have no gradient: give "
-            "wrap(lambda x: model((255 * x).round().to(torch.uint8)), output_only=True, "
-            "image_shape=...), for searches without gradients"
+            "it reads a batch of one: give wrap(encode=lambda x: torch.cat([model.encode(row) for "
+            "row in x.split(1)]), decode=..., latent=..., image_shape=...), and decode likewise"
+        )
+    if trial.run(call, x[0]) is not None:
+        return (
+            "it reads one input without a batch: give wrap(encode=torch.vmap(model.encode), "
+            "decode=torch.vmap(model.decode), latent=..., image_shape=...)"
         )
     return ""
 
