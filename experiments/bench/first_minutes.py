@@ -7,6 +7,8 @@ else is raised.
 
 from __future__ import annotations
 
+import gc
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import robustvae as rv
 from experiments.harness import Result, Row, Run, item
 from robustvae.errors import RobustVAEError
+from robustvae.metrics import ms_ssim
 
 SHAPE = (1, 8, 8)
 
@@ -285,6 +288,80 @@ def _made_within(context: Any, x: Tensor) -> Any:
     return attack(rv.wrap(model), x)
 
 
+def similar(x: Tensor) -> bool:
+    """Whether MS-SSIM and its slope are finite for opposites, flat pictures and rounding past 1."""
+    holds = True
+    wide = torch.nn.functional.interpolate(x, (176, 176))
+    for one, other in (
+        (wide, 1 - wide),
+        (torch.full_like(wide, 0.5), torch.full_like(wide, 0.5)),
+        (torch.zeros_like(wide), torch.ones_like(wide)),
+        (wide.clamp(max=1) + 1.2e-7, wide),
+    ):
+        y = one.clone().requires_grad_()
+        value = ms_ssim(y, other)
+        (slope,) = torch.autograd.grad(value.sum(), y)
+        holds &= bool(value.isfinite().all() and slope.isfinite().all() and (value <= 1.001).all())
+    return holds
+
+
+def turned(x: Tensor) -> bool:
+    """Whether a file is read as its camera was held: eight ways to store one picture."""
+    from PIL import Image
+
+    array = (255 * x[0, 0, :, :5]).round().byte().numpy()
+    stored = {
+        1: array,
+        2: array[:, ::-1],
+        3: array[::-1, ::-1],
+        4: array[::-1],
+        5: array.T,
+        6: array.T[::-1],
+        7: array.T[::-1, ::-1],
+        8: array.T[:, ::-1],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for orientation, pixels in stored.items():
+            image = Image.fromarray(pixels.copy())
+            tags = image.getexif()
+            tags[0x0112] = orientation
+            image.save(f"{folder}/{orientation}.png", exif=tags)
+        read = rv.data.load(f"folder:{folder}").x
+    return bool((read[:, 0] == torch.from_numpy(array / 255.0).to(read)).all())
+
+
+def modes(x: Tensor) -> bool:
+    """Whether files of other depths and kinds hold the same picture, white where transparent."""
+    from PIL import Image
+
+    array = (255 * x[0, 0]).round().byte().numpy()
+    gray, holds = Image.fromarray(array), True
+    images = {
+        "deep.png": Image.fromarray(257 * array.astype("uint16")),
+        "palette.png": gray.convert("P"),
+        "alpha.png": gray.convert("LA"),
+        "cmyk.tiff": gray.convert("RGB").convert("CMYK"),
+        "float.tiff": Image.fromarray((array / 255.0).astype("float32")),
+    }
+    for name, image in images.items():
+        with tempfile.TemporaryDirectory() as folder:
+            image.save(f"{folder}/{name}")
+            read = rv.data.load(f"folder:{folder}+channels:1").x[0, 0]
+            holds &= bool((read - torch.from_numpy(array / 255.0).to(read)).abs().max() < 1e-2)
+    return holds
+
+
+def light(x: Tensor) -> bool:
+    """Whether forty attacks leave no graph and no tensors behind."""
+    model, counts = Rows(), []
+    for _ in range(4):
+        for _ in range(10):
+            by(rv.Ball("l2", 0.5), x, model)
+        gc.collect()
+        counts.append(sum(isinstance(one, Tensor) for one in gc.get_objects()))
+    return counts[-1] <= counts[1]
+
+
 Case = Callable[[Tensor], Any]
 CASES: dict[str, Case] = {
     "wrap(module), one line": lambda x: attack(rv.wrap(Rows()), x),
@@ -362,6 +439,10 @@ CASES: dict[str, Case] = {
     "eight-bit rounding and JPEG in the rows": lambda x: any(
         column.id.startswith("survival") or "jpeg" in column.id for column in audited(x).columns
     ),
+    "MS-SSIM of opposites and flat pictures, its slope": similar,
+    "EXIF orientation": turned,
+    "16 bits, palette, alpha, CMYK, floats": modes,
+    "40 attacks, memory": light,
     "odd sides": lambda x: attack(rv.wrap(Bounded7(), image_shape=(1, 7, 5)), x[..., :7, :5]),
 }  # fmt: skip
 NAMED = {  # what the diagnosis must say of a case

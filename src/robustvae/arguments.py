@@ -243,7 +243,8 @@ def _rule(kind: Any) -> tuple[Accept, str] | None:
     if origin is collections.abc.Callable or kind is collections.abc.Callable:
         return callable, "a function"
     if inspect.isclass(kind) and kind is not object and not getattr(kind, "_is_protocol", False):
-        return (lambda value: isinstance(value, kind)), f"a {kind.__name__}"
+        article = "an" if kind.__name__[:1] in "AEIOU" else "a"
+        return (lambda value: isinstance(value, kind)), f"{article} {kind.__name__}"
     return None
 
 

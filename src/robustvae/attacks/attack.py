@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae.attacks.goals import Goal, bound, reported
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
@@ -116,6 +117,7 @@ class Attack:
             check_type(self.search, "search", Search)
         check_type(self.ball, "ball", Ball)
 
+    @reads_inputs("x", of="victim")
     def __call__(
         self,
         victim: Victim,
@@ -132,7 +134,7 @@ class Attack:
 
         Args:
             victim: What is attacked; point at a defended one for a defense-aware attack.
-            x: Images in the ball's box, (B, C, H, W).
+            x: Images in the ball's box, (B, C, H, W), or whatever `as_images` reads.
             generator: Spent by starts, noises and the defense.
             rows: The inputs' own numbers, (B,) whole; None for numbers that follow from the
                 inputs' content. See `robustvae.seeding.row_numbers`.

@@ -14,6 +14,7 @@ from robustvae.attacks.directed import DirectedAscent
 from robustvae.attacks.goals import Goal, LatentShift, LayerShift, MaximumDamage, MetricDrop
 from robustvae.attacks.through import Through
 from robustvae.data.changes import blur, jpeg
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, UnsupportedError, check_choice, check_type
@@ -238,6 +239,7 @@ class AttackSuite:
             for ball in self.balls:
                 check_type(ball, "each of balls", Ball)
 
+    @reads_inputs("x", of="victim")
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> SuiteResult:
         """Run every attack and every floor on each of `x`, (B, C, H, W), in [0, 1]."""
         suite = build("suite", self.name)

@@ -312,7 +312,8 @@ class Auditor:
                 return columns, local.cache.pop("rests on")
 
             columns: dict[str, list[Any]] = {c.id: [None] * len(about.x) for c in measure.columns}
-            for rows, part in pieces(len(about.x), compute, reasons.append):
+            guard = self.clock.paced(name, len(about.x), compute)
+            for rows, part in pieces(len(about.x), guard, reasons.append):
                 if isinstance(part, BaseException):
                     reasons.append(f"input {about.numbers[rows[0]]}: {reason_of(part)}")
                     continue
@@ -334,12 +335,7 @@ class Auditor:
         except Exception as error:  # a stranger's model may raise anything: the rest goes on
             reasons.append(reason_of(error))
         content: dict[str, Any] = plain(
-            {
-                "attacks": attacks,
-                "inputs": inputs,
-                "notes": notes,
-                "left_out": reasons,
-            }
+            {"attacks": attacks, "inputs": inputs, "notes": notes, "left_out": reasons}
         )
         return content
 

@@ -1,4 +1,4 @@
-"""An audit within a number of minutes: what its parts cost, a plan cut to fit, and a clock."""
+"""An audit within a number of minutes: what its parts cost, and a clock."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from robustvae.seeding import generator
 _SAMPLE = 4  # inputs of the measurement
 _SLOW = 0.05  # seconds a row from which one row is sample enough
 _TIMES, _LONG = 3, 3.0  # measurements of a slow row, and seconds beyond which one is enough
-_LEAST_INPUTS = 8
-_SAFETY = 0.8  # of the budget: the measurement is short and machines are busy
 _GRACE = 1.1  # of the budget, after which not even the required stages begin
 _TRIFLE = 0.01  # share of the remaining time for which no stage is refused
 _PACE = 20.0  # times slower than measured a machine may become and still be believed
@@ -39,11 +37,10 @@ _PROBE_RUNS = 7  # attacks of the probes: at x, twice and without radius, and at
 _PROBE_PASSES = 500  # forward passes of the probes' differences, which attacks ask for too
 _BAND_DRAWS, _BAND_SMOOTHING = 100, 2000  # draws of the two bands
 _OTHER_PASSES = 10  # of each attack, for measures that are not the library's own
-_LAST_ATTACKS = 0.04  # share of the effort below which only the plan's first attack is made
-_ALL_DRAWS = 0.3  # share of the effort from which goals keep all their draws
-_LAST_MARGINS = 0.04  # and below which no margins are looked for
 
 Note = Callable[[str], None]
+Compute = Callable[[Sequence[int]], Any]
+BY_INPUT = "certificate"  # the measure of which some inputs are better than none
 _LEAST_STEPS = 3
 REQUIRED = ("perturbation", "damage", "usefulness", "geometry", "certificate")
 """Measures that are made first and are left out last where minutes are counted, in their order."""
@@ -279,89 +276,6 @@ def resident_bytes() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
-def fit_to_minutes(
-    plan: Plan, costs: Costs, minutes: float, spent: float = 0.0
-) -> tuple[Plan, str]:
-    """The plan, cut where it would take longer, and what was cut, in words.
-
-    Fewer inputs first, down to 8; then fewer steps, queries and draws, down to an attack of 20
-    steps, 200 draws of smoothing and the leading eigenvalue; then fewer inputs still.
-
-    Args:
-        plan: What is cut.
-        costs: Of its victims.
-        minutes: The budget.
-        spent: Seconds of it that are gone.
-    """
-    budget = _SAFETY * max(60 * minutes - spent, 1.0)
-    estimate = costs.seconds(plan)
-    if estimate <= budget:
-        return plan, ""
-    inputs = max(min(_LEAST_INPUTS, plan.inputs), int(plan.inputs * budget / estimate))
-    fewer = plan.model_copy(update={"inputs": inputs, "shard": min(plan.shard, inputs)})
-    share = 1.0
-    result = fewer
-    while costs.seconds(result) > budget and share > 1e-3:
-        share *= 0.7
-        result = reduced(fewer, share)
-    price = costs.required(result)
-    if price > budget:
-        inputs = max(1, int(inputs * budget / price))
-        result = result.model_copy(update={"inputs": inputs, "shard": min(result.shard, inputs)})
-    words = f"cut to {minutes:g} minutes: {inputs} of {plan.inputs} inputs"
-    if share < 1:
-        words += f", {max(100 * share, 0.1):.2g} % of the steps, queries and draws"
-    losses = [attack.id for attack in fewer.attacks if attack.ball not in result.balls]
-    losses += ["margins"] if fewer.margins is not None and result.margins is None else []
-    losses += ["queries without gradient"] * bool(fewer.gradient_free and not result.gradient_free)
-    if losses:
-        words += f"; left out: {'; '.join(losses)}"
-    return result, words
-
-
-def reduced(plan: Plan, share: float) -> Plan:
-    """A plan with about that share of its steps, queries and draws; no less than is required.
-
-    Args:
-        plan: What is reduced.
-        share: In (0, 1].
-    """
-
-    def part(value: int, least: int, power: float = 1.0) -> int:
-        return min(value, max(least, int(value * share**power)))
-
-    attacks = []
-    for attack in plan.attacks[: None if share > _LAST_ATTACKS else 1]:
-        search = dict(attack.search)
-        for key, least in (("steps", 20), ("restarts", 1)):
-            value = getattr(attack.build().search, key, None)
-            if isinstance(value, int):
-                search[key] = part(value, least, 0.5)
-        goal = dict(attack.goal)
-        draws = getattr(attack.build().goal, "draws", None)
-        if isinstance(draws, int) and share < _ALL_DRAWS:  # of the goals that have a random victim
-            goal["draws"] = part(draws, 1, 0.5)
-        attacks.append(attack.model_copy(update={"search": search, "goal": goal}))
-    update: dict[str, Any] = {
-        "attacks": tuple(attacks),
-        "gradient_free": part(plan.gradient_free, 0) if share > 0.1 else 0,
-        "longer": 1 if share < 0.5 else plan.longer,
-        "draws": part(plan.draws, 100 if share > 0.1 else 30),
-        "smoothing": part(plan.smoothing, 200),
-        "products": part(plan.products, 12),
-        "probes": part(plan.probes, 2, 0.5),
-    }
-    if plan.margins is not None:
-        margins = {
-            "steps": part(plan.margins.steps, 5, 0.5),
-            "restarts": part(plan.margins.restarts, 1, 0.5),
-        }
-        update["margins"] = (
-            plan.margins.model_copy(update=margins) if share > _LAST_MARGINS else None
-        )
-    return plan.model_copy(update=update)
-
-
 @final
 class Clock:
     """Decides stage by stage whether there is time for it, at the pace that the machine shows.
@@ -475,7 +389,8 @@ class Clock:
         expected = self.expected.get(name, 0.0) if seconds is None else seconds
         if self.limited:
             self._settle(name, expected)
-            self._check(name, self.pace * expected)
+            if name != BY_INPUT:
+                self._check(name, self.pace * expected)
         begin = time.monotonic()
         try:
             yield
@@ -483,9 +398,34 @@ class Clock:
             if name in self.ahead:
                 self.ahead.remove(name)
             # shorter ones are noise, and a certificate may stop early: no word on the machine
-            if self.limited and expected > 1.0 and name != "certificate":
+            if self.limited and expected > 1.0 and name != BY_INPUT:
                 ratio = (time.monotonic() - begin) / expected
                 self.pace = min(_PACE, max(1 / _PACE, (self.pace + ratio) / 2))
+
+    def paced(self, name: str, count: int, compute: Compute) -> Compute:
+        """What measures some inputs, which refuses those for which there is no time.
+
+        Only certificates are made input by input: each is a proof that stands alone.
+
+        Args:
+            name: The stage.
+            count: How many inputs it has.
+            compute: What measures some of them, by their places.
+        """
+        if not self.limited or name != BY_INPUT:
+            return compute
+        each, latest = self.expected.get(name, 0.0) / max(count, 1), math.inf
+
+        def part(rows: Sequence[int]) -> Any:
+            nonlocal latest
+            begin = time.monotonic()
+            self._check(name, len(rows) * min(self.pace * each, latest))
+            result = compute(rows)
+            if len(rows) == 1:  # by which the next one is foretold
+                latest = time.monotonic() - begin
+            return result
+
+        return part
 
     @contextlib.contextmanager
     def attack(

@@ -15,7 +15,8 @@ from robustvae.arguments import checked
 from robustvae.audit.admission import admit, readable
 from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor
-from robustvae.audit.budget import Clock, Costs, fit_to_minutes
+from robustvae.audit.budget import Clock, Costs
+from robustvae.audit.fitting import fit_to_minutes
 from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
 from robustvae.audit.profiles.minutes import (

@@ -14,6 +14,7 @@ from robustvae import bounds
 from robustvae.arguments import checked
 from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
 from robustvae.certificates.question import Question, one_question
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
@@ -113,6 +114,7 @@ class Certificate:
         )
 
 
+@reads_inputs("x")
 @checked()
 def certify(
     vae: VAE | Victim,
@@ -167,7 +169,7 @@ def certify(
         vae: A `vae` or `lipschitz-vae`; hierarchies that climb from the data, and wrapped
             modules that can be traced, by "neyman_pearson"; any model by "first_order". What is not
             covered abstains, by name. A `Victim` speaks of its defense.
-        x: Images in [0, 1], (B, C, H, W).
+        x: Images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         r: l2 distance between outputs, in pixel units, positive.
         m: Probability wanted, in (0, 1).
         displacement: "centered": Delta = g(mu(x+d) + eta sigma(x)) - g(mu(x)); "paired": two

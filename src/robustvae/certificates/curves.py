@@ -15,6 +15,7 @@ from robustvae.arguments import checked, is_dense, shown
 from robustvae.certificates.methods.sampling import Sampler, lower_index, ready, upper_index
 from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
@@ -119,6 +120,7 @@ _DEFAULTS: CurveOptions = {
 }
 
 
+@reads_inputs("x")
 @checked()
 def certified_curve(
     victim: Victim,
@@ -136,7 +138,7 @@ def certified_curve(
 
     Args:
         victim: With noise on its input: `Victim(vae, InputNoise(stddev))`.
-        x: Images in [0, 1], (B, C, H, W).
+        x: Images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         sizes: l2 sizes of the change in pixel units, K of them, at least 0; sorted by us.
         m: Probability with which the output must stay within r, in (0, 1).
         generator: Of which one number is spent; all draws follow from it.

@@ -17,6 +17,7 @@ from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_size
 from robustvae.certificates.methods.base import chunks
 from robustvae.certificates.methods.sampling import Sampler, Statistic, noise_of, ready
 from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
@@ -109,6 +110,7 @@ _EXPECTATION: ExpectationOptions = {
 }
 
 
+@reads_inputs("x")
 @checked()
 def certify_score(
     victim: Victim,
@@ -133,7 +135,7 @@ def certify_score(
 
     Args:
         victim: With noise on its input: `Victim(vae, InputNoise(stddev))`.
-        x: Images in [0, 1], (B, C, H, W).
+        x: Images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         score: A registered score or spec ("anomaly-score", the l2 norm of the error), an object
             of that family, or a function of the victim's outputs (n, C, H, W) to numbers (n,).
         sizes: l2 sizes of the change in pixel units, K of them, at least 0; sorted by us.
@@ -487,6 +489,7 @@ class CertifiedDecision:
         return float(right.double().mean())
 
 
+@reads_inputs("x")
 @checked()
 def certify_decision(
     victim: Victim,
@@ -505,7 +508,7 @@ def certify_decision(
 
     Args:
         victim: With noise on its input, and a classifier.
-        x: Images in [0, 1], (B, C, H, W).
+        x: Images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         generator: Of which one number is spent.
         confidence: Of each input, in (0, 1).
         draws: That decide about the radius.

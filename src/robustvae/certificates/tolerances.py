@@ -17,6 +17,7 @@ from robustvae.certificates.methods import Task
 from robustvae.certificates.methods.sampling import Sampler, ready
 from robustvae.certificates.methods.smoothing import sampler_radius
 from robustvae.certificates.question import Question
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import UnsupportedError, check_count, check_images, check_positive
@@ -51,6 +52,7 @@ class CertifiedRadii:
     assumptions: tuple[str, ...]
 
 
+@reads_inputs("x")
 @checked(formula=True)
 def certified_radii(
     victim: VAE | Victim,
@@ -70,7 +72,7 @@ def certified_radii(
 
     Args:
         victim: As of `certify`.
-        x: Images in [0, 1], (B, C, H, W).
+        x: Images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         question: Of which r and box are not read.
         tolerances: r, K of them, positive.
         generator: Of which one number is spent; all draws follow from it and each input.

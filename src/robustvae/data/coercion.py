@@ -160,9 +160,9 @@ def as_images(
 
     Args:
         inputs: `Images`; a tensor or an array; a torch Dataset of images or pairs (image, label);
-            a DataLoader; a folder, or an npz, npy or safetensors file; the name of a data set; or
-            a list of images. Mapped arrays, such as of `numpy.load(path, mmap_mode="r")`, are read
-            as they are asked for.
+            a DataLoader; a folder, or an npz, npy or safetensors file; the name of a data set; a
+            list of images; or a pair of all images and all labels. Mapped arrays, such as of
+            `numpy.load(path, mmap_mode="r")`, are read as they are asked for.
         y: Labels of a tensor or an array.
         space: What the model reads, for inputs other than images in [0, 1].
         split: Of a folder or a named set; a folder without a split of its own is taken whole.
@@ -188,6 +188,8 @@ def as_images(
     if isinstance(inputs, DataLoader | IterableDataset):
         x, labels = _collected(inputs)
         return from_tensor(x, labels, space=space, split=split, name=name or "loader")
+    if y is None and _is_with_labels(inputs):
+        return as_images(inputs[0], inputs[1], space=space, split=split, name=name)
     if isinstance(inputs, dict | bytes | type) or not isinstance(inputs, Dataset):
         raise DtypeError(
             f"inputs must be a tensor, an array, a torch Dataset or DataLoader, a folder, the name "
@@ -195,6 +197,17 @@ def as_images(
             "mapping give rv.data.from_tensor(torch.stack(images))"
         )
     return _from_items(inputs, space, name or type(inputs).__name__, split)
+
+
+def _is_with_labels(inputs: Any) -> bool:
+    """Whether this is a pair of all inputs and all labels."""
+    if not isinstance(inputs, tuple | list) or len(inputs) != 2:
+        return False
+    x, y = inputs
+    if not all(isinstance(part, Tensor | np.ndarray) for part in (x, y)):
+        return False
+    is_whole = str(y.dtype).removeprefix("torch.") in ("int8", "int16", "int32", "int64")
+    return bool(x.ndim >= 3 and y.ndim == 1 and len(x) == len(y) and is_whole)
 
 
 def _from_array(

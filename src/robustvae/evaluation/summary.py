@@ -18,6 +18,7 @@ from robustvae._options import with_defaults
 from robustvae.arguments import checked
 from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
+from robustvae.data.verbs import reads_inputs
 from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
@@ -163,6 +164,7 @@ _DEFAULTS: EvaluationOptions = {
 }
 
 
+@reads_inputs("images", whole=True)
 @checked()
 def evaluate(
     vae: VAE, images: Images, *, seed: int, **options: Unpack[EvaluationOptions]
@@ -190,7 +192,7 @@ def evaluate(
 
     Args:
         vae: Any model.
-        images: To judge by.
+        images: To judge by, of any kind that `as_images` reads.
         seed: Decides the images and all draws.
         options: Any of
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robustvae._options import with_defaults
 from robustvae.arguments import checked
+from robustvae.data.verbs import reads_inputs
 from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
@@ -170,6 +171,7 @@ class ProductOptions(TypedDict, total=False):
 _PRODUCTS: ProductOptions = {"batched": None, "chunk": None}
 
 
+@reads_inputs("x")
 @checked(formula=True)
 def pullback(
     vae: VAE,
@@ -191,7 +193,7 @@ def pullback(
 
     Args:
         vae: Its encoder's `mean` and `stddev` are read in evaluation mode.
-        x: Images, (B, C, H, W); not held to [0, 1].
+        x: Images, (B, C, H, W); not held to [0, 1]. Or whatever `as_images` reads.
         latent: "flat", or "riemannian" with the decoder's metric, see `decoder_metric`.
         part: "mean", "std" or "both".
         std_term: "expected" or "paper", of the Riemannian std part.

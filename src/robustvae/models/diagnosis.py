@@ -78,7 +78,7 @@ def _statements(vae: VAE) -> Iterator[Item]:
 
 def _inputs(vae: VAE, x: Any) -> Tensor:
     space = getattr(vae, "space", None)
-    if isinstance(x, Tensor) and space is None:
+    if isinstance(x, Tensor) and space is None and x.is_floating_point():
         images = x
     elif isinstance(x, Images):
         images = x[: min(len(x), ROWS)].x

@@ -19,6 +19,7 @@ from torch import Tensor
 from robustvae._options import with_defaults
 from robustvae.arguments import checked
 from robustvae.certificates.question import Question, one_question
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
@@ -114,6 +115,7 @@ _DEFAULTS: MarginOptions = {
 }
 
 
+@reads_inputs("x")
 @checked()
 def estimate_margin(
     victim: Victim,
@@ -140,7 +142,7 @@ def estimate_margin(
 
     Args:
         victim: What is judged, through its defense.
-        x: Clean images in [0, 1], (B, C, H, W).
+        x: Clean images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
         m: Probability in (0, 1) with which the output must stay within r.
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.

@@ -13,6 +13,7 @@ from torch import Tensor
 from robustvae._options import with_defaults
 from robustvae.arguments import checked
 from robustvae.certificates.question import Center, Displacement, Question
+from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.errors import (
     RangeError,
@@ -54,6 +55,7 @@ _DRAWS: DrawOptions = {"draws": 1000, "confidence": 0.95, "chunk": None}
 _DISPLACED: DisplacementOptions = {**_DRAWS, "center": "mean"}
 
 
+@reads_inputs("x", "x_adv")
 @checked()
 def robustness_probability(
     victim: Victim,
@@ -72,7 +74,7 @@ def robustness_probability(
 
     Args:
         victim: What is judged.
-        x: Clean images in [0, 1], (B, C, H, W).
+        x: Clean images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
         x_adv: Perturbed images, (B, C, H, W); may leave [0, 1].
         r: Allowed displacement of the output, 2-norm over all pixels, in pixel units.
         displacement: "centered", "paired" or "full"; see `robustvae.robustness.displacement`.

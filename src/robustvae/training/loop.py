@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustvae.arguments import checked
 from robustvae.data import Images
 from robustvae.data.images import permutation
+from robustvae.data.verbs import reads_inputs
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -47,6 +48,7 @@ Forward = Callable[[Objective, Tensor], dict[str, Tensor]]
 Update = Callable[[int, Tensor], None]
 
 
+@reads_inputs("images", whole=True)
 @checked()
 def fit(
     vae: VAE,
