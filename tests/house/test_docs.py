@@ -37,6 +37,7 @@ NEED_DATA = {
 WANTED = re.compile(
     r"\b(MODEL|NAME|FOLDER|FAMILY|RECIPE|RECORD|PATH|DIR|owner/name)\b|<\w+>|\.\.\."
 )
+SHELLS = {"sh", "bash", "shell", "console"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(robustvae [^`]+)`")
 
@@ -44,7 +45,7 @@ _INLINE = re.compile(r"`(robustvae [^`]+)`")
 def commands(page: Path) -> Iterator[tuple[str, bool]]:
     """Lines that call robustvae, and whether the page shows them as lines to run."""
     text = page.read_text(encoding="utf-8")
-    shell = [block for kind, block in _FENCE.findall(text) if kind == "sh"]
+    shell = [block for kind, block in _FENCE.findall(text) if kind in SHELLS]
     for block in shell:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("robustvae "):
