@@ -404,3 +404,14 @@ def test_defense_advice_states_effect_and_price(make_record):
         record = make_record(3, victims=victims, checks=checks, verdict=verdict)
         text = next(item.text for item in advise(record) if item.text.startswith(start))
         assert "effect 1.00, price without attack 0.500; undefended effect 3.00" in text
+
+
+def test_no_words_of_what_is_not_drawn(make_record):
+    """Where nothing is certified there is no blue to speak of."""
+    record = make_record(6)
+    assert "the blue bar" in page.render(record)
+    certified = {key: None for key in record.rows[0] if key.startswith("certified")}
+    text = page.render(
+        record.model_copy(update={"rows": [{**r, **certified} for r in record.rows]})
+    )
+    assert "the blue " not in text and "below it is not known" in text

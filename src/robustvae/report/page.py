@@ -18,7 +18,7 @@ from robustvae.records.parts import GalleryItem, Panel
 from robustvae.records.requirements import outcomes
 from robustvae.report import curves, drawing, figures, reading
 from robustvae.report.advice import advise
-from robustvae.report.band import band
+from robustvae.report.band import band, input_bands
 from robustvae.report.failures import failing_rows
 from robustvae.report.numbers import NOT_MEASURED, ceil, floor, given, near, norm, number
 from robustvae.report.profiles.section import section_of
@@ -91,6 +91,8 @@ def render(record: Record) -> str:
         headlines=[_key_number(entry) for entry in reading.headlines(record)],
         means=[_key_number(entry) for entry in record.summary],
         band=_drawn(band, record),
+        band_is_proved=any(one.certified for one in input_bands(record)),
+        bracket_is_proved=any(one.certified for one in reading.brackets(reading.rows_of(record))),
         bracket=_drawn(figures.bracket, record),
         coverage=_drawn(figures.coverage, record),
         bracket_facts=list(reading.bracket_facts(record)),
