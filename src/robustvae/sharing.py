@@ -9,7 +9,7 @@ from typing import Any
 from robustvae.errors import ConfigError, MissingExtraError, StorageError, install_command
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Record, check_owned, write_files
-from robustvae.records.files import with_manifest
+from robustvae.records.files import check_sign, with_manifest
 from robustvae.report.compare import question_in_words
 from robustvae.report.files import contents_of
 from robustvae.report.numbers import ceil, floor, near, number
@@ -17,6 +17,7 @@ from robustvae.report.numbers import ceil, floor, near, number
 _ROUND = {"down": floor, "up": ceil, "near": near}
 AUDIT = "audit"
 CARD = "README.md"
+_SIGN = "library_name: robustvae"
 
 
 def card(
@@ -36,7 +37,7 @@ def card(
     """
     title = name or (record.model.name if record is not None else "model")
     tags = ["robustvae", "variational-autoencoder", "adversarial-robustness"]
-    lines = ["---", "library_name: robustvae", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    lines = ["---", _SIGN, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
     lines.append(f"# {_line(title)}")
     if record is not None:
         lines += ["", *_robustness(record)]
@@ -91,7 +92,7 @@ def export(
 
     Raises:
         ConfigError: Neither a model nor a record.
-        StorageError: The folder cannot be written to.
+        StorageError: The folder cannot be written to, or holds somebody else's files.
 
     Examples:
         >>> import robustvae as rv, tempfile
@@ -104,6 +105,7 @@ def export(
     if model is None and record is None:
         raise ConfigError("export wants a model or a record, got neither: give model= or record=")
     folder = Path(folder)
+    check_sign(folder / CARD, _SIGN)
     files: dict[str | Path, bytes] = {}
     stale: list[Path] = []
     if model is not None:

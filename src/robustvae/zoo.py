@@ -27,7 +27,7 @@ from robustvae.errors import (
 from robustvae.evaluation import PARTS, Evaluation, Measure, evaluate
 from robustvae.models import VAE, checkpoint, factories, hub
 from robustvae.records import finish_switch, plain, write_files
-from robustvae.records.files import MARKS
+from robustvae.records.files import MARKS, check_sign
 from robustvae.records.text import read_json, read_text
 from robustvae.registry import PATH, lookup
 from robustvae.training import Recipe, recipe_names, train_recipe
@@ -235,6 +235,9 @@ def train(
     device, root, progress = settings["device"], settings["root"], settings["progress"]
     recipe = Recipe.read(name)
     place = Path(out) if out is not None else _place(recipe.name)
+    checkpoint.check_place(place)  # before hours of work
+    if not (place / checkpoint.CONFIG).is_file():
+        check_sign(place / CARD, f"# {recipe.name}")
     run_folder = Path(run) if run is not None else Path("runs") / recipe.name
     say = progress or (lambda _: None)
     if not _complete(recipe, run_folder):
@@ -272,7 +275,6 @@ def train(
             **{measure.key: measure.value for measure in evaluation.measures},
         },
     }
-    checkpoint.check_place(place)
     files = checkpoint.contents(vae.cpu(), card=card, dtype=dtype)
     record = json.dumps(plain(evaluation), separators=(",", ":"), sort_keys=True) + "\n"
     text = _card_text(recipe, card, evaluation, dtype)

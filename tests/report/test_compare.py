@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 import robustvae as rv
-from robustvae.errors import ConfigError, DataError, DtypeError
+from robustvae.errors import ConfigError, DataError, DtypeError, StorageError
 from robustvae.records.audit import row_sha256
 from robustvae.report.board import board
 from robustvae.report.compare import compare
@@ -155,6 +155,16 @@ def test_board_refuses_a_whole_disk(pair, tmp_path, monkeypatch):
     (tmp_path / "c").mkdir()
     with pytest.raises(DataError, match="more than 3 folders"):
         board(tmp_path, tmp_path / "site")
+
+
+def test_board_keeps_a_strangers_page(pair, tmp_path):
+    rv.report.write(pair[0], tmp_path / "a")
+    site = board(tmp_path / "a", tmp_path / "site")
+    board(tmp_path / "a", tmp_path / "site")
+    site.write_text("<title>mine</title>")
+    with pytest.raises(StorageError, match="would be lost"):
+        board(tmp_path / "a", tmp_path / "site")
+    assert site.read_text() == "<title>mine</title>"
 
 
 def test_board_finishes_a_killed_audit(pair, tmp_path):

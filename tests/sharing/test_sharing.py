@@ -47,6 +47,15 @@ def test_export_is_one_change(vae, record, tmp_path) -> None:
     assert after == {p: content for p, content in before.items() if p.name != "README.md"}
 
 
+def test_strangers_card_is_kept(vae, tmp_path) -> None:
+    (tmp_path / "README.md").write_text("mine\n")
+    with pytest.raises(StorageError, match="would be lost"):
+        export(tmp_path, model=vae)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    (tmp_path / "README.md").unlink()
+    export(export(tmp_path, model=vae), model=vae)  # its own is written again
+
+
 def test_card_states_verdict_and_numbers(record) -> None:
     text = card(record)
     _, front, body = text.split("---\n", 2)

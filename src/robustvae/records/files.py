@@ -222,6 +222,25 @@ def check_owned(folder: str | Path, names: Iterable[str]) -> None:
             )
 
 
+def check_sign(path: Path, sign: str) -> None:
+    """Raise `StorageError` where a file lies that does not hold the words that ours hold.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from robustvae.records.files import check_sign
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_sign(pathlib.Path(folder) / "README.md", "made by robustvae")
+    """
+    if not is_file(path):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if sign in read_text(path):
+            return
+    raise StorageError(
+        f"{path} was not written by this library and would be lost: choose another folder"
+    )
+
+
 def is_file(path: Path) -> bool:
     """Whether a path leads to a regular file; not where no system allows the path.
 

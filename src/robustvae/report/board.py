@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from robustvae.errors import DataError, RobustVAEError
 from robustvae.records import Record, finish_switch, write_files
-from robustvae.records.files import MARKS
+from robustvae.records.files import MARKS, check_sign
 from robustvae.report.compare import compare, question_in_words
 from robustvae.report.files import read
 from robustvae.report.numbers import NOT_MEASURED
@@ -23,6 +23,7 @@ from robustvae.report.page import render
 from robustvae.report.pareto import AGAINST, draw_pareto
 
 RECORD = "record.json"
+SIGN = "<title>Robustness board</title>"
 _FOLDERS = 50_000  # some seconds of looking; a disk from its root has many more
 _FILES = ("record.json", "adversarials.safetensors", "rows.parquet", "rows.jsonl")
 
@@ -67,7 +68,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
 
     Raises:
         DataError: No audit there that can be read, or too many folders to look through.
-        StorageError: The disk cannot be written.
+        StorageError: The disk cannot be written, or `out` holds somebody else's index.html.
     """
     try:
         paths = _records_below(Path(folder))
@@ -87,6 +88,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
             f"{folder} holds no audit that can be read{reason}: run robustvae audit --out "
             f"{folder}/NAME"
         )
+    check_sign(Path(out) / "index.html", SIGN)
     places = {path: f"{_slug(record)}" for path, record in records.items()}
     contents: dict[str | Path, bytes] = {}
     for path, record in records.items():
