@@ -21,6 +21,7 @@ from torch import Tensor
 import robustvae as rv
 from experiments.harness import Result, Run, item
 from experiments.harness.rows import Row, measured
+from robustvae.attacks.suite import WORST
 from robustvae.metrics import clopper_pearson
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
@@ -46,6 +47,7 @@ class Spec:
         restarts: Of the attack.
         steps: Of the attack.
         noises: Draws of noise of each step; twice as many when the best three go on.
+        suites: Of attacks, whose changes are shortened and go on beside the walk's.
     """
 
     model: str = "mnist-conv28-noise-0.25"
@@ -60,16 +62,29 @@ class Spec:
     restarts: int = 20
     steps: int = 200
     noises: int = 4
+    suites: tuple[str, ...] = ()
 
 
 @item(
     "own/smoothing",
     sizes={
         "smoke": Spec(
-            "digits-vae", "digits-vae", "digits", 0.1, 1.5, 3, 300, ("own", "mean"), 2, 2, 5, 2
+            "digits-vae",
+            "digits-vae",
+            "digits",
+            0.1,
+            1.5,
+            3,
+            300,
+            ("own", "mean"),
+            2,
+            2,
+            5,
+            2,
+            ("smoke",),
         ),
         "laptop": Spec(centers=("own",), attacked=10, restarts=8, steps=100),
-        "full": Spec(),
+        "full": Spec(suites=("standard", "adaptive")),
     },
 )
 def smoothing(spec: Spec, run: Run) -> Result:
@@ -146,8 +161,9 @@ def smoothing(spec: Spec, run: Run) -> Result:
             f"{spec.inputs} test images (balanced), m = {M}, r = {spec.r:g}, noise "
             f"{spec.stddev:g}, {spec.draws:,} draws, confidence 0.999; attack on the first "
             f"{spec.attacked}: {spec.restarts} restarts x {spec.steps} steps, {spec.noises} noises "
-            "a step, then the best three for half as many with twice the noises; unconstrained "
-            "pixels.",
+            "a step, then the best three for half as many with twice the noises"
+            + "".join(f"; suite {name}" for name in spec.suites)
+            + "; unconstrained pixels.",
         ),
         values,
     )
@@ -170,10 +186,19 @@ def _attacked(victim: rv.Victim, everything: Tensor, spec: Spec, run: Run) -> di
     centers = short.centers.to(x.dtype)
     with frozen(victim.vae), channels_last(victim.vae):
         # about what attacks on these models need: the walk finds its own size from there
-        starts = _starts(everything, x, 5.8 * spec.stddev, spec.restarts, g)
+        size = 5.8 * spec.stddev
+        starts = _starts(everything, x, size, spec.restarts, g)
         ends = _walk(victim, x, centers, starts, spec, g)
         lengths = torch.stack([_shortened(victim, x, centers, end, spec.r, g) for end in ends])
         run.progress(f"attack: mean {float(lengths.amin(0).mean()):.4g}")
+        by_walk = lengths.amin(0)
+        for suite in spec.suites:
+            changes = _suite(victim, x, suite, size, g)
+            # their ends lie at one size, which may be too small for what they aim at
+            far = [_shortened(victim, x, centers, end, spec.r, g, 0.0, 1.5) for end in changes]
+            ends, lengths = torch.cat([ends, changes]), torch.cat([lengths, torch.stack(far)])
+            shorter = int((lengths.amin(0) < by_walk).sum())
+            run.progress(f"suite {suite}: {shorter} of {len(x)} shorter than by the walk")
         order = lengths.argsort(0)[:3]
         rows = torch.arange(len(x))
         scale = (lengths[order, rows] / ends[order, rows].flatten(2).norm(dim=2)).nan_to_num(
@@ -205,6 +230,15 @@ def _starts(
     stacked = torch.stack(starts)
     lengths = stacked.flatten(2).norm(dim=2).clamp_min(1e-12)
     return stacked / lengths[:, :, None, None, None] * size
+
+
+def _suite(victim: rv.Victim, x: Tensor, name: str, size: float, g: torch.Generator) -> Tensor:
+    """The changes of a suite's attacks at one size, unconstrained, (R, B, ...)."""
+    ball = rv.Ball("l2", size, low=None, high=None)
+    rows = rv.attacks.AttackSuite(name, balls=(ball,))(victim, x, generator=g).rows
+    changes = torch.stack([row.x_adv - x for row in rows if row.attack and row.name != WORST])
+    # what an attack leaves at the input itself has no direction
+    return changes + 1e-6 * torch.randn(changes.shape, generator=g, dtype=torch.float64).to(x)
 
 
 def _walk(
