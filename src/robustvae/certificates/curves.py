@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustvae._options import with_defaults
 from robustvae.arguments import checked, is_dense, shown
-from robustvae.certificates.methods.sampling import Sampler, lower_index, ready, upper_index
+from robustvae.certificates.methods.sampling import Sampler, lower_index, upper_index
 from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS
 from robustvae.data.verbs import reads_inputs
@@ -194,7 +194,7 @@ def certified_curve(
         upper_index(draws, shifted_level(m, size, sampler, up=True), failure) for size in ranking
     ]
     curves = []
-    with ready(victim):
+    with sampler.running():
         for i, g in enumerate(sampler.generators("smoothing/draws")):
             local = None if centers is None else centers[i : i + 1]
             # an infinite distance sorts last, so that failures count against the input

@@ -15,7 +15,7 @@ from robustvae._options import with_defaults
 from robustvae.arguments import checked
 from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
-from robustvae.certificates.methods.sampling import Sampler, Statistic, noise_of, ready
+from robustvae.certificates.methods.sampling import Sampler, Statistic
 from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
 from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
@@ -189,7 +189,7 @@ def certify_score(
     measured = ReconstructionError() if error else function
     places = [quantile_ends(sampler, quantile, size, draws, failure) for size in [0.0, *ranking]]
     lower, upper = [], []
-    with ready(victim):
+    with sampler.running():
         for i, g in enumerate(sampler.generators("smoothing/score")):
             values = _values(measured, sampler, i, draws, g)
             # a score that is no number may be anything: the worst at both ends
@@ -236,6 +236,7 @@ def _values(
         )
     parts = []
     for n in chunks(count, sampler.at_once):
+        sampler.independence.check_generator(i, g)
         rows = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
         parts.append(score(sampler.victim, rows, generator=g).detach().double().cpu())
     return torch.cat(parts)
@@ -439,7 +440,7 @@ def certify_expectation(
     grid = torch.linspace(0, 1, levels + 1, dtype=torch.float64)[1:]
     failure = (1 - confidence) / levels
     lower, means = [], []
-    with ready(victim):
+    with sampler.running():
         for i, g in enumerate(sampler.generators("smoothing/expectation")):
             own = centers[i : i + 1]
 
@@ -534,17 +535,17 @@ def certify_decision(
     check_probability(confidence, "confidence")
     check_count(choosing, "choosing")
     sampler = sampler_of(victim, x, generator, rows, draws)
-    noise_of(victim)
 
     def classes(i: int, count: int, g: torch.Generator) -> Tensor:
         parts = []
         for n in chunks(count, sampler.at_once):
+            sampler.independence.check_generator(i, g)
             rows_ = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
             parts.append(victim.classify(rows_, generator=g).argmax(1))
         return torch.cat(parts)
 
     decisions, radii = [], []
-    with ready(victim):
+    with sampler.running():
         choosers = sampler.generators("smoothing/choice")
         deciders = sampler.generators("smoothing/decision")
         for i, (chooser, decider) in enumerate(zip(choosers, deciders, strict=True)):

@@ -14,7 +14,7 @@ from robustvae import bounds
 from robustvae.arguments import checked
 from robustvae.certificates.certification import answer, as_victim, methods_by_name, seed_of
 from robustvae.certificates.methods import Task
-from robustvae.certificates.methods.sampling import Sampler, ready
+from robustvae.certificates.methods.sampling import Sampler
 from robustvae.certificates.methods.smoothing import sampler_radius
 from robustvae.certificates.question import Question
 from robustvae.data.verbs import reads_inputs
@@ -142,7 +142,7 @@ def _smoothed(sampler: Sampler, question: Question, levels: Tensor, draws: int) 
     is_paired = question.displacement == "paired"
     centers = None if is_paired else sampler.centers(question.center)
     failure, rows = (1 - CONFIDENCE) / len(levels), list[list[float]]()
-    with ready(sampler.victim):
+    with sampler.running():
         for i, g in enumerate(sampler.generators("smoothing/along r")):
             center = None if centers is None else centers[i : i + 1]
             distances = sampler.distances(i, center, draws, g).cpu()

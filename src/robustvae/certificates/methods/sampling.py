@@ -1,14 +1,14 @@
-"""Draws of a smoothed victim, input by input, and whether they are independent.
+"""Draws of a smoothed victim, input by input, and which of them in order bound a quantile.
 
-All lemmas of smoothing speak of n independent runs of one law. Each input's draws come from its own
-generator, in batches of that input alone, so that its neighbors change nothing about them.
+Each input's draws come from its own generator, in batches of that input alone, so that its
+neighbors change nothing about them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -16,17 +16,14 @@ import torch
 from torch import Tensor
 
 from robustvae.certificates.methods.base import chunks
-from robustvae.defenses import InputNoise, Victim, is_random
-from robustvae.defenses.noise import GRID, check_continuous
-from robustvae.errors import NonFiniteError, UnsupportedError
-from robustvae.models.base import frozen
-from robustvae.models.layout import channels_last
-from robustvae.seeding import generator as seeded_generator
+from robustvae.certificates.methods.independence import Independence, noise_of, ready
+from robustvae.defenses import Victim
+from robustvae.defenses.noise import GRID
+from robustvae.errors import NonFiniteError
 from robustvae.seeding import row_generators
 
 _VALUES_AT_ONCE = 2**18  # numbers of one batch of inputs: with its activations it fits a cache
 _CENTER_DRAWS = 128  # the center's own error lengthens the distance of a draw by 0.4 % then
-_AGREE = 1e-4  # relative; float sums in another order differ by some 1e-6, another input by more
 
 Statistic = Callable[[Tensor], Tensor]
 """Outputs (n, ...) to numbers (n,)."""
@@ -42,16 +39,31 @@ class Sampler:
         x: Inputs, (B, C, H, W).
         rows: The inputs' own numbers.
         seed: All draws follow from it, a purpose and the input's number.
+        independence: What looks at the victim before, during and after its draws.
     """
 
     victim: Victim
     x: Tensor
     rows: tuple[int, ...]
     seed: int
+    independence: Independence = field(init=False)
 
     def __post_init__(self) -> None:
         """Raise unless the victim has noise on its input and treats every row alone."""
-        check_rows_alone(self.victim, self.x)
+        noise_of(self.victim)
+        looks = Independence(self.victim, self.x, self.at_once)
+        object.__setattr__(self, "independence", looks)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within: draws are made; at its end the victim is looked at once more.
+
+        Raises:
+            UnsupportedError: The victim has changed meanwhile.
+        """
+        with ready(self.victim):
+            yield
+            self.independence.check_again()
 
     @property
     def stddev(self) -> float:
@@ -70,6 +82,7 @@ class Sampler:
 
     def outputs(self, i: int, count: int, generator: torch.Generator) -> Tensor:
         """`count` outputs of the victim at input i, (count, ...)."""
+        self.independence.check_generator(i, generator)
         rows = self.x[i : i + 1].expand(count, *self.x.shape[1:])
         return self.victim.reconstruct(rows, generator=generator)
 
@@ -135,90 +148,6 @@ class Sampler:
             for n in chunks(count, self.at_once)
         ]
         return torch.cat(parts)
-
-
-@contextlib.contextmanager
-def ready(victim: Victim) -> Iterator[None]:
-    """Within: the model is made ready once for many calls; without gradients."""
-    with frozen(victim.vae), channels_last(victim.vae), torch.no_grad():
-        yield
-
-
-def noise_of(victim: Victim) -> InputNoise:
-    """The noise on the victim's input.
-
-    Raises:
-        UnsupportedError: There is none, or the model reads whole numbers only.
-    """
-    if victim.noise is None:
-        raise UnsupportedError(
-            "smoothing certifies a victim with noise on its input, got the defense "
-            f"{type(victim.defense).__name__}: use rv.Victim(vae, rv.InputNoise(stddev=0.25))"
-        )
-    check_continuous(victim.vae)
-    return victim.noise
-
-
-def check_rows_alone(victim: Victim, x: Tensor) -> None:
-    """Raise unless the victim's rows were seen to be independent and equal in law.
-
-    Four rows are run again beside other neighbors, in another order, from the same generator and
-    from another one. It is evidence, not a proof: what treats only rare batches differently is not
-    seen.
-
-    Args:
-        victim: The victim; its defense is `InputNoise`.
-        x: Inputs, (B, C, H, W); the first is looked at.
-
-    Raises:
-        UnsupportedError: The victim's rows depend on one another, on earlier calls, or on a
-            generator of its own, in a sentence.
-    """
-    noise = noise_of(victim)
-    one = x[:1]
-    mates = torch.cat([1 - one, torch.zeros_like(one), one / 2])
-    pair = one.expand(2, *one.shape[1:])
-
-    def run(others: Tensor, seed: int = 0) -> Tensor:
-        g = seeded_generator(seed, x.device)
-        return victim.reconstruct(torch.cat([pair, others]), generator=g)[:2]
-
-    with ready(victim):
-        first = run(mates)
-        if not _same(first, run(mates.flip(0))):
-            raise UnsupportedError(
-                "smoothing needs independent draws, and this victim's output for a row depends on "
-                "the other rows of its batch: use a defense that reads every row alone (such as "
-                "HMC(adapt='chain') without plateau), and no statistics of the batch"
-            )
-        if not _same(first, run(mates)):
-            raise UnsupportedError(
-                "smoothing needs independent draws, and this victim's output depends on earlier "
-                "calls: remove its cache or state"
-            )
-        # the inner victim at one noisy image, so that only its own randomness is left
-        noisy = noise.noisy(one, generator=seeded_generator(1, x.device)).expand(4, *one.shape[1:])
-
-        def inner(seed: int) -> Tensor:
-            g = seeded_generator(seed, x.device)
-            return victim.vae.decode(noise.defense(victim.vae, noisy, generator=g)).mean
-
-        once, again = inner(2), inner(3)
-        varies = not _same(once[:1].expand_as(once), once)
-        if varies and not is_random(noise.defense):
-            raise UnsupportedError(
-                "smoothing needs draws of one law, and this victim gives equal rows unequal "
-                "outputs though its defense says that it is not random: it reads their place"
-            )
-        if varies and _same(once, again):
-            raise UnsupportedError(
-                "smoothing needs independent draws, and this victim repeats its random numbers "
-                "whatever generator it is given: let it draw from the generator argument"
-            )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.isclose(one, other, rtol=_AGREE, atol=_AGREE, equal_nan=True).all())
 
 
 def upper_index(count: int, level: float, failure: float) -> int | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from robustvae import bounds
 from robustvae.certificates.methods.base import Finding, Task
-from robustvae.certificates.methods.sampling import Sampler, noise_of, ready
+from robustvae.certificates.methods.independence import check_batches, noise_of
+from robustvae.certificates.methods.sampling import Sampler
 from robustvae.errors import RangeError, check_count
 from robustvae.metrics import clopper_pearson
 from robustvae.registry import register
@@ -71,7 +72,7 @@ class Smoothing:
         failure = 1 - task.confidence
         radii, simultaneous = [], []
         draws = torch.zeros(len(task.x), dtype=torch.long)
-        with ready(task.victim):
+        with sampler.running():
             for i, generator in enumerate(sampler.generators("smoothing/draws")):
                 center = None if centers is None else centers[i : i + 1]
                 inside, count, look = self._decide(
@@ -95,8 +96,8 @@ class Smoothing:
         assumptions = [
             f"the victim as it runs, with noise of standard deviation {noise.stddev:g} on its "
             "input, fresh for every use and unknown to the attacker",
-            f"draws in batches of {sampler.at_once}, independent as far as a check on four rows "
-            "shows",
+            f"draws in batches of {sampler.at_once}, independent and of one law as far as "
+            "checks before, during and after them show",
             f"displacement from {assumption}; confidence {task.confidence:g} for each input",
         ]
         if ask.displacement == "centered":
@@ -133,14 +134,19 @@ class Smoothing:
         """
         r, m, failure = ask
         inside = count = 0
+        hits, sizes = list[int](), list[int]()
         for look, end in enumerate(looks, start=1):
             while count < end:
                 n = min(_BATCHES * sampler.at_once, end - count)
-                inside += int((sampler.distances(i, center, n, generator) <= r).sum())
-                count += n
+                within = sampler.distances(i, center, n, generator) <= r
+                for batch in within.split(sampler.at_once):
+                    hits.append(int(batch.sum()))
+                    sizes.append(len(batch))
+                inside, count = sum(hits), sum(sizes)
                 is_enough = count >= min(_LEAST, looks[0])
                 if is_enough and clopper_pearson(inside, count, 1 - _HOPELESS, sides=1)[1] <= m:
                     return 0, count, look
+            check_batches(hits, sizes)
             if look < len(looks):
                 share = failure * _look_share(look, len(looks))
                 radius = sampler_radius(sampler, inside, count, share, m)

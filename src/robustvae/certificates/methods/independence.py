@@ -1,0 +1,269 @@
+"""Whether a victim's draws are independent and of one law, as far as runs of it can show.
+
+All lemmas of smoothing speak of n independent runs of one law. What is looked at: rows that see one
+another or their place, networks that treat large batches otherwise, random numbers that calls or
+rows share, generators that are set back, and whatever has changed when the draws are over. It is
+evidence, not a proof: what differs only in rare cases is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import final
+
+import torch
+from torch import Tensor
+
+from robustvae.defenses import InputNoise, Victim, is_random
+from robustvae.defenses.noise import check_continuous
+from robustvae.errors import UnsupportedError
+from robustvae.models import Gaussian
+from robustvae.models.base import frozen
+from robustvae.models.layout import channels_last
+from robustvae.seeding import generator as seeded_generator
+
+_AGREE = 1e-4  # relative; float sums in another order differ by some 1e-6, another input by more
+_CALLS = 24  # of each kind: enough to tell laws apart that hardly overlap, cheap beside the draws
+_CHANCE = 1e-9  # of refusing a victim whose places all have one law
+
+
+@contextlib.contextmanager
+def ready(victim: Victim) -> Iterator[None]:
+    """Within: the model is made ready once for many calls; without gradients."""
+    with frozen(victim.vae), channels_last(victim.vae), torch.no_grad():
+        yield
+
+
+def noise_of(victim: Victim) -> InputNoise:
+    """The noise on the victim's input.
+
+    Raises:
+        UnsupportedError: There is none, or the model reads whole numbers only.
+    """
+    if victim.noise is None:
+        raise UnsupportedError(
+            "smoothing certifies a victim with noise on its input, got the defense "
+            f"{type(victim.defense).__name__}: use rv.Victim(vae, rv.InputNoise(stddev=0.25))"
+        )
+    check_continuous(victim.vae)
+    return victim.noise
+
+
+@final
+class Independence:
+    """Looks at a victim before, during and after its draws.
+
+    Args:
+        victim: The victim; its defense is `InputNoise`.
+        x: Inputs, (B, C, H, W); the first is looked at.
+        at_once: Rows of the batches that draws are made in.
+
+    Raises:
+        UnsupportedError: The victim's rows depend on one another, on their place, on earlier
+            calls, on the size of the batch, or on a generator of its own, in a sentence.
+    """
+
+    def __init__(self, victim: Victim, x: Tensor, at_once: int) -> None:
+        """Look at it before any draw is made."""
+        noise = noise_of(victim)
+        self._victim, self._one = victim, x[:1]
+        self._states: set[tuple[int, bytes]] = set()
+        with ready(victim):
+            self._first = self._run(3)
+            _check_calls(self._first, self._run)
+            g = seeded_generator(1, x.device)
+            noisy = noise.noisy(_four(self._one), generator=g)
+            _check_networks(victim, noisy, max(at_once, len(noisy)))
+            _check_defense(victim, noise, noisy[:1])
+
+    def _run(self, mates: int) -> Tensor:
+        """Outputs of two rows beside others, by one generator, (2, ...)."""
+        others = torch.cat([1 - self._one, torch.zeros_like(self._one), self._one / mates])
+        pair = self._one.expand(2, *self._one.shape[1:])
+        g = seeded_generator(0, self._one.device)
+        return self._victim.reconstruct(torch.cat([pair, others]), generator=g)[:2]
+
+    def check_generator(self, i: int, generator: torch.Generator) -> None:
+        """Raise where the generator of an input stands where it stood before: the victim did it.
+
+        Args:
+            i: Place of the input in the batch.
+            generator: As it is before the next draws.
+        """
+        state = (i, generator.get_state().numpy().tobytes())
+        if state in self._states:
+            raise UnsupportedError(
+                "smoothing needs independent draws, and this victim sets the generator that it is "
+                "given back to an earlier state: let it only draw from the generator argument"
+            )
+        self._states.add(state)
+
+    def check_again(self) -> None:
+        """Raise where the victim no longer gives what it gave before the draws."""
+        if not _same(self._first, self._run(3)):
+            raise UnsupportedError(
+                "smoothing needs draws of one law, and this victim's output has changed while it "
+                "was drawn from: remove its cache or state"
+            )
+
+
+def check_rows_alone(victim: Victim, x: Tensor) -> None:
+    """Raise unless the victim's rows were seen to be independent and equal in law.
+
+    Args:
+        victim: The victim; its defense is `InputNoise`.
+        x: Inputs, (B, C, H, W); the first is looked at.
+
+    Raises:
+        UnsupportedError: As of `Independence`.
+    """
+    Independence(victim, x, at_once=64)
+
+
+def _four(one: Tensor) -> Tensor:
+    """An image, (1, ...), and three others of its range, (4, ...)."""
+    return torch.cat([one, 1 - one, one / 2, torch.zeros_like(one)])
+
+
+def _check_calls(first: Tensor, run: Callable[[int], Tensor]) -> None:
+    """Raise where two rows change with their mates, or from call to call."""
+    # the second mates have another sum, so that a mean over the batch is seen
+    if not _same(first, run(7)):
+        raise UnsupportedError(
+            "smoothing needs independent draws, and this victim's output for a row depends on "
+            "the other rows of its batch: use a defense that reads every row alone (such as "
+            "HMC(adapt='chain') without plateau), and no statistics of the batch"
+        )
+    if not _same(first, run(3)):
+        raise UnsupportedError(
+            "smoothing needs independent draws, and this victim's output depends on earlier "
+            "calls: remove its cache or state"
+        )
+
+
+def _check_networks(victim: Victim, noisy: Tensor, at_once: int) -> None:
+    """Raise where encoder, decoder or classifier treat a row by its place or the batch's size.
+
+    Args:
+        victim: The victim.
+        noisy: Four images as its model reads them.
+        at_once: Rows of a large batch, at least four.
+    """
+
+    def encode(x: Tensor) -> Tensor:
+        q = victim.vae.encode(x)
+        return torch.cat([q.mean, q.stddev], 1) if isinstance(q, Gaussian) else q.mean
+
+    def decode(z: Tensor) -> Tensor:
+        return victim.vae.decode(z).mean
+
+    z = victim.vae.encode(noisy).mean
+    networks = [("encoder", encode, noisy), ("decoder", decode, z)]
+    if victim.classifier is not None:
+        networks.append(("classifier", victim.classifier, z))
+    # no period: what one half of a batch copies from the other is seen
+    places = torch.randint(len(noisy), (at_once,), generator=seeded_generator(2)).to(noisy.device)
+    for name, network, rows in networks:
+        alone = torch.cat([network(row) for row in rows.split(1)])
+        for what, index in (
+            ("beside other rows", torch.arange(len(rows), device=rows.device)),
+            (f"in a batch of {at_once}", places),
+        ):
+            if not _same(network(rows[index]), alone[index]):
+                raise UnsupportedError(
+                    f"smoothing needs draws of one law, and this victim's {name} gives a row "
+                    f"another value {what} than alone: use a model in which a row's place, its "
+                    "neighbors and the size of the batch change nothing"
+                )
+
+
+def _check_defense(victim: Victim, noise: InputNoise, noisy: Tensor) -> None:
+    """Raise where the inner defense's draws depend on one another or on a row's place.
+
+    Args:
+        victim: The victim.
+        noise: Its noise.
+        noisy: One image as its model reads it, so that only the defense's own chance is left.
+    """
+
+    def inner(generator: torch.Generator, count: int) -> Tensor:
+        rows = noisy.expand(count, *noisy.shape[1:])
+        return victim.vae.decode(noise.defense(victim.vae, rows, generator=generator)).mean
+
+    once, again = (inner(seeded_generator(seed, noisy.device), 4) for seed in (2, 3))
+    varies = not _same(once[:1].expand_as(once), once)
+    if varies and not is_random(noise.defense):
+        raise UnsupportedError(
+            "smoothing needs draws of one law, and this victim gives equal rows unequal "
+            "outputs though its defense says that it is not random: it reads their place"
+        )
+    if varies and _same(once, again):
+        raise UnsupportedError(
+            "smoothing needs independent draws, and this victim repeats its random numbers "
+            "whatever generator it is given: let it draw from the generator argument"
+        )
+    g = seeded_generator(4, noisy.device)
+    if not varies:
+        # a rare draw that all rows share takes many calls to be seen
+        others = [again, *(inner(g, 4) for _ in range(_CALLS if is_random(noise.defense) else 1))]
+        if not all(_same(once, other) for other in others):
+            raise UnsupportedError(
+                "smoothing needs independent draws, and this victim makes one draw for all rows "
+                "of a batch: let it draw for every row"
+            )
+        return
+    reference = inner(g, 1)
+    pairs, singles = torch.stack([inner(g, 2) for _ in range(_CALLS)]), list[Tensor]()
+    singles += [inner(g, 1)[0] for _ in range(_CALLS)]
+    groups = [(outputs - reference) for outputs in (pairs[:, 0], pairs[:, 1], torch.stack(singles))]
+    if _unequal([group.flatten(1).double().norm(dim=1) for group in groups]):
+        raise UnsupportedError(
+            "smoothing needs draws of one law, and this victim draws by another one for the first "
+            "row of a batch than for the second or for one alone: it reads their place"
+        )
+
+
+def check_batches(inside: list[int], counts: list[int]) -> None:
+    """Raise where batches differ more than independent draws do: rows of one share their chance.
+
+    Args:
+        inside: Draws of each batch at which an event happened.
+        counts: Draws of each batch.
+
+    Raises:
+        UnsupportedError: The batches' shares are spread too widely.
+    """
+    from scipy.special import chdtrc
+
+    share = sum(inside) / sum(counts)
+    # the chi-square is trusted where a batch holds some of either kind: small ones are joined
+    least = 5 / max(min(share, 1 - share), 1e-300)
+    groups, hits, size = list[tuple[int, int]](), 0, 0
+    for hit, count in zip(inside, counts, strict=True):
+        hits, size = hits + hit, size + count
+        if size >= least:
+            groups.append((hits, size))
+            hits = size = 0
+    if len(groups) < 2:
+        return
+    spread = sum((hit - share * n) ** 2 / (n * share * (1 - share)) for hit, n in groups)
+    if chdtrc(len(groups) - 1, spread) < _CHANCE / 1000:  # the tail of few counts is heavier
+        raise UnsupportedError(
+            "smoothing needs independent draws, and batches of this victim's draws differ more "
+            "than such draws do: let it draw for every row"
+        )
+
+
+def _unequal(groups: list[Tensor]) -> bool:
+    """Whether ranks say that numbers are not all of one law; false by chance once in 1e9."""
+    from scipy.stats import kruskal
+
+    values = [group.nan_to_num(nan=torch.inf, posinf=1e300).cpu().numpy() for group in groups]
+    if all((value == values[0][0]).all() for value in values):
+        return False
+    return bool(kruskal(*values).pvalue < _CHANCE)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.isclose(one, other, rtol=_AGREE, atol=_AGREE, equal_nan=True).all())
