@@ -182,9 +182,28 @@ def admit(layer: nn.Module) -> None:
         raise UnsupportedError(f"the forward of the class {kind.__name__} was replaced; restore it")
     if layer.training and isinstance(layer, _MODED):
         raise UnsupportedError(f"bounds want evaluation mode, got a {kind.__name__} in training")
-    for tensor in (*layer._parameters.values(), *layer._buffers.values()):
+    admit_tensors(layer)
+    for attribute, value in vars(layer).items():
+        if isinstance(value, Tensor):
+            raise UnsupportedError(
+                f"bounds want weights that are parameters or buffers, got a {kind.__name__} whose "
+                f"{attribute} is a tensor beside them; register it"
+            )
+
+
+def admit_tensors(module: nn.Module) -> None:
+    """Raise on a module whose tensors may compute something else than plain ones do.
+
+    Args:
+        module: Alone, without its submodules.
+
+    Raises:
+        UnsupportedError: A parameter, buffer or attribute of a tensor subclass.
+    """
+    attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    for tensor in (*module._parameters.values(), *module._buffers.values(), *attributes):
         if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
             raise UnsupportedError(
-                f"bounds want plain tensors, got a {kind.__name__} with weights of type "
-                f"{type(tensor).__name__}"
+                f"bounds want plain tensors, got a {type(module).__name__} with weights of type "
+                f"{type(tensor).__name__}; store them as torch.nn.Parameter"
             )

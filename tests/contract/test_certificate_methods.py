@@ -22,6 +22,7 @@ CASES = {
     "noncentral": ("noncentral", {"displacement": "paired"}),
     "sampled_reach": ("sampled_reach:draws=400,steps=5", {"displacement": "paired"}),
     "smoothing": ("smoothing:draws=2000", {"displacement": "paired", "noise": 0.1}),
+    "support_set": ("support_set", {"proves": False}),  # half of the mass, all at its worst
     "tangent": ("tangent", {"proves": False}),
     "trace_markov": ("trace_markov", {}),
 }

@@ -48,6 +48,7 @@ CASES = {
     "self-supervision": (objectives.SelfSupervision(), None),
     "smooth-encoder": (objectives.SmoothEncoder(), None),
     "spectral-regularization": (objectives.SpectralRegularization(), None),
+    "support-set": (objectives.SupportSet(size=0.02), None),
     "total-correlation": (objectives.TotalCorrelation(size=100), None),
 }
 

@@ -4,6 +4,7 @@ from robustvae.certificates.certification import Certificate, certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.curves import CertifiedCurve, certified_curve
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
+from robustvae.certificates.methods.support_set import support_set_error
 from robustvae.certificates.movement import Encoder, Movement
 from robustvae.certificates.propagation import Add, Cause, LinearBounds, Relaxation
 from robustvae.certificates.question import Question
@@ -51,5 +52,6 @@ __all__ = [
     "Question",
     "Relaxation",
     "ScoreBounds",
+    "support_set_error",
     "tangent_reach",
 ]

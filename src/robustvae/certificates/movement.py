@@ -198,7 +198,9 @@ def mean_path(parts: Composition, dtype: torch.dtype) -> nn.Module:
 
     def placed(layer: int) -> nn.Module:
         """Puts a layer's values where they lie in the flat latent."""
-        place = nn.Linear(widths[layer], sum(widths), bias=False, dtype=dtype)
+        # first weights would spend torch's own generator
+        size = (widths[layer], sum(widths))
+        place = nn.utils.skip_init(nn.Linear, *size, bias=False, dtype=dtype)
         with torch.no_grad():
             place.weight.zero_()
             place.weight[sum(widths[:layer]) : sum(widths[: layer + 1])].fill_diagonal_(1.0)

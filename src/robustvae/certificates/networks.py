@@ -60,7 +60,7 @@ def composition_of(vae: VAE, *, decoder: bool = True) -> Composition:
     # a stranger's own `paths` would be a statement, too
     paths = vae.paths() if is_known else paths_of(vae)
     if vae.dtype != torch.float64 or vae.device.type != "cpu":
-        return composition_of(copy.deepcopy(vae).to("cpu", torch.float64), decoder=decoder)
+        return composition_of(exact_copy(vae), decoder=decoder)
     with frozen(vae):
         encoder = traced(paths.encoder, vae.image_shape)
         outputs = traced(paths.decoder, (vae.latent,)) if decoder else None
@@ -89,6 +89,17 @@ def composition_of(vae: VAE, *, decoder: bool = True) -> Composition:
         joint=joint,
         precision=paths.precision,
     )
+
+
+def exact_copy(vae: VAE) -> VAE:
+    """The model in float64 on the CPU, a copy of its own.
+
+    Raises:
+        UnsupportedError: Tensors that are not plain, which a copy may not carry over.
+    """
+    for module in vae.modules():
+        gate.admit_tensors(module)
+    return copy.deepcopy(vae).to("cpu", torch.float64)
 
 
 def output_of(network: nn.Module, x: Tensor) -> Tensor:

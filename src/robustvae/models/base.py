@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustvae.errors import (
     ConfigError,
     DtypeError,
+    ModelError,
     NonFiniteError,
     ShapeError,
     UnsupportedError,
@@ -351,13 +352,21 @@ def _check_floating(value: Tensor, name: str) -> None:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise `NonFiniteError` if any weight or buffer is a NaN or an infinity.
+    """Raise if any weight or buffer is a NaN or an infinity, or has no values yet.
 
     Whatever is measured on such a model would look like a result: entry points ask this first.
+
+    Raises:
+        NonFiniteError: A NaN or an infinity.
+        ModelError: A lazy layer that was never called.
     """
     for name, tensor in module.state_dict().items():
         if not isinstance(tensor, Tensor):  # quantized layers hold types and settings too
             continue
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(
+                f"weights must have values, got the lazy {name!r} without any: call the model once"
+            )
         # a finite sum has finite terms, and is the quicker to make; a sum may overflow all the same
         if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
             continue

@@ -8,6 +8,7 @@ from robustvae.objectives.registry import create, names
 from robustvae.objectives.self_consistency import SelfConsistency, SelfSupervision
 from robustvae.objectives.smooth_encoder import SmoothEncoder
 from robustvae.objectives.spectral import SpectralRegularization
+from robustvae.objectives.support_set import SupportSet
 from robustvae.objectives.total_correlation import TotalCorrelation
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "SelfSupervision",
     "SmoothEncoder",
     "SpectralRegularization",
+    "SupportSet",
     "TotalCorrelation",
 ]

@@ -13,6 +13,7 @@ from robustvae.certificates.methods.lipschitz import (
 from robustvae.certificates.methods.neyman_pearson import NeymanPearson
 from robustvae.certificates.methods.sampled_reach import SampledReach
 from robustvae.certificates.methods.smoothing import Smoothing
+from robustvae.certificates.methods.support_set import SupportSet
 
 __all__ = [
     "Barrett",
@@ -25,6 +26,7 @@ __all__ = [
     "Noncentral",
     "SampledReach",
     "Smoothing",
+    "SupportSet",
     "Tangent",
     "Task",
     "TraceMarkov",

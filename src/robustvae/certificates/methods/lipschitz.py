@@ -9,7 +9,6 @@ verified Lipschitz constants.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from robustvae.certificates.constants import (
 )
 from robustvae.certificates.methods.base import SILENT, Finding, Task, row_normals
 from robustvae.certificates.movement import Encoder
-from robustvae.certificates.networks import EXTRA_UNITS, composition_of, output_of
+from robustvae.certificates.networks import EXTRA_UNITS, composition_of, exact_copy, output_of
 from robustvae.certificates.rounding import Arithmetic, forward_error, unit_of
 from robustvae.certificates.tangent import tangent_reach
 from robustvae.errors import UnsupportedError
@@ -188,7 +187,7 @@ def _model_of(task: Task) -> _Model:
         vae = task.vae
         unit_of(vae.dtype, vae.device)
         gate.is_known_model(vae)
-        exact = copy.deepcopy(vae).to("cpu", torch.float64)
+        exact = exact_copy(vae)
         parts = composition_of(exact)
         constants = constants_of(parts, vae.image_shape, vae.latent)
         images = task.x.to("cpu", torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -18,7 +17,7 @@ from robustvae.certificates.methods.base import (
 )
 from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
-from robustvae.certificates.networks import composition_of
+from robustvae.certificates.networks import composition_of, exact_copy
 from robustvae.certificates.propagation import METHODS, Method
 from robustvae.certificates.question import Question
 from robustvae.certificates.rounding import Arithmetic, unit_of
@@ -51,7 +50,7 @@ class NeymanPearson:
         """Radii at which the lemma keeps the event of the clean draws."""
         check_own_posterior(task)
         vae, ask = task.vae, task.question
-        exact = copy.deepcopy(vae).to("cpu", torch.float64)
+        exact = exact_copy(vae)
         unit_of(vae.dtype, vae.device)
         gate.is_known_model(vae)
         is_fixed = composition_of(exact, decoder=False).spread.is_constant
