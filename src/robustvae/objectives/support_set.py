@@ -130,14 +130,14 @@ def worst_explanation(parts: Composition, x: Tensor, size: float, m: float) -> T
             "support sets want a model with one layer of latents: use a `vae`, or another objective"
         )
     low, high = ends(parts.trunk, x - size, x + size)
-    least, most = ends(parts.mean_head, low, high)
+    first, last = ends(parts.mean_head, low, high)
     if parts.spread_head is None:
-        stddev = parts.spread.stddev(most)
+        stddev = parts.spread.stddev(last)
     else:
         stddev = parts.spread.interval(*ends(parts.spread_head, low, high))[1]
     share = torch.tensor((1 + m ** (1 / parts.width)) / 2, dtype=torch.float64)
     reach = float(torch.special.ndtri(share)) * stddev
-    outputs = ends(parts.decoder, least - reach, most + reach)
+    outputs = ends(parts.decoder, first - reach, last + reach)
     losses = [
         -likelihood_of(end, parts.likelihood, parts.scale).log_prob(x).flatten(1) for end in outputs
     ]

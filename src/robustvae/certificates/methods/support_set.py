@@ -53,8 +53,8 @@ class SupportSet:
     def __call__(self, task: Task) -> Finding:
         """The largest radii at which the whole box stays within r."""
         common, ask = grounds(task), task.question
-        learned = not common.constants.fixed_stddev
-        encoder = Encoder(common.exact, spread=learned and ask.displacement != "centered")
+        is_learned = not common.constants.fixed_stddev
+        encoder = Encoder(common.exact, spread=is_learned and ask.displacement != "centered")
         quantile = box_quantile(ask.m**0.5 if common.paired else ask.m, task.vae.latent)
         sides = task.x[0].numel() ** 0.5 if ask.norm == "linf" else 1.0
 
@@ -63,13 +63,13 @@ class SupportSet:
             movement = encoder.over(common.images, radius, norm=ask.norm)
             error, share = encoder.rounding(common.images, radius * sides, common.arithmetic)
             stddev = movement.most if encoder.spread else common.posterior.stddev
-            most = stddev * (1 + share[:, None])
-            widths = half_widths(movement, most, quantile) + error[:, None]
-            moved = _distances(common, widths)
+            largest = stddev * (1 + share[:, None])
+            widths = half_widths(movement, largest, quantile) + error[:, None]
+            total = _distances(common, widths)
             mean, inside = common.posterior.mean, widths.norm(dim=1) * (1 + bounds.SLACK)
             errors = common.output_error(mean, inside)
             other = inside if common.paired else torch.zeros_like(inside)
-            return moved + errors + common.output_error(mean, other)
+            return total + errors + common.output_error(mean, other)
 
         none = torch.zeros(len(task.x), dtype=torch.float64)
         least = distance(none)
@@ -86,7 +86,7 @@ class SupportSet:
             upper = torch.full_like(none, common.images[0].numel() ** 0.5 / sides)
             radii = largest_radius(share_of_rest, torch.minimum(start, upper), upper)
         assumptions = common.assumptions
-        if ask.displacement == "centered" and learned:
+        if ask.displacement == "centered" and is_learned:
             assumptions = (*assumptions, SILENT)
         return Finding({"support_set": radii * possible}, assumptions)
 
@@ -171,16 +171,16 @@ def box_quantile(m: float, latent: int) -> float:
     return float(torch.special.ndtri(share)) * _UP
 
 
-def half_widths(movement: Movement, most: Tensor, quantile: float) -> Tensor:
+def half_widths(movement: Movement, spread: Tensor, quantile: float) -> Tensor:
     """How far each coordinate of most draws lies from the clean mean, at the most, (B, d).
 
     Args:
         movement: Of the mean over the ball.
-        most: Upper bounds on the spread, (B, d).
+        spread: Upper bounds on it, (B, d).
         quantile: As of `box_quantile`.
     """
     mean = torch.maximum(movement.mean.upper, -movement.mean.lower).clamp_min(0)
-    return (mean + quantile * most) * _UP
+    return (mean + quantile * spread) * _UP
 
 
 def output_box(parts: Composition, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,10 +200,10 @@ def _over_box(parts: Composition, center: Tensor, width: Tensor) -> tuple[Tensor
     assert parts.decoder is not None
     # first weights would spend torch's own generator
     size = len(center)
-    scaled = nn.utils.skip_init(nn.Linear, size, size, dtype=torch.float64).requires_grad_(False)
-    scaled.weight.copy_(width.diag())
-    scaled.bias.copy_(center)
-    network = Relaxation(nn.Sequential(scaled, parts.decoder), shape=(len(center),))
+    scaling = nn.utils.skip_init(nn.Linear, size, size, dtype=torch.float64).requires_grad_(False)
+    scaling.weight.copy_(width.diag())
+    scaling.bias.copy_(center)
+    network = Relaxation(nn.Sequential(scaling, parts.decoder), shape=(len(center),))
     ball = torch.zeros(1, len(center), dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     (ends,) = network.over(*ball, norm="linf")
     logits = ends.value.flatten(1)
