@@ -301,3 +301,20 @@ def test_refused_or_holds_deployed(name, generator, monkeypatch):
         chance = deployed(subject, x, step.to(x.dtype), lower.centers)
         # 300 uses have a standard deviation of at most 0.029
         assert chance >= 0.5 - 0.12, (name, chance, float(lower.radius[0]))
+
+
+def test_model_changed_is_seen_again():
+    """What was looked at once is looked at again when another encoder has taken its place."""
+    subject = rv.Victim(rv.load("digits-vae"), rv.InputNoise(S))
+    x = rv.data.load("digits", split="test").x[:1]
+    ask = {"methods": ["smoothing"], "draws": 40, "generator": rv.generator(0)}
+    assert float(certify(subject, x, 5.0, **ask).radius[0]) > 0
+    right = subject.vae.trunk
+
+    class Place(torch.nn.Module):
+        def forward(self, x):
+            return right(x) * (1 + (torch.arange(len(x)) > 4).to(x)[:, None])
+
+    subject.vae.trunk = Place()
+    lower = certify(subject, x, 5.0, **ask)
+    assert not float(lower.radius[0]) and any("encoder gives" in a for a in lower.assumptions)
