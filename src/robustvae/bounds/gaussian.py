@@ -76,8 +76,8 @@ def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most:
     """How often an event can fail once mean and standard deviation have moved (ours).
 
     (e^{D_a} f)^{(a-1)/a}, the least over orders a > 1, with D_a the Renyi divergence of the moved
-    normal from the first: by Hoelder's inequality. At a fixed standard deviation
-    `neyman_pearson_shift` is sharper.
+    normal from the first: by Hoelder's inequality. The smaller of two ways: mean and spread at
+    once; or the mean first, exactly, by Neyman-Pearson, Phi(Phi^-1(f) + D), then the spread alone.
 
     Args:
         failure: Upper bound f on the event's failure probability under N(mu, diag stddev^2), (B,).
@@ -98,11 +98,18 @@ def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most:
         >>> one = torch.ones(1, 2)
         >>> still = moved_failure(0.01, 0.0, one, one, one)
         >>> round(float(still), 4), round(float(moved_failure(0.01, 1.0, one, one, 1.1 * one)), 3)
-        (0.01, 0.186)
+        (0.01, 0.181)
     """
-    stddev = double(stddev)
+    stddev, failure, shift = double(stddev), double(failure), double(shift)
     ends = [(double(end) / stddev).square() for end in (least, most)]
-    square = double(shift).square()[..., None]
+    still = torch.special.ndtr(torch.special.ndtri(failure) + shift) * (1 + CDF_SLACK)
+    together = _by_hoelder(failure, shift.square(), ends)
+    return torch.minimum(together, _by_hoelder(still, torch.zeros_like(shift), ends))
+
+
+def _by_hoelder(failure: Tensor, square: Tensor, ends: list[Tensor]) -> Tensor:
+    """Hoelder's bound with a squared shift and intervals of the ratio of variances, (B,)."""
+    square = square[..., None]
     # every order gives a bound: a grid finds nearly the best, without a search that might fail
     order = 1 + torch.logspace(-2, 3, 200, dtype=torch.float64)
     inner = [order - (order - 1) * end[..., None] for end in ends]  # (B, d, orders)
@@ -113,7 +120,7 @@ def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most:
     ]
     mean = order * square / (2 * inner[1].amin(-2).clamp_min(1e-300))
     divergence = mean + torch.maximum(*spread).sum(-2)
-    log_failure = (double(failure).log()[..., None] + divergence) * (order - 1) / order
+    log_failure = (failure.log()[..., None] + divergence) * (order - 1) / order
     log_failure = torch.where(valid, log_failure, 0.0)
     return (log_failure.amin(-1).exp() * (1 + CDF_SLACK)).clamp(max=1)
 
