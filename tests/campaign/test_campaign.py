@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import robustvae as rv
 from robustvae import errors, registry
-from robustvae.audit import Run
+from robustvae.audit import Run, read_plan
+from robustvae.audit.auditor import Auditor
+from robustvae.audit.job import AuditJob, open_bundle
+from robustvae.audit.protocol import choose, settle
 from robustvae.audit.tasks import Memory, Task, pieces
 from robustvae.campaign import Calls, Processes, Serial, driver
-from robustvae.campaign.executors.processes import sweep_scratch
+from robustvae.campaign.executors.processes import sweep_scratch, unpacked_bundle
 from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
 from robustvae.records import Store, forget_parts
@@ -236,6 +241,24 @@ def test_record_is_equal_by_processes(digits, one):
     assert records[0].environment["threads"] == records[1].environment["threads"] == "1"
     assert comparable(records[0]) == comparable(records[1])
     assert records[0].adversarials == records[1].adversarials
+
+
+def test_bundle_keeps_weights_and_pixels(digits, one, tmp_path):
+    """A worker has the model that the driver has, not the one that its factory makes alone."""
+    source = f"{Path(__file__).parents[2] / 'examples' / 'tutorial_model.py'}:build"
+    state = runpy.run_path(source.rpartition(":")[0])["build"]().state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    loading = {"weights": tmp_path / "w.pt", "pixels": (-1.0, 1.0), "fit_on": digits[:8].x}
+    vae = rv.load(source, **loading)
+    plan, question = settle(read_plan({**one, "r": 1.0}), None, {}, digits)
+    inputs = choose(digits, plan, None, 0)
+    auditor = Auditor({"mine": rv.Victim(vae)}, inputs, plan, question, 0)
+    with unpacked_bundle(AuditJob(auditor, {}, source, loading).bundle()) as folder:
+        (tmp_path / "w.pt").unlink()  # on another machine it never was
+        again = open_bundle(folder).auditor.named["mine"].vae
+    x = digits[:4].x.to(vae.dtype)
+    assert torch.equal(again.encode(x).mean, vae.encode(x).mean)
+    assert again.space == vae.space and again.space.low == -1.0
 
 
 def test_lambda_is_refused_with_remedy(digits, one):

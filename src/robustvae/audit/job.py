@@ -25,7 +25,7 @@ from robustvae.audit.store import packed, packed_result, unpacked
 from robustvae.audit.tasks import Bundle, Part, State, Task, Words
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, UnsupportedError
-from robustvae.models import checkpoint
+from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import saved_name
 from robustvae.records import QuestionFacts, plain
 
@@ -53,15 +53,21 @@ class AuditJob:
         auditor: What measures.
         header: What decides the numbers, for the key.
         source: What `rv.load` takes for a model that is none of the library's.
+        loading: What it takes beside the source.
     """
 
     bears_failure = False  # an input may fail; where all do, it is the model or the question
 
     def __init__(
-        self, auditor: Auditor, header: Mapping[str, Any], source: str | None = None
+        self,
+        auditor: Auditor,
+        header: Mapping[str, Any],
+        source: str | None = None,
+        loading: Mapping[str, Any] | None = None,
     ) -> None:
         self.auditor = auditor
         self.source = source
+        self.loading = dict(loading or {})
         text = json.dumps({"schema": SCHEMA, **plain(dict(header))}, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()
 
@@ -259,7 +265,36 @@ class AuditJob:
                 "workers load the model themselves, and this one is none of the library's: say "
                 "how with Run(source='FILE.py:FACTORY'), or use the executor serial"
             )
-        return {"source": self.source, "sha256": digest}
+        entry: dict[str, Any] = {"source": self.source, "sha256": digest}
+        weights, examples = self.loading.get("weights"), self.loading.get("fit_on")
+        if weights is not None and Path(weights).is_file():
+            entry["weights"] = f"weights-{number}{Path(weights).suffix}"
+            files[entry["weights"]] = Path(weights).read_bytes()
+        if examples is not None:
+            entry["fit_on"] = f"fit-{number}.npy"
+            files[entry["fit_on"]] = _array_bytes(examples)
+        if self.loading.get("pixels") is not None:
+            entry["pixels"] = self.loading["pixels"]
+        return entry
+
+
+def _loaded(entry: Mapping[str, Any], folder: Path) -> VAE:
+    """The model of an entry that `AuditJob.bundle` wrote."""
+    from robustvae import zoo
+
+    place = entry.get("folder")
+    if place is not None:  # a member that a module registers when it is imported
+        importlib.import_module(entry["module"])
+        return checkpoint.load(folder / place)
+    options: dict[str, Any] = {}
+    if "weights" in entry:
+        options["weights"] = folder / entry["weights"]
+    if "fit_on" in entry:
+        options["fit_on"] = torch.from_numpy(np.load(folder / entry["fit_on"], allow_pickle=False))
+    if "pixels" in entry:
+        pixels = entry["pixels"]
+        options["pixels"] = tuple(pixels) if isinstance(pixels, list) else pixels
+    return zoo.load(entry["source"], **options)
 
 
 def _modules(specs: list[Any]) -> list[str]:
@@ -306,17 +341,12 @@ def open_bundle(folder: Path) -> AuditJob:
     Raises:
         RobustVAEError: A model that cannot be made here, or has other weights.
     """
-    from robustvae import zoo
-
     spec = json.loads((folder / _SPEC).read_text(encoding="utf-8"))
     for module in spec["modules"]:  # whose decorators register what the plan names
         importlib.import_module(module)
     models = []
     for entry in spec["models"]:
-        place = entry.get("folder")
-        if place is not None:  # a member that a module registers when it is imported
-            importlib.import_module(entry["module"])
-        vae = zoo.load(entry["source"]) if place is None else checkpoint.load(folder / place)
+        vae = _loaded(entry, folder)
         if entry["sha256"] is not None and checkpoint.weights_sha256(vae) != entry["sha256"]:
             raise ConfigError(f"{entry.get('source')} has other weights in a worker: keep its file")
         models.append(vae)

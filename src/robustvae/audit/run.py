@@ -189,7 +189,7 @@ def audit(
     else:
         auditor = Auditor(by_name, inputs, stages, facts, seed)
         auditor.clock = Clock(budget, costs, stages, time.monotonic() - start_time)
-        job = AuditJob(auditor, head, run.source)
+        job = AuditJob(auditor, head, run.source, run.loading)
         if head["model"].sha256 is None:  # it could not be told from another's parts
             run = dataclasses.replace(run, keep=None)
         if run.keep is not None:  # told now, not after hours of computing

@@ -32,6 +32,8 @@ class Run:
         name: What to call the model in the record.
         source: What `rv.load` takes to load the model again: for whoever verifies the record, and
             for workers, where the model is not one of the library's own.
+        loading: What `rv.load` takes beside the source: `weights`, `pixels`, `fit_on`. Workers are
+            given the content of the weights, not their place.
         keep: A folder for what is finished, so that nothing is lost when the run is stopped.
         resume: Go on from what the same audit left in `keep` (the same weights, inputs, plan and
             seed); None does so where the weights can be identified, False starts anew.
@@ -58,6 +60,7 @@ class Run:
     executor: Any = "serial"
     notice: Words | None = None
     announce: Words | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
 
 def space_needed(tasks: Sequence[Task], inputs: int, values: int) -> int:

@@ -148,6 +148,12 @@ def run(options: Options) -> None:
                 run=Run(
                     name=options.name or Path(options.model).name,
                     source=options.model,
+                    loading=common.loading(
+                        options.model,
+                        weights=options.weights,
+                        pixels=options.pixels,
+                        data=options.data,
+                    ),
                     keep=options.out / common.PARTS,
                     resume=resume,
                     progress=progress or (lambda done, total, what: None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import typer
 
@@ -64,13 +64,12 @@ def run(options: Options) -> None:
             else:
                 check_owned(folder, FILES)
                 model = one.model
-                vae = common.load_model(
-                    model.model,
-                    options.device,
-                    weights=None if model.weights is None else Path(model.weights),
-                    pixels=model.pixels,
-                    data=campaign.data,
-                )
+                looks: dict[str, Any] = {
+                    "weights": None if model.weights is None else Path(model.weights),
+                    "pixels": model.pixels,
+                    "data": campaign.data,
+                }
+                vae = common.load_model(model.model, options.device, **looks)
                 images = common.load_images(model.model, campaign.data, campaign.split)
                 common.check_fit(vae, images)
                 with common.progress(one.name, options.quiet) as progress:
@@ -84,6 +83,7 @@ def run(options: Options) -> None:
                         run=Run(
                             name=model.name or Path(model.model).name,
                             source=model.model,
+                            loading=common.loading(model.model, **looks),
                             keep=folder / common.PARTS,
                             resume=False if options.fresh else None,
                             progress=progress or (lambda done, total, what: None),

@@ -164,13 +164,23 @@ def load_model(
     """The model of that name, folder, Hub id or FILE.py:FACTORY, on a device that computes."""
     from robustvae import zoo
     from robustvae.models.base import move
+
+    settings = loading(model, weights=weights, pixels=pixels, data=data)
+    return move(zoo.load(model, **settings), device)
+
+
+def loading(
+    model: str, *, weights: Path | None = None, pixels: str | None = None, data: str | None = None
+) -> dict[str, Any]:
+    """What `rv.load` takes beside the model, also in workers."""
     from robustvae.models.factories import is_factory
 
-    settings: dict[str, Any] = {} if pixels is None else {"pixels": read_pixels(pixels)}
+    settings: dict[str, Any] = {} if weights is None else {"weights": weights}
+    if pixels is not None:
+        settings["pixels"] = read_pixels(pixels)
     if is_factory(model) and data is not None:
         settings["fit_on"] = load_images(model, data)[:8].x
-    vae = zoo.load(model, weights, **settings)
-    return move(vae, device)
+    return settings
 
 
 def load_images(model: str, data: str | None, split: str = "test") -> Any:
