@@ -406,7 +406,7 @@ def test_defense_advice_states_effect_and_price(make_record):
         assert "effect 1.00, price without attack 0.500; undefended effect 3.00" in text
 
 
-def test_no_words_of_what_is_not_drawn(make_record):
+def test_words_name_drawn_things_only(make_record):
     """Where nothing is certified there is no blue to speak of."""
     record = make_record(6)
     assert "the blue bar" in page.render(record)
