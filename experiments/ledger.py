@@ -221,24 +221,27 @@ def _once(key: str) -> str:
     return key
 
 
-def _changes() -> dict[str, tuple[float, float]]:
-    """What more epochs changed, with its standard error, by the key of the cell."""
-    path = RESULTS / "kuzina2022-length.json"
-    rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
-    return {row["source"]: (row["measured"], row["stderr"]) for row in rows if row["source"]}
+def _changes() -> dict[str, tuple[float, float, str]]:
+    """What more epochs changed, with its standard error and page, by the key of the cell."""
+    return {
+        row["source"]: (row["measured"], row["stderr"], path.stem)
+        for path in sorted(RESULTS.glob("kuzina2022-length*.json"))
+        for row in json.loads(path.read_text("utf-8"))["rows"]
+        if row["source"]
+    }
 
 
-def _moved(cell: Cell, change: tuple[float, float] | None) -> Cell:
+def _moved(cell: Cell, change: tuple[float, float, str] | None) -> Cell:
     """A cell whose gap more training closes: by three standard errors and a tenth of it."""
     if change is None or cell.ours is None or cell.verdict != "off, unexplained":
         return cell
-    moved, error = change
+    moved, error, page = change
     gap = cell.value - cell.ours.value
     if abs(moved) <= 3 * error or moved / gap < 0.1:
         return cell
     why = (
         f"length of training: a little more changes it by {moved:+.3g} ± {error:.1g} "
-        f"(kuzina2022-length.md), toward the paper's 300 epochs; {gap:+.3g} are missing"
+        f"({page}.md), toward the paper's 300 epochs; {gap:+.3g} are missing"
     )
     return cell.model_copy(update={"verdict": "off, cause measured", "why": why})
 
