@@ -99,7 +99,8 @@ def sphere_trials(spec: Spec, run: Run) -> Result:
             row, place = divmod(k, each)
             i, step = int(certified[row]), steps[row][place : place + 1]
             chance = _chance(vae, x[i], step, displacement, spec, spec.fresh, generator)
-            _, high = clopper_pearson(chance * spec.fresh, spec.fresh, _CONFIDENCE, sides=1)
+            inside = (chance * spec.fresh).round()  # a share of the draws is no whole number
+            _, high = clopper_pearson(inside, spec.fresh, _CONFIDENCE, sides=1)
             violations += int(float(torch.as_tensor(high)) <= spec.m)
             least = min(least, float(chance))
         rows.append(Row(displacement, "perturbations", len(screened), n=len(certified)))
