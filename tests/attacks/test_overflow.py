@@ -45,6 +45,20 @@ def judged(dtype, deployed):
     return vae, x, exact
 
 
+def test_audits_of_half_types_list_the_nearest():
+    plan = {"base": "smoke", "inputs": 2, "probes": 0, "margins": None, "draws": 10}
+    for deployed in (torch.float16, torch.float32):
+        vae, x, exact = judged("float16", deployed)
+        record = rv.audit(vae, rv.data.from_tensor(x), plan, question={"r": 1.0})
+        sizes = {row["overflow_distance"] for row in record.rows}
+        if deployed == torch.float32:
+            assert sizes == {None}
+            continue
+        assert all(size == pytest.approx(exact, rel=0.01) for size in sizes)
+        assert {row["overflow_share"] for row in record.rows} == {1.0}
+        assert any(entry.key == "overflow_distance" for entry in record.summary)
+
+
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("is_half", [False, True])
 def test_nearest_overflow_has_a_closed_form(dtype, is_half):

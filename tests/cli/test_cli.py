@@ -8,10 +8,11 @@ import warnings
 from importlib import metadata
 
 import pytest
+import torch
 import yaml
 
 import robustvae as rv
-from robustvae import cli, zoo
+from robustvae import cli, errors, zoo
 from robustvae.audit import job
 from robustvae.cli import parser
 from robustvae.errors import single_line
@@ -434,3 +435,39 @@ def test_pipe_is_no_plan(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")  # nobody writes into it: reading would never end
     words = ("campaign", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"))
     fails(capsys, *words, says="must be a regular file")
+
+
+FACTORY = """
+import torch
+
+def build():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4), torch.nn.Linear(4, 16))
+    return model.float()
+
+def empty():
+    pass
+"""
+
+
+def test_arrays_come_in_the_stated_unit(tmp_path):
+    import numpy as np
+
+    from robustvae.cli import common
+
+    (tmp_path / "model.py").write_text(FACTORY)
+    values = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 1, 16)
+    np.save(tmp_path / "audio.npy", values)
+    np.save(tmp_path / "pictures.npy", (values.reshape(4, 1, 4, 4) + 1) / 2)
+    factory = f"{tmp_path}/model.py:build"
+    for name, pixels in (("audio", "-1,1"), ("pictures", "-1,1"), ("pictures", "mean=0.5,std=0.5")):
+        options = common.ModelAndData(factory, f"{tmp_path}/{name}.npy", pixels=pixels)
+        vae, images = options.load()
+        assert vae.space.low == -1 and vae.space.high == 1
+        expected = (torch.from_numpy(values).reshape(images.x.shape) + 1) / 2
+        torch.testing.assert_close(images.x, expected.to(images.x))
+    with pytest.raises(errors.ModelError, match="returned None: end it with return model"):
+        common.load_model(f"{tmp_path}/model.py:empty", data="digits")
+    for wrong in ("1", "mean=0.5", "mean=a,std=1"):
+        with pytest.raises(errors.ConfigError, match="or a normalization, such as"):
+            common.read_pixels(wrong)

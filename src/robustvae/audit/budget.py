@@ -36,6 +36,7 @@ _MARGIN_TESTS = 6
 _PROBE_RUNS = 7  # attacks of the probes: at x, twice and without radius, and at four neighbors
 _PROBE_PASSES = 500  # forward passes of the probes' differences, which attacks ask for too
 _BAND_DRAWS, _BAND_SMOOTHING = 100, 2000  # draws of the two bands
+_OVERFLOW_PASSES = 40  # 20 steps, and a bisection of 14 looks
 _OTHER_PASSES = 10  # of each attack, for measures that are not the library's own
 
 Note = Callable[[str], None]
@@ -182,9 +183,14 @@ def stage_seconds(
         "certificate": (plan.smoothing if victim.noise is not None else 1) * unit.forward,
         "first-order": products * bare if is_small(victim.vae, x) else 0.0,
         "geometry": products * bare,
+        "overflow": _OVERFLOW_PASSES * bare if _is_half(victim) else 0.0,
         "probes": draws
         * (_PROBE_RUNS * probe_steps * unit.gradient + _PROBE_PASSES * unit.forward),
     }
+
+
+def _is_half(victim: Victim) -> bool:
+    return bool({p.dtype for p in victim.vae.parameters()} & {torch.float16, torch.bfloat16})
 
 
 def total_seconds(plan: Plan, seconds: Mapping[str, float]) -> float:

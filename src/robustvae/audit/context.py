@@ -359,6 +359,7 @@ def standard_measures() -> tuple[str, ...]:
         "band-certified",
         "first-order",
         "geometry",
+        "overflow",
     )
 
 

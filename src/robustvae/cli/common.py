@@ -43,7 +43,10 @@ Weights = Annotated[
 ]
 Pixels = Annotated[
     str | None,
-    typer.Option(help="What a model of your own reads, such as -1,1; images stay in [0, 1]."),
+    typer.Option(
+        help="What a model of your own reads, such as -1,1 or mean=0.5,std=0.25; images stay in "
+        "[0, 1]."
+    ),
 ]
 Split = Annotated[str, typer.Option(help="Which part of the data: test or train.")]
 Tolerance = Annotated[
@@ -96,7 +99,7 @@ class ModelAndData:
         vae = load_model(
             self.model, self.device, weights=self.weights, pixels=self.pixels, data=self.data
         )
-        images = load_images(self.model, self.data, self.split)
+        images = load_images(self.model, self.data, self.split, self.pixels)
         check_fit(vae, images)
         return vae, images
 
@@ -179,12 +182,40 @@ def loading(
     if pixels is not None:
         settings["pixels"] = read_pixels(pixels)
     if is_factory(model) and data is not None:
-        settings["fit_on"] = load_images(model, data)[:8].x
+        own = None if pixels is None else own_array(data)
+        if own is None:
+            settings["fit_on"] = load_images(model, data)[:8].x
+        else:
+            import torch
+
+            settings["fit_on"] = torch.from_numpy(own[:8].astype("float32"))
     return settings
 
 
-def load_images(model: str, data: str | None, split: str = "test") -> Any:
-    """The data set named, or else the one that the model's card names."""
+def own_array(data: str) -> Any:
+    """The numbers of an .npy file that is in the model's own unit, mapped; None of all others."""
+    import numpy as np
+
+    path = Path(data.removeprefix("folder:")).expanduser()
+    if path.suffix != ".npy" or not path.is_file():
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):  # whoever reads it as images says what is wrong
+        return None
+    if array.dtype.kind != "f" or array.ndim < 2 or not len(array):
+        return None
+    is_unit = array.ndim in (3, 4) and array.min() >= 0 and array.max() <= 1
+    return None if is_unit else array
+
+
+def load_images(
+    model: str, data: str | None, split: str = "test", pixels: str | None = None
+) -> Any:
+    """The data set named, or else the one that the model's card names.
+
+    An .npy file of numbers beyond [0, 1] is in the unit that `--pixels` states.
+    """
     import robustvae.data
     from robustvae import zoo
     from robustvae.models.factories import is_factory
@@ -192,6 +223,10 @@ def load_images(model: str, data: str | None, split: str = "test") -> Any:
 
     if data is None and (is_factory(model) or PATH.fullmatch(model)):
         raise ConfigError(f"the data of {model} are not known: give --data FOLDER or a name")
+    own = None if data is None or pixels is None else own_array(data)
+    if own is not None:
+        space = robustvae.data.InputSpace.of(read_pixels(pixels or ""), own.shape[1:])
+        return robustvae.data.as_images(own, space=space, split=split, name=f"folder:{data}")
     if data is not None and Path(data).expanduser().exists():
         return robustvae.data.as_images(Path(data), split=split)
     if data is None:
@@ -213,12 +248,21 @@ def with_anomalies(images: Any, anomalous: str, split: str = "test") -> Any:
     return robustvae.data.joined(sets, name=f"{images.name} and {other.name}")
 
 
-def read_pixels(text: str) -> tuple[float, float]:
-    """The range that `--pixels LOW,HIGH` stands for."""
+def read_pixels(text: str) -> Any:
+    """What `--pixels` stands for: LOW,HIGH, or mean=M,std=S with one number for each channel."""
     try:
+        if text.startswith("mean="):
+            mean, std = text.removeprefix("mean=").split(",std=")
+            return {
+                key: [float(part) for part in numbers.split("/")]
+                for key, numbers in (("mean", mean), ("std", std))
+            }
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--pixels must be LOW,HIGH, such as -1,1, got {text!r}") from None
+        raise ConfigError(
+            "--pixels must be LOW,HIGH, such as -1,1, or a normalization, such as "
+            f"mean=0.5,std=0.25 or mean=0.49/0.48/0.45,std=0.2/0.2/0.2, got {text!r}"
+        ) from None
     return low, high
 
 

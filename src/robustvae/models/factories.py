@@ -83,6 +83,8 @@ def load_factory(text: str, weights: str | Path | None = None, **options: Any) -
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         line = " ".join(str(error).split())[:200]
         raise ModelError(f"{text} raised {type(error).__name__}: {line}") from error
+    if model is None:
+        raise ModelError(f"{text} returned None: end it with return model")
     if weights is not None:
         _load_state(model, weights)
     if isinstance(model, nn.Module):

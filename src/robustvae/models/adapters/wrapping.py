@@ -322,7 +322,7 @@ def _gives_logits(match: Match, space: InputSpace) -> bool:
 @torch.no_grad()
 def _residual(vae: WrappedVAE, space: InputSpace, given: Any, likelihood: str | None) -> float:
     """The standard deviation that residuals on inputs give to a likelihood."""
-    x = space.to_images(tensor_of(given), name="fit_on").to(vae.device, vae.dtype)
+    x = space.to_images(_shaped(tensor_of(given), space), name="fit_on").to(vae.device, vae.dtype)
     total, absolute = 0.0, 0.0
     with frozen(vae):
         for part in x.split(AT_ONCE):
@@ -454,10 +454,17 @@ def _hint(trial: Trial, call: Callable[[Tensor], Any]) -> str:
     return ""
 
 
+def _shaped(values: Tensor, space: InputSpace) -> Tensor:
+    """Inputs of a space's shape, where the model reads them flattened."""
+    if values[0].numel() != math.prod(space.shape):
+        return values
+    return values.reshape(len(values), *space.shape)
+
+
 def _example(space: InputSpace, said: Said, model: Any) -> Tensor:
     """Inputs to try the model on, as it reads them."""
     dtype, device = dtype_of(model)
     if said.fit_on is None:
         return example_of(space, dtype, device)
-    x = space.to_images(tensor_of(said.fit_on)[:8], name="fit_on")
+    x = space.to_images(_shaped(tensor_of(said.fit_on)[:8], space), name="fit_on")
     return space.to_model(x.to(device, dtype))
