@@ -45,7 +45,7 @@ def judged(dtype, deployed):
     return vae, x, exact
 
 
-def test_audits_of_half_types_list_the_nearest():
+def test_audits_list_the_nearest_overflow():
     plan = {"base": "smoke", "inputs": 2, "probes": 0, "margins": None, "draws": 10}
     for deployed in (torch.float16, torch.float32):
         vae, x, exact = judged("float16", deployed)

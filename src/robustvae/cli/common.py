@@ -182,13 +182,13 @@ def loading(
     if pixels is not None:
         settings["pixels"] = read_pixels(pixels)
     if is_factory(model) and data is not None:
-        own = None if pixels is None else own_array(data)
-        if own is None:
+        array = None if pixels is None else own_array(data)
+        if array is None:
             settings["fit_on"] = load_images(model, data)[:8].x
         else:
             import torch
 
-            settings["fit_on"] = torch.from_numpy(own[:8].astype("float32"))
+            settings["fit_on"] = torch.from_numpy(array[:8].astype("float32"))
     return settings
 
 
@@ -223,10 +223,10 @@ def load_images(
 
     if data is None and (is_factory(model) or PATH.fullmatch(model)):
         raise ConfigError(f"the data of {model} are not known: give --data FOLDER or a name")
-    own = None if data is None or pixels is None else own_array(data)
-    if own is not None:
-        space = robustvae.data.InputSpace.of(read_pixels(pixels or ""), own.shape[1:])
-        return robustvae.data.as_images(own, space=space, split=split, name=f"folder:{data}")
+    array = None if data is None or pixels is None else own_array(data)
+    if array is not None:
+        space = robustvae.data.InputSpace.of(read_pixels(pixels or ""), array.shape[1:])
+        return robustvae.data.as_images(array, space=space, split=split, name=f"folder:{data}")
     if data is not None and Path(data).expanduser().exists():
         return robustvae.data.as_images(Path(data), split=split)
     if data is None:

@@ -347,6 +347,8 @@ def is_placeholder(value: Any) -> bool:
 
 def _check_floating(value: Tensor, name: str) -> None:
     check_type(value, name, Tensor)
+    if value.is_meta:
+        raise DtypeError(f"{name} must hold values, got one on the device meta: make it on a CPU")
     if not value.is_floating_point():
         raise DtypeError(f"{name} must be of floating type, got {value.dtype}")
 
