@@ -36,3 +36,8 @@ def test_names_are_not_markup(make_record):
 
 def test_an_empty_record(make_record):
     assert "digits-lipschitz-vae" in printed(make_record(2, rows=[], summary=[], checks=[]))
+
+
+def test_title_has_no_control_characters(make_record):
+    record = make_record(3).model_copy(update={"title": "x\x1b[31m on digits"})
+    assert "\x1b" not in printed(record) and "on digits" in printed(record)

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from robustvae.errors import single_line
 from robustvae.records import Record
 from robustvae.report import reading
 from robustvae.report.numbers import NOT_MEASURED, ceil, floor, near, number
@@ -30,7 +31,7 @@ def table(record: Record) -> Group:
         >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
         >>> Console(quiet=True).print(rv.report.table(record))
     """
-    parts: list[Table | Text] = [Text(record.title, style="bold")]
+    parts: list[Table | Text] = [Text(single_line(record.title), style="bold")]
     section = section_of(record)
     if section is not None:
         parts.append(Text(section.answer[0], style="bold"))
