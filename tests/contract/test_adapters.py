@@ -31,6 +31,7 @@ ROWS = {
     "pair": "dropout",
     "plain": "one sequence",
     "pythae": "pythae model",
+    "scales": "two scales",
     "triple": "dictionary",
     "vector-quantized": "vector-quantized",
 }

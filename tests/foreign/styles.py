@@ -578,6 +578,32 @@ class Hierarchical(nn.Module):
 
 
 @style(
+    "two scales",
+    IMAGE,
+    lambda m, x: torch.cat([mean for mean, _ in m.encode(x)], 1),
+    lambda m, z: m.decode([z[:, :4], z[:, 4:]]),
+)
+class TwoScales(nn.Module):
+    """A list of a mean and a log-variance for each scale; the decoder takes a list of codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bottom, self.top = nn.Linear(64, 8), nn.Linear(4, 4)
+        self.dec = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid())
+
+    def encode(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        first, spread = self.bottom(x.flatten(1)).chunk(2, 1)
+        second, top_spread = self.top(torch.tanh(first)).chunk(2, 1)
+        return [(first, spread - 2), (second, top_spread - 2)]
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        return self.dec(torch.cat(codes, 1)).view(-1, 1, 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode([sampled(mean, log_var) for mean, log_var in self.encode(x)])
+
+
+@style(
     "audio",
     (1, 64),
     lambda m, x: m.encoder(x).flatten(1),

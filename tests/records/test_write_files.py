@@ -59,6 +59,16 @@ def test_folder_in_the_way_changes_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "manifest.json"]
 
 
+def test_what_is_no_file_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(StorageError, match="must be a regular file"):
+            write_files({tmp_path / "a": b"1", tmp_path / name: b"1"})
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_failed_rename_is_taken_back(
     tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch

@@ -371,8 +371,8 @@ def error_of(output: Tensor, x: Tensor) -> Tensor:
         >>> from robustvae.audit.context import error_of
         >>> x = torch.zeros(1, 1, 2, 2)
         >>> error_of(x, x), error_of(torch.zeros(1, 1, 1, 10), x)
-        (tensor([0.], dtype=torch.float64), tensor([nan], dtype=torch.float64))
+        (tensor([0.]), tensor([nan]))
     """
     if output.shape[1:] != x.shape[1:]:
-        return torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+        return x.new_full((len(x),), torch.nan)
     return distance(output, x)

@@ -51,11 +51,11 @@ def run(options: Options) -> None:
         robustvae advise --data fashion_mnist --price 1.3 --gradients 0
     """
     from robustvae.cli.printing import show, show_table
-    from robustvae.records import check_folder, plain, write_text
+    from robustvae.records import check_file, plain, write_text
     from robustvae.training.choices import advise, measured_choices, prices
 
     if options.out is not None:
-        check_folder(options.out.parent)
+        check_file(options.out)
     choices = advise(
         options.data,
         similarity=options.similarity,

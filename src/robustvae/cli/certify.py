@@ -69,10 +69,10 @@ def run(options: Options) -> None:
     import robustvae as rv
     from robustvae.certificates.ranges import certify_in_ranges
     from robustvae.cli.printing import floored, show, show_table
-    from robustvae.records import check_folder
+    from robustvae.records import check_file
 
     if options.out is not None:
-        check_folder(options.out.parent)
+        check_file(options.out)
     vae, images = options.load()
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)

@@ -40,10 +40,10 @@ def run(options: Options) -> None:
         robustvae evaluate runs/mine --part likelihood --draws 1000
     """
     import robustvae as rv
-    from robustvae.records import check_folder, plain, write_text
+    from robustvae.records import check_file, plain, write_text
 
     if options.out is not None:
-        check_folder(options.out.parent)
+        check_file(options.out)
     vae, images = options.load()
     train = common.load_images(options.model, options.data, "train")
     place = common.parts_beside(options.out)

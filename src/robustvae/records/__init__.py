@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustvae.records.estimate import Estimate
 from robustvae.records.files import (
+    check_file,
     check_folder,
     check_owned,
     check_space,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Case",
     "Check",
+    "check_file",
     "check_folder",
     "check_owned",
     "check_space",

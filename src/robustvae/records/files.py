@@ -63,6 +63,8 @@ def write_files(contents: Mapping[str | Path, bytes], remove: Iterable[str | Pat
             make_folder(path.parent)
             if path.is_dir():  # a rename onto it would fail only after others were done
                 raise IsADirectoryError(21, "Is a directory")
+            if path.exists() and not path.is_file():  # /dev/null would be a file from then on
+                raise OSError(22, "it must be a regular file, or not be there yet")
         for folder in _folders(map(Path, contents)):
             finish_switch(folder)
         steps = [(Path(name), "new", content) for name, content in contents.items()]
@@ -427,6 +429,25 @@ def check_folder(folder: str | Path) -> None:
     For what takes long and writes last.
     """
     write_bytes(Path(folder) / ".writable", b"").unlink()
+
+
+def check_file(path: str | Path) -> None:
+    """Raise `StorageError` unless `write_bytes` could write this file, which it does at the end.
+
+    Examples:
+        >>> from robustvae.records import check_file
+        >>> check_file("/dev/null")
+        Traceback (most recent call last):
+        robustvae.errors.StorageError: /dev/null must be a regular file, or not be there yet
+    """
+    path = Path(path)
+    try:
+        is_other = path.exists() and not path.is_file()
+    except (OSError, ValueError):  # a name that is too long, a zero byte: the folder's check says
+        is_other = False
+    if is_other:
+        raise StorageError(f"{path} must be a regular file, or not be there yet")
+    check_folder(path.parent)
 
 
 def write_text(path: str | Path, content: str) -> Path:
