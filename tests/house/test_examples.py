@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-LONG = ("howto_compare", "use_anomaly", "use_codec", "use_latent_diffusion")  # ten seconds each
+# three to ten seconds each
+LONG = (
+    *("howto_compare", "howto_gate", "howto_share", "howto_track"),
+    *("use_anomaly", "use_codec", "use_latent_diffusion", "use_representation", "use_signals"),
+)
 GROUPS = 2  # processes that import torch, two seconds each; a fork of one runs an example
 
 RUNNER = """
