@@ -200,13 +200,12 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError
     """
     options = sorted(options)
     near = difflib.get_close_matches(str(name), options, n=_NAMED, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     listing = options
     if len(options) > _NAMED:
         listing = [*(near or options)[:_NAMED], f"... {len(options)} in all"]
-    return UnknownNameError(
-        f"unknown {kind} {_shown(name)}: {hint}(choose from {', '.join(listing)})"
-    )
+    choice = f"choose from {', '.join(listing)}"
+    hint = f"did you mean {near[0]!r}? ({choice})" if near else choice
+    return UnknownNameError(f"unknown {kind} {_shown(name)}: {hint}")
 
 
 def check_choice(kind: str, name: object, options: Iterable[str]) -> None:
