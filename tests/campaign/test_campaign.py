@@ -27,11 +27,18 @@ from robustvae.campaign.executors.processes import sweep_scratch, unpacked_bundl
 from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
 from robustvae.records import Store, forget_parts
+from robustvae.testing import members_of
 
 HERE = "tests.campaign.functions:"
 QUIET = {"progress": lambda *_: None, "notice": lambda _: None}
 has_ray = importlib.util.find_spec("ray") is not None
 EXECUTORS = ["serial", "processes:workers=2"]
+
+
+def test_every_executor_has_evidence():
+    """Ray's tests are those below that want Ray installed."""
+    tested = {spec.partition(":")[0] for spec in EXECUTORS}
+    assert tested | {"ray"} == members_of("robustvae", "executor")
 
 
 def values(outcome):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from robustvae.errors import DtypeError, RangeError
+from robustvae.errors import DtypeError, RangeError, UnknownNameError
 from robustvae.mcmc import (
     BatchWide,
     DualAveraging,
@@ -17,8 +17,10 @@ from robustvae.mcmc import (
     langevin,
     mass_matrix,
 )
+from robustvae.registry import build
 from robustvae.seeding import generator as seeded
 from robustvae.seeding import randn
+from robustvae.testing import members_of
 
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.8]], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -278,3 +280,26 @@ def test_mass_matrices_agree_with_each_other(generator):
     lopsided = mass_matrix(randn(4, 3, 3, like=MEAN, generator=generator))
     inner = (lopsided.velocity(vector) * diagonal).sum(1)  # (A p)'g = p'(A'g)
     torch.testing.assert_close(inner, (vector * lopsided.force(diagonal)).sum(1))
+
+
+ADAPTATIONS = {
+    "batch-wide": BatchWide,
+    "dual-averaging": DualAveraging,
+    "fixed-step": FixedStep,
+    "per-chain": PerChain,
+}
+
+
+def test_every_adaptation_has_evidence():
+    """Those of the tests above, which hold each to the moments of a Gaussian."""
+    assert set(ADAPTATIONS) == members_of("robustvae", "adaptation")
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_defense_takes_adaptations_by_name(name):
+    defense = build("defense", f"hmc:adapt={name}")
+    assert type(defense.adaptation) is ADAPTATIONS[name]
+    given = build("defense", f"hmc:adapt=({name})")
+    assert type(given.adaptation) is ADAPTATIONS[name]
+    with pytest.raises(UnknownNameError, match="did you mean 'per-chain'"):
+        build("defense", "hmc:adapt=per-chian")

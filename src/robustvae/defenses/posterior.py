@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
@@ -49,7 +50,7 @@ from robustvae.mcmc import (
 from robustvae.mcmc.hmc import check_jitter
 from robustvae.models.base import VAE, evaluating
 from robustvae.perturb import Ball
-from robustvae.registry import register
+from robustvae.registry import lookup, names, register
 from robustvae.seeding import draw
 
 _ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
@@ -57,6 +58,16 @@ _ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
     "dual": DualAveraging,
     "paper": BatchWide,
 }
+
+
+def _adaptation(name: str, acceptance: float) -> Adaptation:
+    """The adaptation of a short word, a registered name or `package.module:Name`."""
+    if not isinstance(name, str):
+        check_choice("adaptation", name, (*_ADAPTATIONS, *names("adaptation")))
+    kind = _ADAPTATIONS.get(name) or lookup("adaptation", name)
+    has_target = "acceptance" in inspect.signature(kind).parameters
+    value: Adaptation = kind(acceptance=acceptance) if has_target else kind()
+    return value
 
 
 @register("defense", "posterior-mean")
@@ -173,7 +184,7 @@ class HMC:
     steps: int = 100
     step_size: float = 0.1
     n_leapfrog: int = 5
-    adapt: Adaptation | Literal["chain", "dual", "paper"] | None = "chain"
+    adapt: Adaptation | str | None = "chain"
     ball: Ball | None = None
     start: Defense | None = None
     mass: Literal["identity", "encoder", "fisher"] = "identity"
@@ -198,7 +209,7 @@ class HMC:
         check_ball(self.ball)
         check_choice("mass matrix", self.mass, ("identity", "encoder", "fisher"))
         if not (self.adapt is None or isinstance(self.adapt, Adaptation)):
-            check_choice("adaptation", self.adapt, _ADAPTATIONS)
+            _adaptation(self.adapt, self.acceptance)  # raises where no such name is known
         check_choice("force", self.force, ("exact", "bfloat16"))
         if self.plateau is not None:
             check_count(self.plateau, "plateau")
@@ -216,7 +227,7 @@ class HMC:
             return self.adapt
         if self.adapt is None:
             return FixedStep()
-        return _ADAPTATIONS[self.adapt](acceptance=self.acceptance)
+        return _adaptation(self.adapt, self.acceptance)
 
     def kernel(self, scale: Tensor | None = None, *, graph: bool = False) -> Kernel:
         """How a transition is made.

@@ -448,11 +448,43 @@ def _entry(family: str, name: str) -> Entry:
     if name in _entry_points(family):
         point = _entry_points(family)[name]
         package = point.dist.name if point.dist else point.value
+        summary = _written(point.value)
+        if summary is not None:
+            return Entry(family, name, summary, package)
         try:
             return Entry(family, name, _first_line(_loaded(family, name)), package)
         except ConfigError as error:
             return Entry(family, name, str(error), package)
     return Entry(family, name, _first_line(_members[family, name]), "this process")
+
+
+def _written(target: str) -> str | None:
+    """The first docstring line at `package.module:Name`, from its source: nothing is imported.
+
+    A plug-in imports this library, and so torch, which takes seconds; None where no source says.
+    """
+    import ast  # needed for plug-ins only
+    from importlib.machinery import PathFinder
+
+    module, _, attribute = target.partition(":")
+    locations: Any = None
+    spec = None
+    try:
+        for depth in range(1, module.count(".") + 2):
+            spec = PathFinder.find_spec(".".join(module.split(".")[:depth]), locations)
+            if spec is None:
+                return None
+            locations = spec.submodule_search_locations
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            return None
+        body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    except (OSError, ValueError, SyntaxError, ImportError):
+        return None
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+            text = ast.get_docstring(node)
+            return None if text is None else " ".join(text.partition("\n\n")[0].split())
+    return None
 
 
 def _first_line(member: Any) -> str:

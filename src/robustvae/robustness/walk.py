@@ -23,10 +23,9 @@ from robustvae.seeding import by_row, randn, row_generators, split
 
 _CALIBRATING = 64  # antithetic draws that set a threshold: each stands for several independent ones
 _SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
-_BANK = (
-    64  # noises of a defense that draws: each step of a walk takes the next few of them, so that
-)
-# it is not led by what four noises have in common
+# noises of a defense that draws: each step of a walk takes the next few of them, so that it is not
+# led by what four noises have in common
+_BANK = 64
 _ROWS = 250  # candidates evaluated together: a batch that fits a processor's cache
 _TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
 # ones settle

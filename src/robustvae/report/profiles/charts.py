@@ -23,7 +23,6 @@ STYLES = {
     "defended": "stroke:var(--defended);stroke-width:2;stroke-dasharray:9 4",
     "noise": "stroke:var(--noise);stroke-width:1.6;stroke-dasharray:1 3",
 }
-ORDER = ("free", "box", "defended", "proved", "noise", "clean")
 # of several lines in one style, each has dashes of its own
 _DASHES = ("none", "9 3", "2 3", "9 3 2 3", "14 4")
 _GLYPH = 6.6  # width of a character at 12 px, generous
