@@ -122,3 +122,38 @@ def test_rescore_reads_audit(stored, copy):
     (copy / "adversarials.safetensors").unlink()
     with pytest.raises(DataError, match="no attacked inputs"):
         rescore(copy, rv.load("digits-vae"))
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.d = nn.Linear(64, 8), nn.Linear(4, 64)
+
+    def encode(self, x):
+        return self.e(x.flatten(1)).chunk(2, 1)
+
+    def decode(self, z):
+        return torch.sigmoid(self.d(z)).view(-1, 1, 8, 8)
+
+def build():
+    return Net()
+"""
+
+
+def test_own_weights_are_verified(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(FACTORY)
+    state = {"e.weight": (8, 64), "e.bias": (8,), "d.weight": (64, 4), "d.bias": (64,)}
+    tensors = {name: 0.1 * torch.randn(shape).float() for name, shape in state.items()}
+    torch.save(tensors, tmp_path / "w.pt")
+    own = ["--weights", str(tmp_path / "w.pt")]
+    words = [f"{tmp_path}/net.py:build", *own, "--data", "digits", "--plan", "smoke", "--quiet"]
+    torch.set_default_dtype(torch.float32)  # as the command finds it
+    cli.main(["audit", *words, "--out", str(tmp_path / "out")])
+    capsys.readouterr()
+    assert cli.main(["verify", str(tmp_path / "out")]) == 1
+    assert "verify with --weights FILE" in capsys.readouterr().out
+    assert cli.main(["verify", str(tmp_path / "out"), *own]) == 0

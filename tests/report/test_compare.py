@@ -12,6 +12,7 @@ import pytest
 
 import robustvae as rv
 from robustvae.errors import ConfigError, DataError, DtypeError, StorageError
+from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
 from robustvae.report.board import board
 from robustvae.report.compare import compare
@@ -50,6 +51,16 @@ def test_differences_are_over_shared_inputs(pair):
     assert gap.high - gap.low < 1e-9  # the spread of the inputs cancels
     one, two = (row.cells["damage"] for row in table.rows)
     assert math.isclose(two.mean - one.mean, 0.5, rel_tol=1e-9)
+
+
+def test_other_inputs_are_not_paired(pair):
+    """Two tensors have inputs of the same numbers; their hashes say that they are others."""
+    one, two = (
+        record.model_copy(update={"data": record.data.model_copy(update={"sha256": digest * 64})})
+        for record, digest in zip(pair, "ab", strict=True)
+    )
+    assert not compare([one, two]).differences
+    assert compare([one, one.model_copy(update={"title": "again"})]).differences
 
 
 def test_inputs_record_only_left_out(pair):
@@ -126,6 +137,8 @@ def test_board_ranks_and_links_every_audit(pair, tmp_path):
     page = board(audits, site).read_text()
     links = re.findall(r'href="([^"]+)"', page)
     assert len(links) == 3 and all((site / link).is_file() for link in links)
+    for link in links:  # a page can be verified as the audit's own folder can
+        assert set(read_manifest((site / link).parent).values()) == {True}
     assert page.count("<section>") == 3  # two questions, and what could not be read
     assert "bad: " in page and "no protocol" in page
     assert not re.search(r'(src|href)="https?:', page)

@@ -221,7 +221,12 @@ def _model(
             return None
     digest = checkpoint.weights_sha256(vae)
     if record.model.sha256 is not None and digest != record.model.sha256:
-        problems.append("the model's weights are not those that were audited")
+        problem = "the model's weights are not those that were audited"
+        if victim is None:  # every row would differ, and say nothing more
+            problems.append(f"{problem}: where they lie in a file, verify with --weights FILE")
+            not_checked.append("rows, since they are of other weights")
+            return None
+        problems.append(problem)
     return vae
 
 

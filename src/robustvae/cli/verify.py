@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,8 @@ def run(
         str | None,
         typer.Option(help="The model, where the record's own way of loading it fails here."),
     ] = None,
+    weights: common.Weights = None,
+    pixels: common.Pixels = None,
     device: Device = "cpu",
 ) -> None:
     """Compute a stored audit again and say which of its numbers differ.
@@ -33,13 +36,36 @@ def run(
         robustvae verify out
 
         robustvae verify out --inputs 100
+
+        robustvae verify out --weights vae.pt
     """
     from robustvae.audit import verify
     from robustvae.cli.printing import show
 
-    vae = None if model is None else common.load_model(model, device)
+    vae = None
+    if not (model is weights is pixels is None):
+        vae = _loaded(folder, model, weights, pixels, device)
     verification = verify(folder, inputs, victim=vae)
     for line in str(verification).splitlines():
         show(line)
     if not verification.passed:
         raise typer.Exit(FAILED)
+
+
+def _loaded(
+    folder: Path, model: str | None, weights: Path | None, pixels: str | None, device: str
+) -> Any:
+    """The model, by what the record says where nothing else is given, shown the stored inputs."""
+    from robustvae import report, zoo
+    from robustvae.audit.store import read_adversarials
+    from robustvae.errors import DataError
+    from robustvae.models.base import move
+    from robustvae.models.factories import is_factory
+
+    record = report.read(folder)
+    name = model or record.model.source or record.model.name
+    settings = common.loading(name, weights=weights, pixels=pixels)
+    if is_factory(name):
+        with contextlib.suppress(DataError):  # `verify` says what is wrong with the file
+            settings["fit_on"] = read_adversarials(folder)["x"][:8]
+    return move(zoo.load(name, **settings), device)

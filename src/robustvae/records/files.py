@@ -196,10 +196,20 @@ def with_manifest(folder: str | Path, contents: Mapping[str, bytes]) -> dict[str
         ['a.txt', 'manifest.json']
     """
     folder = Path(folder)
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = json.dumps({"files": hashes}, indent=1, sort_keys=True) + "\n"
     paths: dict[str | Path, bytes] = {folder / name: data for name, data in contents.items()}
-    return {**paths, folder / MANIFEST: manifest.encode()}
+    return {**paths, folder / MANIFEST: manifest(contents).encode()}
+
+
+def manifest(contents: Mapping[str, bytes]) -> str:
+    """The text of a manifest: hashes of the files of a set, by name.
+
+    Examples:
+        >>> from robustvae.records.files import manifest
+        >>> '"a.txt": "6b86' in manifest({"a.txt": b"1"})
+        True
+    """
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return json.dumps({"files": hashes}, indent=1, sort_keys=True) + "\n"
 
 
 def check_owned(folder: str | Path, names: Iterable[str]) -> None:

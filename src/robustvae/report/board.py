@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from robustvae.errors import DataError, RobustVAEError
 from robustvae.records import Record, finish_switch, write_files
-from robustvae.records.files import MARKS, check_sign
+from robustvae.records.files import MANIFEST, MARKS, check_sign, manifest
 from robustvae.report.compare import compare, question_in_words
 from robustvae.report.files import read
 from robustvae.report.numbers import NOT_MEASURED
@@ -93,10 +93,11 @@ def board(folder: str | Path, out: str | Path) -> Path:
     contents: dict[str | Path, bytes] = {}
     for path, record in records.items():
         page = Path(out) / places[path]
-        contents[page / "report.html"] = render(record).encode()
-        for name in _FILES:
-            if (path.parent / name).is_file():
-                contents[page / name] = (path.parent / name).read_bytes()
+        files = {n: path.parent / n for n in _FILES if (path.parent / n).is_file()}
+        copies = {"report.html": render(record).encode()}
+        copies |= {name: file.read_bytes() for name, file in files.items()}
+        contents |= {page / name: content for name, content in copies.items()}
+        contents[page / MANIFEST] = manifest(copies).encode()  # so that `verify` reads the page
     groups: dict[str, list[Path]] = {}
     for path, record in records.items():
         groups.setdefault(question_in_words(record), []).append(path)

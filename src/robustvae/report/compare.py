@@ -212,7 +212,9 @@ def _differences(
     first: tuple[Record, int], other: tuple[Record, int], headings: Iterable[Heading]
 ) -> dict[str, Cell]:
     """Means of the differences over shared inputs, which are those of the same data and number."""
-    cells = {}
+    cells: dict[str, Cell] = {}
+    if not _same_inputs(first[0], other[0]):
+        return cells
     for heading in headings:
         one, two = (_by_input(record, place, heading.id) for record, place in (first, other))
         gaps = [two[key] - one[key] for key in one if key in two]
@@ -220,6 +222,13 @@ def _differences(
             low, high = mean_interval(gaps)
             cells[heading.id] = Cell(math.fsum(gaps) / len(gaps), low, high, len(gaps))
     return cells
+
+
+def _same_inputs(one: Record, two: Record) -> bool:
+    """Whether an input's number means the same input in both: their hashes tell where all meet."""
+    numbers = [{row.get("input") for row in record.rows} for record in (one, two)]
+    hashes = [record.data.sha256 for record in (one, two)]
+    return numbers[0] != numbers[1] or None in hashes or hashes[0] == hashes[1]
 
 
 def _by_input(record: Record, place: int, key: str) -> dict[Any, float]:
