@@ -72,7 +72,8 @@ def _words(record: Record) -> tuple[list[str], list[tuple[str, str]]]:
     """The command's head, such as robustvae audit MODEL, and its options with their values."""
     words = shlex.split(record.command or "")
     if len(words) < 3 or len(words) % 2 == 0:  # made in Python, or with an option without a value
-        return ["robustvae", "audit", record.model.source or record.model.name], []
+        # a class's name leads to no model: the reader fills in how theirs is loaded
+        return ["robustvae", "audit", record.model.source or "MODEL"], []
     return words[:3], list(zip(words[3::2], words[4::2], strict=True))
 
 
