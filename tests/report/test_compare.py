@@ -80,6 +80,13 @@ def test_unequal_questions_are_refused(pair, change):
         compare([pair[0], asked(pair[1], **change)])
 
 
+def test_attacks_of_unequal_size_are_refused(pair):
+    one, two = pair
+    rows = [{**row, "radius": 2 * row["radius"]} for row in two.rows]
+    with pytest.raises(ConfigError, match="headline's attack is l2"):
+        compare([one, two.model_copy(update={"rows": rows})])
+
+
 def test_what_is_no_record_is_refused(pair, tmp_path):
     with pytest.raises(DtypeError, match="list of records"):
         compare(pair[0])

@@ -100,6 +100,15 @@ def check_comparable(records: Sequence[Record]) -> None:
                 raise _unequal(f"data {key}", one, two, first, other)
         if first.question.name != other.question.name:
             raise _unequal("protocol", first.question.name, other.question.name, first, other)
+        one, two = (_first_ball(record) for record in (first, other))
+        if one != two and None not in (one, two):
+            raise _unequal("the headline's attack", one, two, first, other)
+
+
+def _first_ball(record: Record) -> str | None:
+    """The ball whose worst attack is the headline, in words; None where no attack ran."""
+    groups = reading.worst(record, record.victims[0].name)
+    return groups[0].name.removeprefix("worst attack in ") if groups else None
 
 
 def question_in_words(record: Record) -> str:
