@@ -11,6 +11,7 @@ from torch import Tensor
 from robustvae import registry
 from robustvae.errors import RobustVAEError
 from robustvae.models import VAE
+from robustvae.seeding import generator, randn
 
 
 class ContractError(RobustVAEError, AssertionError):
@@ -66,4 +67,15 @@ def unchanged(vae: VAE, what: str) -> Iterator[None]:
     require(
         torch.equal(world, torch.random.get_rng_state()),
         f"{what} spends torch's global generator: draw through the generator it is given",
+    )
+
+
+def check_gradient(output: Tensor, leaf: Tensor, what: str) -> None:
+    """Raise unless an output hands each row of `leaf` an honest gradient: finite, and not 0."""
+    require(output.requires_grad, f"{what} hands the attacker no gradient: say that it has none")
+    weight = randn(*output.shape, like=output, generator=generator(6))
+    (gradient,) = torch.autograd.grad((output * weight).sum(), leaf)
+    require(
+        bool(gradient.isfinite().all()) and bool((gradient.flatten(1).norm(dim=1) > 0).all()),
+        f"{what} hands the attacker a gradient of 0, or one that is not finite",
     )

@@ -17,8 +17,8 @@ from robustvae.models import VAE
 from robustvae.perturb import Ball
 from robustvae.registry import build
 from robustvae.scores import Score
-from robustvae.seeding import generator, randn
-from robustvae.testing.contracts import close, require, unchanged
+from robustvae.seeding import generator
+from robustvae.testing.contracts import check_gradient, close, require, unchanged
 from robustvae.testing.planted import gray_images, tiny_vae
 
 
@@ -72,7 +72,7 @@ def check_score(
     if differentiable:
         leaf = x.clone().requires_grad_()
         value = score(victim, leaf, generator=generator(1))
-        _check_gradient(value, leaf, what)
+        check_gradient(value, leaf, what)
 
 
 def check_refinement(
@@ -127,7 +127,7 @@ def check_refinement(
         require(close(alone, y, 1e-6), f"{what} lets an image depend on the other rows")
     if differentiable:
         leaf = x.clone().requires_grad_()
-        _check_gradient(refinement(vae, leaf, generator=generator(1)), leaf, what)
+        check_gradient(refinement(vae, leaf, generator=generator(1)), leaf, what)
 
 
 def check_suite(name: str, victim: Victim | None = None, x: Tensor | None = None) -> None:
@@ -204,13 +204,3 @@ def check_logger(logger: Logger) -> None:
     except Exception as error:  # whatever a tracker raises would end a training
         require(False, f"{what} raises {type(error).__name__}: {error}")
     require(values == before, f"{what} changes the numbers that it is given")
-
-
-def _check_gradient(output: Tensor, leaf: Tensor, what: str) -> None:
-    require(output.requires_grad, f"{what} hands the attacker no gradient: say that it has none")
-    weight = randn(*output.shape, like=output, generator=generator(6))
-    (gradient,) = torch.autograd.grad((output * weight).sum(), leaf)
-    require(
-        bool(gradient.isfinite().all()) and bool((gradient.flatten(1).norm(dim=1) > 0).all()),
-        f"{what} hands the attacker a gradient of 0, or one that is not finite",
-    )
