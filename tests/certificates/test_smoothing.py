@@ -347,7 +347,7 @@ def test_draws_not_independent_refused(defense, says):
     assert lower.status == ("abstain", "abstain")
     assert any("smoothing needs" in line for line in lower.assumptions)
     with pytest.raises(errors.UnsupportedError, match=says):
-        independence.check_rows_alone(victim, x)
+        independence.Independence(victim, x, at_once=64)
 
 
 @pytest.mark.parametrize(

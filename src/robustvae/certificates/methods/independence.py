@@ -137,19 +137,6 @@ class Independence:
             )
 
 
-def check_rows_alone(victim: Victim, x: Tensor) -> None:
-    """Raise unless the victim's rows were seen to be independent and equal in law.
-
-    Args:
-        victim: The victim; its defense is `InputNoise`.
-        x: Inputs, (B, C, H, W); the first is looked at.
-
-    Raises:
-        UnsupportedError: As of `Independence`.
-    """
-    Independence(victim, x, at_once=64)
-
-
 def _four(one: Tensor) -> Tensor:
     """An image, (1, ...), and three others of its range, (4, ...)."""
     return torch.cat([one, 1 - one, one / 2, torch.zeros_like(one)])
