@@ -71,9 +71,9 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
             if plan is None:  # not at import: annotations name what is imported later
                 plan = _plan(function)
             values = {**dict(zip(names, args, strict=False)), **kwargs}
-            for name, accepts, wanted in plan:
+            for name, accepts, description in plan:
                 if name in values and not accepts(values[name]):
-                    raise _refusal(function, name, values[name], wanted)
+                    raise _refusal(function, name, values[name], description)
             if not formula:
                 return function(*args, **kwargs)
             try:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from robustvae.errors import single_line
+from robustvae.rounding import floor
 
 Result = TypeVar("Result", bound=type)
 
@@ -132,10 +133,7 @@ def _spread(values: list[float], down: bool) -> str:
 
 
 def _shown(value: float, down: bool) -> str:
-    if not down or value == 0 or not math.isfinite(value):
-        return f"{value:.4g}"
-    scale = 10.0 ** (3 - math.floor(math.log10(abs(value))))  # four digits, as `.4g`
-    return f"{math.floor(value * scale) / scale:.4g}"
+    return floor(value, 4) if down else f"{value:.4g}"
 
 
 def _tally(words: tuple[str, ...] | list[str]) -> str:

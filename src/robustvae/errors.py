@@ -154,7 +154,7 @@ def single_line(text: object, limit: int = _LONGEST) -> str:
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra of this package asks for, such as "torchmetrics>=1.9".
+    """What an extra of this package asks for, such as "gradio>=6.0".
 
     Examples:
         >>> from robustvae.errors import requirements
@@ -184,10 +184,10 @@ def install_command(extra: str) -> str:
     It names the packages and not this one, which stands on no index under its own name.
     """
     names = requirements(extra) or [f"robustvae[{extra}]"]
-    quoted = " ".join(repr(name) for name in names)
+    names_text = " ".join(repr(name) for name in names)
     if extra in _USED:
-        return f"pip install --no-deps {quoted} && pip install {' '.join(_USED[extra])}"
-    return f"pip install {quoted}"
+        return f"pip install --no-deps {names_text} && pip install {' '.join(_USED[extra])}"
+    return f"pip install {names_text}"
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError:

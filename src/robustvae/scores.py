@@ -360,5 +360,5 @@ def default_score(victim: Victim) -> Score:
         >>> default_score(rv.Victim(rv.load("digits-vae")))
         ReconstructionError(squared=False)
     """
-    own = getattr(victim.vae, "anomaly_scores", None)
-    return ReconstructionError() if own is None else DetectorScore()
+    method = getattr(victim.vae, "anomaly_scores", None)
+    return ReconstructionError() if method is None else DetectorScore()

@@ -12,7 +12,7 @@ from robustvae.records import Record, check_owned, write_files
 from robustvae.records.files import check_sign, with_manifest
 from robustvae.report.compare import question_in_words
 from robustvae.report.files import contents_of
-from robustvae.report.numbers import ceil, floor, near, number
+from robustvae.rounding import ceil, floor, near, number
 
 _ROUND = {"down": floor, "up": ceil, "near": near}
 AUDIT = "audit"

@@ -22,7 +22,7 @@ from robustvae.errors import ConfigError
 from robustvae.evaluation import Evaluation, Measure
 from robustvae.metrics import mean_stderr
 from robustvae.records import Record
-from robustvae.report.numbers import ceil, floor
+from robustvae.rounding import ceil, floor
 from robustvae.training import recipe_names
 from robustvae.training.choices import RADII, measured_choices
 

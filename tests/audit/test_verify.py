@@ -96,6 +96,14 @@ def test_other_weights_are_named(copy):
     assert "weights are not those that were audited" in words
 
 
+def test_measures_are_announced_in_order(copy):
+    steps = []
+    rv.verify(copy, inputs=1, progress=lambda *step: steps.append(step))
+    total = steps[-1][1]
+    assert [done for done, _, _ in steps] == [*range(total), total]
+    assert all(": " in what for _, _, what in steps[:-1])
+
+
 def test_unknown_model_is_not_checked(copy):
     edited(copy, lambda content: content["model"].update(source="nowhere", name="nowhere"))
     verification = rv.verify(copy)

@@ -360,7 +360,7 @@ def test_long_arguments_are_shortened(capsys):
 def test_install_commands_name_real_packages():
     from robustvae.errors import install_command, requirements
 
-    assert install_command("metrics").startswith("pip install 'torchmetrics>=")
+    assert install_command("hub").startswith("pip install 'huggingface-hub>=")
     assert requirements("nothing") == []
 
 
@@ -424,6 +424,15 @@ def test_file_that_exits_is_refused(tmp_path, capsys):
     path = tmp_path / "leaving.py"
     path.write_text("import sys\ndef build(): sys.exit(7)\n")
     fails(capsys, "check", f"{path}:build", "--data", "digits", says="SystemExit")
+
+
+def test_quiet_check_names_remedies_only(capsys):
+    assert cli.main(["check", "digits-vae", "--inputs", "2"]) == cli.DONE
+    whole = capsys.readouterr().out.splitlines()
+    assert cli.main(["check", "digits-vae", "--inputs", "2", "--quiet"]) == cli.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == whole[0] and any(line.startswith("passed") for line in whole)
+    assert lines == [line for line in whole if not line.startswith("passed")]
 
 
 def test_unknown_displacement_is_refused(plan, tmp_path, capsys):

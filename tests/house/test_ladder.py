@@ -19,7 +19,7 @@ import robustvae
 PACKAGE = Path(robustvae.__file__).parent
 
 LADDER = [
-    {"errors", "_lazy"},
+    {"errors", "_lazy", "rounding"},
     {"display", "_options", "arguments"},
     {"registry", "seeding"},  # below the rest of their line: members and draws go through them
     {"records", "jacobians", "gate"},
@@ -118,12 +118,13 @@ def test_a_folder_only_exports() -> None:
 
 def test_records_and_reports_need_no_torch() -> None:
     for module in MODULES:
-        if family(module) in ("errors", "records", "report"):
+        if family(module) in ("errors", "rounding", "records", "report"):
             roots = {name.split(".")[0] for name in imports(module, for_types=False)}
             assert "torch" not in roots, module
             reached = {family(name) for name in own(imports(module))}
             assert reached <= {
                 "errors",
+                "rounding",
                 "display",
                 "arguments",
                 "records",

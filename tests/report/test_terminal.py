@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 import robustvae as rv
-from robustvae.report.numbers import NOT_MEASURED
+from robustvae.rounding import NOT_MEASURED
 
 
 def printed(record, width=100):

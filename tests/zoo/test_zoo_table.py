@@ -12,7 +12,7 @@ from robustvae.errors import ConfigError
 from robustvae.evaluation import Evaluation, Measure
 from robustvae.models import checkpoint
 from robustvae.records import plain
-from robustvae.report.numbers import ceil
+from robustvae.rounding import ceil
 from robustvae.zoo_table import AUDIT, audit_facts, page, paired, robustness
 
 STEPS = {"nll": 3.0, "mse": 50.0, "encoder_std": 0.1, "encoder_slope": -1.0}

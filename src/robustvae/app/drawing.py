@@ -10,7 +10,7 @@ from torch import Tensor
 from robustvae.audit.pictures import picture, signed_picture
 from robustvae.report.curves import signal
 from robustvae.report.drawing import STYLE, Axis, draw_svg, draw_text, trimmed
-from robustvae.report.numbers import ceil, floor, given, near
+from robustvae.rounding import ceil, floor, given, near
 
 CSS = """
 .rv-panels{display:flex;flex-wrap:wrap;gap:14px;margin:0}
@@ -42,17 +42,17 @@ def eigen_images(values: list[float], directions: list[Tensor]) -> str:
         values: Eigenvalues.
         directions: Eigen-images, (C, H, W).
     """
-    drawn = {}
+    pictures = {}
     for place, (value, direction) in enumerate(zip(values, directions, strict=True), 1):
         name = f"{place}: eigenvalue {near(value)}"
         scale = float(direction.abs().max()) or 1.0
         if direction.shape[-2] == 1:
             rows = direction.squeeze(-2).cpu().double().tolist()
-            drawn[name] = signal(rows, -scale, scale, name)
+            pictures[name] = signal(rows, -scale, scale, name)
         else:
             png = signed_picture(direction, scale)["png"]
-            drawn[name] = f'<img src="data:image/png;base64,{png}" alt="eigen-image {name}">'
-    return _figures(drawn)
+            pictures[name] = f'<img src="data:image/png;base64,{png}" alt="eigen-image {name}">'
+    return _figures(pictures)
 
 
 def _figures(drawn: Mapping[str, str]) -> str:

@@ -182,12 +182,12 @@ class Explorer:
         if radius <= 0 or not math.isfinite(reach) or reach <= 0:
             return None
         at_edge = x + (upper.x_adv - x) * (radius / reach)
-        clean, moved = self._output(self.victim, x), self._output(self.victim, at_edge)
-        panels = {"edge of the certified ball": at_edge, "its reconstruction": moved}
+        clean, attacked = self._output(self.victim, x), self._output(self.victim, at_edge)
+        panels = {"edge of the certified ball": at_edge, "its reconstruction": attacked}
         return Scene(
             panels={name: tensor[0].clamp(0, 1) for name, tensor in panels.items()},
             size=float((at_edge - x).norm()),
-            damage=float((moved - clean).norm()),
+            damage=float((attacked - clean).norm()),
         )
 
     def spectrum(self, x: Tensor, count: int = EIGEN_IMAGES) -> tuple[list[float], list[Tensor]]:

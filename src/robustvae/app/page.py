@@ -8,7 +8,7 @@ from typing import Any
 from robustvae.app import drawing
 from robustvae.app.explorer import Explorer
 from robustvae.errors import MissingExtraError, RobustVAEError, install_command
-from robustvae.report.numbers import floor, given, near
+from robustvae.rounding import floor, given, near
 
 HOST = "127.0.0.1"  # loopback: nobody else is served, and nothing is shared
 _INTRO = (

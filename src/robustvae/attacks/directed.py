@@ -92,10 +92,10 @@ class _Directed:
         count = self.search.restarts
         for_images, for_vectors = split(by_row(generator, "directed", x), 2)
         steps: dict[str, list[Tensor]] = {"eigenvectors": [], "images": []}
-        spent = 0
+        gradients = 0
         if self.spec.towards != "images":
             finder = OneShot(count=_EIGENVECTORS)
-            directions, spent, _ = finder.directions(score, x, generator=for_vectors)
+            directions, gradients, _ = finder.directions(score, x, generator=for_vectors)
             for k in range(_EIGENVECTORS):
                 steps["eigenvectors"] += [directions[:, k], -directions[:, k]]
         if self.spec.towards != "eigenvectors":
@@ -115,7 +115,7 @@ class _Directed:
             result.score,
             result.gradient_norm,
             result.zero_gradients,
-            result.queries + spent,
+            result.queries + gradients,
         )
 
     def _images(self, x: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:

@@ -114,7 +114,7 @@ def evidence_checks(
 
     base = gains(search)
     budget = int(raw.queries.float().mean())
-    shared = {"goal": name_of("goal", goal) or "goal", "norm": ball.norm, "radius": radius}
+    fields = {"goal": name_of("goal", goal) or "goal", "norm": ball.norm, "radius": radius}
     runs = {"gradient-free": gains(SquareSearch(steps=budget))}
     if dataclasses.is_dataclass(search) and getattr(search, "steps", 0):
         longer: Any = dataclasses.replace(search, steps=_MORE * search.steps)
@@ -123,22 +123,22 @@ def evidence_checks(
         runs["transfer"] = gains(search, at=dataclasses.replace(victim, defense=PosteriorMean()))
     noise = gains(RandomSearch(steps=min(budget, _DRAWS)))
     evidence = [
-        {"input": i, "role": role, "score": value, **shared}
+        {"input": i, "role": role, "score": value, **fields}
         for role, values in runs.items()
         for i, value in enumerate(values)
     ]
     evidence += [
-        {**row, **shared, "score": value, "damage": value, "damage_noise": noise[row["input"]]}
+        {**row, **fields, "score": value, "damage": value, "damage_noise": noise[row["input"]]}
         for row, value in zip(_searched(raw, clean, ball), base, strict=True)
     ]
     span = 1.0 if ball.low is None or ball.high is None else ball.high - ball.low
     pixels = x[0].numel()  # of a ball that holds every image of the range
-    whole = {"l0": float(pixels), "linf": span}.get(ball.norm, span * pixels**0.5)
+    diameter = {"l0": float(pixels), "linf": span}.get(ball.norm, span * pixels**0.5)
     probes = {
         # of a score that changes from call to call no difference tells anything
         "again": None if _gap(reverse, again) > _NOISE else _gap(raw.score, again),
         "larger": {"base": _mean(base), "double": _mean(gains(search, 2 * radius))},
-        "unbounded": {"whole": _mean(gains(search, whole)), "swapped": float(exchange.mean())},
+        "unbounded": {"whole": _mean(gains(search, diameter)), "swapped": float(exchange.mean())},
     }
     case = Case("victim", evidence, probes, {}, not is_posterior_mean(victim.defense))
     return [run_check(name, case) for name in CHECKS]

@@ -184,8 +184,8 @@ class Auditor:
                     if isinstance(part, BaseException):
                         note(f"input {context.numbers[rows[0]]}: {reason_of(part)}")
                     else:
-                        whole = len(rows) == len(context.x)
-                        result = part if whole else put_rows(result, rows, part)
+                        is_complete = len(rows) == len(context.x)
+                        result = part if is_complete else put_rows(result, rows, part)
         except UnsupportedError as error:  # this victim cannot be put to it: no row
             note(reason_of(error))
             return {"attack": None, "left_out": left_out}
@@ -473,8 +473,8 @@ class Auditor:
                 for one in part["attacks"]:
                     packs.setdefault(one["id"], []).append(unpacked(one["x_adv"]))
             # an attack that some inputs could not be put to has no file of all of them
-            whole = {key: pack for key, pack in packs.items() if len(pack) == len(attacks)}
-            tensors |= {f"{name}/{key}": torch.cat(pack) for key, pack in whole.items()}
+            complete = {key: pack for key, pack in packs.items() if len(pack) == len(attacks)}
+            tensors |= {f"{name}/{key}": torch.cat(pack) for key, pack in complete.items()}
             if place == 0:
                 gallery = self.gallery(name, local, tensors, left_out)
             facts.append(self._facts(name, local, parts, effects))

@@ -123,8 +123,8 @@ def search_seconds(search: Any, unit: UnitCost) -> float:
 
 def attack_seconds(attack: AttackPlan, unit: UnitCost, victim: Victim) -> float:
     """What one attack of a plan takes for an input."""
-    built = attack.build()
-    return draws_of(built.goal, victim) * search_seconds(built.search, unit)
+    value = attack.build()
+    return draws_of(value.goal, victim) * search_seconds(value.search, unit)
 
 
 def draws_of(goal: Any, victim: Victim) -> int:
@@ -157,8 +157,8 @@ def stage_seconds(
         count += len(plan.balls)
     if plan.transfer:
         count += len(plan.balls)
-        transferred = dataclasses.replace(unit, gradient=bare)  # it looks at the bare model
-        attacks += len(plan.balls) * search_seconds(search, transferred)
+        transfer = dataclasses.replace(unit, gradient=bare)  # it looks at the bare model
+        attacks += len(plan.balls) * search_seconds(search, transfer)
     margins = plan.margins
     probe_steps = min(20, getattr(search, "steps", 20)) * min(2, getattr(search, "restarts", 2))
     rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)

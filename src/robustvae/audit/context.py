@@ -69,8 +69,8 @@ class Attacked:
         fields: dict[str, Any] = {}
         for entry in dataclasses.fields(self.result):
             value = getattr(self.result, entry.name)
-            chosen = value[list(rows)] if isinstance(value, Tensor) else [value[i] for i in rows]
-            fields[entry.name] = chosen if isinstance(value, Tensor) else tuple(chosen)
+            part = value[list(rows)] if isinstance(value, Tensor) else [value[i] for i in rows]
+            fields[entry.name] = part if isinstance(value, Tensor) else tuple(part)
         return dataclasses.replace(self, result=AttackResult(**fields))
 
 

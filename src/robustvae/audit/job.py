@@ -171,8 +171,8 @@ class AuditJob:
         left_out = [entry for part in parts for entry in part["left_out"]]
         if stage == "measures":
             lists = ("rows", "notes")
-            joined: Part = {key: [x for part in parts for x in part[key]] for key in lists}
-            return {**joined, "left_out": left_out}
+            union: Part = {key: [x for part in parts for x in part[key]] for key in lists}
+            return {**union, "left_out": left_out}
         by_id: dict[str, list[Any]] = {}
         for part in parts:
             for one in part["attacks"]:
@@ -327,11 +327,11 @@ class StageParts:
 
     def of(self, name: str, stage: str) -> list[Part]:
         """Those of one victim and stage, in the order of the inputs."""
-        wanted = (name, stage)
+        key = (name, stage)
         return [
             self.parts[task.key]
             for task in self.tasks
-            if (task.fields["victim"], task.fields["stage"]) == wanted
+            if (task.fields["victim"], task.fields["stage"]) == key
         ]
 
 
@@ -350,10 +350,10 @@ def open_bundle(folder: Path) -> AuditJob:
         if entry["sha256"] is not None and checkpoint.weights_sha256(vae) != entry["sha256"]:
             raise ConfigError(f"{entry.get('source')} has other weights in a worker: keep its file")
         models.append(vae)
-    named = {}
+    names = {}
     for name, entry in spec["victims"].items():
         vae = models[entry["model"]].to(entry["device"])
-        named[name] = Victim(vae, registry.build("defense", entry["defense"]))
+        names[name] = Victim(vae, registry.build("defense", entry["defense"]))
     inputs = Inputs(
         x=Mapped(np.load(folder / _INPUTS, mmap_mode="r", allow_pickle=False)),
         y=torch.from_numpy(np.load(folder / _LABELS, allow_pickle=False)),
@@ -363,7 +363,7 @@ def open_bundle(folder: Path) -> AuditJob:
     )
     question = QuestionFacts.model_validate(spec["question"])
     plan = Plan.model_validate(spec["plan"])
-    job = AuditJob(Auditor(named, inputs, plan, question, spec["seed"]), {})
+    job = AuditJob(Auditor(names, inputs, plan, question, spec["seed"]), {})
     job.key = spec["key"]
     return job
 

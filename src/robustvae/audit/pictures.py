@@ -31,15 +31,15 @@ def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[tuple[str, dict[s
         >>> [(place, row["input"]) for place, row in chosen(rows, 4)]
         [('worst', 8), ('worst', 7), ('median', 4), ('best', 0)]
     """
-    ranked = sorted(rows, key=lambda row: (-float(row["damage"]), row["input"]))
-    count = min(count, len(ranked))
+    order = sorted(rows, key=lambda row: (-float(row["damage"]), row["input"]))
+    count = min(count, len(order))
     each, extra = divmod(count, 3)
     worst = each + (extra > 0)
     best = each + (extra > 1)
     median = count - worst - best
     # the middle of all, moved where it would meet the worst or the best
-    begin = min(max((len(ranked) - median) // 2, worst), len(ranked) - best - median)
-    parts = (ranked[:worst], ranked[begin : begin + median], ranked[len(ranked) - best :])
+    begin = min(max((len(order) - median) // 2, worst), len(order) - best - median)
+    parts = (order[:worst], order[begin : begin + median], order[len(order) - best :])
     return [(place, row) for place, part in zip(_PLACES, parts, strict=True) for row in part]
 
 
@@ -55,9 +55,9 @@ def gallery(
     displays = [_display(context) for context in contexts]
     differences = [(context.x_adv - context.x)[0] for context in contexts]
     scale = max(float(difference.abs().max()) for difference in differences)
-    drawn = [tensor for display in displays for tensor in display.values()]
-    low = min(float(tensor.min()) for tensor in drawn)
-    high = max(float(tensor.max()) for tensor in drawn)
+    tensors = [tensor for display in displays for tensor in display.values()]
+    low = min(float(tensor.min()) for tensor in tensors)
+    high = max(float(tensor.max()) for tensor in tensors)
     items = []
     parts = zip(contexts, rows, displays, differences, strict=True)
     for context, (place, row), display, difference in parts:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +19,7 @@ from robustvae import registry, zoo
 from robustvae.audit.auditor import Auditor
 from robustvae.audit.context import Attacked, nothing_found
 from robustvae.audit.plan import AttackPlan, Plan
+from robustvae.audit.progress import Progress
 from robustvae.audit.protocol import Inputs, sha256
 from robustvae.audit.store import ADVERSARIALS, read_adversarials, tensor_sha256
 from robustvae.audit.summary import summarize
@@ -73,7 +76,11 @@ class Verification:
 
 
 def verify(
-    folder: str | Path, inputs: int = 8, *, victim: Victim | VAE | None = None
+    folder: str | Path,
+    inputs: int = 8,
+    *,
+    victim: Victim | VAE | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Compute a stored audit again: its checks from its rows, and rows from inputs and model.
 
@@ -82,6 +89,7 @@ def verify(
         inputs: How many inputs' rows are computed again, evenly spaced; all of them where there
             are no more.
         victim: The model, where the record does not say how it is loaded.
+        progress: Called with measures done, measures in all, and the one that begins.
 
     Returns:
         A `Verification`; it names what differs.
@@ -124,7 +132,8 @@ def verify(
     vae = _model(record, victim, problems, not_checked)
     if vae is not None and tensors and inputs:
         try:
-            recomputation, numbers = _rows(record, vae, tensors, inputs, problems, not_checked)
+            say = progress or (lambda done, total, what: None)
+            recomputation, numbers = _rows(record, vae, tensors, inputs, problems, not_checked, say)
         except (RobustVAEError, RuntimeError, KeyError, IndexError) as error:
             problems.append(f"the rows cannot be computed again: {error}")
     return Verification(
@@ -237,6 +246,7 @@ def _rows(
     count: int,
     problems: list[str],
     not_checked: list[str],
+    say: Progress,
 ) -> tuple[int, tuple[int, ...]]:
     """Compute the rows of some inputs again and compare them."""
     order = list(dict.fromkeys(row["input"] for row in record.rows))
@@ -262,6 +272,7 @@ def _rows(
         (row["victim"], row["input"], row["attack"]): (i, row) for i, row in enumerate(record.rows)
     }
     recomputation = 0
+    total, begun = len(victims) * len(auditor.measures), itertools.count()
     for name in victims:
         context = auditor.context(name, sample)
         attacked = []
@@ -274,7 +285,8 @@ def _rows(
                 Attacked(ball, str(attack), str(row["role"]), str(row["knows"]), result)
             )
         context = dataclasses.replace(context, attacks=tuple(attacked))
-        values, common = auditor.measured(context, lambda stage, reason: None)
+        steps = partial(_step, say, begun, total, name)
+        values, common = auditor.measured(context, lambda stage, reason: None, steps)
         for i, number in enumerate(context.numbers):
             for one in attacked:
                 place, row = by_place[name, number, one.id]
@@ -285,7 +297,12 @@ def _rows(
                     f"row {place} (input {number}, {one.id}): {words}" for words in differing
                 ]
                 recomputation += 1
+    say(total, total, "all measures")
     return recomputation, tuple(_whole(order[i]) for i in sample)
+
+
+def _step(say: Progress, begun: Iterator[int], total: int, name: str, measure: str) -> None:
+    say(next(begun), total, f"{name}: {measure}")
 
 
 def _whole(number: Any) -> int:

@@ -29,6 +29,7 @@ from robustvae.errors import (
 from robustvae.models import VAE
 from robustvae.models.base import check_weights, frozen
 from robustvae.registry import build, name_of
+from robustvae.rounding import floor
 from robustvae.seeding import row_numbers
 
 GUARANTEED = ("noncentral", "trace_markov", "envelope", "tangent")
@@ -105,12 +106,14 @@ class Certificate:
     def __repr__(self) -> str:
         """Three lines: what is proved, in which sense, about how much."""
         radii = self.radius[self.radius > 0].tolist()
-        ends = f"radii from {min(radii):.3g} to {max(radii):.3g}" if radii else "no radius"
+        ends = f"radii from {floor(min(radii))} to {floor(max(radii))}" if radii else "no radius"
+        remedies = [words for words in self.suggestions if words]
+        remedy = f"; {remedies[0]} ({len(remedies)} without a radius)" if remedies else ""
         return (
             f"Certificate: {len(radii)} of {len(self.radius)} inputs, {ends} ({self.norm})\n"
             f"  {self.kind}, confidence {self.confidence:g} for each input, displacement "
             f"{self.displacement}, center {self.center}\n"
-            f"  methods: {', '.join(sorted(set(self.method)))}"
+            f"  methods: {', '.join(sorted(set(self.method)))}{remedy}"
         )
 
 
@@ -418,7 +421,7 @@ def _with_suggestions(task: Task, certificate: Certificate) -> Certificate:
     for place, i in enumerate(silent):
         method[i], status[i] = other.method[place], other.status[place]
         if other.radius[place] > 0:
-            words[i] = f"neyman_pearson certifies {float(other.radius[place]):.3g} (probabilistic)"
+            words[i] = f"neyman_pearson certifies {floor(other.radius[place])} (probabilistic)"
     by_method = {}
     for bound, radii in other.by_method.items():
         by_method[bound] = torch.zeros_like(radius).index_put((torch.tensor(silent),), radii)

@@ -43,8 +43,8 @@ def run(options: Options) -> None:
 
     vae, images = options.load()
     victims = common.build_victims(vae, [options.defense] if options.defense else None)
-    defended = list(victims.values())[1] if options.defense else None
-    explorer = Explorer(vae, images, defended, options.seed)
+    victim = list(victims.values())[1] if options.defense else None
+    explorer = Explorer(vae, images, victim, options.seed)
     r = options.r if options.r is not None else explorer.tolerance()
     show(f"explorer: http://{HOST}:{options.port or '(a free port)'} (Ctrl-C ends it)")
     serve(explorer, r, options.port)

@@ -20,6 +20,9 @@ class Options(common.ModelAndData):
     defense: Annotated[str | None, typer.Option(help="Look at the model behind this defense.")] = (
         None
     )
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the verdict and what needs a remedy only.")
+    ] = False
 
 
 def run(options: Options) -> None:
@@ -40,7 +43,10 @@ def run(options: Options) -> None:
     if options.defense is not None:
         subject = rv.Victim(vae, build("defense", options.defense))
     diagnosis = rv.check(subject, images[: min(options.inputs, len(images))])
-    for line in str(diagnosis).splitlines():
-        show(line)
+    first, *items = str(diagnosis).splitlines()
+    show(first)
+    for line in items:
+        if not (options.quiet and line.startswith("passed")):
+            show(line)
     if not diagnosis.passed:
         raise typer.Exit(FAILED)

@@ -25,6 +25,7 @@ def run(
     weights: common.Weights = None,
     pixels: common.Pixels = None,
     device: Device = "cpu",
+    quiet: common.Quiet = False,
 ) -> None:
     """Compute a stored audit again and say which of its numbers differ.
 
@@ -45,7 +46,8 @@ def run(
     vae = None
     if not (model is weights is pixels is None):
         vae = _loaded(folder, model, weights, pixels, device)
-    verification = verify(folder, inputs, victim=vae)
+    with common.progress("verify", quiet) as progress:
+        verification = verify(folder, inputs, victim=vae, progress=progress)
     for line in str(verification).splitlines():
         show(line)
     if not verification.passed:

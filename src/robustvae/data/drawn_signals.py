@@ -49,11 +49,11 @@ def load(split: str) -> Images:
     for beat in range(_BEATS):
         is_here = faulty == beat
         strength = (~((y == 1) & is_here)).unsqueeze(1) * height
-        doubled = 0.8 * ((y == 2) & is_here).unsqueeze(1) * height
+        harmonic = 0.8 * ((y == 2) & is_here).unsqueeze(1) * height
         for channel, (delay, gain) in enumerate(((0.0, 1.0), (5.0, 0.6))):
             place = start + beat * _PERIOD + delay
             channels[channel] += gain * strength * _pulse(time - place)
-            channels[channel] += gain * doubled * _pulse(time - place - 11)
+            channels[channel] += gain * harmonic * _pulse(time - place - 11)
     x = torch.stack(channels, 1)
     drift = ((y == 3) * (0.35 + 0.15 * numbers[:, 4])).unsqueeze(1)
     x += (drift * (time / LENGTH - 0.5)).unsqueeze(1)

@@ -228,9 +228,11 @@ class Images:
         Raises:
             ShapeError: Fewer names than labels.
         """
-        most = int(self.y.max()) + 1 if len(self.y) else 0
-        if len(names) < most:
-            raise ShapeError(f"names must be at least {most}, one for each label, got {len(names)}")
+        count = int(self.y.max()) + 1 if len(self.y) else 0
+        if len(names) < count:
+            raise ShapeError(
+                f"names must be at least {count}, one for each label, got {len(names)}"
+            )
         return self._with(classes=tuple(map(str, names)))
 
     @checked(formula=True)

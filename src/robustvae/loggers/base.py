@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from robustvae.records import Record
 from robustvae.records.requirements import outcomes
 from robustvae.registry import family_base
-from robustvae.report.numbers import number
+from robustvae.rounding import number
 
 
 @family_base("logger")

@@ -34,8 +34,8 @@ class MLflow:
 
     def log(self, values: Mapping[str, float], *, step: int | None = None) -> None:
         """Log the values as metrics."""
-        named = {_name(name): value for name, value in values.items()}
-        _package().log_metrics(named, step=step)
+        metrics = {_name(name): value for name, value in values.items()}
+        _package().log_metrics(metrics, step=step)
 
     def log_files(self, folder: str | Path) -> None:
         """Log the files as artifacts."""

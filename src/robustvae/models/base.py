@@ -260,14 +260,14 @@ def _modules(module: nn.Module) -> list[nn.Module]:
 
     What `Module.modules` gives, without names: searches enter these contexts at every step.
     """
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     waiting = [module]
     while waiting:
         one = waiting.pop()
-        if id(one) not in found:
-            found[id(one)] = one
+        if id(one) not in modules:
+            modules[id(one)] = one
             waiting.extend(child for child in one._modules.values() if child is not None)
-    return list(found.values())
+    return list(modules.values())
 
 
 def widened(vae: VAE) -> VAE:

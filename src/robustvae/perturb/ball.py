@@ -280,9 +280,9 @@ class Ball:
         """
         worth = worth.flatten(1)
         count = self.radii(x).floor().clamp(0, worth.shape[1])
-        most = int(count.max()) if len(count) else 0
-        places = worth.topk(most, dim=1).indices
-        taken = torch.arange(most, device=x.device) < count[:, None]
+        largest = int(count.max()) if len(count) else 0
+        places = worth.topk(largest, dim=1).indices
+        taken = torch.arange(largest, device=x.device) < count[:, None]
         mask = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, places, taken)
         return mask.view(x.shape)
 

@@ -113,8 +113,8 @@ class CentralDifferences:
             last = slope / length.clamp_min(_TINY)
             unit = slope.sign() * pixels**-0.5 if ball.norm == "linf" else last
             rate = reach * (1 - step / self.steps)
-            moved = y + rate.view(shape) * unit.view_as(y)
-            y = ball.project(center, moved)
+            point = y + rate.view(shape) * unit.view_as(y)
+            y = ball.project(center, point)
             value = self._scores(score, y, rows)
             better = value > highest
             best = torch.where(better.view(shape), y, best)

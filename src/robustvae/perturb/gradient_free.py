@@ -145,11 +145,11 @@ class SquareSearch:
         best = outward(center, around, generator=streams)
         highest, _ = evaluate(score, best, rows, gradient=False)
         radius = around.radii(center)
-        scored = 1
+        queries = 1
         for step in range(self.steps):
             if is_over(step):
                 break
-            scored += 1
+            queries += 1
             if ball.norm == "l0":
                 y = self._swapped(center, best, step, around, generator=streams)
             else:
@@ -166,7 +166,7 @@ class SquareSearch:
         shape = (len(inputs), self.restarts)
         winner = highest.view(shape).argmax(1)
         pick = torch.arange(len(inputs), device=x.device) * self.restarts + winner
-        return _without_gradient(best[pick], highest[pick], self.restarts * scored)
+        return _without_gradient(best[pick], highest[pick], self.restarts * queries)
 
     def _square(self, like: Tensor, step: int, *, generator: torch.Generator) -> Tensor:
         """Plus or minus one on one random square a row and channel, 0 elsewhere."""

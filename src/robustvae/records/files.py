@@ -223,11 +223,11 @@ def check_owned(folder: str | Path, names: Iterable[str]) -> None:
     if not present:
         return
     try:
-        owned = {*read_manifest(folder), MANIFEST}
+        own_names = {*read_manifest(folder), MANIFEST}
     except DataError:
-        owned = set()
+        own_names = set()
     for name in present:
-        if name not in owned:
+        if name not in own_names:
             raise StorageError(
                 f"{folder / name} was not written by an audit and would be lost: "
                 "choose another folder"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from robustvae import registry
 from robustvae.records.judging import Case, Outcome
 from robustvae.records.parts import CheckResult, Verdict, VictimFacts
+from robustvae.rounding import ceil, floor
 
 if TYPE_CHECKING:  # a record judges itself when it is read
     from robustvae.records.audit import Record
@@ -208,13 +209,13 @@ def _bracket(inputs: Sequence[Any], of: Record) -> str:
     else:
         mean, breaks, count = upper
         where = "on average" if breaks == count else f"{breaks} of {count} inputs, on average"
-        words = f"Attacks break it {where} with a change of size {_up(mean)}{_known(of)}"
+        words = f"Attacks break it {where} with a change of size {ceil(mean)}{_known(of)}"
     nothing = "no certificate was asked for" if lower is None else "nothing could be certified"
     if lower is None or lower[0] == 0:
         more = "so smaller changes may do so too" if upper else "so other attacks may break it"
         return f"{words}; {nothing}, {more}."
     kinds = sorted({row["certified_kind"] for row in inputs if row.get("certified")})
-    return f"{words}; the certified radius is {_down(lower[0])} on average ({', '.join(kinds)})."
+    return f"{words}; the certified radius is {floor(lower[0])} on average ({', '.join(kinds)})."
 
 
 def _known(of: Record) -> str:
@@ -225,13 +226,3 @@ def _known(of: Record) -> str:
     if len(words) > 1:
         return f" (of the attackers some knew {', some '.join(words)})"
     return f" (the attacker knew {words[0]})" if words else ""
-
-
-def _up(value: float) -> str:
-    scale = 10.0 ** (2 - math.floor(math.log10(value))) if value > 0 else 1.0
-    return f"{math.ceil(value * scale - 1e-9) / scale:.3g}"
-
-
-def _down(value: float) -> str:
-    scale = 10.0 ** (2 - math.floor(math.log10(value))) if value > 0 else 1.0
-    return f"{math.floor(value * scale + 1e-9) / scale:.3g}"

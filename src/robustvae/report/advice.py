@@ -12,8 +12,8 @@ from typing import final
 
 from robustvae.records import Record, VictimFacts
 from robustvae.records.requirements import outcomes
-from robustvae.report.numbers import ceil, floor, given, near, number
 from robustvae.report.reading import brackets, finite, rows_of
+from robustvae.rounding import ceil, floor, given, near, number
 
 _WORTH = "defense_worth_its_price"
 _MEASURED = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "fashion-mnist": "fashion_mnist"}

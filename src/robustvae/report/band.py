@@ -24,8 +24,8 @@ from robustvae.report.drawing import (
     trimmed,
 )
 from robustvae.report.marks import Mark
-from robustvae.report.numbers import ceil, floor, given, near, norm, number
 from robustvae.report.reading import rows_of
+from robustvae.rounding import ceil, floor, given, near, norm, number
 
 _STEPS = 160  # places along the size at which medians are taken: finer than a pixel shows
 
@@ -49,7 +49,7 @@ class InputBand:
 
     def attacked_at(self, size: float) -> float:
         """The largest tolerance that changes of at most that size were seen to break."""
-        return max((r for spent, r in self.attacked if spent <= size), default=0.0)
+        return max((r for budget, r in self.attacked if budget <= size), default=0.0)
 
 
 def input_bands(record: Record) -> list[InputBand]:
@@ -136,8 +136,8 @@ def band(record: Record, width: int = 760) -> str:
     for one in members:
         for radius, tolerance in one.certified:
             parts.append(_tick(horizontal(radius), upwards(tolerance)))
-        for spent, tolerance in one.attacked:
-            parts.append(_faint(horizontal(spent), upwards(min(tolerance, upwards.high))))
+        for budget, tolerance in one.attacked:
+            parts.append(_faint(horizontal(budget), upwards(min(tolerance, upwards.high))))
     parts.append(_stairs("free", sizes, lower, horizontal, upwards))
     parts.append(_stairs("proved", sizes, upper, horizontal, upwards))
     parts.append(f'<path class="limit" d="M{left} {upwards(r):.1f}H{right:.1f}"/>')

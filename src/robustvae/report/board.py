@@ -18,9 +18,9 @@ from robustvae.records import Record, finish_switch, write_files
 from robustvae.records.files import MANIFEST, MARKS, check_sign, manifest
 from robustvae.report.compare import compare, question_in_words
 from robustvae.report.files import read
-from robustvae.report.numbers import NOT_MEASURED
 from robustvae.report.page import render
 from robustvae.report.pareto import AGAINST, draw_pareto
+from robustvae.rounding import NOT_MEASURED
 
 RECORD = "record.json"
 SIGN = "<title>Robustness board</title>"
@@ -166,8 +166,8 @@ def _section(records: list[Record], places: list[str]) -> Section:
         page = f"{places[owners[i]]}/report.html"
         place = NOT_MEASURED if reasons[i] else str(rank)
         entries.append(Entry(place, body[i], page, reasons[i]))
-    ranked = replace(table, rows=tuple(table.rows[i] for i in order))
-    drawings = [draw_pareto(ranked, key, price) for price in AGAINST]
+    result = replace(table, rows=tuple(table.rows[i] for i in order))
+    drawings = [draw_pareto(result, key, price) for price in AGAINST]
     name = next((heading.label for heading in table.headings if heading.id == key), key)
     return Section(table.title, table.head(), entries, [Markup(d) for d in drawings if d], name)
 

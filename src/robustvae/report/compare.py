@@ -14,8 +14,8 @@ from robustvae.records.parts import VictimFacts
 from robustvae.report import reading
 from robustvae.report.failures import failing_rows
 from robustvae.report.files import read
-from robustvae.report.numbers import given, norm, number
 from robustvae.report.tables import Cell, Heading, Row, Table, cell_of
+from robustvae.rounding import given, norm, number
 
 # What belongs beside every margin, whether it is a key number of its record or not: a model that
 # reconstructs badly, or a defense that costs much, is robust for the wrong reason.

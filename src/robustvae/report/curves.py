@@ -19,8 +19,8 @@ from robustvae.report.drawing import (
     trimmed,
 )
 from robustvae.report.marks import Mark
-from robustvae.report.numbers import ceil, floor, given, near, norm, number
 from robustvae.report.reading import Bracket, brackets, finite, mean, rows_of
+from robustvae.rounding import ceil, floor, given, near, norm, number
 
 _SHARES = (("damage_at_25", 0.25), ("damage_at_50", 0.5), ("damage_at_75", 0.75), ("damage", 1.0))
 MOST_CLASSES = 24  # more lines than that are a list, not a picture

@@ -10,7 +10,7 @@ from html import escape
 from typing import final
 
 from robustvae.report.marks import Mark
-from robustvae.report.numbers import near
+from robustvae.rounding import near
 
 # Blue, vermillion, purple and green after Okabe and Ito: told apart with any color vision, and
 # every one has a shape of its own beside its color.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from robustvae.records import Record
-from robustvae.report.numbers import number
 from robustvae.report.reading import inconclusive
+from robustvae.rounding import number
 
 
 @final

@@ -23,7 +23,6 @@ from robustvae.report.drawing import (
     trimmed,
 )
 from robustvae.report.marks import Mark
-from robustvae.report.numbers import ceil, floor, given, near, number
 from robustvae.report.reading import (
     AttackRows,
     Bracket,
@@ -37,6 +36,7 @@ from robustvae.report.reading import (
     rows_of,
     worst,
 )
+from robustvae.rounding import ceil, floor, given, near, number
 
 _DAMAGES = ("damage_noise", "damage")
 

@@ -20,9 +20,9 @@ from robustvae.report import curves, drawing, figures, reading
 from robustvae.report.advice import advise
 from robustvae.report.band import band, input_bands
 from robustvae.report.failures import failing_rows
-from robustvae.report.numbers import NOT_MEASURED, ceil, floor, given, near, norm, number
 from robustvae.report.profiles.section import section_of
 from robustvae.report.words import meaning
+from robustvae.rounding import NOT_MEASURED, ceil, floor, given, near, norm, number
 
 WIDTHS = {"wide": 760, "narrow": 358}
 PANELS = (
@@ -124,8 +124,8 @@ def default_columns(record: Record, names: list[str]) -> set[str]:
     if len(record.victims) == 1:
         names = [name for name in names if name != "victim"]
     few = [name for name in DEFAULT_COLUMNS if name in names]
-    summarized = [column.id for column in record.columns if column.headline]
-    few += [name for name in [*summarized, *names] if name in names and name not in few]
+    headlines = [column.id for column in record.columns if column.headline]
+    few += [name for name in [*headlines, *names] if name in names and name not in few]
     return set(few[:MOST_COLUMNS])
 
 

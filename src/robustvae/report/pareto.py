@@ -7,8 +7,8 @@ import math
 from robustvae.report import marks
 from robustvae.report.compare import CLEAN_ERROR, COST
 from robustvae.report.drawing import Axis, draw_legend, draw_svg, draw_text, draw_y_axis, trimmed
-from robustvae.report.numbers import near
 from robustvae.report.tables import Heading, Table
+from robustvae.rounding import near
 
 ROBUSTNESS = (
     "margin_upper_box",
@@ -79,16 +79,16 @@ def draw_pareto(
     legend, top = draw_legend(keys, width, 60)
     top += 8
     bottom, left, right = top + 230.0, 52.0, width - 24.0
-    across = Axis.over([price for price, _ in pairs.values()], left, right)
+    horizontal = Axis.over([price for price, _ in pairs.values()], left, right)
     upwards = Axis(0.0, 1.06 * (max(margin for _, margin in pairs.values()) or 1.0), bottom, top)
     parts = [legend, *draw_y_axis(upwards, left, right)]
-    for tick in across.ticks():
+    for tick in horizontal.ticks():
         words = trimmed(near(tick))
-        parts.append(draw_text(across(tick), bottom + 16, words, anchor="middle"))
+        parts.append(draw_text(horizontal(tick), bottom + 16, words, anchor="middle"))
     parts.append(f'<path class="axis" d="M{left} {bottom:.1f}H{right:.1f}"/>')
-    taken = [(across(price), upwards(margin)) for price, margin in pairs.values()]
+    taken = [(horizontal(price), upwards(margin)) for price, margin in pairs.values()]
     for place, (price, margin) in pairs.items():
-        x, y = across(price), upwards(margin)
+        x, y = horizontal(price), upwards(margin)
         parts.append(marks.dot("proved" if place in front else "noise", 5)(x, y))
         right_of, above = min(_BESIDE, key=lambda one: _crowd((x + one[0], y + one[1]), taken))
         taken.append((x + right_of, y + above))

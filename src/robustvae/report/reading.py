@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from robustvae.records import CheckResult, Column, Record, SummaryEntry
-from robustvae.report.numbers import floor, given, near, norm, number
+from robustvae.rounding import floor, given, near, norm, number
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any, final
 
 from robustvae.errors import MissingExtraError
-from robustvae.report.numbers import MINUS, NOT_MEASURED, ceil, floor, near, number
+from robustvae.rounding import MINUS, NOT_MEASURED, ceil, floor, near, number
 
 # Rounded towards safety: what is guaranteed down, what an attack bounds from above up.
 _ROUND = {"down": floor, "up": ceil, "near": near}

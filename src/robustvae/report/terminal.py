@@ -9,10 +9,10 @@ from rich.text import Text
 from robustvae.errors import single_line
 from robustvae.records import Record
 from robustvae.report import reading
-from robustvae.report.numbers import NOT_MEASURED, ceil, floor, near, number
 from robustvae.report.page import ROUNDINGS
 from robustvae.report.profiles.section import section_of
 from robustvae.report.tables import Table as Numbers
+from robustvae.rounding import NOT_MEASURED, ceil, floor, near, number
 
 
 def table(record: Record) -> Group:

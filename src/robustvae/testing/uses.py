@@ -159,13 +159,13 @@ def check_suite(name: str, victim: Victim | None = None, x: Tensor | None = None
     for ball in sorted(suite.balls, key=lambda ball: float(torch.as_tensor(ball.radius).max())):
         balls.setdefault(ball.norm, ball)
     with unchanged(victim.vae, what):
-        found = AttackSuite(name, tuple(balls.values()))(victim, x, generator=generator(1))
-    for row in found.rows:
+        result = AttackSuite(name, tuple(balls.values()))(victim, x, generator=generator(1))
+    for row in result.rows:
         inside = bool(row.ball.contains(x, row.x_adv).all())
         require(inside, f"{what} leaves its {row.ball.norm} ball in {row.name!r}")
     for ball in balls.values():
-        noise = next(row for row in found.rows if row.ball == ball and row.name == "noise")
-        worst = found.worst(ball)
+        noise = next(row for row in result.rows if row.ball == ball and row.name == "noise")
+        worst = result.worst(ball)
         require(
             bool((worst.damage >= noise.damage).all()),
             f"{what} does less damage than noise of its size in {ball.norm} {ball.radius}",

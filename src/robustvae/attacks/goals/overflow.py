@@ -69,9 +69,9 @@ class Overflow:
         most = torch.finfo(DTYPES[self.dtype]).max
 
         def score(y: Tensor, rows: Tensor) -> Tensor:
-            with frozen(wide), peaks(wide) as seen:
+            with frozen(wide), peaks(wide) as values:
                 wide.decode(wide.encode(y).mean).mean  # noqa: B018
-            return largest(seen, len(y)).log() - math.log(most)
+            return largest(values, len(y)).log() - math.log(most)
 
         return score
 
@@ -173,10 +173,10 @@ def outputs_are_finite(deployed: VAE, y: Tensor) -> Tensor:
 @contextmanager
 def peaks(vae: nn.Module) -> Iterator[list[Tensor]]:
     """Within: outputs of the model's innermost layers are collected."""
-    seen: list[Tensor] = []
+    values: list[Tensor] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.extend(one for one in _tensors(output) if one.is_floating_point())
+        values.extend(one for one in _tensors(output) if one.is_floating_point())
 
     hooks = [
         part.register_forward_hook(note)
@@ -184,7 +184,7 @@ def peaks(vae: nn.Module) -> Iterator[list[Tensor]]:
         if next(part.children(), None) is None
     ]
     try:
-        yield seen
+        yield values
     finally:
         for hook in hooks:
             hook.remove()

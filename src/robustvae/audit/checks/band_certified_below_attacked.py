@@ -36,7 +36,7 @@ class BandCertifiedBelowAttacked:
 
     def __call__(self, case: Case) -> Outcome:
         """Compare every certified radius with every tolerance seen broken, input by input."""
-        compared, violations = 0, 0
+        comparisons, violations = 0, 0
         rows: dict[Any, list[Mapping[str, Any]]] = {}
         for row in case.rows:
             rows.setdefault(row.get("input"), []).append(row)
@@ -45,17 +45,17 @@ class BandCertifiedBelowAttacked:
             attacked = list(self._attacked(case, group))
             if not certified or not attacked:
                 continue
-            compared += 1
+            comparisons += 1
             violations += any(
                 tolerance > r * (1 + self.slack) and size < radius * (1 - self.slack)
                 for radius, r in certified
                 for size, tolerance in attacked
             )
-        if not compared:
+        if not comparisons:
             return Outcome(None, "nothing certified along r was attacked")
-        allowed = math.floor(self.chance * compared) if case.random else 0
-        words = f"{violations} of {compared} inputs violated"
-        return Outcome(violations <= allowed, words)
+        limit = math.floor(self.chance * comparisons) if case.random else 0
+        words = f"{violations} of {comparisons} inputs violated"
+        return Outcome(violations <= limit, words)
 
     def _certified(self, case: Case, row: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
         """Certified radii and the tolerances they are for."""

@@ -134,14 +134,14 @@ class BandAttacked:
 
     def _tolerance(self, context: Context, y: Tensor) -> Tensor:
         """The m-quantile of ||Delta|| at changed inputs, from below, (B,)."""
-        asked = context.question
+        question = context.question
         ruler: Ruler = context.once(
             ("band", context.name),
             lambda: Ruler(
                 context.victim,
                 context.x,
-                asked.displacement,
-                asked.center,
+                question.displacement,
+                question.center,
                 generator=context.streams("band/center"),
             ),
         )
@@ -150,5 +150,5 @@ class BandAttacked:
         distances = ruler.fresh(y, rows, _DRAWS, streams).double().sort(dim=0).values
         if len(distances) == 1:  # nothing random: certain, not estimated
             return distances[0]
-        place = lower_index(len(distances), asked.m, 1 - context.plan.confidence)
+        place = lower_index(len(distances), question.m, 1 - context.plan.confidence)
         return torch.zeros_like(distances[0]) if place is None else distances[place - 1]

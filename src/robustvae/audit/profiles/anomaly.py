@@ -169,8 +169,8 @@ class Anomaly:
         if not anomalous:
             anomalous = {label for label in labels if label not in normal}
         sides = tuple(
-            torch.isin(images.y, torch.tensor(sorted(chosen), dtype=torch.int64)).nonzero()[:, 0]
-            for chosen in (normal, anomalous)
+            torch.isin(images.y, torch.tensor(sorted(part), dtype=torch.int64)).nonzero()[:, 0]
+            for part in (normal, anomalous)
         )
         for side, rows in zip(("normal inputs", "anomalies"), sides, strict=True):
             if len(rows) < 2:
@@ -546,8 +546,8 @@ def score_of(spec: Any, victim: Victim, reference: Tensor) -> Score:
     if name == "noisy-distance":
         fields = {k: v for k, v in spec.items() if k != "name"} if hasattr(spec, "items") else {}
         return NoisyDistance.fit(victim, reference, generator=new_generator(0), **fields)
-    built: Score = registry.build("score", spec)
-    return built
+    score: Score = registry.build("score", spec)
+    return score
 
 
 def score_name(spec: Any, score: Score) -> str:

@@ -285,8 +285,8 @@ class Study:
             streams = self.context.streams(f"survival {spec}", self.rows)
             # the same noise on both, so that only the change makes the difference
             clean = transform(self.x, generator=streams.clone_state())
-            changed = transform(x_adv, generator=streams.clone_state())
-            drift = self.drift(victim, changed, clean)
+            image = transform(x_adv, generator=streams.clone_state())
+            drift = self.drift(victim, image, clean)
             self._add({**base, "read_by": name, "transform": spec}, drift=drift)
 
     def _add(self, base: dict[str, Any], **columns: Tensor) -> None:

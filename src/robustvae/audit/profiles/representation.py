@@ -199,10 +199,10 @@ class Representation:
             for i, label in zip(rows, labels, strict=True)
         ]
         _add(result, base, {"condition": "clean"}, clean)
-        allowed, ruled_out = allowances(self.balls, self.snr, victim.vae)
+        sizes, ruled_out = allowances(self.balls, self.snr, victim.vae)
         for one in ruled_out:
             result.omit(f"attacks in {one.words}", name, ONLY_COUNTS)
-        for number, one in enumerate(allowed):
+        for number, one in enumerate(sizes):
             # the first ball is attacked in any case: without it there is no answer
             if number and context.is_late:
                 result.omit(f"attacks in {one.words}", name, LATE)

@@ -45,9 +45,11 @@ def transform_of(spec: str) -> Transform:
         number = float(text)
     except ValueError:
         raise ConfigError(f"a transform is KIND:NUMBER, such as jpeg:75, got {spec!r}") from None
-    most = {"jpeg": 95.0, "resize": 1.0}.get(kind, 1e3)
-    if not 0 < number <= most or (kind == "jpeg" and number != int(number)):
-        raise ConfigError(f"the number of {kind} must lie above 0 and up to {most:g}, got {spec!r}")
+    largest = {"jpeg": 95.0, "resize": 1.0}.get(kind, 1e3)
+    if not 0 < number <= largest or (kind == "jpeg" and number != int(number)):
+        raise ConfigError(
+            f"the number of {kind} must lie above 0 and up to {largest:g}, got {spec!r}"
+        )
     return {"jpeg": _jpeg, "resize": _resize, "blur": _blur, "noise": _noise}[kind](number)
 
 

@@ -415,8 +415,8 @@ class Trial:
     ) -> Tensor | None:
         """Decoded draws of a reading of the first input, (n, D)."""
         assert reading.mean is not None and reading.spread is not None
-        whole = picked(output, reading.mean, "encode")
-        mean, part = whole[:1], as_wide(picked(output, reading.spread, "encode"), whole)[:1]
+        code = picked(output, reading.mean, "encode")
+        mean, part = code[:1], as_wide(picked(output, reading.spread, "encode"), code)[:1]
         if reading.kind in ("stddev", "variance") and bool((part < 0).any()):
             return None
         spread = stddev_of(part, reading.kind)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from robustvae.records.parts import UseFacts
-from robustvae.report.numbers import floor, number
 from robustvae.report.profiles import charts
 from robustvae.report.profiles.detection import (
     Interval,
@@ -25,6 +24,7 @@ from robustvae.report.profiles.section import (
     smallness,
 )
 from robustvae.report.tables import Cell, Heading, Row, Table
+from robustvae.rounding import floor, number
 
 _WEAK = 0.7  # below it a reader must first know that the detector is poor
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from robustvae.records.intervals import mean_stderr
 from robustvae.records.parts import UseFacts
-from robustvae.report.numbers import near
 from robustvae.report.profiles import charts
 from robustvae.report.profiles.section import Section, at_words, ball_words
 from robustvae.report.tables import Cell, Heading, Row, Table
+from robustvae.rounding import near
 
 HEADINGS = (
     Heading("bpp", "bits a pixel", better="lower"),

@@ -8,10 +8,10 @@ from typing import Any
 
 from robustvae.records.intervals import mean_stderr
 from robustvae.records.parts import UseFacts
-from robustvae.report.numbers import near
 from robustvae.report.profiles import charts
 from robustvae.report.profiles.section import Section, at_words, ball_words
 from robustvae.report.tables import Cell, Heading, Row, Table
+from robustvae.rounding import near
 
 DRIFTS = (
     Heading("drift", "the code moved by", "distances between two images", better="lower"),
@@ -98,11 +98,11 @@ def _answer(
     best = "away, through transforms"
     kept = {}
     for goal in ("away", best):
-        whole = _mean(survival, "drift", goal, None, transform="none")
+        baseline = _mean(survival, "drift", goal, None, transform="none")
         for transform in dict.fromkeys(str(row["transform"]) for row in survival):
             part = _mean(survival, "drift", goal, None, transform=transform)
-            if transform != "none" and part and whole and whole.mean > 0:
-                kept[goal, transform] = part.mean / whole.mean
+            if transform != "none" and part and baseline and baseline.mean > 0:
+                kept[goal, transform] = part.mean / baseline.mean
     if kept:
         goal = best if any(g == best for g, _ in kept) else "away"
         shares = {t: value for (g, t), value in kept.items() if g == goal}

@@ -8,7 +8,6 @@ from typing import Any
 
 from robustvae.records.intervals import mean_stderr
 from robustvae.records.parts import UseFacts
-from robustvae.report.numbers import floor, number
 from robustvae.report.profiles import charts
 from robustvae.report.profiles.detection import share
 from robustvae.report.profiles.section import (
@@ -20,6 +19,7 @@ from robustvae.report.profiles.section import (
     smallness,
 )
 from robustvae.report.tables import Cell, Heading, Row, Table
+from robustvae.rounding import floor, number
 
 HEADINGS = (
     Heading("kept", "decisions that stay", better="higher"),

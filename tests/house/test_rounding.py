@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given as over
 from hypothesis import strategies as st
 
-from robustvae.report import numbers
+from robustvae import rounding as numbers
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 
