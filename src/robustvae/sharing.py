@@ -10,11 +10,10 @@ from robustvae.errors import ConfigError, MissingExtraError, StorageError, insta
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Record, check_owned, write_files
 from robustvae.records.files import check_sign, with_manifest
+from robustvae.report.cards import key_numbers
 from robustvae.report.compare import question_in_words
 from robustvae.report.files import contents_of
-from robustvae.rounding import ceil, floor, near, number
 
-_ROUND = {"down": floor, "up": ceil, "near": near}
 AUDIT = "audit"
 CARD = "README.md"
 _SIGN = "library_name: robustvae"
@@ -49,18 +48,9 @@ def card(
 def _robustness(record: Record) -> list[str]:
     lines = [_line(record.verdict.first), "", f"Question: {question_in_words(record)}.", ""]
     lines += ["| | mean | 95 % interval | inputs | unit |", "|---|---:|---|---:|---|"]
-    for entry in record.summary:
-        if entry.headline:
-            low, high = number(entry.low), number(entry.high)
-            interval = "" if low is None or high is None else f"{floor(low)} to {ceil(high)}"
-            cells = (
-                _line(entry.headline),
-                _ROUND[entry.rounding](entry.mean),
-                interval,
-                str(entry.n),
-                entry.unit,
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+    for entry in key_numbers(record):
+        cells = (_line(entry.label), entry.shown, entry.interval, str(entry.n), entry.unit)
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"The audit lies in `{AUDIT}/`; `robustvae verify {AUDIT}` computes it again."]
     if record.command:
         lines.append(f"It was made by `{_line(record.command)}`.")

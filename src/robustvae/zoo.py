@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -38,6 +38,7 @@ _SOURCE = Path(__file__).parents[2]
 ENVIRONMENT = "ROBUSTVAE_ZOO"
 EVALUATION = "evaluation.json"
 CARD = "README.md"
+AUDIT = "audit.json"  # beside the card: what an audit by a protocol says of the stored weights
 RECORD = "card.json"  # the card of a model that was measured and whose weights are not kept
 NOT_TRAINED = "not yet trained"
 NOT_KEPT = "measured, its weights are not kept here"
@@ -87,7 +88,7 @@ def names() -> list[str]:
         >>> {"digits-vae", "mnist-conv28"} <= set(zoo.names())
         True
     """
-    return sorted({*_stored(), *recipe_names()})
+    return sorted({*stored(), *recipe_names()})
 
 
 def card(name: str) -> dict[str, Any]:
@@ -104,8 +105,8 @@ def card(name: str) -> dict[str, Any]:
         >>> zoo.card("digits-vae")["data"]
         'digits'
     """
-    if name in _stored():
-        return {"status": "trained", **checkpoint.read_config(_stored()[name])["card"]}
+    if name in stored():
+        return {"status": "trained", **checkpoint.read_config(stored()[name])["card"]}
     if name in measured():
         content: dict[str, Any] = _read(measured()[name] / RECORD)
         return {"status": NOT_KEPT, **content}
@@ -121,6 +122,78 @@ def card(name: str) -> dict[str, Any]:
         "seed": recipe.seed,
         "metrics": {},
     }
+
+
+def card_text(
+    name: str, facts: dict[str, Any], evaluation: Evaluation, robustness: Sequence[str]
+) -> str:
+    """The card beside a model, in markdown.
+
+    Args:
+        name: Of the model.
+        facts: Its card, with "dtype" where the weights are stored.
+        evaluation: What was measured on it.
+        robustness: Lines on its robustness; `robustvae.zoo_table.card_page` has the stored ones.
+    """
+    run = evaluation.facts
+    lines = [f"# {name}", ""]
+    if "about" in facts:
+        lines += [str(facts["about"]), ""]
+    verb = "is"
+    if facts.get("status") == NOT_KEPT:
+        verb = "was"
+        lines += [
+            "**The weights are not kept here.** No command loads this model by its name. "
+            f"`robustvae zoo train {name}` trains one by the recipe. What stands below was "
+            "measured while the weights were there.",
+            "",
+        ]
+    if "data" in facts:  # written by a training of this library
+        lines += [
+            f"- trained on {facts['data']} (training images), {facts['epochs']} epochs, seed "
+            f"{facts['seed']}, {facts['seconds']:.0f} s of training, {facts['date']}"
+        ]
+    if "start" in facts:
+        start = f"- trained on from `{facts['start']}`, sha256 of its weights "
+        lines += [f"{start}{facts['start_sha256']}"]
+    if "objective" in facts:
+        lines += [f"- objective: {facts['objective']}; recipe: `robustvae zoo train {name}`"]
+    if "note" in facts:
+        lines += [f"- {facts['note']}"]
+    storage = f"stored as {facts['dtype']}; " if "dtype" in facts else ""
+    lines += [
+        f"- {storage}sha256 of the weights as they load{'ed' * (verb == 'was')}: {run['sha256']}",
+        f"- measured on what {verb} stored: {run['inputs']:,} of {run['available']:,} "
+        f"{run['split']} images, seed {run['seed']}",
+        "",
+        "## Robustness",
+        "",
+        *robustness,
+        "",
+        "## Measures",
+        "",
+        "| | value | standard error | images | unit |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for measure in evaluation.measures:
+        stderr = "" if measure.stderr is None else f"{measure.stderr:.2g}"
+        count = f"{measure.n:,}" if measure.n else ""
+        label = measure.label.replace("|", r"\|")
+        cells = (label, measure.shown, stderr, count, measure.unit)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\nNot measured: {what}: {why}." for what, why in evaluation.absent.items()]
+    return "\n".join(lines) + "\n"
+
+
+def stored() -> dict[str, Path]:
+    """Folders of the models that `load` takes by name.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> zoo.bundled() == [name for name in sorted(zoo.stored()) if name in zoo.bundled()]
+        True
+    """
+    return _models_in(folder()) | _models_in(_BUNDLED)
 
 
 def measured() -> dict[str, Path]:
@@ -150,7 +223,7 @@ def evaluation(name: str) -> Evaluation | None:
         UnknownNameError: No model of that name.
         CheckpointError: The record beside the model is damaged.
     """
-    places = measured() | _stored()
+    places = measured() | stored()
     if name not in places:
         raise unknown("model", name, places)
     path = places[name] / EVALUATION
@@ -277,9 +350,11 @@ def train(
     }
     files = checkpoint.contents(vae.cpu(), card=card, dtype=dtype)
     record = json.dumps(plain(evaluation), separators=(",", ":"), sort_keys=True) + "\n"
-    text = _card_text(recipe, card, evaluation, dtype)
+    text = card_text(recipe.name, {**card, "dtype": dtype}, evaluation, ["Not audited."])
     files |= {EVALUATION: record.encode(), CARD: text.encode()}
-    write_files({place / key: content for key, content in files.items()})
+    # an audit beside an earlier model speaks of the weights that are replaced now
+    stale = [place / AUDIT] if (place / checkpoint.CONFIG).is_file() else []
+    write_files({place / key: content for key, content in files.items()}, stale)
     return place
 
 
@@ -325,12 +400,12 @@ def load(
         return _of_class(text, weights, options)
     if weights is not None:
         raise ConfigError(f"weights= belongs to a factory, FILE.py:FACTORY, got the model {text!r}")
-    if text in _stored():
-        return checkpoint.load(_stored()[text])
+    if text in stored():
+        return checkpoint.load(stored()[text])
     try:
         exists = Path(text).exists()
     except (OSError, ValueError):
-        raise unknown("model", text, _stored()) from None
+        raise unknown("model", text, stored()) from None
     if exists:
         return _of_folder(Path(text), options)
     if isinstance(model, str) and hub.is_hub_id(text):
@@ -339,7 +414,7 @@ def load(
         return checkpoint.load(text)
     if text in recipe_names():
         raise UnknownNameError(f"{text} is {card(text)['status']}: robustvae zoo train {text}")
-    raise unknown("model", text, _stored())
+    raise unknown("model", text, stored())
 
 
 def _of_class(path: str, weights: str | Path | None, options: dict[str, Any]) -> VAE:
@@ -362,7 +437,7 @@ def _of_folder(folder: Path, options: dict[str, Any]) -> VAE:
 
 def trained_on(model: str | Path) -> str | None:
     """The data set that a model's card names, or None where it names none."""
-    path = _stored().get(str(model), Path(model))
+    path = stored().get(str(model), Path(model))
     if not (path / checkpoint.CONFIG).is_file():
         return None
     data_name = checkpoint.read_config(path)["card"].get("data")
@@ -380,10 +455,6 @@ def _finish(place: Path) -> None:
     """Finish what killed processes were writing into the folders of a zoo."""
     for mark in list(place.glob(f"*/{MARKS}")):
         finish_switch(mark.parent)
-
-
-def _stored() -> dict[str, Path]:
-    return _models_in(folder()) | _models_in(_BUNDLED)
 
 
 def _place(name: str) -> Path:
@@ -408,34 +479,3 @@ def _complete(recipe: Recipe, run: Path) -> bool:
     return all(config["card"].get(key) == value for key, value in expected.items()) and all(
         config["options"].get(key) == value for key, value in options.items()
     )
-
-
-def _start_line(card: dict[str, Any]) -> list[str]:
-    if "start" not in card:
-        return []
-    return [f"- trained on from `{card['start']}`, sha256 of its weights {card['start_sha256']}"]
-
-
-def _card_text(recipe: Recipe, told: dict[str, Any], found: Evaluation, dtype: str) -> str:
-    facts = found.facts
-    lines = [f"# {recipe.name}", "", recipe.about, ""]
-    lines += [
-        f"- trained on {told['data']} (training images), {told['epochs']} epochs, seed "
-        f"{told['seed']}, {told['seconds']:.0f} s of training, stored {told['date']}",
-        *_start_line(told),
-        f"- objective: {told['objective']}; recipe: `robustvae zoo train {recipe.name}`",
-        f"- stored as {dtype}; sha256 of the weights as they load: {facts['sha256']}",
-        f"- measured on what is stored: {facts['inputs']:,} of {facts['available']:,} "
-        f"{facts['split']} images, seed {facts['seed']}",
-        "",
-        "| | value | standard error | images | unit |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for measure in found.measures:
-        stderr = "" if measure.stderr is None else f"{measure.stderr:.2g}"
-        count = f"{measure.n:,}" if measure.n else ""
-        label = measure.label.replace("|", r"\|")
-        cells = (label, measure.shown, stderr, count, measure.unit)
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"\nNot measured: {what}: {why}." for what, why in found.absent.items()]
-    return "\n".join(lines) + "\n"

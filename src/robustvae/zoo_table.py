@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -21,8 +22,10 @@ from robustvae.audit import read_protocol
 from robustvae.errors import ConfigError
 from robustvae.evaluation import Evaluation, Measure
 from robustvae.metrics import mean_stderr
+from robustvae.models import checkpoint
 from robustvae.records import Record
-from robustvae.rounding import ceil, floor
+from robustvae.records.parts import ModelFacts
+from robustvae.rounding import ceil, floor, near
 from robustvae.training import recipe_names
 from robustvae.training.choices import RADII, measured_choices
 
@@ -70,7 +73,6 @@ MEASURES = (
 
 
 NOT_AUDITED = "not audited"
-AUDIT = "audit.json"  # beside a model's card: what an audit by a protocol says of it
 _KEPT = ("margin_upper_box", "margin_upper_unconstrained", "certified_deterministic", "error_clean")
 
 
@@ -122,11 +124,80 @@ def _unbroken(record: Record) -> dict[str, Any]:
     return {"unbroken": count, "median_margin": median if math.isfinite(median) else "inf"}
 
 
-def robustness(name: str) -> dict[str, str]:
-    """What stored records say of a model's robustness, by what was measured; empty: not audited.
+@final
+@dataclass(frozen=True)
+class Strength:
+    """One stored number about a model's robustness, in words.
+
+    Attributes:
+        key: What was measured, as records name it.
+        label: The same in words.
+        where: Under which protocol, empty where none was; a shortened one says by how many inputs.
+        value: The number, rounded towards safety.
+        interval: Its 95 % interval, empty where none is stored.
+        inputs: On how many.
+        source: The command or the record behind it.
+    """
+
+    key: str
+    label: str
+    where: str
+    value: str
+    interval: str
+    inputs: int
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The label with its protocol."""
+        return f"{self.label} ({self.where})" if self.where else self.label
+
+
+def strengths(name: str) -> tuple[Strength, ...]:
+    """All stored numbers about a model's robustness, without a defense.
 
     Nothing is computed: the numbers are the references of the protocols, audits that are kept
-    beside the cards, and the measured choices that `robustvae advise` reads, without a defense.
+    beside the cards, and the measured choices that `robustvae advise` reads.
+
+    Args:
+        name: Of a model.
+
+    Examples:
+        >>> from robustvae.zoo_table import strengths
+        >>> strengths("digits-vae")[0].source
+        'robustvae audit digits-vae --protocol digits-l2-v1'
+    """
+    rows = [
+        Strength(
+            "margin_upper_box",
+            f"attacked {norm} margin",
+            protocol,
+            ceil(score),
+            "",
+            inputs,
+            f"robustvae audit {name} --protocol {protocol}",
+        )
+        for protocol, norm, inputs, model, score in _references()
+        if model == name
+    ]
+    rows += _audited(name)
+    for choice in measured_choices():
+        if choice.model == name and choice.defense == "posterior-mean":
+            for radius, mean, stderr in zip(
+                RADII, choice.similarity, choice.similarity_stderr, strict=True
+            ):
+                label, value = f"MS-SSIM under linf {radius:g}", f"{mean:.3f} ± {stderr:.3f}"
+                row = Strength("ms_ssim", label, "", value, "", choice.images, choice.source)
+                rows.append(row)
+            if choice.certified is not None:
+                label, value = "certified l2 radius, smoothed", floor(choice.certified)
+                source = f"{choice.certified_at}; {choice.source}"
+                rows.append(Strength("certified", label, "", value, "", choice.images, source))
+    return tuple(rows)
+
+
+def robustness(name: str) -> dict[str, str]:
+    """The chief ones of `strengths` by name; empty: not audited.
 
     Args:
         name: Of a model.
@@ -138,21 +209,12 @@ def robustness(name: str) -> dict[str, str]:
         >>> robustness("mnist-seatbelt-4")
         {}
     """
-    values = {
-        f"attacked {norm} margin ({protocol})": ceil(score)
-        for protocol, norm, model, score in _references()
-        if model == name
+    chief = ("margin_upper_box", "certified_deterministic", "ms_ssim", "certified")
+    return {
+        row.name: row.value
+        for row in strengths(name)
+        if row.key in chief and (row.key != "certified_deterministic" or row.value != "0")
     }
-    values |= _audited(name)
-    for choice in measured_choices():
-        if choice.model == name and choice.defense == "posterior-mean":
-            for radius, mean, stderr in zip(
-                RADII, choice.similarity, choice.similarity_stderr, strict=True
-            ):
-                values[f"MS-SSIM under linf {radius:g}"] = f"{mean:.3f} ± {stderr:.3f}"
-            if choice.certified is not None:
-                values["certified l2 radius, smoothed"] = floor(choice.certified)
-    return values
 
 
 def not_audited(name: str) -> str:
@@ -161,33 +223,106 @@ def not_audited(name: str) -> str:
     return NOT_AUDITED if has_weights else f"{NOT_AUDITED}: its weights are not kept"
 
 
-def _audited(name: str) -> dict[str, str]:
+def card_page(name: str) -> str:
+    """The card of a measured model, in markdown: what it is, its robustness, its measures.
+
+    `README.md` beside the model is this text; nothing is computed.
+
+    Args:
+        name: Of a model with a stored evaluation.
+
+    Raises:
+        UnknownNameError: No such model.
+
+    Examples:
+        >>> from robustvae import zoo
+        >>> from robustvae.zoo_table import card_page
+        >>> all(card_page(name).startswith(f"# {name}") for name in zoo.measured())
+        True
+    """
+    evaluation = zoo.evaluation(name)
+    if evaluation is None:
+        raise ConfigError(f"{name} has no stored evaluation: robustvae zoo train {name}")
+    rows = strengths(name)
+    lines = [f"{not_audited(name)[0].upper()}{not_audited(name)[1:]}."]
+    if rows:
+        lines = [
+            "Without a defense. The attacked margin is an upper bound; ± is one standard error.",
+            "",
+            "| | value | 95 % interval | inputs | from |",
+            "|---|---:|---|---:|---|",
+        ]
+        for row in rows:
+            source = f"`{row.source}`" if row.source.startswith("robustvae ") else row.source
+            cells = (row.name, row.value, row.interval, str(row.inputs), source)
+            lines.append(f"| {' | '.join(cells)} |")
+    facts = zoo.card(name)
+    if facts["status"] != zoo.NOT_KEPT:
+        facts["dtype"] = checkpoint.read_config(zoo.measured()[name])["dtype"]
+    return zoo.card_text(name, facts, evaluation, lines)
+
+
+_LABELS = {
+    "margin_upper_box": "attacked {norm} margin",
+    "margin_upper_unconstrained": "attacked {norm} margin, pixels unconstrained",
+    "certified_deterministic": "certified {norm} radius",
+    "error_clean": "error on clean inputs, l2",
+}
+
+
+def _audited(name: str) -> list[Strength]:
     """The numbers of the audit that is kept beside a model's card."""
-    path = zoo.measured().get(name, Path(name)) / AUDIT
+    path = zoo.measured().get(name, Path(name)) / zoo.AUDIT
     if not path.is_file():
-        return {}
+        return []
     audit = json.loads(path.read_text(encoding="utf-8"))
     where = audit["protocol"] + (f", {audit['inputs']} inputs" if audit["is_shortened"] else "")
-    means = {key: entry["mean"] for key, entry in audit["means"].items()}
-    values = {}
-    if means.get("margin_upper_box") is not None:
-        words = ceil(means["margin_upper_box"])
-        if audit.get("unbroken"):
-            words += f" (median {ceil(audit['median_margin'])}; no attack broke "
-            words += f"{audit['unbroken']} of {audit['inputs']})"
-        values[f"attacked {audit['norm']} margin ({where})"] = words
-    if means.get("certified_deterministic"):
-        words = f"certified {audit['norm']} radius ({where})"
-        values[words] = floor(means["certified_deterministic"])
-    return values
+    rows = []
+    for key, label in _LABELS.items():
+        entry = audit["means"].get(key, {})
+        if entry.get("mean") is None:
+            continue
+        rounding = {"certified_deterministic": floor, "error_clean": near}.get(key, ceil)
+        value = rounding(entry["mean"])
+        if key == "margin_upper_box" and audit.get("unbroken"):
+            value += f" (median {ceil(audit['median_margin'])}; no attack broke "
+            value += f"{audit['unbroken']} of {audit['inputs']})"
+        is_known = entry.get("low") is not None and entry.get("high") is not None
+        interval = f"{floor(entry['low'])} to {ceil(entry['high'])}" if is_known else ""
+        label = label.format(norm=audit["norm"])
+        source = audit["command"] or "an audit made in Python"
+        rows.append(Strength(key, label, where, value, interval, audit["inputs"], source))
+    return rows
+
+
+def training_facts(model: ModelFacts) -> dict[str, str]:
+    """How a model of the zoo was trained, for a page about it; empty for any other.
+
+    Args:
+        model: Of a record; its weights decide, not its name alone.
+    """
+    place = zoo.stored().get(model.name)
+    if place is None or checkpoint.read_config(place)["sha256"] != model.sha256:
+        return {}
+    card = zoo.card(model.name)
+    keys = ("about", "data", "epochs", "objective", "start", "recipe", "seed", "date")
+    return {
+        "training data" if key == "data" else key: str(card[key]) for key in keys if key in card
+    }
 
 
 @functools.cache
-def _references() -> list[tuple[str, str, str, float]]:
-    """Protocol, norm, model and score of every reference model of every protocol."""
+def _references() -> list[tuple[str, str, int, str, float]]:
+    """Protocol, norm, inputs, model and score of every reference model of every protocol."""
     protocols = [read_protocol(name) for name in registry.names("protocol")]
     return [
-        (protocol.name, protocol.question.norm, reference.name, float(reference.score))
+        (
+            protocol.name,
+            protocol.question.norm,
+            protocol.inputs,
+            reference.name,
+            float(reference.score),
+        )
         for protocol in protocols
         for reference in protocol.references
     ]

@@ -15,6 +15,7 @@ from robustvae.errors import ConfigError, DataError, DtypeError, StorageError
 from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
 from robustvae.report.board import board
+from robustvae.report.cards import key_numbers
 from robustvae.report.compare import compare
 from robustvae.report.pareto import draw_pareto, draw_paretos, pareto
 from robustvae.report.tables import Cell, Heading, Row, Table
@@ -143,11 +144,38 @@ def test_board_ranks_and_links_every_audit(pair, tmp_path):
     (audits / "bad" / "record.json").write_text("{}")
     page = board(audits, site).read_text()
     links = re.findall(r'href="([^"]+)"', page)
-    assert len(links) == 3 and all((site / link).is_file() for link in links)
-    for link in links:  # a page can be verified as the audit's own folder can
+    assert len(links) == 6 and all((site / link).is_file() for link in links)
+    reports = [link for link in links if link.endswith("report.html")]
+    assert len(reports) == 3
+    for link in reports:  # a page can be verified as the audit's own folder can
         assert set(read_manifest((site / link).parent).values()) == {True}
     assert page.count("<section>") == 3  # two questions, and what could not be read
     assert "bad: " in page and "no protocol" in page
+    assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_board_has_page_for_each_model(pair, tmp_path):
+    """Its card, every audit of it with its rank, the attacked inputs; two audits of one model."""
+    audits, site = tmp_path / "audits", tmp_path / "site"
+    rv.report.write(asked(pair[0], protocol="digits-l2-v1"), audits / "one")
+    rv.report.write(asked(pair[0], r=9.0), audits / "again")
+    rv.report.write(asked(pair[1], protocol="digits-l2-v1"), audits / "two")
+    (audits / "one" / "adversarials.safetensors").write_bytes(b"stored")
+    board(audits, site, cards=lambda model: {"objective": f"ELBO of <{model.name}>"})
+    pages = sorted((site / "models").iterdir())
+    assert [page.name.rpartition("-")[0] for page in pages] == ["one", "other"]
+    page = pages[0].read_text()
+    assert "ELBO of &lt;one&gt;" in page
+    record = pair[0]
+    assert f"{record.model.parameters:,}" in page and str(record.model.sha256) in page
+    assert page.count("robustvae verify one-") == 2
+    assert "not ranked: no protocol" in page
+    for entry in key_numbers(record):
+        assert page.count(f">{entry.label}<") == 2 and f">{entry.shown}<" in page
+    assert page.count(" alt=") == 2 * sum(len(item.panels) for item in record.gallery) > 0
+    links = re.findall(r'href="([^"]+)"', page)
+    assert all((site / "models" / link).is_file() for link in links)
+    assert sum(link.endswith("adversarials.safetensors") for link in links) == 1
     assert not re.search(r'(src|href)="https?:', page)
 
 

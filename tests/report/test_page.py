@@ -137,7 +137,7 @@ def test_numbers_round_towards_safety(make_record):
         ]
     )
     text = " ".join(Parsed(page.render(record)).text.split())
-    assert "Certified radius 0.288 [0.267, 0.302] px, n = 40" in text
+    assert "Certified radius 0.288 (0.267 to 0.302) px, n = 40" in text
     assert "Attacked 0.730 px, n = 40" in text
     first = record.rows[0]
     rounding = {column.id: column.rounding for column in record.columns}

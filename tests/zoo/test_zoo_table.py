@@ -13,7 +13,7 @@ from robustvae.evaluation import Evaluation, Measure
 from robustvae.models import checkpoint
 from robustvae.records import plain
 from robustvae.rounding import ceil
-from robustvae.zoo_table import AUDIT, audit_facts, page, paired, robustness
+from robustvae.zoo_table import audit_facts, card_page, page, paired, robustness, strengths
 
 STEPS = {"nll": 3.0, "mse": 50.0, "encoder_std": 0.1, "encoder_slope": -1.0}
 
@@ -25,7 +25,7 @@ def measured(level: float, more: tuple[Measure, ...] = ()) -> Evaluation:
     measures += [Measure("mse_sampled", "", 60 * level, 1.0, 10, "")]
     measures += [Measure("encoder_weights", "", 20 - level, None, 0, "")]
     measures += [Measure("decoder_weights", "", 20.0 + (level == 2), None, 0, "")]
-    facts = {"inputs": 10, "sha256": "0" * 64}
+    facts = {"inputs": 10, "available": 99, "split": "test", "seed": 0, "sha256": "0" * 64}
     per_image = {"index": list(range(10)), **values}
     return Evaluation((*measures, *more), per_image=per_image, facts=facts)
 
@@ -110,7 +110,7 @@ def test_kept_audit_stands_in_the_card(place):
     record = rv.audit(rv.load("digits-vae"), images, plan="smoke", protocol="digits-l2-v1", seed=0)
     facts = audit_facts(record)
     assert facts["is_shortened"] and facts["inputs"] == 2
-    path = zoo.measured()["mnist-seatbelt-2"] / AUDIT
+    path = zoo.measured()["mnist-seatbelt-2"] / zoo.AUDIT
     path.write_text(json.dumps(facts))
     margin = next(entry.mean for entry in record.summary if entry.key == "margin_upper_box")
     values = robustness("mnist-seatbelt-2")
@@ -143,6 +143,41 @@ def test_unbroken_inputs_are_counted(place, tmp_path):
     facts = audit_facts(record.model_copy(update={"rows": rows}))
     assert facts["unbroken"] == 1 and facts["median_margin"] == 0.30001
     facts["means"]["margin_upper_box"]["mean"] = "inf"
-    (tmp_path / "digits-vae" / AUDIT).write_text(json.dumps(facts))
+    (tmp_path / "digits-vae" / zoo.AUDIT).write_text(json.dumps(facts))
     words = [text for name, text in robustness("digits-vae").items() if "inputs)" in name]
     assert words == ["∞ (median 0.301; no attack broke 1 of 3)"]
+
+
+@pytest.mark.parametrize("name", sorted(zoo.measured()))
+def test_stored_cards_are_generated(name):
+    """`python scripts/store_audits.py` writes them; none differs from what is stored beside it."""
+    place = zoo.measured()[name]
+    text = (place / zoo.CARD).read_text(encoding="utf-8")
+    assert text == card_page(name)
+    is_kept = (place / checkpoint.CONFIG).is_file()
+    assert ("**The weights are not kept here.**" in text) != is_kept
+    if is_kept or (place / zoo.AUDIT).is_file():
+        section = text.partition("## Robustness")[2].partition("## Measures")[0]
+        assert all(f"| {row.name} | {row.value} |" in section for row in strengths(name))
+        assert "attacked l2 margin" in section
+    else:
+        assert "Not audited: its weights are not kept." in text
+
+
+def test_card_shows_intervals_and_commands(place, tmp_path):
+    place("mnist-seatbelt-2", measured(1))
+    assert "## Robustness\n\nNot audited.\n" in card_page("mnist-seatbelt-2")
+    means = {
+        "margin_upper_box": {"mean": 0.30001, "low": 0.2009, "high": 0.39991},
+        "certified_deterministic": {"mean": 0.0129, "low": None, "high": None},
+        "error_clean": {"mean": 1.5, "low": 1.0, "high": 2.0},
+    }
+    facts = {"protocol": "mnist-l2-v1", "norm": "l2", "inputs": 7, "is_shortened": True}
+    facts |= {"command": "robustvae audit mnist-seatbelt-2", "means": means}
+    (tmp_path / "mnist-seatbelt-2" / zoo.AUDIT).write_text(json.dumps(facts))
+    text = card_page("mnist-seatbelt-2")
+    command = "`robustvae audit mnist-seatbelt-2`"
+    where = "(mnist-l2-v1, 7 inputs)"
+    assert f"| attacked l2 margin {where} | 0.301 | 0.200 to 0.400 | 7 | {command} |" in text
+    assert f"| certified l2 radius {where} | 0.0129 |  | 7 | {command} |" in text
+    assert f"| error on clean inputs, l2 {where} | 1.50 | 1.00 to 2.00 | 7 | {command} |" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import typer
 
@@ -29,12 +29,13 @@ def list_models() -> None:
 
     cards = {name: zoo.card(name) for name in zoo.names()}
     waiting = [name for name, card in cards.items() if card["status"] == zoo.NOT_TRAINED]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
+    rows_without_weights: list[tuple[Any, ...]] = []
     for name, card in cards.items():
         if name in waiting:
             continue
         place = "package" if name in zoo.bundled() else "zoo"
-        place = "no weights kept" if card["status"] == zoo.NOT_KEPT else place
+        is_kept = card["status"] != zoo.NOT_KEPT
         likelihood = card["metrics"].get("nll")
         # a probability of binary pixels and a density of gray ones have no common scale
         is_density = likelihood is not None and likelihood < 0
@@ -44,33 +45,29 @@ def list_models() -> None:
             for key, value in values.items()
             if key.startswith("attacked")
         ]
-        rows.append(
+        (rows if is_kept else rows_without_weights).append(
             (
                 name,
                 card["data"],
                 card["epochs"],
-                place,
+                place if is_kept else "",
                 "" if likelihood is None or is_density else short(likelihood),
                 short(-likelihood) if likelihood is not None and is_density else "",
                 margins[0] if margins else "" if values else NOT_AUDITED,
                 values.get("MS-SSIM under linf 0.1", "" if values else NOT_AUDITED),
             )
         )
-    show_table(
-        rows,
-        title="models that rv.load takes by name",
-        headings=(
-            "name",
-            "data",
-            "epochs",
-            "from",
-            "-log P(x), nats",
-            "log density, nats",
-            "attacked margin, l2",
-            "MS-SSIM, linf 0.1",
-        ),
-        numbers=(2, 4, 5),
+    headings = (
+        *("name", "data", "epochs", "from"),
+        *("-log P(x), nats", "log density, nats", "attacked margin, l2", "MS-SSIM, linf 0.1"),
     )
+    titles = {
+        "models that rv.load takes by name": rows,
+        "measured once, weights not kept: robustvae zoo train NAME": rows_without_weights,
+    }
+    for title, members in titles.items():
+        if members:
+            show_table(members, title=title, headings=headings, numbers=(2, 4, 5))
     folder = zoo.folder()
     if folder is not None:
         show(f"zoo: {folder}")

@@ -1,14 +1,15 @@
-"""A static site of many audits: ranked by protocol, filtered by word, a page for each."""
+"""A static site of many audits: ranked by protocol, filtered by word, a page for each model."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,9 +17,11 @@ from markupsafe import Markup
 from robustvae.errors import DataError, RobustVAEError
 from robustvae.records import Record, finish_switch, write_files
 from robustvae.records.files import MANIFEST, MARKS, check_sign, manifest
+from robustvae.records.parts import ModelFacts
+from robustvae.report.cards import KeyNumber, facts_of, key_numbers
 from robustvae.report.compare import compare, question_in_words
 from robustvae.report.files import read
-from robustvae.report.page import render
+from robustvae.report.page import gallery_item, render
 from robustvae.report.pareto import AGAINST, draw_pareto
 from robustvae.rounding import NOT_MEASURED
 
@@ -35,8 +38,24 @@ class Entry:
 
     rank: str
     cells: list[str]
+    model: str
     page: str
     reason: str
+
+
+@final
+@dataclass(frozen=True)
+class AuditOnPage:
+    """One audit on a model's page."""
+
+    place: str
+    question: str
+    ranks: list[str]
+    verdict: tuple[str, ...]
+    numbers: list[KeyNumber]
+    files: list[tuple[str, str]]
+    command: str | None
+    gallery: list[dict[str, Any]]
 
 
 @final
@@ -51,7 +70,11 @@ class Section:
     robustness: str
 
 
-def board(folder: str | Path, out: str | Path) -> Path:
+Cards = Callable[[ModelFacts], Mapping[str, Any]]
+"""What else is known of a model: data, epochs, objective."""
+
+
+def board(folder: str | Path, out: str | Path, *, cards: Cards | None = None) -> Path:
     """Write a static site of all audits under a folder.
 
     Audits are grouped by their question. Within a group the rows are ranked by the attacked upper
@@ -60,8 +83,10 @@ def board(folder: str | Path, out: str | Path) -> Path:
 
     Args:
         folder: Where audits lie, at any depth.
-        out: Where to write: `index.html` and a folder for each audit, with its page, its record
-            and its adversarials.
+        out: Where to write: `index.html`, a page for each model in `models`, with its card, its
+            audits and pictures of its attacked inputs, and a folder for each audit, with its
+            report, its record and its attacked inputs.
+        cards: What a model's page says beside what the audits say of it; nothing by default.
 
     Returns:
         The path of `index.html`.
@@ -89,7 +114,11 @@ def board(folder: str | Path, out: str | Path) -> Path:
             f"{folder}/NAME"
         )
     check_sign(Path(out) / "index.html", SIGN)
-    places = {path: f"{_slug(record)}" for path, record in records.items()}
+    places = {path: _slug(record, record.to_json()) for path, record in records.items()}
+    pages = {
+        path: f"models/{_slug(record, str(record.model.sha256))}.html"
+        for path, record in records.items()
+    }
     contents: dict[str | Path, bytes] = {}
     for path, record in records.items():
         page = Path(out) / places[path]
@@ -102,7 +131,7 @@ def board(folder: str | Path, out: str | Path) -> Path:
     for path, record in records.items():
         groups.setdefault(question_in_words(record), []).append(path)
     sections = [
-        _section([records[path] for path in group], [places[path] for path in group])
+        _section([records[p] for p in group], [(pages[p], places[p]) for p in group])
         for _, group in sorted(groups.items())
     ]
     environment = Environment(
@@ -112,12 +141,65 @@ def board(folder: str | Path, out: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    ranks: dict[str, list[str]] = {}
+    for section in sections:
+        total = sum(not entry.reason for entry in section.entries)
+        for entry in section.entries:
+            words = f"not ranked: {entry.reason}" if entry.reason else f"rank {entry.rank}"
+            words += "" if entry.reason else f" of {total}"
+            ranks.setdefault(entry.page, []).append(f"{entry.cells[1]}: {words}")
+    for page_name in sorted(set(pages.values())):
+        audits = [
+            _audit_on_page(records[path], places[path], ranks, contents, Path(out))
+            for path in records
+            if pages[path] == page_name
+        ]
+        model = next(records[path].model for path in records if pages[path] == page_name)
+        facts = {**facts_of(model), **(cards(model) if cards is not None else {})}
+        text = environment.get_template("model.html").render(
+            name=model.name, facts=facts, audits=audits
+        )
+        contents[Path(out) / page_name] = text.encode()
     template = environment.get_template("board.html")
     text = template.render(sections=sections, faults=faults, count=len(records))
     index = Path(out) / "index.html"
     # The index comes last, so that it never names a page that is not there.
     write_files({**contents, index: text.encode()})
     return index
+
+
+_LABELS = {
+    "report.html": "the whole report",
+    "record.json": "record",
+    "adversarials.safetensors": "inputs, clean and attacked",
+    "rows.parquet": "rows",
+    "rows.jsonl": "rows",
+    MANIFEST: "hashes",
+}
+
+
+def _audit_on_page(
+    record: Record,
+    place: str,
+    ranks: Mapping[str, list[str]],
+    contents: Mapping[str | Path, bytes],
+    out: Path,
+) -> AuditOnPage:
+    """One audit on its model's page, with links to the files that the site has of it."""
+    return AuditOnPage(
+        place=place,
+        question=question_in_words(record),
+        ranks=ranks.get(f"{place}/report.html", []),
+        verdict=record.verdict.sentences,
+        numbers=key_numbers(record),
+        files=[
+            (label, f"{place}/{name}")
+            for name, label in _LABELS.items()
+            if out / place / name in contents
+        ],
+        command=record.command,
+        gallery=[gallery_item(item, record) for item in record.gallery],
+    )
 
 
 def _records_below(top: Path) -> list[Path]:
@@ -145,7 +227,7 @@ def _records_below(top: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _section(records: list[Record], places: list[str]) -> Section:
+def _section(records: list[Record], places: list[tuple[str, str]]) -> Section:
     key = "margin_upper_box" if records[0].question.box else "margin_upper_unconstrained"
     table = compare(records)
     # What ranks stands first among the numbers.
@@ -163,9 +245,9 @@ def _section(records: list[Record], places: list[str]) -> Section:
     entries, rank = [], 0
     for i in order:
         rank += not reasons[i]
-        page = f"{places[owners[i]]}/report.html"
+        model, audit = places[owners[i]]
         place = NOT_MEASURED if reasons[i] else str(rank)
-        entries.append(Entry(place, body[i], page, reasons[i]))
+        entries.append(Entry(place, body[i], model, f"{audit}/report.html", reasons[i]))
     result = replace(table, rows=tuple(table.rows[i] for i in order))
     drawings = [draw_pareto(result, key, price) for price in AGAINST]
     name = next((heading.label for heading in table.headings if heading.id == key), key)
@@ -181,8 +263,7 @@ def _reason(record: Record) -> str:
     return "shortened" if record.question.shortened else ""
 
 
-def _slug(record: Record) -> str:
-    """A folder's name: the model's, and what tells its audits apart."""
+def _slug(record: Record, content: str) -> str:
+    """A name for files: the model's, and what tells apart those of one name."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", record.model.name).strip("-.") or "model"
-    digest = hashlib.sha256(record.to_json().encode()).hexdigest()
-    return f"{name[:40]}-{digest[:8]}"
+    return f"{name[:40]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

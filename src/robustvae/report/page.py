@@ -13,16 +13,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustvae.records import Record, SummaryEntry
+from robustvae.records import Record
 from robustvae.records.parts import GalleryItem, Panel
 from robustvae.records.requirements import outcomes
 from robustvae.report import curves, drawing, figures, reading
 from robustvae.report.advice import advise
 from robustvae.report.band import band, input_bands
+from robustvae.report.cards import ROUNDINGS, KeyNumber, key_number, key_numbers
 from robustvae.report.failures import failing_rows
 from robustvae.report.profiles.section import section_of
-from robustvae.report.words import meaning
-from robustvae.rounding import NOT_MEASURED, ceil, floor, given, near, norm, number
+from robustvae.rounding import NOT_MEASURED, ceil, given, near, norm
 
 WIDTHS = {"wide": 760, "narrow": 358}
 PANELS = (
@@ -88,8 +88,8 @@ def render(record: Record) -> str:
         meaning=reading.margin_in_words(record),
         failed=reading.failed_checks(record),
         changed=record.changed_rows,
-        headlines=[_key_number(entry) for entry in reading.headlines(record)],
-        means=[_key_number(entry) for entry in record.summary],
+        headlines=key_numbers(record),
+        means=[key_number(entry) for entry in record.summary],
         band=_drawn(band, record),
         band_is_proved=any(one.certified for one in input_bands(record)),
         bracket_is_proved=any(one.certified for one in reading.brackets(reading.rows_of(record))),
@@ -103,7 +103,7 @@ def render(record: Record) -> str:
         ],
         victims=record.victims if len(record.victims) > 1 or record.victims[0].defended else [],
         others=bool(others),
-        gallery=[_gallery_item(item, record) for item in record.gallery],
+        gallery=[gallery_item(item, record) for item in record.gallery],
         has_images=any(panel.png for item in record.gallery for panel in item.panels.values()),
         columns=measured,
         wordy={column.id for column in measured if column.kind == "text"},
@@ -161,29 +161,12 @@ def _use(record: Record) -> dict[str, Any] | None:
         "tables": [(table.title, Markup(table.to_html())) for table in section.tables],
         "figures": [(drawing, caption) for drawing, caption in drawings if drawing],
         "notes": section.notes,
-        "gallery": [_gallery_item(item, record) for item in record.use.gallery],
+        "gallery": [gallery_item(item, record) for item in record.use.gallery],
     }
 
 
-def _key_number(entry: SummaryEntry) -> dict[str, Any]:
-    low, high = number(entry.low), number(entry.high)
-    interval = "" if low is None or high is None else f"[{floor(low)}, {ceil(high)}]"
-    return {
-        "label": entry.headline or entry.label,
-        "long": entry.label,
-        "meaning": meaning(entry),
-        "shown": ROUNDINGS[entry.rounding](entry.mean),
-        "interval": interval,
-        "n": entry.n,
-        "unit": entry.unit,
-    }
-
-
-ROUNDINGS = {"down": floor, "up": ceil, "near": near}
-
-
-def _unit(entry: dict[str, Any]) -> str:
-    return ", ".join(str(part) for part in (entry["unit"], f"n = {entry['n']}") if part)
+def _unit(entry: KeyNumber) -> str:
+    return ", ".join(str(part) for part in (entry.unit, f"n = {entry.n}") if part)
 
 
 def _attack_line(attack: reading.AttackRows) -> dict[str, Any]:
@@ -199,7 +182,8 @@ def _attack_line(attack: reading.AttackRows) -> dict[str, Any]:
 _DAMAGES = ("damage", "damage_noise", "ms_ssim_attacked")
 
 
-def _gallery_item(item: GalleryItem, record: Record) -> dict[str, Any]:
+def gallery_item(item: GalleryItem, record: Record) -> dict[str, Any]:
+    """One attack's pictures, ready for a page."""
     names = [name for name in PANELS if name in item.panels]
     names += sorted(name for name in item.panels if name not in PANELS)
     of = f"input {item.input}" + ("" if item.label is None else f", label {item.label}")

@@ -9,10 +9,10 @@ from rich.text import Text
 from robustvae.errors import single_line
 from robustvae.records import Record
 from robustvae.report import reading
-from robustvae.report.page import ROUNDINGS
+from robustvae.report.cards import key_numbers
 from robustvae.report.profiles.section import section_of
 from robustvae.report.tables import Table as Numbers
-from robustvae.rounding import NOT_MEASURED, ceil, floor, near, number
+from robustvae.rounding import NOT_MEASURED, near
 
 
 def table(record: Record) -> Group:
@@ -45,18 +45,12 @@ def table(record: Record) -> Group:
     if record.changed_rows:
         words = f"{len(record.changed_rows)} rows are not those that were measured."
         parts.append(Text(words, style="bold red"))
-    headlines = reading.headlines(record)
+    headlines = key_numbers(record)
     if headlines:
         numbers = _table(("key numbers", "mean", "95 % interval", "n", "unit"), text=(0, 4))
         for entry in headlines:
-            low, high = number(entry.low), number(entry.high)
-            numbers.add_row(
-                Text(entry.headline or entry.label),
-                ROUNDINGS[entry.rounding](entry.mean),
-                "" if low is None or high is None else f"{floor(low)} to {ceil(high)}",
-                str(entry.n),
-                Text(entry.unit),
-            )
+            texts = (Text(entry.label), entry.shown, entry.interval, str(entry.n), Text(entry.unit))
+            numbers.add_row(*texts)
         parts += [Text(), numbers]
     groups = [*reading.worst(record), *reading.attacks(record)]
     if groups:
