@@ -8,6 +8,7 @@ import torch
 
 import robustvae as rv
 from robustvae.app import Explorer, drawing
+from robustvae.app.explorer import Scene
 from robustvae.errors import MissingExtraError, RangeError, ShapeError
 
 R = 0.86
@@ -93,3 +94,23 @@ def test_page_needs_the_extra(explorer: Explorer, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingExtraError, match="pip install"):
         page.build(explorer, R)
+
+
+def test_missing_gradio_announces_nothing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """No address before the page is served: who reads it would wait for nothing."""
+    import sys
+
+    from robustvae import cli
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["app", "digits-vae"]) == cli.WRONG_USE
+    printed = capsys.readouterr()
+    assert "http" not in printed.out + printed.err and "pip install" in printed.err
+
+
+@pytest.mark.parametrize(("damage", "side"), [(0.859, "less than"), (0.861, "more than")])
+def test_edge_is_compared_with_r(damage: float, side: str) -> None:
+    from robustvae.app.page import edge_in_words
+
+    words = edge_in_words(Scene(panels={}, size=0.4, damage=damage), R)
+    assert f": {side} r = 0.86." in words

@@ -17,6 +17,7 @@ from robustvae.audit.store import packed, unpacked
 from robustvae.errors import CheckpointError, DataError
 from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
+from robustvae.records.files import MANIFEST, manifest
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +107,14 @@ def test_measures_are_announced_in_order(copy):
 
 def test_unknown_model_is_not_checked(copy):
     edited(copy, lambda content: content["model"].update(source="nowhere", name="nowhere"))
+    files = {name: (copy / name).read_bytes() for name in read_manifest(copy)}
+    (copy / MANIFEST).write_text(manifest(files))
     verification = rv.verify(copy)
     assert verification.recomputed == 0
-    assert any("give victim=" in reason for reason in verification.not_checked)
+    assert any("victim=" in reason for reason in verification.not_checked)
+    assert str(verification).startswith("agrees with itself, not verified:")
+    assert cli.main(["verify", str(copy)]) == 1
+    assert cli.main(["verify", str(copy), "--inputs", "0"]) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

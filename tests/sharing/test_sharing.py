@@ -13,6 +13,7 @@ import yaml
 
 import robustvae as rv
 from robustvae.errors import ConfigError, MissingExtraError, StorageError
+from robustvae.models import checkpoint
 from robustvae.sharing import card, export, manifest_of, push_to_hub
 
 
@@ -33,6 +34,18 @@ def test_exported_model_loads_again(vae, record, tmp_path) -> None:
         torch.testing.assert_close(again.state_dict()[name], value)
     assert rv.report.read(folder / "audit").summary == record.summary
     assert {"README.md", "audit/report.html", "model.safetensors"} <= set(manifest_of(folder))
+
+
+def test_exported_audit_verifies_by_itself(vae, record, tmp_path, monkeypatch) -> None:
+    """Of a model that no name loads: the checkpoint beside the audit is found, if it is the one."""
+    assert record.model.source is None and record.model.name not in rv.zoo.names()
+    folder = export(tmp_path / "out", model=vae, record=record)
+    monkeypatch.chdir(folder)
+    for place in (folder / "audit", Path("audit")):
+        verification = rv.verify(place, 1)
+        assert verification.passed and verification.recomputed > 0, str(verification)
+    checkpoint.save(rv.load("digits-vae-noise"), folder)
+    assert rv.verify(folder / "audit", 1).recomputed == 0
 
 
 def test_export_is_one_change(vae, record, tmp_path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 from robustvae.app import drawing
-from robustvae.app.explorer import Explorer
-from robustvae.errors import MissingExtraError, RobustVAEError, install_command
+from robustvae.app.explorer import Explorer, Scene
+from robustvae.errors import ConfigError, MissingExtraError, RobustVAEError, install_command
 from robustvae.rounding import floor, given, near
 
 HOST = "127.0.0.1"  # loopback: nobody else is served, and nothing is shared
@@ -55,11 +56,7 @@ def build(explorer: Explorer, r: float) -> Any:
         line = drawing.bracket(float(lower.radius[0]), float(upper.value[0]), radius, r)
         if edge is None:
             return line, "", "Nothing is certified here, or no attack broke it."
-        words = (
-            f"On the edge of the certified ball, at size {floor(edge.size)} in the worst direction "
-            f"found, the output moves by {near(edge.damage)}: less than r = {given(r)}."
-        )
-        return line, drawing.panels(edge.panels), words
+        return line, drawing.panels(edge.panels), edge_in_words(edge, r)
 
     def spectrum(number: float, upload: Any) -> tuple[str, str]:
         try:
@@ -107,6 +104,23 @@ def build(explorer: Explorer, r: float) -> Any:
     return page
 
 
+def edge_in_words(edge: Scene, r: float) -> str:
+    """What happens on the edge of the certified ball, set against r.
+
+    A certificate speaks of the probability that a random output stays within r; what is shown is
+    the output of the mean code, which a sound certificate of m = 1/2 need not keep within r.
+
+    Args:
+        edge: What the explorer found there.
+        r: Output distance tolerated.
+    """
+    side = "less than" if edge.damage < r else "as much as" if edge.damage == r else "more than"
+    return (
+        f"On the edge of the certified ball, at size {floor(edge.size)} in the worst direction "
+        f"found, the output moves by {near(edge.damage)}: {side} r = {given(r)}."
+    )
+
+
 def serve(explorer: Explorer, r: float, port: int, *, block: bool = True) -> str:
     """Show the explorer on this machine's loopback address.
 
@@ -114,24 +128,38 @@ def serve(explorer: Explorer, r: float, port: int, *, block: bool = True) -> str
         explorer: What computes.
         r: Output distance tolerated at first.
         port: To listen on; 0 takes a free one.
-        block: Stay until interrupted.
+        block: Say the address once it is served, and stay until interrupted.
 
     Returns:
         The address.
+
+    Raises:
+        MissingExtraError: Without gradio.
+        ConfigError: The port is taken.
     """
     # nothing is sent anywhere: neither statistics nor a request for fonts
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     gradio = _gradio()
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    _, url, _ = build(explorer, r).launch(
-        server_name=HOST,
-        server_port=port or None,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=not block,
-        theme=theme,
-        css=drawing.CSS,
-    )
+    page = build(explorer, r)
+    try:
+        _, url, _ = page.launch(
+            server_name=HOST,
+            server_port=port or None,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=theme,
+            css=drawing.CSS,
+        )
+    except OSError:  # what gradio raises where it cannot listen
+        raise ConfigError(
+            f"port {port} cannot be had: name another with --port, 0 takes a free one"
+        ) from None
+    if block:
+        print(f"explorer: {url} (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # its proper end
+            page.block_thread()
     return str(url)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -42,7 +43,8 @@ class Verification:
     """What of a stored audit could be computed again, and what differs.
 
     Attributes:
-        passed: Whether nothing differs and nothing is missing.
+        passed: Whether nothing differs and no file is missing; where no row could be computed
+            again, the record agrees with itself, and no more.
         problems: What differs or is missing, a sentence each.
         rows: Rows that were read.
         recomputed: Rows that were computed again.
@@ -65,7 +67,9 @@ class Verification:
         return "<p>" + "<br>".join(escape(line) for line in self._lines()) + "</p>"
 
     def _lines(self) -> list[str]:
-        word = "verified" if self.passed else "NOT verified"
+        word = "NOT verified"
+        if self.passed:  # without the model, a record that somebody made up whole agrees as well
+            word = "verified" if self.recomputed else "agrees with itself, not verified"
         lines = [
             f"{word}: {self.rows} rows read, {self.recomputed} computed again "
             f"on {len(self.inputs)} inputs"
@@ -88,7 +92,8 @@ def verify(
         folder: What an audit wrote: record.json, adversarials.safetensors, manifest.json.
         inputs: How many inputs' rows are computed again, evenly spaced; all of them where there
             are no more.
-        victim: The model, where the record does not say how it is loaded.
+        victim: The model, where the record does not say how it is loaded and no checkpoint of the
+            same weights lies in the folder above, as `robustvae.sharing.export` writes them.
         progress: Called with measures done, measures in all, and the one that begins.
 
     Returns:
@@ -129,7 +134,7 @@ def verify(
         problems.append(str(error))
     recomputation = 0
     numbers: tuple[int, ...] = ()
-    vae = _model(record, victim, problems, not_checked)
+    vae = _model(record, victim or _beside(record, folder), problems, not_checked)
     if vae is not None and tensors and inputs:
         try:
             say = progress or (lambda done, total, what: None)
@@ -217,6 +222,15 @@ def _inputs(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
     return problems
 
 
+def _beside(record: Record, folder: Path) -> VAE | None:
+    """The model in the folder above an audit, where its weights are those that were audited."""
+    place = folder.resolve().parent
+    with contextlib.suppress(RobustVAEError):  # no checkpoint: the record's own way is tried
+        if checkpoint.read_config(place)["sha256"] == record.model.sha256:
+            return checkpoint.load(place)
+    return None
+
+
 def _model(
     record: Record, victim: Victim | VAE | None, problems: list[str], not_checked: list[str]
 ) -> VAE | None:
@@ -226,7 +240,8 @@ def _model(
         try:
             vae = zoo.load(source)
         except RobustVAEError as error:
-            not_checked.append(f"rows, since the model is not accessible ({error}): give victim=")
+            remedy = "name it with --model, in Python with victim="
+            not_checked.append(f"rows, since the model is not accessible ({error}): {remedy}")
             return None
     digest = checkpoint.weights_sha256(vae)
     if record.model.sha256 is not None and digest != record.model.sha256:

@@ -38,13 +38,11 @@ def run(options: Options) -> None:
         robustvae app mnist-conv28 --defense input-noise:stddev=0.25 --port 8000
     """
     from robustvae.app import Explorer
-    from robustvae.app.page import HOST, serve
-    from robustvae.cli.printing import show
+    from robustvae.app.page import serve
 
     vae, images = options.load()
     victims = common.build_victims(vae, [options.defense] if options.defense else None)
     victim = list(victims.values())[1] if options.defense else None
     explorer = Explorer(vae, images, victim, options.seed)
     r = options.r if options.r is not None else explorer.tolerance()
-    show(f"explorer: http://{HOST}:{options.port or '(a free port)'} (Ctrl-C ends it)")
     serve(explorer, r, options.port)
