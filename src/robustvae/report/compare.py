@@ -262,6 +262,7 @@ def _notes(records: Sequence[Record], differences: bool, victims: int) -> Iterab
     for record in records:
         if not record.verdict.passed:
             yield f"{record.title}: {record.verdict.first}"
+    yield from missing_rows(records)
     yield (
         "Means over inputs with half the width of their 95 % intervals, or both ends where one "
         "is far off; ↑ higher is better."
@@ -270,3 +271,15 @@ def _notes(records: Sequence[Record], differences: bool, victims: int) -> Iterab
         yield "Differences are over the inputs that both rows have, with their own intervals."
     elif victims > 1:
         yield "The rows share no inputs: differences of their means have no paired interval."
+
+
+def missing_rows(records: Sequence[Record]) -> Iterable[str]:
+    """Which defenses have no row, of which models, and why: a sentence for each reason."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for omission in record.left_out:
+            if omission.stage == "victim":
+                key = (omission.victim, omission.reason)
+                models.setdefault(key, []).append(record.model.name)
+    for (victim, reason), names in models.items():
+        yield f"No row for {victim} of {', '.join(names)}: {reason}."
