@@ -65,6 +65,26 @@ def test_other_inputs_are_not_paired(pair):
     assert compare([one, one.model_copy(update={"title": "again"})]).differences
 
 
+def test_number_of_defended_victims_is_shown(pair):
+    first = pair[0]
+    victim = first.victims[0].model_copy(update={"name": "smoothed"})
+    column = first.columns[0].model_copy(update={"id": "smoothed_radius", "headline": "Radius"})
+    entry = first.summary[0].model_copy(
+        update={"key": "smoothed_radius / smoothed", "headline": None, "mean": 0.54}
+    )
+    record = first.model_copy(
+        update={
+            "victims": [*first.victims, victim],
+            "columns": [*first.columns, column],
+            "summary": [*first.summary, entry],
+        }
+    )
+    table = compare([record])
+    assert "smoothed_radius" in [heading.id for heading in table.headings]
+    (row,) = [row for row in table.rows if row.names["victim"] == "smoothed"]
+    assert row.cells["smoothed_radius"].mean == 0.54
+
+
 def test_inputs_record_only_left_out(pair):
     first, second = pair
     rows = [row for row in second.rows if row["input"] != first.rows[0]["input"]]

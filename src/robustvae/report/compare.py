@@ -177,7 +177,10 @@ def _labels(victims: Sequence[tuple[Record, int]]) -> list[dict[str, str]]:
 
 
 def _headings(records: Sequence[Record]) -> list[Heading]:
-    """The key numbers of all records, in the order of the first that has them."""
+    """The key numbers of all records, in the order of the first that has them.
+
+    A number that only a defended victim has, such as a certificate by smoothing, comes after them.
+    """
     headings: dict[str, Heading] = {}
     for record in records:
         key_numbers = reading.headlines(record)
@@ -190,6 +193,15 @@ def _headings(records: Sequence[Record]) -> list[Heading]:
                     entry.unit,
                     entry.rounding,
                     entry.better,
+                )
+    for record in records:
+        entries = {entry.key: entry for entry in record.summary}
+        for column in record.columns:
+            keys = [f"{column.id} / {victim.name}" for victim in record.victims]
+            defended = next((entries[key] for key in keys if key in entries), None)
+            if column.headline and defended is not None and column.id not in headings:
+                headings[column.id] = Heading(
+                    column.id, column.headline, defended.unit, defended.rounding, defended.better
                 )
     victims = [victim for record in records for victim in record.victims]
     if len({_cost(victim) for victim in victims} - {None}) > 1:
