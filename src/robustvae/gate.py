@@ -8,11 +8,11 @@ Lipschitz constants, linear bounds, the tangent envelope and traces all ask here
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules import module as _modules
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -29,9 +29,10 @@ _GLOBAL_HOOKS = (
 )
 _OWN_HOOKS = tuple(name.removeprefix("_global") for name in _GLOBAL_HOOKS)
 
-# As they are when the library is imported: a class whose forward is replaced later is seen by this.
-_CALL = (nn.Module.__call__, nn.Module._call_impl)
-_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {}
+# As they are when the library is imported: what is replaced later is seen by this.
+_CALL = {name: vars(nn.Module)[name] for name in ("__call__", "_call_impl", "__getattr__")}
+_KINDS: dict[type[nn.Module], tuple[tuple[type, dict[str, Any]], ...]] = {}
+_FUNCTIONS: dict[tuple[Any, str], Any] = {}
 _MODELS: dict[type[nn.Module], dict[str, Any]] = {}
 
 # Whether these are in training mode decides what they compute.
@@ -39,13 +40,44 @@ _MODED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.modules.ba
 
 
 def know(*kinds: type[nn.Module]) -> None:
-    """Remember what layers of these classes compute, so that `admit` sees it replaced.
+    """Remember what layers of these classes compute, so that `admit` sees any of it replaced.
+
+    That is the methods of a class and of its bases, and torch's functions that these name.
 
     Args:
         kinds: Classes that bounds are known for.
     """
     for kind in kinds:
-        _FORWARDS.setdefault(kind, kind.forward)
+        if kind in _KINDS:
+            continue
+        bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+        _KINDS[kind] = tuple((base, _own_functions(base)) for base in bases)
+        for _, members in _KINDS[kind]:
+            for member in members.values():
+                _know_functions(member)
+
+
+def _own_functions(base: type) -> dict[str, Any]:
+    """A class's own methods and properties."""
+    return {name: member for name, member in vars(base).items() if _runs(member)}
+
+
+def _runs(member: Any) -> bool:
+    return callable(member) or isinstance(member, property | staticmethod | classmethod)
+
+
+def _know_functions(function: Any) -> None:
+    """Remember torch's functions that a function names, and those that these name in turn."""
+    for name in getattr(getattr(function, "__code__", None), "co_names", ()):
+        if name.startswith("__"):
+            continue
+        for owner in (functional, torch, Tensor):
+            # a copy of the class's own, so that one which is put in front of it is seen
+            callee = getattr(owner, name, None)
+            if callable(callee) and (owner, name) not in _FUNCTIONS:
+                _FUNCTIONS[owner, name] = callee
+                if owner is functional:
+                    _know_functions(callee)
 
 
 def admit_process() -> None:
@@ -64,10 +96,16 @@ def admit_process() -> None:
                 "bounds want layers that nothing is hooked to, got a global module hook; "
                 "remove it before certifying"
             )
-    if (nn.Module.__call__, nn.Module._call_impl) != _CALL:
-        raise UnsupportedError(
-            "bounds want torch's own Module.__call__, got a replaced one; restore it"
-        )
+    for name, member in _CALL.items():
+        if vars(nn.Module).get(name) is not member:
+            raise UnsupportedError(
+                f"bounds want torch's own Module.{name}, got a replaced one; restore it"
+            )
+    for (owner, name), function in _FUNCTIONS.items():
+        if getattr(owner, name, None) != function:
+            raise UnsupportedError(
+                f"bounds want torch's own {owner.__name__}.{name}, got a replaced one; restore it"
+            )
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise UnsupportedError(
             "bounds want the model's own floating type, got autocast; leave the autocast context"
@@ -144,13 +182,13 @@ def is_known_model(model: nn.Module) -> bool:
 
 
 def _functions(kind: type[nn.Module]) -> dict[str, Any]:
-    """A class's functions and properties but for those that every module has, by name."""
-    plain = set(dir(nn.Module))
-    members = {name: inspect.getattr_static(kind, name) for name in dir(kind) if name not in plain}
+    """A class's functions and properties but for those that it has of `nn.Module`, by name."""
+    plain = {name: inspect.getattr_static(nn.Module, name) for name in dir(nn.Module)}
+    members = {name: inspect.getattr_static(kind, name) for name in dir(kind)}
     return {
         name: member
         for name, member in members.items()
-        if callable(member) or isinstance(member, property | staticmethod | classmethod)
+        if _runs(member) and member is not plain.get(name)
     }
 
 
@@ -173,13 +211,18 @@ def admit(layer: nn.Module) -> None:
     admit_process()
     admit_call(layer)
     kind = type(layer)
-    if kind not in _FORWARDS:
+    if kind not in _KINDS:
         raise UnsupportedError(
             f"no bounds are known for {kind.__name__}; use a layer of a known class, or a method "
             "that reads no weights"
         )
-    if kind.forward is not _FORWARDS[kind]:
-        raise UnsupportedError(f"the forward of the class {kind.__name__} was replaced; restore it")
+    for base, members in _KINDS[kind]:
+        for name, member in _own_functions(base).items():
+            # a method that neither the class nor a module in general has is nobody's way
+            if member is not members.get(name) and (name in members or hasattr(nn.Module, name)):
+                raise UnsupportedError(
+                    f"the {name} of the class {base.__name__} was replaced; restore it"
+                )
     if layer.training and isinstance(layer, _MODED):
         raise UnsupportedError(f"bounds want evaluation mode, got a {kind.__name__} in training")
     admit_tensors(layer)
@@ -198,7 +241,7 @@ def admit_tensors(module: nn.Module) -> None:
         module: Alone, without its submodules.
 
     Raises:
-        UnsupportedError: A parameter, buffer or attribute of a tensor subclass.
+        UnsupportedError: A parameter, buffer or attribute of a tensor subclass, or a sparse one.
     """
     attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
     for tensor in (*module._parameters.values(), *module._buffers.values(), *attributes):
@@ -206,4 +249,9 @@ def admit_tensors(module: nn.Module) -> None:
             raise UnsupportedError(
                 f"bounds want plain tensors, got a {type(module).__name__} with weights of type "
                 f"{type(tensor).__name__}; store them as torch.nn.Parameter"
+            )
+        if tensor is not None and tensor.layout != torch.strided:
+            raise UnsupportedError(
+                f"bounds want dense weights, got a {type(module).__name__} with the layout "
+                f"{tensor.layout}; use weight.to_dense()"
             )

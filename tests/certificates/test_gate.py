@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 from torch.overrides import TorchFunctionMode
 
@@ -331,3 +332,48 @@ def test_long_row_convolution_norm():
     wave = (torch.arange(60_000) % 2 * 2.0 - 1)[None, None]
     gain = layer(wave)[..., 1:-1].norm() / wave.norm()
     assert gain <= conv_norm_bound(layer, (60_000,)) <= 4 * (1 + 1e-9)
+
+
+def beyond(right, factor=100.0):
+    """The right function but for large values, where no probe looks."""
+    return lambda *a, **k: (lambda y: torch.where(y.abs() > 5, factor * y, y))(right(*a, **k))
+
+
+# what runs under a layer: a method of its class, or a function of torch that these name
+REPLACED = {
+    "inner method": (nn.Conv2d, "_conv_forward"),
+    "call of the class": (nn.Linear, "__call__"),
+    "attributes of the class": (nn.Linear, "__getattr__"),
+    "attributes of all modules": (nn.Module, "__getattr__"),
+    "layers of a sequence": (nn.Sequential, "forward"),
+    "function": (functional, "linear"),
+    "activation": (functional, "relu"),
+    "function under a function": (torch, "relu"),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_replaced_under_a_layer_is_refused(name, monkeypatch):
+    """False before: constants and linear bounds of what no longer ran."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).double()
+    owner, attribute = REPLACED[name]
+    assert lipschitz_bound(network, SHAPE) > 0
+    monkeypatch.setattr(owner, attribute, beyond(getattr(owner, attribute)))
+    for bound in (
+        lambda: lipschitz_bound(network, SHAPE),
+        lambda: Relaxation(network, shape=SHAPE),
+        lambda: traced(network, SHAPE),
+    ):
+        with pytest.raises(
+            errors.UnsupportedError, match=r"replaced|no bounds are known|cannot be traced"
+        ):
+            bound()
+    monkeypatch.undo()
+    assert lipschitz_bound(network, SHAPE) > 0
+
+
+def test_functions_that_no_layer_names_may_be_replaced(monkeypatch):
+    """Attention is often replaced by a faster one; nothing that is bounded calls it."""
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: a[0])
+    monkeypatch.setattr(nn.Linear, "a_helper", lambda layer: 1, raising=False)
+    assert lipschitz_bound(nn.Linear(2, 2)) > 0

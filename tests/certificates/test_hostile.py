@@ -255,7 +255,21 @@ def checkpointed(layer, x):
     return layer.two(checkpoint(lambda y: 30 * layer.one(y.flatten(1)), x, use_reentrant=False))
 
 
+def exchanged_kernel():
+    """A kernel of another size than the layer states, which runs all the same."""
+    network = images(nn.Conv2d(1, 4, 3, padding=1))
+    network[0].weight = nn.Parameter(torch.randn(4, 1, 5, 5).double())
+    network[0].padding = (2, 2)
+    return network
+
+
+def sparse_weights(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
+
+
 HOSTILE = {
+    "exchanged kernel": exchanged_kernel,
+    "sparse weights": lambda: frozen_layer(sparse_weights),
     "call of its own": lambda: dense(Called(8, 8).double()),
     "attributes of its own": lambda: dense(Answering(8, 8).double()),
     "weights of a loud class": lambda: frozen_layer(loud_weights),
@@ -600,4 +614,4 @@ def test_hostile_process_is_refused(context, generator):
 
 
 def test_set_is_large():
-    assert len(HOSTILE) >= 110 and len(BOUNDED) >= 29
+    assert len(HOSTILE) >= 112 and len(BOUNDED) >= 29

@@ -198,7 +198,9 @@ def certified_curve(
         for i, g in enumerate(sampler.generators("smoothing/draws")):
             local = None if centers is None else centers[i : i + 1]
             # an infinite distance sorts last, so that failures count against the input
-            distances = sampler.distances(i, local, draws, g).cpu().sort().values
+            distances = sampler.distances(i, local, draws, g).cpu()
+            sampler.check(distances)
+            distances = distances.sort().values
             curves.append([math.inf if k is None else float(distances[k - 1]) for k in indices])
     return CertifiedCurve(
         sizes=torch.tensor(ranking, dtype=torch.float64),

@@ -11,7 +11,7 @@ from robustvae import gate
 from robustvae.certificates.propagation import traced
 from robustvae.certificates.propagation.graph import Affine, Constant, Exponential, Graph
 from robustvae.errors import UnsupportedError
-from robustvae.models import VAE
+from robustvae.models import VAE, Gaussian
 from robustvae.models.base import frozen
 from robustvae.models.composition import Composition, Spread, paths_of
 
@@ -61,6 +61,8 @@ def composition_of(vae: VAE, *, decoder: bool = True) -> Composition:
     paths = vae.paths() if is_known else paths_of(vae)
     if vae.dtype != torch.float64 or vae.device.type != "cpu":
         return composition_of(exact_copy(vae), decoder=decoder)
+    if not is_known:
+        _check_posterior(vae)
     with frozen(vae):
         encoder = traced(paths.encoder, vae.image_shape)
         outputs = traced(paths.decoder, (vae.latent,)) if decoder else None
@@ -89,6 +91,23 @@ def composition_of(vae: VAE, *, decoder: bool = True) -> Composition:
         joint=joint,
         precision=paths.precision,
     )
+
+
+@torch.no_grad()
+def _check_posterior(vae: VAE) -> None:
+    """Raise unless draws of a stranger's posterior are Gaussian: a trace sees two of its numbers.
+
+    Raises:
+        UnsupportedError: An object of another class, or a subclass, which may draw as it likes.
+    """
+    posterior: object = vae.encode(torch.zeros(1, *vae.image_shape, dtype=torch.float64))
+    while type(posterior) is torch.distributions.Independent:
+        posterior = posterior.base_dist
+    if type(posterior) not in (Gaussian, torch.distributions.Normal):
+        raise UnsupportedError(
+            f"bounds by the weights want a Gaussian posterior, got {type(posterior).__name__}: "
+            "let encode return rv.models.Gaussian(mean, stddev), or use method='smoothing'"
+        )
 
 
 def exact_copy(vae: VAE) -> VAE:

@@ -15,6 +15,7 @@ from robustvae._options import with_defaults
 from robustvae.arguments import checked
 from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
+from robustvae.certificates.methods.independence import check_rows_alone
 from robustvae.certificates.methods.sampling import Sampler, Statistic
 from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
 from robustvae.data.verbs import reads_inputs
@@ -227,7 +228,7 @@ def _values(
 ) -> Tensor:
     """Draws of the score at input i, (count,), float64."""
     if not _is_score(score):
-        return sampler.numbers(_checked(score), i, count, g)
+        return _numbers(score, sampler, i, count, g)
     if not isinstance(score, ReconstructionError) and getattr(score, "reads_input", True):
         raise UnsupportedError(
             f"the score {type(score).__name__} reads the changed input besides what the victim "
@@ -239,7 +240,21 @@ def _values(
         sampler.independence.check_generator(i, g)
         rows = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
         parts.append(score(sampler.victim, rows, generator=g).detach().double().cpu())
-    return torch.cat(parts)
+    values = torch.cat(parts)
+    sampler.check(values)
+    return values
+
+
+def _numbers(
+    function: Callable[[Tensor], Any], sampler: Sampler, i: int, count: int, g: torch.Generator
+) -> Tensor:
+    """Draws of a function of the output alone, (count,), float64."""
+    statistic = _checked(function)
+    if i == 0:
+        generator, *_ = sampler.generators("smoothing/rows of a score")
+        subject = "smoothing needs draws of one law, and this score"
+        check_rows_alone(subject, statistic, sampler.outputs(i, 4, generator))
+    return sampler.numbers(statistic, i, count, g)
 
 
 def _is_score(score: Callable[..., Any]) -> bool:
@@ -248,6 +263,8 @@ def _is_score(score: Callable[..., Any]) -> bool:
 
 
 def _checked(function: Callable[..., Any]) -> Statistic:
+    """The function, which must give one number for each output."""
+
     def statistic(output: Tensor) -> Tensor:
         values: Tensor = function(output)
         if not isinstance(values, Tensor) or values.shape != (len(output),):
@@ -447,7 +464,7 @@ def certify_expectation(
             def against(output: Tensor, own: Tensor = own) -> Tensor:
                 return score(output, own.expand_as(output))
 
-            values = sampler.numbers(_checked(against), i, draws, g)
+            values = _numbers(against, sampler, i, draws, g)
             if not bool(((values >= 0) & (values <= 1)).all()):
                 raise RangeError("the score must lie in [0, 1] for every output: scale it")
             above = (values[:, None] > grid).sum(0)
@@ -550,7 +567,9 @@ def certify_decision(
         deciders = sampler.generators("smoothing/decision")
         for i, (chooser, decider) in enumerate(zip(choosers, deciders, strict=True)):
             choice = int(classes(i, choosing, chooser).mode().values)
-            votes = int((classes(i, draws, decider) == choice).sum())
+            decided = classes(i, draws, decider) == choice
+            sampler.check((~decided).double())
+            votes = int(decided.sum())
             radius = sampler_radius(sampler, votes, draws, 1 - confidence, 0.5)
             decisions.append(choice if radius > 0 else -1)
             radii.append(radius)

@@ -146,6 +146,7 @@ def _smoothed(sampler: Sampler, question: Question, levels: Tensor, draws: int) 
         for i, g in enumerate(sampler.generators("smoothing/along r")):
             center = None if centers is None else centers[i : i + 1]
             distances = sampler.distances(i, center, draws, g).cpu()
+            sampler.check(distances)
             counts = (distances[:, None] <= levels).sum(0).tolist()
             rows.append(
                 [sampler_radius(sampler, count, draws, failure, question.m) for count in counts]

@@ -38,9 +38,9 @@ def run(options: Options) -> None:
 
     Examples:
 
-        robustvae campaign study.yaml --workers 2 --out study   # needs that file
+        robustvae campaign study.yaml --workers 2 --out study
 
-        robustvae compare study/*   # needs those audits
+        robustvae compare study/*
     """
     from robustvae import report
     from robustvae.audit import Run, audit

@@ -24,9 +24,9 @@ def run(
 
     Examples:
 
-        robustvae train digits-vae   # needs two minutes
+        robustvae train digits-vae
 
-        robustvae train my-recipe.yaml --out runs/mine   # needs that file
+        robustvae train my-recipe.yaml --out runs/mine
     """
     from robustvae import zoo
     from robustvae.cli.printing import show

@@ -171,27 +171,42 @@ def _check_networks(victim: Victim, noisy: Tensor, at_once: int) -> None:
         q = victim.vae.encode(x)
         return torch.cat([q.mean, q.stddev], 1) if isinstance(q, Gaussian) else q.mean
 
-    def decode(z: Tensor) -> Tensor:
-        return victim.vae.decode(z).mean
-
     z = victim.vae.encode(noisy).mean
-    networks = [("encoder", encode, noisy), ("decoder", decode, z)]
+    networks = [("encoder", encode, noisy), ("decoder", lambda z: victim.vae.decode(z).mean, z)]
     if victim.classifier is not None:
         networks.append(("classifier", victim.classifier, z))
-    # no period: what one half of a batch copies from the other is seen
-    places = torch.randint(len(noisy), (at_once,), generator=seeded_generator(2)).to(noisy.device)
     for name, network, rows in networks:
-        alone = torch.cat([network(row) for row in rows.split(1)])
-        for what, index in (
-            ("beside other rows", torch.arange(len(rows), device=rows.device)),
-            (f"in a batch of {at_once}", places),
-        ):
-            if not _same(network(rows[index]), alone[index]):
-                raise UnsupportedError(
-                    f"smoothing needs draws of one law, and this victim's {name} gives a row "
-                    f"another value {what} than alone: use a model in which a row's place, its "
-                    "neighbors and the size of the batch change nothing"
-                )
+        check_rows_alone(
+            f"smoothing needs draws of one law, and this victim's {name}", network, rows, at_once
+        )
+
+
+def check_rows_alone(
+    subject: str, network: Callable[[Tensor], Tensor], rows: Tensor, at_once: int = _ROWS
+) -> None:
+    """Raise where a network gives a row another value in a batch than alone.
+
+    Args:
+        subject: Who wants it, and what the network is: the beginning of the message.
+        network: Of a batch.
+        rows: At least four different ones, (n, ...).
+        at_once: Rows of a large batch, at least n.
+
+    Raises:
+        UnsupportedError: It does, beside other rows, at another place, or in a large batch.
+    """
+    # no period: what one half of a batch copies from the other is seen
+    places = torch.randint(len(rows), (at_once,), generator=seeded_generator(2)).to(rows.device)
+    alone = torch.cat([network(row) for row in rows.split(1)])
+    for what, index in (
+        ("beside other rows", torch.arange(len(rows), device=rows.device)),
+        (f"in a batch of {at_once}", places),
+    ):
+        if not _same(network(rows[index]), alone[index]):
+            raise UnsupportedError(
+                f"{subject} gives a row another value {what} than alone: use a model in which a "
+                "row's place, its neighbors and the size of the batch change nothing"
+            )
 
 
 def _check_defense(victim: Victim, noise: InputNoise, noisy: Tensor) -> None:
@@ -238,6 +253,25 @@ def _check_defense(victim: Victim, noise: InputNoise, noisy: Tensor) -> None:
             "smoothing needs draws of one law, and this victim draws by another one for the first "
             "row of a batch than for the second or for one alone: it reads their place"
         )
+
+
+def check_values(values: Tensor, at_once: int) -> None:
+    """Raise where batches of numbers differ more than independent draws do.
+
+    Args:
+        values: In the order in which they were drawn, (n,).
+        at_once: Draws of each batch.
+
+    Raises:
+        UnsupportedError: The batches' shares below a quantile of all are spread too widely.
+    """
+    if len(values) <= at_once:
+        return
+    order = values.nan_to_num(nan=torch.inf).sort().values
+    # a shift that batches share by chance shows at a low, a middle or a high quantile
+    for share in (0.1, 0.5, 0.9):
+        parts = (values <= order[int(share * (len(order) - 1))]).split(at_once)
+        check_batches([int(part.sum()) for part in parts], list(map(len, parts)))
 
 
 def check_batches(inside: list[int], counts: list[int]) -> None:

@@ -15,6 +15,7 @@ from robustvae.certificates.methods.base import (
     Task,
     clean_probability,
 )
+from robustvae.certificates.methods.independence import check_rows_alone
 from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
 from robustvae.certificates.networks import composition_of, exact_copy
@@ -25,6 +26,7 @@ from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError
 from robustvae.metrics import clopper_pearson
 from robustvae.registry import register
+from robustvae.seeding import draw
 
 # Of what may be spent, the share that rounding may take before the statement is made of the model
 # evaluated in float64 instead: beyond a quarter more is lost than float32 is worth.
@@ -72,7 +74,7 @@ class NeymanPearson:
         double = replace(task, victim=Victim(exact), x=images)
         for rows, questions in ((proofs, task), (~proofs, double)):
             if bool(rows.any()):
-                failure[rows] = 1 - clean_probability(_only(questions, rows), task.confidence)
+                failure[rows] = _failure(_only(questions, rows))
         parts = []
         for rows, arithmetic in ((proofs, local), (~proofs, wide)):
             parts += [
@@ -105,6 +107,20 @@ class NeymanPearson:
         if ask.displacement == "centered" and not is_fixed:
             assumptions += (SILENT,)
         return Finding({f"neyman_pearson, {method}": radii}, assumptions)
+
+
+def _failure(task: Task) -> Tensor:
+    """Upper bounds on how rarely draws at the inputs are beyond r, (B,), from independent ones.
+
+    Raises:
+        UnsupportedError: The decoder treats a row by its place or the size of its batch: nothing
+            else is known of it, and a deployed row is alone.
+    """
+    vae, (generator, *_) = task.vae, task.generators("rows alone")
+    z = draw(vae.encode(task.x[:1]), (4,), generator=generator)[:, 0]
+    subject = "Neyman-Pearson needs draws of one law, and this decoder"
+    check_rows_alone(subject, lambda z: vae.decode(z).mean, z)
+    return 1 - clean_probability(task, task.confidence)
 
 
 @dataclass(frozen=True)

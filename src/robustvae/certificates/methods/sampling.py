@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from robustvae.certificates.methods.base import chunks
-from robustvae.certificates.methods.independence import Independence, noise_of, ready
+from robustvae.certificates.methods.independence import (
+    Independence,
+    check_values,
+    noise_of,
+    ready,
+)
 from robustvae.defenses import Victim
 from robustvae.defenses.noise import GRID
 from robustvae.errors import NonFiniteError
@@ -141,13 +146,23 @@ class Sampler:
             parts.append((end - begin).flatten(1).norm(dim=1))
         return torch.cat(parts).nan_to_num(nan=torch.inf)
 
+    def check(self, values: Tensor) -> None:
+        """Raise unless draws of numbers, (n,), in their order, vary as independent ones do."""
+        check_values(values, self.at_once)
+
     def numbers(self, statistic: Statistic, i: int, count: int, g: torch.Generator) -> Tensor:
-        """`count` draws of a statistic of the output at input i, (count,), float64."""
+        """`count` draws of a statistic of the output at input i, (count,), float64.
+
+        Raises:
+            UnsupportedError: They do not vary as independent ones do.
+        """
         parts = [
             statistic(self.outputs(i, n, g)).detach().double().cpu()
             for n in chunks(count, self.at_once)
         ]
-        return torch.cat(parts)
+        values = torch.cat(parts)
+        self.check(values)
+        return values
 
 
 def upper_index(count: int, level: float, failure: float) -> int | None:

@@ -134,12 +134,12 @@ class Smoothing:
         """
         r, m, failure = ask
         inside = count = 0
-        hits, sizes = list[int](), list[int]()
+        hits, sizes, distances = list[int](), list[int](), list[Tensor]()
         for look, end in enumerate(looks, start=1):
             while count < end:
                 n = min(_BATCHES * sampler.at_once, end - count)
-                within = sampler.distances(i, center, n, generator) <= r
-                for batch in within.split(sampler.at_once):
+                distances.append(sampler.distances(i, center, n, generator))
+                for batch in (distances[-1] <= r).split(sampler.at_once):
                     hits.append(int(batch.sum()))
                     sizes.append(len(batch))
                 inside, count = sum(hits), sum(sizes)
@@ -147,6 +147,8 @@ class Smoothing:
                 if is_enough and clopper_pearson(inside, count, 1 - _HOPELESS, sides=1)[1] <= m:
                     return 0, count, look
             check_batches(hits, sizes)
+            # what batches share may be rare beyond r, and plain at the middle of all distances
+            sampler.check(torch.cat(distances))
             if look < len(looks):
                 share = failure * _look_share(look, len(looks))
                 radius = sampler_radius(sampler, inside, count, share, m)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -98,23 +99,31 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
 
 
 def _state(owner: nn.Module) -> list[tuple[str, str, Any]]:
-    """What a call of a module may change: its attributes, and how often its tensors were written.
-
-    Tensors are told apart by identity and version, other values by what they print; an object
-    without a text of its own prints its address.
-    """
+    """What a call of a module may change: its attributes, and what its tensors hold."""
     state: list[tuple[str, str, Any]] = []
     for path, part in owner.named_modules():
-        for key, tensor in (*part._parameters.items(), *part._buffers.items()):
-            state.append((path, key, None if tensor is None else (id(tensor), tensor._version)))
-        for key, value in vars(part).items():
-            if key in ("_parameters", "_buffers", "_modules"):
-                continue
-            if isinstance(value, Tensor):
-                state.append((path, key, (id(value), value._version)))
-            else:
-                state.append((path, key, repr(value)))
+        for key, value in (*part._parameters.items(), *part._buffers.items(), *vars(part).items()):
+            if key not in ("_parameters", "_buffers", "_modules"):
+                state.append((path, key, _content(value)))
     return state
+
+
+def _content(value: Any) -> Any:
+    """What tells a value from another one: tensors by their numbers, others by what they print.
+
+    A tensor's count of changes would not do: one who writes through `.data` leaves it as it is. An
+    object without a text of its own prints its address.
+    """
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+        numbers = value.resolve_conj().resolve_neg().detach().cpu().contiguous()
+        return id(value), hashlib.blake2b(
+            numbers.flatten().view(torch.uint8).numpy().tobytes()
+        ).digest()
+    if type(value) in (list, tuple, set, frozenset):
+        return tuple(map(_content, value))
+    if type(value) is dict:
+        return tuple((repr(key), _content(inner)) for key, inner in value.items())
+    return repr(value)
 
 
 def _agree(function: Callable[[Tensor], Any], graph: Graph, x: Tensor) -> bool:

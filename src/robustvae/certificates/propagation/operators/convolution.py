@@ -30,11 +30,20 @@ class Convolution(Operator):
         """Read the geometry.
 
         Raises:
-            UnsupportedError: Padding with something else than zeros.
+            UnsupportedError: Padding with something else than zeros; a kernel that was exchanged
+                for one of another size than the layer states.
         """
         super().__init__(layer)
         self.transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
         self.axes = len(layer.kernel_size)
+        sides = (layer.in_channels, layer.out_channels)
+        first, second = sides if self.transposed else reversed(sides)
+        wanted = (first, second // layer.groups, *layer.kernel_size)
+        if tuple(layer.weight.shape) != wanted:
+            raise UnsupportedError(
+                f"bounds want a {type(layer).__name__} whose weight has the shape that it states, "
+                f"{wanted}, got {tuple(layer.weight.shape)}; make a new layer of that kernel"
+            )
         self.padding = conv_padding(layer)
         self.by = ways(layer.weight)
 
