@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,6 +20,8 @@ from robustvae.models import VAE
 _SHARE = 0.999
 # of each refutation: with hundreds of them judged, chance alone refutes none
 _CONFIDENCE = 1 - 1e-8
+# outputs that are computed together: they fit a cache
+_ROWS = 512
 
 
 @final
@@ -37,7 +41,9 @@ class Spec:
         count: Perturbations of each displacement, over all inputs.
         screen: Draws of each perturbation.
         worst: How many go on to fresh draws.
-        fresh: Draws of each of those.
+        fresh: Draws of each of those, at the most: a tenth at a time, until it is decided.
+        stddev: Of noise on the input, of a victim that smoothing certifies about its own center; 0
+            for the model as it is.
     """
 
     model: str = "digits-lipschitz-vae"
@@ -52,6 +58,7 @@ class Spec:
     screen: int = 64
     worst: int = 50
     fresh: int = 20_000
+    stddev: float = 0.0
 
 
 @item(
@@ -68,55 +75,82 @@ def sphere_trials(spec: Spec, run: Run) -> Result:
     """Perturbations of 0.999 of each radius, half of them climbed; the worst are judged afresh."""
     vae = run.model(spec.model).to(getattr(torch, spec.dtype)).requires_grad_(False)
     x, _ = run.images(spec.data).sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
-    x, rows = x.to(vae.dtype), list[Row]()
+    x, rows, values = x.to(vae.dtype), list[Row](), dict[str, Any]()
     for displacement in spec.displacements:
-        lower = rv.certify(
-            vae,
-            x,
-            r=spec.r,
-            m=spec.m,
-            displacement=displacement,
-            methods=list(spec.methods) or None,
-            generator=run.noise(f"{displacement}, certify"),
-        )
-        certified = (lower.radius > 0).nonzero()[:, 0]
-        rows.append(Row(displacement, "certified inputs", len(certified), n=len(x)))
-        if not len(certified):
+        trial = functools.partial(_trial, vae, x, displacement, spec, run)
+        trials = values[displacement] = run.part(displacement, trial, vae)
+        count = len(trials["radius"])
+        rows.append(Row(displacement, "certified inputs", count, n=len(x)))
+        if not count:
             continue
-        rows.append(measured(displacement, "radius", lower.radius))
-        generator = run.noise(f"{displacement}, perturbations")
-        each = -(-spec.count // len(certified))
-        steps, chances = [], []
-        for i in certified.tolist():
-            radius = _SHARE * float(lower.radius[i])
-            step = _steps(vae, x[i], radius, each, generator)
-            steps.append(step)
-            chances.append(_chance(vae, x[i], step, displacement, spec, spec.screen, generator))
-        screened = torch.cat(chances)
-        worst = screened.argsort()[: spec.worst].tolist()
-        violations, least = 0, 1.0
-        for k in worst:
-            row, place = divmod(k, each)
-            i, step = int(certified[row]), steps[row][place : place + 1]
-            chance = _chance(vae, x[i], step, displacement, spec, spec.fresh, generator)
-            inside = (chance * spec.fresh).round()  # a share of the draws is no whole number
-            _, high = clopper_pearson(inside, spec.fresh, _CONFIDENCE, sides=1)
-            violations += int(float(torch.as_tensor(high)) <= spec.m)
-            least = min(least, float(chance))
-        rows.append(Row(displacement, "perturbations", len(screened), n=len(certified)))
-        rows.append(Row(displacement, "least probability, fresh draws", least, n=spec.fresh))
-        rows.append(Row(displacement, "violations", violations, n=len(worst)))
-        run.progress(f"{displacement}: {len(screened):,} perturbations, {violations} violations")
+        rows.append(measured(displacement, "radius", trials["radius"]))
+        rows.append(Row(displacement, "perturbations", trials["perturbations"], n=count))
+        rows.append(Row(displacement, "judged", trials["judged"], n=count))
+        rows.append(Row(displacement, "least probability, fresh draws", trials["least"]))
+        rows.append(Row(displacement, "violations", trials["violations"], n=trials["judged"]))
+        run.progress(f"{displacement}: {trials['violations']} violations")
+    noise = f"behind noise of {spec.stddev:g}, about its own center, " if spec.stddev else ""
     return run.result(
         f"On the sphere of {_SHARE} of the certified radius: {spec.model}",
         "counts and probabilities",
         rows,
         (
-            f"r = {spec.r:g}, m = {spec.m:g}, {spec.dtype}; every perturbation screened with "
-            f"{spec.screen} draws, the worst {spec.worst} judged by {spec.fresh:,} fresh ones. A "
-            "violation has its Clopper-Pearson upper bound, at confidence 1 - 1e-8, at or below m.",
+            f"{noise}r = {spec.r:g}, m = {spec.m:g}, {spec.dtype}; every perturbation screened "
+            f"with {spec.screen} draws, the worst {spec.worst} judged by fresh ones, a tenth of "
+            f"{spec.fresh:,} at a time until the Clopper-Pearson interval, at confidence 1 - 1e-8, "
+            "lies on one side of m. A violation has its upper end at or below m.",
         ),
+        values,
     )
+
+
+def _trial(vae: VAE, x: Tensor, displacement: str, spec: Spec, run: Run) -> dict[str, Any]:
+    """What came of the perturbations of one displacement, numbers by name."""
+    subject = rv.Victim(vae, rv.InputNoise(spec.stddev)) if spec.stddev else rv.Victim(vae)
+    lower = rv.certify(
+        subject,
+        x,
+        r=spec.r,
+        m=spec.m,
+        displacement=displacement,
+        methods=list(spec.methods) or None,
+        generator=run.noise(f"{displacement}, certify"),
+    )
+    certified = (lower.radius > 0).nonzero()[:, 0].tolist()
+    result = {"radius": lower.radius[certified].tolist(), "perturbations": 0, "judged": 0}
+    if not certified:
+        return result
+    generator = run.noise(f"{displacement}, perturbations")
+    each = -(-spec.count // len(certified))
+    centers = vae.decode(vae.encode(x).mean).mean if lower.centers is None else lower.centers
+    steps, chances, shares = list[Tensor](), list[Tensor](), list[_Share]()
+    for i in certified:
+        share = _Share(subject, x[i], centers[i : i + 1], displacement, spec.r)
+        steps.append(_steps(vae, x[i], _SHARE * float(lower.radius[i]), each, generator))
+        chances.append(share.inside(steps[-1], spec.screen, generator) / spec.screen)
+        shares.append(share)
+    worst = torch.cat(chances).argsort()[: spec.worst].tolist()
+    violations, least = 0, 1.0
+    for k in worst:
+        row, place = divmod(k, each)
+        step, inside, draws = steps[row][place : place + 1], 0, 0
+        low, high = 0.0, 1.0
+        while draws < spec.fresh and low <= spec.m < high:
+            count = min(-(-spec.fresh // 10), spec.fresh - draws)
+            inside += int(shares[row].inside(step, count, generator))
+            draws += count
+            ends = clopper_pearson(inside, draws, _CONFIDENCE)
+            low, high = (float(torch.as_tensor(end)) for end in ends)
+        violations += int(high <= spec.m)
+        least = min(least, inside / draws)
+    total = sum(map(len, steps))
+    return {
+        **result,
+        "perturbations": total,
+        "judged": len(worst),
+        "least": least,
+        "violations": violations,
+    }
 
 
 def _steps(vae: VAE, x: Tensor, radius: float, count: int, generator: torch.Generator) -> Tensor:
@@ -139,39 +173,64 @@ def _steps(vae: VAE, x: Tensor, radius: float, count: int, generator: torch.Gene
     return step
 
 
-@torch.no_grad()
-def _chance(
-    vae: VAE,
-    x: Tensor,
-    steps: Tensor,
-    displacement: str,
-    spec: Spec,
-    draws: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """P(||Delta|| <= r) after each perturbation of one input, by draws, (N,)."""
-    clean = vae.encode(x[None])
-    center = vae.decode(clean.mean).mean.flatten(1)
+@final
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """How many draws stay within r of the center after a perturbation of one input.
 
-    def outputs(mean: Tensor, stddev: Tensor) -> Tensor:
-        noise = rv.seeding.randn(*mean.shape, like=mean, generator=generator)
-        return vae.decode(mean + stddev * noise).mean.flatten(1)
+    Attributes:
+        subject: The victim.
+        x: The input, (C, H, W).
+        center: What displacements are measured from, (1, ...).
+        displacement: Of the certificate.
+        r: Of the certificate.
+    """
 
-    inside = torch.zeros(len(steps), dtype=torch.float64)
-    q: Any = vae.encode(x + steps)
-    stddev = clean.stddev.expand_as(q.mean) if displacement == "centered" else q.stddev
-    # some 512 outputs at a time fit a cache
-    together = max(1, 512 // len(steps))
-    done = 0
-    while done < draws:
-        count = min(together, draws - done)
-        mean, spread = q.mean.repeat(count, 1), stddev.repeat(count, 1)
-        one = outputs(mean, spread)
-        if displacement == "paired":
-            first = clean.mean.expand_as(mean), clean.stddev.expand_as(mean)
-            other = outputs(*first)
-        else:
-            other = center
-        inside += ((one - other).norm(dim=1) <= spec.r).double().view(count, -1).sum(0)
-        done += count
-    return inside / draws
+    subject: rv.Victim
+    x: Tensor
+    center: Tensor
+    displacement: str
+    r: float
+
+    @torch.no_grad()
+    def inside(self, steps: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """Of so many draws for each perturbation, (N,), float64."""
+        shares = []
+        for part in steps.split(_ROWS):
+            gaps = self._noisy(part) if self.subject.noise else self._own(part)
+            inside, left = torch.zeros(len(part), dtype=torch.float64), draws
+            while left:
+                count = min(max(1, _ROWS // len(part)), left)
+                inside += (gaps(count, generator) <= self.r).double().view(count, -1).sum(0)
+                left -= count
+            shares.append(inside)
+        return torch.cat(shares)
+
+    def _noisy(self, steps: Tensor) -> Callable[[int, torch.Generator], Tensor]:
+        """What draws distances of a victim with noise, for each perturbation, (count N,)."""
+        images = self.x + steps
+
+        def gaps(count: int, generator: torch.Generator) -> Tensor:
+            many = images.repeat(count, *[1] * self.x.ndim)
+            output = self.subject.reconstruct(many, generator=generator)
+            return (output.double() - self.center).flatten(1).norm(dim=1)
+
+        return gaps
+
+    def _own(self, steps: Tensor) -> Callable[[int, torch.Generator], Tensor]:
+        """What draws distances of a model's own posterior; it is encoded once."""
+        vae = self.subject.vae
+        clean, moved = vae.encode(self.x[None]), vae.encode(self.x + steps)
+        if self.displacement == "centered":
+            spread: Any = clean
+            moved = rv.models.Gaussian(moved.mean, spread.stddev.expand_as(moved.mean))
+
+        def gaps(count: int, generator: torch.Generator) -> Tensor:
+            one = vae.decode(rv.draw(moved, (count,), generator=generator).flatten(0, 1)).mean
+            other = self.center
+            if self.displacement == "paired":
+                z = rv.draw(clean, (len(one),), generator=generator)[:, 0]
+                other = vae.decode(z).mean
+            return (one - other).flatten(1).norm(dim=1)
+
+        return gaps
