@@ -381,12 +381,16 @@ def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
     return {key: n if key == "n" else float(f"{n:.5g}") for key, n in numbers.items()}
 
 
+_MARK = "# needs data and time, as this page says"  # no test runs it: a reader sees why
+
+
 def page(ledger: Ledger) -> str:
     """The page of the ledger, in markdown."""
     lines = [
         "# The ledger",
         "",
         "```sh",
+        _MARK,
         "python -m experiments ledger --write",
         "```",
         "",
@@ -439,7 +443,7 @@ def page(ledger: Ledger) -> str:
     for (verdict, why), count in reasons.most_common():
         lines.append(line([str(count), verdict, why]))
     commands = dict.fromkeys(cell.ours.command for cell in ledger.cells if cell.ours)
-    lines += ["", "## Commands", "", "```sh", *commands, "```"]
+    lines += ["", "## Commands", "", "```sh", _MARK, *commands, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -255,6 +255,31 @@ def by_row(
     return RowGenerator(row_generators(generator, purpose, row_numbers(x, rows)))
 
 
+def for_rows(generator: torch.Generator, rows: Sequence[int]) -> torch.Generator:
+    """What some rows of a batch draw from: their streams of a `RowGenerator`, else `generator`.
+
+    Args:
+        generator: What the whole batch draws from.
+        rows: The places of the rows in that batch. A place may stand there again: only the first
+            time it is the stream itself, and then a copy, which draws the same numbers.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.seeding import for_rows
+        >>> g = rv.generator(0)
+        >>> for_rows(g, [2, 3]) is g
+        True
+    """
+    if not isinstance(generator, RowGenerator):
+        return generator
+    streams, used = [], set()
+    for row in rows:
+        stream = generator.streams[row]
+        streams.append(stream.clone_state() if row in used else stream)
+        used.add(row)
+    return RowGenerator(streams)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within: torch's global generators follow `seed`; afterwards they are as they were.

@@ -390,6 +390,7 @@ def _head(models: _Models) -> list[str]:
         "# The zoo",
         "",
         "```sh",
+        "# needs data and time, as this page says",
         "robustvae zoo train NAME   # each model; for what its card says",
         "robustvae zoo table --out docs/results/zoo.md",
         "```",

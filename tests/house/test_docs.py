@@ -1,7 +1,7 @@
-"""The documentation's commands: all are commands, and those that need nothing are run (slow).
+"""The documentation's commands: all are commands, and each is run (slow) or says what it needs.
 
-A line that ends in a comment beginning with "needs" wants data, weights or a browser; pages under
-`NEED_DATA` speak of big data sets throughout.
+A line in a block of shell is run by a test unless its reader sees why not: a comment that begins
+with "needs" ends the line, or opens the block.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,13 @@ from robustvae.cli import parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Trained models of big data sets, hours of training, or files that only their reader has.
-NEED_DATA = {
-    "results",
-    "api",
-    "reference",
-    "choose.md",
-    "zoo.md",
-    "own-module.md",
-    "extend.md",
-    "theory.md",
+REFERENCE = ROOT / "docs" / "reference" / "command-line.md"
+# lines that are no command of this library, and what runs them
+OTHERS = {
+    "make audit": "the gate",
+    "make test": "the gate",
+    "pip install -c constraints.txt .": "the gate",
+    "python tutorial_model.py": "test_shown_commands_run",
 }
 WANTED = re.compile(
     r"\b(MODEL|NAME|FOLDER|FAMILY|RECIPE|RECORD|PATH|DIR|owner/name)\b|<\w+>|\.\.\."
@@ -42,16 +40,36 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(robustvae [^`]+)`")
 
 
-def commands(page: Path) -> Iterator[tuple[str, bool]]:
-    """Lines that call robustvae, and whether the page shows them as lines to run."""
-    text = page.read_text(encoding="utf-8")
-    shell = [block for kind, block in _FENCE.findall(text) if kind in SHELLS]
-    for block in shell:
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("robustvae "):
-                yield line, True
-    for line in _INLINE.findall(text):
-        yield line, False
+@dataclass(frozen=True)
+class Line:
+    """A line of a page, and whether its reader sees what it needs."""
+
+    page: Path
+    text: str
+    is_marked: bool
+
+    @property
+    def command(self) -> str:
+        """Without its comment."""
+        return self.text.partition(" #")[0].strip()
+
+
+def text_of(page: Path) -> str:
+    """A page; the reference as the commands say it, since a change may have made the page stale."""
+    if page == REFERENCE:
+        return runpy.run_path(str(ROOT / "scripts" / "generate_docs.py"))["command_line"]()
+    return page.read_text(encoding="utf-8")
+
+
+def shown(page: Path) -> Iterator[Line]:
+    """The lines of a page's blocks of shell, in order."""
+    for kind, block in _FENCE.findall(text_of(page)):
+        if kind in SHELLS:
+            lines = block.replace("\\\n", " ").splitlines()
+            opens = lines[0].startswith("# needs")
+            for line in lines[opens:]:
+                if line.strip():
+                    yield Line(page, line, opens or " # needs" in line)
 
 
 def words(line: str) -> list[str]:
@@ -59,7 +77,8 @@ def words(line: str) -> list[str]:
     return shlex.split(line, comments=True)[1:]
 
 
-ALL = [(page, line, shown) for page in PAGES for line, shown in commands(page)]
+SHOWN = [line for page in PAGES for line in shown(page)]
+INLINE = [(page, line) for page in PAGES for line in _INLINE.findall(text_of(page))]
 
 
 def check_options(line: str) -> None:
@@ -78,21 +97,33 @@ def check_options(line: str) -> None:
             assert word.partition("=")[0] in known, (line, word)
 
 
-@pytest.mark.parametrize("page", sorted({page for page, *_ in ALL}), ids=lambda page: page.stem)
+CALLS = [(line.page, line.text) for line in SHOWN if line.text.startswith("robustvae ")]
+
+
+@pytest.mark.parametrize(
+    "page", sorted({page for page, _ in CALLS + INLINE}), ids=lambda page: page.stem
+)
 def test_shown_commands_exist(page: Path) -> None:
-    for _, line, _ in (entry for entry in ALL if entry[0] == page):
+    for _, line in (entry for entry in CALLS + INLINE if entry[0] == page):
         check_options(line)
 
 
+def test_every_command_runs_or_says_needs() -> None:
+    lines = [line for line in SHOWN if not line.is_marked and line.command not in OTHERS]
+    wrong = [
+        f"{line.page.relative_to(ROOT)}: {line.text}"
+        for line in lines
+        if not line.text.startswith("robustvae ") or WANTED.search(line.command)
+    ]
+    assert not wrong, "no test can run these: end the line or open the block with '# needs ...'"
+
+
 def to_run() -> list[tuple[Path, list[str]]]:
-    """Each page's lines that need nothing of a reader, in order."""
+    """Each page's lines that say no need, in order."""
     pages: dict[Path, list[str]] = {}
-    for page, line, shown in ALL:
-        parts = set(page.relative_to(ROOT).parts)
-        comment = line.partition("#")[2].strip()
-        needs_nothing = not parts & NEED_DATA and not comment.startswith("needs")
-        if shown and needs_nothing and not WANTED.search(line.partition("#")[0]):
-            pages.setdefault(page, []).append(line)
+    for line in SHOWN:
+        if not line.is_marked and line.text.startswith("robustvae "):
+            pages.setdefault(line.page, []).append(line.text)
     return list(pages.items())
 
 

@@ -37,6 +37,21 @@ def test_picture_carries_the_readmes_command() -> None:
     assert f"The picture is `{command}`" in README.read_text("utf-8")
 
 
+@pytest.mark.parametrize("page", ["gallery.md", "tutorial.md"])
+def test_pictures_stand_by_their_commands(page: str) -> None:
+    """A picture that carries its command is followed by it, or stands on the page that runs it."""
+    text = (README.parent / "docs" / page).read_text("utf-8")
+    sections = text.split("\n## ") if page == "gallery.md" else [text]
+    commands = []
+    for section in sections:
+        for name in re.findall(r"\]\((img/[\w-]+\.png)\)", section):
+            command = Image.open(README.parent / "docs" / name).text.get("command")
+            if command is not None:
+                assert re.search(re.escape(command) + r"(`| --out out$)", section, re.M), name
+                commands.append(command)
+    assert len(commands) >= 4
+
+
 @pytest.mark.slow
 def test_picture_shows_what_its_command_measures(tmp_path) -> None:
     """The numbers that were on the page, against those of the same command by the current code."""

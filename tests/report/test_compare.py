@@ -14,6 +14,7 @@ import robustvae as rv
 from robustvae.errors import ConfigError, DataError, DtypeError, StorageError
 from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
+from robustvae.records.parts import Omission
 from robustvae.report.board import board
 from robustvae.report.cards import key_numbers
 from robustvae.report.compare import compare
@@ -62,6 +63,26 @@ def test_other_inputs_are_not_paired(pair):
     )
     assert not compare([one, two]).differences
     assert compare([one, one.model_copy(update={"title": "again"})]).differences
+
+
+def test_number_of_defended_victims_is_shown(pair):
+    first = pair[0]
+    victim = first.victims[0].model_copy(update={"name": "smoothed"})
+    column = first.columns[0].model_copy(update={"id": "smoothed_radius", "headline": "Radius"})
+    entry = first.summary[0].model_copy(
+        update={"key": "smoothed_radius / smoothed", "headline": None, "mean": 0.54}
+    )
+    record = first.model_copy(
+        update={
+            "victims": [*first.victims, victim],
+            "columns": [*first.columns, column],
+            "summary": [*first.summary, entry],
+        }
+    )
+    table = compare([record])
+    assert "smoothed_radius" in [heading.id for heading in table.headings]
+    (row,) = [row for row in table.rows if row.names["victim"] == "smoothed"]
+    assert row.cells["smoothed_radius"].mean == 0.54
 
 
 def test_inputs_record_only_left_out(pair):
@@ -124,8 +145,23 @@ def test_latex_has_cell_for_every_heading(pair):
     text = compare(pair).to_latex()
     columns = len(re.search(r"\{(l+r+)\}", text)[1])
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    words = rf"\multicolumn{{{columns}}}{{l}}{{less the first row}} \\"
+    assert lines.count(words) == 1 and lines.index(words) == 3
+    lines.remove(words)
     assert len(lines) == 4  # heading, two rows, one difference
     assert all(len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in lines)
+
+
+def test_missing_rows_say_why(pair):
+    """A defense that no model of a kind can have: one sentence for all of them, in every form."""
+    reason = "no likelihood is stated for this model"
+    gone = Omission(stage="victim", victim="posterior-mode", reason=reason)
+    table = compare([record.model_copy(update={"left_out": [gone]}) for record in pair])
+    sentence = f"No row for posterior-mode of one, other: {reason}."
+    assert table.notes.count(sentence) == 1
+    assert f"% {sentence}\n" in table.to_latex()
+    assert sentence in table.to_markdown() and sentence in table.to_html()
+    assert not any("No row" in note for note in compare(pair).notes)
 
 
 def test_infinite_margins_stay_infinite():
@@ -169,7 +205,7 @@ def test_board_has_page_for_each_model(pair, tmp_path):
     record = pair[0]
     assert f"{record.model.parameters:,}" in page and str(record.model.sha256) in page
     assert page.count("robustvae verify one-") == 2
-    assert "not ranked: no protocol" in page
+    assert "not ranked (no protocol)" in page
     for entry in key_numbers(record):
         assert page.count(f">{entry.label}<") == 2 and f">{entry.shown}<" in page
     assert page.count(" alt=") == 2 * sum(len(item.panels) for item in record.gallery) > 0

@@ -119,7 +119,8 @@ def test_hostile_names_are_shown(make_record):
     hostile["hashes"] = [row_sha256(row) for row in hostile["rows"]]
     tame = {**content, "plan": {"a": "b"}, "environment": {"a": "b"}}
     pages = [page.render(Record.model_validate(each)) for each in (hostile, tame)]
-    tags = [[tag for tag, _ in Parsed(text).tags] for text in pages]
+    # where a long name may break, there is a `wbr`
+    tags = [[tag for tag, _ in Parsed(text).tags if tag != "wbr"] for text in pages]
     assert tags[0] == tags[1]
     bad = pages[0]
     assert bad.count("<script") == 1 and "&lt;script&gt;alert(1)" in bad
@@ -161,7 +162,7 @@ def test_changed_rows_are_told(make_record):
 
 
 def test_what_went_wrong_stands_at_top(html, make_record):
-    warning = "1 of 3 checks on the evidence did not pass"
+    warning = "1 of 3 checks did not pass"
     assert warning in html and html.index(warning) < html.index("<main")
     assert "did not pass" not in page.render(make_record(checks=[]))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustvae.defenses import HMC, Defense, seeks_mode
-from robustvae.defenses.defense import in_chunks, ready
+from robustvae.defenses.defense import CHAINS, in_chunks, ready
 from robustvae.defenses.targets import target_of
 from robustvae.errors import RangeError, UnsupportedError, check_count, check_positive, check_type
 from robustvae.mcmc import Adaptation, FixedStep, hmc
@@ -175,7 +175,7 @@ class Truncated:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
         sampler, cut = self.defense, self.defense.steps - self.last
 
-        def read(part: Tensor, graph: bool) -> Tensor:
+        def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
             target = target_of(vae, part, sampler.ball)
             z = sampler.begin(vae, part, generator=generator)
             kernel, adaptation = (
@@ -198,7 +198,7 @@ class Truncated:
                 target, z, kernel, steps=self.last, adaptation=adaptation, generator=generator
             ).z
 
-        return in_chunks(read, vae, x, sampler.chunk)
+        return in_chunks(read, vae, x, sampler.chunk, generator, least=CHAINS)
 
 
 @final
@@ -239,10 +239,10 @@ class Checkpointed:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
-        def read(part: Tensor, graph: bool) -> Tensor:
+        def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
             return self._read(vae, part, generator)
 
-        return in_chunks(read, vae, x, self.defense.chunk)
+        return in_chunks(read, vae, x, self.defense.chunk, generator, least=CHAINS)
 
     def _read(self, vae: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
         sampler = self.defense

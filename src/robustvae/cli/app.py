@@ -33,9 +33,9 @@ def run(options: Options) -> None:
 
     Examples:
 
-        robustvae app
+        robustvae app   # needs a browser, and the extra app
 
-        robustvae app mnist-conv28 --defense input-noise:stddev=0.25 --port 8000
+        robustvae app mnist-conv28 --defense input-noise:stddev=0.25 --port 8000   # needs MNIST
     """
     from robustvae.app import Explorer
     from robustvae.app.page import serve

@@ -53,7 +53,7 @@ def run(options: Options) -> None:
 
         robustvae attack --goal latent-shift --defense posterior-mode:steps=20
 
-        robustvae attack my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
+        robustvae attack mine.py:build --weights w.pt --data photos/ --pixels -1,1   # needs them
     """
     import robustvae as rv
     from robustvae.attacks import store

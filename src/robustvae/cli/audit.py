@@ -103,11 +103,11 @@ def run(options: Options) -> None:
 
         robustvae audit digits-vae --defense posterior-mode --r 1.0
 
-        robustvae audit my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
+        robustvae audit my_model.py:build --weights w.pt --data photos/ --pixels -1,1   # needs them
 
-        robustvae audit mnist-conv28 --profile anomaly --anomalous fashion_mnist
+        robustvae audit mnist-conv28 --profile anomaly --anomalous fashion_mnist   # needs data
 
-        robustvae audit runs/mine --data mnist --require inside_ball --require 'probability>=0.9'
+        robustvae audit digits-vae --plan smoke --require inside_ball --require 'damage<=5'
     """
     from robustvae import report
     from robustvae.audit import Run, audit

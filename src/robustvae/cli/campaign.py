@@ -38,9 +38,9 @@ def run(options: Options) -> None:
 
     Examples:
 
-        robustvae campaign study.yaml --workers 2 --out study
+        robustvae campaign study.yaml --workers 2 --out study   # needs that file
 
-        robustvae compare study/*
+        robustvae compare study/*   # needs those audits
     """
     from robustvae import report
     from robustvae.audit import Run, audit

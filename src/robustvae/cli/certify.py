@@ -57,14 +57,13 @@ def run(options: Options) -> None:
 
         robustvae certify
 
-        robustvae certify my_model.py:build --weights w.safetensors --data photos/ --r 2
+        robustvae certify my_model.py:build --weights w.pt --data photos/ --r 2   # needs them
 
         robustvae certify digits-vae --method neyman_pearson --inputs 10
 
         robustvae certify digits-vae --defense input-noise:stddev=0.1 --displacement full --inputs 5
 
-        robustvae certify digits-lipschitz-vae --r 1.5 --m 0.9 --displacement paired --out
-        radii.json
+        robustvae certify digits-lipschitz-vae --r 1.5 --displacement paired --out radii.json
     """
     import robustvae as rv
     from robustvae.certificates.ranges import certify_in_ranges

@@ -32,7 +32,7 @@ def run(options: Options) -> None:
 
         robustvae check
 
-        robustvae check my_model.py:build --weights w.safetensors --data photos/ --pixels -1,1
+        robustvae check my_model.py:build --weights w.pt --data photos/ --pixels -1,1   # needs them
     """
     import robustvae as rv
     from robustvae.cli.printing import show

@@ -44,11 +44,11 @@ def run(
 
     Examples:
 
-        robustvae compare audits/plain audits/lipschitz
+        robustvae compare audits/plain audits/lipschitz   # needs those audits
 
-        robustvae compare audits/* --out table.tex
+        robustvae compare audits/* --out table.tex   # needs those audits
 
-        robustvae compare audits/* --out pareto.svg
+        robustvae compare audits/* --out pareto.svg   # needs those audits
     """
     from robustvae.cli.printing import show, show_table
     from robustvae.records import write_text

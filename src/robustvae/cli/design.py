@@ -39,9 +39,9 @@ def run(options: Options) -> None:
 
         robustvae design --margin 0.3 --r 8 --recipe mine.yaml
 
-        robustvae train mine.yaml --out runs/mine
+        robustvae train mine.yaml --out runs/mine   # needs MNIST and half an hour
 
-        robustvae certify runs/mine --r 8 --data mnist
+        robustvae certify runs/mine --r 8 --data mnist   # needs that model
     """
     from robustvae.certificates import design
     from robustvae.cli.printing import floored, show_table

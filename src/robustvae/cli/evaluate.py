@@ -37,7 +37,7 @@ def run(options: Options) -> None:
 
         robustvae evaluate
 
-        robustvae evaluate runs/mine --part likelihood --draws 1000
+        robustvae evaluate runs/mine --part likelihood --draws 1000   # needs that model
     """
     import robustvae as rv
     from robustvae.records import check_file, plain, write_text

@@ -24,9 +24,9 @@ def run(
 
     Examples:
 
-        robustvae train digits-vae
+        robustvae train digits-vae   # needs two minutes
 
-        robustvae train my-recipe.yaml --out runs/mine
+        robustvae train my-recipe.yaml --out runs/mine   # needs that file
     """
     from robustvae import zoo
     from robustvae.cli.printing import show

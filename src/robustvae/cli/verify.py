@@ -39,7 +39,7 @@ def run(
 
         robustvae verify out --inputs 100
 
-        robustvae verify out --weights vae.pt
+        robustvae verify out --weights vae.pt   # needs that file, of the audited model
     """
     from robustvae.audit import verify
     from robustvae.cli.printing import show

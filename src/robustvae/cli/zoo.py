@@ -125,9 +125,9 @@ def train_model(options: TrainOptions) -> None:
 
     Examples:
 
-        robustvae zoo train mnist-conv28
+        robustvae zoo train mnist-conv28   # needs MNIST and an hour
 
-        robustvae zoo train mnist-conv28 --run runs/elsewhere --inputs 500
+        robustvae zoo train mnist-conv28 --run runs/elsewhere --inputs 500   # needs the same
     """
     from robustvae import zoo
     from robustvae.cli.printing import show

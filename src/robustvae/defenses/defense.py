@@ -14,6 +14,7 @@ from robustvae.errors import check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
 from robustvae.models.layout import channels_last
 from robustvae.registry import family_base
+from robustvae.seeding import RowGenerator, for_rows
 
 
 @family_base("defense")
@@ -137,10 +138,34 @@ def ready(vae: VAE, x: Tensor) -> Iterator[None]:
         yield
 
 
-def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk: int) -> Tensor:
-    """Read latents off `x` by `read(images, graph)`, `chunk` rows at a time, weights frozen.
+CHAINS = 4
+"""Rows that a batch of chains has at least. A matrix product rounds otherwise for one, two or three
+rows than for more (measured with MKL on a CPU), and a chain multiplies such a difference until
+another proposal is accepted: alone an input would end elsewhere than among others."""
 
-    A graph is kept only where `x` requires a gradient and gradients are on.
+
+def in_chunks(
+    read: Callable[[Tensor, bool, torch.Generator], Tensor],
+    vae: VAE,
+    x: Tensor,
+    chunk: int,
+    generator: torch.Generator,
+    *,
+    least: int = 1,
+) -> Tensor:
+    """Read latents off `x` by `read(images, graph, generator)`, `chunk` rows at a time.
+
+    Weights are frozen meanwhile. A graph is kept only where `x` requires a gradient and gradients
+    are on.
+
+    Args:
+        read: Latents, (n, d), of n images.
+        vae: The model.
+        x: Images, (B, C, H, W).
+        chunk: Most rows at once.
+        generator: Whose part for its rows each chunk is given.
+        least: Rows below which a chunk with streams of its own is filled up by copies: see
+            `CHAINS`.
 
     Returns:
         Latents, (B, d).
@@ -151,4 +176,27 @@ def in_chunks(read: Callable[[Tensor, bool], Tensor], vae: VAE, x: Tensor, chunk
     with ready(vae, x):
         graph = torch.is_grad_enabled() and x.requires_grad
         with torch.set_grad_enabled(graph):
-            return torch.cat([read(part, graph) for part in x.split(chunk)])
+            return torch.cat(
+                [
+                    _filled(
+                        read, x, list(range(i, min(i + chunk, len(x)))), graph, generator, least
+                    )
+                    for i in range(0, len(x), chunk)
+                ]
+            )
+
+
+def _filled(
+    read: Callable[[Tensor, bool, torch.Generator], Tensor],
+    x: Tensor,
+    rows: list[int],
+    graph: bool,
+    generator: torch.Generator,
+    least: int,
+) -> Tensor:
+    """What is read off some rows; the same to the last bit for each row, however many they are."""
+    count = len(rows)
+    if isinstance(generator, RowGenerator):
+        rows = rows + rows[-1:] * (least - count)
+    part = x if rows == list(range(len(x))) else x[rows]
+    return read(part, graph, for_rows(generator, rows))[:count]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustvae.arguments import checked_fields
 from robustvae.defenses.climb import Climbing, Gradient, Method, check_search, climb
-from robustvae.defenses.defense import Cost, Defense, in_chunks, ready
+from robustvae.defenses.defense import CHAINS, Cost, Defense, in_chunks, ready
 from robustvae.defenses.targets import (
     check_ball,
     driven_by,
@@ -317,13 +317,13 @@ class HMC:
 
         with self._driver(vae) as low:
 
-            def read(part: Tensor, graph: bool) -> Tensor:
+            def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
                 if self.plateau is not None:
                     return self._settle(vae, part, graph, generator).z
                 chain = self._run(vae, part, low, self.average, graph, generator)
                 return chain.z if chain.draws is None else chain.draws.mean(0)
 
-            return in_chunks(read, vae, x, self.chunk)
+            return in_chunks(read, vae, x, self.chunk, generator, least=CHAINS)
 
     def _run(
         self,
@@ -422,7 +422,7 @@ class Langevin:
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
-        def read(part: Tensor, graph: bool) -> Tensor:
+        def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
             return langevin(
                 target_of(vae, part, self.ball),
                 draw(vae.encode(part), generator=generator),
@@ -431,7 +431,7 @@ class Langevin:
                 generator=generator,
             ).z
 
-        return in_chunks(read, vae, x, self.chunk)
+        return in_chunks(read, vae, x, self.chunk, generator, least=CHAINS)
 
 
 @register("defense", "posterior-mode")
@@ -492,11 +492,11 @@ class PosteriorMode(Climbing):
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
-        def read(part: Tensor, graph: bool) -> Tensor:
+        def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
             mean, target = vae.encode(part).mean, self.target(vae, part)
             return climb(self, vae, target, mean, graph=graph, generator=generator)
 
-        return in_chunks(read, vae, x, self.chunk)
+        return in_chunks(read, vae, x, self.chunk, generator)
 
     def target(self, vae: VAE, x: Tensor) -> Target:
         """The posterior of each of the images `x`, (B, C, H, W), whose mode is looked for."""

@@ -84,11 +84,11 @@ class RobustPosterior(Climbing):
     def __call__(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents, (B, d), of images in [0, 1], (B, C, H, W)."""
 
-        def read(part: Tensor, graph: bool) -> Tensor:
+        def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
             mean, target = vae.encode(part).mean, self.target(vae, part)
             return climb(self, vae, target, mean, graph=graph, generator=generator)
 
-        return in_chunks(read, vae, x, self.chunk)
+        return in_chunks(read, vae, x, self.chunk, generator)
 
     def target(self, vae: VAE, x: Tensor) -> RobustTarget:
         """The robust posterior of each of the images `x`, (B, C, H, W)."""

@@ -13,6 +13,7 @@ from robustvae.errors import check_count
 from robustvae.mcmc.adaptation import FixedStep, PerChain
 from robustvae.mcmc.hmc import DEFAULT_KERNEL, Kernel, hmc
 from robustvae.mcmc.leapfrog import Target
+from robustvae.seeding import for_rows
 
 
 @final
@@ -100,7 +101,7 @@ def hmc_to_plateau(
             replace(kernel, step_size=size, mass=kernel.mass.rows(rows)),
             steps=block,
             adaptation=FixedStep() if number else PerChain(warmup=block),
-            generator=generator,
+            generator=for_rows(generator, rows.tolist()),
         )
         gradients = gradients.index_add(0, rows, torch.full_like(rows, chain.gradients))
         divergences = divergences.index_add(0, rows, chain.divergences)

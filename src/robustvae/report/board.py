@@ -19,7 +19,7 @@ from robustvae.records import Record, finish_switch, write_files
 from robustvae.records.files import MANIFEST, MARKS, check_sign, manifest
 from robustvae.records.parts import ModelFacts
 from robustvae.report.cards import KeyNumber, facts_of, key_numbers
-from robustvae.report.compare import compare, question_in_words
+from robustvae.report.compare import compare, missing_rows, question_in_words
 from robustvae.report.files import read
 from robustvae.report.page import gallery_item, render
 from robustvae.report.pareto import AGAINST, draw_pareto
@@ -68,6 +68,7 @@ class Section:
     entries: list[Entry]
     drawings: list[Markup]
     robustness: str
+    notes: tuple[str, ...]
 
 
 Cards = Callable[[ModelFacts], Mapping[str, Any]]
@@ -145,8 +146,9 @@ def board(folder: str | Path, out: str | Path, *, cards: Cards | None = None) ->
     for section in sections:
         total = sum(not entry.reason for entry in section.entries)
         for entry in section.entries:
-            words = f"not ranked: {entry.reason}" if entry.reason else f"rank {entry.rank}"
-            words += "" if entry.reason else f" of {total}"
+            words = f"rank {entry.rank} of {total}"
+            if entry.reason:
+                words = f"not ranked ({entry.reason})"
             ranks.setdefault(entry.page, []).append(f"{entry.cells[1]}: {words}")
     for page_name in sorted(set(pages.values())):
         audits = [
@@ -251,7 +253,8 @@ def _section(records: list[Record], places: list[tuple[str, str]]) -> Section:
     result = replace(table, rows=tuple(table.rows[i] for i in order))
     drawings = [draw_pareto(result, key, price) for price in AGAINST]
     name = next((heading.label for heading in table.headings if heading.id == key), key)
-    return Section(table.title, table.head(), entries, [Markup(d) for d in drawings if d], name)
+    pictures = [Markup(drawing) for drawing in drawings if drawing]
+    return Section(table.title, table.head(), entries, pictures, name, tuple(missing_rows(records)))
 
 
 def _reason(record: Record) -> str:

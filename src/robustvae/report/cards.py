@@ -74,6 +74,6 @@ def facts_of(model: ModelFacts) -> dict[str, str]:
         "likelihood": model.likelihood,
         "parameters": f"{model.parameters:,}",
         "sha256 of the weights": model.sha256,
-        "source": model.source,
+        "source": None if model.source == model.name else model.source,
     }
     return {key: str(value) for key, value in facts.items() if value is not None}

@@ -177,7 +177,10 @@ def _labels(victims: Sequence[tuple[Record, int]]) -> list[dict[str, str]]:
 
 
 def _headings(records: Sequence[Record]) -> list[Heading]:
-    """The key numbers of all records, in the order of the first that has them."""
+    """The key numbers of all records, in the order of the first that has them.
+
+    A number that only a defended victim has, such as a certificate by smoothing, comes after them.
+    """
     headings: dict[str, Heading] = {}
     for record in records:
         key_numbers = reading.headlines(record)
@@ -190,6 +193,15 @@ def _headings(records: Sequence[Record]) -> list[Heading]:
                     entry.unit,
                     entry.rounding,
                     entry.better,
+                )
+    for record in records:
+        entries = {entry.key: entry for entry in record.summary}
+        for column in record.columns:
+            keys = [f"{column.id} / {victim.name}" for victim in record.victims]
+            defended = next((entries[key] for key in keys if key in entries), None)
+            if column.headline and defended is not None and column.id not in headings:
+                headings[column.id] = Heading(
+                    column.id, column.headline, defended.unit, defended.rounding, defended.better
                 )
     victims = [victim for record in records for victim in record.victims]
     if len({_cost(victim) for victim in victims} - {None}) > 1:
@@ -262,6 +274,7 @@ def _notes(records: Sequence[Record], differences: bool, victims: int) -> Iterab
     for record in records:
         if not record.verdict.passed:
             yield f"{record.title}: {record.verdict.first}"
+    yield from missing_rows(records)
     yield (
         "Means over inputs with half the width of their 95 % intervals, or both ends where one "
         "is far off; ↑ higher is better."
@@ -270,3 +283,15 @@ def _notes(records: Sequence[Record], differences: bool, victims: int) -> Iterab
         yield "Differences are over the inputs that both rows have, with their own intervals."
     elif victims > 1:
         yield "The rows share no inputs: differences of their means have no paired interval."
+
+
+def missing_rows(records: Sequence[Record]) -> Iterable[str]:
+    """Which defenses have no row, of which models, and why: a sentence for each reason."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for omission in record.left_out:
+            if omission.stage == "victim":
+                key = (omission.victim, omission.reason)
+                models.setdefault(key, []).append(record.model.name)
+    for (victim, reason), names in models.items():
+        yield f"No row for {victim} of {', '.join(names)}: {reason}."

@@ -6,12 +6,13 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from robustvae.records import Record
 from robustvae.records.parts import GalleryItem, Panel
@@ -63,7 +64,14 @@ def render(record: Record) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        ceil=ceil, cell=_cell, near=near, norm=norm, signed=_signed, unit=_unit, words=_words
+        breakable=_breakable,
+        ceil=ceil,
+        cell=_cell,
+        near=near,
+        norm=norm,
+        signed=_signed,
+        unit=_unit,
+        words=_words,
     )
     measured = reading.columns(record)
     rounding = {column.id: column.rounding for column in measured}
@@ -220,6 +228,11 @@ def _panel(name: str, panel: Panel, words: str) -> dict[str, Any]:
         "svg": Markup(picture),
         "alt": words,
     }
+
+
+def _breakable(text: Any) -> Markup:
+    """Text that a line may break after each field of a spec, and not within a word."""
+    return Markup(re.sub(r"(?<=[,:=(])(?=\S)", "<wbr>", str(escape(text))))
 
 
 def _words(key: str) -> str:

@@ -186,15 +186,18 @@ class Table:
         return text + "".join(f"\n{note}\n" for note in self.notes)
 
     def to_latex(self) -> str:
-        """A `tabular` with rules of booktabs; the caption is yours to write."""
+        """A `tabular` with rules of booktabs; notes are comments, the caption is yours to write."""
         columns = "l" * len(self.names()) + "r" * len(self.headings)
         body = [self._latex(self.head()), r"\midrule"]
         body += [self._latex(row) for row in self.body()]
         if self.differences:
-            body += [r"\midrule", *(self._latex(row) for row in self.body(self.differences))]
+            words = rf"\multicolumn{{{len(columns)}}}{{l}}{{less the first row}} \\"
+            body += [r"\midrule", words]
+            body += [self._latex(row) for row in self.body(self.differences)]
         text = "\n".join(body)
+        head = "".join(f"% {' '.join(line.split())}\n" for line in (self.title, *self.notes))
         return (
-            f"% {' '.join(self.title.split())}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
+            f"{head}\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
             f"{text}\n\\bottomrule\n\\end{{tabular}}\n"
         )
 
