@@ -101,7 +101,7 @@ def run(options: Options) -> None:
 
         robustvae audit digits-vae --protocol digits-l2-v1 --out audits/digits-vae --workers 2
 
-        robustvae audit digits-vae --defense posterior-mode --r 1.0
+        robustvae audit digits-vae --defense posterior-mode --r 1.0 --minutes 1
 
         robustvae audit my_model.py:build --weights w.pt --data photos/ --pixels -1,1   # needs them
 

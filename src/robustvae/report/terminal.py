@@ -67,22 +67,36 @@ def table(record: Record) -> Group:
     if len(record.victims) > 1 or record.victims[0].defended:
         parts += [Text(), _victims(record)]
     if record.checks:
-        parts.append(Text())
-    for check in record.checks:
-        # of the other victims only what failed, or the list hides what matters
-        if check.victim != record.victims[0].name and check.passed is not False:
-            continue
-        mark, style = _MARKS[check.passed]
-        line = Text(f"{mark} ", style=style)
-        who = "" if len(record.victims) == 1 else f"{check.victim}: "
-        line.append(f"{who}{check.id}", style="default")
-        if check.passed is False:
-            line.append(f": {check.value}. {check.meaning}", style="default")
-        parts.append(line)
+        parts += [Text(), *_checks(record)]
     for omission in record.left_out:
         whose = f" ({omission.victim})" if len(record.victims) > 1 and omission.victim else ""
         parts.append(Text(f"left out: {omission.stage}{whose}: {omission.reason}", style="dim"))
     return Group(*parts)
+
+
+def _checks(record: Record) -> list[Text]:
+    """What failed, each in a line with its meaning; of the first victim also what did not."""
+    who = len(record.victims) > 1
+    lines = []
+    for check in record.checks:
+        if check.passed is False:
+            mark, style = _MARKS[False]
+            line = Text(f"{mark} ", style=style)
+            line.append(f"{check.victim}: " if who else "", style="default")
+            line.append(f"{check.id}: {check.value}. {check.meaning}", style="default")
+            lines.append(line)
+    first = record.victims[0].name
+    for passed, words in ((True, "passed"), (None, "not judged, too little was measured")):
+        names = [
+            check.id for check in record.checks if check.victim == first and check.passed is passed
+        ]
+        if names:
+            mark, style = _MARKS[passed]
+            line = Text(f"{mark} ", style=style)
+            whose = f" ({first})" if who else ""
+            line.append(f"{words}{whose}: {', '.join(names)}", style="default")
+            lines.append(line)
+    return lines
 
 
 def _victims(record: Record) -> Table:
