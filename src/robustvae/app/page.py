@@ -17,6 +17,11 @@ _INTRO = (
     "`rv.Attack`, `rv.certify`, `rv.estimate_margin` and `rv.pullback` compute what you see."
 )
 
+_NOTHING_CERTIFIED = (
+    "Nothing is certified from the weights here. `robustvae certify --method neyman_pearson`, or "
+    "input noise as a defense, may certify more, by many draws."
+)
+
 
 def build(explorer: Explorer, r: float) -> Any:
     """The page as gradio's Blocks.
@@ -55,7 +60,9 @@ def build(explorer: Explorer, r: float) -> Any:
             return "", "", f"Not possible: {error}"
         line = drawing.bracket(float(lower.radius[0]), float(upper.value[0]), radius, r)
         if edge is None:
-            return line, "", "Nothing is certified here, or no attack broke it."
+            if float(lower.radius[0]) > 0:
+                return line, "", "No attack broke it, so there is no worst direction to show."
+            return line, "", _NOTHING_CERTIFIED
         return line, drawing.panels(edge.panels), edge_in_words(edge, r)
 
     def spectrum(number: float, upload: Any) -> tuple[str, str]:
