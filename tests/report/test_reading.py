@@ -39,15 +39,15 @@ def test_bracket_sentence_names_kind(make_record, kind):
     for each in rows:
         each["certified_kind"] = kind
     assert verdict(make_record, *rows).sentences[1] == (
-        "Attacks break it on average with a change of size 1.3; "
-        f"the certified radius is 0.2 on average ({kind})."
+        "Attacks break it on average with a change of size 1.30; "
+        f"the certified radius is 0.200 on average ({kind})."
     )
 
 
 def test_inputs_count_once(make_record):
     bracket = {"certified": 0.25, "margin_upper_box": 0.5, "certified_kind": "deterministic"}
     rows = [row(0, **bracket), row(0, attack="b", **bracket), row(1, margin_upper_box=1.0)]
-    assert "size 0.75;" in str(verdict(make_record, *rows))
+    assert "size 0.750;" in str(verdict(make_record, *rows))
 
 
 def test_open_end_is_told(make_record):
