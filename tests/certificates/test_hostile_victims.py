@@ -318,3 +318,25 @@ def test_model_changed_is_seen_again():
     subject.vae.trunk = Place()
     lower = certify(subject, x, 5.0, **ask)
     assert not float(lower.radius[0]) and any("encoder gives" in a for a in lower.assumptions)
+
+
+def test_attribute_changed_is_seen_again():
+    """No tensor changes and no module: the encoder's own switch does."""
+
+    class Switched(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.reads_place = inner, False
+
+        def forward(self, x):
+            place = (torch.arange(len(x)) > 20).to(x)[:, None]
+            return self.inner(x) * (1 + place * self.reads_place)
+
+    subject = rv.Victim(rv.load("digits-vae"), rv.InputNoise(S))
+    subject.vae.trunk = Switched(subject.vae.trunk)
+    x = rv.data.load("digits", split="test").x[:1]
+    ask = {"methods": ["smoothing"], "draws": 40, "generator": rv.generator(0)}
+    assert float(certify(subject, x, 5.0, **ask).radius[0]) > 0
+    subject.vae.trunk.reads_place = True
+    lower = certify(subject, x, 5.0, **ask)
+    assert not float(lower.radius[0]) and any("encoder gives" in a for a in lower.assumptions)

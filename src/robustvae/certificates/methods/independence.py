@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.certificates.propagation.trace import state_of
 from robustvae.defenses import InputNoise, Victim, is_random
 from robustvae.defenses.noise import check_continuous
 from robustvae.errors import UnsupportedError
@@ -31,16 +32,12 @@ _ROWS = 128  # of a large batch: what treats batches by their size does so long 
 
 # Victims whose networks and defense were looked at, and the state of their weights then: inputs are
 # often certified one by one, and all of it costs as much as some hundred draws.
-_KNOWN: dict[int, tuple[weakref.ref[Victim], tuple[int, ...]]] = {}
+_KNOWN: dict[int, tuple[weakref.ref[Victim], object]] = {}
 
 
-def _state(victim: Victim) -> tuple[int, ...]:
-    """Which modules a model has, and how often its tensors were changed."""
-    vae = victim.vae
-    tensors = (*vae.parameters(), *vae.buffers())
-    # tensors of inference mode count no changes
-    counts = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
-    return (*map(id, vae.modules()), *counts)
+def _state(victim: Victim) -> object:
+    """What a victim is, to be compared: its model's attributes and tensors, and its defense."""
+    return state_of(victim.vae), repr(victim.defense)
 
 
 def _forget(key: int) -> Callable[[object], None]:
@@ -48,10 +45,10 @@ def _forget(key: int) -> Callable[[object], None]:
     return lambda _: _KNOWN.pop(key, None) and None
 
 
-def _is_known(victim: Victim) -> bool:
-    """Whether this very victim was looked at, and has not been changed since."""
+def _is_known(victim: Victim, state: object) -> bool:
+    """Whether this very victim was looked at in this very state."""
     known = _KNOWN.get(id(victim))
-    return known is not None and known[0]() is victim and known[1] == _state(victim)
+    return known is not None and known[0]() is victim and known[1] == state
 
 
 @contextlib.contextmanager
@@ -95,16 +92,17 @@ class Independence:
         noise = noise_of(victim)
         self._victim, self._one = victim, x[:1]
         self._states: set[tuple[int, bytes]] = set()
+        state = _state(victim)
         with ready(victim):
             self._first = self._run(3)
             _check_calls(self._first, self._run)
-            if _is_known(victim):
+            if _is_known(victim, state):
                 return
             g = seeded_generator(1, x.device)
             noisy = noise.noisy(_four(self._one), generator=g)
             _check_networks(victim, noisy, min(max(at_once, len(noisy)), _ROWS))
             _check_defense(victim, noise, noisy[:1])
-        _KNOWN[id(victim)] = (weakref.ref(victim, _forget(id(victim))), _state(victim))
+        _KNOWN[id(victim)] = (weakref.ref(victim, _forget(id(victim))), state)
 
     def _run(self, mates: int) -> Tensor:
         """Outputs of two rows beside others, by one generator, (2, ...)."""

@@ -77,7 +77,7 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     size = 2 * math.prod(shape)
     # two images that differ everywhere, in float64: what the layers do, nearly without rounding
     probe = torch.linspace(0, 1, size, dtype=torch.float64).view(2, *shape)
-    before = _state(owner)  # a counter or a cache makes the next call another function
+    before = state_of(owner)  # a counter or a cache makes the next call another function
     try:
         graph = _Translation(owner, probe).graph(tracer.trace(owner))
         # one image and two, in another order, and far from [0, 1]
@@ -90,7 +90,7 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
         raise UnsupportedError(f"{kind} cannot be traced: {reason}") from None
     if not agrees:
         raise UnsupportedError(f"{kind} does not compute what its trace shows")
-    if _state(owner) != before:
+    if state_of(owner) != before:
         raise UnsupportedError(
             f"{kind} changes its own state when it is called, so that a trace does not speak for "
             "the next call"
@@ -98,8 +98,8 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     return graph
 
 
-def _state(owner: nn.Module) -> list[tuple[str, str, Any]]:
-    """What a call of a module may change: its attributes, and what its tensors hold."""
+def state_of(owner: nn.Module) -> list[tuple[str, str, Any]]:
+    """What a call of a module, or its user, may change: attributes, and what tensors hold."""
     state: list[tuple[str, str, Any]] = []
     for path, part in owner.named_modules():
         for key, value in (*part._parameters.items(), *part._buffers.items(), *vars(part).items()):
