@@ -150,3 +150,25 @@ def test_certificate_pays_for_rounding():
     double = rv.certify(vae.double(), x.double(), generator=rv.generator(0), **options)
     assert (0.98 * double.radius <= single.radius).all() and (single.radius < double.radius).all()
     assert any("any order" in text for text in single.assumptions)
+
+
+@pytest.mark.parametrize("part", ["matmul", "conv"])
+def test_newer_settings_are_read(part):
+    """These ended in an error of torch, or were not seen."""
+    settings = getattr(torch.backends.mkldnn, part, None)
+    if not hasattr(settings, "fp32_precision"):
+        pytest.skip("this torch has the older settings only")
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        with pytest.raises(errors.UnsupportedError, match="TF32 or bfloat16"):
+            unit_of(torch.float32, torch.device("cpu"))
+    finally:
+        settings.fp32_precision = before
+    assert unit_of(torch.float32, torch.device("cpu")) == 2.0**-24
+
+
+def test_environment_setting_is_read(monkeypatch):
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    with pytest.raises(errors.UnsupportedError, match="TF32 or bfloat16"):
+        unit_of(torch.float32, torch.device("cpu"))

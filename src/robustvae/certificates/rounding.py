@@ -14,6 +14,7 @@ bfloat16, and convolutions by Winograd or Fourier transforms are not.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -51,17 +52,31 @@ def unit_of(dtype: torch.dtype, device: torch.device) -> float:
         raise UnsupportedError(
             f"a rounding bound wants a model in float32 or float64, got {dtype}; use vae.double()"
         )
-    if dtype == torch.float32:
-        reduction = torch.get_float32_matmul_precision() != "highest"
-        if device.type == "cuda":
-            reduction |= torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
-        if reduction:
-            raise UnsupportedError(
-                "a rounding bound wants float32 products, got TF32 or bfloat16 ones allowed; use "
-                "torch.set_float32_matmul_precision('highest') and "
-                "torch.backends.cudnn.allow_tf32 = False"
-            )
+    if dtype == torch.float32 and _are_products_reduced(device):
+        raise UnsupportedError(
+            "a rounding bound wants float32 products, got TF32 or bfloat16 ones allowed; use "
+            "torch.set_float32_matmul_precision('highest') and "
+            "torch.backends.cudnn.allow_tf32 = False, or fp32_precision = 'ieee' where that was set"
+        )
     return UNITS[dtype]
+
+
+def _are_products_reduced(device: torch.device) -> bool:
+    """Whether torch may multiply float32 in less, by its older settings or its newer ones."""
+    backends: Any = torch.backends
+    if os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT").upper() != "STRICT":
+        return True
+    is_cuda = device.type == "cuda"
+    owners = [backends.cuda, backends.cudnn] if is_cuda else [backends.mkldnn]
+    try:
+        reduction = torch.get_float32_matmul_precision() != "highest"
+        if is_cuda:
+            reduction |= backends.cuda.matmul.allow_tf32 or backends.cudnn.allow_tf32
+    except RuntimeError:  # torch's word for a newer setting that the older ones cannot tell
+        reduction = False
+    settings = [getattr(owner, part, None) for owner in owners for part in ("matmul", "conv")]
+    values = {getattr(setting, "fp32_precision", "none") for setting in settings}
+    return bool(reduction) or not values <= {"none", "ieee"}
 
 
 @final
