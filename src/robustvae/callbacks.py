@@ -13,6 +13,7 @@ from robustvae.errors import MissingExtraError, check_type
 from robustvae.loggers import Logger, log_record
 from robustvae.models import VAE, wrap
 from robustvae.records import Record
+from robustvae.registry import build_fields
 
 
 @final
@@ -29,7 +30,7 @@ class EpochAudit:
         question: r, m, norm and so on.
         every: How many epochs lie between two audits.
         wrapping: Options of `rv.wrap`, for a module that is no `VAE`.
-        logger: Where the numbers go, besides Lightning's own loggers.
+        logger: Where the numbers go, besides Lightning's own loggers; or its spec.
         out: A folder for reports, one for each epoch; None writes none.
         seed: Of the audit.
         records: The records so far, by epoch.
@@ -53,6 +54,11 @@ class EpochAudit:
     out: str | Path | None = None
     seed: int = 0
     records: dict[int, Record] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the logger of its spec."""
+        if self.logger is not None:
+            build_fields(self, logger="logger")
 
     def audit(self, module: Any, epoch: int) -> Record:
         """Audit a module now.

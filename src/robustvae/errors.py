@@ -203,7 +203,7 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> UnknownNameError
     listing = options
     if len(options) > _NAMED:
         listing = [*(near or options)[:_NAMED], f"... {len(options)} in all"]
-    choice = f"choose from {', '.join(listing)}"
+    choice = f"choose from {', '.join(listing)}" if listing else "there is none to choose from"
     hint = f"did you mean {near[0]!r}? ({choice})" if near else choice
     return UnknownNameError(f"unknown {kind} {_shown(name)}: {hint}")
 

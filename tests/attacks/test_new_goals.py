@@ -131,3 +131,14 @@ def test_universal_change_is_one():
     torch.testing.assert_close(change, change[:1].expand_as(change), atol=1e-9, rtol=0.0)
     best = 0.1 * torch.linalg.matrix_norm(v @ w, 2)
     assert (result.score >= 0.99 * best).all()
+
+
+def test_universal_change_knows_no_order():
+    """One step from a drawn start: the same change whichever input comes first."""
+    vae, _, _ = linear_vae()
+    x = gray_images(3)
+    attack = rv.Attack(rv.LatentShift(), rv.Universal(steps=1, restarts=2), Ball("l2", 0.1))
+    one, two = (
+        attack(rv.Victim(vae), part, generator=generator(0)).x_adv for part in (x, x.flip(0))
+    )
+    torch.testing.assert_close(one, two.flip(0), atol=1e-9, rtol=0.0)

@@ -171,3 +171,5 @@ def test_own_weights_are_verified(tmp_path, capsys):
     assert cli.main(["verify", str(tmp_path / "out")]) == 1
     assert "verify with --weights FILE" in capsys.readouterr().out
     assert cli.main(["verify", str(tmp_path / "out"), *own]) == 0
+    assert cli.main(["rescore", str(tmp_path / "out")]) == 1
+    assert cli.main(["rescore", str(tmp_path / "out"), *own]) == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import robustvae as rv
-from robustvae import cli, errors
+from robustvae import cli, errors, registry
 from robustvae.campaign import read_campaign
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,9 @@ def test_campaign_audits_and_compares(tmp_path, capsys):
         ({"models": [{"model": "a", "weight": "b"}]}, "models.0"),
         ({"models": ["a/b", "a-b"]}, "two audits are called 'a-b'"),
         ({"models": ["a"], "minutes": -1}, "minutes"),
+        ({"models": ["a"], "defenses": ["posterior-mood"]}, "did you mean 'posterior-mode'"),
+        ({"models": ["a"], "protocols": ["digits-l2"]}, "did you mean 'digits-l2-v1'"),
+        ({"models": ["a"], "plan": {"inputz": 3}}, "did you mean 'inputs'"),
         ([], "must be a YAML file or a mapping"),
         ("nowhere.yaml", "nowhere.yaml"),
     ],
@@ -56,8 +59,16 @@ def test_bad_campaigns_are_explained(content, words):
 
 
 def test_protocols_tell_audits_apart():
-    plan = read_campaign({"models": ["m"], "protocols": ["p", "q"]})
-    assert [audit.name for audit in plan.audits()] == ["m-p", "m-q"]
+    plan = read_campaign({"models": ["m"], "protocols": ["digits-l2-v1", "digits-linf-v1"]})
+    assert [audit.name for audit in plan.audits()] == ["m-digits-l2-v1", "m-digits-linf-v1"]
+
+
+def test_defenses_take_every_form():
+    spec = {"name": "input-noise", "stddev": 0.25, "defense": {"name": "posterior-mode"}}
+    plan = read_campaign({"models": ["m"], "defenses": [spec, "posterior-mode:steps=5"]})
+    first, second = plan.defenses
+    assert registry.build("defense", first) == registry.build("defense", spec)
+    assert second == "posterior-mode:steps=5"
 
 
 def test_models_as_mappings():

@@ -226,9 +226,22 @@ def test_attack_beats_noise_of_its_size(capsys):
 
 def test_defense_is_audited_as_named(plan, tmp_path):
     arguments = ["audit", "--plan", str(plan), "--out", str(tmp_path), "--quiet", "--defense"]
-    assert cli.main([*arguments, "posterior-sample"]) == cli.DONE
+    log = tmp_path / "numbers.jsonl"
+    names = ["--executor", "serial", "--logger", f"jsonl:path='{log}'"]
+    assert cli.main([*arguments, "posterior-sample", *names]) == cli.DONE
+    numbers, files = map(json.loads, log.read_text().splitlines())
+    assert numbers["audit/passed"] == 1
+    assert files["files"] == str(tmp_path)
     record = rv.Record.from_json((tmp_path / "record.json").read_text())
     assert "PosteriorSample" in record.to_json()
+
+
+def test_executor_and_logger_refused_early(capsys, tmp_path):
+    words = ["audit", "--plan", "smoke", "--out", str(tmp_path / "out")]
+    fails(capsys, *words, "--executor", "seriall", says="did you mean 'serial'")
+    fails(capsys, *words, "--executor", "serial", "--workers", "2", says="give one of them")
+    fails(capsys, *words, "--logger", "json", says="did you mean 'jsonl'")
+    assert not (tmp_path / "out").exists()
 
 
 def test_design_prints_constants_that_hold(capsys):
@@ -244,7 +257,10 @@ def test_designed_recipe_trains_and_certifies(tmp_path, capsys):
     ask = ["--r", "1.5", "--m", "0.6"]
     wanted = ["--margin", "0.35", *ask, "--latent", "4", "--data", "digits", "--epochs", "1"]
     assert cli.main(["design", *wanted, "--recipe", str(path)]) == cli.DONE
-    assert cli.main(["train", str(path), "--out", str(run), "--quiet"]) == cli.DONE
+    log = tmp_path / "numbers.jsonl"
+    kept = ["--logger", f"jsonl:path='{log}'", "--quiet"]
+    assert cli.main(["train", str(path), "--out", str(run), *kept]) == cli.DONE
+    assert json.loads(log.read_text())["step"] == 1
     told = ["--data", "digits", "--inputs", "20", "--out", str(out), "--quiet"]
     assert cli.main(["certify", str(run), *ask, *told]) == cli.DONE
     assert min(json.loads(out.read_text())["radius"]) >= 0.35

@@ -23,7 +23,7 @@ LADDER = [
     {"display", "_options", "arguments"},
     {"registry", "seeding"},  # below the rest of their line: members and draws go through them
     {"records", "jacobians", "gate"},
-    {"metrics", "bounds", "norms", "data", "perturb", "mcmc"},
+    {"metrics", "bounds", "norms", "data", "perturb", "mcmc", "loggers"},
     {"models"},
     {"defenses", "geometry"},
     {"scores"},
@@ -33,7 +33,7 @@ LADDER = [
     {"robustness", "zoo"},
     {"audit"},
     {"campaign", "report"},
-    {"loggers", "sharing", "zoo_table"},
+    {"sharing", "zoo_table"},
     {"app", "callbacks"},
     {"__init__"},
     {"cli", "testing"},

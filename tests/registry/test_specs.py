@@ -12,11 +12,18 @@ import pytest
 
 import robustvae as rv
 from robustvae import registry
+from robustvae.attacks import DirectedAscent, Through, WeightedSum
 from robustvae.audit.job import _modules
 from robustvae.audit.plan import read_plan
 from robustvae.defenses import Defense
-from robustvae.errors import ConfigError, DtypeError, UnsupportedError
-from robustvae.registry import members
+from robustvae.errors import (
+    ConfigError,
+    DtypeError,
+    RobustVAEError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from robustvae.registry import members, specs
 
 
 class Side(enum.Enum):
@@ -110,6 +117,69 @@ def test_installed_member_keeps_its_name(monkeypatch):
     monkeypatch.setattr(members, "_all_entry_points", lambda: {"defense": {"mirrored": point}})
     assert registry.name_of("defense", Mirrored()) == "mirrored"
     assert registry.family_of(Mirrored) == "defense"
+
+
+# what members cannot be made without, beside the field that is tried
+_NEEDED = {"input-noise": {"stddev": 0.1}, "refined": {"refine": "jpeg"}}
+_EXAMPLES = {"score": "negative-elbo", "refinement": "jpeg", "search": "lbfgs"}
+
+
+def member_fields():
+    """Fields of the library's members that hold other members, by the class's annotations."""
+    for family, name in sorted(members._declared()):
+        kind = registry.lookup(family, name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            continue
+        hints = specs._hints(kind)
+        for field in dataclasses.fields(kind):
+            options = specs._options(hints[field.name])
+            families = [f for f, base in members.BASES.items() if base in options]
+            if field.init and families and str not in options:
+                yield family, name, field.name, families[0]
+
+
+FIELDS = list(member_fields())
+
+
+def test_fields_of_members_are_found():
+    assert {("defense", "hmc", "start"), ("objective", "mixup", "base")} <= {f[:3] for f in FIELDS}
+
+
+@pytest.mark.parametrize(("family", "name", "field", "inner"), FIELDS)
+def test_member_fields_take_specs(family, name, field, inner):
+    """In Python as in a plan: whatever is a member may be named, and nothing else passes."""
+    kind, needed = registry.lookup(family, name), _NEEDED.get(name, {})
+    example = _EXAMPLES.get(inner, registry.names(inner)[-1])
+    made = getattr(kind(**needed | {field: example}), field)
+    assert isinstance(made, members.BASES[inner])
+    assert type(made) is registry.lookup(inner, example)
+    for wrong in (3, "no-such-name"):
+        with pytest.raises(RobustVAEError):
+            kind(**needed | {field: wrong})
+
+
+def test_attack_takes_specs():
+    ball = rv.Ball("l2", 0.5)
+    attack = rv.Attack("latent-shift", {"name": "lbfgs", "steps": 3}, ball)
+    assert attack == rv.Attack(rv.LatentShift(), rv.LBFGS(steps=3), ball)
+    both = WeightedSum(("latent-shift", rv.MaximumDamage()), (1.0, 1.0))
+    assert both.goals == (rv.LatentShift(), rv.MaximumDamage())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: rv.AnomalyScore("negative-elbow"),
+        lambda: rv.AnomalyScore(search="negative-elbow"),
+        lambda: rv.EncoderTarget(after="jpg"),
+        lambda: Through("lbgfs"),
+        lambda: DirectedAscent("projected-acsent"),
+        lambda: rv.Attack("latent-shif", "lbfgs", rv.Ball("l2", 0.5)),
+    ],
+)
+def test_wrong_names_refused_when_made(make):
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        make()
 
 
 def test_suite_takes_every_form():

@@ -29,6 +29,22 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def test_recipe_takes_specs_as_text() -> None:
+    training = {"epochs": 1}
+    texts = {"data": "digits:split=test", "model": "vae:latent=4", "objective": "elbo:beta=2"}
+    mappings = {
+        "data": {"name": "digits", "split": "test"},
+        "model": {"name": "vae", "latent": 4},
+        "objective": {"name": "elbo", "beta": 2},
+    }
+    one, two = (
+        Recipe.model_validate({"name": "a", "training": training, **parts})
+        for parts in (texts, mappings)
+    )
+    assert one == two
+    assert one.objective.options == {"beta": 2}
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_bundled_recipe_can_be_begun(name: str) -> None:
     recipe = Recipe.read(name)

@@ -25,7 +25,7 @@ from robustvae.errors import (
 from robustvae.models.base import check_weights, frozen, widened
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
-from robustvae.registry import family_base
+from robustvae.registry import build_fields, family_base
 from robustvae.seeding import by_row, split
 
 _CHUNK = 250
@@ -91,9 +91,13 @@ class Attack:
     layout and the caller's grad mode are restored, and no global random state is touched.
 
     Args:
-        goal: What the attacker wants.
-        search: How it looks.
+        goal: What the attacker wants, or its spec.
+        search: How it looks, or its spec.
         ball: What it may do.
+
+    Raises:
+        UnknownNameError: A spec that names no goal or search.
+        DtypeError: Something else than these.
 
     Examples:
         >>> import robustvae as rv, torch
@@ -112,9 +116,9 @@ class Attack:
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        check_type(self.goal, "goal", Goal)
+        build_fields(self, goal="goal")
         if not isinstance(self.search, AimedSearch):
-            check_type(self.search, "search", Search)
+            build_fields(self, search="search")
         check_type(self.ball, "ball", Ball)
 
     @reads_inputs("x", of="victim")

@@ -38,7 +38,7 @@ class DirectedAscent:
         pool: Other images, (N, C, H, W); None for those that the model makes.
 
     Raises:
-        UnknownNameError: Any other `towards`.
+        UnknownNameError: Any other `towards`, or a spec that names no search.
         UnsupportedError: A search other than projected ascent (when aimed).
         ShapeError: A pool of another shape than the inputs (when called).
 
@@ -56,8 +56,9 @@ class DirectedAscent:
     pool: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Validate the choice of starts."""
+        """Validate the fields."""
         check_choice("towards", self.towards, STARTS)
+        build("search", self.search)
 
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator

@@ -25,7 +25,7 @@ from robustvae.models.base import VAE
 from robustvae.models.checkpoint import check_place, contents, load, weights_sha256
 from robustvae.perturb import Ball
 from robustvae.records import finish_switch, write_files
-from robustvae.records.text import read_json, read_text
+from robustvae.records.text import read_json, read_text, reason
 from robustvae.registry import build
 from robustvae.seeding import generator as new_generator
 
@@ -189,7 +189,10 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
             raise ValueError("a manifest without its model")
         ball = Ball(radius=arrays["radius"], **manifest["ball"])
     except OSError as error:
-        raise DataError(f"{folder} holds no stored adversarials: {error}") from None
+        raise DataError(
+            f"{folder} holds no stored adversarials: {reason(error)}; name a folder that "
+            "`robustvae attack --out` or `robustvae audit` wrote"
+        ) from None
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder} holds damaged adversarials: {error!r}") from None
     if vae is None:

@@ -32,7 +32,7 @@ class Through:
             mode itself, for mode searches.
 
     Raises:
-        UnknownNameError: Any other gradient, or a spec that names no search (when aimed).
+        UnknownNameError: Any other gradient, or a spec that names no search.
         UnsupportedError: "implicit" where the victim's defense is not a mode search (when aimed).
 
     Examples:
@@ -49,8 +49,9 @@ class Through:
     gradient: Literal["transfer", "straight-through", "implicit"] = "transfer"
 
     def __post_init__(self) -> None:
-        """Validate the gradient."""
+        """Validate the fields."""
         check_choice("gradient", self.gradient, GRADIENTS)
+        build("search", self.search)
 
     def __call__(
         self, score: Score, x: Tensor, ball: Ball, *, generator: torch.Generator

@@ -28,7 +28,7 @@ from robustvae.defenses import Victim
 from robustvae.errors import DataError, RobustVAEError, check_count
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Column, Record, finish_switch, read_manifest
-from robustvae.records.text import read_json, read_text
+from robustvae.records.text import read_json, read_text, reason
 from robustvae.records.verdict import judged
 
 # rounding of another batch shape; draws near the tolerance may fall on its other side
@@ -121,7 +121,10 @@ def verify(
     try:
         text = read_text(folder / "record.json")
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder} holds no record.json: {error}") from None
+        raise DataError(
+            f"{folder} holds no record.json: {reason(error)}; name a folder that `robustvae audit` "
+            "wrote"
+        ) from None
     record = Record.from_json(text)
     old = Record.model_validate(read_json(text))
     problems += _files(folder)

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from robustvae.audit.plan import read_yaml
-from robustvae.errors import ConfigError, unknown
+from robustvae.audit.plan import read_plan, read_yaml, text
+from robustvae.audit.protocol import read_protocol
+from robustvae.errors import ConfigError, RobustVAEError, unknown
+from robustvae.registry import build
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +57,15 @@ class Audit:
     protocol: str | None
 
 
+def _defense(spec: Any) -> Any:
+    """A defense's spec as text, which names its victim."""
+    try:
+        build("defense", spec)
+    except RobustVAEError as error:
+        raise ValueError(str(error)) from None
+    return text(spec) if isinstance(spec, Mapping) else spec
+
+
 @final
 class CampaignPlan(BaseModel):
     """Every model behind every defense, by every protocol.
@@ -71,7 +82,9 @@ class CampaignPlan(BaseModel):
     models: tuple[str | CampaignModel, ...] = Field(
         min_length=1, description="what `rv.load` takes, or a mapping with weights, pixels and name"
     )
-    defenses: tuple[str, ...] = Field(default=(), description="each beside the undefended model")
+    defenses: tuple[Annotated[str, BeforeValidator(_defense)], ...] = Field(
+        default=(), description="specs of defenses, each beside the undefended model"
+    )
     protocols: tuple[str, ...] = ()
     plan: Any = Field(default="quick", description="stages and effort: a name, a file or a mapping")
     data: str | None = Field(default=None, description="by default what each model was trained on")
@@ -94,7 +107,8 @@ def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> Campai
 
     Raises:
         UnknownNameError: An unknown key; the nearest is suggested.
-        ConfigError: Anything else that no campaign is, or two audits of one name.
+        ConfigError: Anything else that no campaign is, or two audits of one name; also what is
+            wrong with its plan, a defense or a protocol.
 
     Examples:
         >>> from robustvae.campaign import read_campaign
@@ -114,7 +128,11 @@ def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> Campai
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"campaign: {where}: {first['msg']}") from None
+        words = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"campaign: {where}: {words}") from None
+    for protocol in campaign.protocols:  # what the last audit needs is told before the first one
+        read_protocol(protocol)
+    read_plan(campaign.plan)
     names = [audit.name for audit in campaign.audits()]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -14,7 +14,9 @@ import typer
 from robustvae.cli import common
 from robustvae.cli.common import (
     Defense,
+    Executor,
     Fresh,
+    Logger,
     Out,
     Quiet,
     RayAddress,
@@ -72,6 +74,7 @@ class Options(common.ModelAndData):
     seed: Seed = 0
     workers: Workers = None
     ray: RayAddress = None
+    executor: Executor = None
     resume: Resume = False
     fresh: Fresh = False
     require: Annotated[
@@ -84,6 +87,7 @@ class Options(common.ModelAndData):
     name: Annotated[
         str | None, typer.Option(help="What to call the model; its file's or zoo's name if not.")
     ] = None
+    logger: Logger = None
     quiet: Quiet = False
 
 
@@ -112,13 +116,16 @@ def run(options: Options) -> None:
     from robustvae import report
     from robustvae.audit import Run, audit
     from robustvae.cli.printing import console, show
+    from robustvae.loggers import log_record
     from robustvae.records import Lock, check_folder, check_owned, forget_parts
     from robustvae.records.requirements import outcomes
+    from robustvae.registry import build
     from robustvae.report.files import FILES
     from robustvae.report.terminal import table
 
-    executor = common.executor(options.workers, options.ray)
+    executor = common.executor(options.workers, options.ray, options.executor)
     resume = common.resumption(options.resume, options.fresh)
+    logger = None if options.logger is None else build("logger", options.logger)
     stages = _stages(options.plan, options.profile)
     for requirement in options.require or []:
         _check_requirement(requirement, stages)
@@ -167,6 +174,8 @@ def run(options: Options) -> None:
         )
         report.write(record, options.out)
         forget_parts(options.out / common.PARTS)
+        if logger is not None:
+            log_record(logger, record, folder=options.out)
     console().print(table(record))
     for sentence in record.proved:
         show(sentence)
@@ -209,7 +218,7 @@ def _check_requirement(text: str, plan: Any) -> None:
 
 
 # Options that decide no number of the record.
-_WITHOUT_EFFECT = ("out", "workers", "ray", "resume", "fresh", "quiet")
+_WITHOUT_EFFECT = ("out", "workers", "ray", "executor", "resume", "fresh", "logger", "quiet")
 
 
 def command_of(options: Options) -> str:

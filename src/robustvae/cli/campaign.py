@@ -9,7 +9,7 @@ from typing import Annotated, Any, final
 import typer
 
 from robustvae.cli import common
-from robustvae.cli.common import Device, Fresh, Out, Quiet, RayAddress, Workers
+from robustvae.cli.common import Device, Executor, Fresh, Out, Quiet, RayAddress, Workers
 from robustvae.cli.entry import FAILED
 
 
@@ -24,6 +24,7 @@ class Options:
     out: Out = Path("campaign")
     workers: Workers = None
     ray: RayAddress = None
+    executor: Executor = None
     fresh: Fresh = False
     device: Device = "cpu"
     quiet: Quiet = False
@@ -51,7 +52,7 @@ def run(options: Options) -> None:
     from robustvae.report.files import FILES
 
     campaign = read_campaign(options.plan)
-    executor = common.executor(options.workers, options.ray)
+    executor = common.executor(options.workers, options.ray, options.executor)
     check_folder(options.out)
     records, failures = [], []
     for one in campaign.audits():

@@ -75,6 +75,20 @@ RayAddress = Annotated[
         "--ray", help="Compute on a Ray cluster: its address, auto, or local to start one here."
     ),
 ]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        help="Who computes, by its spec (see `robustvae list executor`), instead of --workers or "
+        "--ray."
+    ),
+]
+Logger = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the numbers go, too, such as jsonl:path=log.jsonl (see `robustvae list "
+        "logger`)."
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on from what the run left in --out; so it does by default."),
@@ -170,6 +184,33 @@ def load_model(
 
     settings = loading(model, weights=weights, pixels=pixels, data=data)
     return move(zoo.load(model, **settings), device)
+
+
+def load_audited(
+    folder: Path,
+    model: str | None = None,
+    device: str = "cpu",
+    *,
+    weights: Path | None = None,
+    pixels: str | None = None,
+) -> Any:
+    """The model of a stored audit, by what the record says where nothing else is given.
+
+    A model of FILE.py:FACTORY is shown the stored inputs.
+    """
+    from robustvae import report, zoo
+    from robustvae.audit.store import read_adversarials
+    from robustvae.errors import DataError
+    from robustvae.models.base import move
+    from robustvae.models.factories import is_factory
+
+    record = report.read(folder)
+    name = model or record.model.source or record.model.name
+    settings = loading(name, weights=weights, pixels=pixels)
+    if is_factory(name):
+        with contextlib.suppress(DataError):  # whoever reads the file next says what is wrong
+            settings["fit_on"] = read_adversarials(folder)["x"][:8]
+    return move(zoo.load(name, **settings), device)
 
 
 def loading(
@@ -281,8 +322,18 @@ PARTS = ".parts"
 """Folder within --out that holds what is finished while a run is under way."""
 
 
-def executor(workers: int | None, ray: str | None) -> Any:
+def executor(workers: int | None, ray: str | None, spec: str | None = None) -> Any:
     """The spec of who computes."""
+    if spec is not None:
+        from robustvae.registry import build
+
+        build("executor", spec)  # a spec that names none is refused now
+        if not (workers is ray is None):
+            raise ConfigError(
+                "--executor says who computes, and so do --workers and --ray: give one of them; "
+                "an executor takes its number as in --executor processes:workers=4"
+            )
+        return spec
     if ray is not None:
         address = None if ray == "local" else ray
         return {"name": "ray", "address": address, "workers": workers or 2}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from robustvae.cli import common
 from robustvae.cli.common import Device
 from robustvae.cli.entry import FAILED
+from robustvae.errors import ConfigError
 
 
 def run(
@@ -18,6 +19,8 @@ def run(
         str | None,
         typer.Option(help="Score with this model instead of the one stored beside them."),
     ] = None,
+    weights: common.Weights = None,
+    pixels: common.Pixels = None,
     device: Device = "cpu",
 ) -> None:
     """Score stored adversarials again, from the images and the model alone.
@@ -26,11 +29,21 @@ def run(
     """
     from robustvae.attacks import rescore
     from robustvae.cli.printing import show_table
+    from robustvae.records import finish_switch
 
     stored = model is None
-    if stored:  # an audit's record says how its model is loaded
-        model = _source(folder)
-    scores = rescore(folder, None if model is None else common.load_model(model, device))
+    looks: dict[str, Any] = {"weights": weights, "pixels": pixels}
+    finish_switch(folder)
+    vae = None
+    if (folder / "record.json").is_file():  # an audit's record says how its model is loaded
+        vae = common.load_audited(folder, model, device, **looks)
+    elif model is not None:
+        vae = common.load_model(model, device, **looks)
+    elif not (weights is pixels is None):
+        raise ConfigError(
+            "--weights and --pixels are of a model, got none: name it with --model FILE.py:FACTORY"
+        )
+    scores = rescore(folder, vae)
     inside = int(scores.inside.sum())
     show_table(
         [
@@ -48,16 +61,3 @@ def run(
     as_stored = scores.agrees and scores.same_model
     if inside < len(scores.inside) or (stored and not as_stored):
         raise typer.Exit(FAILED)
-
-
-def _source(folder: Path) -> str | None:
-    """How an audit's model is loaded, as its record says; None for any other folder."""
-    from robustvae.records import finish_switch
-    from robustvae.records.text import read_json, read_text
-
-    finish_switch(folder)
-    try:
-        facts = read_json(read_text(folder / "record.json"))["model"]
-        return str(facts["source"] or facts["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

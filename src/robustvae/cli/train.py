@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robustvae.cli.common import Device, Quiet
+from robustvae.cli.common import Device, Logger, Quiet
 
 
 def run(
@@ -16,6 +16,7 @@ def run(
         Path | None, typer.Option(help="Folder for the run; runs/RECIPE by default.")
     ] = None,
     device: Device = "cpu",
+    logger: Logger = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model by a recipe; run again, it goes on where it was stopped.
@@ -34,5 +35,12 @@ def run(
 
     folder, content = out or Path("runs") / Path(recipe).stem, Recipe.read(recipe)
     start = None if content.start is None else zoo.load(content.start)
-    train_recipe(content, folder, start=start, device=device, progress=False if quiet else None)
+    train_recipe(
+        content,
+        folder,
+        start=start,
+        device=device,
+        logger=logger,
+        progress=False if quiet else None,
+    )
     show(f"checkpoint: {folder}")

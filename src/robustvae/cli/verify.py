@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,29 +45,10 @@ def run(
 
     vae = None
     if not (model is weights is pixels is None):
-        vae = _loaded(folder, model, weights, pixels, device)
+        vae = common.load_audited(folder, model, device, weights=weights, pixels=pixels)
     with common.progress("verify", quiet) as progress:
         verification = verify(folder, inputs, victim=vae, progress=progress)
     for line in str(verification).splitlines():
         show(line)
     if not verification.passed or (inputs > 0 and verification.recomputed == 0):
         raise typer.Exit(FAILED)
-
-
-def _loaded(
-    folder: Path, model: str | None, weights: Path | None, pixels: str | None, device: str
-) -> Any:
-    """The model, by what the record says where nothing else is given, shown the stored inputs."""
-    from robustvae import report, zoo
-    from robustvae.audit.store import read_adversarials
-    from robustvae.errors import DataError
-    from robustvae.models.base import move
-    from robustvae.models.factories import is_factory
-
-    record = report.read(folder)
-    name = model or record.model.source or record.model.name
-    settings = common.loading(name, weights=weights, pixels=pixels)
-    if is_factory(name):
-        with contextlib.suppress(DataError):  # `verify` says what is wrong with the file
-            settings["fit_on"] = read_adversarials(folder)["x"][:8]
-    return move(zoo.load(name, **settings), device)

@@ -12,7 +12,7 @@ from robustvae.defenses.defense import Cost, Defense, cost, ready
 from robustvae.defenses.posterior import PosteriorSample
 from robustvae.errors import UnsupportedError, check_count, check_positive, check_type
 from robustvae.models.base import VAE
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 from robustvae.seeding import randn
 
 GRID = 2.0**-20
@@ -69,7 +69,7 @@ class InputNoise:
     def __post_init__(self) -> None:
         """Validate the fields."""
         check_positive(self.stddev, "stddev")
-        check_type(self.defense, "defense", Defense)
+        build_fields(self, defense="defense")
         check_count(self.votes, "votes")
         check_type(self.clip, "clip", bool)
 

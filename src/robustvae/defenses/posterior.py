@@ -50,7 +50,7 @@ from robustvae.mcmc import (
 from robustvae.mcmc.hmc import check_jitter
 from robustvae.models.base import VAE, evaluating
 from robustvae.perturb import Ball
-from robustvae.registry import lookup, names, register
+from robustvae.registry import build_fields, lookup, names, register
 from robustvae.seeding import draw
 
 _ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
@@ -211,6 +211,8 @@ class HMC:
         if not (self.adapt is None or isinstance(self.adapt, Adaptation)):
             _adaptation(self.adapt, self.acceptance)  # raises where no such name is known
         check_choice("force", self.force, ("exact", "bfloat16"))
+        if self.start is not None:
+            build_fields(self, start="defense")
         if self.plateau is not None:
             check_count(self.plateau, "plateau")
             options = (self.adapt, self.average, self.force, self.acceptance, self.jitter)

@@ -14,7 +14,7 @@ from robustvae.defenses.defense import Cost, Defense, cost, is_random
 from robustvae.defenses.posterior import PosteriorMean
 from robustvae.errors import RangeError, check_count, check_images, check_probability, check_type
 from robustvae.models.base import VAE, evaluating
-from robustvae.registry import family_base, register
+from robustvae.registry import build_fields, family_base, register
 
 
 @family_base("refinement")
@@ -55,6 +55,10 @@ class Refined:
     defense: Defense = field(default_factory=PosteriorMean)
 
     reads_encoder_mean: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Make the two of their specs."""
+        build_fields(self, refine="refinement", defense="defense")
 
     @property
     def gradients(self) -> int:
@@ -193,6 +197,10 @@ class Redraw:
     """
 
     defense: Defense = field(default_factory=PosteriorMean)
+
+    def __post_init__(self) -> None:
+        """Make the defense of its spec."""
+        build_fields(self, defense="defense")
 
     @property
     def gradients(self) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from robustvae.defenses.defense import Defense, reads_encoder_mean
 from robustvae.defenses.noise import InputNoise
 from robustvae.defenses.posterior import PosteriorMean
-from robustvae.errors import ConfigError, DtypeError, ShapeError, check_images, check_type
+from robustvae.errors import ConfigError, DtypeError, ShapeError, check_images
 from robustvae.models.base import VAE, check_weights, frozen
-from robustvae.registry import build
+from robustvae.registry import build_fields
 
 
 @final
@@ -55,10 +55,7 @@ class Victim:
                 f"vae must be of type VAE, got {type(self.vae).__name__}: "
                 "for a model of your own give rv.Victim(rv.wrap(model))"
             )
-        defense: Any = self.defense
-        if isinstance(defense, str | Mapping):
-            object.__setattr__(self, "defense", build("defense", defense))
-        check_type(self.defense, "defense", Defense)
+        build_fields(self, defense="defense")
         if not (self.classifier is None or callable(self.classifier)):
             kind = type(self.classifier).__name__
             raise DtypeError(f"classifier must be a function or module, got {kind}")

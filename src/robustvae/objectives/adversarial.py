@@ -29,7 +29,7 @@ from robustvae.objectives.base import (
 )
 from robustvae.objectives.elbo import ELBO
 from robustvae.perturb import Ball
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 
 Harm = Callable[[Tensor], Tensor]
 """What the adversary raises, of candidates for a fixed batch: (B, C, H, W) -> (B,)."""
@@ -113,7 +113,7 @@ class Adversarial:
         check_number(self.share, "share", least=0)
         if not 0 < self.share <= 1:
             raise RangeError(f"share must lie in (0, 1], got {self.share:g}")
-        check_type(self.base, "base", Objective)
+        build_fields(self, base="objective")
         check_reads(self.base)
 
     @property

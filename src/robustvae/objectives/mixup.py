@@ -13,7 +13,7 @@ from robustvae.errors import check_number, check_positive, check_type
 from robustvae.models import VAE
 from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO, layer_kls
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 from robustvae.seeding import draw
 
 
@@ -60,7 +60,7 @@ class Mixup:
         check_number(self.weight, "weight", least=0)
         check_type(self.squared, "squared", bool)
         check_positive(self.concentration, "concentration")
-        check_type(self.base, "base", Objective)
+        build_fields(self, base="objective")
 
     @property
     def cost(self) -> float:

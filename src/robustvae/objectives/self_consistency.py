@@ -15,7 +15,7 @@ from robustvae.models.base import frozen
 from robustvae.models.hierarchy import draw_at
 from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 from robustvae.seeding import draw
 
 
@@ -71,7 +71,7 @@ class SelfConsistency:
         """Validate the settings."""
         check_probability(self.rho, "rho")
         check_number(self.weight, "weight", least=0)
-        check_type(self.base, "base", Objective)
+        build_fields(self, base="objective")
         check_type(self.coupled, "coupled", bool)
 
     @property

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from robustvae import metrics
-from robustvae.errors import check_count, check_number, check_positive, check_type
+from robustvae.errors import check_count, check_number, check_positive
 from robustvae.models import VAE
 from robustvae.models.base import frozen
 from robustvae.objectives.base import COST_OF_INPUT_GRADIENT, Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO
 from robustvae.perturb import Ball, ProjectedAscent
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 
 
 @register("objective", "smooth-encoder")
@@ -64,7 +64,7 @@ class SmoothEncoder:
         check_positive(self.radius, "radius")
         check_count(self.steps, "steps")
         check_positive(self.step, "step")
-        check_type(self.base, "base", Objective)
+        build_fields(self, base="objective")
 
     @property
     def cost(self) -> float:

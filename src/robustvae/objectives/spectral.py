@@ -8,11 +8,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from robustvae.errors import check_count, check_number, check_type
+from robustvae.errors import check_count, check_number
 from robustvae.models import VAE
 from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 from robustvae.seeding import randn
 
 
@@ -56,7 +56,7 @@ class SpectralRegularization:
         """Validate the settings."""
         check_number(self.weight, "weight", least=0)
         check_count(self.steps, "steps")
-        check_type(self.base, "base", Objective)
+        build_fields(self, base="objective")
 
     @property
     def cost(self) -> float:

@@ -14,7 +14,6 @@ from robustvae.errors import (
     check_count,
     check_number,
     check_probability,
-    check_type,
 )
 from robustvae.models import VAE
 from robustvae.models.composition import Composition
@@ -22,7 +21,7 @@ from robustvae.models.sorts import GroupSort
 from robustvae.models.vae import likelihood_of
 from robustvae.objectives.base import Objective, base_terms, cost_of
 from robustvae.objectives.elbo import ELBO, warmed
-from robustvae.registry import register
+from robustvae.registry import build_fields, register
 
 _SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
@@ -79,7 +78,7 @@ class SupportSet:
         check_probability(self.m, "m")
         check_number(self.weight, "weight", least=0)
         check_count(self.warmup, "warmup", least=0)
-        check_type(self.base, "base", Objective)
+        build_fields(self, base="objective")
 
     @property
     def cost(self) -> float:

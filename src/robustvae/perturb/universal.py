@@ -13,7 +13,7 @@ from robustvae.errors import ShapeError, check_count, check_positive
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, start_shares
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
-from robustvae.seeding import row_generators
+from robustvae.seeding import RowGenerator, row_generators
 
 
 @register("search", "universal")
@@ -79,6 +79,8 @@ class Universal:
         values = torch.full_like(radii, -math.inf)
         norm, zeros = torch.zeros_like(radii), torch.zeros_like(radii)
         shares = start_shares(self.restarts).tolist()
+        if isinstance(generator, RowGenerator):  # one stream for all, whatever their order is
+            generator = min(generator.streams, key=torch.Generator.initial_seed)
         for share, seed in zip(
             shares, row_generators(generator, "universal", range(self.restarts)), strict=True
         ):

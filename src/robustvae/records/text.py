@@ -66,6 +66,18 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in a few words and without its place.
+
+    Examples:
+        >>> from robustvae.records.text import reason
+        >>> reason(FileNotFoundError(2, "No such file or directory", "/a"))
+        'No such file or directory'
+    """
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or " ".join(str(error).split())
+
+
 def read_yaml(text: str) -> Any:
     """The content of a YAML text, of plain values only.
 

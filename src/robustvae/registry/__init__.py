@@ -15,11 +15,12 @@ from robustvae.registry.members import (
     register,
     target_of,
 )
-from robustvae.registry.specs import build, spec_of
+from robustvae.registry.specs import build, build_fields, spec_of
 from robustvae.registry.text import is_word, parse
 
 __all__ = [
     "build",
+    "build_fields",
     "describe",
     "Entry",
     "FAMILIES",

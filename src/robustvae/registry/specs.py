@@ -71,6 +71,25 @@ def build(family: str, spec: Any, **defaults: Any) -> Any:
     return _made(member, fields, f"{family} {name!r}")
 
 
+def build_fields(member: Any, **families: str) -> None:
+    """Make the members that the fields of a frozen dataclass name by their specs, in place.
+
+    Args:
+        member: The dataclass, in its `__post_init__`.
+        families: The family of each such field, by the field's name.
+
+    Raises:
+        RobustVAEError: As `build` raises it.
+
+    Examples:
+        >>> from robustvae import InputNoise
+        >>> InputNoise(0.25, "posterior-mode:steps=5").defense.steps  # its fields go through it
+        5
+    """
+    for field, family in families.items():
+        object.__setattr__(member, field, build(family, getattr(member, field)))
+
+
 def spec_of(family: str, member: Any) -> dict[str, Any]:
     """The spec of a made member: its name and all its fields, in JSON's own types.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from robustvae.errors import DataError, check_type
 from robustvae.records import Record, finish_switch, plain, write_set
-from robustvae.records.text import read_text
+from robustvae.records.text import read_text, reason
 from robustvae.report.page import render
 
 FILES = ("record.json", "report.html", "rows.parquet", "rows.jsonl", "adversarials.safetensors")
@@ -102,7 +102,9 @@ def read(folder: str | Path) -> Record:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} holds no record: {error}") from None
+        raise DataError(
+            f"{path} holds no record: {reason(error)}; name a folder that `robustvae audit` wrote"
+        ) from None
     return Record.from_json(text)
 
 

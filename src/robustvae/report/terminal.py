@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from robustvae.errors import single_line
+from robustvae.errors import check_type, single_line
 from robustvae.records import Record
 from robustvae.report import reading
 from robustvae.report.cards import key_numbers
@@ -31,6 +31,7 @@ def table(record: Record) -> Group:
         >>> record = rv.audit(rv.load("digits-vae"), images, plan="smoke", seed=0)
         >>> Console(quiet=True).print(rv.report.table(record))
     """
+    check_type(record, "record", Record)
     parts: list[Table | Text] = [Text(single_line(record.title), style="bold")]
     section = section_of(record)
     if section is not None:

@@ -2,16 +2,15 @@
 
 from robustvae.training.adam import TangentAdam, optimizer_of
 from robustvae.training.choices import Choice, advise
-from robustvae.training.log import JsonLines, Logger
+from robustvae.training.log import TrainingLog
 from robustvae.training.loop import fit
 from robustvae.training.recipe import Recipe, recipe_names, train_recipe
 
 __all__ = [
     "Choice",
-    "JsonLines",
-    "Logger",
     "Recipe",
     "TangentAdam",
+    "TrainingLog",
     "advise",
     "fit",
     "optimizer_of",

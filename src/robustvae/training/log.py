@@ -1,30 +1,20 @@
-"""The log of a training run: a protocol of two methods, and a file of JSON lines."""
+"""The log of a training run: a file of JSON lines."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 from robustvae.errors import CheckpointError
 from robustvae.records import write_text
 from robustvae.records.text import read_json
 
 
-class Logger(Protocol):
-    """What hears of a training run: once an epoch, and once when it ends."""
-
-    def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Take the numbers of an epoch, counted from 1."""
-
-    def close(self) -> None:
-        """The run has ended, well or not."""
-
-
 @final
-class JsonLines:
-    """A `Logger` that keeps a file of JSON lines, one an epoch.
+class TrainingLog:
+    """The file of JSON lines in the folder of a training run, one line an epoch.
 
     Args:
         path: The file; written whole at every epoch, so that no line is ever torn.
@@ -36,10 +26,10 @@ class JsonLines:
 
     Examples:
         >>> import tempfile, pathlib
-        >>> from robustvae.training import JsonLines
+        >>> from robustvae.training import TrainingLog
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "log.jsonl"
-        ...     JsonLines(path).log(1, {"loss": 103.5})
+        ...     TrainingLog(path).log({"loss": 103.5}, step=1)
         ...     print(path.read_text().strip())
         {"epoch": 1, "loss": 103.5}
     """
@@ -60,14 +50,11 @@ class JsonLines:
                 f"{path} cannot be read as the log of a training run: {line}; name another folder"
             ) from None
 
-    def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Add a line.
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Add the line of an epoch, counted from 1.
 
         Raises:
             StorageError: The disk cannot be written.
         """
-        self._lines.append(json.dumps({"epoch": epoch, **values}))
+        self._lines.append(json.dumps({"epoch": step, **values}))
         write_text(self._path, "\n".join(self._lines) + "\n")
-
-    def close(self) -> None:
-        """Nothing is open between epochs."""

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +33,13 @@ from robustvae.errors import (
     check_type,
     install_command,
 )
+from robustvae.loggers import Logger
 from robustvae.models import VAE
 from robustvae.models.base import move
 from robustvae.models.layout import is_ours, lay_weights
 from robustvae.objectives import Objective
-from robustvae.training.log import JsonLines, Logger
+from robustvae.registry import build
+from robustvae.training.log import TrainingLog
 from robustvae.training.run import Place, Progress, Run
 
 LOG = "log.jsonl"
@@ -52,7 +54,7 @@ Update = Callable[[int, Tensor], None]
 @checked()
 def fit(
     vae: VAE,
-    objective: Objective,
+    objective: Objective | str | Mapping[str, Any],
     images: Images,
     *,
     epochs: int,
@@ -66,7 +68,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = True,
     progress: bool | None = None,
-    logger: Logger | None = None,
+    logger: Logger | str | Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> VAE:
@@ -79,7 +81,7 @@ def fit(
 
     Args:
         vae: Any model with weights; left in evaluation mode.
-        objective: The loss of each image, such as `ELBO(beta=2.0)`.
+        objective: The loss of each image, such as `ELBO(beta=2.0)`, or its spec, "elbo:beta=2".
         images: What to train on. What is in memory is converted to the model's type and moved to
             the device once; what is read as it is asked for is never held at once.
         epochs: Passes over the images, counted from the start of the run and not of this call.
@@ -96,7 +98,8 @@ def fit(
         out: Folder of the run; None keeps nothing.
         resume: Go on from the state in `out` if there is one; otherwise start anew.
         progress: Show a bar; None shows it on a terminal only.
-        logger: Hears of every epoch, besides the file.
+        logger: Where the numbers of every epoch go, besides the file: a logger of
+            `robustvae.loggers`, or its spec, such as "tensorboard".
         device: Where to train, such as "cuda"; None stays where the model is.
         precision: "32-true" or "bf16-mixed", by lightning-fabric; None is the model's own.
 
@@ -128,7 +131,8 @@ def fit(
     """
     rates = _rates(lr)
     check_type(vae, "vae", VAE)
-    check_type(objective, "objective", Objective)
+    target: Objective = build("objective", objective)
+    tracker: Logger | None = None if logger is None else build("logger", logger)
     check_type(images, "images", Images)
     check_type(generator, "generator", torch.Generator)
     check_count(epochs, "epochs", least=0)
@@ -143,10 +147,10 @@ def fit(
     settings = {
         "model": type(vae).__name__,
         **{f"{key} of the model": value for key, value in vae.config.items()},
-        "objective": type(objective).__name__,
+        "objective": type(target).__name__,
         **{
             f"{key} of the objective": value
-            for key, value in getattr(objective, "__dict__", {}).items()
+            for key, value in getattr(target, "__dict__", {}).items()
         },
         "images": f"{images.name} {images.split} {images.shape}",
         "validation": str(validation),
@@ -180,12 +184,10 @@ def fit(
             raise ConfigError(
                 f"epochs must be at least the {position.epoch} that {out} holds, got {epochs}"
             )
-        loggers = [] if logger is None else [logger]
-        if run.out is not None:
-            loggers.append(JsonLines(run.out / LOG, keep=position.epoch))
+        log = None if run.out is None else TrainingLog(run.out / LOG, keep=position.epoch)
         if position.epoch == 0:
             run.save(_card(images, position, {}))
-        loop = _Loop(run, objective, forward, backward, batch_size, clip)
+        loop = _Loop(run, target, forward, backward, batch_size, clip)
         if is_ours(vae):  # a stranger's code may count on the memory layout of its weights
             lay_weights(vae, torch.channels_last)
         try:
@@ -204,14 +206,15 @@ def fit(
                         run.keep_best()
                     seconds = time.perf_counter() - start
                     position.seconds += seconds
-                    for each in loggers:
-                        each.log(position.epoch, values | {"lr": rate, "seconds": seconds})
+                    numbers = values | {"lr": rate, "seconds": seconds}
+                    if tracker is not None:
+                        tracker.log(numbers, step=position.epoch)
+                    if log is not None:
+                        log.log(numbers, step=position.epoch)
                     run.save(_card(images, position, values))
         finally:
             lay_weights(vae, torch.contiguous_format)
             vae.eval()
-            for each in loggers:
-                each.close()
         run.finish()
     return vae
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, final
+from typing import Annotated, Any, Literal, TypedDict, Unpack, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from torch import nn
 
 from robustvae import data, models, objectives
 from robustvae._options import with_defaults
 from robustvae.errors import ConfigError, unknown
+from robustvae.loggers import Logger
 from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import name_of
 from robustvae.records.text import read_text
 from robustvae.records.text import read_yaml as read_text_yaml
+from robustvae.registry import parse
 from robustvae.seeding import generator
 from robustvae.training.loop import Precision, fit
 
@@ -25,6 +28,11 @@ RECIPES = Path(str(resources.files("robustvae") / "recipes"))
 
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def _from_text(content: Any) -> Any:
+    """A part that is written in the command line's form of a spec, as a mapping."""
+    return parse(content) if isinstance(content, str) else content
 
 
 class _Named(BaseModel):
@@ -71,12 +79,12 @@ class Recipe(BaseModel):
         name: Of the model that comes out.
         about: What it is for, in a sentence.
         fidelity: What differs from the paper whose model it is, empty where it is nobody's.
-        data: `name` and `split` of the data set.
-        model: `name` and options of `rv.models.create`; or instead of it
+        data: The spec of the data set: its name, and `split`.
+        model: The spec of the model; or instead of it
         start: The trained model to go on from: its name, or its checkpoint folder.
         initialization: First weights: "default" are torch's; "xavier" draws those of convolutions
             and linear layers from N(0, 2 / (inputs + outputs)) and begins with biases of 0.
-        objective: `name` and options of `rv.objectives.create`.
+        objective: The spec of the objective.
         training: Arguments of `rv.fit`.
         seed: Decides the first weights and everything random after.
 
@@ -91,11 +99,11 @@ class Recipe(BaseModel):
     name: str
     about: str = ""
     fidelity: str = ""
-    data: DataPart
-    model: _Named | None = None
+    data: Annotated[DataPart, BeforeValidator(_from_text)]
+    model: Annotated[_Named | None, BeforeValidator(_from_text)] = None
     start: str | None = None
     initialization: Literal["default", "xavier"] = "default"
-    objective: _Named = Field(default_factory=lambda: _Named(name="elbo"))
+    objective: Annotated[_Named, BeforeValidator(_from_text)] = _Named(name="elbo")
     training: TrainingPart
     seed: int = 0
 
@@ -156,6 +164,7 @@ class RecipeOptions(TypedDict, total=False):
     progress: bool | None
     device: str | None
     precision: Precision | None
+    logger: Logger | str | Mapping[str, Any] | None
 
 
 _DEFAULTS: RecipeOptions = {
@@ -166,6 +175,7 @@ _DEFAULTS: RecipeOptions = {
     "progress": None,
     "device": None,
     "precision": None,
+    "logger": None,
 }
 
 
@@ -189,7 +199,8 @@ def train_recipe(
             - resume: Whether to go on from the state in `out` if there is one, as by default;
             - progress: Whether to show a bar; None shows it on a terminal only;
             - device: Where to train; None is the CPU;
-            - precision: Instead of the recipe's; see `fit`.
+            - precision: Instead of the recipe's; see `fit`;
+            - logger: Where the numbers of every epoch go, besides the file; see `fit`.
 
     Returns:
         The trained model.
@@ -238,6 +249,7 @@ def train_recipe(
         resume=selection["resume"],
         progress=selection["progress"],
         device=selection["device"],
+        logger=selection["logger"],
         **settings,
     )
     tests = data.load(recipe.data.name, "test", root)

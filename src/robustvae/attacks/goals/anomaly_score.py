@@ -30,7 +30,7 @@ class AnomalyScore:
         draws: Draws of the victim's randomness that are averaged, where it has any.
 
     Raises:
-        UnknownNameError: A spec that names no score (when bound).
+        UnknownNameError: A spec that names no score.
         RangeError: `draws` below 1.
 
     Examples:
@@ -51,6 +51,9 @@ class AnomalyScore:
         """Validate the fields."""
         check_type(self.raises, "raises", bool)
         check_count(self.draws, "draws")
+        for spec in (self.score, self.search):
+            if spec is not None:
+                build("score", spec)
 
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
         """The search score, up or down; see `Goal.bind`."""

@@ -36,6 +36,7 @@ class EncoderTarget:
 
     Raises:
         RangeError: A scale that is not positive.
+        UnknownNameError: A spec that names no refinement.
         UnsupportedError: A spread of a posterior that is not Gaussian (when bound).
 
     References:
@@ -61,6 +62,8 @@ class EncoderTarget:
         check_positive(self.scale, "scale")
         if self.target is not None:
             check_type(self.target, "target", Tensor)
+        if self.after is not None:
+            build("refinement", self.after)
 
     def bind(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
         """The squared distance of codes, up or down; see `Goal.bind`."""

@@ -13,7 +13,7 @@ from robustvae.attacks.goals.base import Goal
 from robustvae.defenses import Victim
 from robustvae.errors import RangeError, check_number
 from robustvae.perturb import Score
-from robustvae.registry import register
+from robustvae.registry import build, register
 from robustvae.seeding import by_row
 
 
@@ -41,6 +41,8 @@ class WeightedSum:
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        goals = tuple(build("goal", goal) for goal in self.goals)
+        object.__setattr__(self, "goals", goals)
         if not self.goals or len(self.goals) != len(self.weights):
             raise RangeError(
                 f"a weighted sum needs one weight for each of its goals, at least one: "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import final
 
+from robustvae.errors import check_type
 from robustvae.records import Record
 from robustvae.records.parts import UseFacts
 from robustvae.report.tables import Table
@@ -66,6 +67,7 @@ def section_of(record: Record) -> Section | None:
         >>> rv.report.section_of(record) is None
         True
     """
+    check_type(record, "record", Record)
     use = record.use
     if use is None:
         return None
