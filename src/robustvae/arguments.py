@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from robustvae.errors import (
     ArgumentError,
     DtypeError,
+    ModelError,
     RangeError,
     RobustVAEError,
     UnknownNameError,
+    is_out_of_memory,
     single_line,
 )
 
@@ -49,7 +51,8 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
         formula: Whether the function computes from its arguments alone. Then what Python or torch
             raise is raised as an `ArgumentError` that shows the arguments, with the exception as
             its cause. What code of the caller's raises, such as a model of their own, passes as it
-            is: it is no matter of arguments.
+            is: it is no matter of arguments. What a wrapped model raises, in its backward pass
+            too, is raised as a `ModelError` in either case.
 
     Examples:
         >>> from robustvae.arguments import checked
@@ -74,13 +77,19 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
             for name, accepts, description in plan:
                 if name in values and not accepts(values[name]):
                     raise _refusal(function, name, values[name], description)
-            if not formula:
-                return function(*args, **kwargs)
             try:
                 return function(*args, **kwargs)
             except RobustVAEError:
                 raise
             except _MISFITS as error:
+                if _is_of_model(error, function, values) and not is_out_of_memory(error):
+                    raise ModelError(
+                        f"{_name(function)}: running the wrapped model raised "
+                        f"{type(error).__name__}: {single_line(error)}; mend its code; "
+                        "rv.check(vae, x) may say more"
+                    ) from error
+                if not formula:
+                    raise
                 if _is_from_caller(error, function):
                     raise
                 parts = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
@@ -110,6 +119,19 @@ def _is_from_caller(error: BaseException, function: Any) -> bool:
             return True
         place = place.tb_next
     return False
+
+
+def _is_of_model(error: BaseException, function: Any, values: dict[str, Any]) -> bool:
+    """Whether a stranger's model raised an error, in a backward pass too, where torch calls it."""
+    models = [getattr(value, "vae", value) for value in values.values()]
+    if not any(getattr(model, "is_foreign", False) for model in models):
+        return False
+    place = error.__traceback__
+    while place is not None:
+        if str(place.tb_frame.f_globals.get("__name__", "")).startswith("torch.autograd"):
+            return True
+        place = place.tb_next
+    return _is_from_caller(error, function)
 
 
 def checked_fields(kind: C) -> C:

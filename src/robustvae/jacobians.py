@@ -342,10 +342,16 @@ def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor, mode: Mode, batched: boo
     inputs, value = _evaluate(f, x)
     size, k = inputs[0].numel(), value.shape[1]
     if mode == "forward" or (mode == "auto" and size < k):
-        with torch.enable_grad():
-            cotangent = torch.zeros_like(value, requires_grad=True)
-            product = _vjp(value, inputs, cotangent, create_graph=True).flatten(1)
-        return _rows(product, cotangent, batched).mT
+        try:
+            with torch.enable_grad():
+                cotangent = torch.zeros_like(value, requires_grad=True)
+                product = _vjp(value, inputs, cotangent, create_graph=True).flatten(1)
+            return _rows(product, cotangent, batched).mT
+        except (RuntimeError, NotImplementedError):  # a backward pass that has no derivative
+            if mode == "forward":
+                raise
+        columns = torch.eye(size, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
+        return torch.stack([_difference(f, x, column) for column in columns], -1)
     return _rows(value, inputs, batched)
 
 

@@ -88,11 +88,17 @@ def x():
     return rand(5, 1, 8, 8, generator=generator(0), like=torch.zeros(0))
 
 
-@pytest.mark.parametrize("kind", [Mirrored, Padded])
-def test_changed_parts_are_not_taken(kind, x):
-    vae = rv.wrap(kind(), **SHAPE)
-    assert isinstance(vae, BlackBox)
-    assert "black box" in vae.recognized
+def test_changed_parts_are_not_taken(x):
+    """Forward turns or pads what the decoder makes: forward itself decodes in its place."""
+    for model in (Mirrored(), Padded()):
+        vae = rv.wrap(model, **SHAPE)
+        z = rand(5, 4, generator=generator(1), like=x)
+        with torch.no_grad():
+            part = model.decoder(z) if isinstance(model, Mirrored) else model.dec(z)
+            inner = part[..., 1:-1, 1:-1]
+            padded = nn.functional.pad(inner, (1, 1, 1, 1))
+            expected = part.flip(-1) if isinstance(model, Mirrored) else padded
+            torch.testing.assert_close(vae.decode(z).mean, expected)
 
 
 def test_scaled_inputs_reach_the_encoder(x):

@@ -113,7 +113,20 @@ def images(rows=4, dtype=None):
     return torch.rand(rows, 1, 8, 8, generator=rv.generator(3), dtype=dtype)
 
 
-@pytest.mark.parametrize("kind", [SkipOptional, ResidualOutput, Flows, Gumbel, Choice])
+def test_flows_are_part_of_the_decoder():
+    """The code is what is drawn, before the steps; their prior is not that of the code."""
+    model = made(Flows)
+    vae = rv.wrap(model, **SHAPE)
+    z = expected = torch.randn(3, 4, generator=rv.generator(1))
+    with torch.no_grad():
+        for step in model.steps:
+            expected = expected + torch.tanh(step(expected)) + 1
+        torch.testing.assert_close(vae.decode(z).mean, model.image(expected))
+    with pytest.raises(UnsupportedError, match="prior of the code is not known"):
+        vae.prior().log_prob(z)
+
+
+@pytest.mark.parametrize("kind", [SkipOptional, ResidualOutput, Gumbel, Choice])
 def test_what_forward_adds_is_kept(kind):
     vae = rv.wrap(made(kind), **SHAPE)
     assert vae.output_only and "black box" in vae.recognized

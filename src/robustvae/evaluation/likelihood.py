@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.arguments import checked
-from robustvae.errors import check_count, check_images, check_type
+from robustvae.errors import UnsupportedError, check_count, check_images, check_type
 from robustvae.models import VAE, Distribution
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
@@ -131,6 +131,9 @@ def squared_error(
     Returns:
         Mean over the pixels of (255 (x_hat - x))^2, (B,).
 
+    Raises:
+        UnsupportedError: A model whose outputs have another shape than its inputs.
+
     References:
         [Kuzina22] Table 7.
 
@@ -147,5 +150,11 @@ def squared_error(
         for part in x.split(ROWS):
             q = vae.encode(part)
             z = draw(q, generator=generator) if sampled else q.mean
-            errors.append((255 * (vae.decode(z).mean - part)).square().flatten(1).mean(1))
+            image = vae.decode(z).mean
+            if image.shape != part.shape:
+                raise UnsupportedError(
+                    f"an error of reconstructions wants outputs of the inputs' shape "
+                    f"{tuple(part.shape[1:])}, got {tuple(image.shape[1:])}"
+                )
+            errors.append((255 * (image - part)).square().flatten(1).mean(1))
     return torch.cat(errors)

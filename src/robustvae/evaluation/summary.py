@@ -22,11 +22,13 @@ from robustvae.data.verbs import reads_inputs
 from robustvae.display import three_lines
 from robustvae.errors import (
     RangeError,
+    RobustVAEError,
     ShapeError,
     UnsupportedError,
     check_choice,
     check_count,
     check_type,
+    is_out_of_memory,
     single_line,
 )
 from robustvae.evaluation.features import frechet_of, train_features
@@ -323,6 +325,11 @@ class _Bench:
             PARTS[part](self)
         except UnsupportedError as error:
             self.absent[part] = str(error)
+        except Exception as error:  # a stranger's code may raise anything, in a backward pass too
+            is_foreign = getattr(self.vae, "is_foreign", False)
+            if isinstance(error, RobustVAEError) or is_out_of_memory(error) or not is_foreign:
+                raise
+            self.absent[part] = f"the model raised {type(error).__name__}: {single_line(error)}"
         return {
             "measures": [_stored(measure) for measure in self.measures[count:]],
             "absent": {part: self.absent[part]} if part in self.absent else {},

@@ -36,6 +36,12 @@ def identical(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
+def mark_of(value: Tensor) -> str:
+    """What tells whether a weight was changed, also behind the back of its version counter."""
+    total = value.detach().sum(dtype=torch.float64 if value.is_floating_point() else None)
+    return f"{value._version} {total.item()!r}"
+
+
 def gap(one: Tensor, other: Tensor) -> float:
     """The greatest difference of two tensors."""
     return float((one - other).abs().max())

@@ -14,7 +14,9 @@ from robustvae.data.images import Images
 from robustvae.errors import DtypeError, ShapeError, check_type
 from robustvae.models.adapters import wrap
 from robustvae.models.adapters.trial import buffers_kept
-from robustvae.models.base import VAE
+from robustvae.models.adapters.wrapped import WrappedVAE
+from robustvae.models.base import VAE, frozen
+from robustvae.models.comparisons import line
 from robustvae.models.items import Diagnosis, Item
 from robustvae.models.looks import Subject, look
 
@@ -59,8 +61,29 @@ def check(model: Any, x: Any) -> Diagnosis:
         )
     subject = Subject(model, vae, _inputs(vae, x))
     with buffers_kept(vae), torch.random.fork_rng(devices=[]):
-        items = [*look(subject), *_statements(vae)]
+        items = [*look(subject), *_forward(vae, subject.x), *_statements(vae)]
     return Diagnosis(tuple(items), subject.words)
+
+
+def _forward(vae: VAE, x: Tensor) -> Iterator[Item]:
+    """Whether a decoder that is a whole forward pass does on these inputs what forward does."""
+    try:
+        with frozen(vae):
+            gap = vae.forward_gap(x) if isinstance(vae, WrappedVAE) else None
+    except Exception as error:  # a stranger's code may raise anything
+        yield Item("forward_agrees", None, f"could not be judged: {line(error)}")
+        return
+    if gap is None:
+        return
+    same = gap[0] <= gap[1]
+    yield Item(
+        "forward_agrees",
+        same,
+        "forward passes give what their codes decode to"
+        if same
+        else f"forward passes differ by {gap[0]:.2g} of their size from what their codes decode to",
+        "" if same else "forward hands more than the code to its decoder: give output_only=True",
+    )
 
 
 def _statements(vae: VAE) -> Iterator[Item]:

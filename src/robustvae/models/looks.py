@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import RobustVAEError
-from robustvae.models.adapters.trial import quiet
+from robustvae.models.adapters.trial import buffers_kept, quiet
 from robustvae.models.base import VAE, frozen
 from robustvae.models.comparisons import (
     SCALES,
@@ -22,6 +22,7 @@ from robustvae.models.comparisons import (
     gap,
     identical,
     line,
+    mark_of,
     probed,
     random_states,
     type_of,
@@ -183,11 +184,11 @@ def _repeats(subject: Subject) -> Iterator[Item]:
         codes, images = [], []
         with frozen(vae):
             for seed in (0, 1):
-                with seeded(seed):
+                with seeded(seed), buffers_kept(vae):
                     codes.append(vae.encode(x).mean)
             z = codes[0]
             for seed in (0, 1):
-                with seeded(seed):
+                with seeded(seed), buffers_kept(vae):
                     images.append(vae.decode(z).mean)
     for name, pair, call in (
         ("encode_repeats", codes, "encode"),
@@ -249,7 +250,7 @@ def _generator(subject: Subject) -> Iterator[Item]:
 def _state(subject: Subject) -> Iterator[Item]:
     vae, x = subject.vae, subject.x.clone()
     state = {name: value.detach().clone() for name, value in vae.named_buffers()}
-    versions = {name: value._version for name, value in vae.named_parameters()}
+    marks = {name: mark_of(value) for name, value in vae.named_parameters()}
     with torch.no_grad():
         subject.output(x)
     changes = [
@@ -257,9 +258,7 @@ def _state(subject: Subject) -> Iterator[Item]:
         for name, value in vae.named_buffers()
         if name not in state or not identical(value, state[name])
     ]
-    changes += [
-        name for name, value in vae.named_parameters() if value._version != versions.get(name)
-    ]
+    changes += [name for name, value in vae.named_parameters() if mark_of(value) != marks.get(name)]
     with torch.no_grad():
         for name, value in vae.named_buffers():  # left as it was, whatever the model does
             if name in changes and name in state and value.shape == state[name].shape:

@@ -19,6 +19,8 @@ OWN_PRIOR = (
     "give wrap(..., prior=), a distribution of shape (d,)"
 )
 
+PRIOR_ASSUMED = "the prior is the standard normal, which nothing in the model says"
+
 
 @family_base("adapter")
 @runtime_checkable
@@ -64,7 +66,7 @@ def matched(
     prior, missing = prior_of(trial.module, shape)
     assumptions = _choice_of_image(trial, encode, decode, reading, pick)
     if prior is None and not missing and reading.spread is not None:
-        assumptions += ("the prior is the standard normal, which nothing in the model says",)
+        assumptions += (PRIOR_ASSUMED,)
     return Match(
         recognized=f"{words}; {in_words(reading)}",
         encode=encode,

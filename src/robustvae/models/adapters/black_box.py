@@ -7,7 +7,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from robustvae.models.adapters.reading import Pick, described, fields_of
+from robustvae.errors import DtypeError
+from robustvae.models.adapters.reading import Pick, described, fields_of, picked
 from robustvae.models.adapters.trial import ENCODERS, Trial
 from robustvae.models.adapters.wrapped import BlackBox
 from robustvae.registry import register
@@ -33,6 +34,10 @@ class BlackBoxes:
             pick = next((place for place, part in places if _is_rows(part, len(trial.x))), None)
             if pick is None:
                 return None
+        # as many samples as inputs would pass for rows: another number of inputs tells them apart
+        fewer = trial.run(trial.module, trial.x[1:])
+        if fewer is not None and not _is_rows(_part(fewer, pick), len(trial.x) - 1):
+            return None
         kind = type(trial.module).__name__
         where = f" at {pick[0]!r}" if pick else ""
         return BlackBox(
@@ -59,6 +64,13 @@ def _reason(trial: Trial) -> str:
     return (
         f"no part that encodes and none that decodes were found; to have codes judged, give {call}"
     )
+
+
+def _part(output: object, pick: Pick) -> object:
+    try:
+        return picked(output, pick, "forward")
+    except DtypeError:
+        return None
 
 
 def _is_rows(value: object, rows: int) -> bool:

@@ -20,6 +20,7 @@ from robustvae.models.adapters.trial import (
     LEAST_DRAWS,
     Trial,
     attribute,
+    is_alike,
     is_center,
 )
 from robustvae.models.adapters.wrapped import Match
@@ -72,13 +73,35 @@ def as_forward(trial: Trial, match: Match) -> Match | None:
         if code is not None:
             outputs = [_image(match, trial.run(match.decode, code.to(trial.x.dtype)))]
     known = [output for output in outputs if output is not None]
-    if not known or any(same(image, output) for image in images for output in known):
+    if not known:
+        return _as_draws(trial, match)
+    if any(same(image, output) for image in images for output in known):
         return match
-    is_squashed = any(same(image, torch.sigmoid(output)) for image in images for output in known)
-    if is_squashed and (trial.space.low, trial.space.high) == (0.0, 1.0):
-        words = f"{match.recognized}; decoder's output read as log odds, as in forward"
-        return replace(match, recognized=words, output=replace(match.output, is_logits=True))
+    if any(same(image, torch.sigmoid(output)) for image in images for output in known):
+        return _of_logits(trial, match)
     return None
+
+
+def _of_logits(trial: Trial, match: Match) -> Match | None:
+    """The match of a decoder whose output forward squashes."""
+    if (trial.space.low, trial.space.high) != (0.0, 1.0):
+        return None
+    words = f"{match.recognized}; decoder's output read as log odds, as in forward"
+    return replace(match, recognized=words, output=replace(match.output, is_logits=True))
+
+
+def _as_draws(trial: Trial, match: Match) -> Match | None:
+    """The match, where draws of its code give what forward passes give, whose calls are not seen.
+
+    Scripted modules take no hooks, and a forward pass may write out what a method stands for.
+    """
+    if match.code.mean is None or match.code.spread is None:
+        return match
+    draws, output = trial.forward_draws(), trial.run(match.encode, trial.x)
+    samples = None if draws is None else trial.samples(match.code, output, match.decode)
+    if draws is None or samples is None or is_alike(samples, draws):
+        return match
+    return _of_logits(trial, match) if is_alike(torch.sigmoid(samples), draws) else None
 
 
 def _ends(match: Match) -> tuple[tuple[tuple[str, ...], Any], ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
 
 from robustvae.data.space import InputSpace
 from robustvae.errors import ModelError, RobustVAEError, single_line
 from robustvae.models.adapters.adapter import Adapter
-from robustvae.models.adapters.reading import Pick
+from robustvae.models.adapters.forward import as_forward
+from robustvae.models.adapters.forward_alone import match_of
+from robustvae.models.adapters.reading import CodeReading, Pick, Step, picked
 from robustvae.models.adapters.said import Said
-from robustvae.models.adapters.trial import ENCODERS, Trial
+from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
 from robustvae.models.adapters.triple import decoders_of
 from robustvae.models.adapters.wrapped import Match, Output
 from robustvae.models.base import VAE
@@ -49,30 +53,64 @@ def _asked(adapter: Adapter, trial: Trial) -> Match | VAE | None:
 
 
 def _said_match(trial: Trial, said: Said) -> Match | None:
-    """The match of a reading that the user gave: of `encode`, or of forward itself."""
+    """The match of a reading that the user gave: of `encode`, or of forward itself.
+
+    Parts that do what forward does go first, then forward itself; a part that is called decode is
+    taken without that, for what was said may be about more than forward shows.
+    """
     assert said.reading is not None
+    by_name: list[Match] = []
+    names = [name for name, _ in trial.parts(DECODERS)]
+    for name, match in _said_parts(trial, said, said.reading):
+        whole = as_forward(trial, match)
+        if whole is not None:
+            return whole
+        if name in names:
+            by_name.append(match)
+    place: Pick | None = None if said.reconstruction is None else (said.reconstruction,)
+    return match_of(trial, said.reading, place) or next(iter(by_name), None)
+
+
+def _said_parts(trial: Trial, said: Said, reading: CodeReading) -> Iterator[tuple[str, Match]]:
+    """Parts that encode and decode by a reading, with the name of what decodes."""
     kind = type(trial.module).__name__
     encoders = list(trial.parts(ENCODERS))
     if callable(trial.module):
         encoders.append(("forward", trial.module))
     for first, encode in encoders:
         output = trial.run(encode, trial.x)
-        code = None if output is None else trial.mean_of(said.reading, output)
+        code = None if output is None else trial.mean_of(reading, output)
         if code is None:
             continue
         for second, decode in decoders_of(trial):
             decoding = trial.run(decode, code)
             pick: Pick | None = trial.reconstruction(decoding)
-            if said.reconstruction is not None and decoding is not None:
+            if said.reconstruction is not None and holds(decoding, said.reconstruction):
                 pick = (said.reconstruction,)
             if pick is None:
                 continue
-            return Match(
-                recognized=f"{kind}.{first} and {kind}.{second}; codes read as was said",
-                encode=encode,
-                decode=decode,
-                code_shape=tuple(code.shape[1:]),
-                code=said.reading,
-                output=Output(pick),
+            yield (
+                second,
+                Match(
+                    recognized=f"{kind}.{first} and {kind}.{second}; codes read as was said",
+                    encode=encode,
+                    decode=decode,
+                    code_shape=tuple(code.shape[1:]),
+                    code=reading,
+                    output=Output(pick),
+                ),
             )
-    return None
+
+
+def holds(output: object, place: Step) -> bool:
+    """Whether an output has a tensor at a place that was said.
+
+    A tensor has none at a position, which would be one of its rows.
+    """
+    if isinstance(output, Tensor) and not callable(place):
+        return False
+    try:
+        picked(output, (place,), "decode")
+    except Exception:  # a function of the user's may raise anything
+        return False
+    return output is not None

@@ -240,7 +240,8 @@ def described(output: Any) -> str:
         'tuple of ((2, 3), NoneType)'
     """
     if isinstance(output, Tensor):
-        return f"a tensor {tuple(output.shape)}"
+        dtype = "" if output.is_floating_point() else f" of {output.dtype}"
+        return f"a tensor {tuple(output.shape)}{dtype}"
     parts = fields_of(output)
     if not parts:
         return type(output).__name__

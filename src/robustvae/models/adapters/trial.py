@@ -76,6 +76,24 @@ def quiet(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def sampling(module: nn.Module) -> Iterator[None]:
+    """Within: a stranger's own classes are in training mode, and torch's layers are not.
+
+    Many models draw their code in training mode only; dropout and statistics of batches, which
+    would come with it, are mostly layers of torch.
+    """
+    parts = [p for p in module.modules() if not type(p).__module__.startswith("torch.")]
+    modes = [part.training for part in parts]
+    try:
+        for part in parts:
+            part.training = True
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+@contextlib.contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Within: a module's calls; afterwards its buffers are as before."""
     copies = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
@@ -149,12 +167,18 @@ class Trial:
         return next(iter(names or others or images), None)
 
     def images(self, output: Any) -> dict[Pick, Tensor]:
-        """The parts of an output that are as large as inputs, but for losses of each element."""
-        return {
+        """The parts of an output that are as large as inputs, but for losses of each element.
+
+        Of a distribution over inputs, its mean.
+        """
+        parts = {
             place: part
             for place, part in places_of(output).items()
-            if self.is_image(part) and not LOSSES.search(str(place[-1]).lower())
+            if not LOSSES.search(str(place[-1]).lower())
         }
+        images = {place: part for place, part in parts.items() if self.is_image(part)}
+        dists = [place for place, part in parts.items() if is_image_distribution(self, part)]
+        return images | {(*place, "mean"): parts[place].mean for place in dists}
 
     def _is_input(self, value: Tensor) -> bool:
         same = value.reshape(self.x.shape) == self.x
@@ -177,7 +201,7 @@ class Trial:
         if output is None:
             return None
         known = iter([reading]) if reading is not None else None
-        for reading in known or self._readings(encode, output, decode):
+        for reading in known or self.readings(encode, output, decode):
             code = self.mean_of(reading, output)
             if code is None:
                 continue
@@ -210,12 +234,19 @@ class Trial:
             return None
         return mean if self.is_rows(mean) else None
 
-    def _readings(
+    def readings(
         self,
         encode: Callable[[Tensor], Any],
         output: Any,
         decode: Callable[[Tensor], Any] | None,
     ) -> Iterator[CodeReading]:
+        """The ways to read codes off an encoder's output, the most likely first.
+
+        Args:
+            encode: Inputs to anything.
+            output: What it returned.
+            decode: Codes to anything; None where there is none to be tried.
+        """
         if is_distribution(output):
             if not is_choice(output):
                 yield CodeReading()
@@ -335,7 +366,7 @@ class Trial:
         """
         one, other = places
         usual = CodeReading(one, other, "log_var")
-        names = self._makers(encode, [one, other])
+        names = self.makers(encode, [one, other])
         for mean, spread in ((one, other), (other, one)):
             kind = spread_kind(names.get(spread, ""))
             is_mean = names.get(mean) is not None and spread_kind(names[mean]) is None
@@ -348,7 +379,7 @@ class Trial:
                 break
         return usual if decode is None else self._by_draws(output, usual, decode)
 
-    def _makers(self, encode: Callable[[Tensor], Any], keys: list[Pick]) -> dict[Pick, str]:
+    def makers(self, encode: Callable[[Tensor], Any], keys: list[Pick]) -> dict[Pick, str]:
         """The name of the layer whose very output stands at each place."""
         outputs: list[tuple[str, Tensor]] = []
 

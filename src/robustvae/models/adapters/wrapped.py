@@ -30,7 +30,7 @@ from robustvae.models.adapters.reading import (
     picked,
     stddev_of,
 )
-from robustvae.models.base import VAE
+from robustvae.models.base import VAE, evaluating
 from robustvae.models.composition import Paths, SpreadRule
 from robustvae.models.likelihoods import Bernoulli, Distribution, Gaussian, Laplace, PointMass
 
@@ -84,6 +84,7 @@ class Match:
         assumptions: What was assumed, in sentences.
         draws_in_vain: Whether calls may draw random numbers that nothing read of them depends on,
             as a forward pass does whose mean alone is read.
+        no_trace: Why its calls cannot be read layer by layer; empty where they may be.
     """
 
     recognized: str
@@ -99,6 +100,7 @@ class Match:
     is_straight_through: bool = False
     assumptions: tuple[str, ...] = ()
     draws_in_vain: bool = False
+    no_trace: str = ""
 
 
 @contextlib.contextmanager
@@ -186,7 +188,7 @@ class WrappedVAE(Foreign):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WrappedVAE:
-        owners = copy.deepcopy(self._owners, memo)
+        owners = _copied(self._owners, memo)
         twin = WrappedVAE.__new__(WrappedVAE)
         nn.Module.__init__(twin)
         memo[id(self)] = twin
@@ -207,8 +209,10 @@ class WrappedVAE(Foreign):
     @property
     def kind(self) -> str:
         """The class of the module inside, for the record."""
-        owner = next(iter(self._owners), None)
-        return type(self).__name__ if owner is None else type(owner).__name__
+        kinds = [type(owner) for owner in self._owners.modules()][1:]
+        ours = (nn.ModuleList,)
+        own = (k for k in kinds if k not in ours and not k.__module__.startswith("robustvae."))
+        return next(own, type(self)).__name__
 
     @property
     def likelihood(self) -> str | None:
@@ -235,6 +239,8 @@ class WrappedVAE(Foreign):
                 precision.
         """
         code, output = self._match.code, self._match.output
+        if self._match.no_trace:
+            raise UnsupportedError(self._match.no_trace)
         rules: dict[SpreadKind, SpreadRule] = {
             "log_var": "log_var",
             "log_stddev": "log_stddev",
@@ -268,7 +274,8 @@ class WrappedVAE(Foreign):
     def _has_wide_spread(self) -> bool:
         """Whether the encoder gives as many spreads as means."""
         zeros = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
-        output, code = self.call_encode(zeros), self._match.code
+        with evaluating(self), torch.random.fork_rng(devices=[]):
+            output, code = self.call_encode(zeros), self._match.code
         if code.mean is None or code.spread is None:
             return False
         mean, spread = (picked(output, pick, "encode") for pick in (code.mean, code.spread))
@@ -340,6 +347,22 @@ class WrappedVAE(Foreign):
         codes = self._cast(codes)
         with user_call("decode", self._decode, codes):
             return self._decode(codes)
+
+    def forward_gap(self, x: Tensor) -> tuple[float, float] | None:
+        """How far forward passes of a module are from their own codes, decoded.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W).
+
+        Returns:
+            Greatest difference and what rounding explains, relative to the largest output; None of
+            models whose decoder is a part by itself.
+        """
+        gap = getattr(self._decode, "gap", None)
+        if gap is None:
+            return None
+        one, other = gap(self._cast(self.space.to_model(x)), self.encode(x))
+        return float(one), float(other)
 
     def decisions(self, z: Tensor) -> Tensor:
         """What the model decides on codes (B, d), such as the entries of a codebook, (B, n).
@@ -414,7 +437,7 @@ class BlackBox(Foreign):
         return f"BlackBox({self.recognized}; images {self.image_shape})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlackBox:
-        copy.deepcopy(self._owners, memo)
+        _copied(self._owners, memo)
         forward = _twin(self._forward, memo)
         return BlackBox(forward, self._pick, self.space, self.recognized, self._reason)
 
@@ -515,6 +538,15 @@ def _in_unit(distribution: Distribution, space: InputSpace) -> Distribution:
     low = space.to_model(zero).reshape(zero.shape)
     span = space.to_model(zero + 1).reshape(zero.shape) - low
     return Reshaped(distribution, tuple(distribution.mean.shape), low, span)
+
+
+def _copied(owners: nn.ModuleList, memo: dict[int, Any]) -> nn.ModuleList:
+    """A copy of modules whose weights are leaves, as those of scripted modules would not be."""
+    with torch.no_grad():
+        twins = copy.deepcopy(owners, memo)
+    for one, other in zip(owners.parameters(), twins.parameters(), strict=True):
+        other.requires_grad_(one.requires_grad)
+    return twins
 
 
 def _twin(part: Any, memo: dict[int, Any]) -> Any:

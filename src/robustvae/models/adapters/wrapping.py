@@ -22,8 +22,9 @@ from robustvae.errors import (
     ShapeError,
     UnsupportedError,
 )
+from robustvae.models.adapters.adapter import PRIOR_ASSUMED
 from robustvae.models.adapters.losses import TrainingLoss
-from robustvae.models.adapters.matching import first_match
+from robustvae.models.adapters.matching import first_match, holds
 from robustvae.models.adapters.parts import OPAQUE, reached
 from robustvae.models.adapters.reading import (
     CodeReading,
@@ -149,13 +150,20 @@ def wrap(
     )
     if log_var is not None and code_stddev is not None:
         raise ConfigError("log_var and code_stddev are two ways to say the spread: give one")
-    _check_values(reached(model, encode, decode).modules)
+    modules = reached(model, encode, decode).modules
+    _check_values(modules)
+    weights = _weights(modules)
     if model is None:
         vae = _of_functions(encode, decode, statements)
     else:
         if encode is not None or decode is not None:
             raise ConfigError("give a model, or encode= and decode=, not both")
         vae = _of_module(model, statements)
+    if additions := [name for name in _weights(modules) if name not in weights]:
+        raise ModelError(
+            f"weights must be there before the first call, got {additions[0]!r} made in one: run "
+            "the model once, load its trained weights, and wrap it then"
+        )
     # a bare tensor is in plain sight of who wrote the function: it stands in `unseen` only
     opaque = [what for what in getattr(vae, "unseen", ()) if what.startswith(OPAQUE)]
     if opaque:
@@ -166,6 +174,10 @@ def wrap(
             stacklevel=2,
         )
     return vae
+
+
+def _weights(modules: Sequence[nn.Module]) -> list[str]:
+    return [name for module in modules for name, _ in module.named_parameters()]
 
 
 def _check_values(modules: Sequence[nn.Module]) -> None:
@@ -256,20 +268,24 @@ def _of_module(model: Any, said: Said) -> VAE:
     trials = [Trial(model, _example(space, said, model), space) for space in spaces]
     match = first_match(trials, said)
     if isinstance(match, tuple):
-        return _finished(_with_said(match[0], said), match[0].space or match[1], said)
+        return _finished(_with_said(*match, said), match[0].space or match[1], said)
     if match is not None:
         return match
     raise _refusal(model, said, spaces[0])
 
 
-def _with_said(match: Match, said: Said) -> Match:
+def _with_said(match: Match, space: InputSpace, said: Said) -> Match:
     """A match with what the user said put in place of what was guessed."""
     output = match.output
     if said.reconstruction is not None:
-        output = replace(output, reconstruction=(said.reconstruction,))
+        decoding = _decoding(match, match.space or space)
+        # what was said of forward's output may not be about a part that returns an image alone
+        if output.reconstruction != () or holds(decoding, said.reconstruction):
+            output = replace(output, reconstruction=(said.reconstruction,))
     changes: dict[str, Any] = {"output": output}
     if said.prior is not None:
-        changes |= {"prior": said.prior, "prior_missing": "", "assumptions": ()}
+        others = tuple(words for words in match.assumptions if words != PRIOR_ASSUMED)
+        changes |= {"prior": said.prior, "prior_missing": "", "assumptions": others}
     width = math.prod(match.code_shape)
     if said.latent is not None and said.latent != width:
         raise ShapeError(
@@ -305,14 +321,18 @@ def _finished(match: Match, space: InputSpace, said: Said) -> VAE:
     return WrappedVAE(replace(match, output=output), space)
 
 
-def _gives_logits(match: Match, space: InputSpace) -> bool:
-    """Whether a decoder's tensor leaves [0, 1] on codes of any size: probabilities never do."""
+def _decoding(match: Match, space: InputSpace) -> Any:
+    """What a decoder returns for codes of any size; None where it raises."""
     vae = WrappedVAE(replace(match, output=replace(match.output, likelihood=None)), space)
     z = torch.linspace(-3, 3, 8 * vae.latent).reshape(8, vae.latent)
     first = next(iter(vae.parameters()), None)
     z = z.to(vae.device if first is not None else z.device, vae.dtype)
-    trial = Trial(vae, z, space)
-    output = trial.run(vae.call_decode, z)
+    return Trial(vae, z, space).run(vae.call_decode, z)
+
+
+def _gives_logits(match: Match, space: InputSpace) -> bool:
+    """Whether a decoder's tensor leaves [0, 1] on codes of any size: probabilities never do."""
+    output = _decoding(match, space)
     if output is None or (match.output.reconstruction is None and not isinstance(output, Tensor)):
         return False
     u = picked(output, match.output.reconstruction or (), "decode")
@@ -390,6 +410,12 @@ def _refusal(model: Any, said: Said, space: InputSpace | None) -> Exception:
         )
         refusal.__cause__ = error
         return refusal
+    if said.reading is not None:
+        return UnsupportedError(
+            f"codes of {kind}, read as was said, do not give what its forward passes return, and "
+            f"{name} returns {described(output)}: say other places or another kind of spread "
+            "(mean=, log_var=, code_stddev=, returns=), or leave them out to have them found"
+        )
     return UnsupportedError(
         f"nothing was recognized in {kind}, whose {name} returns {described(output)} for inputs "
         f"of shape {shape}; {remedy}"
@@ -416,6 +442,13 @@ def _hint(trial: Trial, call: Callable[[Tensor], Any]) -> str:
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
+        if len(required) == 1 and required[0].kind is required[0].KEYWORD_ONLY:
+            name = required[0].name
+            return (
+                f"it reads its input by the keyword {name}: give wrap(encode=lambda x: "
+                f"model.encode({name}=x), decode=..., latent=..., image_shape=...), and decode "
+                "likewise"
+            )
         if len(required) > 1:
             more = ", ".join(
                 f"{one.name}={one.name}" if one.kind is one.KEYWORD_ONLY else one.name
