@@ -320,8 +320,8 @@ def check_images(
     shape = "(B, C, H, W)" if image_shape is None else "(B, {}, {}, {})".format(*image_shape)
     wrong_axes = x.ndim != 4 or x.shape[0] == 0
     if wrong_axes or (image_shape is not None and tuple(x.shape[1:]) != tuple(image_shape)):
-        wanted = 0 if image_shape is None else math.prod(image_shape)
-        same = x.ndim > 0 and len(x) > 0 and math.prod(map(int, x.shape[1:])) == wanted
+        size = 0 if image_shape is None else math.prod(image_shape)
+        same = x.ndim > 0 and len(x) > 0 and math.prod(map(int, x.shape[1:])) == size
         numbers = ", ".join(map(str, image_shape or ()))
         remedy = f"; {name}.reshape(-1, {numbers}) has the same numbers" if same else ""
         raise ShapeError(f"{name} must be {shape} with B >= 1, got {tuple(x.shape)}{remedy}")

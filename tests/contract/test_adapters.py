@@ -26,6 +26,7 @@ ROWS = {
     "detector": None,
     "diffusers": "latent diffusion",
     "flow": "flow posterior",
+    "forward-alone": "forward alone",
     "lightning": "lightning module",
     "own": None,
     "pair": "dropout",

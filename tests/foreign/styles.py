@@ -711,6 +711,33 @@ class Codec(nn.Module):
 
 
 @style(
+    "forward alone",
+    IMAGE,
+    lambda m, x: m.inward(x)[0],
+    lambda m, z: m.outward(z),
+)
+class ForwardAlone(nn.Module):
+    """A textbook's class: the draw stands inline, and no part of it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_shape = IMAGE
+        self.fc1, self.fc21, self.fc22 = nn.Linear(64, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        self.fc3, self.fc4 = nn.Linear(4, 16), nn.Linear(16, 64)
+
+    def inward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.relu(self.fc1(x.view(-1, 64)))
+        return 3 * self.fc21(h), self.fc22(h)
+
+    def outward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z))))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_var = self.inward(x)
+        return self.outward(sampled(mean, log_var)), mean, log_var
+
+
+@style(
     "forward only",
     IMAGE,
     lambda m, x: x.flatten(1),

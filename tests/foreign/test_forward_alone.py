@@ -223,7 +223,7 @@ def no_code(self, x):
     "forward",
     [hands_on, half_temperature, noisy_output, two_draws, another_law, computed_again, no_code],
 )
-def test_more_than_a_code_is_a_black_box(forward):
+def test_more_than_codes_is_black_box(forward):
     vae = rv.wrap(made(type("More", (Net,), {"forward": forward})), **SHAPE)
     assert vae.output_only and "black box" in vae.recognized
 
@@ -247,7 +247,7 @@ def test_other_types_are_read(dtype):
     assert vae.decode(vae.encode(inputs().to(vae.dtype)).mean).mean.shape == (4, 1, 8, 8)
 
 
-def test_what_was_said_is_held_to_forward():
+def test_statements_are_held_to_forward():
     model = made(STYLES["variance_first"])
     vae = rv.wrap(model, mean=1, log_var=lambda output: output[0].log(), reconstruction=2, **SHAPE)
     with torch.no_grad():
@@ -280,7 +280,7 @@ def test_copies_and_training_mode():
         vae.train().decode(z)
 
 
-def test_another_way_to_the_code_is_named():
+def test_other_calls_are_named():
     class Branches(Net):
         def forward(self, x):
             h = torch.tanh(self.one(x.flatten(1)))

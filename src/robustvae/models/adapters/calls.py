@@ -94,13 +94,13 @@ class Watch(Calls):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """The call itself, and a note of its result."""
-        named = dict(kwargs or {})
+        keywords = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        result = func(*args, **named)
+        result = func(*args, **keywords)
         fitting = [] if name == "__get__" else self.fitting(result)
         if fitting:
             self.names.append(name)
-        center = _center(name, args, named)
+        center = _center(name, args, keywords)
         if center is not None and isinstance(result, Tensor):
             mean, scale = center
             if result.numel() == self.code.numel():
@@ -123,15 +123,15 @@ class Watch(Calls):
         return float((one - other).abs().max()) <= tolerance_of(self.code)
 
 
-def _center(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, Any] | None:
+def _center(name: str, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[Any, Any] | None:
     """The mean and the standard deviation of a normal draw; None of any other call."""
     if name in STANDARD:
         return 0.0, 1.0
     if name not in NORMAL:
         return None
-    given = args if name == "normal" else args[1:]
-    mean = given[0] if given else named.get("mean", 0.0)
-    scale = given[1] if len(given) > 1 else named.get("std", 1.0)
+    values = args if name == "normal" else args[1:]
+    mean = values[0] if values else keywords.get("mean", 0.0)
+    scale = values[1] if len(values) > 1 else keywords.get("std", 1.0)
     is_known = all(isinstance(value, int | float | Tensor) for value in (mean, scale))
     return (mean, scale) if is_known else None
 
@@ -153,21 +153,21 @@ class WithCode(Calls):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """The call itself; the mean of a draw; or the code, in the place of the pass's own."""
-        named = dict(kwargs or {})
+        keywords = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         is_draw = name in STANDARD or name in NORMAL
-        result = _mean_of_draw(name, args, named) if is_draw else func(*args, **named)
+        result = _mean_of_draw(name, args, keywords) if is_draw else func(*args, **keywords)
         if self.is_placed or name == "__get__" or not (fitting := self.fitting(result)):
             return result
         self.names.append(name)
         if len(self.names) < len(self.place.names):
             return result
-        own = dict(fitting).get(self.place.part)
-        if tuple(self.names) != self.place.names or own is None:
+        code = dict(fitting).get(self.place.part)
+        if tuple(self.names) != self.place.names or code is None:
             return result
         self.is_placed = True
         with torch.enable_grad():  # a sampler's no_grad is not about the code
-            z = self.z.reshape(own.shape)
+            z = self.z.reshape(code.shape)
         if self.place.part is None:
             return z
         parts = list(result)
@@ -175,24 +175,24 @@ class WithCode(Calls):
         return tuple(parts) if isinstance(result, tuple) else parts
 
 
-def _mean_of_draw(name: str, args: Sequence[Any], named: dict[str, Any]) -> Any:
+def _mean_of_draw(name: str, args: Sequence[Any], keywords: dict[str, Any]) -> Any:
     """What a normal draw gives where its noise is 0; nothing random is called."""
-    named = {key: value for key, value in named.items() if key != "generator"}
+    keywords = {key: value for key, value in keywords.items() if key != "generator"}
     if name == "randn":
-        return torch.zeros(*args, **named)
+        return torch.zeros(*args, **keywords)
     if name == "randn_like":
-        return torch.zeros_like(*args, **named)
+        return torch.zeros_like(*args, **keywords)
     if name == "normal_":
-        return args[0].fill_(args[1] if len(args) > 1 else named.get("mean", 0.0))
+        return args[0].fill_(args[1] if len(args) > 1 else keywords.get("mean", 0.0))
     with torch.enable_grad():  # a draw that is cut off from gradients still depends on its mean
-        mean = args[0] if args else named["mean"]
-        scale = args[1] if len(args) > 1 else named.get("std", 1.0)
+        mean = args[0] if args else keywords["mean"]
+        scale = args[1] if len(args) > 1 else keywords.get("std", 1.0)
         if isinstance(mean, Tensor):
             like = scale if isinstance(scale, Tensor) else mean
             return mean + torch.zeros_like(like)
         if isinstance(scale, Tensor):
             return torch.full_like(scale, float(mean))
-        size = args[2] if len(args) > 2 else named["size"]
-        rest = {key: named[key] for key in ("dtype", "device", "layout") if key in named}
-        rest.setdefault("dtype", torch.get_default_dtype())
-        return torch.full(tuple(size), float(mean), **rest)
+        size = args[2] if len(args) > 2 else keywords["size"]
+        options = {key: keywords[key] for key in ("dtype", "device", "layout") if key in keywords}
+        options.setdefault("dtype", torch.get_default_dtype())
+        return torch.full(tuple(size), float(mean), **options)

@@ -62,9 +62,9 @@ def _said_match(trial: Trial, said: Said) -> Match | None:
     by_name: list[Match] = []
     names = [name for name, _ in trial.parts(DECODERS)]
     for name, match in _said_parts(trial, said, said.reading):
-        whole = as_forward(trial, match)
-        if whole is not None:
-            return whole
+        result = as_forward(trial, match)
+        if result is not None:
+            return result
         if name in names:
             by_name.append(match)
     place: Pick | None = None if said.reconstruction is None else (said.reconstruction,)

@@ -209,10 +209,13 @@ class WrappedVAE(Foreign):
     @property
     def kind(self) -> str:
         """The class of the module inside, for the record."""
-        kinds = [type(owner) for owner in self._owners.modules()][1:]
-        ours = (nn.ModuleList,)
-        own = (k for k in kinds if k not in ours and not k.__module__.startswith("robustvae."))
-        return next(own, type(self)).__name__
+        kinds = [type(owner) for owner in self._owners.modules()]
+        foreign = (
+            kind
+            for kind in kinds
+            if kind is not nn.ModuleList and not kind.__module__.startswith("robustvae.")
+        )
+        return next(foreign, type(self)).__name__
 
     @property
     def likelihood(self) -> str | None:
