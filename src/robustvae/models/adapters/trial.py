@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import random
 import re
@@ -433,6 +434,11 @@ class Trial:
 
     def forward_draws(self) -> Tensor | None:
         """Forward passes of the first input, (n, D); None where they do not differ."""
+        return self._draws_of_forward
+
+    @functools.cached_property
+    def _draws_of_forward(self) -> Tensor | None:
+        """The passes, made once: every part that may decode asks for them."""
         many = self.x[:1].expand(self.draws, *self.x.shape[1:])
         forward = self.run(self.module, many) if callable(self.module) else None
         pick = Trial(self.module, many, self.space).reconstruction(forward)
