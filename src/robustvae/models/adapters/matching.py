@@ -13,7 +13,7 @@ from robustvae.models.adapters.forward import as_forward
 from robustvae.models.adapters.forward_alone import match_of
 from robustvae.models.adapters.reading import CodeReading, Pick, Step, picked
 from robustvae.models.adapters.said import Said
-from robustvae.models.adapters.trial import DECODERS, ENCODERS, Trial
+from robustvae.models.adapters.trial import ENCODERS, Trial
 from robustvae.models.adapters.triple import decoders_of
 from robustvae.models.adapters.wrapped import Match, Output
 from robustvae.models.base import VAE
@@ -55,24 +55,22 @@ def _asked(adapter: Adapter, trial: Trial) -> Match | VAE | None:
 def _said_match(trial: Trial, said: Said) -> Match | None:
     """The match of a reading that the user gave: of `encode`, or of forward itself.
 
-    Parts that do what forward does go first, then forward itself; a part that is called decode is
-    taken without that, for what was said may be about more than forward shows.
+    Parts that do what forward does go first, then forward itself, then any parts that fit: what
+    was said may be about more than forward shows.
     """
     assert said.reading is not None
-    by_name: list[Match] = []
-    names = [name for name, _ in trial.parts(DECODERS)]
-    for name, match in _said_parts(trial, said, said.reading):
+    others: list[Match] = []
+    for match in _said_parts(trial, said, said.reading):
         result = as_forward(trial, match)
         if result is not None:
             return result
-        if name in names:
-            by_name.append(match)
+        others.append(match)
     place: Pick | None = None if said.reconstruction is None else (said.reconstruction,)
-    return match_of(trial, said.reading, place) or next(iter(by_name), None)
+    return match_of(trial, said.reading, place) or next(iter(others), None)
 
 
-def _said_parts(trial: Trial, said: Said, reading: CodeReading) -> Iterator[tuple[str, Match]]:
-    """Parts that encode and decode by a reading, with the name of what decodes."""
+def _said_parts(trial: Trial, said: Said, reading: CodeReading) -> Iterator[Match]:
+    """Parts that encode and decode by a reading."""
     kind = type(trial.module).__name__
     encoders = list(trial.parts(ENCODERS))
     if callable(trial.module):
@@ -89,16 +87,13 @@ def _said_parts(trial: Trial, said: Said, reading: CodeReading) -> Iterator[tupl
                 pick = (said.reconstruction,)
             if pick is None:
                 continue
-            yield (
-                second,
-                Match(
-                    recognized=f"{kind}.{first} and {kind}.{second}; codes read as was said",
-                    encode=encode,
-                    decode=decode,
-                    code_shape=tuple(code.shape[1:]),
-                    code=reading,
-                    output=Output(pick),
-                ),
+            yield Match(
+                recognized=f"{kind}.{first} and {kind}.{second}; codes read as was said",
+                encode=encode,
+                decode=decode,
+                code_shape=tuple(code.shape[1:]),
+                code=reading,
+                output=Output(pick),
             )
 
 
