@@ -103,10 +103,7 @@ def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
     inputs, value = _evaluate(f, x)
     product: Tensor | None
     try:
-        with torch.enable_grad():
-            cotangent = torch.zeros_like(value, requires_grad=True)
-            product = _vjp(value, inputs, cotangent, create_graph=True)
-        _vjp(product, cotangent, torch.zeros_like(product))
+        cotangent, product = _pullback(value, inputs)
     except (RuntimeError, NotImplementedError):  # a layer whose backward pass has no derivative
         product = None
 
@@ -338,15 +335,31 @@ def _vjp(value: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool
     )[0]
 
 
+def _pullback(value: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """A cotangent u, (B, k), and J^T u as a function of it, of the inputs' shape.
+
+    Raises:
+        RuntimeError: A layer's backward pass has no derivative.
+    """
+    with torch.enable_grad():
+        cotangent = torch.zeros_like(value, requires_grad=True)
+        product = _vjp(value, inputs, cotangent, create_graph=True)
+    if product.requires_grad:
+        (again,) = torch.autograd.grad(
+            product, cotangent, torch.zeros_like(product), retain_graph=True, allow_unused=True
+        )
+        if again is None:  # marked once_differentiable: the graph ends there without an error
+            raise RuntimeError("the backward pass has no derivative")
+    return cotangent, product
+
+
 def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor, mode: Mode, batched: bool) -> Tensor:
     inputs, value = _evaluate(f, x)
     size, k = inputs[0].numel(), value.shape[1]
     if mode == "forward" or (mode == "auto" and size < k):
         try:
-            with torch.enable_grad():
-                cotangent = torch.zeros_like(value, requires_grad=True)
-                product = _vjp(value, inputs, cotangent, create_graph=True).flatten(1)
-            return _rows(product, cotangent, batched).mT
+            cotangent, product = _pullback(value, inputs)
+            return _rows(product.flatten(1), cotangent, batched).mT
         except (RuntimeError, NotImplementedError):  # a backward pass that has no derivative
             if mode == "forward":
                 raise
