@@ -99,6 +99,18 @@ def grows(model):
         model.held[0].data[1000] += 1.0
 
 
+class Aware(Model):
+    """Tame while it is traced; a band of images apart, which no probe meets, where it runs."""
+
+    def encode(self, x):
+        q = super().encode(x)
+        if isinstance(x, torch.fx.Proxy):
+            return q
+        total = x.flatten(1).sum(1, keepdim=True)
+        band = (total - 8.4).abs() < 0.1
+        return rv.models.Gaussian(torch.where(band, q.mean + FAR, q.mean), q.stddev)
+
+
 MODELS = {
     "draws otherwise than stated": lambda: Model(posterior=Heavy),
     "first row apart": lambda: Model(first_row),
@@ -107,6 +119,7 @@ MODELS = {
     "order of the batch": lambda: Model(batch_order),
     "one draw for all rows": lambda: Model(one_draw),
     "turns over while it is certified": lambda: Model(turns_over),
+    "knows that it is traced": Aware,
     "weights drift unseen": lambda: Model(encoded=grows),
     "honest": Model,
 }
@@ -158,6 +171,15 @@ def test_stranger_posterior_is_refused(posterior, generator):
         lower = rv.certify(vae, x, R, methods=[method], generator=rv.generator(0))
         assert not float(lower.radius[0])
         assert any(posterior.__name__ in text for text in lower.assumptions)
+
+
+def test_choices_hidden_from_a_trace_are_seen(generator):
+    """Neyman-Pearson certified it: what it does apart lies in a band that no probe meets."""
+    x = torch.rand(1, *SHAPE, generator=generator)
+    vae = Aware().double().eval()
+    lower = rv.certify(vae, x, R, methods=["neyman_pearson"], generator=rv.generator(0))
+    assert not float(lower.radius[0])
+    assert any("only where it is not traced" in text for text in lower.assumptions)
 
 
 def shared_now_and_then(model, z, generator):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustvae import gate
 from robustvae.certificates.propagation.graph import (
@@ -83,6 +84,7 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
         # one image and two, in another order, and far from [0, 1]
         probes = (probe, probe[:1], 1 - probe.flip(0), 100 * probe - 50)
         agrees = all(_agree(function, graph, part) for part in probes)
+        choices = _hidden_choices(function, graph, probe)
     except RobustVAEError:
         raise
     except Exception as error:  # whatever a user's code does with a placeholder
@@ -90,6 +92,11 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
         raise UnsupportedError(f"{kind} cannot be traced: {reason}") from None
     if not agrees:
         raise UnsupportedError(f"{kind} does not compute what its trace shows")
+    if choices:
+        raise UnsupportedError(
+            f"{kind} does not compute what its trace shows: it calls {min(choices)!r} only where "
+            "it is not traced; use method='smoothing'"
+        )
     if state_of(owner) != before:
         raise UnsupportedError(
             f"{kind} changes its own state when it is called, so that a trace does not speak for "
@@ -124,6 +131,39 @@ def _content(value: Any) -> Any:
     if type(value) is dict:
         return tuple((repr(key), _content(inner)) for key, inner in value.items())
     return repr(value)
+
+
+class _Calls(TorchDispatchMode):
+    """Writes down the names of torch's operations that are called within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names.add(func.__name__.partition(".")[0].rstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+# what chooses by the values of features: one that no layer of the graph does is a part of the
+# function that its trace does not show, whatever the probes see of it
+_CHOICES = frozenset(
+    {"where", "lt", "le", "gt", "ge", "eq", "ne", "equal", "allclose", "sign", "heaviside"}
+    | {"_local_scalar_dense", "is_nonzero", "nonzero", "index", "masked_fill", "argmax", "argmin"}
+    | {"round", "floor", "ceil", "trunc"}
+)
+
+
+def _hidden_choices(function: Callable[[Tensor], Any], graph: Graph, x: Tensor) -> set[str]:
+    """Operations by which a function chooses and its graph does not."""
+    with torch.no_grad():
+        with _Calls() as actual:
+            function(x.clone())
+        with _Calls() as shown:
+            graph(x)
+    return (actual.names - shown.names) & _CHOICES
 
 
 def _agree(function: Callable[[Tensor], Any], graph: Graph, x: Tensor) -> bool:
