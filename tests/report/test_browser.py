@@ -123,6 +123,11 @@ def test_board_fits_and_axe_agrees(browser, make_record, tmp_path, width, scheme
     assert not complaints
     assert opened.locator("tbody tr:visible").count() == 1
     assert serious_findings(browser, index.as_uri(), width, scheme) == []
+    opened.locator("tbody tr:visible a").first.click()
+    assert opened.locator("h2", has_text="Card").is_visible() and "/models/" in opened.url
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert serious_findings(browser, opened.url, width, scheme) == []
 
 
 def test_rows_sort_filter_and_unfold(browser, make_record, tmp_path):
