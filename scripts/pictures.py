@@ -123,8 +123,9 @@ def board(browser: Any, work: Path) -> None:
         "# The zoo's board\n\n"
         "```sh\n# needs two minutes\nmake board\n```\n\n"
         "audits every bundled model under `digits-l2-v1` (40 inputs, seed 0) and writes "
-        "`board/index.html`: ranked, sorted by any column, filtered by a word, with a page for each "
-        "model: its card, its audits, its attacked inputs, and what `robustvae verify` reads. Run on 2026-11-30, one thread.\n\n"
+        "`board/index.html`: ranked, sorted by any column, filtered by a word, with a page for "
+        "each model: its card, its audits, its attacked inputs, and what `robustvae verify` reads. "
+        "Run on 2026-11-30, one thread.\n\n"
         "![Models ranked by one protocol, and robustness against clean error](../img/board.png)\n\n"
         f"{table.to_markdown()}"
     )
