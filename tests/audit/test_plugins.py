@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pytest
+
 import robustvae as rv
+from robustvae import errors, registry
 from robustvae.audit import check_names, read_plan, summary_keys
+from robustvae.certificates.methods.base import Finding
 from robustvae.records import Case, Column, Outcome
 
 
@@ -53,6 +57,38 @@ def test_plugins_show_up(digits, one):
 
     page = render(record)
     assert "Attacked inputs are not pitch black." in page and "Brightness" in page
+
+
+@dataclass(frozen=True)
+class Cautious:
+    """Half of what the bound of Markov proves."""
+
+    kind: ClassVar[str] = "deterministic"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+
+    def __call__(self, task):
+        finding = registry.build("certificate-method", "trace_markov")(task)
+        return Finding({"cautious": finding.radii["trace_markov"] / 2}, finding.assumptions)
+
+
+def test_certificate_methods_are_named_by_plans(digits, one):
+    """Instead of the usual ones, a stranger's too; an estimate is refused by its name."""
+    radii = {}
+    for method in ("trace_markov", f"{__name__}:Cautious"):
+        plan = {
+            **one,
+            "certificates": True,
+            "measures": [{"name": "certificate", "methods": [method]}],
+        }
+        record = rv.audit(rv.load("digits-lipschitz-vae"), digits, plan=plan, question={"r": 1.0})
+        row = record.rows[0]
+        radii[row["certified_deterministic_method"]] = row["certified_deterministic"]
+    assert set(radii) == {"trace_markov", "cautious"}
+    assert radii["cautious"] == pytest.approx(radii["trace_markov"] / 2)
+    assert radii["cautious"] > 0
+    plan = {**one, "measures": [{"name": "certificate", "methods": ["first_order"]}]}
+    with pytest.raises(errors.ConfigError, match="an estimate is a measure of its own"):
+        read_plan(plan)
 
 
 def test_members_can_be_left_out(digits, one):

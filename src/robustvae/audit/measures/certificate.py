@@ -12,9 +12,11 @@ from robustvae import registry
 from robustvae.audit.context import Context
 from robustvae.certificates import Certificate, Question, certify
 from robustvae.certificates.certification import GUARANTEED
-from robustvae.errors import UnsupportedError
+from robustvae.errors import ConfigError, UnsupportedError
 from robustvae.records import Column
 from robustvae.registry import register
+
+_KINDS = ("deterministic", "probabilistic")  # in the order in which they are asked
 
 
 def _columns(kind: str, words: str) -> tuple[Column, ...]:
@@ -54,7 +56,16 @@ class CertificateMeasure:
     """Certified lower bounds on the margin: deterministic, and probabilistic where it proves 0.
 
     Kinds are decided input by input, and no certificate depends on the other inputs.
+
+    Args:
+        methods: Specs of certificate methods that are asked instead of the usual ones.
+
+    Raises:
+        UnknownNameError: A spec that names no certificate method.
+        ConfigError: A method that guarantees nothing.
     """
+
+    methods: tuple[Any, ...] = ()
 
     columns: ClassVar[tuple[Column, ...]] = (
         Column(
@@ -90,6 +101,16 @@ class CertificateMeasure:
         ),
     )
 
+    def __post_init__(self) -> None:
+        """Validate the methods."""
+        for spec in self.methods:
+            kind = registry.build("certificate-method", spec).kind
+            if kind not in _KINDS:
+                raise ConfigError(
+                    f"methods of the measure certificate must be {' or '.join(_KINDS)}, got {spec} "
+                    f"with the kind {kind}: an estimate is a measure of its own"
+                )
+
     def __call__(self, context: Context) -> Mapping[str, Any]:
         """Measure the inputs."""
         if not context.plan.certificates:
@@ -124,23 +145,28 @@ class CertificateMeasure:
         ]
         return values
 
-    def _methods(self, context: Context) -> dict[str, tuple[str, ...] | None]:
-        """The methods of each kind that apply to the victim; None stands for the usual ones."""
-        if "smoothing" in registry.names("certificate-method") and context.victim.noise is not None:
+    def _methods(self, context: Context) -> dict[str, tuple[Any, ...]]:
+        """The methods of each kind that are asked about the victim."""
+        if self.methods:
+            members = [(registry.build("certificate-method", spec), spec) for spec in self.methods]
+            by_kind = {
+                kind: tuple(spec for member, spec in members if member.kind == kind)
+                for kind in _KINDS
+            }
+            return {kind: specs for kind, specs in by_kind.items() if specs}
+        if context.victim.noise is not None:
             return {"probabilistic": ("smoothing",)}
         if not context.victim.draws_own_posterior:
             return {}
         also = context.plan.probabilistic
         if also == "auto":
             also = "never" if _has_convolutions(context.victim.vae) else "always"
-        kinds: dict[str, tuple[str, ...] | None] = {"deterministic": GUARANTEED}
+        kinds: dict[str, tuple[Any, ...]] = {"deterministic": GUARANTEED}
         if also == "always":
             kinds["probabilistic"] = ("neyman_pearson",)
         return kinds
 
-    def _ask(
-        self, context: Context, rows: list[int], methods: tuple[str, ...] | None
-    ) -> Certificate:
+    def _ask(self, context: Context, rows: list[int], methods: tuple[Any, ...]) -> Certificate:
         """One kind's certificate of some inputs; each input's is the same in any batch."""
         question = context.question
         return certify(
