@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, final
 
 from robustvae import report
-from robustvae.audit import audit
-from robustvae.errors import MissingExtraError, check_type
+from robustvae.audit import audit, read_plan
+from robustvae.errors import MissingExtraError, check_count, check_type
 from robustvae.loggers import Logger, log_record
 from robustvae.models import VAE, wrap
 from robustvae.records import Record
@@ -56,7 +56,9 @@ class EpochAudit:
     records: dict[int, Record] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Make the logger of its spec."""
+        """Validate what an epoch's end would be late for, and make the logger of its spec."""
+        read_plan(self.plan)
+        check_count(self.every, "every")
         if self.logger is not None:
             build_fields(self, logger="logger")
 

@@ -12,7 +12,14 @@ from torch import Tensor
 from robustvae.data.changes import blur as blurred
 from robustvae.defenses import Victim
 from robustvae.defenses.noise import check_continuous
-from robustvae.errors import RangeError, ShapeError, UnsupportedError, check_count, check_number
+from robustvae.errors import (
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+    check_count,
+    check_number,
+    check_type,
+)
 from robustvae.models import VAE
 from robustvae.registry import family_base, register
 from robustvae.seeding import draw
@@ -164,6 +171,8 @@ class LatentDistance:
 
     def __post_init__(self) -> None:
         """Validate the shapes."""
+        for name in ("mean", "precision"):
+            check_type(getattr(self, name), name, Tensor)
         if self.mean.ndim != 1 or self.precision.shape != (len(self.mean),) * 2:
             raise ShapeError(
                 f"mean and precision must be (d,) and (d, d), got {tuple(self.mean.shape)} and "
@@ -247,6 +256,9 @@ class NoisyDistance:
 
     def __post_init__(self) -> None:
         """Validate the shapes and the blur."""
+        check_type(self.distance, "distance", LatentDistance)
+        for name in ("center", "spread"):
+            check_type(getattr(self, name), name, Tensor)
         if self.center.shape != (2,) or self.spread.shape != (2,):
             raise ShapeError(
                 f"center and spread must be (2,), got {tuple(self.center.shape)} and "

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import robustvae as rv
-from robustvae import registry
+from robustvae import errors, registry
 from robustvae.data.changes import blur
 from robustvae.defenses import JPEG, BitDepth, Median, Redraw, Threshold
 from robustvae.loggers import JSONLines
@@ -23,9 +23,12 @@ from robustvae.scores import (
 )
 from robustvae.testing import (
     ContractError,
+    check_defense,
     check_logger,
+    check_objective,
     check_refinement,
     check_score,
+    check_search,
     check_suite,
     members_of,
     tiny_vae,
@@ -197,6 +200,19 @@ class Mute:
 
     def log_files(self, folder):
         del folder
+
+
+def test_contracts_take_specs(tmp_path):
+    """As every function does: whoever tests a plug-in may name its members."""
+    check_score("negative-elbo")
+    check_refinement("median:size=3")
+    check_defense("posterior-mode:steps=2")
+    check_objective("elbo:beta=2")
+    check_search("projected-ascent:steps=30,restarts=2")
+    check_logger({"name": "jsonl", "path": str(tmp_path / "log.jsonl")})
+    for check in (check_score, check_refinement, check_defense, check_objective, check_search):
+        with pytest.raises(errors.UnknownNameError, match="choose from"):
+            check("no-such-member")
 
 
 def test_broken_loggers_are_named():

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import robustvae as rv
-from robustvae import registry
+from robustvae import errors, registry
 from robustvae.callbacks import EpochAudit, lightning_callback
 from robustvae.errors import MissingExtraError, StorageError
 from robustvae.loggers import JSONLines, Logger, MLflow, TensorBoard, WandB, log_record
+from robustvae.training import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,20 @@ def test_lightning_is_named_where_missing(epoch_audit, monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match="pip install lightning"):
         lightning_callback(epoch_audit)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EpochAudit([], every=0), "every must be at least 1"),
+        (lambda: EpochAudit([], plan="smok"), "did you mean 'smoke'"),
+        (lambda: EpochAudit([], logger="jsonnl"), "did you mean 'jsonl'"),
+        (lambda: JSONLines(3), "path must be a text or a Path"),
+        (lambda: log_record(JSONLines("log.jsonl"), 3), "record must be of type Record"),
+        (lambda: Recipe.read(3), "a recipe must be a name or a YAML file"),
+    ],
+)
+def test_wrong_use_told_at_once(make, words) -> None:
+    """Before the epoch at whose end it would fail."""
+    with pytest.raises(errors.RobustVAEError, match=words):
+        make()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from robustvae.errors import DtypeError, RangeError, UnknownNameError
+from robustvae.errors import DtypeError, RangeError, RobustVAEError, UnknownNameError
 from robustvae.mcmc import (
     BatchWide,
     DualAveraging,
@@ -303,3 +303,15 @@ def test_defense_takes_adaptations_by_name(name):
     assert type(given.adaptation) is ADAPTATIONS[name]
     with pytest.raises(UnknownNameError, match="did you mean 'per-chain'"):
         build("defense", "hmc:adapt=per-chian")
+
+
+@pytest.mark.parametrize(
+    ("density", "z", "words"),
+    [
+        (lambda z: -0.5 * z.square(), torch.zeros(4, 2), "sum over the latent axis"),
+        (lambda z: z.sum(1), "z", "z must be of type Tensor"),
+    ],
+)
+def test_wrong_density_is_explained(density, z, words):
+    with pytest.raises(RobustVAEError, match=words):
+        hmc(density, z, steps=2, generator=seeded(0))

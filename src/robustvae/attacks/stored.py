@@ -65,7 +65,7 @@ def store(
     folder: str | Path,
     victim: Victim,
     x: Tensor,
-    found: AttackResult,
+    result: AttackResult,
     ball: Ball,
     *,
     attack: str,
@@ -80,13 +80,13 @@ def store(
         folder: Where to; made if missing.
         victim: What was attacked.
         x: Clean images, (B, C, H, W).
-        found: What the attack returned.
+        result: What the attack returned.
         ball: The attack's ball.
         attack: What was done, in words.
         with_model: Keep the model beside the images.
 
     Raises:
-        ShapeError: `x` and `found` do not belong together.
+        ShapeError: `x` and `result` do not belong together.
         StorageError: The folder cannot be written.
 
     Examples:
@@ -95,24 +95,24 @@ def store(
         >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
         >>> x, ball = torch.rand(2, 1, 4, 4), rv.Ball("l2", 0.5)
         >>> attack = rv.Attack(rv.MaximumDamage(), rv.ProjectedAscent(steps=3, restarts=1), ball)
-        >>> found = attack(rv.Victim(vae), x, generator=rv.generator(0))
+        >>> result = attack(rv.Victim(vae), x, generator=rv.generator(0))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = store(folder, rv.Victim(vae), x, found, ball, attack="damage, 3 steps")
+        ...     _ = store(folder, rv.Victim(vae), x, result, ball, attack="damage, 3 steps")
         ...     rescore(folder).agrees
         True
     """
     folder, vae = Path(folder), victim.vae
-    if found.x_adv.shape != x.shape:
-        raise ShapeError(f"x must be {tuple(found.x_adv.shape)} like x_adv, got {tuple(x.shape)}")
-    damage, _ = _measure(vae, x, found.x_adv)
+    if result.x_adv.shape != x.shape:
+        raise ShapeError(f"x must be {tuple(result.x_adv.shape)} like x_adv, got {tuple(x.shape)}")
+    damage, _ = _measure(vae, x, result.x_adv)
     arrays = {
         "x": x,
-        "x_adv": found.x_adv,
-        "size": ball.size(x, found.x_adv),
+        "x_adv": result.x_adv,
+        "size": ball.size(x, result.x_adv),
         "damage": damage,
         "radius": ball.radii(x),
-        "score": found.score,
-        "queries": found.queries,
+        "score": result.score,
+        "queries": result.queries,
     }
     buffer = io.BytesIO()
     numbers: dict[str, Any] = {name: a.detach().cpu().numpy() for name, a in arrays.items()}
@@ -124,7 +124,7 @@ def store(
         "defense": repr(defense) if dataclasses.is_dataclass(defense) else type(defense).__name__,
         "ball": {"norm": ball.norm, "low": ball.low, "high": ball.high},
         "inputs": len(x),
-        "status": list(found.status),
+        "status": list(result.status),
         "model_sha256": weights_sha256(vae),
         "arrays": sorted(arrays),
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from robustvae.errors import check_type
 from robustvae.records import Record
 from robustvae.records.requirements import outcomes
 from robustvae.registry import family_base
@@ -64,6 +65,8 @@ def log_record(
         >>> values["audit/damage"] > 0
         True
     """
+    check_type(record, "record", Record)
+    check_type(logger, "logger", Logger)
     values = {f"{prefix}passed": float(record.verdict.passed)}
     for entry in record.summary:
         mean = number(entry.mean)

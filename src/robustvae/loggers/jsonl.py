@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from robustvae.errors import StorageError
+from robustvae.errors import DtypeError, StorageError
 from robustvae.registry import register
 
 
@@ -32,7 +32,13 @@ class JSONLines:
         {"loss": 2.0, "step": 1}
     """
 
-    path: str = "robustvae.jsonl"
+    path: str | Path = "robustvae.jsonl"
+
+    def __post_init__(self) -> None:
+        """Validate the path, and keep it as text, which a spec can say."""
+        if not isinstance(self.path, str | Path):
+            raise DtypeError(f"path must be a text or a Path, got {self.path!r:.60}")
+        object.__setattr__(self, "path", str(self.path))
 
     def log(self, values: Mapping[str, float], *, step: int | None = None) -> None:
         """Append the values as a line."""

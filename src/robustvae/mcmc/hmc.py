@@ -225,6 +225,7 @@ def hmc(
         >>> chain.z.shape, chain.gradients
         (torch.Size([4, 2]), 101)
     """
+    check_type(z, "z", Tensor)
     check_type(kernel, "kernel", Kernel)
     check_type(adaptation, "adaptation", Adaptation)
     check_count(steps, "steps")

@@ -9,6 +9,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from robustvae.errors import ShapeError
 from robustvae.mcmc.mass import MassMatrix, UnitMass
 
 UNIT_MASS = UnitMass()
@@ -69,6 +70,11 @@ def evaluate(log_density: LogDensity, z: Tensor, *, graph: bool = False) -> Stat
             value, gradient = log_density.with_gradient(z)
         else:
             value = log_density(z)
+            if value.shape != z.shape[:1]:
+                raise ShapeError(
+                    f"log_density must return one number a chain, {tuple(z.shape[:1])}, got "
+                    f"{tuple(value.shape)}: sum over the latent axis"
+                )
             (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=graph)
     return State(z, value, gradient) if graph else State(z.detach(), value.detach(), gradient)
 

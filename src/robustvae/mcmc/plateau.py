@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustvae.display import three_lines
-from robustvae.errors import check_count
+from robustvae.errors import check_count, check_type
 from robustvae.mcmc.adaptation import FixedStep, PerChain
 from robustvae.mcmc.hmc import DEFAULT_KERNEL, Kernel, hmc
 from robustvae.mcmc.leapfrog import Target
@@ -84,6 +84,7 @@ def hmc_to_plateau(
         >>> end.z.shape, bool((end.gradients <= 260).all())
         (torch.Size([3, 2]), True)
     """
+    check_type(z, "z", Tensor)
     check_count(steps, "steps")
     check_count(block, "block")
     rows = torch.arange(len(z), device=z.device)  # who is still there, by number

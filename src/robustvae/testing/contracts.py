@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ def members_of(package: str, family: str) -> set[str]:
         True
     """
     return {entry.name for entry in registry.describe(family) if entry.origin == package}
+
+
+def member_of(family: str, member: Any) -> Any:
+    """The member that a spec describes; an object is returned as it is, whatever it is.
+
+    Examples:
+        >>> from robustvae.testing.contracts import member_of
+        >>> member_of("search", "lbfgs:steps=9").steps, member_of("search", 3)
+        (9, 3)
+    """
+    return registry.build(family, member) if isinstance(member, str | Mapping) else member
 
 
 def require(holds: bool, sentence: str) -> None:

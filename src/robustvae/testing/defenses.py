@@ -8,12 +8,12 @@ from torch import Tensor
 from robustvae.defenses import Cost, Defense, Victim
 from robustvae.models import VAE
 from robustvae.seeding import generator
-from robustvae.testing.contracts import check_gradient, close, require, unchanged
+from robustvae.testing.contracts import check_gradient, close, member_of, require, unchanged
 from robustvae.testing.planted import gray_images, tiny_vae
 
 
 def check_defense(
-    defense: Defense,
+    defense: Defense | str,
     vae: VAE | None = None,
     x: Tensor | None = None,
     *,
@@ -22,7 +22,7 @@ def check_defense(
     """Check a defense's contract: finite latents, row by row, that the generator decides.
 
     Args:
-        defense: The defense.
+        defense: The defense, or its spec.
         vae: A model in float64; `tiny_vae()` by default.
         x: Inputs of that model, (B, C, H, W), B at least 2.
         differentiable: Whether it passes an honest gradient on; one that does not must say so.
@@ -37,12 +37,13 @@ def check_defense(
     """
     vae = tiny_vae() if vae is None else vae
     x = gray_images(3, vae.image_shape[-1]) if x is None else x
-    what = f"the defense {type(defense).__name__}"
-    require(isinstance(defense, Defense), f"{what} is not called as (vae, x, *, generator)")
-    price = getattr(defense, "cost", None)  # a mistyped one would pass for unknown
+    member: Defense = member_of("defense", defense)
+    what = f"the defense {type(member).__name__}"
+    require(isinstance(member, Defense), f"{what} is not called as (vae, x, *, generator)")
+    price = getattr(member, "cost", None)  # a mistyped one would pass for unknown
     require(price is None or isinstance(price, Cost), f"{what} has the cost {price!r}, not a Cost")
     # a victim calls it with frozen weights, as every attack and audit does
-    read = Victim(vae, defense).latent
+    read = Victim(vae, member).latent
     with unchanged(vae, what):
         z = read(x, generator=generator(1))
     require(
@@ -55,7 +56,7 @@ def check_defense(
         f"{what} gives other latents for the same generator",
     )
     is_moved = not torch.equal(z, read(x, generator=generator(2)))
-    random = getattr(defense, "is_random", None)
+    random = getattr(member, "is_random", None)
     require(
         random is None or random or not is_moved,
         f"{what} says that it is not random and depends on its generator",

@@ -10,16 +10,16 @@ from robustvae.attacks.goals import Goal
 from robustvae.defenses import Victim
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import generator, randn
-from robustvae.testing.contracts import close, require, unchanged
+from robustvae.testing.contracts import close, member_of, require, unchanged
 
 
 def check_goal(
-    goal: Goal, victim: Victim, x: Tensor, ball: Ball, optimum: Tensor | float | None
+    goal: Goal | str, victim: Victim, x: Tensor, ball: Ball, optimum: Tensor | float | None
 ) -> None:
     """Check a goal's contract: a fixed, row-wise, differentiable score that reaches its optimum.
 
     Args:
-        goal: The goal.
+        goal: The goal, or its spec.
         victim: A victim on which the optimum is known.
         x: Its inputs in float64, (B, C, H, W), B at least 2.
         ball: Where the attacker may go.
@@ -38,10 +38,11 @@ def check_goal(
         >>> best = 0.1 * float(torch.linalg.matrix_norm(v @ w, 2))
         >>> check_goal(rv.MaximumDamage(), rv.Victim(vae), x, rv.Ball("l2", 0.1), best)
     """
-    what = f"the goal {type(goal).__name__}"
-    require(isinstance(goal, Goal), f"{what} has no bind(victim, x, *, generator)")
+    member: Goal = member_of("goal", goal)
+    what = f"the goal {type(member).__name__}"
+    require(isinstance(member, Goal), f"{what} has no bind(victim, x, *, generator)")
     with unchanged(victim.vae, what):
-        score = goal.bind(victim, x, generator=generator(0))
+        score = member.bind(victim, x, generator=generator(0))
         rows = torch.arange(len(x))
         step = 0.3 * float(torch.as_tensor(ball.radius).min())
         direction = randn(*x.shape, like=x, generator=generator(1))
@@ -57,7 +58,7 @@ def check_goal(
     )
     _check_gradient(score, y, rows, what)
     search = ProjectedAscent(steps=80, restarts=5)
-    result = Attack(goal, search, ball)(victim, x, generator=generator(3))
+    result = Attack(member, search, ball)(victim, x, generator=generator(3))
     if optimum is not None:
         best = torch.as_tensor(optimum, dtype=x.dtype).expand(len(x))
         slack = 0.02 * best.abs() + 1e-9

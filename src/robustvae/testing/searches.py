@@ -8,17 +8,19 @@ from torch import Tensor
 from robustvae.attacks.attack import Search
 from robustvae.perturb import Ball
 from robustvae.seeding import generator, randn
-from robustvae.testing.contracts import close, require
+from robustvae.testing.contracts import close, member_of, require
 from robustvae.testing.planted import gray_images
 
 
-def check_search(search: Search, *, share: float = 0.9, norms: tuple[str, ...] = ("l2",)) -> None:
+def check_search(
+    search: Search | str, *, share: float = 0.9, norms: tuple[str, ...] = ("l2",)
+) -> None:
     """Check a search's contract on a planted optimum: inside the ball, honest, and near the best.
 
     The score is a concave quadratic whose maximum over the ball is known.
 
     Args:
-        search: The search.
+        search: The search, or its spec.
         share: Share of the planted optimum that it must reach; a gradient-free one reaches less.
         norms: Norms that it must work in.
 
@@ -30,8 +32,9 @@ def check_search(search: Search, *, share: float = 0.9, norms: tuple[str, ...] =
         >>> from robustvae.testing import check_search
         >>> check_search(rv.ProjectedAscent(steps=30, restarts=2), norms=("l2", "linf"))
     """
-    what = f"the search {type(search).__name__}"
-    require(isinstance(search, Search), f"{what} is not called as (score, x, ball, *, generator)")
+    member: Search = member_of("search", search)
+    what = f"the search {type(member).__name__}"
+    require(isinstance(member, Search), f"{what} is not called as (score, x, ball, *, generator)")
     x = gray_images(3)
     slope = randn(*x.shape, like=x, generator=generator(11))
 
@@ -41,7 +44,7 @@ def check_search(search: Search, *, share: float = 0.9, norms: tuple[str, ...] =
 
     for norm in norms:
         ball = Ball(norm, 0.1)
-        result = search(score, x, ball, generator=generator(0))
+        result = member(score, x, ball, generator=generator(0))
         require(result.y.shape == x.shape, f"{what} returns points of another shape")
         require(
             bool(ball.contains(x, result.y).all()), f"{what} leaves its {norm} ball: project last"

@@ -18,12 +18,12 @@ from robustvae.perturb import Ball
 from robustvae.registry import build
 from robustvae.scores import Score
 from robustvae.seeding import generator
-from robustvae.testing.contracts import check_gradient, close, require, unchanged
+from robustvae.testing.contracts import check_gradient, close, member_of, require, unchanged
 from robustvae.testing.planted import gray_images, tiny_vae
 
 
 def check_score(
-    score: Score,
+    score: Score | str,
     victim: Victim | None = None,
     x: Tensor | None = None,
     *,
@@ -33,7 +33,7 @@ def check_score(
     """Check a score's contract: one finite number a row that the generator and the row decide.
 
     Args:
-        score: The score, fitted where it must be.
+        score: The score, or its spec, fitted where it must be.
         victim: Whose scores are taken; the undefended `tiny_vae()` by default.
         x: Normal inputs of its model, (B, C, H, W), B at least 2.
         anomalies: Inputs, (K, C, H, W), whose mean score must lie above that of `x`.
@@ -49,12 +49,13 @@ def check_score(
     """
     victim = Victim(tiny_vae()) if victim is None else victim
     x = gray_images(3, victim.vae.image_shape[-1]) if x is None else x
-    what = f"the score {type(score).__name__}"
-    require(isinstance(score, Score), f"{what} is not called as (victim, x, *, generator)")
+    member: Score = member_of("score", score)
+    what = f"the score {type(member).__name__}"
+    require(isinstance(member, Score), f"{what} is not called as (victim, x, *, generator)")
 
     def read(images: Tensor, seed: int = 1) -> Tensor:
         with torch.no_grad():
-            return score(victim, images, generator=generator(seed))
+            return member(victim, images, generator=generator(seed))
 
     with unchanged(victim.vae, what):
         values = read(x)
@@ -71,12 +72,12 @@ def check_score(
         require(gap > 0, f"{what} is {gap:.3g} higher for anomalies: higher is less normal")
     if differentiable:
         leaf = x.clone().requires_grad_()
-        value = score(victim, leaf, generator=generator(1))
+        value = member(victim, leaf, generator=generator(1))
         check_gradient(value, leaf, what)
 
 
 def check_refinement(
-    refinement: Refinement,
+    refinement: Refinement | str,
     vae: VAE | None = None,
     x: Tensor | None = None,
     *,
@@ -85,7 +86,7 @@ def check_refinement(
     """Check a refinement's contract: images in [0, 1] to images in [0, 1], row by row.
 
     Args:
-        refinement: The refinement.
+        refinement: The refinement, or its spec.
         vae: A model in float64; `tiny_vae()` by default.
         x: Inputs of that model, (B, C, H, W), B at least 2.
         differentiable: Whether it passes gradients on, straight through where its own are 0.
@@ -100,12 +101,13 @@ def check_refinement(
     """
     vae = tiny_vae() if vae is None else vae
     x = gray_images(3, vae.image_shape[-1]) if x is None else x
-    what = f"the refinement {type(refinement).__name__}"
-    require(isinstance(refinement, Refinement), f"{what} is not called as (vae, x, *, generator)")
+    member: Refinement = member_of("refinement", refinement)
+    what = f"the refinement {type(member).__name__}"
+    require(isinstance(member, Refinement), f"{what} is not called as (vae, x, *, generator)")
 
     def read(images: Tensor, seed: int = 1) -> Tensor:
         with torch.no_grad():
-            return refinement(vae, images, generator=generator(seed))
+            return member(vae, images, generator=generator(seed))
 
     with unchanged(vae, what):
         y = read(x)
@@ -117,7 +119,7 @@ def check_refinement(
     require(inside, f"{what} leaves [0, 1], or is not finite: clamp last")
     require(torch.equal(y, read(x)), f"{what} gives other images for the same generator")
     is_moved = not torch.equal(y, read(x, 2))
-    random = getattr(refinement, "is_random", None)
+    random = getattr(member, "is_random", None)
     require(
         random is None or random or not is_moved,
         f"{what} says that it is not random and depends on its generator",
@@ -127,7 +129,7 @@ def check_refinement(
         require(close(alone, y, 1e-6), f"{what} lets an image depend on the other rows")
     if differentiable:
         leaf = x.clone().requires_grad_()
-        check_gradient(refinement(vae, leaf, generator=generator(1)), leaf, what)
+        check_gradient(member(vae, leaf, generator=generator(1)), leaf, what)
 
 
 def check_suite(name: str, victim: Victim | None = None, x: Tensor | None = None) -> None:
@@ -172,13 +174,13 @@ def check_suite(name: str, victim: Victim | None = None, x: Tensor | None = None
         )
 
 
-def check_logger(logger: Logger) -> None:
+def check_logger(logger: Logger | str) -> None:
     """Check a logger's contract: it takes numbers with and without a step, again and again.
 
     What it writes is its own matter: read it where it went.
 
     Args:
-        logger: The logger, made for a place that may be written to.
+        logger: The logger, or its spec, made for a place that may be written to.
 
     Raises:
         ContractError: A broken promise, in a sentence.
@@ -190,17 +192,18 @@ def check_logger(logger: Logger) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     check_logger(JSONLines(f"{folder}/log.jsonl"))
     """
-    what = f"the logger {type(logger).__name__}"
-    require(isinstance(logger, Logger), f"{what} has no log(values, *, step) or log_files(folder)")
+    member: Logger = member_of("logger", logger)
+    what = f"the logger {type(member).__name__}"
+    require(isinstance(member, Logger), f"{what} has no log(values, *, step) or log_files(folder)")
     values = {"audit/damage": 1.5, "audit/required: damage<=2": 1.0}
     before = dict(values)
     try:
-        logger.log(values, step=1)
-        logger.log({"audit/damage": 0.5}, step=2)
-        logger.log({"loss": 1e-300})
+        member.log(values, step=1)
+        member.log({"audit/damage": 0.5}, step=2)
+        member.log({"loss": 1e-300})
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "report.html").write_text("<p>1</p>", encoding="utf-8")
-            logger.log_files(folder)
+            member.log_files(folder)
     except Exception as error:  # whatever a tracker raises would end a training
         require(False, f"{what} raises {type(error).__name__}: {error}")
     require(values == before, f"{what} changes the numbers that it is given")

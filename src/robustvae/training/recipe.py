@@ -13,11 +13,11 @@ from torch import nn
 
 from robustvae import data, models, objectives
 from robustvae._options import with_defaults
-from robustvae.errors import ConfigError, unknown
+from robustvae.errors import ConfigError, DtypeError, unknown
 from robustvae.loggers import Logger
 from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import name_of
-from robustvae.records.text import read_text
+from robustvae.records.text import read_text, reason
 from robustvae.records.text import read_yaml as read_text_yaml
 from robustvae.registry import parse
 from robustvae.seeding import generator
@@ -127,6 +127,8 @@ class Recipe(BaseModel):
             UnknownNameError: No such recipe, or a key that recipes do not have; the nearest is
                 suggested.
         """
+        if not isinstance(source, str | Path):
+            raise DtypeError(f"a recipe must be a name or a YAML file, got {source!r:.60}")
         path = Path(source)
         if str(source) in recipe_names():
             path = RECIPES / f"{source}.yaml"
@@ -135,7 +137,7 @@ class Recipe(BaseModel):
         try:
             content = read_text_yaml(read_text(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{path} cannot be read: {reason(error)}") from None
         try:
             return cls.model_validate(content)
         except ValidationError as error:
