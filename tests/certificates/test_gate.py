@@ -372,7 +372,7 @@ def test_replaced_under_a_layer_is_refused(name, monkeypatch):
     assert lipschitz_bound(network, SHAPE) > 0
 
 
-def test_functions_that_no_layer_names_may_be_replaced(monkeypatch):
+def test_unnamed_functions_may_be_replaced(monkeypatch):
     """Attention is often replaced by a faster one; nothing that is bounded calls it."""
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: a[0])
     monkeypatch.setattr(nn.Linear, "a_helper", lambda layer: 1, raising=False)

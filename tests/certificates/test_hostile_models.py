@@ -173,7 +173,7 @@ def test_stranger_posterior_is_refused(posterior, generator):
         assert any(posterior.__name__ in text for text in lower.assumptions)
 
 
-def test_choices_hidden_from_a_trace_are_seen(generator):
+def test_choices_hidden_from_traces_seen(generator):
     """Neyman-Pearson certified it: what it does apart lies in a band that no probe meets."""
     x = torch.rand(1, *SHAPE, generator=generator)
     vae = Aware().double().eval()
