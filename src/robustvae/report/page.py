@@ -232,7 +232,7 @@ def _panel(name: str, panel: Panel, words: str) -> dict[str, Any]:
 
 def _breakable(text: Any) -> Markup:
     """Text that a line may break after each field of a spec, and not within a word."""
-    return Markup(re.sub(r"(?<=[,:=(])(?=\S)", "<wbr>", str(escape(text))))
+    return Markup(re.sub(r"(?<=[,:])(?=\S)", "<wbr>", str(escape(text))))
 
 
 def _words(key: str) -> str:
