@@ -416,6 +416,8 @@ class _Bench:
 
     def probe(self) -> None:
         train = self._labeled("probe")
+        if len(train.y.unique()) < 2:
+            raise UnsupportedError("a probe wants labels of at least two classes, got one")
         codes, _ = encoded(self.vae, self._placed(train.x))
         right = linear_probe(
             codes.cpu(), train.y.cpu(), encoded(self.vae, self.x)[0].cpu(), self.y.cpu()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustvae.models.adapters.reading import CodeReading, Pick, picked
+from robustvae.models.adapters.reading import CodeReading, Pick, picked, places_of
 from robustvae.models.adapters.trial import CLOSE, Trial, attribute
 from robustvae.models.adapters.wrapped import Match, Output
 from robustvae.models.base import VAE
@@ -63,6 +63,8 @@ def matched(
     reading, shape, pick = code
     if needs_spread and reading.mean is not None and reading.spread is None:
         return None
+    if _is_handed_state(trial, encode, decode, reading):
+        return None
     prior, missing = prior_of(trial.module, shape)
     assumptions = _choice_of_image(trial, encode, decode, reading, pick)
     if prior is None and not missing and reading.spread is not None:
@@ -79,6 +81,25 @@ def matched(
         draws_in_vain=_is_steady(trial, encode, reading),
         assumptions=assumptions,
     )
+
+
+def _is_handed_state(
+    trial: Trial,
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Any],
+    reading: CodeReading,
+) -> bool:
+    """Whether a decoder's output depends on what the encoder read last, beside the code."""
+    code = trial.mean_of(reading, trial.run(encode, trial.x))
+    if code is None:
+        return False
+    code, results = code.to(trial.x.dtype), []
+    for x in (trial.x, trial.x.flip(0)):
+        trial.run(encode, x)
+        output = trial.run(decode, code)
+        places = (output, *places_of(output).values())
+        results.append([part for part in places if trial.is_image(part)])
+    return any(not same(one, other) for one, other in zip(*results, strict=False))
 
 
 def _choice_of_image(

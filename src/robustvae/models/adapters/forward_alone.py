@@ -158,7 +158,7 @@ def _decoder(
     """Forward after its code, where codes as they are read give what forward passes give."""
     output = trial.run(encode, trial.x)
     mean = None if output is None else trial.mean_of(reading, output)
-    if mean is None or trial.is_image(mean):  # a reconstruction would be its own code
+    if mean is None or reading.mean == pick:
         return None
     watch = Watch(mean)
     result = trial.run(watch.within(trial.module), trial.x)
@@ -168,6 +168,9 @@ def _decoder(
     except Exception:  # a spread that is none, or a user's object that raises from a property
         return None
     has_spread = reading.mean is None or reading.spread is not None
+    # without a draw, the input or an output would be the code of an identity
+    if trial.is_image(mean) and not (watch.draws and has_spread):
+        return None
     # with a draw the code is known to the last digit, and with it the kind of the spread
     if watch.draws and not has_spread:
         return None
@@ -308,7 +311,9 @@ class AfterCode(nn.Module):
             anchor = self.get_buffer("anchor").to(z.dtype)
             mode = WithCode(codes, self.place)
             x = anchor.expand(len(codes), *anchor.shape[1:]).contiguous()
-            result = mode.within(self.module)(x)
+            # draws that change nothing are made in vain
+            with torch.random.fork_rng(devices=[], enabled=not self.module.training):
+                result = mode.within(self.module)(x)
             if mode.is_placed:
                 return _rows(result, len(z)) if pad else result
         raise ModelError(

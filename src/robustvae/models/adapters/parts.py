@@ -175,7 +175,7 @@ def rebound(function: Callable[..., Any], memo: dict[int, Any]) -> Callable[...,
             **{key: _copied(argument, memo) for key, argument in function.keywords.items()},
         )
     if isinstance(function, types.MethodType):
-        return types.MethodType(function.__func__, _copied(function.__self__, memo))
+        return types.MethodType(_copied(function.__func__, memo), _copied(function.__self__, memo))
     if isinstance(function, types.FunctionType) and not _is_library(function):
         return _of_copies(function, memo)
     twin: Callable[..., Any] = _copied(function, memo)

@@ -382,12 +382,13 @@ class Trial:
 
     def makers(self, encode: Callable[[Tensor], Any], keys: list[Pick]) -> dict[Pick, str]:
         """The name of the layer whose very output stands at each place."""
-        outputs: list[tuple[str, Tensor]] = []
+        outputs: list[tuple[str, Tensor, int]] = []
 
         def recorder(name: str) -> Callable[..., None]:
             def record(_: Any, __: Any, made: Any) -> None:
                 if isinstance(made, Tensor):
-                    outputs.append((name, made))
+                    with contextlib.suppress(RuntimeError):  # within vmap, which has no storage
+                        outputs.append((name, made, made.data_ptr()))
 
             return record
 
@@ -404,9 +405,9 @@ class Trial:
         return {
             key: name.lower()
             for key in keys
-            for name, made in outputs
+            for name, made, place in outputs
             if isinstance(parts.get(key), Tensor)
-            and made.data_ptr() == parts[key].data_ptr()
+            and place == parts[key].data_ptr()
             and made.numel() == parts[key].numel()
         }
 
