@@ -69,6 +69,14 @@ def test_plans_are_cut_to_their_minutes(costs, minutes):
     assert again == result and nothing == ""
 
 
+def test_reduced_attacks_keep_their_names():
+    """A stored plan is read anew to verify an audit: its attacks are those of the rows."""
+    for share in (0.9, 0.3, 0.05):
+        plan = reduced(read_plan("quick"), share)
+        again = type(plan).model_validate_json(plan.model_dump_json())
+        assert [one.id for one in plan.attacks] == [one.id for one in again.attacks]
+
+
 def test_reduced_plan_keeps_what_is_required():
     plan = read_plan("quick")
     least = reduced(plan, 1e-6)

@@ -258,6 +258,24 @@ def test_statements_are_held_to_forward():
         rv.wrap(model, mean=1, log_var=0, **SHAPE)
 
 
+def test_codes_as_wide_as_inputs():
+    class Wide(Net):
+        forward = STYLES["randn_like"].forward
+
+        def __init__(self):
+            super().__init__()
+            self.two, self.three, self.four = (
+                nn.Linear(16, 64),
+                nn.Linear(16, 64),
+                nn.Linear(64, 16),
+            )
+
+    model = made(Wide)
+    vae, z = rv.wrap(model, **SHAPE), torch.ones(2, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(vae.decode(z).mean, model.tail(z))
+
+
 def test_copies_and_training_mode():
     class Normed(Net):
         forward = STYLES["randn_like"].forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -239,3 +240,52 @@ def test_own_shapes_are_told_how():
     x = torch.rand(3, 1, 64, generator=rv.generator(0))
     with pytest.raises(ShapeError, match=r"x\.reshape\(-1, 1, 1, 64\) has the same numbers"):
         rv.Victim(vae).reconstruct(x, generator=rv.generator(0))
+
+
+def test_decoders_of_left_features_are_refused():
+    """The decoder reads what the encoder left on the module: a code alone decodes to nothing."""
+
+    class Left(Pair):
+        def encode(self, x):
+            self.features = 0.1 * x
+            return super().encode(x)
+
+        def decode(self, z):
+            return super().decode(z) + self.features
+
+    assert rv.wrap(made(Left), **SHAPE).output_only
+
+
+def test_copies_reach_closures_of_methods():
+    model = made(Pair).float()
+
+    class Hidden:
+        def encode(self, x):
+            return model.encode(x)
+
+        def decode(self, z):
+            return model.decode(z)
+
+    vae = rv.wrap(Hidden(), **SHAPE)
+    twin, x = copy.deepcopy(vae).double(), inputs().double()
+    with torch.no_grad():
+        mean, _ = copy.deepcopy(model).double().encode(x)
+        torch.testing.assert_close(twin.encode(x).mean, mean)
+    assert model.one.weight.dtype == torch.float32
+
+
+def test_layers_within_vmap_are_watched():
+    class Rowwise(Pair):
+        def encode(self, x):
+            return Pair.encode(self, x)
+
+        def decode(self, z):
+            return torch.vmap(lambda row: super(Rowwise, self).decode(row[None])[0])(z)
+
+    assert rv.wrap(made(Rowwise), **SHAPE).latent == 4
+
+
+def test_unlabeled_inputs_leave_the_probe_out():
+    vae, images = rv.wrap(made(Pair), **SHAPE), rv.data.from_tensor(inputs())
+    result = rv.evaluate(vae, images, train=images, seed=0, parts=["probe"])
+    assert "at least two classes" in result.absent["probe"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from robustvae.audit.budget import Costs
-from robustvae.audit.plan import Plan
+from robustvae.audit.plan import AttackPlan, Plan
 
 _LEAST_INPUTS = 8
 _SAFETY = 0.8  # of the budget: the measurement is short and machines are busy
@@ -95,7 +95,9 @@ def reduced(plan: Plan, share: float) -> Plan:
         draws = getattr(attack.build().goal, "draws", None)
         if isinstance(draws, int) and share < _ALL_DRAWS:  # of the goals that have a random victim
             goal["draws"] = part(draws, 1, 0.5)
-        attacks.append(attack.model_copy(update={"search": search, "goal": goal}))
+        # read anew, so that names are those that a stored plan gives: fields in their order
+        fields = {"norm": attack.norm, "radius": attack.radius}
+        attacks.append(AttackPlan.model_validate({"search": search, "goal": goal, **fields}))
     update: dict[str, Any] = {
         "attacks": tuple(attacks),
         "gradient_free": part(plan.gradient_free, 0) if share > 0.1 else 0,

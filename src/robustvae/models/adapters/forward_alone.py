@@ -158,7 +158,7 @@ def _decoder(
     """Forward after its code, where codes as they are read give what forward passes give."""
     output = trial.run(encode, trial.x)
     mean = None if output is None else trial.mean_of(reading, output)
-    if mean is None or reading.mean == pick:
+    if mean is None or (encode is trial.module and reading.mean == pick):
         return None
     watch = Watch(mean)
     result = trial.run(watch.within(trial.module), trial.x)
