@@ -105,9 +105,10 @@ def _inside(value: Any) -> Iterator[tuple[Any, str]]:
             for slot in _slots(kind):
                 if hasattr(value, slot):
                     yield getattr(value, slot), slot
-        call = inspect.getattr_static(type(value), "__call__", None)
-        if isinstance(call, types.FunctionType):
-            yield call, ""
+        for name in ("__call__", "encode", "decode", "forward"):
+            call = inspect.getattr_static(type(value), name, None)
+            if isinstance(call, types.FunctionType):
+                yield call, ""
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[Any, str]]:
