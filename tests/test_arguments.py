@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 import robustvae as rv
-from robustvae import metrics
+from robustvae import arguments, metrics
 from robustvae.arguments import checked, checked_fields, is_dense, shown
 from robustvae.errors import ArgumentError, DtypeError, RangeError, RobustVAEError, UnknownNameError
 
@@ -153,3 +156,35 @@ def test_errors_of_own_models_pass() -> None:
         rv.geometry.decoder_metric(vae, torch.zeros(2, 2))
     with pytest.raises(ArgumentError, match="fit together"):  # of ours, on the same arguments
         metrics.kl(*[torch.zeros(2, 2)] * 3, torch.zeros(3, 3))
+
+
+# Not looked at: what runs at every import, what is called for each of many values, and what only
+# the library calls.
+UNCHECKED = {
+    *("plain", "register", "family_base", "is_word", "double", "slack", "run_tasks"),
+    "is_posterior_mean",
+}
+
+
+def is_checked(function: Any) -> bool:
+    """Whether a function, or one that it wraps, validates its arguments."""
+    while function.__code__.co_filename != arguments.__file__:
+        if not hasattr(function, "__wrapped__"):
+            return False
+        function = function.__wrapped__
+    return True
+
+
+def test_every_public_function_is_checked() -> None:
+    """A function that a package names as its own refuses what its annotations do not allow."""
+    missing = set()
+    for info in pkgutil.walk_packages(rv.__path__, "robustvae."):
+        if info.ispkg and info.name.split(".")[1] not in ("cli", "app", "testing"):
+            home = importlib.import_module(info.name)
+            for name in getattr(home, "__all__", ()):
+                value = getattr(home, name)
+                if not inspect.isfunction(value) or name in UNCHECKED:
+                    continue
+                if inspect.signature(value).parameters and not is_checked(value):
+                    missing.add(f"{info.name}.{name}")
+    assert not missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import errno
 import functools
 import inspect
 import sys
@@ -81,6 +82,11 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
                 return function(*args, **kwargs)
             except RobustVAEError:
                 raise
+            except OSError as error:  # a text of any length may stand where a path is wanted
+                if error.errno != errno.ENAMETOOLONG or _is_from_caller(error, function):
+                    raise
+                words = f"{_name(function)}: a path must be shorter, got {shown(error.filename)}"
+                raise ArgumentError(f"{words}: name another place") from None
             except _MISFITS as error:
                 if _is_of_model(error, function, values) and not is_out_of_memory(error):
                     raise ModelError(
@@ -217,18 +223,17 @@ def _plan(function: Any) -> list[tuple[str, Accept, str]]:
 def _evaluated(annotation: Any, space: dict[str, Any]) -> Any:
     if not isinstance(annotation, str):
         return annotation
-    import torch
-
+    torch = sys.modules.get("torch")  # whoever has none has no tensors either, and starts faster
+    names = {} if torch is None else {"torch": torch, "Tensor": torch.Tensor}
     try:
-        return eval(annotation, {"torch": torch, "Tensor": torch.Tensor, **space})
+        return eval(annotation, {**names, **space})
     except Exception:  # names that only type checkers see say nothing at run time
         return Any
 
 
 def _rule(kind: Any) -> tuple[Accept, str] | None:
     """The test of an annotation and its words; None where it says nothing that can be tested."""
-    import torch
-
+    torch = sys.modules.get("torch")
     if hasattr(kind, "__value__"):  # type X = ...
         kind = kind.__value__
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
@@ -248,9 +253,9 @@ def _rule(kind: Any) -> tuple[Accept, str] | None:
         return None
     if kind in (None, type(None)):
         return (lambda value: value is None), "None"
-    if kind is torch.Tensor:
+    if torch is not None and kind is torch.Tensor:
         return is_dense, "a dense real tensor"
-    if kind is torch.Generator:
+    if torch is not None and kind is torch.Generator:
         return _is_generator, "a torch.Generator"
     if kind is float:
         return _is_number, "a number"

@@ -1,7 +1,8 @@
-"""How results print: three lines of words and numbers, in a terminal and in a notebook.
+"""How results print, in three lines of words and numbers, and how runs tell how far they are.
 
 A result holds a number for every input. Printing all of them fills screens and says nothing, so
-its text is a summary, and the numbers are there for those who ask for a field.
+its text is a summary, and the numbers are there for those who ask for a field. A run that takes
+long says in a line now and then what is done and how long the rest takes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import dataclasses
 import html
 import math
 import statistics
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, final
 
 from robustvae.errors import single_line
 from robustvae.rounding import floor
 
 Result = TypeVar("Result", bound=type)
+
+Progress = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, what is under way)."""
 
 _LONGEST = 160  # characters of a line: two lines of a terminal at most
 
@@ -145,3 +151,62 @@ def _tally(words: tuple[str, ...] | list[str]) -> str:
 
 def _size(value: Any) -> str:
     return f"({len(value)})" if hasattr(value, "__len__") else type(value).__name__
+
+
+@final
+class Lines:
+    """Prints a line on standard error now and then, once a run takes long.
+
+    Args:
+        every: Seconds between lines, and before the first one.
+        stream: Where to; standard error by default.
+        clock: Seconds that only grow.
+        task: What the lines begin with.
+    """
+
+    def __init__(
+        self,
+        every: float = 20.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        task: str = "",
+    ) -> None:
+        self.every, self.stream, self.clock = every, stream, clock
+        self.start = f"{task}: " if task else ""
+        self.begin = self.last = clock()
+        self.first: int | None = None  # steps that an earlier run had done, which took no time now
+
+    def __call__(self, done: int, total: int, words: str) -> None:
+        """Say where the run is, and how long the rest takes at the pace so far."""
+        if self.first is None:
+            self.first = done
+        now = self.clock()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        line = single_line(self.start + self.line(done, total, words, now))
+        print(line, file=self.stream or sys.stderr, flush=True)
+
+    def line(self, done: int, total: int, words: str, now: float) -> str:
+        """One line of progress."""
+        seconds = now - self.begin
+        share = f"{100 * done // max(total, 1)} %"
+        steps = done - (self.first or 0)
+        if steps < 1:
+            return f"{share} after {duration(seconds)}: {words}"
+        remaining = seconds * (total - done) / steps
+        return f"{share} after {duration(seconds)}, about {duration(remaining)} to go: {words}"
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds in words.
+
+    Examples:
+        >>> from robustvae.display import duration
+        >>> duration(45), duration(200), duration(7300)
+        ('45 s', '3 min', '2 h 2 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -21,14 +21,26 @@ _LONGEST_MESSAGE = 1600  # characters: twenty lines, more than any message of ou
 
 
 class RobustVAEError(Exception):
-    """Any error that the library raises on purpose; of a long message the middle is left out."""
+    """Any error that the library raises on purpose; of a long message the middle is left out.
+
+    Control characters are spelled out, since a traceback prints the message as it is.
+    """
 
     def __init__(self, *parts: object) -> None:
         """Keep the message, shortened: what came may be a text of any length."""
-        if len(parts) == 1 and isinstance(parts[0], str) and len(parts[0]) > _LONGEST_MESSAGE:
-            half = _LONGEST_MESSAGE // 2
-            parts = (f"{parts[0][:half]} ... {parts[0][-half:]}",)
+        if len(parts) == 1 and isinstance(parts[0], str):
+            text = parts[0]
+            if len(text) > _LONGEST_MESSAGE:
+                half = _LONGEST_MESSAGE // 2
+                text = f"{text[:half]} ... {text[-half:]}"
+            if not text.isprintable():
+                text = "".join(one if one in "\n\t" else _spelled_out(one) for one in text)
+            parts = (text,)
         super().__init__(*parts)
+
+
+def _spelled_out(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class ShapeError(RobustVAEError, ValueError):
@@ -144,9 +156,7 @@ def single_line(text: object, limit: int = _LONGEST) -> str:
         'xxxxxxxxx ... xxxxxx'
     """
     line = " ".join(str(text).split())
-    line = "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in line
-    )
+    line = "".join(map(_spelled_out, line))
     if len(line) <= limit:
         return line
     tail = (limit - 5) * 2 // 5  # the end of a message often says what to do, the start what failed

@@ -25,6 +25,7 @@ from robustvae.errors import (
 )
 
 
+@checked()
 def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A new random generator.
 
@@ -334,6 +335,7 @@ def _fill(
     return noise.to(like.device)
 
 
+@checked()
 def draw(distribution: Any, shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
     """Draw from a distribution, reparameterized where it has a mean and a spread.
 

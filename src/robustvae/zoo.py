@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any, TypedDict, Unpack, final
 
 from robustvae import data
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
+from robustvae.display import Progress
 from robustvae.errors import (
     CheckpointError,
     ConfigError,
@@ -256,7 +258,7 @@ class TrainOptions(TypedDict, total=False):
     continuous: bool
     device: str | None
     root: str | Path | None
-    progress: Callable[[str], None] | None
+    progress: Progress | None
 
 
 _DEFAULTS: TrainOptions = {
@@ -293,7 +295,8 @@ def train(
             - continuous: Whether to score the logits as a continuous Bernoulli's too;
             - device: Where to train and measure; None is the CPU;
             - root: Folder of the data sets; see `rv.data.load`;
-            - progress: Called with the name of each step when it begins.
+            - progress: Called with (steps done, steps in all, what is under way) while it measures;
+              a training tells by itself how far it is.
 
     Returns:
         The folder: a checkpoint, its card as README.md, and the measures as evaluation.json.
@@ -312,9 +315,7 @@ def train(
     if not (place / checkpoint.CONFIG).is_file():
         check_sign(place / CARD, f"# {recipe.name}")
     run_folder = Path(run) if run is not None else Path("runs") / recipe.name
-    say = progress or (lambda _: None)
     if not _complete(recipe, run_folder):
-        say("training")
         train_recipe(
             recipe,
             run_folder,
@@ -337,7 +338,7 @@ def train(
         draws=settings["draws"],
         parts=[part for part in PARTS if settings["continuous"] or part != "continuous"],
         keep=run_folder / "evaluation",
-        progress=say,
+        progress=progress,
     )
     card = {
         **config["card"],
@@ -358,6 +359,7 @@ def train(
     return place
 
 
+@checked()
 def load(
     model: str | Path,
     weights: str | Path | None = None,

@@ -18,7 +18,8 @@ from robustvae.audit.budget import (
     search_seconds,
 )
 from robustvae.audit.fitting import fit_to_minutes, reduced
-from robustvae.audit.threads import fastest_threads, fitting_threads
+from robustvae.audit.tasks import torch_threads
+from robustvae.audit.threads import fastest_threads, fitting_threads, use_threads
 from robustvae.errors import RobustVAEError, UnsupportedError
 from robustvae.perturb import SquareSearch
 from robustvae.perturb.deadline import until
@@ -241,3 +242,23 @@ def test_minutes_that_are_none_refused(minutes):
     images = rv.data.load("digits", split="test")
     with pytest.raises(RobustVAEError, match="minutes"):
         rv.audit(rv.load("digits-vae"), images, "smoke", minutes=minutes)
+
+
+def test_stopped_audit_goes_on_with_its_threads(tmp_path, monkeypatch):
+    """By the load it might have others, and then no part would be its own."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def head(threads):
+        return {"environment": {"threads": str(threads), "device": "cpu"}, "seed": 0}
+
+    with torch_threads(2):
+        use_threads(head(2), Run(keep=tmp_path))
+    with torch_threads(1):
+        second = head(1)
+        use_threads(second, Run(keep=tmp_path))
+        assert torch.get_num_threads() == 2 and second == head(2)
+    with torch_threads(1):
+        anew, other = head(1), {**head(1), "seed": 1}
+        use_threads(other, Run(keep=tmp_path))
+        use_threads(anew, Run(keep=tmp_path, resume=False))
+        assert (anew, other["environment"]["threads"]) == (head(1), "1")

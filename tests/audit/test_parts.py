@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from robustvae.audit.progress import Lines
+from robustvae.display import Lines
 from robustvae.records.intervals import mean_interval, mean_stderr, paired, share_interval
 
 
@@ -22,6 +22,16 @@ def test_lines_tell_remaining_time():
         "10 % after 30 s, about 270 s to go: attacks".replace("270 s", "4 min"),
         "50 % after 90 s, about 90 s to go: attacks",
     ]
+
+
+def test_lines_count_no_earlier_steps():
+    """What a stopped run had done took no time of this one, and says nothing of its pace."""
+    now, stream = [0.0], io.StringIO()
+    tell = Lines(every=20, stream=stream, clock=lambda: now[0], task="\x1b[31maudit")
+    for done, seconds in ((90, 1.0), (91, 50.0)):
+        now[0] = seconds
+        tell(done, 100, "attacks")
+    assert stream.getvalue() == "\\x1b[31maudit: 91 % after 50 s, about 8 min to go: attacks\n"
 
 
 def test_share_interval_is_exact():

@@ -88,6 +88,36 @@ def test_printing_function_disturbs_nothing(capfd):
     assert "from a model 1" in capfd.readouterr().err
 
 
+def test_failed_call_is_made_again(tmp_path):
+    """What a full disk or an absent package made fail may succeed the next time."""
+    place = tmp_path / "there"
+    job = Calls("os:listdir", [{"args": [str(place)]}, {"args": [str(Path(__file__).parent)]}])
+    run = Run(keep=tmp_path / "parts", **QUIET)
+    first = Serial().run(job, run)
+    assert "error" in first.parts["0"] and "functions.py" in first.parts["1"]["value"]
+    place.mkdir()
+    second = Serial().run(job, run)
+    assert second.parts["0"] == {"value": []} and second.reused == 1
+
+
+def test_serial_computes_with_its_threads():
+    """The record says these threads, so they are what computes."""
+    counts = Serial(threads=2).run(Calls("torch:get_num_threads", [{}]), Run()).parts
+    assert counts["0"]["value"] == 2
+    with pytest.raises(errors.RangeError):
+        Serial(threads=0)
+
+
+def test_damaged_state_of_worker_is_told(tmp_path):
+    """A worker reads its own states, and the driver hears of those that are damaged."""
+    job = Calls("math:sqrt", [{"args": [4]}])
+    store = Store(tmp_path, job.key)
+    store.write("0", {"step": 1}, "state")
+    store.path("0", "state").write_text("{}")
+    outcome = Processes(workers=1).run(job, Run(keep=tmp_path, **QUIET))
+    assert outcome.damaged == (store.path("0", "state").name,)
+
+
 def test_finished_calls_are_not_repeated(tmp_path):
     words = []
     job = Calls(f"{HERE}square", [{"x": x} for x in range(3)])

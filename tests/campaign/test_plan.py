@@ -13,6 +13,7 @@ import torch
 import robustvae as rv
 from robustvae import cli, errors, registry
 from robustvae.campaign import read_campaign
+from robustvae.campaign.plan import is_finished
 
 ROOT = Path(__file__).parents[2]
 BARE = {"base": "smoke", "inputs": 2, "r": 0.5, "certificates": False, "margins": None}
@@ -49,6 +50,7 @@ def test_campaign_audits_and_compares(tmp_path, capsys):
         ({"models": ["a"], "defenses": ["posterior-mood"]}, "did you mean 'posterior-mode'"),
         ({"models": ["a"], "protocols": ["digits-l2"]}, "did you mean 'digits-l2-v1'"),
         ({"models": ["a"], "plan": {"inputz": 3}}, "did you mean 'inputs'"),
+        ({"models": ["..."]}, "add a name"),
         ([], "must be a YAML file or a mapping"),
         ("nowhere.yaml", "nowhere.yaml"),
     ],
@@ -94,3 +96,50 @@ def test_models_with_weights_and_names(tmp_path, monkeypatch):
     assert [record.model.name for record in records] == ["one", "two"]
     assert records[0].model.sha256 != records[1].model.sha256
     assert [row.names["model"] for row in rv.compare(records).rows] == ["one", "two"]
+
+
+def study(folder: Path, content: dict) -> list[str]:
+    """The command line of a campaign of that content."""
+    path = folder / "plan.yaml"
+    path.write_text(json.dumps(content))
+    return ["campaign", str(path), "--out", str(folder / "out"), "--quiet"]
+
+
+def test_other_question_is_refused(tmp_path, capsys):
+    small = {"models": ["digits-vae"], "plan": {**BARE, "without": ["diagnosis_passed"]}}
+    assert cli.main(study(tmp_path, small)) in (cli.DONE, cli.FAILED)
+    record = (tmp_path / "out" / "digits-vae" / "record.json").read_bytes()
+    for change in ({"seed": 1}, {"plan": {**small["plan"], "r": 0.6}}, {"split": "train"}):
+        capsys.readouterr()
+        assert cli.main(study(tmp_path, {**small, **change})) == cli.WRONG_USE
+        words = capsys.readouterr().err
+        assert f"holds another audit than is asked for, by {next(iter(change))}" in words
+        assert (tmp_path / "out" / "digits-vae" / "record.json").read_bytes() == record
+    words = [*study(tmp_path, {**small, "seed": 1}), "--fresh"]
+    assert cli.main(words) in (cli.DONE, cli.FAILED)
+    assert rv.report.read(tmp_path / "out" / "digits-vae").seed == 1
+
+
+def test_other_weights_are_refused(tmp_path):
+    folder = tmp_path / "audit"
+    plan = read_campaign({"models": ["digits-vae"], "plan": "smoke"})
+    question = plan.question(next(plan.audits()))
+    assert not is_finished(folder, question, "0" * 64)
+    images = rv.data.load("digits", split="test")
+    record = rv.audit(rv.load("digits-vae"), images, BARE)
+    rv.report.write(record, folder)
+    with pytest.raises(errors.ConfigError, match="by what was asked there"):
+        is_finished(folder, question, record.model.sha256)
+    (folder / "campaign.json").write_text(json.dumps(question))
+    assert is_finished(folder, question, record.model.sha256)
+    with pytest.raises(errors.ConfigError, match="by the model's weights"):
+        is_finished(folder, question, "0" * 64)
+
+
+def test_bad_model_costs_no_other(tmp_path, capsys):
+    small = {**BARE, "without": ["diagnosis_passed"]}
+    models = ["nosuch-vae", {"model": "digits-vae", "name": "mine"}]
+    assert cli.main(study(tmp_path, {"models": models, "plan": small})) == cli.WRONG_USE
+    words = capsys.readouterr().err
+    assert "nosuch-vae: " in words and "1 of 2 audits could not be made" in words
+    assert rv.report.read(tmp_path / "out" / "mine").model.name == "mine"

@@ -107,3 +107,25 @@ def test_damaged_part_is_made_again(tmp_path, capsys):
     other = tmp_path / "other.json"
     assert cli.main([*SMALL["certify"], "--out", str(other), "-q"]) == 0
     assert out.read_bytes() == other.read_bytes()
+
+
+def test_certify_halves_ranges_when_memory_ends(tmp_path, capsys, monkeypatch):
+    """The same radii in smaller ranges, the halves kept like whole ones."""
+    words = SMALL["certify"]
+    whole, halved = tmp_path / "whole.json", tmp_path / "halved.json"
+    assert cli.main([*words, "--out", str(whole), "-q"]) == 0
+    answer, sizes = certification.answer, []
+
+    def short_of_memory(task, *others):
+        sizes.append(len(task.x))
+        if len(task.x) > 10:
+            raise RuntimeError("out of memory")
+        return answer(task, *others)
+
+    monkeypatch.setattr(certification, "answer", short_of_memory)
+    assert cli.main([*words, "--out", str(halved), "-q"]) == 0
+    assert sizes == [20, 10, 10, 20, 10, 10, 5]
+    assert "memory ran out on 20 inputs at once; 10 at a time now" in capsys.readouterr().err
+    before, after = (json.loads(path.read_text()) for path in (whole, halved))
+    assert after["radius"] == pytest.approx(before["radius"], rel=1e-6)
+    assert after["environment"]["threads"] == "1" and after["environment"]["dtype"] == "float32"

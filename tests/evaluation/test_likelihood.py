@@ -151,3 +151,24 @@ def test_bad_likelihood_arguments_are_errors(x, generator, wrong):
         negative_log_likelihood(Linear().vae(), x[:, :, :1], generator=generator)
     with pytest.raises(errors.RangeError):
         negative_log_likelihood(Linear().vae(), x + 1, generator=generator)
+
+
+def test_likelihood_in_halves_when_memory_ends(x, generator, monkeypatch):
+    """The draws are the same; only fewer codes are decoded at once."""
+    vae, sizes = rv.models.create("vae", architecture="mlp", latent=2, image_shape=x.shape[1:]), []
+    vae = vae.double().eval()
+    state = generator.get_state()
+    wanted = negative_log_likelihood(vae, x, draws=20, generator=generator)
+    decode = vae.decode
+
+    def small(z):
+        sizes.append(len(z))
+        if len(z) > 30:
+            raise MemoryError
+        return decode(z)
+
+    monkeypatch.setattr(vae, "decode", small)
+    generator.set_state(state)
+    result = negative_log_likelihood(vae, x, draws=20, generator=generator)
+    assert max(sizes) > 30 >= min(sizes)
+    assert_close(result, wanted)

@@ -164,3 +164,21 @@ def test_stopped_evaluation_goes_same_numbers(digits, tmp_path, monkeypatch):
     assert again.measures == whole.measures
     rv.evaluate(vae, digits[1], keep=tmp_path, **options | {"seed": 1})
     assert len(calls) == 7
+
+
+def test_part_without_memory_costs_no_other(tmp_path, monkeypatch):
+    images, vae = rv.data.load("digits", split="test"), rv.load("digits-vae")
+
+    def short(bench):
+        raise MemoryError
+
+    monkeypatch.setitem(summary.PARTS, "slopes", short)
+    ask = {"parts": ["slopes", "weights"], "inputs": 20, "seed": 0, "keep": tmp_path}
+    result = rv.evaluate(vae, images, **ask)
+    assert "memory ran out" in result.absent["slopes"] and result["decoder_weights"].value > 0
+    monkeypatch.undo()
+    told = []
+    again = rv.evaluate(vae, images, **ask, progress=lambda *words: told.append(words))
+    assert again["encoder_slope"].n == 20 and not again.absent
+    assert told == [(0, 2, "slopes")]
+    assert again.facts["environment"]["device"] == "cpu"

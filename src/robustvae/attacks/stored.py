@@ -22,9 +22,10 @@ from robustvae.defenses.defense import is_random
 from robustvae.display import three_lines
 from robustvae.errors import CheckpointError, DataError, ShapeError, StorageError
 from robustvae.models.base import VAE
-from robustvae.models.checkpoint import check_place, contents, load, weights_sha256
+from robustvae.models.checkpoint import check_place, contents, environment, load, weights_sha256
 from robustvae.perturb import Ball
 from robustvae.records import finish_switch, write_files
+from robustvae.records.files import is_file
 from robustvae.records.text import read_json, read_text, reason
 from robustvae.registry import build
 from robustvae.seeding import generator as new_generator
@@ -126,6 +127,7 @@ def store(
         "inputs": len(x),
         "status": list(result.status),
         "model_sha256": weights_sha256(vae),
+        "environment": environment(vae),
         "arrays": sorted(arrays),
     }
     files: dict[str | Path, bytes] = {
@@ -173,7 +175,7 @@ def rescore(folder: str | Path, vae: VAE | None = None) -> Rescored:
     """
     folder = Path(folder)
     finish_switch(folder)
-    if (folder / "record.json").is_file():
+    if is_file(folder / "record.json"):
         return _rescore_audit(folder, vae)
     try:
         manifest = read_json(read_text(folder / "manifest.json"))

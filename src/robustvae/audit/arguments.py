@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from robustvae import registry
 from robustvae.audit.plan import Plan
@@ -91,7 +87,6 @@ def header(
             "cannot resume: the model's weights are not accessible, so it cannot be told from "
             "another; run it without resume"
         )
-    packages = ("robustvae", "torch", "numpy", "scipy")
     return {
         "model": ModelFacts(
             name=run.name or kind,
@@ -113,19 +108,5 @@ def header(
         "plan": plan.model_dump(mode="json"),
         "question": question,
         "victims": {name: repr(victim.defense) for name, victim in named.items()},
-        "environment": {
-            "python": platform.python_version(),
-            **{package: _version(package) for package in packages},
-            "device": str(vae.device),
-            "threads": str(threads or torch.get_num_threads()),
-            "dtype": str(vae.dtype).removeprefix("torch."),
-            "machine": platform.machine(),
-        },
+        "environment": checkpoint.environment(vae, threads),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from the sources, never installed
-        return "not installed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from robustvae.attacks import Attack, MaximumDamage
 from robustvae.audit.plan import AttackPlan, Plan
-from robustvae.audit.progress import duration
 from robustvae.data import Images
 from robustvae.defenses import Victim, is_random
+from robustvae.display import duration
 from robustvae.errors import UnsupportedError
 from robustvae.geometry import is_small
 from robustvae.perturb import Ball, ProjectedAscent
@@ -25,6 +26,7 @@ from robustvae.perturb.ascent import rows_that_fit
 from robustvae.perturb.deadline import until
 from robustvae.seeding import generator
 
+_MOMENT = 15.0  # seconds that nobody minds waiting without a word
 _SAMPLE = 4  # inputs of the measurement
 _SLOW = 0.05  # seconds a row from which one row is sample enough
 _TIMES, _LONG = 3, 3.0  # measurements of a slow row, and seconds beyond which one is enough
@@ -269,14 +271,26 @@ class Costs:
         return f"{plan.inputs} inputs{victims}: {words}, and {memory}"
 
 
+def tell_cost(announce: Callable[[str], None] | None, words: str, seconds: float) -> None:
+    """Tell beforehand what an audit will cost, on standard error where nobody else wants it.
+
+    Args:
+        announce: Whom to tell; None for standard error, and then only of more than a moment.
+        words: What to say.
+        seconds: What it takes.
+    """
+    if announce is not None:
+        announce(words)
+    elif seconds > _MOMENT:
+        print(words, file=sys.stderr, flush=True)
+
+
 def resident_bytes() -> float:
     """Bytes of memory that this process has had at the most, 0 where that cannot be asked."""
     try:
         import resource
     except ImportError:  # not on Windows
         return 0.0
-    import sys
-
     # kilobytes on Linux, bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

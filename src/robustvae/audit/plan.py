@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.attacks import Attack
 from robustvae.errors import ConfigError, RobustVAEError, unknown
 from robustvae.perturb import Ball
@@ -286,6 +287,7 @@ def attacks_of(suite: Any) -> list[AttackPlan]:
     ]
 
 
+@checked()
 def read_plan(plan: str | Path | Mapping[str, Any] | Plan) -> Plan:
     """The plan of a name, a YAML file, a mapping, or itself.
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.audit.plan import STRICT, AttackPlan, Plan, read_plan, read_yaml
 from robustvae.certificates import Question
 from robustvae.data import Images
@@ -118,6 +119,7 @@ class Inputs:
         return digest.hexdigest()
 
 
+@checked()
 def read_protocol(name: str | Path | Mapping[str, Any] | Protocol) -> Protocol:
     """The protocol of a name, a YAML file, a mapping, or itself.
 

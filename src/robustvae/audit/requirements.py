@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.audit.context import standard_measures
 from robustvae.audit.plan import Plan
 from robustvae.audit.summary import PREDICTORS
@@ -15,6 +16,7 @@ def measure_names(plan: Plan) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in plan.without]
 
 
+@checked(formula=True)
 def check_names(plan: Plan) -> list[str]:
     """Ids of the checks that a plan asks for, the library's own first."""
     names = [*STANDARD_CHECKS, *(spec["name"] for spec in plan.checks)]
@@ -31,6 +33,7 @@ def columns_of(plan: Plan) -> list[Column]:
     ]
 
 
+@checked(formula=True)
 def summary_keys(plan: Plan) -> list[str]:
     """Every plain key that the summary may have; what could not be measured is not in a record.
 

@@ -15,7 +15,7 @@ from robustvae.arguments import checked
 from robustvae.audit.admission import admit, readable
 from robustvae.audit.arguments import header, named_victims, question_parts
 from robustvae.audit.auditor import Auditor
-from robustvae.audit.budget import Clock, Costs
+from robustvae.audit.budget import Clock, Costs, tell_cost
 from robustvae.audit.fitting import fit_to_minutes
 from robustvae.audit.job import AuditJob, StageParts
 from robustvae.audit.plan import Plan, read_plan, text
@@ -38,7 +38,6 @@ from robustvae.audit.profiles.running import (
     with_use,
 )
 from robustvae.audit.profiles.shards import key_of
-from robustvae.audit.progress import tell_cost
 from robustvae.audit.protocol import (
     choose,
     read_profile,
@@ -47,7 +46,7 @@ from robustvae.audit.protocol import (
     with_profile,
 )
 from robustvae.audit.tasks import Run, space_needed, torch_threads
-from robustvae.audit.threads import fitting_threads
+from robustvae.audit.threads import fitting_threads, use_threads
 from robustvae.data.coercion import as_images
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_positive, check_type
@@ -182,6 +181,8 @@ def audit(
     executor = registry.build("executor", run.executor)
     head = header(by_name, images, inputs, stages, facts, run, executor.threads)
     head["seed"] = seed
+    if executor.threads is None and run.keep is not None and head["model"].sha256 is not None:
+        use_threads(head, run)
     times = start_time, creation
     if only_scores:
         head["model"] = head["model"].model_copy(update={"source": run.source})

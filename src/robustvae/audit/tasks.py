@@ -10,7 +10,7 @@ from typing import Any, Protocol, final
 
 import torch
 
-from robustvae.audit.progress import Progress
+from robustvae.display import Progress
 from robustvae.errors import is_out_of_memory
 
 Part = dict[str, Any]

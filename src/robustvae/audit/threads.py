@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+
+from robustvae.audit.tasks import Run
+from robustvae.records import Store, plain
 
 _ROUNDS = 3  # of each number of threads in turn, so that all of them meet the same minutes
 _CALLS = 20  # small convolutions, where waiting shows: networks of this size are the usual ones
@@ -59,6 +65,33 @@ def fastest_threads() -> int:
     medians = {threads: statistics.median(times) for threads, times in seconds.items()}
     best = min(medians, key=medians.__getitem__)
     return best if medians[best] < 0.9 * medians[1] else 1
+
+
+def use_threads(head: dict[str, Any], run: Run) -> None:
+    """Give torch the threads that a stopped audit had, so that the one that goes on is the same.
+
+    By the load of the moment it might have others, and then not one of its parts would be its own.
+    Whoever sets OMP_NUM_THREADS decides it himself.
+
+    Args:
+        head: What decides the numbers of the audit; its threads are put right.
+        run: Where its parts are kept, and with them the threads.
+    """
+    if "OMP_NUM_THREADS" in os.environ or run.keep is None:
+        return
+    facts = {**head, "environment": {**head["environment"], "threads": None}}
+    text = json.dumps(plain(facts), sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    store = Store(run.keep, key, run.resume is not False)
+    threads = store.read(_PART)
+    if not isinstance(threads, int) or not 1 <= threads <= _MOST:
+        threads = torch.get_num_threads()
+        store.keep(_PART, threads, lambda words: None)  # parts can be kept without it
+    torch.set_num_threads(threads)
+    head["environment"] = {**head["environment"], "threads": str(threads)}
+
+
+_PART, _MOST = "threads", 1024
 
 
 @contextlib.contextmanager

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from robustvae import registry, zoo
+from robustvae.arguments import checked
 from robustvae.audit.auditor import Auditor
 from robustvae.audit.context import Attacked, nothing_found
 from robustvae.audit.plan import AttackPlan, Plan
-from robustvae.audit.progress import Progress
 from robustvae.audit.protocol import Inputs, sha256
 from robustvae.audit.store import ADVERSARIALS, read_adversarials, tensor_sha256
 from robustvae.audit.summary import summarize
 from robustvae.defenses import Victim
+from robustvae.display import Progress
 from robustvae.errors import DataError, RobustVAEError, check_count
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Column, Record, finish_switch, read_manifest
@@ -79,6 +80,7 @@ class Verification:
         return lines
 
 
+@checked()
 def verify(
     folder: str | Path,
     inputs: int = 8,

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.bounds.numbers import SLACK, double
 from robustvae.bounds.search import largest
 from robustvae.errors import check_choice, check_probability
 
 
+@checked(formula=True)
 def barrett_probability(
     size: Any, stddev_norm: Any, *, r: float, a: float, b: float, c: float, latent: int
 ) -> Tensor:
@@ -48,6 +50,7 @@ def barrett_probability(
     return 1 - torch.minimum(p1, p2)
 
 
+@checked(formula=True)
 def barrett_margin(
     stddev_norm: Any, *, r: float, m: float, a: float, b: float, c: float, latent: int
 ) -> Tensor:
@@ -85,6 +88,7 @@ def barrett_margin(
     return torch.maximum(m1, largest(holds, torch.full_like(norm, r / a / b)))
 
 
+@checked(formula=True)
 def barrett_global_margin(
     stddev: float,
     *,
@@ -129,6 +133,7 @@ def barrett_global_margin(
     return float(largest(holds, torch.full_like(total, r / a / b)))
 
 
+@checked(formula=True)
 def markov_failure(reach: Any, shift: Any, total: Any) -> Tensor:
     """min(1, (D^2 + T) / t^2), Markov's bound on P(||z - z'|| > t); with T = sum s_j^2 it is ours.
 
@@ -139,6 +144,7 @@ def markov_failure(reach: Any, shift: Any, total: Any) -> Tensor:
     return (ratio * (1 + SLACK)).clamp(max=1)
 
 
+@checked(formula=True)
 def tail_failure(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
     """[Barrett22]'s p2: a chi-square's tail beyond u = (t - D)^2 / s^2, 1 where that says nothing.
 

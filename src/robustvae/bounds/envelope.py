@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.bounds.numbers import SLACK, double, slack
 from robustvae.errors import ShapeError, check_positive
 
 
+@checked(formula=True)
 def envelope_reach(logits: Tensor, r: float | Tensor) -> Tensor:
     """How far the decoder's logits must move, in l2, before their sigmoids move by r (ours).
 

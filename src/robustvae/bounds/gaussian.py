@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.bounds.numbers import CDF_SLACK, double
 from robustvae.errors import check_probability
 
 
+@checked(formula=True)
 def first_order_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
     """(Phi^-1(p) - Phi^-1(m)) / ||diag(sigma)^-1 J||_2: a linear extrapolation, not a guarantee.
 
@@ -33,6 +35,7 @@ def first_order_margin(probability: Any, m: float, jacobian: Tensor, stddev: Ten
     return _normal_gap(probability, m) / torch.linalg.matrix_norm(scaled, ord=2)
 
 
+@checked(formula=True)
 def spectral_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
     """sigma_min (Phi^-1(p) - Phi^-1(m)) / ||J||_2, between the other two; same arguments.
 
@@ -43,6 +46,7 @@ def spectral_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor
     return least * _normal_gap(probability, m) / torch.linalg.matrix_norm(double(jacobian), ord=2)
 
 
+@checked(formula=True)
 def camuto_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) -> Tensor:
     """[Camuto21]'s first-order margin sigma_min (Phi^-1(p) - Phi^-1(m)) / ||J||_F; same arguments.
 
@@ -53,6 +57,7 @@ def camuto_margin(probability: Any, m: float, jacobian: Tensor, stddev: Tensor) 
     return least * _normal_gap(probability, m) / torch.linalg.matrix_norm(double(jacobian))
 
 
+@checked(formula=True)
 def neyman_pearson_shift(probability: Any, m: float) -> Tensor:
     """Phi^-1(p) - Phi^-1(m): how far the latent mean may move, in standard deviations (ours).
 
@@ -72,6 +77,7 @@ def neyman_pearson_shift(probability: Any, m: float) -> Tensor:
     return _normal_gap(probability, m) * (1 - CDF_SLACK)
 
 
+@checked(formula=True)
 def moved_failure(failure: Any, shift: Any, stddev: Tensor, least: Tensor, most: Tensor) -> Tensor:
     """How often an event can fail once mean and standard deviation have moved (ours).
 

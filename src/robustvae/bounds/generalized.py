@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.bounds.numbers import CDF_SLACK, SLACK, double
 from robustvae.errors import ShapeError
 
 
+@checked(formula=True)
 def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tensor:
     """P(sum_j (s_j n_j + D_j)^2 <= t^2), rounded down.
 

@@ -8,7 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 
+
+@checked(formula=True)
 def largest(holds: Callable[[Tensor], Tensor], upper: Tensor, steps: int = 36) -> Tensor:
     """The largest radius at which `holds` was seen to hold, by bisection in batch.
 
@@ -41,6 +44,7 @@ def largest(holds: Callable[[Tensor], Tensor], upper: Tensor, steps: int = 36) -
     return low
 
 
+@checked(formula=True)
 def crossing(
     value: Callable[[Tensor, Tensor], Tensor], upper: Tensor, guess: Tensor | None = None
 ) -> Tensor:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.bounds.barrett import markov_failure
 from robustvae.bounds.numbers import CDF_SLACK, SLACK, double
 from robustvae.bounds.search import largest
 from robustvae.errors import RangeError, check_count, check_probability
 
 
+@checked(formula=True)
 def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
     """F(t^2/s^2; d, D^2/s^2), the noncentral chi-square's CDF, where it is at least 1/2.
 
@@ -56,6 +58,7 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
     return torch.where(value >= 0.5, value, (central - CDF_SLACK).clamp_min(0))
 
 
+@checked(formula=True)
 def isotropic_guess(
     reach: Tensor, shift: Callable[[Tensor], tuple[Tensor, Tensor]], m: float, latent: int
 ) -> Tensor:
@@ -85,6 +88,7 @@ def isotropic_guess(
     return largest(holds, reach / shift(torch.ones_like(reach))[0], steps=24)
 
 
+@checked(formula=True)
 def isotropic_mass(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
     """F(t^2/s^2; d, D^2/s^2), rounded down: smooth, but of unequal spreads no bound below 1/2.
 
@@ -102,6 +106,7 @@ def isotropic_mass(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
     return mass - CDF_SLACK
 
 
+@checked(formula=True)
 def trace_markov_probability(reach: Any, shift: Any, total: Any) -> Tensor:
     """1 - (D^2 + T) / t^2, or 0: needs only the sum T of the variances, and holds at any m (ours).
 
@@ -113,6 +118,7 @@ def trace_markov_probability(reach: Any, shift: Any, total: Any) -> Tensor:
     return 1 - markov_failure(reach, shift, total)
 
 
+@checked(formula=True)
 def chi_quantile(chance: float, latent: int) -> float:
     """The length that a standard normal vector of dimension d exceeds with chance 1 - `chance`.
 

@@ -66,7 +66,7 @@ class Calls:
 
     def is_valid(self, task: Task, part: Any) -> bool:
         """Whether a stored part is one of a call."""
-        return isinstance(part, dict) and ("value" in part or "error" in part)
+        return isinstance(part, dict) and "value" in part
 
     def needed(self, task: Task, parts: Mapping[str, Part]) -> dict[str, Part]:
         """Nothing: calls do not read each other's results."""

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import final
 
-from robustvae.audit.progress import Lines
 from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.pool import Event, Job, Outcome, Pool, Tell
+from robustvae.display import Lines
 from robustvae.errors import ModelError, single_line
 from robustvae.records import Store, plain
 
@@ -70,6 +70,8 @@ class _Driver:
             elif part is not None:
                 path = self.store.path(task.key)
                 self.store.damaged.append("" if path is None else path.name)
+        for name in self.store.damaged:
+            self.notice(f"{name} was damaged and is computed again")
         self.reused = len(self.parts)
         self.waiting: dict[str, set[str]] = {}
         self.readers: dict[str, list[str]] = {}
@@ -99,6 +101,7 @@ class _Driver:
                 pool.submit(task, self.job.needed(task, self.parts))
             for event in pool.wait():
                 under_way -= 1
+                self.store.damaged += event.damaged
                 if event.kind == "done":
                     self.finish(event.task, plain(event.content))
                 elif event.kind == "died":
@@ -138,7 +141,11 @@ class _Driver:
                     parent, self.job.joined(parent, [self.parts[one.key] for one in family])
                 )
             return
-        self.store.keep(task.key, part, self.notice)
+        family = self.families.get(task.key, [])
+        has_failed = any(one.key in self.failures for one in family)
+        # a call that failed is made again by the next run
+        if not (has_failed and self.job.bears_failure):
+            self.store.keep(task.key, part, self.notice)
         self.parts[task.key] = part
         self.advance(task.key, task.steps)
         self.unfinished -= 1

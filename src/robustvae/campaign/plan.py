@@ -10,9 +10,12 @@ from typing import Annotated, Any, final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from robustvae.arguments import checked
 from robustvae.audit.plan import read_plan, read_yaml, text
 from robustvae.audit.protocol import read_protocol
 from robustvae.errors import ConfigError, RobustVAEError, unknown
+from robustvae.records import Record
+from robustvae.records.text import read_json, read_text
 from robustvae.registry import build
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -101,7 +104,63 @@ class CampaignPlan(BaseModel):
                 name = "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts)
                 yield Audit(name, model, protocol)
 
+    def question(self, audit: Audit) -> dict[str, Any]:
+        """What decides the numbers of one of its audits, beside the weights, in JSON's own types.
 
+        Examples:
+            >>> from robustvae.campaign import CampaignPlan
+            >>> campaign = CampaignPlan(models=["a"], plan="smoke", seed=3)
+            >>> campaign.question(next(campaign.audits()))["seed"]
+            3
+        """
+        return {
+            **self.model_dump(mode="json", include=set(_SHARED)),
+            "plan": read_plan(self.plan).model_dump(mode="json"),
+            "model": audit.model.model_dump(mode="json"),
+            "protocol": None
+            if audit.protocol is None
+            else read_protocol(audit.protocol).model_dump(mode="json"),
+        }
+
+
+QUESTION = "campaign.json"
+"""Beside an audit of a campaign: what was asked of it."""
+
+_SHARED = ("defenses", "data", "split", "seed", "minutes")
+
+
+def is_finished(folder: Path, question: Mapping[str, Any], sha256: str | None) -> bool:
+    """Whether a folder holds the audit of a question.
+
+    Args:
+        folder: Of the audit.
+        question: What `CampaignPlan.question` says of it.
+        sha256: Of the model's weights as they are now; None where these are not accessible.
+
+    Raises:
+        ConfigError: The folder holds another audit.
+        DataError: Its record cannot be read.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return False
+    try:
+        before = read_json(read_text(folder / QUESTION))
+        changes = [key for key in question if before[key] != question[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        changes = ["what was asked there"]
+    weights = Record.from_json(read_text(path)).model.sha256
+    if not changes and None not in (weights, sha256) and weights != sha256:
+        changes = ["the model's weights"]
+    if changes:
+        raise ConfigError(
+            f"{folder} holds another audit than is asked for, by {', '.join(changes)}: "
+            "choose another --out, or --fresh to replace it"
+        )
+    return True
+
+
+@checked()
 def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> CampaignPlan:
     """The campaign of a YAML file, a mapping, or itself.
 
@@ -134,6 +193,11 @@ def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> Campai
         read_protocol(protocol)
     read_plan(campaign.plan)
     names = [audit.name for audit in campaign.audits()]
+    nameless = [audit.model.label for audit in campaign.audits() if not audit.name]
+    if nameless:
+        raise ConfigError(
+            f"campaign: {nameless[0]!r:.60} gives no name for a folder: add a name to that model"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"campaign: two audits are called {twice!r}: give each model once")

@@ -59,11 +59,13 @@ class Event:
         kind: "done", "error" (it raised), or "died" (its worker did).
         task: The task.
         content: The part; the exception; why the worker is gone.
+        damaged: Names of stored files that the worker found damaged.
     """
 
     kind: Literal["done", "error", "died"]
     task: Task
     content: Any
+    damaged: tuple[str, ...] = ()
 
 
 class Pool(Protocol):

@@ -63,11 +63,13 @@ def compute(
         if channel is not None:
             _send(channel, {"kind": "step", "words": words})
 
+    store.damaged.clear()
     try:
         part = job.compute(task, parts, SavedState(store, task), say)
     except Exception as error:  # the driver tells what is the input's from what is the job's
-        return {"kind": "error", **described(error)}
-    return {"kind": "done", "part": plain(part), "memory": peak_memory()}
+        return {"kind": "error", **described(error), "damaged": store.damaged}
+    memory = peak_memory()
+    return {"kind": "done", "part": plain(part), "memory": memory, "damaged": store.damaged}
 
 
 def described(error: BaseException) -> dict[str, str]:

@@ -52,6 +52,7 @@ class Design:
     barrett: float
 
 
+@checked()
 def isotropic_margin(
     stddev: float, *, r: float, m: float, a: float, b: float, latent: int, displacement: str
 ) -> float:
@@ -151,6 +152,7 @@ _DEFAULTS: DesignOptions = {
 }
 
 
+@checked()
 def design(
     margin: float,
     *,

@@ -277,6 +277,7 @@ def _checked(function: Callable[..., Any]) -> Statistic:
     return statistic
 
 
+@checked()
 def median_probability(votes: int, chance: float) -> float:
     """P that the median of `votes` independent scores stays on the side that one score stays on.
 
@@ -305,6 +306,7 @@ def median_probability(votes: int, chance: float) -> float:
     return float(bdtrc((votes - 1) // 2, votes, chance))
 
 
+@checked()
 def certified_auroc(
     normal: ScoreBounds, anomalous: ScoreBounds, attacked: Attacked = "both"
 ) -> Tensor:
@@ -340,6 +342,7 @@ def certified_auroc(
     return (low[None, :, :] > high[:, None, :]).double().mean((0, 1))
 
 
+@checked()
 def certified_tpr(
     normal: ScoreBounds, anomalous: ScoreBounds, fpr: float = 0.05, attacked: Attacked = "both"
 ) -> Tensor:
@@ -406,6 +409,7 @@ class ExpectedScore:
     confidence: float
 
 
+@checked()
 def certify_expectation(
     victim: Victim,
     x: Tensor,

@@ -92,7 +92,7 @@ def run(options: Options) -> None:
             table[-1] += (f"{inconclusive} of {len(x)}",)
             if options.out is not None:
                 folder = options.out / ("undefended" if number == 0 else f"defense-{number}")
-                words = f"{options.goal}, {options.search}"
+                words = f"{options.goal}, {options.search}, seed {options.seed}"
                 store(folder, victim, x, result, ball, attack=words)
     show_table(
         table,

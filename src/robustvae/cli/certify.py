@@ -97,7 +97,7 @@ def run(options: Options) -> None:
             draws=options.draws,
             generator=rv.generator(options.seed),
         )
-        _write(options, rows, images, certificate)
+        _write(options, rows, images, certificate, vae)
     radii = sorted(certificate.radius.tolist())
     share = sum(radius > 0 for radius in radii) / len(radii)
     values = (radii[0], radii[(len(radii) - 1) // 2], sum(radii) / len(radii), radii[-1])
@@ -138,14 +138,19 @@ def run(options: Options) -> None:
         show(f"written: {options.out}")
 
 
-def _write(options: Options, rows: Any, images: Any, certificate: Any) -> None:
+def _write(options: Options, rows: Any, images: Any, certificate: Any, vae: Any) -> None:
+    from robustvae.models.checkpoint import environment, weights_sha256
     from robustvae.records import plain, write_text
 
     if options.out is None:
         return
     content = {
         "model": options.model,
+        "sha256": weights_sha256(vae),
         "data": images.name,
+        "split": images.split,
+        "seed": options.seed,
+        "environment": environment(vae),
         "r": options.r,
         "m": options.m,
         "inputs": rows.tolist(),

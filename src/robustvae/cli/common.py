@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, final
 import typer
 from typer.core import TyperGroup
 
+from robustvae.display import Lines
 from robustvae.errors import ConfigError, DtypeError, single_line, unknown
 
 # The one model that every command takes by default: both ends of its bracket are visible.
@@ -356,15 +356,14 @@ def kept(folder: Path | None, vae: Any, facts: Any, *, fresh: bool) -> Iterator[
     import hashlib
     import json
 
-    from robustvae import __version__
-    from robustvae.models.checkpoint import weights_sha256
+    from robustvae.models.checkpoint import environment, weights_sha256
     from robustvae.records import Lock, Store, forget_parts, plain
 
     weights = weights_sha256(vae)
     if folder is None or weights is None:
         yield Store(None, "")
         return
-    text = json.dumps([__version__, weights, plain(facts)], sort_keys=True)
+    text = json.dumps([environment(vae), weights, plain(facts)], sort_keys=True)
     with Lock(folder):
         if fresh:
             forget_parts(folder)
@@ -427,7 +426,7 @@ def progress(task: str, quiet: bool) -> Iterator[Any]:
         with _bar(task, screen) as report:
             yield report
     else:
-        yield _lines(task)
+        yield Lines(every=_PAUSE, task=task)
 
 
 @contextlib.contextmanager
@@ -453,30 +452,6 @@ def _bar(task: str, screen: Any) -> Iterator[Any]:
         yield lambda done, total, what: bar.update(
             task_id, completed=done, total=total, description=single_line(what, 60)
         )
-
-
-def _lines(task: str) -> Any:
-    from robustvae.cli.printing import show
-
-    start = last = time.monotonic()
-
-    def report(done: int, total: int, what: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < _PAUSE and done < total:
-            return
-        last = now
-        left = "" if done < 1 else f", {(now - start) * (total - done) / done:.0f} s left"
-        show(f"{task}: {done} of {total}, {what}, {now - start:.0f} s so far{left}", stderr=True)
-
-    return report
-
-
-def progress_line(quiet: bool) -> Any:
-    """A function that prints each step on standard error when it begins; None if quiet."""
-    from robustvae.cli.printing import show
-
-    return None if quiet else lambda what: show(what, stderr=True)
 
 
 def show_evaluation(evaluation: Any) -> None:

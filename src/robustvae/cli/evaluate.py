@@ -47,7 +47,10 @@ def run(options: Options) -> None:
     vae, images = options.load()
     train = common.load_images(options.model, options.data, "train")
     place = common.parts_beside(options.out)
-    with common.kept(place, vae, (), fresh=options.fresh) as store:
+    with (
+        common.kept(place, vae, (), fresh=options.fresh) as store,
+        common.progress("evaluate", options.quiet) as progress,
+    ):
         evaluation = rv.evaluate(
             vae,
             images,
@@ -57,7 +60,7 @@ def run(options: Options) -> None:
             parts=options.part,
             seed=options.seed,
             keep=store.folder,
-            progress=common.progress_line(options.quiet),
+            progress=progress,
             notice=common.say,
         )
         if options.out is not None:

@@ -10,6 +10,7 @@ import typer
 
 from robustvae.cli import common
 from robustvae.cli.common import Device, Quiet, from_options
+from robustvae.display import Lines
 
 app = typer.Typer(
     cls=common.CommandGroup,
@@ -140,7 +141,8 @@ def train_model(options: TrainOptions) -> None:
         draws=options.draws,
         continuous=options.continuous,
         device=None if options.device == "cpu" else options.device,
-        progress=common.progress_line(options.quiet),
+        # lines also on a terminal, where the training draws its own bar
+        progress=None if options.quiet else Lines(every=10, task="measures"),
     )
     show(f"model: {folder}")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.data.arrays import labels_of, pixels_of
 from robustvae.data.images import Images
 from robustvae.errors import DataError, DtypeError
@@ -55,6 +56,7 @@ class Items:
         return torch.cat(images)
 
 
+@checked(formula=True)
 def from_dataset(dataset: Dataset, name: str = "dataset", split: str = "train") -> Images:
     """The images of any dataset of pairs (image, label), such as those of torchvision.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustvae.arguments import checked
 from robustvae.data.arrays import CHANNELS, labels_of, pixels_of, read_arrays
 from robustvae.data.arrays import SUFFIXES as ARRAYS
 from robustvae.data.images import Images, Source, rank_in_class
@@ -97,6 +98,7 @@ class Fitted:
         return fitted(self.source.read(rows, epoch), self.crop, self.size, self.where)
 
 
+@checked(formula=True)
 def read_folder(
     folder: str | Path,
     split: str = "train",

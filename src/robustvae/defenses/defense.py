@@ -10,6 +10,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import check_images, check_type
 from robustvae.models.base import VAE, check_weights, frozen
 from robustvae.models.layout import channels_last
@@ -65,6 +66,7 @@ class Cost:
         return Cost(self.gradients * count, self.forwards * count)
 
 
+@checked()
 def is_random(defense: object) -> bool:
     """Whether two calls on one image may differ; true of a defense that does not say.
 
@@ -77,6 +79,7 @@ def is_random(defense: object) -> bool:
     return bool(getattr(defense, "is_random", True))
 
 
+@checked()
 def reads_encoder_mean(defense: object) -> bool:
     """Whether the latent's mean is the encoder's mean; false of a defense that does not say.
 
@@ -89,6 +92,7 @@ def reads_encoder_mean(defense: object) -> bool:
     return bool(getattr(defense, "reads_encoder_mean", False))
 
 
+@checked()
 def seeks_mode(defense: object) -> bool:
     """Whether the latent is a mode of a density that the defense names by its method `target`.
 
@@ -106,6 +110,7 @@ def is_posterior_mean(defense: object) -> bool:
     return reads_encoder_mean(defense) and not is_random(defense)
 
 
+@checked()
 def cost(defense: object) -> Cost | None:
     """What one image takes; None of a defense that does not say.
 

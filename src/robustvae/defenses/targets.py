@@ -31,6 +31,7 @@ _NEAR = 1e-3  # of the radius by which a warm point may miss the sphere, before 
 _LEAST_POWER = -14.0  # of the multiplier: below it no ball holds anything back
 
 
+@checked()
 def posterior(vae: VAE, x: Tensor) -> Target:
     """log p(x | z) + log p(z): the posterior of each image, up to a constant, in nats.
 

@@ -66,6 +66,7 @@ class FeatureNet(nn.Module):
         return features
 
 
+@checked(formula=True)
 def train_features(images: Images, *, epochs: int = 2, generator: torch.Generator) -> FeatureNet:
     """A `FeatureNet` taught to tell the classes of `images` apart, for Fréchet distances.
 

@@ -55,6 +55,7 @@ def active_units(mean: Tensor, *, threshold: float = 0.01) -> Tensor:
     return mean.var(0) > threshold
 
 
+@checked(formula=True)
 def aggregate_terms(
     vae: VAE, x: Tensor, *, draws: int = 1000, generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -128,6 +129,7 @@ def aggregate_terms(
     }
 
 
+@checked(formula=True)
 def linear_probe(codes: Tensor, y: Tensor, test_codes: Tensor, test_y: Tensor) -> Tensor:
     """Which images a logistic regression on their codes classifies rightly.
 

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from robustvae.arguments import checked
-from robustvae.errors import UnsupportedError, check_count, check_images, check_type
+from robustvae.errors import (
+    UnsupportedError,
+    check_count,
+    check_images,
+    check_type,
+    is_out_of_memory,
+)
 from robustvae.models import VAE, Distribution
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
@@ -96,6 +102,29 @@ def negative_log_likelihood(
         return torch.cat([_one_pass(vae, part, draws, rows, read, generator) for part in parts])
 
 
+def in_halves(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """What `compute` gives for rows, all at once or in halves where memory runs out on them.
+
+    Examples:
+        >>> import torch
+        >>> from robustvae.evaluation.likelihood import in_halves
+        >>> in_halves(lambda rows: 2 * rows, torch.arange(3))
+        tensor([0, 2, 4])
+    """
+    try:
+        return compute(rows)
+    except Exception as error:
+        if len(rows) < 2 or not is_out_of_memory(error):
+            raise
+    # outside of `except`: the error's frames hold what filled the memory
+    return torch.cat([in_halves(compute, half) for half in rows.tensor_split(2)])
+
+
+def outputs(vae: VAE, z: Tensor) -> Tensor:
+    """Means of the decoder, (B, C, H, W), in smaller batches where memory runs out."""
+    return in_halves(lambda codes: vae.decode(codes).mean, z)
+
+
 def _one_pass(
     vae: VAE,
     x: Tensor,
@@ -108,9 +137,14 @@ def _one_pass(
     log_weights = []
     for start in range(0, draws, rows):
         z = draw(posterior, (min(rows, draws - start),), generator=generator)
-        decoded = vae.decode(z.flatten(0, 1))
-        likelihood = decoded if read is None else read(decoded)
-        log_likelihood = likelihood.log_prob(x.repeat(len(z), 1, 1, 1)).flatten(1).sum(1)
+        codes, images = z.flatten(0, 1), x.repeat(len(z), 1, 1, 1)
+
+        def log_likelihoods(rows: Tensor, codes: Tensor = codes, images: Tensor = images) -> Tensor:
+            decoded = vae.decode(codes[rows])
+            likelihood = decoded if read is None else read(decoded)
+            return likelihood.log_prob(images[rows]).flatten(1).sum(1)
+
+        log_likelihood = in_halves(log_likelihoods, torch.arange(len(codes), device=z.device))
         log_joint = log_likelihood.reshape(z.shape[:2]) + prior.log_prob(z).sum(2)
         log_weights.append(log_joint - posterior.log_prob(z).sum(2))
     return math.log(draws) - torch.cat(log_weights).double().logsumexp(0)
@@ -150,7 +184,7 @@ def squared_error(
         for part in x.split(ROWS):
             q = vae.encode(part)
             z = draw(q, generator=generator) if sampled else q.mean
-            image = vae.decode(z).mean
+            image = outputs(vae, z)
             if image.shape != part.shape:
                 raise UnsupportedError(
                     f"an error of reconstructions wants outputs of the inputs' shape "

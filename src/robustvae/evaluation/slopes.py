@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robustvae.arguments import checked
 from robustvae.errors import check_type
 from robustvae.evaluation.likelihood import check_input, judged
 from robustvae.jacobians import jacobian
@@ -15,6 +16,7 @@ from robustvae.seeding import generator
 _CHUNK = 50
 
 
+@checked(formula=True)
 def encoder_slopes(vae: VAE, x: Tensor) -> Tensor:
     """Frobenius norm of the Jacobian of the encoder's mean at each image.
 
@@ -40,6 +42,7 @@ def encoder_slopes(vae: VAE, x: Tensor) -> Tensor:
         return _frobenius(jacobian(lambda image: vae.encode(image).mean, x, chunk=_CHUNK))
 
 
+@checked(formula=True)
 def decoder_slopes(vae: VAE, x: Tensor) -> Tensor:
     """Frobenius norm of the Jacobian of the decoder's mean at the code of each image.
 
@@ -63,6 +66,7 @@ def decoder_slopes(vae: VAE, x: Tensor) -> Tensor:
         return _frobenius(jacobian(lambda code: vae.decode(code).mean, z, chunk=_CHUNK))
 
 
+@checked(formula=True)
 def weight_norms(vae: VAE) -> tuple[float, float]:
     """l2 norms of all weights that the encoder depends on, and of those the decoder depends on.
 

@@ -19,7 +19,7 @@ from robustvae.arguments import checked
 from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
 from robustvae.data.verbs import reads_inputs
-from robustvae.display import three_lines
+from robustvae.display import Progress, three_lines
 from robustvae.errors import (
     RangeError,
     RobustVAEError,
@@ -33,11 +33,17 @@ from robustvae.errors import (
 )
 from robustvae.evaluation.features import frechet_of, train_features
 from robustvae.evaluation.latents import active_units, aggregate_terms, encoded, linear_probe
-from robustvae.evaluation.likelihood import ROWS, judged, negative_log_likelihood, squared_error
+from robustvae.evaluation.likelihood import (
+    ROWS,
+    judged,
+    negative_log_likelihood,
+    outputs,
+    squared_error,
+)
 from robustvae.evaluation.slopes import decoder_slopes, encoder_slopes, weight_norms
 from robustvae.metrics import mean_stderr
 from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
-from robustvae.models.checkpoint import weights_sha256
+from robustvae.models.checkpoint import environment, weights_sha256
 from robustvae.objectives import ELBO
 from robustvae.records import Store, plain
 from robustvae.seeding import draw, shard_generator
@@ -107,7 +113,8 @@ class Evaluation:
         absent: What could not be measured, with the reason.
         per_image: The numbers of the single images, by key, and under "index" which images these
             are; the first of them where a measure took fewer.
-        facts: Data, split, seed, draws, the weights' sha256 and seconds.
+        facts: Data, split, seed, draws, the weights' sha256, seconds, and under "environment"
+            versions, device, threads and floating type.
 
     Examples:
         >>> import robustvae as rv
@@ -151,7 +158,7 @@ class EvaluationOptions(TypedDict, total=False):
     train: Images | None
     parts: Sequence[str] | None
     keep: str | Path | None
-    progress: Callable[[str], None] | None
+    progress: Progress | None
     notice: Callable[[str], None] | None
 
 
@@ -207,7 +214,7 @@ def evaluate(
             - keep: Folder that finished parts are written to as they come, and the likelihoods,
               which take longest, 100 images at a time; run again, a stopped evaluation of the same
               weights, images and draws takes them from there;
-            - progress: Called with the name of each part when it begins;
+            - progress: Called with (steps done, steps in all, the part under way);
             - notice: Told in a sentence that a stopped evaluation goes on, or that a part that was
               kept is damaged and measured again.
 
@@ -250,7 +257,8 @@ def evaluate(
         raise RangeError("a standard error wants at least two images, got one")
     start = time.perf_counter()
     bench = _Bench(vae, images, train, seed, inputs, draws, settings["keep"])
-    bench.measure(parts, progress or (lambda _: None), settings["notice"] or (lambda _: None))
+    notice = settings["notice"] or (lambda _: None)
+    bench.measure(parts, progress or (lambda done, total, words: None), notice)
     facts = {
         "data": images.name,
         "split": images.split,
@@ -259,6 +267,7 @@ def evaluate(
         "draws": draws,
         "seed": seed,
         "sha256": weights_sha256(vae),
+        "environment": environment(vae),
         "seconds": round(time.perf_counter() - start, 1),
     }
     return Evaluation(tuple(bench.measures), bench.absent, bench.per_image, facts)
@@ -286,20 +295,26 @@ class _Bench:
         others = None if train is None else (train.name, train.split, len(train))
         content = hashlib.sha256(self.x.cpu().double().numpy().tobytes()).hexdigest()
         about = (images.name, images.split, len(images), others, rows.tolist(), content)
-        question = (weights_sha256(vae), str(self.x.device), *about, seed, draws)
+        # of another version or another number of threads the last digits may differ
+        question = (weights_sha256(vae), environment(vae), *about, seed, draws)
         key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
         # without weights one model cannot be told from another
         self.store = Store(keep if question[0] else None, key)
         self.train = train
         self.notice: Callable[[str], None] = lambda _: None
+        self.tell: Callable[[str], None] = lambda _: None
+        self.done = 0
         self.measures: list[Measure] = []
         self.absent: dict[str, str] = {}
         self.per_image: dict[str, list[float]] = {"index": rows.tolist()}
 
     def measure(
-        self, parts: Sequence[str], progress: Callable[[str], None], notice: Callable[[str], None]
+        self, parts: Sequence[str], progress: Progress, notice: Callable[[str], None]
     ) -> None:
         """Measure the parts that are not kept, and keep them."""
+        steps = {part: self._steps(part) for part in parts}
+        total = sum(steps.values())
+        self.tell = lambda words: progress(min(self.done, total - 1), total, words)
         before = {part: content for part in parts if (content := self.store.read(part))}
         if before:
             words = f"going on with {len(before)} of {len(parts)} parts that this run left in"
@@ -307,8 +322,13 @@ class _Bench:
         self.notice = notice
         for part in parts:
             if part not in before:
-                progress(part)
-                self.store.keep(part, self._measured(part), notice)
+                self.done = sum(steps[one] for one in parts[: parts.index(part)])
+                self.tell(part)
+                content = self._measured(part)
+                if content is None:  # not kept: with more memory it may be measured
+                    self.absent[part] = "memory ran out: free some, or ask for fewer inputs"
+                else:
+                    self.store.keep(part, content, notice)
                 continue
             content = before[part]
             self.measures += [_restored(fields) for fields in content["measures"]]
@@ -318,16 +338,25 @@ class _Bench:
         for name in self.store.damaged:
             notice(f"{name} was damaged and is measured again")
 
-    def _measured(self, part: str) -> dict[str, Any]:
-        """What one part adds."""
+    def _steps(self, part: str) -> int:
+        """How many steps a part has, for the progress; the likelihoods take longest."""
+        return -(-len(self.x) // SHARD) + 1 if part in ("likelihood", "continuous") else 1
+
+    def _measured(self, part: str) -> dict[str, Any] | None:
+        """What one part adds; None where memory does not suffice for it."""
         count, keys = len(self.measures), {*self.per_image}
         try:
             PARTS[part](self)
         except UnsupportedError as error:
             self.absent[part] = str(error)
         except Exception as error:  # a stranger's code may raise anything, in a backward pass too
+            if is_out_of_memory(error):
+                del self.measures[count:]
+                for key in self.per_image.keys() - keys:
+                    del self.per_image[key]
+                return None
             is_foreign = getattr(self.vae, "is_foreign", False)
-            if isinstance(error, RobustVAEError) or is_out_of_memory(error) or not is_foreign:
+            if isinstance(error, RobustVAEError) or not is_foreign:
                 raise
             self.absent[part] = f"the model raised {type(error).__name__}: {single_line(error)}"
         return {
@@ -364,6 +393,8 @@ class _Bench:
     ) -> Tensor:
         shards = []
         for number, x in enumerate(self.x.split(SHARD)):
+            self.tell(f"{key} of images {number * SHARD + 1} to {number * SHARD + len(x)}")
+            self.done += 1
             values = self.store.read(f"{key}-{number}")
             if values is None:
                 noise = shard_generator(self.seed, number, "likelihood")
@@ -430,8 +461,8 @@ class _Bench:
         with torch.no_grad(), judged(self.vae):
             draws = self.generator("samples")
             z = draw(self.vae.prior(), (len(self.x),), generator=draws)
-            samples = torch.cat([self.vae.decode(part).mean for part in z.split(ROWS)])
-            again = [self.vae.decode(self.vae.encode(x).mean).mean for x in self.x.split(ROWS)]
+            samples = torch.cat([outputs(self.vae, part) for part in z.split(ROWS)])
+            again = [outputs(self.vae, self.vae.encode(x).mean) for x in self.x.split(ROWS)]
         features = train_features(train, generator=self.generator("features"))
         kind = next(features.parameters())
         for key, fake, what in (

@@ -254,6 +254,7 @@ class LanczosOptions(TypedDict, total=False):
 _LANCZOS: LanczosOptions = {"count": 1, "steps": None}
 
 
+@checked()
 def leading_pullback(
     vae: VAE,
     x: Tensor,
@@ -330,6 +331,7 @@ class Spectrum:
     is_exact: bool
 
 
+@checked()
 def spectrum(
     vae: VAE,
     x: Tensor,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from robustvae.arguments import checked
 from robustvae.errors import check_type
 from robustvae.records import Record
 from robustvae.records.requirements import outcomes
@@ -32,6 +33,7 @@ class Logger(Protocol):
         ...
 
 
+@checked()
 def log_record(
     logger: Logger,
     record: Record,

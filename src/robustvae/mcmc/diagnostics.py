@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import ShapeError, check_count
 from robustvae.mcmc.hmc import Chain
@@ -41,6 +42,7 @@ class Diagnosis:
         return (self.divergences == 0) & (self.r_hat < 1.1) & (self.ess >= 10)
 
 
+@checked(formula=True)
 def diagnose(chain: Chain, chains: int) -> Diagnosis:
     """The diagnostics of each input, from a run that kept its positions.
 
@@ -83,6 +85,7 @@ def diagnose(chain: Chain, chains: int) -> Diagnosis:
     )
 
 
+@checked(formula=True)
 def ess(draws: Tensor) -> Tensor:
     """Effective sample size of every chain and coordinate, by Geyer's initial monotone sequence.
 
@@ -122,6 +125,7 @@ def ess(draws: Tensor) -> Tensor:
     return length / (2 * total - 1).clamp_min(1 / length)
 
 
+@checked(formula=True)
 def r_hat(draws: Tensor) -> Tensor:
     """Split R-hat over restarts: near 1 where all chains of a coordinate agree.
 

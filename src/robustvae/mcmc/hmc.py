@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, check_count, check_number, check_positive, check_type
 from robustvae.mcmc.adaptation import Adaptation, PerChain
@@ -120,6 +121,7 @@ class Chain:
     draws: Tensor | None = None
 
 
+@checked()
 def hmc_step(
     log_density: LogDensity,
     state: State,
@@ -185,6 +187,7 @@ def hmc_step(
     return new, Step(acceptance, error, accepted, ~(error <= DIVERGED))
 
 
+@checked()
 def hmc(
     log_density: LogDensity,
     z: Tensor,

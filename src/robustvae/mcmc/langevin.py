@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.mcmc.adaptation import Adaptation, FixedStep, PerChain
 from robustvae.mcmc.hmc import DEFAULT_KERNEL, Chain, Kernel, hmc
 from robustvae.mcmc.leapfrog import LogDensity
@@ -15,6 +16,7 @@ from robustvae.mcmc.leapfrog import LogDensity
 MALA = PerChain(acceptance=0.574)
 
 
+@checked()
 def langevin(
     log_density: LogDensity,
     z: Tensor,

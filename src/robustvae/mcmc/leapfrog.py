@@ -9,6 +9,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import ShapeError
 from robustvae.mcmc.mass import MassMatrix, UnitMass
 
@@ -45,6 +46,7 @@ class State:
     gradient: Tensor
 
 
+@checked()
 def evaluate(log_density: LogDensity, z: Tensor, *, graph: bool = False) -> State:
     """The log density and its gradient at `z`: one gradient evaluation for every chain.
 
@@ -79,6 +81,7 @@ def evaluate(log_density: LogDensity, z: Tensor, *, graph: bool = False) -> Stat
     return State(z, value, gradient) if graph else State(z.detach(), value.detach(), gradient)
 
 
+@checked()
 def leapfrog(
     log_density: LogDensity,
     state: State,

@@ -12,6 +12,7 @@ from typing import final
 
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import ShapeError
 
 
@@ -104,6 +105,7 @@ class DenseMass(MassMatrix):
         return DenseMass(self.scale[index])
 
 
+@checked()
 def mass_matrix(scale: Tensor | None) -> MassMatrix:
     """The mass matrix of a square root A: None for the identity, else by its number of axes.
 

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import check_count, check_positive
 from robustvae.mcmc.leapfrog import LogDensity, evaluate
@@ -31,6 +32,7 @@ class Mode:
     gradients: int
 
 
+@checked()
 def mode_search(
     log_density: LogDensity, z: Tensor, *, steps: int, rate: float = 0.1, graph: bool = False
 ) -> Mode:
@@ -78,6 +80,7 @@ def mode_search(
     return Mode(best, highest, steps)
 
 
+@checked()
 def implicit(log_density: LogDensity, z: Tensor, *, products: int = 20) -> Tensor:
     r"""A mode, with the derivatives that the implicit function theorem gives it.
 

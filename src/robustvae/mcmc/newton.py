@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import check_count
 from robustvae.mcmc.leapfrog import LogDensity, State, evaluate
 from robustvae.mcmc.mode_search import Mode
@@ -16,6 +17,7 @@ from robustvae.mcmc.mode_search import Mode
 _ARMIJO = 1e-4
 
 
+@checked()
 def lbfgs(log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10) -> Mode:
     """Climb by L-BFGS with backtracking (Armijo); it never goes down.
 
@@ -74,6 +76,7 @@ def lbfgs(log_density: LogDensity, z: Tensor, *, steps: int, memory: int = 10) -
     return Mode(state.z, state.log_density, steps)
 
 
+@checked()
 def gauss_newton(log_density: LogDensity, precision: LogDensity, z: Tensor, *, steps: int) -> Mode:
     """Climb by damped steps precision^-1 gradient (Levenberg-Marquardt); it never goes down.
 

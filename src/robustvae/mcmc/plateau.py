@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import check_count, check_type
 from robustvae.mcmc.adaptation import FixedStep, PerChain
@@ -40,6 +41,7 @@ class Plateau:
     gradients: Tensor
 
 
+@checked()
 def hmc_to_plateau(
     target: Target,
     z: Tensor,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,36 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             "this folder as the weights, package.module:Name --weights FOLDER"
         )
     return config
+
+
+def environment(vae: VAE, threads: int | None = None) -> dict[str, str]:
+    """Where numbers of a model are computed, as a record says it: versions, device, threads, type.
+
+    Args:
+        vae: The model.
+        threads: Of whoever computes; None for those that torch has here.
+
+    Examples:
+        >>> import robustvae as rv
+        >>> from robustvae.models.checkpoint import environment
+        >>> environment(rv.load("digits-vae"), threads=1)["dtype"]
+        'float32'
+    """
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("robustvae", "torch", "numpy", "scipy")},
+        "device": str(vae.device),
+        "threads": str(threads or torch.get_num_threads()),
+        "dtype": str(vae.dtype).removeprefix("torch."),
+        "machine": platform.machine(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from the sources, never installed
+        return "not installed"
 
 
 def weights_sha256(vae: VAE) -> str | None:

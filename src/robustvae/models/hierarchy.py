@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.errors import ShapeError, UnsupportedError, check_sizes
 from robustvae.models.base import VAE
 from robustvae.models.composition import Composition, Spread
@@ -132,6 +133,7 @@ def chain(
     return walk
 
 
+@checked()
 def conditionals(distribution: Distribution, z: Tensor) -> Distribution:
     """The distribution of every layer given the layers of `z` it depends on; (B, d).
 

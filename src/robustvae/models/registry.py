@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.errors import UnknownNameError
 from robustvae.models.allowance import MODEL_BYTES, Allowance
 from robustvae.models.base import VAE
@@ -23,6 +24,7 @@ def names() -> list[str]:
     return registry.names("model")
 
 
+@checked()
 def create(name: str, *, seed: int = 0, **options: Any) -> VAE:
     """Make a new, untrained model.
 

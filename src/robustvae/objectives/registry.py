@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from robustvae import registry
+from robustvae.arguments import checked
 from robustvae.objectives.base import Objective
 
 
@@ -19,6 +20,7 @@ def names() -> list[str]:
     return registry.names("objective")
 
 
+@checked()
 def create(name: str, **options: Any) -> Objective:
     """Make an objective.
 

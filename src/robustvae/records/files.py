@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from robustvae.arguments import checked
 from robustvae.errors import DataError, StorageError
 from robustvae.records.text import read_json, read_text
 
 
+@checked()
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file whole or not at all: beside its place, then renamed into it.
 
@@ -38,6 +40,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     return Path(path)
 
 
+@checked()
 def write_files(contents: Mapping[str | Path, bytes], remove: Iterable[str | Path] = ()) -> None:
     """Write files that belong together: all beside their places, then all renamed into them.
 
@@ -109,6 +112,7 @@ def write_files(contents: Mapping[str | Path, bytes], remove: Iterable[str | Pat
     _unlink([*(backup for _, _, backup in replacement if backup is not None), *beside, *marks])
 
 
+@checked()
 def finish_switch(folder: str | Path) -> None:
     """Finish what killed processes were switching in a folder, or undo it.
 
@@ -156,6 +160,7 @@ def make_folder(folder: str | Path) -> None:
         place.mkdir(exist_ok=True)
 
 
+@checked()
 def write_set(
     folder: str | Path, contents: Mapping[str, bytes], remove: Sequence[str] = ()
 ) -> Path:
@@ -212,6 +217,7 @@ def manifest(contents: Mapping[str, bytes]) -> str:
     return json.dumps({"files": hashes}, indent=1, sort_keys=True) + "\n"
 
 
+@checked()
 def check_owned(folder: str | Path, names: Iterable[str]) -> None:
     """Raise `StorageError` where a file of such a name was written by somebody else.
 
@@ -268,6 +274,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
+@checked()
 def check_space(folder: str | Path, wanted: int) -> None:
     """Raise `StorageError` unless the disk of a folder has room for so many bytes.
 
@@ -291,6 +298,7 @@ def check_space(folder: str | Path, wanted: int) -> None:
         )
 
 
+@checked()
 def read_manifest(folder: str | Path) -> dict[str, bool]:
     """Whether each file of a set is the one that was written with it.
 
@@ -433,6 +441,7 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+@checked()
 def check_folder(folder: str | Path) -> None:
     """Raise `StorageError` unless files can be written into `folder`, made where it is missing.
 
@@ -441,6 +450,7 @@ def check_folder(folder: str | Path) -> None:
     write_bytes(Path(folder) / ".writable", b"").unlink()
 
 
+@checked()
 def check_file(path: str | Path) -> None:
     """Raise `StorageError` unless `write_bytes` could write this file, which it does at the end.
 
@@ -460,11 +470,13 @@ def check_file(path: str | Path) -> None:
     check_folder(path.parent)
 
 
+@checked()
 def write_text(path: str | Path, content: str) -> Path:
     """`write_bytes` of UTF-8 text."""
     return write_bytes(path, content.encode("utf-8"))
 
 
+@checked()
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

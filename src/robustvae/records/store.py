@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
-from robustvae.errors import StorageError
+from robustvae.arguments import checked
+from robustvae.errors import StorageError, is_out_of_memory
 from robustvae.records.files import write_text
 from robustvae.records.values import plain
 
@@ -111,6 +112,7 @@ class Store:
                 state.unlink(missing_ok=True)
 
 
+@checked()
 def in_ranges(
     store: Store,
     count: int,
@@ -132,7 +134,8 @@ def in_ranges(
         about: What tells these ranges from others of the same store.
 
     Returns:
-        The parts, in JSON's own types and in the order of the inputs.
+        The parts, in JSON's own types and in the order of the inputs; a range has several where
+        memory ran out on all of its inputs at once.
 
     Examples:
         >>> from robustvae.records import Store, in_ranges
@@ -148,16 +151,31 @@ def in_ranges(
         tell(
             f"going on with {len(parts)} of {len(names)} parts that this run left in {store.folder}"
         )
-    for rows, name in zip(ranges, names, strict=True):
-        if name in parts:
-            continue
+
+    def fitting(rows: range) -> list[Any]:
+        """The part of a range, or those of its halves where memory does not suffice for it."""
+        name = f"{about}{rows.start}-{rows.stop}"
+        part = parts[name] if name in parts else store.read(name)
+        if part is not None:
+            return [part]
         if progress is not None:
             progress(rows.start, count, f"inputs {rows.start + 1} to {rows.stop}")
-        parts[name] = plain(compute(rows))
-        store.keep(name, parts[name], tell)
-    return [parts[name] for name in names]
+        try:
+            part = plain(compute(rows))
+        except Exception as error:
+            if len(rows) < 2 or not is_out_of_memory(error):
+                raise
+        if part is None:  # outside of `except`: the error's frames hold what filled the memory
+            half = len(rows) // 2
+            tell(f"memory ran out on {len(rows)} inputs at once; {len(rows) - half} at a time now")
+            return [*fitting(rows[:half]), *fitting(rows[half:])]
+        store.keep(name, part, tell)
+        return [part]
+
+    return [part for rows in ranges for part in fitting(rows)]
 
 
+@checked()
 def forget_parts(folder: str | Path) -> None:
     """Remove the parts that jobs kept in `folder`, and the folder if nothing else is in it.
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final
 
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, DtypeError, RobustVAEError, unknown
 
 if TYPE_CHECKING:  # slow to import, and seldom needed
@@ -160,6 +161,7 @@ def family_base(family: str) -> Callable[[type], type]:
     return decorate
 
 
+@checked()
 def names(family: str) -> list[str]:
     """Names of a family's members, sorted.
 
@@ -174,6 +176,7 @@ def names(family: str) -> list[str]:
     return sorted({*members, *_files(family), *_entry_points(family)})
 
 
+@checked()
 def describe(family: str) -> list[Entry]:
     """Every member of a family with its first docstring line; imports none of the library's own.
 
@@ -185,6 +188,7 @@ def describe(family: str) -> list[Entry]:
     return [_entry(family, name) for name in names(family)]
 
 
+@checked()
 def lookup(family: str, name: str) -> Any:
     """The class, function or file that a name stands for.
 
@@ -220,6 +224,7 @@ def lookup(family: str, name: str) -> Any:
     raise unknown(_KINDS.get(family, family), name, names(family))
 
 
+@checked()
 def name_of(family: str, member: Any) -> str | None:
     """The name under which a made member's class is registered, or None where it is not.
 
@@ -237,6 +242,7 @@ def name_of(family: str, member: Any) -> str | None:
     return next((n for n, point in _entry_points(family).items() if point.value == path), None)
 
 
+@checked()
 def family_of(kind: type) -> str | None:
     """The family that a class belongs to: as a member of it, as its base, or as a base's heir.
 
@@ -259,6 +265,7 @@ def family_of(kind: type) -> str | None:
     return next((f for f, of in points if any(point.value == path for point in of.values())), None)
 
 
+@checked()
 def modules_of(content: Any) -> set[str]:
     """Modules whose decorators registered members that a plan names; other processes need them.
 
@@ -499,6 +506,7 @@ def _about(path: Path) -> str:
     return match[1].strip().strip("\"'") if match else ""
 
 
+@checked()
 def target_of(member: Any) -> str:
     """Where a class or function is defined, as `package.module:Name`."""
     module = getattr(member, "__module__", "?")

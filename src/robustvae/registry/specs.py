@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from robustvae._options import option_hints
-from robustvae.arguments import wanted_instead
+from robustvae.arguments import checked, wanted_instead
 from robustvae.errors import ConfigError, DtypeError, RobustVAEError, UnsupportedError, unknown
 from robustvae.registry.members import (
     BASES,
@@ -28,6 +28,7 @@ from robustvae.registry.members import (
 from robustvae.registry.text import parse
 
 
+@checked()
 def build(family: str, spec: Any, **defaults: Any) -> Any:
     """The member that a spec describes, made.
 
@@ -90,6 +91,7 @@ def build_fields(member: Any, **families: str) -> None:
         object.__setattr__(member, field, build(family, getattr(member, field)))
 
 
+@checked()
 def spec_of(family: str, member: Any) -> dict[str, Any]:
     """The spec of a made member: its name and all its fields, in JSON's own types.
 

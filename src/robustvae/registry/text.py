@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, DtypeError
 from robustvae.registry.members import NAME, PATH, shortened
 
@@ -12,6 +13,7 @@ _WORD = re.compile(r"[^,()\[\]'\"]+")
 _MOST_NESTED = 20  # far beyond any use; keeps hostile text from exhausting the stack
 
 
+@checked()
 def parse(text: str) -> dict[str, Any]:
     """The mapping that a spec on the command line stands for.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, DtypeError
 from robustvae.records import Record
 from robustvae.records.intervals import mean_interval
@@ -27,6 +28,7 @@ _BESIDE = (CLEAN_ERROR, "price")
 _QUESTION = ("norm", "r", "m", "displacement", "center", "box")
 
 
+@checked()
 def compare(records: Sequence[Record | str | Path]) -> Table:
     """One table of several audits that ask the same question of the same data.
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from robustvae.arguments import checked
 from robustvae.errors import DataError, check_type
 from robustvae.records import Record, finish_switch, plain, write_set
 from robustvae.records.text import read_text, reason
@@ -16,6 +17,7 @@ FILES = ("record.json", "report.html", "rows.parquet", "rows.jsonl", "adversaria
 """Names that `write` uses."""
 
 
+@checked()
 def write(record: Record, folder: str | Path) -> Path:
     """Write a record as `report.html`, `record.json` and `rows.parquet` into a folder.
 
@@ -78,6 +80,7 @@ def contents_of(record: Record) -> tuple[dict[str, bytes], list[str]]:
     return contents, stale_names
 
 
+@checked()
 def read(folder: str | Path) -> Record:
     """The record that a folder or a file holds, its checks and verdict made again from its rows.
 

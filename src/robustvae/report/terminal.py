@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from robustvae.arguments import checked
 from robustvae.errors import check_type, single_line
 from robustvae.records import Record
 from robustvae.report import reading
@@ -15,6 +16,7 @@ from robustvae.report.tables import Table as Numbers
 from robustvae.rounding import NOT_MEASURED, near
 
 
+@checked()
 def table(record: Record) -> Group:
     """What an audit prints at its end: the verdict, the key numbers, the attacks, the checks.
 

@@ -24,6 +24,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.attacks.goals.base import rows_at_once
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS, Displacement
 from robustvae.defenses import Victim, is_random
@@ -46,6 +47,7 @@ _BLOCK = 250  # draws made at a time: the same for all batches, so that chunks c
 _CENTER_DRAWS = 256  # an own center need not be exact, only the same for all: it is part of Delta
 
 
+@checked()
 def displacements(
     victim: Victim,
     x: Tensor,

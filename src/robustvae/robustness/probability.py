@@ -110,6 +110,7 @@ def robustness_probability(
     return _proportion((distances <= r).sum(0), settings, box=None)
 
 
+@checked()
 def robustness_curve(
     victim: Victim,
     x: Tensor,
@@ -193,6 +194,7 @@ def robustness_curve(
     return _proportion(torch.stack(within, 1), settings, box=question.box)
 
 
+@checked()
 def clean_quantile(
     victim: Victim,
     x: Tensor,

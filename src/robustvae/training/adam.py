@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, check_positive
 from robustvae.models import VAE
 
@@ -17,6 +18,7 @@ SHARE = 0.3
 """Rate of weights on a manifold over that of the others; small, as they move as one."""
 
 
+@checked(formula=True)
 def optimizer_of(vae: VAE, lr: float = 1e-3) -> torch.optim.Optimizer:
     """Adam for a model's trainable weights; `TangentAdam` where some of them lie on a manifold.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, final
 
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, check_choice, check_number, check_positive
 
 MEASURED = "measured.json"
@@ -57,6 +58,7 @@ class Choice:
     front: bool = False
 
 
+@checked()
 def advise(
     data: str,
     *,

@@ -20,6 +20,7 @@ from robustvae.arguments import checked
 from robustvae.data import Images
 from robustvae.data.images import permutation
 from robustvae.data.verbs import reads_inputs
+from robustvae.display import Lines
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -97,7 +98,7 @@ def fit(
         clip: Scale gradients down to this norm wherever they exceed it.
         out: Folder of the run; None keeps nothing.
         resume: Go on from the state in `out` if there is one; otherwise start anew.
-        progress: Show a bar; None shows it on a terminal only.
+        progress: Show a bar; None shows it on a terminal, and elsewhere a line now and then.
         logger: Where the numbers of every epoch go, besides the file: a logger of
             `robustvae.loggers`, or its spec, such as "tensorboard".
         device: Where to train, such as "cuda"; None stays where the model is.
@@ -395,9 +396,20 @@ def _rate_at(rates: list[list[float]], epoch: int) -> float:
 
 @contextmanager
 def _bar(shown: bool | None, total: int, completed: int) -> Iterator[Update]:
-    """A progress bar on standard error, and what to call at every step."""
-    if not (sys.stderr.isatty() if shown is None else shown):
+    """A bar on standard error, or lines of a log, and what to call at every step."""
+    if shown is False:
         yield lambda epoch, loss: None
+        return
+    if shown is None and not sys.stderr.isatty():
+        lines, step = Lines(task="training"), completed
+        lines(step, total, "")  # steps of an earlier run say nothing of this one's pace
+
+        def tell(epoch: int, loss: Tensor) -> None:
+            nonlocal step
+            step += 1
+            lines(step, total, f"epoch {epoch + 1}, loss {float(loss):.2f}")
+
+        yield tell
         return
     from rich import progress
     from rich.console import Console

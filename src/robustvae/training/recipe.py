@@ -13,6 +13,7 @@ from torch import nn
 
 from robustvae import data, models, objectives
 from robustvae._options import with_defaults
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, DtypeError, unknown
 from robustvae.loggers import Logger
 from robustvae.models import VAE, checkpoint
@@ -181,6 +182,7 @@ _DEFAULTS: RecipeOptions = {
 }
 
 
+@checked()
 def train_recipe(
     recipe: str | Path | Recipe, out: str | Path, **options: Unpack[RecipeOptions]
 ) -> VAE:
@@ -199,7 +201,7 @@ def train_recipe(
             - epochs: Instead of the recipe's;
             - root: Folder of the data sets; see `rv.data.load`;
             - resume: Whether to go on from the state in `out` if there is one, as by default;
-            - progress: Whether to show a bar; None shows it on a terminal only;
+            - progress: Whether to show a bar; None as of `fit`;
             - device: Where to train; None is the CPU;
             - precision: Instead of the recipe's; see `fit`;
             - logger: Where the numbers of every epoch go, besides the file; see `fit`.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from robustvae.arguments import checked
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_images
 from robustvae.perturb import Score
@@ -60,6 +61,7 @@ class BoundGoal:
         return self.search(y, rows)
 
 
+@checked()
 def bound(goal: Goal, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
     """The goal's search score, with its reported score where that is another one.
 
@@ -77,6 +79,7 @@ def bound(goal: Goal, victim: Victim, x: Tensor, *, generator: torch.Generator) 
     return BoundGoal(goal.bind(victim, x, generator=streams), reported)
 
 
+@checked()
 def reported(goal: Goal, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Score:
     """The score that the deployed system computes: `report` where the goal has it, else `bind`."""
     report: Callable[..., Score] = getattr(goal, "report", goal.bind)

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from robustvae.arguments import checked
 from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError, check_choice, check_images
 from robustvae.models import VAE
@@ -90,6 +91,7 @@ class Overflow:
 
 
 @torch.no_grad()
+@checked()
 def nearest_overflow(
     vae: VAE, x: Tensor, x_adv: Tensor, dtype: str = "float16", norm: str = "l2"
 ) -> tuple[Tensor, Tensor]:

@@ -223,10 +223,11 @@ class _Workers:
             elif task is not None:
                 process.task = None
                 self.failures = 0
+                damaged = tuple(message["damaged"])
                 if kind == "error":
-                    return [Event("error", task, restored(message))]
+                    return [Event("error", task, restored(message), damaged)]
                 self.memory = max(self.memory, message.get("memory") or 0)
-                return [Event("done", task, message["part"])]
+                return [Event("done", task, message["part"], damaged)]
 
     def close(self) -> None:
         for process in self.processes:

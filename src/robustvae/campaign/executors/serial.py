@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from robustvae.audit.tasks import Part, Run, Task
+from robustvae.audit.tasks import Part, Run, Task, torch_threads
 from robustvae.campaign.driver import run_tasks
 from robustvae.campaign.pool import Event, Job, Outcome, Tell
 from robustvae.campaign.store import SavedState
+from robustvae.errors import check_count
 from robustvae.records import Store
 from robustvae.registry import register
 
@@ -20,6 +21,12 @@ from robustvae.registry import register
 class Serial:
     """Computes in this process, one task after the other.
 
+    Args:
+        threads: With which torch computes; None for as many as it has.
+
+    Raises:
+        RangeError: Below 1.
+
     Examples:
         >>> from robustvae.registry import build
         >>> build("executor", "serial").threads is None
@@ -28,9 +35,15 @@ class Serial:
 
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        if self.threads is not None:
+            check_count(self.threads, "threads")
+
     def run(self, job: Job, run: Run) -> Outcome:
         """Compute what is not stored yet, and return all parts."""
-        return run_tasks(job, run, lambda store, tell: _Here(job, store, tell))
+        with torch_threads(self.threads):
+            return run_tasks(job, run, lambda store, tell: _Here(job, store, tell))
 
 
 @final

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import gate, registry
+from robustvae.arguments import checked
 from robustvae.certificates.propagation.numbers import NEAR, ROUNDING, TINY, UP
 from robustvae.certificates.propagation.steps import CurveStep, Step
 from robustvae.errors import ConfigError, UnsupportedError
@@ -326,6 +327,7 @@ def load() -> None:
         _loaded.add(name)
 
 
+@checked()
 def operator_of(layer: nn.Module) -> Operator:
     """The operator of a layer that the gate admits.
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustvae import gate
+from robustvae.arguments import checked
 from robustvae.certificates.propagation.graph import (
     Affine,
     Concatenate,
@@ -35,6 +36,7 @@ def out_of_place(layer: nn.Module) -> nn.Module:
     return layer
 
 
+@checked()
 def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     """The graph of a module, or of a method of one, in evaluation mode and float64.
 

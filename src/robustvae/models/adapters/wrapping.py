@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from robustvae.arguments import checked
 from robustvae.data.space import InputSpace
 from robustvae.errors import (
     ConfigError,
@@ -44,6 +45,7 @@ from robustvae.registry import build
 AT_ONCE = 64  # inputs of `fit_on` reconstructed at a time
 
 
+@checked()
 def wrap(
     model: Any = None,
     *,

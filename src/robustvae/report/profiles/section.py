@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import final
 
+from robustvae.arguments import checked
 from robustvae.errors import check_type
 from robustvae.records import Record
 from robustvae.records.parts import UseFacts
@@ -52,6 +53,7 @@ MODULES = {
 """The module of each use's section."""
 
 
+@checked()
 def section_of(record: Record) -> Section | None:
     """The section of the record's use, or None where it has none.
 
