@@ -110,7 +110,7 @@ def test_attacks_of_unequal_size_are_refused(pair):
 
 
 def test_what_is_no_record_is_refused(pair, tmp_path):
-    with pytest.raises(DtypeError, match="list of records"):
+    with pytest.raises(DtypeError, match="records must be"):
         compare(pair[0])
     with pytest.raises(DtypeError, match="int"):
         compare([pair[0], 3])
