@@ -14,6 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.errors import RangeError, ShapeError, check_choice, check_count
 from robustvae.seeding import randn
 
@@ -22,6 +23,7 @@ Mode = Literal["auto", "reverse", "forward"]
 ELEMENTS_IN_CACHE = 2**19  # of float64 copies of Jacobians that are decomposed at once
 
 
+@checked()
 def jacobian(
     f: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -79,6 +81,7 @@ class Products:
     vjp: Callable[[Tensor], Tensor]
 
 
+@checked()
 def products(f: Callable[[Tensor], Tensor], x: Tensor) -> Products:
     """Matrix-free products with the Jacobian of each row of a batched map.
 
@@ -135,6 +138,7 @@ class Eigenpairs:
     residual: Tensor
 
 
+@checked()
 def lanczos(
     operator: Callable[[Tensor], Tensor],
     like: Tensor,
@@ -182,6 +186,7 @@ def lanczos(
     return Eigenpairs(values, small.mT @ basis, residual)
 
 
+@checked()
 def power_iteration(
     operator: Callable[[Tensor], Tensor],
     like: Tensor,
@@ -221,6 +226,7 @@ def power_iteration(
     return Eigenpairs(value[:, None], previous[:, None], residual[:, None])
 
 
+@checked()
 def spectral_sums(
     operator: Callable[[Tensor], Tensor],
     like: Tensor,
@@ -393,6 +399,7 @@ def _unit(v: Tensor) -> Tensor:
     return v / v.norm(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
 
 
+@checked()
 def eigenpairs(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues, (B, n), and the first `count` eigenvectors, (B, count, D), of J^T J."""
     # few images at a time: their float64 copies stay in the cache
@@ -408,12 +415,14 @@ def eigenpairs(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, top.div_(signs(top) * length.where(visible, math.inf))
 
 
+@checked()
 def signs(vectors: Tensor) -> Tensor:
     """1, or -1 where the entry largest in size of a vector is negative, (B, count, 1)."""
     low, high = vectors.aminmax(dim=2, keepdim=True)
     return torch.where(low + high < 0, -1.0, 1.0).to(vectors)
 
 
+@checked()
 def share_of(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, 0 where the whole is not positive."""
     return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), 0.0)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import gate
+from robustvae.arguments import checked
 from robustvae.errors import NonFiniteError, ShapeError, UnsupportedError
 
 CONTINUOUS_BERNOULLI_SLOPE = 1 / 12
@@ -26,6 +27,7 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 gate.know(nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
+@checked(formula=True)
 def spectral_norm_bound(weight: Tensor) -> float:
     """An upper bound on the largest singular value of a matrix, as it is stored.
 
@@ -83,6 +85,7 @@ def spectral_norm_bounds(matrices: Tensor) -> Tensor:
     return torch.ldexp(square.clamp_min(0).sqrt() * (1 + 8 * UNIT) * (mass > 0), exponent)
 
 
+@checked(formula=True)
 def conv_norm_bound(layer: Convolution, size: Sequence[int], *, sizes: bool = False) -> float:
     """An upper bound on the l2 operator norm of a zero-padded convolution, as it is stored.
 
@@ -176,6 +179,7 @@ def _kept(weight: Tensor, facts: tuple[object, ...], bound: Callable[[], float])
     return value
 
 
+@checked(formula=True)
 def conv_padding(layer: Convolution) -> tuple[int, ...]:
     """Zeros on either side of each axis.
 
@@ -235,6 +239,7 @@ def _slack(matrix: Tensor, terms: int) -> float:
     return gamma(4 * terms if matrix.is_complex() else terms)
 
 
+@checked(formula=True)
 def gamma(terms: int) -> float:
     """Relative error of a float64 sum of products of that many terms, in any order."""
     return terms * UNIT / (1 - terms * UNIT)

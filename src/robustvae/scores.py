@@ -9,6 +9,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustvae.arguments import checked
 from robustvae.data.changes import blur as blurred
 from robustvae.defenses import Victim
 from robustvae.defenses.noise import check_continuous
@@ -363,6 +364,7 @@ class DetectorScore:
         return values
 
 
+@checked()
 def default_score(victim: Victim) -> Score:
     """The score that a victim most likely deploys: a detector's own, else its l2 error.
 

@@ -51,7 +51,7 @@ def test_campaign_audits_and_compares(tmp_path, capsys):
         ({"models": ["a"], "protocols": ["digits-l2"]}, "did you mean 'digits-l2-v1'"),
         ({"models": ["a"], "plan": {"inputz": 3}}, "did you mean 'inputs'"),
         ({"models": ["..."]}, "add a name"),
-        ([], "must be a YAML file or a mapping"),
+        ([], "must be a text or a Path or a mapping"),
         ("nowhere.yaml", "nowhere.yaml"),
     ],
 )

@@ -112,7 +112,7 @@ def test_attacks_of_unequal_size_are_refused(pair):
 def test_what_is_no_record_is_refused(pair, tmp_path):
     with pytest.raises(DtypeError, match="records must be"):
         compare(pair[0])
-    with pytest.raises(DtypeError, match="int"):
+    with pytest.raises(DtypeError, match="each of it a Record"):
         compare([pair[0], 3])
     with pytest.raises(ConfigError, match="at least one"):
         compare([])

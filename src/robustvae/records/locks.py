@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, final
 
+from robustvae.arguments import checked_fields
 from robustvae.errors import StorageError
 from robustvae.records.files import make_folder
 
@@ -18,6 +19,7 @@ except ImportError:  # not on Windows, where two runs in one folder are not kept
 LOCK = ".lock"
 
 
+@checked_fields
 @final
 class Lock:
     """A folder held by one run; the system lets go of it when the process ends, however it ends.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
-from robustvae.arguments import checked
+from robustvae.arguments import checked, checked_fields
 from robustvae.errors import StorageError, is_out_of_memory
 from robustvae.records.files import write_text
 from robustvae.records.values import plain
@@ -21,6 +21,7 @@ SCHEMA = 1
 _FILE = re.compile(r"[0-9a-f]{32}\.(?:part|state)\.json")
 
 
+@checked_fields
 @final
 class Store:
     """Finished parts of a job, and what unfinished ones have done so far.
