@@ -72,6 +72,7 @@ def build(family: str, spec: Any, **defaults: Any) -> Any:
     return _made(member, fields, f"{family} {name!r}")
 
 
+@checked()
 def build_fields(member: Any, **families: str) -> None:
     """Make the members that the fields of a frozen dataclass name by their specs, in place.
 
