@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from robustvae.errors import (
     ArgumentError,
     DtypeError,
+    ModelError,
     RangeError,
     RobustVAEError,
     UnknownNameError,
+    is_out_of_memory,
     single_line,
 )
 
@@ -86,10 +88,15 @@ def checked(*, formula: bool = False) -> Callable[[F], F]:
                 words = f"{_name(function)}: a path must be shorter, got {shown(error.filename)}"
                 raise ArgumentError(f"{words}: name another place") from None
             except _MISFITS as error:
+                if _is_of_model(error, function, values) and not is_out_of_memory(error):
+                    raise ModelError(
+                        f"{_name(function)}: running the wrapped model raised "
+                        f"{type(error).__name__}: {single_line(error)}; mend its code; "
+                        "rv.check(vae, x) may say more"
+                    ) from error
                 # a text of any kind may stand where a path is wanted
                 is_path = isinstance(error, ValueError) and "embedded null" in str(error)
                 if not (formula or is_path) or _is_from_caller(error, function):
-                    raise
                     raise
                 parts = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
                 words = single_line(error, 200)
