@@ -182,7 +182,7 @@ def test_lightning_is_named_where_missing(epoch_audit, monkeypatch) -> None:
         (lambda: EpochAudit([], plan="smok"), "did you mean 'smoke'"),
         (lambda: EpochAudit([], logger="jsonnl"), "did you mean 'jsonl'"),
         (lambda: JSONLines(3), "path must be a text or a Path"),
-        (lambda: log_record(JSONLines("log.jsonl"), 3), "record must be of type Record"),
+        (lambda: log_record(JSONLines("log.jsonl"), 3), "record must be a Record"),
         (lambda: Recipe.read(3), "a recipe must be a name or a YAML file"),
     ],
 )

@@ -309,7 +309,7 @@ def test_defense_takes_adaptations_by_name(name):
     ("density", "z", "words"),
     [
         (lambda z: -0.5 * z.square(), torch.zeros(4, 2), "sum over the latent axis"),
-        (lambda z: z.sum(1), "z", "z must be of type Tensor"),
+        (lambda z: z.sum(1), "z", "z must be a dense real tensor"),
     ],
 )
 def test_wrong_density_is_explained(density, z, words):

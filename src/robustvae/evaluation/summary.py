@@ -21,6 +21,7 @@ from robustvae.data import Images
 from robustvae.data.verbs import reads_inputs
 from robustvae.display import Progress, three_lines
 from robustvae.errors import (
+    ModelError,
     RangeError,
     RobustVAEError,
     ShapeError,
@@ -356,9 +357,12 @@ class _Bench:
                     del self.per_image[key]
                 return None
             is_foreign = getattr(self.vae, "is_foreign", False)
-            if isinstance(error, RobustVAEError) or not is_foreign:
+            if isinstance(error, ModelError) and is_foreign:
+                self.absent[part] = single_line(error)
+            elif isinstance(error, RobustVAEError) or not is_foreign:
                 raise
-            self.absent[part] = f"the model raised {type(error).__name__}: {single_line(error)}"
+            else:
+                self.absent[part] = f"the model raised {type(error).__name__}: {single_line(error)}"
         return {
             "measures": [_stored(measure) for measure in self.measures[count:]],
             "absent": {part: self.absent[part]} if part in self.absent else {},
