@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import robustvae as rv
 from experiments.harness import Result, Row, Run, item
 from robustvae.errors import RobustVAEError
+from robustvae.jacobians import products
 from robustvae.metrics import ms_ssim
 
 SHAPE = (1, 8, 8)
@@ -362,6 +363,90 @@ def light(x: Tensor) -> bool:
     return counts[-1] <= counts[1]
 
 
+class Alone(Rows):
+    """Encodes, draws and decodes in its forward pass alone."""
+
+    encode = decode = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Any:
+        """Reconstruction, log-variance and mean."""
+        mean, log_var = Rows.encode(self, x)
+        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        return Rows.decode(self, z).view_as(x), log_var, mean
+
+
+class Left(Rows):
+    """Decodes with what the encoder left on the module."""
+
+    features: Any = None
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        self.features = 0.1 * x
+        return super().encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes to inputs."""
+        image: Tensor = super().decode(z).view_as(self.features) + self.features
+        return image
+
+
+class Late(Rows):
+    """Makes a layer in its first call."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(4, 4).to(x)
+        mean, log_var = super().encode(x)
+        return self.late(mean), log_var
+
+
+class Shrinks(Rows):
+    """Changes its weights at every call, behind the back of autograd."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Inputs to codes."""
+        self.read.weight.data.mul_(0.999)
+        return super().encode(x)
+
+
+class Once(torch.autograd.Function):
+    """A sine whose backward pass has no derivative of its own."""
+
+    @staticmethod
+    def forward(context: Any, z: Tensor) -> Tensor:
+        """The sine."""
+        context.save_for_backward(z)
+        return z.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """The gradient times the cosine."""
+        (z,) = context.saved_tensors
+        return gradient * z.cos()
+
+
+def _equals_reference(x: Tensor) -> bool:
+    """Whether a forward pass alone is read as an encoder and a decoder, both right."""
+    model = Alone()
+    vae = rv.wrap(model, image_shape=SHAPE)
+    z = torch.linspace(-2, 2, 8).reshape(2, 4).to(x)
+    with torch.no_grad():
+        image = vae.decode(z).mean
+        gap = (vae.encode(x).mean - Rows.encode(model, x)[0]).abs().max()
+        other = (image.flatten() - Rows.decode(model, z).flatten()).abs().max()
+    return float(gap) < 1e-6 and float(other) < 1e-6
+
+
+def _once(x: Tensor) -> bool:
+    """Whether a Jacobian through such a layer is the right one."""
+    z = x.flatten(1)[:, :3]
+    slopes = products(lambda u: Once.apply(u), z).jvp(torch.ones_like(z))
+    return bool((slopes - z.cos()).abs().max() < 1e-3)
+
+
 Case = Callable[[Tensor], Any]
 CASES: dict[str, Case] = {
     "wrap(module), one line": lambda x: attack(rv.wrap(Rows()), x),
@@ -444,6 +529,13 @@ CASES: dict[str, Case] = {
     "16 bits, palette, alpha, CMYK, floats": modes,
     "40 attacks, memory": light,
     "odd sides": lambda x: attack(rv.wrap(Bounded7(), image_shape=(1, 7, 5)), x[..., :7, :5]),
+    "forward alone encodes and decodes": _equals_reference,
+    "decoder reads what the encoder left": lambda x: (
+        rv.wrap(Left(), image_shape=SHAPE).output_only
+    ),
+    "layers made in the first call": lambda x: bool(rv.wrap(Late(), image_shape=SHAPE)) and False,
+    "weights changed in a call": lambda x: rv.check(rv.wrap(Shrinks(), image_shape=SHAPE), x),
+    "backward pass without a derivative": _once,
 }  # fmt: skip
 NAMED = {  # what the diagnosis must say of a case
     "standard deviation as log-variance": "spread",
@@ -452,6 +544,7 @@ NAMED = {  # what the diagnosis must say of a case
     "tanh decoder on [0, 1]": "range",
     "decoder in [-1, 1]": "range",
     "NaN decoder": "finite",
+    "weights changed in a call": "state_unchanged",
 }
 
 
