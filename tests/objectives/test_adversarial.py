@@ -233,7 +233,7 @@ def test_objective_survives_its_spec() -> None:
         ({"base": SelfSupervision()}, errors.ConfigError),
         ({"base": Adversarial()}, errors.ConfigError),
         ({"base": Mixup(base=SelfSupervision())}, errors.ConfigError),
-        ({"base": "elbo"}, errors.DtypeError),
+        ({"base": 3}, errors.RobustVAEError),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, error: type[Exception]) -> None:

@@ -154,7 +154,7 @@ def test_a_recipe_in_color_trains(
         ("epochs: 2", "epochs: two", "training.epochs: Input should be a valid integer"),
         ("name: mine", "", "name: Field required"),
         ("name: vae,", "", "model.name: Field required"),
-        ("data: {name: digits}", "data: digits", "data: Input should be a valid dictionary"),
+        ("data: {name: digits}", "data: [digits]", "data"),
         ("name: mine", "name: mine\nobjective: {name: elbo, betta: 2}", "did you mean 'beta'"),
         ("epochs: 2", "epochs: -2", "epochs must be at least 0"),
         ("name: mine", "name: [", "cannot be read"),
