@@ -244,7 +244,7 @@ def test_minutes_that_are_none_refused(minutes):
         rv.audit(rv.load("digits-vae"), images, "smoke", minutes=minutes)
 
 
-def test_stopped_audit_goes_on_with_its_threads(tmp_path, monkeypatch):
+def test_stopped_audit_keeps_its_threads(tmp_path, monkeypatch):
     """By the load it might have others, and then no part would be its own."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
