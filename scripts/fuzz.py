@@ -6,8 +6,10 @@ some more given by name, are replaced by hostile values. A call may succeed or r
 `RobustVAEError`; anything else counts, and so does a call of more than 20 s. Exits with 1 then.
 
     python scripts/fuzz.py --calls 50000 --seed 0
+    python scripts/fuzz.py --each
 
-Every call has a generator of its own, so `--only NUMBER` makes one of them again.
+Every call has a generator of its own, so `--only NUMBER` makes one of them again. `--each` gives
+every argument of every public name, of all modules, each of some hostile values, one at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import importlib
 import importlib.util
 import inspect
 import io
+import itertools
+import math
 import operator
 import os
 import random
@@ -28,7 +32,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,12 @@ LONGEST = 20.0
 
 MODULES = ("metrics", "data", "perturb", "models", "objectives", "geometry", "certificates")
 OTHERS = ("attacks", "defenses", "robustness", "evaluation", "seeding")
+# Looked at by `--each` besides: what writes, serves, or is asked once.
+MORE = (
+    *("audit", "bounds", "callbacks", "campaign", "gate", "jacobians", "loggers", "mcmc", "norms"),
+    *("records", "registry", "report", "rounding", "scores", "sharing", "training", "zoo"),
+    *("zoo_table", "models.adapters", "certificates.methods"),
+)
 
 
 class Hang(BaseException):
@@ -155,7 +165,7 @@ CODE |= {"operator", "functions", "walk", "base", "refine", "score", "model", "d
 LARGE = (2**62, 2**70, 1e308)
 
 
-def rows() -> dict[str, Row]:
+def rows(modules: Iterable[str] = (*MODULES, *OTHERS)) -> dict[str, Row]:
     """What is called: by name, the call, arguments that work, and further arguments."""
     test = load_file(ROOT / "tests" / "house" / "test_nonsense.py")
     base = test.base()
@@ -169,7 +179,7 @@ def rows() -> dict[str, Row]:
         table[name] = (target, arguments, extra)
     values = sensible(base)
     callables: dict[str, Any] = {}
-    for module in (*MODULES, *OTHERS):
+    for module in modules:
         home = importlib.import_module(f"robustvae.{module}")
         names = getattr(home, "__all__", None) or [
             name
@@ -249,22 +259,79 @@ def attempt(number: int, seed: int, table: dict[str, Row], names: list[str]) -> 
     source = random.Random(f"{seed}-{number}")
     name = source.choice(names)
     torch.manual_seed(0)
-    chosen = pick(name, table[name], source)
+    return name, fault_of(table[name][0], pick(name, table[name], source))
+
+
+def fault_of(call: Callable[..., Any], chosen: dict[str, Any]) -> str:
+    """What is wrong with how a call ends; empty where it succeeds or raises our error."""
     out = io.StringIO()
     try:
         with limited(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            table[name][0](**chosen)
+            call(**chosen)
     except RobustVAEError as error:
         text = str(error)
-        return name, "" if len(text) < 2000 else f"message of {len(text)} characters"
+        if "\x1b" in text:
+            return "message with an escape sequence"
+        return "" if len(text) < 2000 else f"message of {len(text)} characters"
     except Hang:
-        return name, f"hang {sorted(chosen)}"
+        return f"hang {sorted(chosen)}"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)
         ours = [f"{Path(f.filename).name}:{f.lineno}" for f in where if "robustvae" in f.filename]
         words = " ".join(str(error).split())[:90]
-        return name, f"{type(error).__name__} at {ours[-1] if ours else '?'}: {words}"
-    return name, ""
+        return f"{type(error).__name__} at {ours[-1] if ours else '?'}: {words}"
+    return ""
+
+
+# What a public name is given in the place of each argument by `--each`.
+VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 2**70, 0.5, math.nan, -math.inf, 1 + 1j, "", "no\x1b[31m\nsuch", "\0"),
+    *("x" * 5000, b"\xff", [], {}, [None], {"name": "nosuch"}, object(), Path("nowhere")),
+    torch.full((2, 1, 8, 8), math.nan, dtype=torch.float64),
+    *(torch.ones(3, dtype=torch.int64), torch.empty((2, 1, 8, 8), device="meta")),
+    *(torch.ones(2, 2).to_sparse(), torch.zeros(0, 1, 8, 8)),
+)
+# Called at every import or for each of many values by the library alone, which checks before.
+INNER = {
+    *("bounds.double", "bounds.slack", "mcmc.Kernel", "norms.spectral_norm_bounds"),
+    *("gate.know_model", "records.plain", "registry.family_base", "registry.is_word"),
+    *("registry.register", "sharing.push", "sharing.pull"),
+}
+PATIENCE = 25.0  # seconds for all values of one name: an audit that is given a good one is long
+
+
+def call_each() -> collections.Counter[str]:
+    """Every public name x argument x hostile value; what was wrong, counted."""
+    warnings.simplefilter("ignore")
+    table = {key: row for key, row in rows((*MODULES, *OTHERS, *MORE)).items() if key not in INNER}
+    wrong, count, begin, folder = collections.Counter[str](), 0, time.monotonic(), os.getcwd()
+    with tempfile.TemporaryDirectory() as place:
+        inner = Path(place) / "a" / "b"
+        inner.mkdir(parents=True)
+        os.chdir(inner)
+        try:
+            for name in sorted(table):
+                call, arguments, others = table[name]
+                end = time.monotonic() + PATIENCE
+                keys = [k for k in dict.fromkeys((*arguments(), *others)) if k not in VARIADIC]
+                for key, (i, value) in itertools.product(keys, enumerate(VALUES)):
+                    if time.monotonic() > end:
+                        break
+                    if (name, key, value) == ("audit", "plan", None):
+                        continue  # not hostile: the default plan, which takes minutes
+                    count += 1
+                    fault = fault_of(call, {**arguments(), key: value})
+                    if fault:
+                        wrong[name] += 1
+                        print(f"{name}({key}=VALUES[{i}]): {fault}", flush=True)
+        finally:
+            os.chdir(folder)
+    seconds = time.monotonic() - begin
+    print(f"{count} calls of {len(table)} names, {sum(wrong.values())} not ours, {seconds:.0f} s")
+    return wrong
+
+
+VARIADIC = ("args", "kwargs", "self")
 
 
 def call_many(count: int, seed: int, only: int | None = None) -> collections.Counter[str]:
@@ -297,7 +364,10 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, default=None, help="the one call of this number")
+    parser.add_argument("--each", action="store_true", help="every argument, value by value")
     options = parser.parse_args()
+    if options.each:
+        return 1 if call_each() else 0
     return 1 if call_many(options.calls, options.seed, options.only) else 0
 
 

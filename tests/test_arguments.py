@@ -161,7 +161,7 @@ def test_errors_of_own_models_pass() -> None:
 # Not looked at: what runs at every import, what is called for each of many values, and what only
 # the library calls.
 UNCHECKED = {
-    *("plain", "register", "family_base", "is_word", "double", "slack", "run_tasks"),
+    *("plain", "register", "family_base", "is_word", "double", "slack"),
     *("is_posterior_mean", "spectral_norm_bounds"),  # the latter's matrices may be complex
 }
 
@@ -175,7 +175,7 @@ def is_checked(function: Any) -> bool:
     return True
 
 
-SINGLE = ("jacobians", "metrics", "norms", "scores")
+SINGLE = ("callbacks", "jacobians", "metrics", "norms", "scores", "sharing", "zoo", "zoo_table")
 OTHERS = ("cli", "app", "testing")
 
 

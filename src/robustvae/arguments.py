@@ -265,6 +265,8 @@ def _rule(kind: Any) -> tuple[Accept, str] | None:
         return (lambda value: isinstance(value, kind)), {bool: "True or False", str: "a text"}[kind]
     if origin in (collections.abc.Sequence, list, tuple) or kind in (list, tuple):
         return _sequence(parts)
+    if origin is collections.abc.Iterable:
+        return _is_iterable, "values one after the other"
     if origin in (collections.abc.Mapping, dict):
         return (lambda value: isinstance(value, collections.abc.Mapping)), "a mapping"
     if origin is collections.abc.Callable or kind is collections.abc.Callable:
@@ -284,6 +286,10 @@ def _sequence(parts: tuple[Any, ...]) -> tuple[Accept, str]:
         return inner is None or all(inner[0](part) for part in value[:_MOST])
 
     return accepts, "a sequence" + ("" if inner is None else f", each of it {inner[1]}")
+
+
+def _is_iterable(value: Any) -> bool:
+    return isinstance(value, collections.abc.Iterable) and not isinstance(value, str | bytes)
 
 
 def _among(value: Any, options: tuple[Any, ...]) -> bool:

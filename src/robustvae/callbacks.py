@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from robustvae import report
+from robustvae.arguments import checked
 from robustvae.audit import audit, read_plan
 from robustvae.errors import MissingExtraError, check_count, check_type
 from robustvae.loggers import Logger, log_record
@@ -95,6 +96,7 @@ class EpochAudit:
             log_record(_Foreign(logger), record, step=epoch)
 
 
+@checked()
 def lightning_callback(epoch_audit: EpochAudit) -> Any:
     """The same as a `Callback` that Lightning's Trainer takes.
 

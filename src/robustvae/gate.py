@@ -17,7 +17,7 @@ from torch.nn.modules import module as _modules
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from robustvae.errors import UnsupportedError
+from robustvae.errors import UnsupportedError, check_type
 
 M = TypeVar("M", bound=type[nn.Module])
 
@@ -133,6 +133,7 @@ def admit_call(module: nn.Module) -> None:
         UnsupportedError: A hook of any kind, a forward or other method of its own, parametrized
             weights, a compiled call.
     """
+    check_type(module, "module", nn.Module)
     name = type(module).__name__
     for hooks in _OWN_HOOKS:
         if getattr(module, hooks, None):
@@ -243,6 +244,7 @@ def admit_tensors(module: nn.Module) -> None:
     Raises:
         UnsupportedError: A parameter, buffer or attribute of a tensor subclass, or a sparse one.
     """
+    check_type(module, "module", nn.Module)
     attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
     for tensor in (*module._parameters.values(), *module._buffers.values(), *attributes):
         if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):

@@ -418,6 +418,8 @@ def eigenpairs(stacked: Tensor, count: int) -> tuple[Tensor, Tensor]:
 @checked()
 def signs(vectors: Tensor) -> Tensor:
     """1, or -1 where the entry largest in size of a vector is negative, (B, count, 1)."""
+    if vectors.ndim != 3:
+        raise ShapeError(f"vectors must be of shape (B, count, d), got {tuple(vectors.shape)}")
     low, high = vectors.aminmax(dim=2, keepdim=True)
     return torch.where(low + high < 0, -1.0, 1.0).to(vectors)
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from robustvae.arguments import checked
 from robustvae.errors import ConfigError, MissingExtraError, StorageError, install_command
 from robustvae.models import VAE, checkpoint
 from robustvae.records import Record, check_owned, write_files
@@ -19,6 +20,7 @@ CARD = "README.md"
 _SIGN = "library_name: robustvae"
 
 
+@checked()
 def card(
     record: Record | None = None, *, name: str = "", facts: dict[str, Any] | None = None
 ) -> str:
@@ -62,6 +64,7 @@ def _line(text: Any) -> str:
     return " ".join(str(text).split()).replace("|", r"\|").replace("<", "&lt;")
 
 
+@checked()
 def export(
     folder: str | Path,
     *,
@@ -118,6 +121,7 @@ def export(
     return folder
 
 
+@checked()
 def push_to_hub(
     repository: str,
     *,
@@ -170,6 +174,7 @@ def push_to_hub(
     return str(getattr(answer, "commit_url", answer))
 
 
+@checked()
 def manifest_of(folder: str | Path) -> dict[str, int]:
     """Every file of an exported folder with its size in bytes, for a look before it is sent.
 

@@ -93,6 +93,7 @@ def names() -> list[str]:
     return sorted({*stored(), *recipe_names()})
 
 
+@checked()
 def card(name: str) -> dict[str, Any]:
     """The card of a model: data, epochs, seed, metrics, recipe, "status".
 
@@ -126,6 +127,7 @@ def card(name: str) -> dict[str, Any]:
     }
 
 
+@checked()
 def card_text(
     name: str, facts: dict[str, Any], evaluation: Evaluation, robustness: Sequence[str]
 ) -> str:
@@ -218,6 +220,7 @@ def measured() -> dict[str, Path]:
     }
 
 
+@checked()
 def evaluation(name: str) -> Evaluation | None:
     """What was measured on a model; None where nothing was.
 
@@ -271,6 +274,7 @@ _DEFAULTS: TrainOptions = {
 }
 
 
+@checked()
 def train(
     name: str,
     *,
@@ -437,6 +441,7 @@ def _of_folder(folder: Path, options: dict[str, Any]) -> VAE:
     return checkpoint.load(folder)
 
 
+@checked()
 def trained_on(model: str | Path) -> str | None:
     """The data set that a model's card names, or None where it names none."""
     path = stored().get(str(model), Path(model))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, final
 
 from robustvae import registry, zoo
+from robustvae.arguments import checked
 from robustvae.audit import read_protocol
 from robustvae.errors import ConfigError
 from robustvae.evaluation import Evaluation, Measure
@@ -76,6 +77,7 @@ NOT_AUDITED = "not audited"
 _KEPT = ("margin_upper_box", "margin_upper_unconstrained", "certified_deterministic", "error_clean")
 
 
+@checked()
 def audit_facts(record: Record) -> dict[str, Any]:
     """What is kept of an audit beside a model's card.
 
@@ -153,6 +155,7 @@ class Strength:
         return f"{self.label} ({self.where})" if self.where else self.label
 
 
+@checked()
 def strengths(name: str) -> tuple[Strength, ...]:
     """All stored numbers about a model's robustness, without a defense.
 
@@ -196,6 +199,7 @@ def strengths(name: str) -> tuple[Strength, ...]:
     return tuple(rows)
 
 
+@checked()
 def robustness(name: str) -> dict[str, str]:
     """The chief ones of `strengths` by name; empty: not audited.
 
@@ -217,12 +221,14 @@ def robustness(name: str) -> dict[str, str]:
     }
 
 
+@checked()
 def not_audited(name: str) -> str:
     """That a model has no robustness number, and why where its weights are not there."""
     has_weights = name in {*zoo.bundled(), *zoo.trained()}
     return NOT_AUDITED if has_weights else f"{NOT_AUDITED}: its weights are not kept"
 
 
+@checked()
 def card_page(name: str) -> str:
     """The card of a measured model, in markdown: what it is, its robustness, its measures.
 
@@ -295,6 +301,7 @@ def _audited(name: str) -> list[Strength]:
     return rows
 
 
+@checked()
 def training_facts(model: ModelFacts) -> dict[str, str]:
     """How a model of the zoo was trained, for a page about it; empty for any other.
 
@@ -369,6 +376,7 @@ def page() -> str:
     return "\n".join([*text, *_claims(models), "", *_others(models), "", *_cards(models)]) + "\n"
 
 
+@checked()
 def paired(one: Evaluation, other: Evaluation, key: str) -> tuple[float, float]:
     """Mean of `other` - `one` over the images that both were judged by, and its standard error.
 

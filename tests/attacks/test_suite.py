@@ -220,7 +220,13 @@ def test_damaged_folders_are_refused(tmp_path, x):
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
     with pytest.raises(errors.DataError, match="format 9"):
         rescore(folder)
-    for key in manifest.keys() - {"defense", "inputs", "status", "arrays"}:  # which nobody reads
+    for key in manifest.keys() - {
+        "defense",
+        "inputs",
+        "status",
+        "arrays",
+        "environment",
+    }:  # which nobody reads
         content = {name: value for name, value in manifest.items() if name != key}
         (folder / "manifest.json").write_text(json.dumps(content))
         with pytest.raises(errors.DataError, match="damaged"):

@@ -224,7 +224,7 @@ def test_wrap_expands_constant_spread():
 @pytest.mark.parametrize(
     ("encode", "options", "error", "says"),
     [
-        (3, {}, errors.DtypeError, "function or module"),
+        (3, {}, errors.DtypeError, "must be a function"),
         (lambda x: (x, x), {}, errors.DtypeError, "mean_log_var"),
         (lambda x: x, {}, errors.DtypeError, "got Tensor"),
         (

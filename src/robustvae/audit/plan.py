@@ -24,6 +24,7 @@ from robustvae.perturb import Ball
 from robustvae.records.files import is_file
 from robustvae.records.text import read_text
 from robustvae.records.text import read_yaml as read_text_yaml
+from robustvae.records.typed import Values
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -123,7 +124,7 @@ def _spec(family: str) -> Any:
 
 
 @final
-class AttackPlan(BaseModel):
+class AttackPlan(Values):
     """One attack of an audit: specs of its goal and search, and its ball.
 
     Examples:
@@ -136,8 +137,8 @@ class AttackPlan(BaseModel):
 
     model_config = STRICT
 
-    goal: _spec("goal") = {"name": "maximum-damage"}  # type: ignore[valid-type]
-    search: _spec("search") = {"name": "projected-ascent"}  # type: ignore[valid-type]
+    goal: _spec("goal") = Field(default={"name": "maximum-damage"})  # type: ignore[valid-type]
+    search: _spec("search") = Field(default={"name": "projected-ascent"})  # type: ignore[valid-type]
     norm: Literal["l0", "l2", "linf"] = "l2"
     radius: float = Field(gt=0, allow_inf_nan=False)
 
@@ -160,7 +161,7 @@ class AttackPlan(BaseModel):
 
 
 @final
-class MarginPlan(BaseModel):
+class MarginPlan(Values):
     """How margins are looked for.
 
     Attributes:
@@ -178,7 +179,7 @@ class MarginPlan(BaseModel):
 
 
 @final
-class Plan(BaseModel):
+class Plan(Values):
     """What an audit does: validated, complete, and part of its record.
 
     An unknown key is an error that names it. Radii and r are in pixel units of the input range

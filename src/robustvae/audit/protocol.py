@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 from typing import Protocol as Interface
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from robustvae import registry
@@ -23,6 +23,7 @@ from robustvae.data.images import CHUNK
 from robustvae.errors import ConfigError, RangeError, unknown
 from robustvae.records import QuestionFacts
 from robustvae.records.files import is_file
+from robustvae.records.typed import Values, first_problem
 from robustvae.seeding import shard_generator
 
 RULE_SHARE = 0.4  # of the typical distance of an input from the mean input
@@ -32,7 +33,7 @@ QUESTION_KEYS = ("r", "m", "norm", "displacement", "center")
 
 
 @final
-class ProtocolQuestion(BaseModel):
+class ProtocolQuestion(Values):
     """The question of a protocol."""
 
     model_config = STRICT
@@ -46,7 +47,7 @@ class ProtocolQuestion(BaseModel):
 
 
 @final
-class Reference(BaseModel):
+class Reference(Values):
     """A model that was audited by the protocol: its name, and the number that ranks it."""
 
     model_config = STRICT
@@ -56,7 +57,7 @@ class Reference(BaseModel):
 
 
 @final
-class Protocol(BaseModel):
+class Protocol(Values):
     """A named, versioned question with a suite and inputs: audits by it can be compared.
 
     Examples:
@@ -141,9 +142,7 @@ def read_protocol(name: str | Path | Mapping[str, Any] | Protocol) -> Protocol:
     try:
         return Protocol.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"protocol: {where}: {first['msg']}") from None
+        raise ConfigError(first_problem(error, "protocol")) from None
 
 
 def settle(

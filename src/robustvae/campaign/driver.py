@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import final
 
+from robustvae.arguments import checked
 from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.pool import Event, Job, Outcome, Pool, Tell
 from robustvae.display import Lines
@@ -17,6 +18,7 @@ RETRIES = 3
 """How often a task whose worker died is given to another before it is cut into single inputs."""
 
 
+@checked()
 def run_tasks(job: Job, run: Run, open_pool: Callable[[Store, Tell], Pool]) -> Outcome:
     """Compute the parts of a job that its store does not hold, and return all of them.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from robustvae.arguments import checked
 from robustvae.audit.plan import read_plan, read_yaml, text
@@ -16,13 +16,14 @@ from robustvae.audit.protocol import read_protocol
 from robustvae.errors import ConfigError, RobustVAEError, unknown
 from robustvae.records import Record
 from robustvae.records.text import read_json, read_text
+from robustvae.records.typed import Values, first_problem
 from robustvae.registry import build
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 @final
-class CampaignModel(BaseModel):
+class CampaignModel(Values):
     """A model of a campaign, as `robustvae audit` takes it.
 
     Examples:
@@ -70,7 +71,7 @@ def _defense(spec: Any) -> Any:
 
 
 @final
-class CampaignPlan(BaseModel):
+class CampaignPlan(Values):
     """Every model behind every defense, by every protocol.
 
     Examples:
@@ -185,10 +186,7 @@ def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> Campai
     try:
         campaign = CampaignPlan.model_validate(dict(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        words = str(first["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"campaign: {where}: {words}") from None
+        raise ConfigError(first_problem(error, "campaign")) from None
     for protocol in campaign.protocols:  # what the last audit needs is told before the first one
         read_protocol(protocol)
     read_plan(campaign.plan)

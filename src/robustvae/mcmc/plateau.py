@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustvae.arguments import checked
 from robustvae.display import three_lines
-from robustvae.errors import check_count, check_type
+from robustvae.errors import ShapeError, check_count, check_type
 from robustvae.mcmc.adaptation import FixedStep, PerChain
 from robustvae.mcmc.hmc import DEFAULT_KERNEL, Kernel, hmc
 from robustvae.mcmc.leapfrog import Target
@@ -87,6 +87,8 @@ def hmc_to_plateau(
         (torch.Size([3, 2]), True)
     """
     check_type(z, "z", Tensor)
+    if z.ndim != 2 or not z.is_floating_point():
+        raise ShapeError(f"z must be real numbers, (B, d), got {tuple(z.shape)} of {z.dtype}")
     check_count(steps, "steps")
     check_count(block, "block")
     rows = torch.arange(len(z), device=z.device)  # who is still there, by number

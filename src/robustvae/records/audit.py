@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from robustvae.errors import DataError, check_type
 from robustvae.records.parts import (
@@ -30,12 +30,13 @@ from robustvae.records.parts import (
     VictimFacts,
 )
 from robustvae.records.text import read_json
+from robustvae.records.typed import Values, first_problem
 from robustvae.records.values import plain
 from robustvae.records.verdict import judged
 
 
 @final
-class Record(BaseModel):
+class Record(Values):
     """All that a report may read: one audit, in plain Python values.
 
     Everything but `timing` is decided by the model, the data, the plan and the seed.
@@ -174,7 +175,7 @@ class Record(BaseModel):
         try:
             return judged(cls.model_validate(content))
         except ValidationError as error:
-            raise DataError(f"not a record: {_first_problem(error)}") from None
+            raise DataError(f"not a record: {first_problem(error, 'record')}") from None
 
     @property
     def changed_rows(self) -> list[int]:
@@ -218,19 +219,3 @@ def schema() -> dict[str, Any]:
         'Record'
     """
     return Record.model_json_schema()
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first thing wrong, with its place, in one line."""
-    first = error.errors()[0]
-    where = "record"
-    for part in first["loc"]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}"
-    words = " ".join(str(first["msg"]).split()).removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    if first["type"] == "extra_forbidden":
-        return f"{where} is unknown"
-    if first["type"] == "value_error":
-        return f"{where}.{words}"[:300]
-    return f"{where} is {json.dumps(plain(first.get('input')))[:60]}: {words}"[:300]

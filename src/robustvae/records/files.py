@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustvae.arguments import checked
-from robustvae.errors import DataError, StorageError
+from robustvae.errors import DataError, StorageError, check_type, single_line
 from robustvae.records.text import read_json, read_text
 
 
@@ -54,7 +54,10 @@ def write_files(contents: Mapping[str | Path, bytes], remove: Iterable[str | Pat
 
     Raises:
         StorageError: As of `write_bytes`; then no file has changed.
+        DtypeError: Something else than bytes.
     """
+    for content in contents.values():
+        check_type(content, "the content of a file", bytes)
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     beside: list[Path] = []
     marks: list[Path] = []
@@ -478,5 +481,13 @@ def write_text(path: str | Path, content: str) -> Path:
 
 @checked()
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"{single_line(str(path), 200)} cannot be read: {reason}") from None

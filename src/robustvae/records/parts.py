@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from robustvae.display import three_lines
+from robustvae.records.typed import Values
 
 FORMAT: Literal[2] = 2
 
@@ -21,7 +22,7 @@ STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 @final
-class Column(BaseModel):
+class Column(Values):
     """What one column of the rows holds, and how it is summarized.
 
     Attributes:
@@ -73,7 +74,7 @@ class Column(BaseModel):
 
 
 @final
-class ModelFacts(BaseModel):
+class ModelFacts(Values):
     """Which model was audited."""
 
     model_config = STRICT
@@ -90,7 +91,7 @@ class ModelFacts(BaseModel):
 
 
 @final
-class DataFacts(BaseModel):
+class DataFacts(Values):
     """Which inputs were audited."""
 
     model_config = STRICT
@@ -103,7 +104,7 @@ class DataFacts(BaseModel):
 
 
 @final
-class QuestionFacts(BaseModel):
+class QuestionFacts(Values):
     """What was asked, and where the question came from.
 
     Attributes:
@@ -141,7 +142,7 @@ class QuestionFacts(BaseModel):
 
 
 @final
-class VictimFacts(BaseModel):
+class VictimFacts(Values):
     """One victim of the audit, with its three numbers.
 
     Attributes:
@@ -170,7 +171,7 @@ class VictimFacts(BaseModel):
 
 
 @final
-class SummaryEntry(BaseModel):
+class SummaryEntry(Values):
     """One headline number: a mean over inputs with its interval."""
 
     model_config = STRICT
@@ -190,7 +191,7 @@ class SummaryEntry(BaseModel):
 
 @final
 @three_lines()
-class CheckResult(BaseModel):
+class CheckResult(Values):
     """What one check said of one victim."""
 
     model_config = STRICT
@@ -206,7 +207,7 @@ class CheckResult(BaseModel):
 
 @final
 @three_lines()
-class Verdict(BaseModel):
+class Verdict(Values):
     """The audit in sentences, the first of which says what to think of the rest.
 
     Attributes:
@@ -251,7 +252,7 @@ class Verdict(BaseModel):
 
 
 @final
-class Panel(BaseModel):
+class Panel(Values):
     """One input or output to look at: a picture, or the numbers of a signal or of a table's row.
 
     Attributes:
@@ -272,7 +273,7 @@ class Panel(BaseModel):
 
 
 @final
-class GalleryItem(BaseModel):
+class GalleryItem(Values):
     """One input to look at, under its worst attack.
 
     Attributes:
@@ -295,7 +296,7 @@ class GalleryItem(BaseModel):
 
 
 @final
-class Omission(BaseModel):
+class Omission(Values):
     """A stage that was left out or shortened, and why."""
 
     model_config = STRICT
@@ -306,7 +307,7 @@ class Omission(BaseModel):
 
 
 @final
-class UseFacts(BaseModel):
+class UseFacts(Values):
     """What a profile measured beyond the plan: the answer to the question of one use.
 
     Attributes:

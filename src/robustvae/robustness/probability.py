@@ -115,7 +115,7 @@ def robustness_curve(
     victim: Victim,
     x: Tensor,
     direction: Tensor,
-    sizes: Sequence[float],
+    sizes: Sequence[float] | Tensor | np.ndarray,
     question: Question,
     *,
     generator: torch.Generator,

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.arguments import checked
+from robustvae.arguments import checked, checked_fields
 from robustvae.errors import ConfigError, check_positive
 from robustvae.models import VAE
 
@@ -42,6 +42,7 @@ def optimizer_of(vae: VAE, lr: float = 1e-3) -> torch.optim.Optimizer:
     return TangentAdam(tangent, [p for p in parameters if id(p) not in tangent_ids], lr=lr)
 
 
+@checked_fields
 @final
 class TangentAdam(torch.optim.Optimizer):
     """Adam with one second moment for each whole tensor that lies on a manifold.

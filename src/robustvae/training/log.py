@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
+from robustvae.arguments import checked_fields
 from robustvae.errors import CheckpointError
 from robustvae.records import write_text
 from robustvae.records.text import read_json
 
 
+@checked_fields
 @final
 class TrainingLog:
     """The file of JSON lines in the folder of a training run, one line an epoch.

@@ -20,6 +20,7 @@ from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import name_of
 from robustvae.records.text import read_text, reason
 from robustvae.records.text import read_yaml as read_text_yaml
+from robustvae.records.typed import Values
 from robustvae.registry import parse
 from robustvae.seeding import generator
 from robustvae.training.loop import Precision, fit
@@ -36,7 +37,7 @@ def _from_text(content: Any) -> Any:
     return parse(content) if isinstance(content, str) else content
 
 
-class _Named(BaseModel):
+class _Named(Values):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
@@ -47,7 +48,7 @@ class _Named(BaseModel):
 
 
 @final
-class DataPart(BaseModel):
+class DataPart(Values):
     """What to train on: a name of `rv.data.names()` and its split."""
 
     model_config = STRICT
@@ -57,7 +58,7 @@ class DataPart(BaseModel):
 
 
 @final
-class TrainingPart(BaseModel):
+class TrainingPart(Values):
     """Arguments of `rv.fit`, under their own names."""
 
     model_config = STRICT
@@ -73,7 +74,7 @@ class TrainingPart(BaseModel):
 
 
 @final
-class Recipe(BaseModel):
+class Recipe(Values):
     """All that decides a training run; an unknown key is an error that names it.
 
     Attributes:

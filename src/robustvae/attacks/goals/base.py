@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from robustvae.arguments import checked
+from robustvae.arguments import checked, checked_fields
 from robustvae.defenses import Victim
 from robustvae.errors import ShapeError, check_images
 from robustvae.perturb import Score
@@ -86,6 +86,7 @@ def reported(goal: Goal, victim: Victim, x: Tensor, *, generator: torch.Generato
     return report(victim, x, generator=generator)
 
 
+@checked_fields
 @final
 class Readings:
     """What a victim reads off candidates under noises that are fixed once for each input.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import gate
+from robustvae.arguments import checked_fields
 from robustvae.data.space import InputSpace
 from robustvae.errors import ModelError, RangeError, RobustVAEError, ShapeError, UnsupportedError
 from robustvae.models.adapters.parts import reached, rebound
@@ -152,6 +153,7 @@ class Foreign(VAE):
 
 
 @gate.know_model
+@checked_fields
 @final
 class WrappedVAE(Foreign):
     """A `VAE` around a user's functions or module; made by `wrap`.
@@ -401,6 +403,7 @@ class WrappedVAE(Foreign):
 
 
 @gate.know_model
+@checked_fields
 @final
 class BlackBox(Foreign):
     """A model of which only the output can be judged: its "latent" is the input itself.
