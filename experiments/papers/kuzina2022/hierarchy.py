@@ -155,5 +155,5 @@ def _draw(means: dict[str, dict[str, list[float]]], spec: Spec, path: Path) -> N
             axes.set(title=f"attack on {name}", ylim=(0, 1), xlabel="radius, linf")
             axes.set_xticks(list(places), [f"{radius:g}" for radius in (0.0, *spec.radii)])
         grid[0].set(ylabel="MS-SSIM to the clean reconstruction")
-        grid[0].legend()
+        grid[0].legend(loc="lower right", framealpha=1)
         save(figure, path)
