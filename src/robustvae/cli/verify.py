@@ -44,7 +44,7 @@ def run(
     from robustvae.cli.printing import show
 
     vae = None
-    if not (model is weights is pixels is None):
+    if device != "cpu" or not (model is weights is pixels is None):
         vae = common.load_audited(folder, model, device, weights=weights, pixels=pixels)
     with common.progress("verify", quiet) as progress:
         verification = verify(folder, inputs, victim=vae, progress=progress)
