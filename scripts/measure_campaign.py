@@ -33,18 +33,21 @@ def cpu() -> float:
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
-def measure_time(model: str, base: str, inputs: int) -> None:
+EXECUTORS = (
+    ("serial", False),
+    ("serial", True),
+    ("processes:workers=1", True),
+    ("processes:workers=2", True),
+)
+
+
+def measure_time(model: str, base: str, inputs: int, executors: Any = EXECUTORS) -> None:
     """One audit by several executors."""
-    plan = {"base": base, "inputs": inputs, "shard": max(1, inputs // 4)}
+    plan = {"base": base, "inputs": inputs, "shard": max(1, min(10, inputs // 4))}
     vae = rv.load(model)
     images = rv.data.load(rv.load(model).config.get("data") or model.split("-")[0], split="test")
     rv.audit(vae, images, plan="smoke", run=Run(progress=lambda *_: None))  # warms up
-    for executor, keeps in (
-        ("serial", False),
-        ("serial", True),
-        ("processes:workers=1", True),
-        ("processes:workers=2", True),
-    ):
+    for executor, keeps in executors:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(executor=executor, keep=folder if keeps else None, progress=lambda *_: None)
             begin, spent = time.monotonic(), cpu()
@@ -89,9 +92,11 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("time", "memory"))
     parser.add_argument("--model", default="digits-vae")
     parser.add_argument("--plan", default="quick")
-    parser.add_argument("--inputs", type=int, default=8, help="of the audit, in four ranges")
+    parser.add_argument("--inputs", type=int, default=8, help="of the audit, ten in a range")
+    parser.add_argument("--workers-only", action="store_true", help="one worker beside two")
     options = parser.parse_args()
     if options.what == "time":
-        measure_time(options.model, options.plan, options.inputs)
+        chosen = EXECUTORS[2:] if options.workers_only else EXECUTORS
+        measure_time(options.model, options.plan, options.inputs, chosen)
     else:
         measure_memory()
