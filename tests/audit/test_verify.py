@@ -169,7 +169,20 @@ def test_own_weights_are_verified(tmp_path, capsys):
     cli.main(["audit", *words, "--out", str(tmp_path / "out")])
     capsys.readouterr()
     assert cli.main(["verify", str(tmp_path / "out")]) == 1
-    assert "verify with --weights FILE" in capsys.readouterr().out
-    assert cli.main(["verify", str(tmp_path / "out"), *own]) == 0
-    assert cli.main(["rescore", str(tmp_path / "out")]) == 1
-    assert cli.main(["rescore", str(tmp_path / "out"), *own]) == 0
+    assert "--model" in capsys.readouterr().out
+    named = ["--model", f"{tmp_path}/net.py:build", *own]
+    assert cli.main(["verify", str(tmp_path / "out"), *named]) == 0
+    assert cli.main(["rescore", str(tmp_path / "out"), *named]) == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "rescore"])
+@pytest.mark.parametrize("options", [[], ["--pixels", "0,1"]])
+def test_code_of_records_never_runs(copy, tmp_path, monkeypatch, capsys, command, options):
+    """A stranger's record may name any file; it runs only where the user names it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\ndef build(): return None\n")
+    for source in ("evil.py:build", "evil:Model"):
+        edited(copy, lambda content, name=source: content["model"].update(source=name, name=name))
+        assert cli.main([command, str(copy), *options]) in (1, 2)
+        assert "name" in "".join(capsys.readouterr())
+        assert not (tmp_path / "ran").exists()

@@ -81,6 +81,7 @@ class Verification:
 
 
 @checked()
+@registry.outside_names()
 def verify(
     folder: str | Path,
     inputs: int = 8,
@@ -252,7 +253,9 @@ def _model(
     if record.model.sha256 is not None and digest != record.model.sha256:
         problem = "the model's weights are not those that were audited"
         if victim is None:  # every row would differ, and say nothing more
-            problems.append(f"{problem}: where they lie in a file, verify with --weights FILE")
+            problems.append(
+                f"{problem}: where they lie in a file, verify with --model and --weights"
+            )
             not_checked.append("rows, since they are of other weights")
             return None
         problems.append(problem)

@@ -38,7 +38,7 @@ def run(
 
         robustvae verify out --inputs 100
 
-        robustvae verify out --weights vae.pt   # needs that file, of the audited model
+        robustvae verify out --model mine.py:build --weights vae.pt   # needs the audited model
     """
     from robustvae.audit import verify
     from robustvae.cli.printing import show

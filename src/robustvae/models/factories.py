@@ -26,6 +26,7 @@ from robustvae.errors import (
 from robustvae.models.adapters import WrappedVAE, wrap
 from robustvae.models.base import VAE
 from robustvae.records.text import read_json, read_text
+from robustvae.registry import check_code
 
 FACTORY = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 DIFFUSERS, PYTHAE = "config.json", "model_config.json"
@@ -62,7 +63,9 @@ def load_factory(text: str, weights: str | Path | None = None, **options: Any) -
     Raises:
         CheckpointError: No such file or function, or weights that do not fit.
         ModelError: The function or the file raised, or it returned no model.
+        ConfigError: The name comes from a file: see `robustvae.registry.outside_names`.
     """
+    check_code(text)
     match = FACTORY.fullmatch(text)
     assert match is not None
     path, name = Path(match["file"]).expanduser(), match["name"]

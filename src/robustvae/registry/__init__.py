@@ -5,6 +5,7 @@ from robustvae.registry.members import (
     GROUP,
     PATH,
     Entry,
+    check_code,
     describe,
     family_base,
     family_of,
@@ -12,6 +13,7 @@ from robustvae.registry.members import (
     modules_of,
     name_of,
     names,
+    outside_names,
     register,
     target_of,
 )
@@ -21,6 +23,7 @@ from robustvae.registry.text import is_word, parse
 __all__ = [
     "build",
     "build_fields",
+    "check_code",
     "describe",
     "Entry",
     "FAMILIES",
@@ -32,6 +35,7 @@ __all__ = [
     "modules_of",
     "name_of",
     "names",
+    "outside_names",
     "parse",
     "PATH",
     "register",

@@ -15,15 +15,17 @@ there is no source, only compiled files, listing imports every module once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final
 
-from robustvae.arguments import checked
+from robustvae.arguments import checked, shown
 from robustvae.errors import ConfigError, DtypeError, RobustVAEError, unknown
 
 if TYPE_CHECKING:  # slow to import, and seldom needed
@@ -188,6 +190,43 @@ def describe(family: str) -> list[Entry]:
     return [_entry(family, name) for name in names(family)]
 
 
+_ARE_OUTSIDE = ContextVar("names come from a file of somebody's", default=False)
+
+
+@contextlib.contextmanager
+def outside_names() -> Iterator[None]:
+    """Within: names come from a file, such as a stranger's record, and run no code of their own.
+
+    Members that the library or an installed package registers are found as always, and so is what
+    is imported already; a file or a module that only the name points to is refused.
+
+    Examples:
+        >>> from robustvae.registry import lookup, outside_names
+        >>> with outside_names():
+        ...     lookup("search", "lbfgs").__name__
+        'LBFGS'
+    """
+    token = _ARE_OUTSIDE.set(True)
+    try:
+        yield
+    finally:
+        _ARE_OUTSIDE.reset(token)
+
+
+@checked()
+def check_code(name: str) -> None:
+    """Raise where a name that comes from a file would run code.
+
+    Raises:
+        ConfigError: Within `outside_names`.
+    """
+    if _ARE_OUTSIDE.get():
+        raise ConfigError(
+            f"{shown(name)} names code, which runs only where you name it yourself: a model with "
+            "--model, in Python with victim=; anything else by importing its module first"
+        )
+
+
 @checked()
 def lookup(family: str, name: str) -> Any:
     """The class, function or file that a name stands for.
@@ -220,6 +259,8 @@ def lookup(family: str, name: str) -> Any:
     if name in _entry_points(family):
         return _loaded(family, name)
     if PATH.fullmatch(name):
+        if name.partition(":")[0] not in sys.modules:
+            check_code(name)
         return _imported(name)
     raise unknown(_KINDS.get(family, family), name, names(family))
 
