@@ -135,7 +135,8 @@ def cell_of(model: str, defense: str, setting: str, labels: str | None = None) -
     """The key of the printed cell that one measured number stands beside, None where there is none.
 
     Args:
-        model: A zoo name; the paper's beta- and TC-VAEs are those of beta = 2, by their MSE.
+        model: A zoo name, or a folder of that name; the paper's beta- and TC-VAEs are those of
+            beta = 2, by their MSE.
         defense: "undefended", "HMC" or "HMC, restarted".
         setting: "MS-SSIM, linf 0.1", "accuracy, clean" or the like.
         labels: "digit" or "color" on ColorMNIST.
@@ -146,8 +147,10 @@ def cell_of(model: str, defense: str, setting: str, labels: str | None = None) -
         'kuzina2022/table-2/mnist/vae+hmc/ms-ssim 0.1'
         >>> cell_of("mnist-conv28-beta-2", "HMC", "MS-SSIM, linf 0.1")
         'kuzina2022/table-4/0.1/beta+hmc/mnist/ms-ssim'
+        >>> cell_of("zoo/mnist-conv28-300", "undefended", "accuracy, clean")
+        'kuzina2022/table-2/mnist/vae/accuracy 0'
     """
-    name = re.fullmatch(r"(mnist|fashion|color-mnist)-conv28(?:-(beta|tc)-2)?", model)
+    name = re.fullmatch(r"(?:.*/)?(mnist|fashion|color-mnist)-conv28(?:-(beta|tc)-2|-300)?", model)
     asked = re.fullmatch(r"(MS-SSIM|accuracy), (?:(clean)|linf (0\.[12]))", setting)
     if name is None or asked is None or defense.partition(",")[0] not in ("undefended", "HMC"):
         return None
