@@ -40,6 +40,7 @@ class Spec:
         linf: Size of the attack in the maximum norm.
         steps: Of the gradient search.
         restarts: Of the gradient search.
+        suite: Further gradient searches, by their specs.
         gradient_free: Candidates of the search without gradients.
         score: By which the detector decides, a name of the family "score".
         epochs: Above 0 each model is trained anew on the normal labels alone, as `held_out` needs:
@@ -62,6 +63,7 @@ class Spec:
     linf: float = 0.1
     steps: int = 20
     restarts: int = 1
+    suite: tuple[str, ...] = ()
     gradient_free: int = 10
     score: str = "anomaly-score"
     epochs: int = 0
@@ -74,7 +76,7 @@ class Spec:
     "ours",
     sizes={
         "smoke": Spec(
-            (("digits-vae-noise", 0.25, 300),), "digits", "", (4,), 6, (0.5, 1.0), 0.1, 3, 1, 5
+            (("digits-vae-noise", 0.25, 300),), "digits", "", (4,), 6, (0.5, 1.0), 0.1, 3, 1, (), 5
         ),
         "laptop": Spec(),
         "full": Spec(steps=100, restarts=10, gradient_free=1000, inputs=1000),
@@ -100,6 +102,7 @@ def anomaly(spec: Spec, run: Run) -> Result:
             ]
         run.progress(f"{name}: done")
     what = spec.anomalous or f"the labels {list(spec.held_out)}"
+    suite = "".join(f"{search}, " for search in spec.suite)
     return run.result(
         f"Anomaly detection: {spec.normal} against {what}",
         "",
@@ -107,9 +110,10 @@ def anomaly(spec: Spec, run: Run) -> Result:
         (
             f"AUROC of the score {spec.score}, {spec.inputs} inputs of each side, both sides "
             f"attacked, with its standard error (DeLong). Attacks: projected ascent on the score "
-            f"({spec.steps} steps, {spec.restarts} restarts), {spec.gradient_free} candidates "
-            "without gradients, for the smoothed detector also attacks made for the undefended "
-            "one; the worst for each input by the deployed score, the median of 21 draws.",
+            f"({spec.steps} steps, {spec.restarts} restarts), {suite}{spec.gradient_free} "
+            "candidates without gradients, for the smoothed detector also attacks made for the "
+            "undefended one; the worst for each input by the deployed score, the median of 21 "
+            "draws.",
             "Certified: smoothing of the median score, all intervals of both sides together with "
             "confidence 0.999; ties lose. s is the spread of the noise.",
         ),
@@ -144,6 +148,7 @@ def _measured(
         inputs=spec.inputs,
         anomalous=() if spec.anomalous else spec.held_out,
         search=f"projected-ascent:steps={spec.steps},restarts={spec.restarts}",
+        suite=spec.suite,
         gradient_free=spec.gradient_free,
         draws=draws,
     )

@@ -77,6 +77,28 @@ def test_larger_ball_never_weaker():
     assert all(b >= a - 1e-6 for a, b in zip(small, large, strict=True))
 
 
+def test_suite_never_weaker_and_names_its_search():
+    images = rv.data.load("digits", split="test")
+    victims = {"plain": rv.Victim(rv.load("digits-vae"))}
+    weak, ball = "projected-ascent:steps=1,restarts=1", (rv.Ball("linf", 0.1),)
+    more = ("projected-ascent:steps=20,restarts=1", "directed-ascent:search=(projected-ascent)")
+    runs = [
+        run(Anomaly(balls=ball, search=weak, suite=suite, anomalous=(9,), **FAST), victims, images)
+        for suite in ((), more)
+    ]
+    for side, sign in (("normal", 1), ("anomalous", -1)):
+        alone, together = (
+            rows_of(result, side=side, condition="attacked", victim="plain") for result in runs
+        )
+        pairs = list(zip(alone, together, strict=True))
+        assert all(sign * (b["score"] - a["score"]) >= -1e-6 for a, b in pairs)
+        assert any(sign * (b["score"] - a["score"]) > 0.01 for a, b in pairs)
+    attacks = {row["attack"] for row in runs[1].rows if row["condition"] == "attacked"}
+    assert attacks & {"gradients 2", "gradients 3"}
+    cut = Anomaly(search=weak, suite=more).cut(0.1)
+    assert cut.suite[1]["search"]["restarts"] < rv.ProjectedAscent().restarts
+
+
 def test_certified_contains_attacked():
     victims = {"noisy": rv.Victim(linear_victim().vae, "input-noise:stddev=0.1")}
     use = Anomaly(balls=(rv.Ball("l2", 0.05),), search=SEARCH, **{**FAST, "votes": 41})

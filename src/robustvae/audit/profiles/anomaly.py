@@ -72,8 +72,8 @@ class Anomaly:
     """Whether a detector can be made to miss anomalies, or to reject what is normal.
 
     Every input is attacked against its own side: an anomaly's score is lowered, a normal input's
-    raised. The attacker knows the victim. The worst of a gradient search, a search without
-    gradients and, where the victim is defended, an attack made for the undefended model counts,
+    raised. The attacker knows the victim. The worst of all gradient searches, a search without
+    gradients and, where the victim is defended, attacks made for the undefended model counts,
     each judged by the score that is deployed; what a smaller ball of the same norm gave is tried in
     the larger one too. A victim with noise on its input gets certified intervals of its median
     score, all of which hold together.
@@ -92,6 +92,7 @@ class Anomaly:
         masked: Places in the flat input that the attacker cannot change, such as features of a
             table that nobody can forge.
         search: The gradient search.
+        suite: Further gradient searches, such as those of a whole suite, each a search or its spec.
         gradient_free: Candidates of the search without gradients; 0 leaves it out.
         draws: Of each input for its certified interval.
         confidence: With which all intervals hold together.
@@ -128,6 +129,7 @@ class Anomaly:
     anomalous: tuple[Any, ...] = ()
     masked: tuple[int, ...] = ()
     search: Any = "projected-ascent:steps=40,restarts=2"
+    suite: tuple[Any, ...] = ()
     gradient_free: int = 150
     draws: int = 2000
     confidence: float = 0.999
@@ -277,7 +279,8 @@ class Anomaly:
             forward, gradient = pass_seconds(victim, units[name])
             is_guarded = is_defended(victim)
             readings = (self.votes if is_guarded else 1) * forward
-            gradients = search_passes(self.search) * _DRAWS * gradient * (1 + is_guarded)
+            passes = sum(search_passes(spec) for spec in (self.search, *self.suite))
+            gradients = passes * _DRAWS * gradient * (1 + is_guarded)
             balls = len(self.balls) + len(self.snr)
             # every candidate is judged, and the clean score and the chosen change again
             each = gradients + self.gradient_free * _DRAWS * forward + 6 * readings
@@ -293,6 +296,7 @@ class Anomaly:
             inputs=scaled(self.inputs, share, _LEAST_CUT),
             reference=scaled(self.reference, share, 2 * _LEAST_REFERENCE),
             search=scaled_search(self.search, share),
+            suite=tuple(scaled_search(spec, share) for spec in self.suite),
             gradient_free=scaled(self.gradient_free, share, 0) if share > _BLIND_SHARE else 0,
             draws=scaled_draws(self.draws, share),
             balls=self.balls if share > _BALL_SHARE else self._one_ball_a_norm(),
@@ -400,10 +404,11 @@ class Detector:
         votes = _DRAWS if self.random else 1
         searches: list[tuple[str, Any, Victim]] = []
         if not getattr(self.victim.vae, "without_gradients", False):
-            searches.append(("gradients", registry.build("search", use.search), self.victim))
-            if is_defended(self.victim):
-                plain = undefended(self.victim)
-                searches.append(("transfer", registry.build("search", use.search), plain))
+            for number, spec in enumerate((use.search, *use.suite), 1):
+                search, which = registry.build("search", spec), f" {number}" * (number > 1)
+                searches.append((f"gradients{which}", search, self.victim))
+                if is_defended(self.victim):
+                    searches.append((f"transfer{which}", search, undefended(self.victim)))
         if use.gradient_free:
             searches.append(("no gradients", SquareSearch(steps=use.gradient_free), self.victim))
         for name, search, victim in searches:

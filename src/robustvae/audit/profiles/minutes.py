@@ -89,6 +89,8 @@ def scaled_search(spec: Any, share: float) -> Any:
     for key, least in (("restarts", 1), ("steps", _LEAST_STEPS)):
         if isinstance(fields.get(key, getattr(search, key, None)), int):
             fields[key] = scaled(getattr(search, key), share, least)
+    if "search" in fields:  # one that starts another in places of its own
+        fields["search"] = scaled_search(fields["search"], share)
     return fields
 
 
@@ -100,6 +102,8 @@ def scaled_draws(draws: int, share: float) -> int:
 def search_passes(spec: Any) -> float:
     """Gradients that a search takes for an input."""
     search = registry.build("search", spec)
+    if not hasattr(search, "steps") and hasattr(search, "search"):
+        return search_passes(search.search)
     return float((getattr(search, "steps", 50) + 1) * getattr(search, "restarts", 1))
 
 
