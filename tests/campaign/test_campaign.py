@@ -21,12 +21,12 @@ from robustvae.audit import Run, read_plan
 from robustvae.audit.auditor import Auditor
 from robustvae.audit.job import AuditJob, open_bundle
 from robustvae.audit.protocol import choose, settle
-from robustvae.audit.tasks import Memory, Task, pieces
+from robustvae.audit.tasks import Memory, Task
 from robustvae.campaign import Calls, Processes, Serial, driver
 from robustvae.campaign.executors.processes import sweep_scratch, unpacked_bundle
 from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
-from robustvae.records import Store, forget_parts
+from robustvae.records import Store, forget_parts, pieces
 from robustvae.testing import members_of
 
 HERE = "tests.campaign.functions:"

@@ -125,7 +125,7 @@ def test_certify_halves_ranges_when_memory_ends(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(certification, "answer", short_of_memory)
     assert cli.main([*words, "--out", str(halved), "-q"]) == 0
     assert sizes == [20, 10, 10, 20, 10, 10, 5]
-    assert "memory ran out on 20 inputs at once; 10 at a time now" in capsys.readouterr().err
+    assert "memory ran out on 20 inputs at once; computed 10 at a time" in capsys.readouterr().err
     before, after = (json.loads(path.read_text()) for path in (whole, halved))
     assert after["radius"] == pytest.approx(before["radius"], rel=1e-6)
     assert after["environment"]["threads"] == "1" and after["environment"]["dtype"] == "float32"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, final, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class AttackResult:
         size: ||x_adv - x|| in the ball's norm, in pixel units, (B,).
         score: The goal's score of `x_adv`, (B,).
         status: "ok", or "inconclusive" where the search met no gradient but 0, or no score that
-            is a number: then nothing was learned about that input, least of all robustness.
+            is a number: then nothing was learned about that input, least of all robustness. Where
+            many attacks are made, also "failed: " and what the victim raised.
         queries: Scores that the search computed, (B,) int.
         gradient_norm: Greatest gradient norm met, (B,); NaN for searches without gradients.
         zero_gradients: Share of gradients that were exactly 0, (B,).
@@ -240,6 +241,48 @@ def as_they_occur(vae: nn.Module, ball: Ball, x: Tensor, y: Tensor) -> Tensor:
     inward = at((change * (1 + 1e-6)).trunc())  # 2.9999999 steps are 3 but for rounding
     inside = ball.contains(x, nearest).view(-1, *(1,) * (x.ndim - 1))
     return torch.where(inside, nearest, inward)
+
+
+def nothing_found(x: Tensor, status: str = "inconclusive") -> AttackResult:
+    """The outcome of an attack that could not be run: the inputs themselves, without a score."""
+    column = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
+    return AttackResult(
+        x_adv=x.clone(),
+        size=torch.zeros_like(column),
+        score=column,
+        status=(status,) * len(x),
+        queries=torch.zeros_like(column).long(),
+        gradient_norm=column,
+        zero_gradients=column,
+    )
+
+
+def take_rows(result: AttackResult, rows: Sequence[int]) -> AttackResult:
+    """Some rows of a result, in their order."""
+    index = torch.tensor(list(rows), dtype=torch.long, device=result.x_adv.device)
+    values: dict[str, Any] = {}
+    for field in fields(result):
+        value = getattr(result, field.name)
+        values[field.name] = (
+            value[index] if isinstance(value, Tensor) else tuple(value[row] for row in rows)
+        )
+    return AttackResult(**values)
+
+
+def put_rows(result: AttackResult, rows: Sequence[int], part: AttackResult) -> AttackResult:
+    """A result with some rows replaced."""
+    index = torch.tensor(rows, device=result.x_adv.device)
+    values: dict[str, Any] = {}
+    for field in fields(result):
+        value, new = getattr(result, field.name), getattr(part, field.name)
+        if isinstance(value, Tensor):
+            values[field.name] = value.index_copy(0, index, new.to(value))
+        else:
+            words = list(value)
+            for row, word in zip(rows, new, strict=True):
+                words[row] = word
+            values[field.name] = tuple(words)
+    return AttackResult(**values)
 
 
 @runtime_checkable

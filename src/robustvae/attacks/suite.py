@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from robustvae.attacks.attack import AimedSearch, Attack, Search
+from robustvae.attacks.attack import (
+    AimedSearch,
+    Attack,
+    AttackResult,
+    Search,
+    nothing_found,
+    put_rows,
+)
 from robustvae.attacks.code_space import CodeSpace
 from robustvae.attacks.directed import DirectedAscent
 from robustvae.attacks.goals import Goal, LatentShift, LayerShift, MaximumDamage, MetricDrop
@@ -29,6 +37,7 @@ from robustvae.perturb import (
     Universal,
     outward,
 )
+from robustvae.records import failure, failure_of, pieces
 from robustvae.registry import build, register
 from robustvae.seeding import split
 
@@ -121,7 +130,8 @@ class SuiteRow:
         size: ||x_adv - x|| in the ball's norm, in pixel units, (B,).
         damage: ||reconstruction(x_adv) - reconstruction(x)||_2 by the victim, in pixel units, (B,).
         x_adv: Attacked images, (B, C, H, W).
-        status: As in `AttackResult`; "ok" for floors.
+        status: As in `AttackResult`; "ok" for floors. An input for which the victim raises, where
+            it does not for others, has "failed: " and the reason, and damage and similarity NaN.
         similarity: MS-SSIM of those two reconstructions, in [0, 1], (B,).
     """
 
@@ -153,7 +163,8 @@ class SuiteResult:
         worst = [row for row in self.rows if row.name == WORST]
         attacks = {row.name for row in self.rows if row.attack and row.name != WORST}
         damages = "; ".join(
-            f"{row.ball.norm} {row.ball.radius:g}: {float(row.damage.mean()):.4g}" for row in worst
+            f"{row.ball.norm} {row.ball.radius:g}: {float(row.damage.nanmean()):.4g}"
+            for row in worst
         )
         blind = sum(status != "ok" for row in self.rows if row.attack for status in row.status)
         count = len(worst[0].damage) if worst else 0
@@ -187,11 +198,12 @@ class SuiteResult:
             f"{'ball':<12} {'attack':<32} {'damage':>8} {'s.e.':>7} {'size':>7} {'inconcl.':>8}",
         ]
         for row in self.rows:
-            mean, stderr = mean_stderr(row.damage.tolist())
+            whole = [i for i, status in enumerate(row.status) if failure_of(status) is None]
+            mean, stderr = mean_stderr(row.damage[whole].tolist())
             blind = sum(status != "ok" for status in row.status)
             ball = f"{row.ball.norm} {row.ball.radius:g}"
             name = row.name if row.attack else f"  floor: {row.name}"
-            size = float(row.size.mean())
+            size = float(row.size[whole].mean())
             lines.append(
                 f"{ball:<12} {name:<32} {mean:>8.3f} {stderr:>7.3f} {size:>7.3f} {blind:>8}"
             )
@@ -250,45 +262,74 @@ class AttackSuite:
         (for_images,) = split(generator, 1)
         state = for_images.get_state()
 
-        def reconstruct(images: Tensor) -> Tensor:
-            for_images.set_state(state)  # the same noise for all, so that only the image differs
-            with torch.no_grad():
-                return victim.reconstruct(images, generator=for_images)
+        def reconstruct(images: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+            def some(rows: Sequence[int]) -> Tensor:
+                for_images.set_state(state)  # the same noise for all: only the image differs
+                with torch.no_grad():
+                    return victim.reconstruct(images[list(rows)], generator=for_images)
 
-        clean, rows = reconstruct(x), []
+            output, status = torch.full_like(images, torch.nan), ["ok"] * len(images)
+            for places, part in pieces(len(images), some, _silent):
+                if isinstance(part, BaseException):
+                    status[places[0]] = failure(part)
+                else:
+                    output[list(places)] = part.to(output)
+            return output, tuple(status)
+
+        clean, fine = reconstruct(x)
+        rows = []
         for ball in balls:
             seeds = split(generator, len(members) + 1)
             results = []
             for (name, goal, search), seed in zip(members, seeds, strict=False):
                 try:
-                    result = Attack(goal, search, ball)(victim, x, generator=seed)
+                    result = _each(Attack(goal, search, ball), victim, x, seed)
                 except UnsupportedError:
                     continue
                 results.append((name, True, result.x_adv, result.status))
-            fine = ("ok",) * len(x)
             floors = {
                 "noise": outward(x, ball, generator=seeds[-1]),
                 "blur": stretched(x, blur(x), ball),
                 "JPEG": stretched(x, jpeg(x), ball),
             }
             results += [(name, False, y, fine) for name, y in floors.items()]
-            of_ball = [
-                SuiteRow(
-                    name,
-                    attack,
-                    ball,
-                    ball.size(x, y),
-                    _far(output, clean),
-                    y,
-                    how,
-                    ms_ssim(output.clamp(0, 1), clean.clamp(0, 1), variant=default_variant(x)),
+            of_ball = []
+            for name, attack, y, how in results:
+                output, after = reconstruct(y)
+                status = tuple(
+                    word if failure_of(last) is None else last
+                    for word, last in zip(how, after, strict=True)
                 )
-                for (name, attack, y, how), output in (
-                    (result, reconstruct(result[2])) for result in results
+                whole = [i for i, word in enumerate(status) if failure_of(word) is None]
+                similarity = output.new_full((len(x),), torch.nan)
+                similarity[whole] = ms_ssim(
+                    output[whole].clamp(0, 1), clean[whole].clamp(0, 1), variant=default_variant(x)
                 )
-            ]
+                far = _far(output, clean)
+                size = ball.size(x, y)
+                of_ball.append(SuiteRow(name, attack, ball, size, far, y, status, similarity))
             rows += [_worst([row for row in of_ball if row.attack], ball), *of_ball]
         return SuiteResult(label, tuple(rows))
+
+
+def _each(attack: Attack, victim: Victim, x: Tensor, generator: torch.Generator) -> AttackResult:
+    """An attack on all inputs at once, or one by one where some of them fail."""
+    state = generator.get_state()
+
+    def some(rows: Sequence[int]) -> AttackResult:
+        generator.set_state(state)
+        return attack(victim, x[list(rows)], generator=generator)
+
+    result = nothing_found(x)
+    for rows, part in pieces(len(x), some, _silent):
+        if isinstance(part, BaseException):
+            part = nothing_found(x[list(rows)], failure(part))
+        result = part if len(rows) == len(x) else put_rows(result, rows, part)
+    return result
+
+
+def _silent(words: str) -> None:
+    """Take a notice that nobody waits for."""
 
 
 def stretched(x: Tensor, y: Tensor, ball: Ball) -> Tensor:
@@ -299,14 +340,17 @@ def stretched(x: Tensor, y: Tensor, ball: Ball) -> Tensor:
 
 def _worst(rows: list[SuiteRow], ball: Ball, by: str = "damage") -> SuiteRow:
     harm = torch.stack([row.damage if by == "damage" else -row.similarity for row in rows])
-    best = harm.argmax(0)
+    best = harm.nan_to_num(nan=-torch.inf).argmax(0)
     at = torch.arange(len(best), device=best.device)
 
     def chosen(name: str) -> Tensor:
         return torch.stack([getattr(row, name) for row in rows])[best, at]
 
     status = tuple(
-        "ok" if any(row.status[i] == "ok" for row in rows) else "inconclusive"
+        # what was learned at best: that the input fails is said where no attack could be made
+        min(
+            (row.status[i] for row in rows), key=lambda word: (word != "ok", bool(failure_of(word)))
+        )
         for i in range(len(best))
     )
     return SuiteRow(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Attack
-from robustvae.attacks.attack import AttackResult
+from robustvae.attacks.attack import AttackResult, take_rows
 from robustvae.audit.context import Context
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.audit.protocol import Inputs
@@ -108,12 +108,4 @@ def rows_of(result: AttackResult, numbers: Sequence[int], among: Sequence[int]) 
     """The rows of some inputs, by their numbers, of an attack on more."""
     places = {number: row for row, number in enumerate(numbers)}
     rows = [places[number] for number in among]
-    return AttackResult(
-        x_adv=result.x_adv[rows],
-        size=result.size[rows],
-        score=result.score[rows],
-        status=tuple(result.status[row] for row in rows),
-        queries=result.queries[rows],
-        gradient_norm=result.gradient_norm[rows],
-        zero_gradients=result.zero_gradients[rows],
-    )
+    return take_rows(result, rows)

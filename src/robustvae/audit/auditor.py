@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.attacks import Attack
-from robustvae.attacks.attack import AttackResult
+from robustvae.attacks.attack import AttackResult, nothing_found, put_rows
 from robustvae.audit import pictures, statements
 from robustvae.audit.attacking import Job, everyone, go_on, jobs, rows_of
 from robustvae.audit.budget import Clock
@@ -24,15 +24,12 @@ from robustvae.audit.context import (
     Context,
     is_defended,
     is_random,
-    nothing_found,
     undefended,
 )
 from robustvae.audit.outcomes import (
     Parts,
     checked_columns,
     omission,
-    put_rows,
-    reason_of,
     spec_or_none,
 )
 from robustvae.audit.plan import Plan, text
@@ -51,7 +48,7 @@ from robustvae.audit.store import (
     unpacked_result,
 )
 from robustvae.audit.summary import summarize, worst
-from robustvae.audit.tasks import Memory, Part, State, Words, pieces
+from robustvae.audit.tasks import Memory, Part, State, Words
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, UnsupportedError
@@ -61,7 +58,9 @@ from robustvae.records import (
     QuestionFacts,
     Record,
     VictimFacts,
+    pieces,
     plain,
+    reason_of,
 )
 from robustvae.records.audit import row_sha256
 from robustvae.records.judging import Case

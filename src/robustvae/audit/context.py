@@ -261,20 +261,6 @@ def undefended(victim: Victim) -> Victim:
     return dataclasses.replace(victim, defense=PosteriorMean()) if is_defended(victim) else victim
 
 
-def nothing_found(x: Tensor) -> AttackResult:
-    """The outcome of an attack that could not be run: the inputs themselves, inconclusive."""
-    column = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
-    return AttackResult(
-        x_adv=x.clone(),
-        size=torch.zeros_like(column),
-        score=column,
-        status=("inconclusive",) * len(x),
-        queries=torch.zeros_like(column).long(),
-        gradient_norm=column,
-        zero_gradients=column,
-    )
-
-
 @final
 @dataclass(frozen=True)
 class Nature:

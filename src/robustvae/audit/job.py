@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from robustvae import registry
+from robustvae.attacks.attack import nothing_found
 from robustvae.audit.auditor import Auditor
-from robustvae.audit.context import is_defended, nothing_found
+from robustvae.audit.context import is_defended
 from robustvae.audit.outcomes import omission
 from robustvae.audit.plan import Plan
 from robustvae.audit.protocol import Inputs

@@ -11,7 +11,6 @@ from typing import Any, Protocol, final
 import torch
 
 from robustvae.display import Progress
-from robustvae.errors import is_out_of_memory
 
 Part = dict[str, Any]
 """The result of a task, in JSON's own types."""
@@ -151,62 +150,3 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def pieces(
-    count: int, compute: Callable[[Sequence[int]], Any], note: Callable[[str], None]
-) -> list[tuple[Sequence[int], Any]]:
-    """What `compute(rows)` gives for all rows at once, or in smaller batches where it must be.
-
-    Where memory runs out, the batch is halved; where anything else fails, each row is tried alone,
-    so that one bad input costs no other its numbers.
-
-    Args:
-        count: How many rows there are.
-        compute: The measurement of some rows.
-        note: Told in words of halved batches.
-
-    Returns:
-        Pairs (rows, result); a result is the exception for a row that fails alone.
-
-    Raises:
-        Exception: That of the whole batch, where every row fails alone.
-
-    Examples:
-        >>> from robustvae.audit.tasks import pieces
-        >>> pieces(3, lambda rows: [6 // (2 - row) for row in rows], print)[0]
-        ((0,), [3])
-    """
-    try:
-        rows = tuple(range(count))
-        return [(rows, compute(rows))]
-    except Exception as error:
-        if count == 1:
-            raise
-        first = error
-    results: list[tuple[Sequence[int], Any]] = []
-    if is_out_of_memory(first):
-        size = count
-        while size > 1:
-            size = -(-size // 2)
-            results = [
-                (rows, _attempt(compute, rows))
-                for rows in (
-                    tuple(range(begin, min(begin + size, count))) for begin in range(0, count, size)
-                )
-            ]
-            if not any(isinstance(result, BaseException) for _, result in results):
-                note(f"memory ran out on {count} inputs at once; computed {size} at a time")
-                return results
-    else:
-        results = [((row,), _attempt(compute, (row,))) for row in range(count)]
-    if all(isinstance(result, BaseException) for _, result in results):
-        raise first
-    return results
-
-
-def _attempt(compute: Callable[[Sequence[int]], Any], rows: Sequence[int]) -> Any:
-    try:
-        return compute(rows)
-    except Exception as error:  # a stranger's model may raise anything; it is told of by its row
-        return error

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from robustvae import registry, zoo
 from robustvae.arguments import checked
+from robustvae.attacks.attack import nothing_found
 from robustvae.audit.auditor import Auditor
-from robustvae.audit.context import Attacked, nothing_found
+from robustvae.audit.context import Attacked
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.audit.protocol import Inputs, sha256
 from robustvae.audit.store import ADVERSARIALS, read_adversarials, tensor_sha256

@@ -1,6 +1,7 @@
 """Lower bounds on robustness margins that are theorems about the stored weights."""
 
-from robustvae.certificates.certification import Certificate, certify
+from robustvae.certificates.certificate import Certificate
+from robustvae.certificates.certification import certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.curves import CertifiedCurve, certified_curve
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin

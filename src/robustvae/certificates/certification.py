@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from robustvae import bounds
 from robustvae.arguments import checked
+from robustvae.certificates.certificate import Certificate, joined
 from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
 from robustvae.certificates.question import Question, one_question
 from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
-from robustvae.display import three_lines
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -29,93 +29,13 @@ from robustvae.errors import (
 )
 from robustvae.models import VAE
 from robustvae.models.base import check_weights, frozen
+from robustvae.records import Failure, failure, pieces, plain
 from robustvae.registry import build, name_of
 from robustvae.rounding import floor
 from robustvae.seeding import row_numbers
 
 GUARANTEED = ("noncentral", "trace_markov", "envelope", "tangent")
 """The deterministic methods that are asked by default."""
-
-
-@final
-@three_lines(floor=("radius",))
-@dataclass(frozen=True, eq=False, repr=False)
-class Certificate:
-    """Lower bounds on robustness margins: each input is (r, m)-robust to every ||delta|| < radius.
-
-    Attributes:
-        radius: In the unit of the pixels, (B,), float64; 0 where nothing is proved.
-        kind: "deterministic", "probabilistic" (each input's radius is false with probability at
-            most 1 - `confidence`) or "first_order" (an extrapolation, no guarantee).
-        confidence: 1 for a deterministic certificate.
-        method: The bound that gave each radius, B names; "none" where nothing is proved.
-        status: "ok" or "abstain", B of them; "not asked" where `beside` left an input out.
-        assumptions: What the statement rests on, or what is not covered.
-        displacement: "centered", "paired" or "full".
-        norm: "l2" or "linf".
-        by_method: The radii of every method that was taken, each (B,); `radius` is their largest.
-        box: Whether it holds only for perturbations that keep the pixels in [0, 1]; False: for
-            all, hence for these too.
-        center: What the displacement is measured from: "mean" for g(mu(x)), "own" for `centers`.
-        centers: The victim's own mean outputs, (B, C, H, W), where `center` is "own".
-        simultaneous: Radii that hold for all B inputs together with `confidence`, (B,), where a
-            method knows them; None otherwise (see `confidence_of_all`).
-        draws: Draws that each input took, (B,), of a method that chooses; None otherwise.
-        beside: The probabilistic certificate of inputs of which nothing deterministic is known;
-            never mixed into `radius`.
-        suggestions: For each input without a radius, which method certifies or may certify it.
-
-    Examples:
-        >>> import robustvae as rv, torch
-        >>> vae = rv.models.create("lipschitz-vae", latent=2, image_shape=(1, 4, 4), hidden=[16])
-        >>> x = torch.rand(2, 1, 4, 4)
-        >>> lower = rv.certify(vae, x, r=1.0, m=0.5, displacement="centered",
-        ...     generator=rv.generator(0))
-        >>> lower.radius.shape, lower.kind, lower.box
-        (torch.Size([2]), 'deterministic', False)
-        >>> [name for name in lower.by_method if "envelope" not in name and "tangent" not in name]
-        ['noncentral', 'trace_markov']
-    """
-
-    radius: Tensor
-    kind: str
-    confidence: float
-    method: tuple[str, ...]
-    status: tuple[str, ...]
-    assumptions: tuple[str, ...]
-    displacement: str
-    norm: str
-    by_method: dict[str, Tensor]
-    box: bool = False
-    center: str = "mean"
-    centers: Tensor | None = None
-    simultaneous: Tensor | None = None
-    draws: Tensor | None = None
-    beside: Certificate | None = None
-    suggestions: tuple[str, ...] = ()
-
-    @property
-    def confidence_of_all(self) -> float:
-        """Probability that all B radii hold together, at least: 1 - B (1 - `confidence`)."""
-        return max(0.0, 1 - len(self.radius) * (1 - self.confidence))
-
-    def coverage(self, radii: Tensor) -> Tensor:
-        """Share of the inputs certified beyond each radius, (K,) to (K,): a falling curve."""
-        beyond = self.radius[None, :] > radii.to(self.radius)[:, None]
-        return beyond.to(torch.float64).mean(1)
-
-    def __repr__(self) -> str:
-        """Three lines: what is proved, in which sense, about how much."""
-        radii = self.radius[self.radius > 0].tolist()
-        ends = f"radii from {floor(min(radii))} to {floor(max(radii))}" if radii else "no radius"
-        remedies = [words for words in self.suggestions if words]
-        remedy = f"; {remedies[0]} ({len(remedies)} without a radius)" if remedies else ""
-        return (
-            f"Certificate: {len(radii)} of {len(self.radius)} inputs, {ends} ({self.norm})\n"
-            f"  {self.kind}, confidence {self.confidence:g} for each input, displacement "
-            f"{self.displacement}, center {self.center}\n"
-            f"  methods: {', '.join(sorted(set(self.method)))}{remedy}"
-        )
 
 
 @reads_inputs("x")
@@ -194,7 +114,8 @@ def certify(
         rows: The inputs' own numbers, from which their draws follow; None for their content.
 
     Returns:
-        A `Certificate`; radius 0 and status "abstain" where nothing can be proved.
+        A `Certificate`; radius 0 and status "abstain" where nothing can be proved. An input for
+        which the model raises has radius NaN and its reason in the status, where others do not.
 
     Raises:
         UnknownNameError: An unknown displacement, norm, center or method.
@@ -222,7 +143,28 @@ def certify(
         **{"r": r, "m": m, "displacement": displacement, "question": question, "center": center},
         **{"norm": norm, "methods": methods, "confidence": confidence, "draws": draws, "box": box},
     }
-    return inquire(vae, x, {**arguments, "rows": rows, "generator": generator}).answer()
+    inquiry = inquire(vae, x, {**arguments, "rows": rows, "generator": generator})
+    results = pieces(len(x), inquiry.answer, lambda words: None)
+    if len(results) == 1:
+        (certificate,) = (part for _, part in results)
+        return certificate
+    certificate = joined(
+        [
+            Failure(places[0], failure(part))
+            if isinstance(part, Exception)
+            else plain(dataclasses.replace(part, centers=None))
+            for places, part in results
+        ],
+        x.device,
+    )
+    centers = {p: part.centers for p, part in results if getattr(part, "centers", None) is not None}
+    if not centers:
+        return certificate
+    example = next(iter(centers.values()))
+    every = example.new_full((len(x), *example.shape[1:]), torch.nan)
+    for places, some in centers.items():
+        every[list(places)] = some
+    return dataclasses.replace(certificate, centers=every)
 
 
 @final
@@ -248,7 +190,7 @@ class Inquiry:
         Radii that hold together are those of all inputs, whatever the rows.
         """
         task = self.task
-        if rows is not None:
+        if rows is not None and len(rows) < len(task.x):
             task = dataclasses.replace(
                 task,
                 x=task.x[list(rows)],

@@ -43,7 +43,8 @@ def run(options: Options) -> None:
 
     Each defense is attacked through: the search sees it. The last column is the damage of random
     noise of the same size, which every attack must beat. With --out a run that was stopped goes on
-    from the images that it has attacked, unless --fresh is given.
+    from the images that it has attacked, unless --fresh is given. An image for which a victim
+    raises has an empty row and its reason in failures.json; the exit code is then 1.
 
     Examples:
 
@@ -57,12 +58,15 @@ def run(options: Options) -> None:
     """
     import robustvae as rv
     from robustvae.attacks import store
+    from robustvae.attacks.attack import take_rows
     from robustvae.cli.printing import show, show_table
-    from robustvae.records import check_folder, in_ranges
+    from robustvae.records import check_folder, failure_of, in_ranges
+    from robustvae.records.files import check_sign
     from robustvae.registry import build
 
     if options.out is not None:
         check_folder(options.out)
+        check_sign(options.out / "failures.json", _FAILURES)
     ball = rv.Ball(options.norm, options.radius)
     attack = rv.Attack(build("goal", options.goal), build("search", options.search), ball)
     vae, images = options.load()
@@ -71,6 +75,7 @@ def run(options: Options) -> None:
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
     parts = None if options.out is None else options.out / common.PARTS
     table = []
+    failures: dict[str, dict[int, str]] = {}
     with (
         common.kept(parts, vae, common.facts_of(options, x), fresh=options.fresh) as part_store,
         common.progress("attack", options.quiet) as progress,
@@ -86,14 +91,20 @@ def run(options: Options) -> None:
                 name,
             )
             result, damages = _joined(ranges, x)
+            reasons = dict(enumerate(map(failure_of, result.status)))
+            failures[name] = {i: reason for i, reason in reasons.items() if reason is not None}
+            whole = [i for i, reason in reasons.items() if reason is None]
+            result, damages = take_rows(result, whole), [values[whole] for values in damages]
             inconclusive = sum(status != "ok" for status in result.status)
             numbers = (result.size, result.score, *damages)
             table.append((name, *(f"{float(values.mean()):.4g}" for values in numbers)))
-            table[-1] += (f"{inconclusive} of {len(x)}",)
+            table[-1] += (f"{inconclusive} of {len(whole)}",)
             if options.out is not None:
                 folder = options.out / ("undefended" if number == 0 else f"defense-{number}")
                 words = f"{options.goal}, {options.search}, seed {options.seed}"
-                store(folder, victim, x, result, ball, attack=words)
+                store(folder, victim, x[whole], result, ball, attack=words)
+        if options.out is not None:
+            _write_failures(options.out / "failures.json", rows.tolist(), failures)
     show_table(
         table,
         title=f"{Path(options.model).name} on {images.name} ({images.split}), {len(x)} inputs: "
@@ -104,8 +115,10 @@ def run(options: Options) -> None:
     if options.out is not None:
         first_folder = options.out / "undefended"
         show(f"written: {options.out}; score it again: robustvae rescore {first_folder}")
+    common.check_failures(failures, len(x))
 
 
+_FAILURES = "images that robustvae attack could not attack"  # what its own file says
 RANGE = 20
 """Images that are attacked, and kept, together."""
 
@@ -139,14 +152,39 @@ def _joined(parts: list[Any], like: Any) -> tuple[Any, list[Any]]:
     import torch
 
     from robustvae.attacks import AttackResult
-    from robustvae.audit.store import unpacked, unpacked_result
+    from robustvae.attacks.attack import nothing_found
+    from robustvae.audit.store import packed, packed_result, unpacked, unpacked_result
+    from robustvae.records import Failure
 
+    def empty(failure: Failure) -> dict[str, Any]:
+        result = nothing_found(like[failure.row : failure.row + 1], failure.status)
+        return {"result": packed_result(result), "damages": [packed(result.score)] * 2}
+
+    parts = [empty(part) if isinstance(part, Failure) else part for part in parts]
     results = [unpacked_result(part["result"], like) for part in parts]
     columns = {name: [getattr(one, name) for one in results] for name in vars(results[0])}
     status = tuple(word for words in columns.pop("status") for word in words)
     tensors = {name: torch.cat(values) for name, values in columns.items()}
     damages = [torch.cat([unpacked(part["damages"][i]) for part in parts]) for i in (0, 1)]
     return AttackResult(status=status, **tensors), damages
+
+
+def _write_failures(path: Path, numbers: list[int], failures: dict[str, dict[int, str]]) -> None:
+    """Write the rows of images that could not be attacked; those of an earlier run go."""
+    import json
+
+    from robustvae.records import write_text
+
+    empty = dict.fromkeys(("size", "score", "damage"))
+    rows = [
+        {"victim": name, "input": numbers[place], **empty, "reason": reason}
+        for name, reasons in failures.items()
+        for place, reason in reasons.items()
+    ]
+    if rows:
+        write_text(path, json.dumps({"about": _FAILURES, "rows": rows}, indent=1) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _damage(victim: Any, x: Any, y: Any, generator: Any) -> Any:

@@ -51,7 +51,8 @@ def run(options: Options) -> None:
     output stays within r down to m or below. Radius 0 means that nothing could be proved. Models
     that nothing constrains, and hierarchies, have certificates by the method neyman_pearson; any
     model has one behind noise on its input. Kinds of certificates are printed apart. With --out a
-    run that was stopped goes on from the inputs that it finished, unless --fresh is given.
+    run that was stopped goes on from the inputs that it finished, unless --fresh is given. An input
+    for which the model raises has no radius (null) and its reason; the exit code is then 1.
 
     Examples:
 
@@ -98,12 +99,13 @@ def run(options: Options) -> None:
             generator=rv.generator(options.seed),
         )
         _write(options, rows, images, certificate, vae)
-    radii = sorted(certificate.radius.tolist())
+    failures = certificate.failures
+    radii = sorted(r for i, r in enumerate(certificate.radius.tolist()) if i not in failures)
     share = sum(radius > 0 for radius in radii) / len(radii)
     values = (radii[0], radii[(len(radii) - 1) // 2], sum(radii) / len(radii), radii[-1])
     show_table(
         [(f"{int(share * 100)} %", *map(floored, values))],
-        title=f"{Path(options.model).name} on {images.name} ({images.split}), {len(x)} inputs",
+        title=f"{Path(options.model).name} on {images.name} ({images.split}), {len(radii)} inputs",
         headings=("share certified", "least", "median", "mean", "greatest"),
         numbers=range(5),
     )
@@ -114,10 +116,10 @@ def run(options: Options) -> None:
             each, together = certificate.confidence, certificate.confidence_of_all
             show(f"confidence: {each:g} for each input, {together:g} for all of them together")
         if certificate.simultaneous is not None:
-            mean = floored(float(certificate.simultaneous.mean()))
+            mean = floored(float(certificate.simultaneous.nanmean()))
             show(f"mean of radii that hold for all inputs together: {mean}")
         for name, bound in certificate.by_method.items():
-            show(f"mean by {name}: {floored(float(bound.mean()))}")
+            show(f"mean by {name}: {floored(float(bound.nanmean()))}")
         for assumption in certificate.assumptions:
             show(f"rests on: {assumption}")
         beside = certificate.beside
@@ -136,6 +138,7 @@ def run(options: Options) -> None:
             show(f"abstained on {silent} of {len(radii)} inputs; {hint}")
     if options.out is not None:
         show(f"written: {options.out}")
+    common.check_failures({"certify": failures}, len(x))
 
 
 def _write(options: Options, rows: Any, images: Any, certificate: Any, vae: Any) -> None:

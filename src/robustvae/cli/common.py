@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -18,6 +19,7 @@ from robustvae.errors import ConfigError, DtypeError, single_line, unknown
 
 # The one model that every command takes by default: both ends of its bracket are visible.
 DEFAULT_MODEL = "digits-lipschitz-vae"
+_SHOWN = 5  # inputs that failed, by their reasons: the result holds all
 _PAUSE = 10.0  # seconds between lines of progress in a log: news without a flood
 
 Model = Annotated[
@@ -388,6 +390,29 @@ def facts_of(options: Any, x: Any) -> dict[str, Any]:
     left_out = ("out", "fresh", "quiet")
     fields = {key: value for key, value in vars(options).items() if key not in left_out}
     return {**fields, "command": type(options).__module__, "x": tensor_sha256(x)}
+
+
+def check_failures(failures: Mapping[str, Mapping[int, str]], count: int) -> None:
+    """Say on standard error which inputs failed and why, and exit with 1 where any did.
+
+    Args:
+        failures: By the name of the victim, or of what was done, why inputs failed by their place.
+        count: How many inputs there are.
+
+    Raises:
+        Exit: An input failed.
+    """
+    for name, reasons in failures.items():
+        if reasons:
+            say(f"{name}: {len(reasons)} of {count} inputs failed, and have no numbers")
+        for place, reason in itertools.islice(reasons.items(), _SHOWN):
+            say(f"  input {place + 1}: {reason}")
+        if len(reasons) > _SHOWN:
+            say(f"  and {len(reasons) - _SHOWN} more")
+    from robustvae.cli.entry import FAILED
+
+    if any(failures.values()):
+        raise typer.Exit(FAILED)
 
 
 def say(words: str) -> None:

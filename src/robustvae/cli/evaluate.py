@@ -32,6 +32,7 @@ def run(options: Options) -> None:
     """Measure a model: likelihood, reconstruction, latents, probe, samples, slopes, weights.
 
     With --out a run that was stopped goes on from what it has measured, unless --fresh is given.
+    Images for which the model raises are left out and named; the exit code is then 1.
 
     Examples:
 
@@ -66,3 +67,5 @@ def run(options: Options) -> None:
         if options.out is not None:
             write_text(options.out, json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n")
     common.show_evaluation(evaluation)
+    failures = {int(row): reason for row, reason in evaluation.facts["failures"].items()}
+    common.check_failures({"evaluate": failures}, len(images))

@@ -9,8 +9,9 @@ from robustvae.evaluation.features import (
 )
 from robustvae.evaluation.latents import active_units, aggregate_terms, linear_probe
 from robustvae.evaluation.likelihood import negative_log_likelihood, squared_error
+from robustvae.evaluation.measures import Evaluation, Measure
 from robustvae.evaluation.slopes import decoder_slopes, encoder_slopes, weight_norms
-from robustvae.evaluation.summary import PARTS, Evaluation, Measure, evaluate
+from robustvae.evaluation.summary import PARTS, evaluate
 
 __all__ = [
     "active_units",

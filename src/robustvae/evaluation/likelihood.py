@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustvae.arguments import checked
+from robustvae.data import Images
 from robustvae.errors import (
     UnsupportedError,
     check_count,
@@ -20,6 +23,7 @@ from robustvae.errors import (
 from robustvae.models import VAE, Distribution
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
+from robustvae.records import pieces, reason_of
 from robustvae.seeding import draw
 
 ROWS = 500
@@ -38,6 +42,39 @@ def judged(vae: VAE) -> Iterator[None]:
     check_weights(vae)
     with frozen(vae), channels_last(vae):
         yield
+
+
+def unreadable(vae: VAE, images: Images) -> dict[str, str]:
+    """Why images cannot be encoded and decoded, by their number as text; none where all cannot.
+
+    Args:
+        vae: The model.
+        images: Of which batches are read, and single images where a batch fails.
+    """
+    reasons: dict[str, str] = {}
+    results: list[tuple[Sequence[int], Any]]
+
+    def read(places: Sequence[int], rows: Sequence[int]) -> None:
+        numbers = torch.tensor([places[row] for row in rows])
+        x = images.read(numbers).to(device=vae.device, dtype=vae.dtype)
+        vae.decode(vae.encode(x).mean).mean  # noqa: B018
+
+    with torch.no_grad(), judged(vae):
+        for begin in range(0, len(images), ROWS):
+            size = min(ROWS, len(images) - begin)
+            places = range(begin, begin + size)
+            try:
+                results = pieces(size, partial(read, places), _silent)
+            except Exception as error:  # a stranger's code may raise anything
+                results = [((row,), error) for row in range(size)]
+            for rows, result in results:
+                if isinstance(result, Exception):
+                    reasons |= {str(begin + row): reason_of(result) for row in rows}
+    return reasons if len(reasons) < len(images) else {}
+
+
+def _silent(words: str) -> None:
+    """Take a notice that nobody waits for."""
 
 
 def check_input(vae: VAE, x: Tensor, generator: torch.Generator) -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, final
 
@@ -19,7 +18,7 @@ from robustvae.arguments import checked
 from robustvae.certificates import lipschitz_constants
 from robustvae.data import Images
 from robustvae.data.verbs import reads_inputs
-from robustvae.display import Progress, three_lines
+from robustvae.display import Progress
 from robustvae.errors import (
     ModelError,
     RangeError,
@@ -40,13 +39,15 @@ from robustvae.evaluation.likelihood import (
     negative_log_likelihood,
     outputs,
     squared_error,
+    unreadable,
 )
+from robustvae.evaluation.measures import Evaluation, Measure, as_number, restored, stored
 from robustvae.evaluation.slopes import decoder_slopes, encoder_slopes, weight_norms
 from robustvae.metrics import mean_stderr
 from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
 from robustvae.models.checkpoint import environment, weights_sha256
 from robustvae.objectives import ELBO
-from robustvae.records import Store, plain
+from robustvae.records import Store
 from robustvae.seeding import draw, shard_generator
 
 SLOPES = 200
@@ -59,95 +60,6 @@ SHARD = 100
 """Images whose likelihoods are made, and kept, together."""
 
 SCALE = "(0..255)^2 a pixel"
-_ABOUT = ("data", "split", "inputs", "seed")  # facts that stand in the first line
-
-
-@final
-@dataclass(frozen=True)
-class Measure:
-    """One number of a model.
-
-    Attributes:
-        key: Its name in records.
-        label: What it is.
-        value: The number.
-        stderr: Its standard error over the images; None where images play no part.
-        n: How many images.
-        unit: Of the number.
-
-    Examples:
-        >>> from robustvae.evaluation import Measure
-        >>> Measure("nll", "-log p(x)", 90.0, 0.5, 2000, "nats").interval
-        (89.02, 90.98)
-    """
-
-    key: str
-    label: str
-    value: float
-    stderr: float | None
-    n: int
-    unit: str
-
-    @property
-    def shown(self) -> str:
-        """The value as text; an upper bound is rounded up."""
-        if self.key.endswith("_lipschitz"):
-            return f"{math.ceil(self.value * 1e4) / 1e4:.4f}"
-        return f"{self.value:.5g}"
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The normal 95 % interval over images; None where there is no standard error."""
-        if self.stderr is None:
-            return None
-        return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
-
-
-@final
-@three_lines()
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """What `evaluate` found.
-
-    Attributes:
-        measures: The numbers.
-        absent: What could not be measured, with the reason.
-        per_image: The numbers of the single images, by key, and under "index" which images these
-            are; the first of them where a measure took fewer.
-        facts: Data, split, seed, draws, the weights' sha256, seconds, and under "environment"
-            versions, device, threads and floating type.
-
-    Examples:
-        >>> import robustvae as rv
-        >>> images = rv.data.load("digits", split="test")
-        >>> found = rv.evaluate(rv.load("digits-vae"), images, parts=["reconstruction"], seed=0)
-        >>> found["mse"].unit
-        '(0..255)^2 a pixel'
-    """
-
-    measures: tuple[Measure, ...]
-    absent: dict[str, str] = field(default_factory=dict)
-    per_image: dict[str, list[float]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        about = ", ".join(f"{key} {self.facts[key]}" for key in _ABOUT if key in self.facts)
-        values = "; ".join(f"{one.key} {one.shown}" for one in self.measures)
-        reasons = f"not measured: {', '.join(self.absent)}" if self.absent else "all measured"
-        return "\n".join(
-            single_line(line, 240)
-            for line in (
-                f"Evaluation: {len(self.measures)} measures{about and f' of {about}'}",
-                values or "no measures",
-                f"{reasons}; per image: {', '.join(self.per_image) or 'nothing'}",
-            )
-        )
-
-    def __getitem__(self, key: str) -> Measure:
-        """The measure of that key."""
-        by_key = {measure.key: measure for measure in self.measures}
-        check_choice("measure", key, by_key)
-        return by_key[key]
 
 
 @final
@@ -219,6 +131,10 @@ def evaluate(
             - notice: Told in a sentence that a stopped evaluation goes on, or that a part that was
               kept is damaged and measured again.
 
+    Returns:
+        An `Evaluation`. Images for which the model raises, where it does not for others, are left
+        out: `facts["failures"]` has the reason by the image's number.
+
     Raises:
         UnknownOptionError: An option of another name.
         UnknownNameError: No such part.
@@ -259,7 +175,14 @@ def evaluate(
     start = time.perf_counter()
     bench = _Bench(vae, images, train, seed, inputs, draws, settings["keep"])
     notice = settings["notice"] or (lambda _: None)
-    bench.measure(parts, progress or (lambda done, total, words: None), notice)
+    progress = progress or (lambda done, total, words: None)
+    try:
+        bench.leave_out(bench.store.read("failures") or {})
+        bench.measure(parts, progress, notice)
+    except _InputsFailed as found:
+        bench.store.keep("failures", found.reasons, notice)
+        bench.leave_out(found.reasons)
+        bench.measure(parts, progress, notice)
     facts = {
         "data": images.name,
         "split": images.split,
@@ -269,9 +192,18 @@ def evaluate(
         "seed": seed,
         "sha256": weights_sha256(vae),
         "environment": environment(vae),
+        "failures": bench.failures,
         "seconds": round(time.perf_counter() - start, 1),
     }
     return Evaluation(tuple(bench.measures), bench.absent, bench.per_image, facts)
+
+
+class _InputsFailed(Exception):
+    """Some images raise where others do not: the rest is measured without them."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(f"{len(reasons)} images failed")
+        self.reasons = reasons
 
 
 class _Bench:
@@ -307,7 +239,21 @@ class _Bench:
         self.done = 0
         self.measures: list[Measure] = []
         self.absent: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         self.per_image: dict[str, list[float]] = {"index": rows.tolist()}
+
+    def leave_out(self, failures: dict[str, str]) -> None:
+        """Go on without the images of these numbers, for which the model raises."""
+        if not failures:
+            return
+        numbers = self.per_image["index"]
+        places = [i for i, row in enumerate(numbers) if str(int(row)) not in failures]
+        others = [row for row in range(len(self.all)) if str(row) not in failures]
+        self.x, self.y, self.all = self.x[places], self.y[places], self.all[torch.tensor(others)]
+        self.measures, self.absent, self.failures = [], {}, failures
+        self.per_image = {"index": [numbers[i] for i in places]}
+        text = json.dumps([self.store.key, sorted(failures)])
+        self.store = Store(self.store.folder, hashlib.sha256(text.encode()).hexdigest())
 
     def measure(
         self, parts: Sequence[str], progress: Progress, notice: Callable[[str], None]
@@ -332,10 +278,10 @@ class _Bench:
                     self.store.keep(part, content, notice)
                 continue
             content = before[part]
-            self.measures += [_restored(fields) for fields in content["measures"]]
+            self.measures += [restored(fields) for fields in content["measures"]]
             self.absent.update(content["absent"])
             numbers = content["per_image"].items()
-            self.per_image.update({key: [*map(_number, values)] for key, values in numbers})
+            self.per_image.update({key: [*map(as_number, values)] for key, values in numbers})
         for name in self.store.damaged:
             notice(f"{name} was damaged and is measured again")
 
@@ -356,6 +302,10 @@ class _Bench:
                 for key in self.per_image.keys() - keys:
                     del self.per_image[key]
                 return None
+            if not self.failures:
+                failures = unreadable(self.vae, self.all)
+                if any(str(row) not in failures for row in self.per_image["index"]) and failures:
+                    raise _InputsFailed(failures) from error
             is_foreign = getattr(self.vae, "is_foreign", False)
             if isinstance(error, ModelError) and is_foreign:
                 self.absent[part] = single_line(error)
@@ -364,7 +314,7 @@ class _Bench:
             else:
                 self.absent[part] = f"the model raised {type(error).__name__}: {single_line(error)}"
         return {
-            "measures": [_stored(measure) for measure in self.measures[count:]],
+            "measures": [stored(measure) for measure in self.measures[count:]],
             "absent": {part: self.absent[part]} if part in self.absent else {},
             "per_image": {key: self.per_image[key] for key in self.per_image if key not in keys},
         }
@@ -406,7 +356,7 @@ class _Bench:
                     self.vae, x, draws=self.draws, read=read, generator=noise
                 ).tolist()
                 self.store.keep(f"{key}-{number}", values, self.notice)
-            shards += [_number(value) for value in values]
+            shards += [as_number(value) for value in values]
         return torch.tensor(shards, dtype=torch.float64)
 
     def reconstruction(self) -> None:
@@ -535,25 +485,6 @@ class _Bench:
         count = min(LABELED, len(self.train))
         draws = self.generator("labeled")
         return self.train[self.train.choose(count, stratified=True, generator=draws)]
-
-
-def _number(value: Any) -> float:
-    """A number as `plain` writes it."""
-    return math.nan if value is None else float(value)
-
-
-def _stored(measure: Measure) -> dict[str, Any]:
-    """A measure in JSON's own types, a standard error that is not a number told from none."""
-    errors = [] if measure.stderr is None else [measure.stderr]
-    fields: dict[str, Any] = plain(
-        {**vars(measure), "value": [measure.value, *errors], "stderr": None}
-    )
-    return fields
-
-
-def _restored(fields: dict[str, Any]) -> Measure:
-    value, *stderr = map(_number, fields["value"])
-    return Measure(**{**fields, "value": value, "stderr": stderr[0] if stderr else None})
 
 
 def _check_fits(vae: VAE, images: Images, name: str) -> None:

@@ -23,7 +23,8 @@ from robustvae.records.files import (
     write_text,
 )
 from robustvae.records.locks import Lock
-from robustvae.records.store import Store, forget_parts, in_ranges
+from robustvae.records.pieces import failure, failure_of, pieces, reason_of
+from robustvae.records.store import Failure, Store, forget_parts, in_ranges
 from robustvae.records.values import plain
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ __all__ = [
     "Column",
     "DataFacts",
     "Estimate",
+    "Failure",
+    "failure",
+    "failure_of",
     "file_sha256",
     "finish_switch",
     "forget_parts",
@@ -59,9 +63,11 @@ __all__ = [
     "Lock",
     "ModelFacts",
     "Outcome",
+    "pieces",
     "plain",
     "QuestionFacts",
     "read_manifest",
+    "reason_of",
     "Record",
     "Store",
     "SummaryEntry",

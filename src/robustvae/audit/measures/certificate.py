@@ -169,7 +169,7 @@ class CertificateMeasure:
     def _ask(self, context: Context, rows: list[int], methods: tuple[Any, ...]) -> Certificate:
         """One kind's certificate of some inputs; each input's is the same in any batch."""
         question = context.question
-        return certify(
+        certificate = certify(
             context.victim,
             context.x[rows],
             question=Question(
@@ -185,6 +185,8 @@ class CertificateMeasure:
             generator=context.generator("certificate"),
             rows=[context.numbers[row] for row in rows],
         )
+        certificate.check_complete()
+        return certificate
 
 
 def _has_convolutions(vae: nn.Module) -> bool:

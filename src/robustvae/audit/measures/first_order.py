@@ -54,4 +54,5 @@ class FirstOrder:
             generator=context.generator("first order"),
             rows=context.numbers,
         )
+        certificate.check_complete()
         return {"first_order": certificate.radius}
