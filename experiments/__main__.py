@@ -17,6 +17,7 @@ from experiments.harness import Unfinished, combine, load_items
 from experiments.harness.item import ROOT, SIZES, Item
 from experiments.harness.rows import Result
 from experiments.harness.store import IDENTITY, RESULT, Store
+from robustvae.display import Lines
 from robustvae.errors import RobustVAEError, UnknownNameError, unknown
 from robustvae.records import write_files
 
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
                     seed=seed,
                     root=options.store,
                     minutes=options.minutes,
-                    progress=lambda line: print(line, flush=True),
+                    progress=Lines(every=0, stream=sys.stdout, task=found.name),
                 )
             )
         result = combine(results)

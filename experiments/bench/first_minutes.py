@@ -587,7 +587,7 @@ def first_minutes(spec: Spec, run: Run) -> Result:
     """Mistakes of a stranger's first minutes: met, silent, or a traceback."""
     x = run.images("digits").read(torch.arange(spec.images)).to(torch.get_default_dtype())
     rows = []
-    for name in spec.cases or tuple(CASES):
+    for name in run.each(spec.cases or tuple(CASES)):
         words = outcome(name, CASES[name], x)
         run.progress(f"{name}: {words}")
         rows.append(Row(name, "how it is met", 1.0 - float(words.startswith(("silent", "trace"))),

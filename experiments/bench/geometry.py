@@ -67,8 +67,8 @@ class Spec:
 def spectra(spec: Spec, run: Run) -> Result:
     """Pullback spectra by dense eigendecomposition and by the Jacobian's SVD."""
     g, rows = rv.generator(run.seed), list[Row]()
-    for name in spec.networks:
-        for latent in spec.latents:
+    for name in run.each(spec.networks):
+        for latent in run.each(spec.latents):
             what = f"{name}, d = {latent}"
             rows += [
                 Row(what, setting, value)

@@ -168,8 +168,8 @@ def _steps(x: Tensor, spec: Spec) -> dict[str, float]:
 
 def _elbos(x: Tensor, unseen: Tensor, spec: Spec, run: Run) -> list[Row]:
     rows, ends = list[Row](), dict[str, list[float]]()
-    for seed in range(spec.seeds):
-        for name in ("lipschitz", "in_forward"):
+    for seed in run.each(range(spec.seeds)):
+        for name in run.each(("lipschitz", "in_forward")):
 
             def compute(name: str = name, seed: int = seed) -> list[float]:
                 vae = _create(name, spec, x, seed)

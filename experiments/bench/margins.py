@@ -122,7 +122,9 @@ def margins(spec: Spec, run: Run) -> Result:
     """CPU seconds of a margin search and its margins, beside version 0.1."""
     rows: list[Row] = []
     raw: dict[str, Any] = {}
-    for name, data, count, r in zip(spec.models, spec.data, spec.inputs, spec.r, strict=True):
+    for name, data, count, r in run.each(
+        zip(spec.models, spec.data, spec.inputs, spec.r, strict=True)
+    ):
         vae, images = run.model(name), run.images(data)
         x, _ = images.sample(count, stratified=True, generator=rv.generator(run.seed))
         ours = run.part(f"{name}, walk", lambda: _new(spec, vae, x, r, run.seed), vae)  # noqa: B023

@@ -183,22 +183,22 @@ def peers(spec: Spec, run: Run) -> Result:
     missing = [name for name in spec.peers if name not in sides]
     rows: list[Row] = []
     raw: dict[str, Any] = {}
-    for name, data in zip(spec.models, spec.data, strict=True):
+    for name, data in run.each(zip(spec.models, spec.data, strict=True)):
         vae = run.model(name)
         images = run.images(data)
         x, _ = images.sample(spec.images, stratified=True, generator=rv.generator(run.seed))
-        for ball_text in spec.balls:
+        for ball_text in run.each(spec.balls):
             norm, _, radius = ball_text.partition(":")
             ball = Ball(norm, float(radius))
             damage: dict[tuple[str, int], Tensor] = {}
             seconds: dict[tuple[str, int], float] = {}
-            for budget in spec.budgets:
+            for budget in run.each(spec.budgets):
                 calls: dict[str, Callable[[], Tensor]] = {
                     OURS: partial(_ours, vae, x, ball, budget, spec.batch, run.seed)
                 }
                 for side, peer in sides.items():
                     calls[side] = partial(_by_peer, peer, vae, x, ball, budget, spec.batch)
-                for side, call in calls.items():
+                for side, call in run.each(calls.items()):
                     key = f"{name}, {ball_text}, {budget}, {side}"
 
                     def measure(call: Callable[[], Tensor] = call) -> list[Any]:

@@ -66,14 +66,14 @@ def support_sets(spec: Spec, run: Run) -> Result:
         spec.inputs, stratified=True, generator=rv.generator(run.seed)
     )
     models = {f"support set, {spec.plain}": run.model(spec.plain)}
-    for size, weight in spec.trained:
+    for size, weight in run.each(spec.trained, (0, 3)):
         models[f"support set, trained at {size:g}, weight {weight:g}"] = _trained(
             spec, run, size, weight
         )
     rows = list[Row]()
-    for name, vae in models.items():
+    for name, vae in run.each(models.items(), (1, 3)):
         rows.append(measured("l2 error of a draw", name, _errors(rv.Victim(vae), x, run.seed)))
-        for size in spec.sizes:
+        for size in run.each(spec.sizes):
             for error in NORMS:
                 bound = support_set_error(vae, x, size, spec.m, error=error)
                 rows.append(measured(f"certified {error} error at {size:g}", name, bound))
@@ -81,7 +81,7 @@ def support_sets(spec: Spec, run: Run) -> Result:
     victim, name = rv.Victim(run.model(spec.noisy), rv.InputNoise(spec.stddev)), "smoothing"
     rows.append(measured("l2 error of a draw", name, _errors(victim, x, run.seed)))
     root = x[0].numel() ** 0.5
-    for size in spec.sizes:
+    for size in run.each(spec.sizes, (2, 3)):
         for error, order in NORMS.items():
             bound = torch.stack([_smoothed(victim, y, size * root, order, spec, run) for y in x])
             rows.append(measured(f"certified {error} error at {size:g}", name, bound))

@@ -107,7 +107,7 @@ def sweep(spec: Spec, run: Run) -> Result:
     found = warm(victim, x, generator=rv.generator(0))
     from_x = cold(victim, x, generator=rv.generator(0))
     rounds: list[float] = []
-    for turn in range(spec.rounds):
+    for turn in run.each(range(spec.rounds)):
         again = partial(warm, victim, x, generator=rv.generator(0))
         rounds.append(seconds(again, time.process_time))
         with frozen(vae):

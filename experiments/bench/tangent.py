@@ -74,7 +74,7 @@ def tangent(spec: Spec, run: Run) -> Result:
     rows.append(measured("envelope", "radius", free))
     spent = seconds(lambda: certify("envelope"), time.process_time)
     rows.append(Row("envelope", "ms an input", 1e3 * spent / len(x), n=len(x)))
-    for steps in spec.steps:
+    for steps in run.each(spec.steps):
         with _effort(spec, steps):
             radius = certify("tangent").radius
             spent = seconds(lambda: certify("tangent"), time.process_time)

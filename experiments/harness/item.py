@@ -11,10 +11,10 @@ import math
 import pkgutil
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final, get_type_hints
+from typing import Any, TypeVar, final, get_type_hints
 
 import pydantic
 import torch
@@ -26,6 +26,7 @@ from experiments.harness.rows import Result, Row
 from experiments.harness.store import IDENTITY, RESULT, Store, digest
 from robustvae import models
 from robustvae.data import Images
+from robustvae.display import Progress
 from robustvae.errors import ConfigError, RangeError, check_choice
 from robustvae.models import VAE
 from robustvae.models.checkpoint import read_config, weights_sha256
@@ -36,7 +37,10 @@ from robustvae.training import fit
 from robustvae.training.loop import LOG
 
 SIZES = ("smoke", "laptop", "full")
+STEPS = 1000  # of a run, for its progress: shares of nested loops in whole numbers
 ROOT = Path("runs/experiments")
+
+Value = TypeVar("Value")
 
 
 @final
@@ -51,7 +55,7 @@ class Run:
         seed: Of everything random.
         store: Of finished parts.
         runs: Folder of the models that items train; None stores none.
-        progress: Called with a line about what has been done.
+        tell: Called with steps done, steps in all and a line about what has been done.
     """
 
     name: str
@@ -60,9 +64,50 @@ class Run:
     seed: int
     store: Store
     runs: Path | None = None
-    progress: Callable[[str], None] = lambda line: None
+    tell: Progress = lambda done, total, words: None
     began: float = field(default_factory=time.perf_counter)
     weights: dict[str, str] = field(default_factory=dict)
+    turns: list[tuple[int, int]] = field(default_factory=list)
+    is_under_way: bool = False
+    reached: int = 0
+
+    def each(self, values: Iterable[Value], part: tuple[int, int] = (0, 1)) -> Iterator[Value]:
+        """The values, one by one, as turns by which the run knows how far it is; may be nested.
+
+        Args:
+            values: What is looped over.
+            part: Of several such loops after each other, which one this is, from 0, and how many.
+        """
+        values = list(values)
+        for number, value in enumerate(values):
+            self.turns += [part, (number, len(values))]
+            try:
+                yield value
+            finally:
+                del self.turns[-2:]
+
+    def progress(self, words: str) -> None:
+        """Say what has been done, at the end of a turn; not of turns that were read from disk."""
+        if self.is_under_way or not self.store.reads:
+            self.begin()
+            self.tell(*self.steps(1), words)
+
+    def begin(self) -> None:
+        """Say once where the run is when it begins to compute: what it had took no time."""
+        if not self.is_under_way:
+            self.is_under_way = True
+            done, total = self.steps(0)
+            self.tell(done, total, "going on" if done else "begun")
+
+    def steps(self, turns: int) -> tuple[int, int]:
+        """Steps done, with so many turns of the innermost loop beside those before, and in all."""
+        share, width = 0.0, 1.0
+        for number, count in self.turns:
+            width /= count
+            share += number * width
+        if self.turns:
+            self.reached = max(self.reached, round(STEPS * (share + turns * width)))
+        return self.reached, STEPS
 
     def noise(self, purpose: str, shard: int = 0) -> torch.Generator:
         """The generator of one purpose, from the run's seed."""
@@ -81,7 +126,12 @@ class Run:
 
     def part(self, key: str, compute: Callable[[], Any], *vaes: VAE) -> Any:
         """A part of the run, computed once for each key and the weights of `vaes`."""
-        return self.store(key, compute, [_sha256(vae) for vae in vaes])
+
+        def begun() -> Any:
+            self.begin()
+            return compute()
+
+        return self.store(key, begun, [_sha256(vae) for vae in vaes])
 
     def tensor(self, key: str, like: Tensor, compute: Callable[[], Tensor], *vaes: VAE) -> Tensor:
         """A tensor of the shape and type of `like`, stored as a part like any other, to the bit."""
@@ -237,7 +287,7 @@ class Item:
         seed: int = 0,
         root: Path | None = None,
         minutes: float = math.inf,
-        progress: Callable[[str], None] = lambda line: None,
+        progress: Progress = lambda done, total, words: None,
     ) -> Result:
         """Run it, or go on with it.
 
@@ -247,7 +297,7 @@ class Item:
             seed: Of everything random.
             root: Of parts and trained models; None stores nothing.
             minutes: After these no new part is begun.
-            progress: Called with a line about what has been done.
+            progress: Called with steps done, steps in all and a line about what has been done.
 
         Raises:
             Unfinished: The time is over.

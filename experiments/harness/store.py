@@ -51,6 +51,7 @@ class Store:
         self.folder = folder
         self.end = time.monotonic() + 60 * minutes
         self.parts: dict[str, Any] = {}
+        self.reads = 0  # parts that were on disk
 
     def __call__(self, key: str, compute: Callable[[], Any], weights: Sequence[str] = ()) -> Any:
         """Return the part `key` of these weights, in JSON's own types, computed if missing."""
@@ -63,6 +64,7 @@ class Store:
             if text["sha256"] != digest(text["values"]) or text["key"] != key:
                 raise DataError(f"{path} is not what was written: remove it and run again")
             self.parts[name] = text["values"]
+            self.reads += 1
             return self.parts[name]
         if time.monotonic() > self.end:
             raise Unfinished(key)

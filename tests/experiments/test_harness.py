@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from experiments.harness import ITEMS, Item, Result, Row, Store, Unfinished, com
 from experiments.harness.item import item
 from experiments.harness.provenance import ROOT
 from experiments.harness.rows import measured
+from robustvae.display import Lines
 from robustvae.errors import ConfigError, DataError, RangeError, UnknownNameError
 
 ITEM = "kuzina2022/ratio"
@@ -179,3 +181,35 @@ def test_commands_in_the_docs_run():
             items[name].spec(size, dict(word.split("=", 1) for word in fields))
             found += 1
     assert found > 20
+
+
+def test_progress_tells_time_to_go(tmp_path):
+    """Shares of nested loops; what an earlier run had computed takes no time of this one."""
+    from experiments.harness import Run
+
+    def words(folder, names):
+        seconds = iter(range(0, 1000, 10))
+        stream = io.StringIO()
+        lines = Lines(every=0, stream=stream, clock=lambda: next(seconds), task="item")
+        run = Run("item", {}, "smoke", 0, Store(folder), tell=lines)
+        for first in run.each("ab", (0, 2)):
+            for second in run.each("xyz"):
+                if first + second in names:
+                    run.part(first + second, lambda: 1.0)
+                    run.progress(first + second)
+        for third in run.each([1, 2, 3], (1, 2)):
+            run.part(str(third), lambda: 1.0)
+            run.progress(str(third))
+        return stream.getvalue().splitlines()
+
+    lines = words(tmp_path, ("ax", "ay", "bz"))
+    assert lines[:3] == [
+        "item: 0 % after 10 s: begun",
+        "item: 8 % after 20 s, about 4 min to go: ax",
+        "item: 16 % after 30 s, about 2 min to go: ay",
+    ]
+    assert lines[3].startswith("item: 50 %") and lines[-1].startswith("item: 100 %")
+    assert words(tmp_path, ("ax", "ay", "by", "bz"))[:2] == [
+        "item: 33 % after 10 s: going on",
+        "item: 41 % after 20 s, about 2 min to go: by",
+    ]

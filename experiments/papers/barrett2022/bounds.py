@@ -172,7 +172,7 @@ def margins(spec: MarginSpec, run: Run) -> Result:
         settings: dict[str, Any] = {"batch_size": 128, "lr": 1e-3, "epochs": spec.plain}
         vaes[f"standard, {spec.plain} epochs"] = run.train(name, options, ELBO(), train, **settings)
     rows = list[Row]()
-    for name, vae in vaes.items():
+    for name, vae in run.each(vaes.items()):
 
         def compute(vae: rv.VAE = vae) -> dict[str, Any]:
             budget = Budget(starts=spec.restarts, steps=spec.steps)

@@ -84,7 +84,7 @@ def fixed_spread(spec: Spec, run: Run) -> Result:
     ]
     x, _ = test.sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
     rows, margins, errors = list[Row](), dict[tuple[float, float], list[float]](), list[Row]()
-    for k, stddev in itertools.product(spec.constants, spec.stddevs):
+    for k, stddev in run.each(itertools.product(spec.constants, spec.stddevs)):
         options: dict[str, Any] = {
             "name": "lipschitz-vae",
             "image_shape": train.image_shape,
@@ -95,7 +95,7 @@ def fixed_spread(spec: Spec, run: Run) -> Result:
             "stddev": stddev,
         }
         columns = [list[float](), list[float]()]
-        for seed in range(spec.seeds):
+        for seed in run.each(range(spec.seeds)):
             label = f"fig-3/{spec.data}-{k:g}-{stddev:g}-{spec.train}-{spec.epochs}-{seed}"
             settings: dict[str, Any] = {"batch_size": BATCH, "lr": LR, "epochs": spec.epochs}
             vae = run.train(label, options, ELBO(), part, seed=seed, **settings)

@@ -73,7 +73,7 @@ def spread(spec: Spec, run: Run) -> Result:
     ]
     kinds = [(None, 1.0), *((k, beta) for k in spec.constants for beta in spec.betas)]
     rows, widths, draws = list[Row](), dict[str, list[float]](), dict[str, Tensor]()
-    for constant, beta in kinds:
+    for constant, beta in run.each(kinds):
         name = f"plain VAE, beta = {beta:g}"
         options: dict[str, Any] = {
             "name": "vae",
@@ -89,7 +89,7 @@ def spread(spec: Spec, run: Run) -> Result:
             bound = {"encoder_lipschitz": constant, "decoder_lipschitz": constant, "stddev": None}
             options |= {"name": "lipschitz-vae", **bound}
         columns: dict[str, list[float]] = {}
-        for seed in range(spec.seeds):
+        for seed in run.each(range(spec.seeds)):
             label = f"{spec.data}-{constant or 'plain'}-beta-{beta:g}-{spec.train}-{spec.epochs}"
             settings: dict[str, Any] = {"batch_size": BATCH, "lr": LR, "epochs": spec.epochs}
             folder = f"fig-b8/{label}-{seed}"

@@ -79,7 +79,7 @@ def tightness(spec: Spec, run: Run) -> Result:
     if spec.scored:
         likely = run.part("likelihood", functools.partial(_likelihood, vae, images, spec, run), vae)
     parts = []
-    for number, part in enumerate(x.split(spec.shard)):
+    for number, part in run.each(enumerate(x.split(spec.shard))):
         compute = functools.partial(_margins, vae, part, spec, run.seed + number, number)
         parts.append(run.part(f"shard {number}", compute, vae))
         run.progress(f"{min(spec.inputs, (number + 1) * spec.shard)} of {spec.inputs} inputs")

@@ -68,7 +68,7 @@ def margins(spec: Spec, run: Run) -> Result:
     """Damage through mean and spread, margins, and likelihood under attack, by model."""
     x, _ = run.images(spec.data).sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
     rows, shown = list[Row](), {"input": x[:8]}
-    for name in spec.models:
+    for name in run.each(spec.models):
         vae = run.model(name)
 
         def compute(vae: VAE = vae) -> dict[str, Any]:

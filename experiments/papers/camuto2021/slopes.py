@@ -106,12 +106,12 @@ def slopes(spec: Spec, run: Run) -> Result:
     }
     settings: dict[str, Any] = {"epochs": spec.epochs, "batch_size": BATCH, "lr": LR}
     rows: list[Row] = []
-    for objective in spec.objectives:
+    for objective in run.each(spec.objectives):
         more = {"size": len(part)} if objective == "total-correlation" else {}
         columns: dict[str, list[list[float]]] = {key: [] for key in CLAIMS}
-        for beta in spec.betas:
+        for beta in run.each(spec.betas):
             runs: dict[str, list[float]] = {key: [] for key in CLAIMS}
-            for seed in range(spec.seeds):
+            for seed in run.each(range(spec.seeds)):
                 label = f"{spec.data}-{objective}-{beta:g}-{spec.train}-{spec.epochs}-{seed}"
                 goal = objectives.create(objective, beta=beta, **more)
                 vae = run.train(f"fig-9cd/{label}", model, goal, part, seed=seed, **settings)

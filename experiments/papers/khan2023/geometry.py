@@ -244,7 +244,7 @@ def geometry(spec: Spec, run: Run) -> Result:
     x, _ = test.sample(spec.images, stratified=True, generator=run.noise("data"))
     ascent = ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
     vaes, found = dict[str, VAE](), list[Measured]()
-    for name, objective in objectives_of(spec.betas).items():
+    for name, objective in run.each(objectives_of(spec.betas).items()):
         vae = vaes[name] = trained(name, objective, spec, run)
         if name != PLANE:
             beta = objective.beta if isinstance(objective, ELBO) else 1.0

@@ -77,7 +77,7 @@ def released(spec: Spec, run: Run) -> Result:
     settings: dict[str, Any] = {"batch_size": BATCH, "lr": LEARNING_RATE, "epochs": spec.epochs}
     rows, means = list[Row](), dict[str, list[float]]()
     inputs = RELEASED["inputs"]
-    for i in spec.models:
+    for i in run.each(spec.models):
         beta = RELEASED["beta"][i]
         label = f"released/{spec.data}-{i}-{spec.epochs}-{spec.train}-{run.seed}"
         vae = run.train(label, options, ELBO(beta=beta), train[: spec.train], **settings)

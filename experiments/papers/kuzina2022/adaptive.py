@@ -130,11 +130,11 @@ def adaptive(spec: Spec, run: Run) -> Result:
     }
     victims = {name: Victim(vae, defense, classify) for name, defense in defenses.items()}
     rows: list[Row] = []
-    for ball in reversed(BALLS[:2]):
+    for ball in run.each(reversed(BALLS[:2])):
         columns: dict[str, dict[str, list[float]]] = {}
-        for setting, (kind, goal, target) in attacks.items():
+        for setting, (kind, goal, target) in run.each(attacks.items()):
             attack, parts = Attack(goal, search[kind], ball), []
-            for shard, at in enumerate(torch.arange(len(x)).split(spec.shard)):
+            for shard, at in run.each(enumerate(torch.arange(len(x)).split(spec.shard))):
                 inputs = (x[at], y[at], clean[at])
                 compute = functools.partial(_part, attack, target, victims, inputs, run.seed, shard)
                 parts.append(run.part(f"{ball}, {setting}, shard {shard}", compute, vae))

@@ -179,7 +179,7 @@ def aware(spec: Spec, run: Run) -> Result:
         rows.append(Row(what, setting, mean, stderr, len(values), section=section, **more))
 
     shards = []
-    for shard in range(spec.restarts):
+    for shard in run.each(range(spec.restarts)):
         parts = run.part(f"behind, {shard}", functools.partial(study.behind, shard), study.vae)
         shards.append(study.tensors("behind", parts))
         run.progress(f"behind HMC: attack {shard + 1} of {spec.restarts} on each reference")

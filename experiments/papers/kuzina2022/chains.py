@@ -67,7 +67,7 @@ def chains(spec: Spec, run: Run) -> Result:
         "attacked", x, lambda: attacked(vae, x, ball, spec.steps, spec.restarts, run.seed), vae
     )
     rows: list[Row] = []
-    for name, defense in samplers(spec.gradients).items():
+    for name, defense in run.each(samplers(spec.gradients).items()):
 
         def diagnose(defense: HMC = defense, name: str = name) -> object:
             report = defense.diagnose(vae, x_adv, chains=CHAINS, generator=run.noise(name))

@@ -105,7 +105,7 @@ def cost(spec: Spec, run: Run) -> Result:
     )
     columns: dict[str, Values] = {}
     most: dict[str, int] = {}
-    for family, defense in samplers(spec.effort):
+    for family, defense in run.each(samplers(spec.effort)):
         bound = gradients(defense)
         name = f"{family}, {bound:,}" if bound else family
         most[name], victim = bound, Victim(vae, defense)

@@ -84,11 +84,12 @@ def hierarchy(spec: Spec, run: Run) -> Result:
     rows.append(measured("clean squared error", "", error, section="The model"))
     groups = len(vae.widths)
     means: dict[str, dict[str, list[float]]] = {}
-    for name, layers in (
-        (f"top {spec.top} groups", tuple(range(groups - spec.top, groups))),
-        (f"all {groups} groups", None),
-    ):
-        for radius in (0.0, *spec.radii):
+    targets = {
+        f"top {spec.top} groups": tuple(range(groups - spec.top, groups)),
+        f"all {groups} groups": None,
+    }
+    for name, layers in run.each(targets.items()):
+        for radius in run.each((0.0, *spec.radii)):
             setting = f"linf {radius:g}" if radius else "no attack"
             y = x
             if radius:
@@ -98,7 +99,7 @@ def hierarchy(spec: Spec, run: Run) -> Result:
                     functools.partial(_attacked, vae, x, radius, layers, spec, run.seed),
                     vae,
                 )
-            for defense in DEFENSES:
+            for defense in run.each(DEFENSES):
                 compute = functools.partial(_similar, vae, y, clean, defense, spec, run)
                 values = run.part(f"{name}, {setting}, {defense}", compute, vae)
                 rows.append(measured(defense, setting, values, section=f"Attack on {name}"))

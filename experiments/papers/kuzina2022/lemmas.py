@@ -140,7 +140,7 @@ def _terms(vae: VAE, x: Tensor, spec: Spec, run: Run) -> dict[str, dict[str, lis
         return (-0.5 * gaps.square().sum(2)).log_softmax(1)
 
     clean, code = posterior(x), encoded(x)
-    for radius in spec.radii:
+    for radius in run.each(spec.radii):
         search = ProjectedAscent(steps=spec.search, restarts=1)
         attack = Attack(LatentShift("symmetric_kl"), search, Ball("l2", radius))
         y = attack(victim, x, generator=run.noise(f"l2 {radius:g}")).x_adv

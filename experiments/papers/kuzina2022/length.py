@@ -70,7 +70,7 @@ class Spec:
 def length(spec: Spec, run: Run) -> Result:
     """Error, ELBO and similarity of stored models before and after more epochs, draw by draw."""
     rows = list[Row]()
-    for name in spec.models:
+    for name in run.each(spec.models):
         recipe, vae = Recipe.read(name), run.model(name)
         data = recipe.data.name
         train, test = run.images(data, "train"), run.images(data)

@@ -78,7 +78,7 @@ def radii(spec: Spec, run: Run) -> Result:
     search = ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
     asked = [(SYMMETRIC, radius) for radius in spec.radii]
     asked += [(name, radius) for name in OBJECTIVES for radius in spec.compared]
-    for name, radius in dict.fromkeys(asked):
+    for name, radius in run.each(dict.fromkeys(asked)):
         attack = Attack(OBJECTIVES[name], search, Ball("linf", radius))
         noise = run.noise(f"{name}, {radius:g}")
         x_adv = attack(victim, x, generator=noise).x_adv

@@ -46,7 +46,7 @@ def ratio(spec: Spec, run: Run) -> Result:
     }
     rows: list[Row] = []
     before: list[float] = []
-    for name, defense in defenses.items():
+    for name, defense in run.each(defenses.items()):
 
         def ratios(name: str = name, defense: Defense = defense) -> object:
             noise = run.noise(name)

@@ -107,7 +107,9 @@ def recovery(spec: Spec, run: Run) -> Result:
     elsewhere[chosen] = False
     others, _ = images[elsewhere.nonzero()[:, 0]].sample(spec.images, generator=run.noise("others"))
     clean, rows = undefended(vae, x, run), list[Row]()
-    for setting, ball in {"clean": None, **{f"{b.norm} {b.radius:g}": b for b in BALLS}}.items():
+    for setting, ball in run.each(
+        {"clean": None, **{f"{b.norm} {b.radius:g}": b for b in BALLS}}.items()
+    ):
         x_adv = x
         if ball is not None:
             x_adv = run.tensor(
@@ -117,7 +119,7 @@ def recovery(spec: Spec, run: Run) -> Result:
                 vae,
             )
         assumed = float(ball.radius) if ball is not None and ball.norm == "linf" else RADII[-1]
-        for name, defense in rows_of(assumed, spec.effort).items():
+        for name, defense in run.each(rows_of(assumed, spec.effort).items()):
 
             def distance(name: str = name, defense: Defense = defense, y: Tensor = x_adv) -> object:
                 x_hat = Victim(vae, defense).reconstruct(y, generator=run.noise(name))

@@ -152,7 +152,7 @@ def strength(spec: Spec, run: Run) -> Result:
         rows.append(measured(name, setting, values, cost=cost, **more))
         run.progress(f"{name}: {setting}: {rows[-1].cell}")
 
-    for ball in BALLS[:2] if "similarity" in spec.measures else ():
+    for ball in run.each(BALLS[:2] if "similarity" in spec.measures else (), (0, 3)):
         where = f"linf {ball.radius:g}"
         goal = LatentShift("symmetric_kl")
         shifted = run.tensor(
@@ -161,7 +161,7 @@ def strength(spec: Spec, run: Run) -> Result:
             functools.partial(_ten, Attack(goal, search, ball), Victim(vae), x, spec, seed),
             vae,
         )
-        for name, defense in defenses.items():
+        for name, defense in run.each(defenses.items()):
 
             def similarity(
                 d: Defense = defense, x_adv: Tensor = shifted, key: str = name
@@ -178,7 +178,7 @@ def strength(spec: Spec, run: Run) -> Result:
         said = head.classify(x, generator=run.noise("said")).argmax(1)
     target = y if spec.against == "label" else said
     harms = {"clean": None, **{f"linf {b.radius:g}": b for b in BALLS[:2]}}
-    for where, harm in harms.items() if "accuracy" in spec.measures else ():
+    for where, harm in run.each(harms.items() if "accuracy" in spec.measures else (), (1, 3)):
         moved, repeats = x, 1
         if harm is not None:
             repeats, attack = spec.restarts, Attack(ClassifierFlip(label=target), search, harm)
@@ -188,7 +188,7 @@ def strength(spec: Spec, run: Run) -> Result:
                 functools.partial(_ten, attack, head, x, spec, seed),
                 vae,
             )
-        for name, defense in defenses.items():
+        for name, defense in run.each(defenses.items()):
 
             def accuracy(
                 d: Defense = defense,
@@ -206,7 +206,7 @@ def strength(spec: Spec, run: Run) -> Result:
     few = min(spec.clean, len(images) // 2)
     last = defenses | {"posterior sample": PosteriorSample()}
     more, labels = images.sample(few, generator=run.noise("more"))
-    for name, defense in last.items() if "clean" in spec.measures else ():
+    for name, defense in run.each(last.items() if "clean" in spec.measures else (), (2, 3)):
 
         def cleanly(d: Defense = defense, key: str = name) -> object:
             z = Victim(vae, d).latent(more, generator=run.noise(key, 2))

@@ -88,7 +88,7 @@ def anomaly(spec: Spec, run: Run) -> Result:
     if spec.anomalous:
         images = joined({"normal": images, "anomalous": run.images(spec.anomalous)})
     rows: list[Row] = []
-    for name, stddev, draws in spec.models:
+    for name, stddev, draws in run.each(spec.models):
         vae = _trained(name, stddev, spec, run) if spec.epochs else run.model(name)
         part = run.part(
             f"{name} {stddev:g} {draws}",

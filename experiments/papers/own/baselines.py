@@ -107,10 +107,10 @@ def baselines(spec: Spec, run: Run) -> Result:
     images, rows, means = run.images(spec.data), list[Row](), dict[str, list[float]]()
     x, y = references(images, spec.images, run.seed)
     more, _ = images.sample(min(spec.clean, len(images)), generator=run.noise("clean images"))
-    for name in spec.models:
+    for name in run.each(spec.models):
         runs = spec.seeds if name in VARIANTS else 1
         parts: list[dict[str, list[float]]] = []
-        for seed in range(runs):
+        for seed in run.each(range(runs)):
             vae, costs = _model(name, seed, spec, run)
             judge = functools.partial(_judged, vae, x, y, more, spec, run)
             parts.append(run.part(f"{name}, {seed}", judge, vae))

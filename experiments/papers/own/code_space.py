@@ -62,11 +62,11 @@ class Spec:
 def code_space(spec: Spec, run: Run) -> Result:
     """MS-SSIM that an attack over codes leaves of images behind the robust mode."""
     rows: list[Row] = []
-    for name, count in zip(spec.models, spec.counts, strict=True):
+    for name, count in run.each(zip(spec.models, spec.counts, strict=True)):
         images = run.images(zoo.card(name)["data"])
         vae, (x, _) = run.model(name), references(images, count, run.seed)
         part = run.part(name, functools.partial(_attacked, vae, x, spec, run), vae)
-        for setting, values in part.items():
+        for setting, values in run.each(part.items()):
             rows.append(measured(name, setting, values))
             run.progress(f"{name}: {rows[-1].cell}")
     return run.result(

@@ -57,7 +57,7 @@ def foreign_smoothing(spec: Spec, run: Run) -> Result:
     test = run.images("digits").x
     r = 0.4 * float((test - test.mean(0)).flatten(1).norm(dim=1).median())
     rows, values = [Row("tolerance r", "all models", r)], dict[str, Any]()
-    for name in list(MODELS)[: spec.models]:
+    for name in run.each(list(MODELS)[: spec.models]):
         model = trained(name, data, spec.epochs, run.noise(f"{name}, training"))
         vae = rv.wrap(model, image_shape=(1, 8, 8), **EXTRA.get(name, {}))
         stddev, plain = _chosen(vae, data[: spec.judged], r, spec.tried, run.seed)

@@ -61,7 +61,7 @@ def local_certificates(spec: Spec, run: Run) -> Result:
     vae, images = run.model(spec.model), run.images(spec.data)
     victim, rows, values = rv.Victim(vae), list[Row](), dict[str, Any]()
     x, _ = images.sample(spec.inputs, stratified=True, generator=rv.generator(run.seed))
-    for displacement in spec.displacements:
+    for displacement in run.each(spec.displacements):
 
         def compute(displacement: str = displacement) -> dict[str, Any]:
             g = rv.generator(run.seed)

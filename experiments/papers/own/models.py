@@ -50,7 +50,7 @@ def digits_models(spec: DigitsSpec, run: Run) -> Result:
     """The two bundled models side by side: reconstruction, certificates, attacked margins."""
     question: dict[str, Any] = {"r": spec.r, "m": 0.5, "displacement": "centered"}
     rows = []
-    for name in spec.models:
+    for name in run.each(spec.models):
         vae, images = run.model(name), run.images(spec.data)
 
         def compute(vae: VAE = vae, images: Images = images) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def nvae_tiny(spec: NVAESpec, run: Run) -> Result:
             rows.append(Row(f"{model}, seed {seed}", f"epoch {epoch}", loss, section=section))
         return vae
 
-    for seed in range(spec.seeds):
-        for model, options in kinds.items():
+    for seed in run.each(range(spec.seeds)):
+        for model, options in run.each(kinds.items()):
             vae = trained(model, options, part, spec.epochs, seed)
             elbos = _elbos(vae, tests)
             ends.setdefault(model, []).append(sum(elbos) / len(elbos))

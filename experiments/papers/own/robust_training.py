@@ -139,16 +139,16 @@ def robust_training(spec: Spec, run: Run) -> Result:
         rows.append(measured(model, setting, values, section=section, reported=reported))
         run.progress(f"{model}: {setting}: {rows[-1].cell}")
 
-    for name in spec.models:
+    for name in run.each(spec.models):
         vae = run.model(name)
         priced = run.part(
             f"{name}, price", functools.partial(price, vae, clean_images, spec, run), vae
         )
-        for setting, values in priced.items():
+        for setting, values in run.each(priced.items()):
             add(name, setting, values, "Price: squared error a clean image")
         strength = {}
-        for radius in RADII:
-            for goal in GOALS:
+        for radius in run.each(RADII):
+            for goal in run.each(GOALS):
                 strength[f"{goal}, linf {radius:g}"] = run.part(
                     f"{name}, {goal}, linf {radius:g}",
                     functools.partial(strength_of, vae, x, goal, radius, spec, run),
@@ -156,10 +156,10 @@ def robust_training(spec: Spec, run: Run) -> Result:
                 )
             both = zip(*(strength[f"{goal}, linf {radius:g}"] for goal in GOALS), strict=True)
             strength[f"the lower of both, linf {radius:g}"] = [min(pair) for pair in both]
-        for setting, values in strength.items():
+        for setting, values in run.each(strength.items()):
             add(name, setting, values, "Strength: MS-SSIM under an attack on the column's score")
         first = run.model(spec.models[0])
-        for radius in RADII if name != spec.models[0] else ():
+        for radius in run.each(RADII if name != spec.models[0] else ()):
             setting = f"found on {spec.models[0]}, linf {radius:g}"
             search = functools.partial(attacked, first, x, radius, spec, run)
             moved = run.tensor(f"MS-SSIM, {setting}", x, search, first)

@@ -54,7 +54,7 @@ def sampled_reach(spec: Spec, run: Run) -> Result:
         spec.inputs, stratified=True, generator=rv.generator(run.seed)
     )
     rows, values = list[Row](), dict[str, Any]()
-    for dtype in spec.dtypes:
+    for dtype in run.each(spec.dtypes):
         vae = run.model(spec.model).to(getattr(torch, dtype))
         work = functools.partial(_certified, vae, x.to(vae.dtype), spec, run.seed)
         values[dtype] = run.part(f"{dtype}", work, vae)

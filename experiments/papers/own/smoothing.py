@@ -192,7 +192,7 @@ def _attacked(victim: rv.Victim, everything: Tensor, spec: Spec, run: Run) -> di
         lengths = torch.stack([_shortened(victim, x, centers, end, spec.r, g) for end in ends])
         run.progress(f"attack: mean {float(lengths.amin(0).mean()):.4g}")
         by_walk = lengths.amin(0)
-        for suite in spec.suites:
+        for suite in run.each(spec.suites):
             changes = _suite(victim, x, suite, size, g)
             # their ends lie at one size, which may be too small for what they aim at
             far = [_shortened(victim, x, centers, end, spec.r, g, 0.0, 1.5) for end in changes]

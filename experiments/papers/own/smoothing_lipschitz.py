@@ -76,7 +76,7 @@ def smoothing_lipschitz(spec: Spec, run: Run) -> Result:
     rows.append(measured("no noise", "by the constants", rv.certify(vae, x, **ask).radius))
     still = _error(rv.Victim(vae), x)
     rows.append(Row("no noise", "squared error of a draw", still, n=len(x)))
-    for stddev in spec.stddevs:
+    for stddev in run.each(spec.stddevs):
         victim, name = rv.Victim(vae, rv.InputNoise(stddev)), f"noise {stddev:g}"
         sampler = Sampler(victim, x, tuple(range(len(x))), run.seed)
         centers = sampler.centers("own")

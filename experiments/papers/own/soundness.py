@@ -63,9 +63,9 @@ class Spec:
 def soundness(spec: Spec, run: Run) -> Result:
     """Trials that try to refute certificates; one failure refutes one."""
     images, rows = run.images(spec.data), list[Row]()
-    for dtype in spec.dtypes:
+    for dtype in run.each(spec.dtypes):
         vae = run.model(spec.model).to(getattr(torch, dtype))
-        for displacement in spec.displacements:
+        for displacement in run.each(spec.displacements):
             r = spec.r
             if not r:
                 x, _ = images.sample(20, stratified=True, generator=generator(run.seed))

@@ -76,7 +76,7 @@ def sphere_trials(spec: Spec, run: Run) -> Result:
     vae = run.model(spec.model).to(getattr(torch, spec.dtype)).requires_grad_(False)
     x, _ = run.images(spec.data).sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
     x, rows, values = x.to(vae.dtype), list[Row](), dict[str, Any]()
-    for displacement in spec.displacements:
+    for displacement in run.each(spec.displacements):
         trial = functools.partial(_trial, vae, x, displacement, spec, run)
         trials = values[displacement] = run.part(displacement, trial, vae)
         count = len(trials["radius"])

@@ -62,7 +62,7 @@ def attacks(spec: Spec, run: Run) -> Result:
     images, rows = run.images(spec.data), list[Row]()
     x, _ = images.sample(2 * spec.pairs, stratified=True, generator=run.noise("pairs"))
     more, _ = images.sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
-    for name in spec.models:
+    for name in run.each(spec.models):
         vae = run.model(name)
 
         def compute(vae: VAE = vae) -> dict[str, list[float]]:
