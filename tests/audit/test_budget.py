@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 import robustvae as rv
 from robustvae.audit import Run, read_plan
+from robustvae.audit.auditor import Auditor
 from robustvae.audit.budget import (
     REQUIRED,
     Clock,
@@ -18,7 +20,9 @@ from robustvae.audit.budget import (
     search_seconds,
 )
 from robustvae.audit.fitting import fit_to_minutes, reduced
-from robustvae.audit.tasks import torch_threads
+from robustvae.audit.job import AuditJob, open_bundle
+from robustvae.audit.protocol import choose, settle
+from robustvae.audit.tasks import Memory, torch_threads
 from robustvae.audit.threads import fastest_threads, fitting_threads, use_threads
 from robustvae.errors import RobustVAEError, UnsupportedError
 from robustvae.perturb import SquareSearch
@@ -262,3 +266,40 @@ def test_stopped_audit_keeps_its_threads(tmp_path, monkeypatch):
         use_threads(other, Run(keep=tmp_path))
         use_threads(anew, Run(keep=tmp_path, resume=False))
         assert (anew, other["environment"]["threads"]) == (head(1), "1")
+
+
+def test_worker_clock_ends_with_the_driver(costs):
+    """A worker knows the end and the costs, and expects its share of the work."""
+    plan = read_plan({"base": "smoke", "inputs": 4, "probes": 0})
+    clock = Clock(2.0, costs, plan, 30.0, workers=2)
+    facts = json.loads(json.dumps(clock.facts()))
+    again = Clock.restored(costs.named, costs.x, plan, facts)
+    assert again.end == pytest.approx(clock.end, abs=0.5)
+    assert again.costs.units == costs.units
+    whole = Clock(2.0, costs, plan)
+    assert again.remaining == clock.remaining == pytest.approx(whole.remaining / 2)
+    assert again.reserve() == clock.reserve() == pytest.approx(whole.reserve() / 2)
+    assert Clock().facts() is None
+
+
+def test_worker_past_its_minutes_does_what_is_required(images, tmp_path):
+    """A worker opened from its bundle leaves out what is optional, and says why."""
+    named = {"victim": rv.Victim(rv.load("digits-vae"))}
+    plan, question = settle(read_plan({"base": "quick", "inputs": 2, "r": 0.9}), None, {}, images)
+    inputs = choose(images, plan, None, 0)
+    auditor = Auditor(named, inputs, plan, question, 0)
+    auditor.clock = Clock(1.0, Costs(named, images), plan, spent=59.0, workers=2)
+    job = AuditJob(auditor, {})
+    for name, content in job.bundle().files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    worker = open_bundle(tmp_path)
+    assert worker.auditor.clock.limited
+    attacks, *_, measures = (task for task in job.tasks() if task.fields["stage"] != "checks")
+    part = worker.compute(attacks, {}, Memory(), print)
+    assert part["attacks"][0]["id"] == auditor.facts_of("victim", auditor.jobs("victim")[0])["id"]
+    assert len(part["attacks"]) < len(auditor.jobs("victim"))
+    assert "for want of time" in str(part["left_out"]) or "no time for it" in str(part["left_out"])
+    rows = worker.compute(measures, {attacks.key: part}, Memory(), print)["rows"]
+    assert all(row["damage"] is not None and row["margin_upper_box"] is None for row in rows)

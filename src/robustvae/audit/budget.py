@@ -217,6 +217,26 @@ class Costs:
         self.x = images.read(torch.arange(1))
         self.diagnosis, self.resident = diagnosis, resident_bytes()
 
+    @classmethod
+    def restored(cls, named: Mapping[str, Victim], x: Tensor, facts: Mapping[str, Any]) -> Costs:
+        """Costs that were measured in another process, by what `facts` said there.
+
+        Args:
+            named: The victims.
+            x: An input, (1, C, H, W).
+            facts: In JSON's own types.
+        """
+        costs = cls.__new__(cls)
+        costs.named, costs.x = dict(named), x
+        costs.units = {name: UnitCost(*facts["units"][name]) for name in named}
+        costs.diagnosis, costs.resident = facts["diagnosis"], facts["resident"]
+        return costs
+
+    def facts(self) -> dict[str, Any]:
+        """What another process needs to know these costs."""
+        units = {name: list(dataclasses.astuple(unit)) for name, unit in self.units.items()}
+        return {"units": units, "diagnosis": self.diagnosis, "resident": self.resident}
+
     def stages(self, plan: Plan, name: str) -> dict[str, float]:
         """Seconds of each stage for an input of one victim."""
         bare = min(unit.gradient for unit in self.units.values())
@@ -301,13 +321,15 @@ class Clock:
     """Decides stage by stage whether there is time for it, at the pace that the machine shows.
 
     What was measured before an audit says little of a machine that becomes busy: each stage that
-    ends corrects the pace. Optional stages leave the required ones their time.
+    ends corrects the pace. Optional stages leave the required ones their time. Workers have a clock
+    each, of the same end, and expect an equal share of the work.
 
     Args:
         minutes: The budget; None for no limit.
         costs: Of the victims; needed where there is a limit.
         plan: What is done.
         spent: Seconds of the budget that are gone.
+        workers: How many share the work.
     """
 
     def __init__(
@@ -316,8 +338,9 @@ class Clock:
         costs: Costs | None = None,
         plan: Plan | None = None,
         spent: float = 0.0,
+        workers: int = 1,
     ) -> None:
-        self.minutes, self.costs, self.plan = minutes, costs, plan
+        self.minutes, self.costs, self.plan, self.workers = minutes, costs, plan, workers
         self.limited = minutes is not None and costs is not None and plan is not None
         if not self.limited:
             self.costs = self.plan = None
@@ -332,13 +355,39 @@ class Clock:
         self.ahead: list[str] = []
         self.attacks: dict[tuple[str, str], bool] = {}
         self.required: dict[tuple[str, str], float] = {}
+        self.remaining = 0.0
         if costs is not None and plan is not None:
+            self.remaining = costs.seconds(plan) / workers
             for name, victim in costs.named.items():
                 attack = attack_seconds(plan.attacks[0], costs.units[name], victim)
                 stages = {FIRST: attack, **costs.stages(plan, name)}
                 for stage in (FIRST, *REQUIRED):
-                    self.required[(name, stage)] = plan.inputs * stages[stage]
-        self.remaining = costs.seconds(plan) if costs is not None and plan is not None else 0.0
+                    self.required[(name, stage)] = plan.inputs * stages[stage] / workers
+
+    def facts(self) -> dict[str, Any] | None:
+        """What a worker needs for a clock of its own; None where there is no limit."""
+        if self.costs is None:
+            return None
+        begin = time.time() - (time.monotonic() - self.begin)
+        limits = {"minutes": self.minutes, "begin": begin, "workers": self.workers}
+        return {**limits, "costs": self.costs.facts()}
+
+    @classmethod
+    def restored(
+        cls, named: Mapping[str, Victim], x: Tensor, plan: Plan, facts: Mapping[str, Any]
+    ) -> Clock:
+        """A worker's clock, by what `facts` said in the driver.
+
+        Args:
+            named: The victims.
+            x: An input, (1, C, H, W).
+            plan: What is done.
+            facts: In JSON's own types.
+        """
+        costs = Costs.restored(named, x, facts["costs"])
+        # the same end on every machine, as far as their clocks agree
+        spent = max(time.time() - facts["begin"], 0.0)
+        return cls(facts["minutes"], costs, plan, spent, facts["workers"])
 
     def start_part(self, name: str, count: int, part: str) -> None:
         """Begin a part of the audit, which may take its share of the time that is left.

@@ -18,6 +18,7 @@ from torch import Tensor
 from robustvae import registry
 from robustvae.attacks.attack import nothing_found
 from robustvae.audit.auditor import Auditor
+from robustvae.audit.budget import Clock
 from robustvae.audit.context import is_defended
 from robustvae.audit.outcomes import omission
 from robustvae.audit.plan import Plan
@@ -247,6 +248,7 @@ class AuditJob:
             "question": auditor.question.model_dump(mode="json"),
             "seed": auditor.seed,
             "key": self.key,
+            "clock": auditor.clock.facts(),
         }
         spec["modules"] = _modules([spec["victims"], spec["plan"]])
         files[_SPEC] = json.dumps(spec).encode()
@@ -365,6 +367,8 @@ def open_bundle(folder: Path) -> AuditJob:
     question = QuestionFacts.model_validate(spec["question"])
     plan = Plan.model_validate(spec["plan"])
     job = AuditJob(Auditor(names, inputs, plan, question, spec["seed"]), {})
+    if spec["clock"] is not None:
+        job.auditor.clock = Clock.restored(names, inputs.read([0]), plan, spec["clock"])
     job.key = spec["key"]
     return job
 

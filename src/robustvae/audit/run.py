@@ -189,7 +189,8 @@ def audit(
         record = bare_record(head, by_name, everything, seed, times)
     else:
         auditor = Auditor(by_name, inputs, stages, facts, seed)
-        auditor.clock = Clock(budget, costs, stages, time.monotonic() - start_time)
+        spent = time.monotonic() - start_time
+        auditor.clock = Clock(budget, costs, stages, spent, getattr(executor, "workers", 1))
         job = AuditJob(auditor, head, run.source, run.loading)
         if head["model"].sha256 is None:  # it could not be told from another's parts
             run = dataclasses.replace(run, keep=None)
