@@ -282,7 +282,7 @@ def test_worker_clock_ends_with_the_driver(costs):
     assert Clock().facts() is None
 
 
-def test_worker_past_its_minutes_does_what_is_required(images, tmp_path):
+def test_late_worker_does_required_stages(images, tmp_path):
     """A worker opened from its bundle leaves out what is optional, and says why."""
     named = {"victim": rv.Victim(rv.load("digits-vae"))}
     plan, question = settle(read_plan({"base": "quick", "inputs": 2, "r": 0.9}), None, {}, images)
