@@ -11,6 +11,7 @@ from robustvae.defenses import (
     estimate_radius,
     fisher,
     posterior,
+    targets,
 )
 from robustvae.defenses.climb import climb
 from robustvae.defenses.targets import nearest
@@ -179,6 +180,28 @@ def test_its_gradient_differentiates_by_the_image(kind, norm, generator):
     found = (slope * direction).flatten(1).sum(1)
     assert numerical.abs().max() > 0.1
     torch.testing.assert_close(found, numerical.detach(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_search_differentiates_exact_images(kind, generator, monkeypatch):
+    """A step of a search goes on from the image of the last one, to where a new one ends."""
+    vae = model(kind, generator)
+    x, z = images(10, generator), randn(10, 3, like=torch.zeros(()), generator=generator)
+    step = 0.1 * randn(10, 3, like=z, generator=generator)
+    target, steps = RobustTarget(vae, x, "l2", RADII["l2"]), []
+    boundary = targets._newton
+    monkeypatch.setattr(targets, "_newton", lambda *a: steps.append(a[-1]) or boundary(*a))
+    for turn in range(5):
+        leaf = (z + turn * step).requires_grad_()
+        value, gradient = target.with_gradient(leaf)
+        cold = len(steps)
+        for one, other in zip(
+            (value, gradient),
+            RobustTarget(vae, x, "l2", RADII["l2"]).with_gradient(leaf),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+        assert "gaussian" in kind or cold == turn + 1  # of its own the first alone
 
 
 def test_it_recovers_what_an_attack_moved(linear, generator):

@@ -27,6 +27,7 @@ _COLD_SWEEPS = 12  # Newton's steps on the logits from 0, which arrive for every
 _WARM_SWEEPS = 2  # from where they were for a multiplier nearby
 _WARM_STEPS = 2  # on a Gaussian's multiplier, from that of a step of the search before
 _WARM_TRIES = 6  # rounds, before all begins anew: after a step of a search one or two are enough
+_POLISH = 2  # more of these steps, of which each squares a remainder of a thousandth
 _NEAR = 1e-3  # of the radius by which a warm point may miss the sphere, before it is put there
 _LEAST_POWER = -14.0  # of the multiplier: below it no ball holds anything back
 
@@ -200,6 +201,7 @@ class RobustTarget:
     norm: str
     radius: float
     _warm: _Warm = field(default_factory=lambda: _Warm(), repr=False, compare=False)
+    _exact: _Warm = field(default_factory=lambda: _Warm(polish=True), repr=False, compare=False)
 
     def __call__(self, z: Tensor) -> Tensor:
         """-U_R, in nats, (B,), at latents (B, d)."""
@@ -212,12 +214,12 @@ class RobustTarget:
 
     def rows(self, index: Tensor) -> RobustTarget:
         """The robust posterior of the images `index`, (b,) whole numbers, alone."""
-        return replace(self, x=self.x[index], _warm=_Warm())
+        return replace(self, x=self.x[index], _warm=_Warm(), _exact=_Warm(polish=True))
 
     def with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """-U_R, (B,), and its gradient, (B, d), both differentiable in `x` and `z`."""
         p = self.vae.decode(z)
-        best = nearest(p, self.x, self.norm, self.radius)
+        best = _nearest(deviance_of(p), self.x, self.norm, self.radius, self._exact)
         # x' must stay fixed in the first derivative and move in the second: differentiate
         # by copies of the likelihood's parameters that x' does not depend on.
         parameters = {name: q for name, q in _parameters(p).items() if q.requires_grad}
@@ -266,10 +268,15 @@ def nearest(p: Distribution, x: Tensor, norm: str, radius: float) -> Tensor:
 
 @dataclass(eq=False)
 class _Warm:
-    """Where the last solution of one target lay: the next one, a step of a search on, is near."""
+    """Where the last solution of one target lay: the next one, a step of a search on, is near.
+
+    With `polish` the next one is as exact as one from scratch, up to rounding: what is
+    differentiated should not depend on the way it was reached.
+    """
 
     power: Tensor | None = None  # log of the multiplier, (B, 1, 1, 1)
     logit: Tensor | None = None  # of the image, (B, C, H, W)
+    polish: bool = False
 
 
 def _nearest(p: Deviance, x: Tensor, norm: str, radius: float, warm: _Warm | None) -> Tensor:
@@ -313,6 +320,7 @@ def _continued(
     """Log multiplier, x' and its logits from those of the last solution; None where it is far."""
     assert warm.power is not None
     power, logit = warm.power, warm.logit
+    remaining_polish = _POLISH if warm.polish else 0
     for _ in range(_WARM_TRIES):
         if logit is None or p.logits is None:
             power, _, _ = _newton(p, x, radius, (power, None), _WARM_STEPS)
@@ -322,7 +330,9 @@ def _continued(
             point = torch.sigmoid(logit)
         size = (point - x).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         if not bool((((size / radius - 1).abs() > _NEAR) & ~inside).any()):
-            return power, point, logit
+            if not remaining_polish:
+                return power, point, logit
+            remaining_polish -= 1
     return None
 
 
