@@ -18,6 +18,7 @@ from robustvae.audit.budget import (
     Costs,
     UnitCost,
     search_seconds,
+    stage_seconds,
 )
 from robustvae.audit.fitting import fit_to_minutes, reduced
 from robustvae.audit.job import AuditJob, open_bundle
@@ -48,6 +49,21 @@ def test_cost_grows_with_the_plan(costs):
     assert 1e9 < costs.memory(small) <= costs.memory(large)
     words = costs.words(small)
     assert "40 inputs" in words and "GB of memory" in words and "about" in words
+
+
+def test_still_victims_cost_one_draw(images):
+    """What answers the same again is asked once: a plan's draws do not make it dearer."""
+    vae, unit = rv.load("digits-vae"), UnitCost(0.1, 0.3, 1e8)
+    few, many = (read_plan({"base": "quick", "draws": draws}) for draws in (200, 2000))
+
+    def seconds(plan, defense):
+        stages = stage_seconds(plan, rv.Victim(vae, defense), unit, images[:1].x, 0.3)
+        return {name: stages[name] for name in ("probability", "clean-probability", "margin")}
+
+    assert seconds(few, "posterior-mode") == seconds(many, "posterior-mode")
+    for defense in ("posterior-sample", "input-noise:stddev=0.1"):
+        before, after = seconds(few, defense), seconds(many, defense)
+        assert all(after[name] > 2 * before[name] for name in before if name != "margin")
 
 
 def test_blind_searches_cost_outputs_alone():

@@ -165,23 +165,26 @@ def stage_seconds(
     probe_steps = min(20, getattr(search, "steps", 20)) * min(2, getattr(search, "restarts", 2))
     rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)
     products = rows if is_small(victim.vae, x) else plan.products
+    # of a victim that answers the same again, measures draw once, whatever the plan says
+    random = victim.draws_own_posterior or is_random(victim.defense)
+    estimates, band = (plan.draws, _BAND_DRAWS) if random else (1, 1)
     others = {spec["name"]: _OTHER_PASSES * count * unit.forward for spec in plan.measures}
     return others | {
         "attacks": attacks,
         "perturbation": 0.0,
         "damage": 2 * count * unit.forward,
         "damage-curve": 3 * len(plan.balls) * unit.forward,
-        "band-attacked": _BAND_DRAWS * (count + 3) * unit.forward,
+        "band-attacked": band * (count + 3) * unit.forward,
         "band-certified": (_BAND_SMOOTHING if victim.noise is not None else 1) * unit.forward,
         "similarity": count * unit.forward,
         "usefulness": 3 * unit.forward,
-        "probability": count * plan.draws * unit.forward,
+        "probability": count * estimates * unit.forward,
         "survival": 8 * count * unit.forward,
-        "clean-probability": plan.draws * unit.forward,
+        "clean-probability": estimates * unit.forward,
         "margin": 0.0
         if margins is None
         else 2 * (margins.restarts + 1) * margins.steps * draws * unit.gradient
-        + _MARGIN_TESTS * plan.draws * unit.forward,
+        + _MARGIN_TESTS * estimates * unit.forward,
         "certificate": (plan.smoothing if victim.noise is not None else 1) * unit.forward,
         "first-order": products * bare if is_small(victim.vae, x) else 0.0,
         "geometry": products * bare,
