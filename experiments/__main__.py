@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -21,11 +22,11 @@ from robustvae.display import Lines
 from robustvae.errors import RobustVAEError, UnknownNameError, unknown
 from robustvae.records import write_files
 
-DONE, WRONG_USE, UNFINISHED = 0, 2, 3
+DONE, WRONG_USE, UNFINISHED, INTERRUPTED = 0, 2, 3, 130
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0 done, 2 wrong use, 3 out of time."""
+    """Run the command; returns its exit status: 0 done, 2 wrong use, 3 not finished."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
     # argparse takes a list of words in one place only: fields behind an option are left over.
@@ -36,10 +37,17 @@ def main(words: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # two threads on two busy cores are slower, and not repeatable
     try:
         status: int = options.call(options)
+        sys.stdout.flush()
         return status
+    except BrokenPipeError:  # as of `| head`: parts that are finished are kept
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNFINISHED
     except RobustVAEError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return WRONG_USE
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is finished", file=sys.stderr)
+        return INTERRUPTED
     except Unfinished as error:
         print(f"out of time before {error}: the same command goes on from here", file=sys.stderr)
         return UNFINISHED
@@ -114,10 +122,10 @@ def _run(options: argparse.Namespace) -> int:
                 )
             )
         result = combine(results)
-        print(result.to_markdown())
-        if options.out is not None:
+        if options.out is not None:  # first: whoever reads the page may stop reading
             name = options.name or re.sub(r"[^a-z0-9]+", "-", found.name)
             result.write(options.out, name)
+        print(result.to_markdown())
     return DONE
 
 

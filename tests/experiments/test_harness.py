@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from experiments.__main__ import DONE, UNFINISHED, WRONG_USE, main
+from experiments.__main__ import DONE, INTERRUPTED, UNFINISHED, WRONG_USE, main
 from experiments.harness import ITEMS, Item, Result, Row, Store, Unfinished, combine, load_items
 from experiments.harness.item import item
 from experiments.harness.provenance import ROOT
@@ -213,3 +215,18 @@ def test_progress_tells_time_to_go(tmp_path):
         "item: 33 % after 10 s: going on",
         "item: 41 % after 20 s, about 2 min to go: by",
     ]
+
+
+def test_reader_who_leaves_and_interrupt_give_no_traceback(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert main(["list"]) == UNFINISHED
+
+    def interrupted(pattern):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.__main__.chosen", interrupted)
+    assert main(["list"]) == INTERRUPTED
+    assert "goes on" in capsys.readouterr().err
