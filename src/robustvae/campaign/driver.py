@@ -12,7 +12,7 @@ from robustvae.audit.tasks import Part, Run, Task
 from robustvae.campaign.pool import Event, Job, Outcome, Pool, Tell
 from robustvae.display import Lines
 from robustvae.errors import ModelError, single_line
-from robustvae.records import Store, plain
+from robustvae.records import Store, plain, reason_of
 
 RETRIES = 3
 """How often a task whose worker died is given to another before it is cut into single inputs."""
@@ -23,7 +23,8 @@ def run_tasks(job: Job, run: Run, open_pool: Callable[[Store, Tell], Pool]) -> O
     """Compute the parts of a job that its store does not hold, and return all of them.
 
     A task that raises, or whose worker dies again and again, is cut into single inputs; an input
-    that fails alone is reported and costs no other its numbers.
+    that fails alone is reported and costs no other its numbers. So are the inputs of a later range
+    which all fail, as where it has one input: the first range has shown that the job can be done.
 
     Args:
         job: The work.
@@ -31,7 +32,7 @@ def run_tasks(job: Job, run: Run, open_pool: Callable[[Store, Tell], Pool]) -> O
         open_pool: Makes the workers, once there is something to compute.
 
     Raises:
-        RobustVAEError: What every input of a task raises.
+        RobustVAEError: What every input of a first range raises.
         ModelError: A task that cannot be done without, and whose worker dies of it.
     """
     driver = _Driver(job, run)
@@ -137,7 +138,8 @@ class _Driver:
             family = self.families[parent.key]
             if all(one.key in self.parts for one in family):
                 failed = [one for one in family if one.key in self.failures]
-                if len(failed) == len(family) and not self.job.bears_failure:
+                bears = self.job.bears_failure or _is_later(parent)
+                if len(failed) == len(family) and not bears:
                     raise self.failures[failed[0].key]
                 self.finish(
                     parent, self.job.joined(parent, [self.parts[one.key] for one in family])
@@ -178,9 +180,9 @@ class _Driver:
                 self.parents[one.key] = task
                 heapq.heappush(self.ready, (self.place(one), one.key))
             return
-        if task.key not in self.parents:
+        if task.key not in self.parents and not _is_later(task):
             raise error
-        reason = single_line(error, 300)
+        reason = single_line(reason_of(error), 300)
         part = self.job.blank(task, self.job.needed(task, self.parts), reason)
         if part is None:
             raise error
@@ -190,6 +192,11 @@ class _Driver:
     def place(self, task: Task) -> int:
         """Where a task stands in the order."""
         return self.order[self.parents.get(task.key, task).key]
+
+
+def _is_later(task: Task) -> bool:
+    """Whether a task is about inputs after the first range of them."""
+    return bool(task.fields.get("begin", 0))
 
 
 def _print(words: str) -> None:

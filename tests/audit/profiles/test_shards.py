@@ -119,6 +119,27 @@ def test_input_that_fails_costs_no_other():
     assert sum(score < 0.395 for score in scores if score is not None) >= 0.9 * len(scores)
 
 
+def test_range_of_one_bad_input():
+    """A range of one input has no other to try; the first range may not fail as a whole."""
+
+    def compute(part):
+        if bad & set(range(part.start, part.stop)):
+            raise ValueError("not this one")
+        return {"value": torch.arange(part.start, part.stop)}, []
+
+    def blank(part):
+        return {"value": torch.full((part.stop - part.start,), -1)}
+
+    bad = {4, 5}
+    for count, size in ((5, 2), (5, 1), (6, 2)):
+        values, notes = Shards(Run(), size=size).measured("x", count, compute, blank)
+        assert values["value"].tolist() == [0, 1, 2, 3, -1, -1][:count]
+        assert set(notes) == {"ValueError: not this one"}
+    bad = {0}
+    with pytest.raises(ValueError, match="not this one"):
+        Shards(Run(), size=1).measured("x", 3, compute, blank)
+
+
 def test_time_is_shared_by_all_stages():
     """No stage takes another's share, and what is not spent is left for those that follow."""
     clock = UseClock(time.monotonic() + 40, {}, seconds=4)

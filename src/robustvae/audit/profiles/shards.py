@@ -160,7 +160,7 @@ class Shards:
             Columns (count, ...), and sentences on how they were measured.
 
         Raises:
-            Exception: What every input of a range raises.
+            Exception: What every input of the first range raises.
         """
         ranges = [slice(i, min(i + self.size, count)) for i in range(0, count, self.size)]
         job = ShardJob(self.key or "", label, ranges, compute, blank)
