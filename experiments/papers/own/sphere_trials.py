@@ -40,8 +40,10 @@ class Spec:
         inputs: Certified.
         count: Perturbations of each displacement, over all inputs.
         screen: Draws of each perturbation.
+        candidates: How many of them are screened by draws, those that the decoder's first-order
+            model at as many draws ranks worst; 0 for all.
         worst: How many go on to fresh draws.
-        fresh: Draws of each of those, at the most: a tenth at a time, until it is decided.
+        fresh: Draws of each of those, at the most: a hundredth at a time, until it is decided.
         stddev: Of noise on the input, of a victim that smoothing certifies about its own center; 0
             for the model as it is.
         search_dtype: In which changes are climbed and screened; what is judged runs in `dtype`.
@@ -57,6 +59,7 @@ class Spec:
     inputs: int = 20
     count: int = 10_000
     screen: int = 64
+    candidates: int = 0
     worst: int = 50
     fresh: int = 20_000
     stddev: float = 0.0
@@ -91,15 +94,21 @@ def sphere_trials(spec: Spec, run: Run) -> Result:
         rows.append(Row(displacement, "least probability, fresh draws", trials["least"]))
         rows.append(Row(displacement, "violations", trials["violations"], n=trials["judged"]))
         run.progress(f"{displacement}: {trials['violations']} violations")
+    first = (
+        f"of all perturbations the {spec.candidates:,} that the decoder's slopes at {spec.screen} "
+        "draws rank worst"
+        if spec.candidates
+        else "every perturbation"
+    )
     noise = f"behind noise of {spec.stddev:g}, about its own center, " if spec.stddev else ""
     return run.result(
         f"On the sphere of {_SHARE} of the certified radius: {spec.model}",
         "counts and probabilities",
         rows,
         (
-            f"{noise}r = {spec.r:g}, m = {spec.m:g}, {spec.dtype}; every perturbation screened "
+            f"{noise}r = {spec.r:g}, m = {spec.m:g}, {spec.dtype}; {first} screened "
             f"with {spec.screen} draws in {spec.search_dtype}, the worst {spec.worst} judged by "
-            f"fresh ones in {spec.dtype}, a tenth of {spec.fresh:,} at a time until the "
+            f"fresh ones in {spec.dtype}, a hundredth of {spec.fresh:,} at a time until the "
             "Clopper-Pearson interval, at confidence 1 - 1e-8, lies on one side of m. A violation "
             "has its upper end at or below m.",
         ),
@@ -134,7 +143,15 @@ def _trial(vae: VAE, x: Tensor, displacement: str, spec: Spec, run: Run) -> dict
     for i in certified:
         share = _Share(subject, x[i], centers[i : i + 1], displacement, spec.r)
         steps.append(_steps(fast, x[i], _SHARE * float(lower.radius[i]), each, generator))
-        chances.append(share.screened(fast, steps[-1], spec.screen, generator))
+        candidates = steps[-1]
+        if spec.candidates and not spec.stddev:
+            expected = share.expected(candidates, spec.screen, generator)
+            order = expected.argsort()[: -(-spec.candidates // len(certified))]
+        else:
+            order = torch.arange(each)
+        chance = torch.full((each,), 2.0, dtype=torch.float64)  # never among the worst
+        chance[order] = share.screened(fast, candidates[order], spec.screen, generator)
+        chances.append(chance)
         shares.append(share)
     worst = torch.cat(chances).argsort()[: spec.worst].tolist()
     violations, least = 0, 1.0
@@ -143,7 +160,7 @@ def _trial(vae: VAE, x: Tensor, displacement: str, spec: Spec, run: Run) -> dict
         step, inside, draws = steps[row][place : place + 1], 0, 0
         low, high = 0.0, 1.0
         while draws < spec.fresh and low <= spec.m < high:
-            count = min(-(-spec.fresh // 10), spec.fresh - draws)
+            count = min(-(-spec.fresh // 100), spec.fresh - draws)
             inside += shares[row].inside(step, count, generator)
             draws += count
             ends = clopper_pearson(inside, draws, _CONFIDENCE)
@@ -243,6 +260,34 @@ class _Share:
                 share += (gaps <= self.r).double() - 1e-6 * gaps / self.r
             shares.append(share / draws)
         return torch.cat(shares)
+
+    @torch.no_grad()
+    def expected(self, steps: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """As `screened` by the decoder's slopes at draws of the clean posterior, (N,).
+
+        For Gaussian posteriors: z = mu + sigma n moves with mu and sigma, n stays.
+        """
+        vae, clean = self.subject.vae, self.subject.vae.encode(self.x[None])
+        mean, spread = clean.mean, clean.stddev
+        noise = rv.seeding.randn(draws, mean.shape[1], like=mean, generator=generator)
+        others = self.center.expand(draws, *self.center.shape[1:])
+        if self.displacement == "paired":
+            others = vae.decode(_latents(clean, draws, generator)).mean
+        moved = [self._posterior(self.x + part) for part in steps.split(_ROWS)]
+        shifts = torch.cat([part.mean for part in moved]) - mean
+        growths = torch.cat([part.stddev.expand_as(part.mean) for part in moved]) - spread
+        share, size = torch.zeros(len(steps), dtype=torch.float64), 0.1 * spread
+        for n, other in zip(noise.split(1), others, strict=True):
+            z = mean + spread * n
+            outputs = vae.decode(torch.cat([z, z + torch.diag(size[0])])).mean.flatten(1)
+            slopes = (outputs[1:] - outputs[:1]) / size.mT
+            gap = outputs[0] - other.flatten()
+            move = shifts + growths * n
+            squares = gap.square().sum() + 2 * move @ (slopes @ gap)
+            squares = squares + (move @ (slopes @ slopes.mT) * move).sum(1)
+            gaps = squares.clamp_min(0).sqrt()
+            share += (gaps <= self.r).double() - 1e-6 * gaps / self.r
+        return share / draws
 
     def _posterior(self, images: Tensor) -> Any:
         """Of perturbed images, as the displacement spreads it."""
