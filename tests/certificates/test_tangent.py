@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from robustvae import bounds, errors
-from robustvae.certificates import certify, tangent, tangent_reach
+from robustvae.certificates import certify, multipliers, tangent, tangent_reach
 from robustvae.models import create
 from robustvae.models.lipschitz import Scale
 from robustvae.models.sorts import GroupSort, MaxMin
@@ -102,7 +102,7 @@ def test_sorts_pay_for_swapped_pairs(generator):
     e = network(z + move) - network(z)
     value = price * e.square().sum(1) + (tilt * e).sum(1)
     assert value <= tangent._followed(stages, pairs, tilt, price, reach) < 1.2 * value
-    unpaid = [tangent._Pairs(p.apart, p.sign, 0 * p.steepness) for p in pairs]
+    unpaid = [tangent.Pairs(p.apart, p.sign, 0 * p.steepness) for p in pairs]
     assert value > 2 * tangent._followed(stages, unpaid, tilt, price, reach)
 
 
@@ -145,3 +145,54 @@ def test_other_layers_are_refused_by_name():
         tangent_reach(nn.Linear(3, 2), z, 1.0)
     with pytest.raises(errors.RangeError):
         tangent_reach(nn.Linear(2, 2), z, 0.0)
+
+
+@pytest.mark.parametrize("activation", ["groupsort", "maxmin"])
+def test_search_follows_the_bound(activation, generator):
+    """Its value and slopes, written by hand for float32, are those of the bound by autograd."""
+    network = decoder(activation, generator=generator)
+    stages, z = tangent._stages(network), torch.randn(40, 3, generator=generator)
+    pairs, logits = tangent._center(stages, z)
+    single = [multipliers.Pairs(*(part.float() for part in vars(p).values())) for p in pairs]
+    reach = 0.1 + torch.rand(40, generator=generator)
+    search = multipliers.Search(stages)
+    r = torch.full((40,), 1.0).float()
+    state = multipliers._State(search, single, logits.float(), reach.float(), r)
+    tilt = 0.3 * torch.randn(logits.shape, generator=generator)
+    price = 0.01 + 0.1 * torch.rand(40, generator=generator)
+    state.tilt, state.price = tilt.float(), price.float()
+    tilt.requires_grad_(True), price.requires_grad_(True)
+    bound = tangent._followed(stages, pairs, tilt, price, reach)
+    slopes = torch.autograd.grad(bound.sum(), [tilt, price])
+    value, *found = state._followed()
+    assert_close(value.double(), bound.detach(), rtol=1e-5, atol=1e-5)
+    for one, other in zip(found, slopes, strict=True):
+        assert_close(one.double(), other, rtol=1e-3, atol=1e-4)
+    # of the logits' part: what the rigorous bound has, from above
+    excess, slope, _ = state._excess(0)
+    assert (excess.double() <= tangent._excess(logits, tilt.detach(), price.detach()) + 1e-4).all()
+    ends = []
+    for sign in (1, -1):
+        state.tilt = (tilt.detach() + 0.01 * sign * slope / slope.norm(dim=1, keepdim=True)).float()
+        ends.append(state._excess(0)[0])
+    rises = torch.isclose(ends[0] - ends[1], 0.02 * slope.norm(dim=1), rtol=0.1, atol=1e-3)
+    assert rises.double().mean() > 0.9  # but for the few that change their move between
+
+
+def test_row_alone_is_that_of_any_batch(generator):
+    """To the bit: else an input's radius would depend on its neighbors."""
+    for hidden, pixels in (((32, 32), 60), ((10, 14), 21), ((8,), 5)):
+        network = decoder("groupsort", hidden=hidden, pixels=pixels, generator=generator)
+        z = torch.randn(37, 3, generator=generator)
+        stages = tangent._stages(network)
+        pairs, logits = tangent._center(stages, z)
+        search, ones = multipliers.Search(stages), torch.ones(37)
+
+        def found(rows, search=search, pairs=pairs, logits=logits, ones=ones):
+            of_rows = [multipliers.Pairs(p.apart[rows], p.sign[rows], p.steepness) for p in pairs]
+            return search(of_rows, logits[rows], 0.1 * ones[rows], ones[rows], 10)
+
+        everyone = found(torch.arange(37))
+        for rows in (torch.tensor([0]), torch.tensor([36]), torch.arange(36, 3, -1)):
+            for part, same in zip(found(rows), everyone, strict=True):
+                assert (part == same[rows]).all()

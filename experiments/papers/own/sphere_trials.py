@@ -136,9 +136,8 @@ def _trial(vae: VAE, x: Tensor, displacement: str, spec: Spec, run: Run) -> dict
     each = -(-spec.count // len(certified))
     centers = vae.decode(vae.encode(x).mean).mean if lower.centers is None else lower.centers
     # half of the digits, half of the time: it only chooses what is judged
-    fast = copy.deepcopy(vae).to(
-        dtype=getattr(torch, spec.search_dtype), memory_format=torch.channels_last
-    )
+    fast: Any = copy.deepcopy(vae).to(getattr(torch, spec.search_dtype))
+    fast.to(memory_format=torch.channels_last)
     steps, chances, shares = list[Tensor](), list[Tensor](), list[_Share]()
     for i in certified:
         share = _Share(subject, x[i], centers[i : i + 1], displacement, spec.r)

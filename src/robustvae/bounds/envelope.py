@@ -46,15 +46,27 @@ def envelope_reach(logits: Tensor, r: float | Tensor) -> Tensor:
     part = position - cell
     r = double(r).expand(len(logits))
     best = 4 * r * (1 - SLACK)
-    for k, multiplier in enumerate(multipliers.tolist()):
-        column = table[:, k]
-        h = torch.lerp(column[cell], column[cell + 1], part) + _BETWEEN
+
+    def distance(k: Tensor) -> Tensor:
+        """By one multiplier for each row."""
+        place = k[:, None] * table.shape[0] + cell
+        h = torch.lerp(columns[place], columns[place + 1], part) + _BETWEEN
         left = r**2 * (1 - SLACK) - h.sum(1) * (1 + slack(h.shape[1]))
-        best = torch.maximum(best, (left.clamp_min(0) / multiplier).sqrt() * (1 - SLACK))
+        return (left.clamp_min(0) / multipliers[k]).sqrt() * (1 - SLACK)
+
+    columns = table.mT.flatten()
+    # it rises and falls along the multipliers: the best of a few, then of its neighbors
+    coarse = torch.arange(_APART // 2, _MULTIPLIERS, _APART)[:, None].expand(-1, len(logits))
+    values = torch.stack([distance(k) for k in coarse])
+    most, place = values.max(0)
+    best = torch.maximum(best, most)
+    for step in range(1, _APART):
+        for k in (coarse[0] + _APART * place - step, coarse[0] + _APART * place + step):
+            best = torch.maximum(best, distance(k.clamp(0, _MULTIPLIERS - 1)))
     return best
 
 
-_TOP, _STEP, _MULTIPLIERS = 30.0, 0.02, 48
+_TOP, _STEP, _MULTIPLIERS, _APART = 30.0, 0.02, 48, 4
 # |d2/dy2 of (s(y+e) - s(y))^2| >= -2 max|s''| 2 max|D s| with max|s''| < 0.0963, so a chord lies
 # at most 0.386 step^2 / 8 below the curve; 1e-12 more covers |y| > _TOP and rounding.
 _BETWEEN = 0.386 * _STEP**2 / 8 + 1e-12
@@ -84,5 +96,6 @@ def _envelope_table() -> tuple[Tensor, Tensor]:
             bound = value[:, :cells] - multiplier * near.square()
             bound += (slope[:, :cells] - 2 * multiplier * near).abs() * (width / 2)
             columns.append(bound.amax(1).clamp_min(0))
-        _TABLE.append((multipliers, torch.stack(columns, 1)))
+        # each column lies in one piece, so that it fits a cache
+        _TABLE.append((multipliers, torch.stack(columns).mT))
     return _TABLE[0]

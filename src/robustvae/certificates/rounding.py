@@ -86,8 +86,8 @@ class Rounded:
 
     Attributes:
         value: At the centers, (B, ...), float64.
-        rad: How far the exact ones at other points are from them, in l2, (B,).
-        error: How far computed ones are from exact ones, in l2, (B,).
+        rad: How far the exact ones at other points are from them, in l2, (..., B).
+        error: How far computed ones are from exact ones, in l2, (..., B).
     """
 
     value: Tensor
@@ -136,12 +136,12 @@ def forward_error(
         network: Layers that have an operator, in evaluation mode; `Sequential`, `Add` and `Graph`
             with one output.
         x: Centers, (B, ...).
-        rad: Radius of each ball in l2, (B,).
-        error: How far the input itself is off, in l2, (B,).
+        rad: Radius of each ball in l2, (B,); or of several balls about each center, (K, B).
+        error: How far the input itself is off, in l2, of the same shape.
         arithmetic: In which it runs.
 
     Returns:
-        The output at the centers and the bounds, (B,) each.
+        The output at the centers and the bounds, each of the shape of `rad`.
 
     Raises:
         UnsupportedError: A layer whose rounding is not known, by name.

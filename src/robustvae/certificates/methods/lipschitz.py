@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class Grounds:
         arithmetic: In which the model runs.
         assumptions: What all of it rests on, but for the error itself.
         paired: Whether both latents move.
+        memo: What was computed of it before, by name.
     """
 
     constants: Constants
@@ -81,6 +82,7 @@ class Grounds:
     arithmetic: Arithmetic
     paired: bool
     assumptions: tuple[str, ...] = ()
+    memo: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def plain_cap(self) -> Tensor:
@@ -88,14 +90,22 @@ class Grounds:
         rows = len(self.posterior.mean)
         return torch.full((rows,), self.r / self.constants.a, dtype=torch.float64)
 
-    @functools.cached_property
+    @property
+    def logits(self) -> Tensor:
+        """What the decoder computes at the means before the likelihood's mean, flat, (B, D)."""
+        if "logits" not in self.memo:
+            self.memo["logits"] = decoder_logits(self.parts, self.posterior.mean)
+        return self.memo["logits"]
+
+    @property
     def envelope_cap(self) -> Tensor:
         """The free envelope's reach if nothing were lost by rounding, (B,)."""
         if not self.constants.sigmoid or self.paired:
             return self.plain_cap
-        logits = decoder_logits(self.parts, self.posterior.mean)
-        wide = bounds.envelope_reach(logits, self.r) / self.constants.a_logits
-        return torch.maximum(self.plain_cap, wide)
+        if "envelope" not in self.memo:
+            wide = bounds.envelope_reach(self.logits, self.r) / self.constants.a_logits
+            self.memo["envelope"] = torch.maximum(self.plain_cap, wide)
+        return self.memo["envelope"]
 
     @property
     def farthest(self) -> Tensor:
@@ -111,16 +121,24 @@ class Grounds:
         Args:
             cap: How far the latents may lie from the mean, in l2, (B,).
         """
-        mean, none = self.posterior.mean, torch.zeros_like(cap)
+        none = torch.zeros_like(cap)
         other = none
         if self.paired:
-            quantile = bounds.chi_quantile(1 - _SPARE, mean.shape[1])
+            quantile = bounds.chi_quantile(1 - _SPARE, self.posterior.mean.shape[1])
             other = self.posterior.stddev.amax(1) * quantile
-        errors = [self.output_error(mean, rad) for rad in (other + cap, other)]
-        return errors[0] + errors[1]
+        key = cap.numpy().tobytes()
+        if key not in self.memo:
+            # the layers are walked once, for all that is going to be asked
+            caps = [none, self.plain_cap, self.envelope_cap, self.farthest, cap]
+            rads = torch.stack([none, *(other + one for one in caps)])
+            at_mean, *errors = self.output_error(self.posterior.mean, rads)
+            for one, error in zip(caps, errors, strict=True):
+                self.memo[one.numpy().tobytes()] = errors[0] + error
+            self.memo["output at the mean"] = at_mean
+        return self.memo[key]
 
     def output_error(self, mean: Tensor, rad: Tensor) -> Tensor:
-        """How far the computed output of a latent within `rad` of the mean is off, (B,)."""
+        """How far the computed output of a latent within `rad` of the mean is off, (..., B)."""
         unit, likelihood = self.arithmetic.unit, self.parts.likelihood
         assert self.parts.decoder is not None
         # z = mu + sigma eta: a product and a sum, and the mean's own last digit
@@ -137,18 +155,21 @@ class Grounds:
         """What is left of r, (B,); a number next to 0, of which nothing is proved, at the least."""
         return (self.r - self.error(cap)).clamp_min(1e-30)
 
-    @functools.cached_property
+    @property
     def shift(self) -> Tensor:
         """Bound on what rounding adds to the movement of the mean, (B,).
 
         At every input within the largest radius that any method can give.
         """
-        return self.mean_error(self.farthest / self.constants.b) + self.mean_error(
-            torch.zeros_like(self.plain_cap)
-        )
+        if "shift" not in self.memo:
+            far = self.farthest / self.constants.b
+            errors = self.mean_error(torch.stack([torch.zeros_like(far), far]))
+            self.memo["shift"] = errors[0] + errors[1]
+            self.memo["mean at the input"] = errors[0]
+        return self.memo["shift"]
 
     def mean_error(self, rad: Tensor) -> Tensor:
-        """How far the computed mean of an input within `rad` is off, (B,)."""
+        """How far the computed mean of an input within `rad` is off, (..., B)."""
         none = torch.zeros_like(rad)
         return forward_error(self.parts.mean, self.images, rad, none, self.arithmetic).error
 
@@ -285,15 +306,15 @@ def _check_rounding(vae: VAE, x: Tensor, shared: Grounds) -> None:
     Raises:
         UnsupportedError: It runs otherwise than IEEE arithmetic of its floating type does.
     """
-    none = torch.zeros(len(x), dtype=torch.float64)
     mean = shared.posterior.mean
+    _ = shared.shift, shared.error(shared.plain_cap)
     # a float64 copy errs itself; 1e-9 is far above that and far below anything that matters
-    limit = shared.mean_error(none) + _SPARE * (1 + mean.norm(dim=1))
+    limit = shared.memo["mean at the input"] + _SPARE * (1 + mean.norm(dim=1))
     gap = (vae.encode(x).mean.double().cpu() - mean).norm(dim=1)
     z = mean.to(vae.dtype)
     clean = shared.exact.decode(z.double()).mean.flatten(1)
     output = (vae.decode(z.to(x.device)).mean.double().cpu().flatten(1) - clean).norm(dim=1)
-    enough = shared.output_error(mean, none) + _SPARE * (1 + clean.norm(dim=1))
+    enough = shared.memo["output at the mean"] + _SPARE * (1 + clean.norm(dim=1))
     if not bool(((gap <= limit) & (output <= enough)).all()):
         raise UnsupportedError(
             f"the model in {vae.dtype} lies further from float64 than rounding allows; look for "
@@ -413,9 +434,8 @@ def envelope(task: Task) -> Tensor | None:
     common = grounds(task)
     if not common.constants.sigmoid or common.paired:
         return None
-    logits = decoder_logits(common.parts, common.posterior.mean)
     left = common.left(common.envelope_cap)
-    wide = bounds.envelope_reach(logits, left) / common.constants.a_logits
+    wide = bounds.envelope_reach(common.logits, left) / common.constants.a_logits
     return torch.maximum(plain_reach(common), wide * (1 - bounds.SLACK))
 
 
