@@ -36,7 +36,7 @@ class Spec:
     smooth: str = "mnist-conv28-noise-0.25"
     data: str = "mnist"
     r: float = 8.0
-    inputs: int = 256
+    inputs: int = 1000
     stddev: float = 0.25
     smoothed: int = 1
     draws: int = 10_000

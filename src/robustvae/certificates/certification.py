@@ -66,7 +66,7 @@ def certify(
     - "envelope": the better of the two, with t from the saturation of the decoder's last sigmoid at
       this input (ours; centered and full);
     - "tangent": the same with a larger t, from how the logits of a decoder with sorts of pairs can
-      move together (ours; centered and full). It takes the longest: tens of milliseconds an input.
+      move together (ours; centered and full). It takes the longest: some milliseconds an input.
 
     Of a `Victim` with noise on its input (`InputNoise`), whatever its model: "smoothing" (ours,
     probabilistic; no weights are read), about the victim's own mean output.

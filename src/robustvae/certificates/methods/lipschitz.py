@@ -388,7 +388,7 @@ class Envelope:
 class Tangent:
     """Both tails, with t from how the logits of a decoder with sorts of pairs move together (ours).
 
-    It takes the longest: tens of milliseconds an input.
+    It takes the longest: some milliseconds an input.
     """
 
     kind: ClassVar[str] = "deterministic"
