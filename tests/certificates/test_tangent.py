@@ -196,3 +196,18 @@ def test_row_alone_is_that_of_any_batch(generator):
         for rows in (torch.tensor([0]), torch.tensor([36]), torch.arange(36, 3, -1)):
             for part, same in zip(found(rows), everyone, strict=True):
                 assert (part == same[rows]).all()
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1e-8, 1e3, 1e25, 1e60])
+def test_weights_beyond_float32(factor, generator):
+    """Never below the free envelope, never broken: also where the search in float32 overflows."""
+    network = decoder("groupsort", generator=generator)
+    with torch.no_grad():
+        network[0].weight.mul_(factor)
+    z = torch.randn(4, 3, generator=generator)
+    norm = math.prod(stage.norm for stage in tangent._stages(network))
+    for r in (1e-3, 1.0, 4.0):
+        reach = tangent_reach(network, z, r)
+        free = bounds.envelope_reach(network(z), r) / norm
+        assert (reach >= free * (1 - 1e-9)).all() and reach.isfinite().all()
+        assert (pushed(network, z, reach, generator, 10, 5) <= r).all()

@@ -31,7 +31,8 @@ Half as many lose 2 % of the reach on mnist-lipschitz-10, half as many more gain
 
 _CELL, _FINER = 0.05, 8  # largest cells of the last bound, in logits; cells to a coarse one
 _SECANTS = 3  # towards the farthest reach: they close in on 1e-6 of it
-_AT_ONCE = 2048  # logits whose cells fit a cache
+_AT_ONCE = 2**17  # cells that fit a cache
+_MOST = 4096  # coarse cells of a logit: wider ones make a looser bound
 _FLAT = 8.0  # logits that stay so far from 0 have f < exp(-2 * 8)
 _SPARE = 1e-9  # granted to the rounding of float64, relative
 
@@ -199,6 +200,11 @@ def _reach(
 ) -> Tensor:
     pairs, logits = _center(stages, z)
     tilt, price, guess = search(pairs, logits, start, r, steps)
+    # float32 overflows where float64 does not: the free envelope's multipliers there
+    sound = tilt.isfinite().all(1) & (price > 1e-30) & price.isfinite() & guess.isfinite()
+    tilt = torch.where(sound[:, None], tilt, 0.0)
+    price = torch.where(sound, price, (r / (search.norm * start)).square())
+    guess = torch.where(sound, guess, start)
     cell = (r / (2 * logits.shape[1] ** 0.5)).clamp_max(_CELL)
     budget = r**2 * (1 - _SPARE) - _excess(logits, tilt, price, cell) * (1 + _SPARE)
     image = tilt @ stages[-1].weight if len(stages) > 1 else None
@@ -246,19 +252,21 @@ def _excess(logits: Tensor, tilt: Tensor, price: Tensor, cell: float | Tensor = 
     greatest = torch.where(flat, tilt.square() / (4 * cost) + math.exp(-2 * _FLAT), 0.0)
     rows, columns = (~flat).nonzero(as_tuple=True)
     sizes = torch.as_tensor(cell, dtype=torch.float64).expand(len(logits))
-    for row, column in zip(rows.split(_AT_ONCE), columns.split(_AT_ONCE), strict=True):
-        y, n = logits[row, column], tilt[row, column]
+    counts = ((high - low) / (sizes[:, None] * _FINER)).ceil().clamp_max(_MOST)
+    at_once = max(1, int(_AT_ONCE // counts.amax().clamp_min(1)))
+    parts = zip(rows.split(at_once), columns.split(at_once), strict=True)
+    for row, column in parts if len(rows) else ():
+        y, n, count = logits[row, column], tilt[row, column], counts[row, column]
         edges = (low[row, column], high[row, column])
-        greatest[row, column] = _greatest(y, n, edges, price[row], sizes[row])
+        greatest[row, column] = _greatest(y, n, edges, price[row], count)
     return greatest.sum(1)
 
 
 def _greatest(
-    y: Tensor, n: Tensor, ends: tuple[Tensor, Tensor], cost: Tensor, size: Tensor
+    y: Tensor, n: Tensor, ends: tuple[Tensor, Tensor], cost: Tensor, count: Tensor
 ) -> Tensor:
-    """Upper bounds on phi between two moves, by cells of at most a size, (N,) each."""
+    """Upper bounds on phi between two moves, by so many coarse cells, (N,) each."""
     low, high = ends
-    count = ((high - low) / (size * _FINER)).ceil()
     width = ((high - low) / count)[:, None]
     index = torch.arange(int(count.amax()), dtype=torch.float64)
     centers = low[:, None] + (index + 0.5) * width
