@@ -179,7 +179,7 @@ def test_search_follows_the_bound(activation, generator):
     assert rises.double().mean() > 0.9  # but for the few that change their move between
 
 
-def test_row_alone_is_that_of_any_batch(generator):
+def test_rows_alone_as_in_batches(generator):
     """To the bit: else an input's radius would depend on its neighbors."""
     for hidden, pixels in (((32, 32), 60), ((10, 14), 21), ((8,), 5)):
         network = decoder("groupsort", hidden=hidden, pixels=pixels, generator=generator)
