@@ -1,8 +1,9 @@
-"""Measure a campaign: overhead of the store, workers beside one process, memory of a worker.
+"""Measure a campaign: overhead, workers beside one process, a worker's memory, a victim's stages.
 
     python scripts/measure_campaign.py time --model digits-vae --plan quick
     python scripts/measure_campaign.py time --model mnist-conv28 --inputs 8  # quiet, two cores
     python scripts/measure_campaign.py memory
+    python scripts/measure_campaign.py stages --defense posterior-mode:steps=20 --inputs 2
 
 CPU seconds stand beside wall seconds: on a busy machine only the first say something.
 """
@@ -61,6 +62,25 @@ def measure_time(model: str, base: str, inputs: int, executors: Any = EXECUTORS)
         )
 
 
+def measure_stages(model: str, base: str, inputs: int, defense: str, protocol: str | None) -> None:
+    """CPU seconds of each stage of one victim's audit, its inputs in one range."""
+    vae = rv.load(model)
+    images = rv.data.load(rv.load(model).config.get("data") or model.split("-")[0], split="test")
+    rv.audit(vae, images, plan="smoke", run=Run(progress=lambda *_: None))  # warms up
+    begin, stage = cpu(), "before the first stage"
+
+    def tell(done: int, total: int, words: str) -> None:
+        nonlocal begin, stage
+        print(f"{cpu() - begin:8.1f}  {stage}", flush=True)
+        begin, stage = cpu(), words
+
+    victim = rv.Victim(vae, defense) if defense else rv.Victim(vae)
+    plan = {"base": base, "inputs": inputs, "shard": inputs}
+    named = {defense or "undefended": victim}
+    rv.audit(named, images, plan=plan, protocol=protocol, run=Run(progress=tell))
+    tell(0, 0, "")
+
+
 def measure_memory() -> None:
     """Peak memory of a worker that computes one range of an audit of many digits."""
     vae = rv.load("digits-vae")
@@ -89,14 +109,20 @@ def measure_memory() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("what", choices=("time", "memory", "stages"))
     parser.add_argument("--model", default="digits-vae")
     parser.add_argument("--plan", default="quick")
     parser.add_argument("--inputs", type=int, default=8, help="of the audit, ten in a range")
     parser.add_argument("--workers-only", action="store_true", help="one worker beside two")
+    parser.add_argument("--defense", default="", help="of the victim whose stages are measured")
+    parser.add_argument("--protocol", help="of that audit")
     options = parser.parse_args()
     if options.what == "time":
         chosen = EXECUTORS[2:] if options.workers_only else EXECUTORS
         measure_time(options.model, options.plan, options.inputs, chosen)
+    elif options.what == "stages":
+        measure_stages(
+            options.model, options.plan, options.inputs, options.defense, options.protocol
+        )
     else:
         measure_memory()
