@@ -217,7 +217,7 @@ def test_progress_tells_time_to_go(tmp_path):
     ]
 
 
-def test_reader_who_leaves_and_interrupt_give_no_traceback(monkeypatch, capsys):
+def test_leaving_reader_gets_no_traceback(monkeypatch, capsys):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stdout, monkeypatch.context() as patch:

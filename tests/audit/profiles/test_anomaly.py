@@ -77,7 +77,7 @@ def test_larger_ball_never_weaker():
     assert all(b >= a - 1e-6 for a, b in zip(small, large, strict=True))
 
 
-def test_suite_never_weaker_and_names_its_search():
+def test_suite_never_weaker():
     images = rv.data.load("digits", split="test")
     victims = {"plain": rv.Victim(rv.load("digits-vae"))}
     weak, ball = "projected-ascent:steps=1,restarts=1", (rv.Ball("linf", 0.1),)
