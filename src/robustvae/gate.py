@@ -8,6 +8,7 @@ Lipschitz constants, linear bounds, the tangent envelope and traces all ask here
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from typing import Any, TypeVar
 
 import torch
@@ -135,6 +136,16 @@ def admit_call(module: nn.Module) -> None:
     """
     check_type(module, "module", nn.Module)
     name = type(module).__name__
+    for kept in ("_modules", "_parameters", "_buffers", *_OWN_HOOKS):
+        # torch's own containers: another may hold more when it is read again
+        if isinstance(getattr(module, kept, None), dict) and type(getattr(module, kept)) not in (
+            dict,
+            OrderedDict,
+        ):
+            raise UnsupportedError(
+                f"bounds want torch's own containers, got a {name} whose {kept} is a "
+                f"{type(getattr(module, kept)).__name__}; use a dict"
+            )
     for hooks in _OWN_HOOKS:
         if getattr(module, hooks, None):
             raise UnsupportedError(f"bounds want layers without a hook, got a {name} with a hook")

@@ -377,3 +377,16 @@ def test_unnamed_functions_may_be_replaced(monkeypatch):
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: a[0])
     monkeypatch.setattr(nn.Linear, "a_helper", lambda layer: 1, raising=False)
     assert lipschitz_bound(nn.Linear(2, 2)) > 0
+
+
+class Loaded(dict):
+    """May hold more where gradients are wanted: certified before, and another network."""
+
+
+@pytest.mark.parametrize("name", ["_modules", "_parameters", "_buffers", "_forward_hooks"])
+def test_containers_of_other_classes_refused(name):
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    layer = network if name == "_modules" else network[0]
+    setattr(layer, name, Loaded(getattr(layer, name)))
+    with pytest.raises(errors.UnsupportedError, match="containers"):
+        lipschitz_bound(network, (2,))
