@@ -45,7 +45,7 @@ INCONCLUSIVE = "inconclusive: the search met no gradient"
 
 # Tests of an input and threat model: how much longer the point is than the one before, and which
 # share of the risk. The last ones are for points that the choosing draws flattered.
-_TESTS = ((1.0, FIRST_RISK), (1.0, 0.2), (1.03, 0.07), (1.3, 0.03))
+_TESTS = ((1.0, FIRST_RISK), (1.0, 0.17), (1.03, 0.06), (1.1, 0.04), (1.3, 0.03))
 _REST_RISK = 0.1  # share for the test of the input itself
 _FUTILE = 384  # draws after which a test may be given up
 _HOPE = 0.01  # how far below m the share must lie by then

@@ -22,6 +22,9 @@ from robustvae.robustness.displacement import Noise, Ruler
 from robustvae.seeding import by_row, randn, row_generators, split
 
 _CALIBRATING = 64  # antithetic draws that set a threshold: each stands for several independent ones
+_NEAR, _LONGER = 1.02, 2.0  # shares up to which draws at a point tell of its boundary, and beyond
+_LOOKS = 5  # at perturbations that should fail further out
+_FEW = 16  # of them, which choose among known perturbations
 _SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
 # noises of a defense that draws: each step of a walk takes the next few of them, so that it is not
 # led by what four noises have in common
@@ -30,10 +33,10 @@ _ROWS = 250  # candidates evaluated together: a batch that fits a processor's ca
 _TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
 # ones settle
 _STRIDE = 0.5  # the most by which a step may change the length, as a share of it
-_FINEST = 3  # times the choosing draws, at the end: where a test is made is worth a few draws
+_FINEST = 2  # times the choosing draws, at the end: where a test is made is worth a few draws
 _SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
 _TRIED = 96  # order statistics looked at: they place a quantile to half a percent
-_AIM = 0.6  # share of a test's draws after which it should be sure: chance may take the rest
+_AIM = 0.45  # share of a test's draws after which it should be sure: chance may take the rest
 FIRST_RISK = 0.6  # of the risk, for the first test of a point
 
 
@@ -140,13 +143,14 @@ class Walk:
         self.box = torch.tensor(boxes, device=x.device).repeat_interleave(batch)
         coarse, fine, finest, smooth = split(generator, 4)
         self.coarse = ruler.noise(_CALIBRATING, coarse, antithetic=True)
+        self.few = self.coarse.part(0, _FEW)
         self.fine = ruler.noise(budget.choosing, fine, antithetic=True)
         self.finest = ruler.noise(_FINEST * budget.choosing, finest, antithetic=True)
         # the encoder's own spread is averaged well by few draws, a defense's noise on the input not
         count = _SURROGATE_DRAWS if ruler.samples_posterior else _BANK
         self.smooth = ruler.noise(count, smooth)
         everyone = torch.arange(batch, device=x.device)
-        self.rest = self.reach(x, everyone, self.fine)
+        self.rest = self.reach(x, everyone, self.coarse)
         r = float(question.r)  # a huge whole number overflows when squared
         exact = not ruler.samples_posterior or ruler.displacement != "centered"
         # noise across the mean's displacement adds its square; below 0.3 r the draws will tell
@@ -196,16 +200,16 @@ class Walk:
         budget, x = self.budget, self.ruler.x[self.inputs]
         problems, starts = len(x), budget.starts
         y = self._starts(generator)
+        known = None
         if candidates is not None:
-            starts_known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(
-                0, 1
-            )
-            starts_known = self._fit(starts_known, x)
-            y = torch.cat([starts_known[:, :starts], y], 1)[:, : max(starts, 1)]
+            known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(0, 1)
+            known = self._nearest(x, self._fit(known, x), -(-starts // 2))
+            # beside the random ones: what is known often lies in one valley, and not the lowest
+            y = torch.cat([y, known], 1)
         first = self._walk(x, y, self.threshold, (0.0, 0.5))
         slope = first.slope
         self._calibrate(x, first.y[:, 0])
-        half = -(-starts // 2)
+        half = -(-y.shape[1] // 2)
         ahead = first.y[:, :half]
         if len(self.boxes) == 2:
             # what failed in the box fails without it: the unconstrained walk starts there too
@@ -214,10 +218,31 @@ class Walk:
             ahead = torch.cat([ahead, also], 1)
         second = self._walk(x, ahead, self.threshold, (0.5, 1.0))
         slope = torch.maximum(slope, second.slope)
-        pool = [second.y[:, :2], first.y[:, :1]]
-        if candidates is not None:
-            pool.append(starts_known)
-        return self._place(x, torch.cat(pool, 1), slope)
+        pool = second.y[:, :2]
+        if known is not None:
+            pool = torch.cat([pool, known[:, :1]], 1)
+        return self._place(x, pool, slope)
+
+    def _nearest(self, x: Tensor, known: Tensor, count: int) -> Tensor:
+        """Of the known perturbations of each problem those nearest to failing, (P, count, ...).
+
+        Each is moved along its ray to where a few draws say that r is met, and judged by what they
+        say there: a perturbation cut to the range grows by less than its ray promises.
+        """
+        for keep in (count, count):
+            problems, total = known.shape[:2]
+            rows = self.inputs.repeat_interleave(total)
+            quantile = self.reach(known.flatten(0, 1), rows, self.few).view(problems, total)
+            step = known - x.unsqueeze(1)
+            size = size_of(step.flatten(0, 1), self.question.norm).view(problems, total)
+            share = meets(self.rest[self.inputs].unsqueeze(1), quantile, self.question.r)
+            length = torch.where(share.isfinite(), share * size, math.inf)
+            order = length.argsort(1)[:, :keep]
+            every = torch.arange(problems, device=x.device).unsqueeze(1)
+            share = share[every, order].clamp(_STRIDE, 1 / _STRIDE)
+            step = share.view(*order.shape, *(1,) * (x.ndim - 1)) * step[every, order]
+            known = self._fit(x.unsqueeze(1) + step, x)
+        return known
 
     def _starts(self, generator: torch.Generator) -> Tensor:
         """Random perturbations, (P, starts, C, H, W), the same for both threat models."""
@@ -355,29 +380,37 @@ class Walk:
         """Order the directions by draws and put the best one's boundary where its draws are."""
         problems, count = pool.shape[:2]
         rest_level = self.rest[self.inputs]
-        r = self.question.r
-        flat = pool.flatten(0, 1)
-        rows = self.inputs.repeat_interleave(count)
-        quantile = self.reach(flat, rows, self.coarse).view(problems, count)
-        size = size_of(flat - x.repeat_interleave(count, 0), self.question.norm).view(
-            problems, count
-        )
-        share = meets(rest_level.unsqueeze(1), quantile, r)
-        lengths = torch.where(share.isfinite(), share * size, math.inf)
-        lengths = torch.where(lengths <= self.largest, lengths, math.inf)
-        pick = lengths.argmin(1)
+        r, norm = self.question.r, self.question.norm
+        flat, rows = pool.flatten(0, 1).clone(), self.inputs.repeat_interleave(count)
+        centers, box = x.repeat_interleave(count, 0), self.box.repeat_interleave(count)
+        quantile = self.reach(flat, rows, self.coarse)
         every = torch.arange(problems, device=x.device)
+        for look in range(_LOOKS):
+            size = size_of(flat - centers, norm)
+            share = meets(rest_level.repeat_interleave(count), quantile, r)
+            lengths = torch.where(share.isfinite(), share * size, math.inf)
+            lengths = torch.where(lengths <= self.largest, lengths, math.inf)
+            best = every * count + lengths.view(problems, count).argmin(1)
+            # one that should fail only further out is looked at there: the range may cut it short
+            again = best[(share[best] > _NEAR) & lengths[best].isfinite()]
+            if look == _LOOKS - 1 or not len(again):
+                break
+            longer = share[again].clamp_max(_LONGER).view(-1, *(1,) * (x.ndim - 1))
+            moved = centers[again] + longer * (flat[again] - centers[again])
+            inside = box[again].view(-1, *(1,) * (x.ndim - 1))
+            flat[again] = torch.where(inside, moved.clamp(0, 1), moved)
+            quantile[again] = self.reach(flat[again], rows[again], self.coarse)
         trail = Trail(
             self.box,
             self.inputs,
             x,
-            pool[every, pick],
-            share[every, pick].nan_to_num(1.0, 1.0, 1.0),
+            flat[best],
+            share[best].nan_to_num(1.0, 1.0, 1.0),
             torch.zeros_like(self.box),
             slope == 0,
             rest_level > r,
         )
-        self._solve(trail, size[every, pick])
+        self._solve(trail, size[best])
         return trail
 
     def _solve(self, trail: Trail, size: Tensor) -> None:
@@ -388,14 +421,20 @@ class Walk:
         low, high = rest_level.clone(), torch.full_like(rest_level, math.inf)
         share = torch.minimum(trail.share, greatest)
         rounds = _SOLVING if self.ruler.is_random else 8
+        everyone = torch.arange(len(share), device=share.device)
         for k in range(rounds):
-            noise = self.finest if k == rounds - 1 else self.fine
-            value = self.reach(trail.point(share), trail.inputs, noise)
+            noise, which = self.fine, everyone
+            if self.ruler.is_random and k < rounds - 1:  # near their boundary one look is enough
+                which = everyone[(share > _NEAR) | (share < 1 / _NEAR)]
+            if k == rounds - 1:
+                noise = self.finest
+            value = torch.full_like(rest_level, math.nan)
+            value[which] = self.reach(trail.point(share[which], which), trail.inputs[which], noise)
             fails = value > r
             above = torch.where(fails & (share < above), share, above)
             high = torch.where(fails & (share == above), value, high)
-            below = torch.where(~fails & (share > below), share, below)
-            low = torch.where(~fails & (share == below), value, low)
+            below = torch.where((value <= r) & (share > below), share, below)
+            low = torch.where((value <= r) & (share == below), value, low)
             if k == rounds - 1:
                 break
             is_finite = above.isfinite()
@@ -410,7 +449,8 @@ class Walk:
             if self.ruler.is_random:
                 middle = torch.where(inside, guess, middle)
             onward = torch.minimum(torch.maximum(share * 1.1, guess), greatest)
-            share = torch.where(is_finite, middle, onward.nan_to_num(1.0))
+            middle = torch.where(is_finite, middle, onward.nan_to_num(1.0))
+            share = torch.where(value.isnan(), share, middle)
         # the smallest share seen to fail, else where the last slope says that it would
         ahead = torch.minimum((share * meets(rest_level, value, r)).nan_to_num(math.inf), greatest)
         trail.failing = above.isfinite() | (ahead < greatest)

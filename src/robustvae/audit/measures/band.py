@@ -6,22 +6,20 @@ its attacked side is what the outputs at attacked inputs, and on the way to them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from robustvae.audit.context import Context
+from robustvae.audit.measures.probability import attacked_distances, distances_at
 from robustvae.certificates import Question, certified_radii
 from robustvae.certificates.methods.sampling import lower_index
 from robustvae.errors import UnsupportedError
 from robustvae.records import Column
 from robustvae.records.along import ATTACKED, CERTIFIED
 from robustvae.registry import register
-from robustvae.robustness.displacement import Ruler
-from robustvae.seeding import RowGenerator
 
 # Half to twice the tolerance that was asked for: an engineer who doubts r by a factor of two reads
 # the answer off; at r itself stands the certificate.
@@ -126,29 +124,24 @@ class BandAttacked:
             return columns
         leader = next(one for one in context.plan.attacks if one.norm == context.question.norm)
         is_first = attacked.role == "plan" and attacked.id == leader.id
+        columns["tolerance_attacked"] = _tolerances(context, attacked_distances(context))
         step = context.x_adv - context.x
         for key, share in SHARES.items():
-            if share == 1.0 or is_first:
-                columns[key] = self._tolerance(context, context.x + share * step)
+            if share < 1.0 and is_first:
+                y = context.x + share * step
+                draws = distances_at(context, y, "band/draws", [_DRAWS] * len(y))
+                columns[key] = _tolerances(context, draws)
         return columns
 
-    def _tolerance(self, context: Context, y: Tensor) -> Tensor:
-        """The m-quantile of ||Delta|| at changed inputs, from below, (B,)."""
-        question = context.question
-        ruler: Ruler = context.once(
-            ("band", context.name),
-            lambda: Ruler(
-                context.victim,
-                context.x,
-                question.displacement,
-                question.center,
-                generator=context.streams("band/center"),
-            ),
-        )
-        rows = torch.arange(len(y), device=y.device)
-        streams = RowGenerator(context.generators("band/draws"))
-        distances = ruler.fresh(y, rows, _DRAWS, streams).double().sort(dim=0).values
-        if len(distances) == 1:  # nothing random: certain, not estimated
-            return distances[0]
-        place = lower_index(len(distances), question.m, 1 - context.plan.confidence)
-        return torch.zeros_like(distances[0]) if place is None else distances[place - 1]
+
+def _tolerances(context: Context, distances: Sequence[Tensor]) -> list[float]:
+    """The m-quantile of each input's draws of ||Delta||, from below."""
+    m, risk = context.question.m, 1 - context.plan.confidence
+    result = []
+    for column in distances:
+        if len(column) == 1:  # nothing random: certain, not estimated
+            result.append(float(column[0]))
+            continue
+        place = lower_index(len(column), m, risk)
+        result.append(0.0 if place is None else float(column.sort().values[place - 1]))
+    return result

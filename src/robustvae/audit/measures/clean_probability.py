@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from robustvae.audit.context import Context
-from robustvae.audit.measures.probability import probabilities
+from robustvae.audit.measures.probability import distances_at, shares
 from robustvae.records import Column
 from robustvae.registry import register
 
@@ -41,5 +41,6 @@ class CleanProbability:
         # whether an input is robust without attack is decided by a quarter of the draws
         draws = max(50, context.plan.draws // 4)
         counts = [draws] * len(context.x)
-        value, _, high = probabilities(context, context.x, "clean probability", counts)
+        distances = distances_at(context, context.x, "clean probability", counts)
+        value, _, high = shares(context, distances)
         return {"probability_clean": value, "probability_clean_high": high}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from robustvae.audit.context import Context, distance, nature_of
+from robustvae.metrics import clopper_pearson
 from robustvae.records import Column
 from robustvae.registry import register
-from robustvae.robustness import robustness_probability
+from robustvae.robustness.displacement import Ruler
 from robustvae.seeding import RowGenerator
 
 
@@ -48,9 +49,7 @@ class Probability:
 
     def __call__(self, context: Context) -> Mapping[str, Any]:
         """Measure one attack, with all draws where it is the worst of the headline's ball."""
-        few = max(_LEAST, context.plan.draws // _FEWER)
-        draws = torch.where(_is_headline(context), context.plan.draws, few).tolist()
-        value, low, high = probabilities(context, context.x_adv, "probability", draws)
+        value, low, high = shares(context, attacked_distances(context))
         return {"probability": value, "probability_low": low, "probability_high": high}
 
 
@@ -78,43 +77,67 @@ def _is_headline(context: Context) -> Tensor:
     return damage.argmax(0).cpu() == names.index(context.attacked.id)
 
 
-def probabilities(
-    context: Context, x_adv: Tensor, purpose: str, draws: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The share of draws within r at each of `x_adv`, with its interval, each (B,).
+def attacked_distances(context: Context) -> list[Tensor]:
+    """Draws of ||Delta|| at each attacked input, made once for all measures that read them.
+
+    As many as the plan has where the attack is the worst of the headline's ball, and fewer
+    elsewhere; one where nothing is random.
+    """
+    assert context.attacked is not None, "a measure of attacks"
+
+    def make() -> list[Tensor]:
+        few = max(_LEAST, context.plan.draws // _FEWER)
+        draws = torch.where(_is_headline(context), context.plan.draws, few).tolist()
+        return distances_at(context, context.x_adv, "probability", draws)
+
+    result: list[Tensor] = context.once(("distances", context.attacked.id), make)
+    return result
+
+
+def distances_at(context: Context, y: Tensor, purpose: str, draws: Sequence[int]) -> list[Tensor]:
+    """Draws of ||Delta|| at each changed input, (draws,) of each; one where nothing is random.
 
     Args:
         context: The victim and its inputs.
-        x_adv: Where, (B, ...).
+        y: Changed inputs, (B, ...).
         purpose: Of the draws.
         draws: How many, for each input.
     """
-    question, plan = context.question, context.plan
+    question = context.question
     # a victim without randomness answers the same in every draw of a displacement that has none
-    still = context.defended and not context.random
-    counts = [10 if still else count for count in draws]
+    counts = [1] * len(y) if context.defended and not context.random else list(draws)
     by_row = nature_of(context.victim, context.x[:1]).by_row
     streams = context.generators(purpose)
-    ends = [torch.full((len(x_adv),), torch.nan, dtype=torch.float64) for _ in range(3)]
+    result = [torch.empty(0)] * len(y)
     for count in dict.fromkeys(counts):
         rows = [row for row, own in enumerate(counts) if own == count]
         # all inputs in one batch, each by its own stream, where the victim draws row by row
         for part in [rows] if by_row else [[row] for row in rows]:
-            estimate = robustness_probability(
+            local = RowGenerator([streams[row] for row in part])
+            # an own center spends its draws first, so that none serves for both
+            ruler = Ruler(
                 context.victim,
                 context.x[part],
-                x_adv[part],
-                question.r,
-                question.displacement,  # type: ignore[arg-type]
-                center=question.center,  # type: ignore[arg-type]
-                draws=count,
-                confidence=plan.confidence,
-                generator=RowGenerator([streams[row] for row in part])
-                if by_row
-                else streams[part[0]],
+                question.displacement,
+                question.center,
+                generator=local,
             )
-            # certain where it is still, not estimated: the interval is the point
-            low, high = (estimate.value,) * 2 if still else (estimate.low, estimate.high)
-            for end, values in zip(ends, (estimate.value, low, high), strict=True):
-                end[part] = torch.as_tensor(values, dtype=torch.float64).cpu()
+            everyone = torch.arange(len(part), device=y.device)
+            for row, column in zip(
+                part, ruler.fresh(y[part], everyone, count, local).T, strict=True
+            ):
+                result[row] = column.double().cpu()
+    return result
+
+
+def shares(context: Context, distances: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The share of each input's draws that lie within r, with its interval, each (B,)."""
+    ends = torch.empty(3, len(distances), dtype=torch.float64)
+    for row, column in enumerate(distances):
+        within, count = int((column <= context.question.r).sum()), len(column)
+        if count == 1:  # certain where nothing is random, not estimated: the interval is the point
+            ends[:, row] = float(within)
+            continue
+        low, high = clopper_pearson(within, count, context.plan.confidence)
+        ends[:, row] = torch.tensor([within / count, float(low), float(high)])
     return ends[0], ends[1], ends[2]
