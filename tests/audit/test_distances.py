@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import robustvae as rv
+from robustvae.metrics import clopper_pearson
 
 PLAN = {
     "inputs": 4,
@@ -81,3 +82,38 @@ def test_headline_attack_has_all_draws(digits):
         ]
         assert max(local)[1] < max(w for _, w in local)
     assert torch.tensor(widths).isfinite().all()
+
+
+def test_draws_of_one_side_end_early(digits):
+    """A quarter of the draws, all within r or all beyond it, say it; both looks share the risk."""
+    vae = rv.load("digits-vae")
+    plan = {**PLAN, "draws": 400, "margins": None, "inputs": 2}
+    for r, share in ((50.0, 1.0), (1e-6, 0.0)):
+        rows = rv.audit(vae, digits, plan=plan, question={"r": r}).rows
+        headline = min(rows, key=lambda row: row["probability_high"] - row["probability_low"])
+        low, high = clopper_pearson(int(share * 100), 100, 1 - 0.2 * 0.05)
+        assert headline["probability"] == share
+        assert headline["probability_low"] == pytest.approx(float(low))
+        assert headline["probability_high"] == pytest.approx(float(high))
+
+
+def test_looking_once_before_keeps_the_confidence():
+    """Both looks together miss a share no oftener than the plan's risk, whatever the share is."""
+    draws, risk = 400, 0.05
+    for p in (0.001, 0.005, 0.02, 0.5):
+        first = torch.distributions.Binomial(100, torch.tensor(p, dtype=torch.float64))
+        rest = torch.distributions.Binomial(draws - 100, torch.tensor(p, dtype=torch.float64))
+        wrong = 0.0
+        for k in range(101):
+            weight = float(first.log_prob(torch.tensor(float(k))).exp())
+            if k in (0, 100):
+                low, high = clopper_pearson(k, 100, 1 - 0.2 * risk)
+                wrong += weight * (not low <= p <= high)
+                continue
+            if weight < 1e-12:
+                continue
+            total = torch.arange(draws - 100 + 1, dtype=torch.float64)
+            low, high = clopper_pearson(total + k, draws, 1 - 0.8 * risk)
+            miss = (torch.as_tensor(low) > p) | (torch.as_tensor(high) < p)
+            wrong += weight * float((rest.log_prob(total).exp() * miss).sum())
+        assert wrong <= risk

@@ -15,28 +15,36 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Attack, MaximumDamage
+from robustvae.audit.measures.probability import rival_draws
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.data import Images
-from robustvae.defenses import Victim, is_random
+from robustvae.defenses import Victim, is_posterior_mean, is_random
 from robustvae.display import duration
 from robustvae.errors import UnsupportedError
 from robustvae.geometry import is_small
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.perturb.ascent import rows_that_fit
 from robustvae.perturb.deadline import until
+from robustvae.robustness.walk import SURROGATE_DRAWS
 from robustvae.seeding import generator
 
 _MOMENT = 15.0  # seconds that nobody minds waiting without a word
 _SAMPLE = 4  # inputs of the measurement
+_FURTHER = 4  # more steps, and times as many rows, that tell what one of them takes
+_ROWS, _LOOK = 64, 0.6  # rows of it at the most, and seconds that they may take one by one
 _SLOW = 0.05  # seconds a row from which one row is sample enough
 _TIMES, _LONG = 3, 3.0  # measurements of a slow row, and seconds beyond which one is enough
 _GRACE = 1.1  # of the budget, after which not even the required stages begin
 _TRIFLE = 0.01  # share of the remaining time for which no stage is refused
 _PACE = 20.0  # times slower than measured a machine may become and still be believed
-# passes of a margin's tests for each of its draws: rungs of sizes, and two boxes
-_MARGIN_TESTS = 6
+# draws that place a margin's boundary in two boxes, and the share of the plan's that its tests take
+_MARGIN_DRAWS, _MARGIN_TESTS = 1400, 0.75
+_STILL_LOOKS = 60  # outputs that place one of a victim that draws nothing
+_ALL_ONE_SIDE = 0.6  # share of a headline's draws that are made: looks at a quarter end many
 _PROBE_RUNS = 7  # attacks of the probes: at x, twice and without radius, and at four neighbors
-_PROBE_PASSES = 500  # forward passes of the probes' differences, which attacks ask for too
+# forward passes of the probes' differences, which attacks ask for too: of the outputs, and for each
+# draw of the goal
+_PROBE_PASSES, _PROBE_DRAWS = 180, 115
 _BAND_DRAWS, _BAND_SMOOTHING = 100, 2000  # draws of the two bands
 _OVERFLOW_PASSES = 40  # 20 steps, and a bisection of 14 looks
 _OTHER_PASSES = 10  # of each attack, for measures that are not the library's own
@@ -77,20 +85,28 @@ def unit_cost(victim: Victim, images: Images) -> UnitCost:
     x = images.read(torch.arange(min(_SAMPLE, len(images))))
     x = x.to(device=victim.vae.device, dtype=victim.vae.dtype)
 
+    spent = {"wall": 0.0, "processor": 0.0}
+    # a short call on a busy machine waits for its turn many times as long as it takes, or not at
+    # all: its own time is measured, and what waiting adds over all calls together
+    reads_processor = torch.device(victim.vae.device).type == "cpu"
+
     def seconds(call: Any, times: int = 1) -> float:
         least = math.inf
         for _ in range(times):
-            begin = time.monotonic()
+            begin = time.monotonic(), time.process_time()
             # a stranger's model may raise anything: the stage that meets it says so
             with contextlib.suppress(Exception):
                 call()
-            least = min(least, time.monotonic() - begin)
-            if least > _LONG:
+            wall, processor = time.monotonic() - begin[0], time.process_time() - begin[1]
+            spent["wall"] += wall
+            spent["processor"] += processor
+            least = min(least, processor if reads_processor else wall)
+            if wall > _LONG:
                 break
-        return least  # what takes longer had to wait for other work on the machine
+        return least
 
-    def attack(rows: Tensor, restarts: int) -> None:
-        search = ProjectedAscent(steps=1, restarts=restarts)
+    def attack(rows: Tensor, steps: int) -> None:
+        search = ProjectedAscent(steps=steps, restarts=1)
         Attack(MaximumDamage(draws=1), search, Ball("l2", 0.5))(
             victim, rows, generator=generator(0)
         )
@@ -107,11 +123,25 @@ def unit_cost(victim: Victim, images: Images) -> UnitCost:
         first = seconds(lambda: attack(x[:1], 1), 1 if forward <= _SLOW else _TIMES)
     if forward > _SLOW:
         # two outputs that the goal and the score want, and one more of the last step
-        return UnitCost(forward, max(first - 3 * forward, forward), float(sum(sizes.values())))
-    gradient = seconds(lambda: attack(x, 4)) / (len(x) * 8)
-    many = x[:1].expand(64, *x.shape[1:]).contiguous()
-    forward = seconds(lambda: victim.reconstruct(many, generator=generator(0))) / 64
-    return UnitCost(forward, gradient, float(sum(sizes.values())))
+        gradient = max(first - 3 * forward, forward)
+    else:
+        # as many rows as an audit's batches have, and only what a further step adds: what a call
+        # and an attack cost by themselves is shared by many
+        rows = int(min(_ROWS, max(_SAMPLE, _LOOK / max(first, 1e-6))))
+        times = _TIMES if rows == _ROWS else 1
+        many = x[:1].expand(rows, *x.shape[1:]).contiguous()
+        short = seconds(lambda: attack(many, 1), times)
+        long = seconds(lambda: attack(many, 1 + _FURTHER), times)
+        gradient = max(long - short, 0.0) / (_FURTHER * rows)
+        more = many.repeat(_FURTHER, *(1,) * (many.ndim - 1))
+        few, most = (
+            seconds(lambda: victim.reconstruct(y, generator=generator(0)), times)  # noqa: B023
+            for y in (many, more)
+        )
+        forward = max(most - few, 0.1 * most) / (len(more) - rows)
+        gradient = max(gradient, forward)
+    waiting = spent["wall"] / max(spent["processor"], 1e-9) if reads_processor else 1.0
+    return UnitCost(waiting * forward, waiting * gradient, float(sum(sizes.values())))
 
 
 def search_seconds(search: Any, unit: UnitCost) -> float:
@@ -151,47 +181,68 @@ def stage_seconds(
     search, draws = first.search, draws_of(first.goal, victim)
     attacks = sum(attack_seconds(attack, unit, victim) for attack in plan.attacks)
     count = len(plan.attacks)
-    if plan.longer > 1:
-        attacks += plan.longer * attack_seconds(plan.attacks[0], unit, victim)
+    if plan.longer > 1:  # it goes on from one point, the best of the restarts
+        whole = attack_seconds(plan.attacks[0], unit, victim)
+        attacks += plan.longer * whole / max(getattr(search, "restarts", 1), 1)
         count += 1
     if plan.gradient_free:
         attacks += len(plan.balls) * plan.gradient_free * draws * unit.forward
         count += len(plan.balls)
-    if plan.transfer:
+    if plan.transfer and not is_posterior_mean(victim.defense):
         count += len(plan.balls)
         transfer = dataclasses.replace(unit, gradient=bare)  # it looks at the bare model
         attacks += len(plan.balls) * search_seconds(search, transfer)
-    margins = plan.margins
     probe_steps = min(20, getattr(search, "steps", 20)) * min(2, getattr(search, "restarts", 2))
     rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)
     products = rows if is_small(victim.vae, x) else plan.products
     # of a victim that answers the same again, measures draw once, whatever the plan says
     random = victim.draws_own_posterior or is_random(victim.defense)
-    estimates, band = (plan.draws, _BAND_DRAWS) if random else (1, 1)
+    headline, clean, rival = 1.0, 1.0, 1.0
+    if random:
+        headline, clean = _ALL_ONE_SIDE * plan.draws, float(plan.draws // 4)
+        rival = float(rival_draws(plan.draws))
     others = {spec["name"]: _OTHER_PASSES * count * unit.forward for spec in plan.measures}
+    norm = plan.norm or plan.attacks[0].norm
+    same = max(1, count * sum(one == norm for one, _ in plan.balls) // len(plan.balls))
     return others | {
         "attacks": attacks,
         "perturbation": 0.0,
         "damage": 2 * count * unit.forward,
         "damage-curve": 3 * len(plan.balls) * unit.forward,
-        "band-attacked": band * (count + 3) * unit.forward,
+        # the draws at the attacked inputs serve for their probabilities too
+        "band-attacked": (3 * min(_BAND_DRAWS, headline) + headline + (same - 1) * rival)
+        * unit.forward,
         "band-certified": (_BAND_SMOOTHING if victim.noise is not None else 1) * unit.forward,
         "similarity": count * unit.forward,
         "usefulness": 3 * unit.forward,
-        "probability": count * estimates * unit.forward,
-        "survival": 8 * count * unit.forward,
-        "clean-probability": estimates * unit.forward,
-        "margin": 0.0
-        if margins is None
-        else 2 * (margins.restarts + 1) * margins.steps * draws * unit.gradient
-        + _MARGIN_TESTS * estimates * unit.forward,
+        "probability": (count - same) * rival * unit.forward,
+        "survival": 2 * count * unit.forward,
+        "clean-probability": clean * unit.forward,
+        "margin": margin_seconds(plan, victim, unit),
         "certificate": (plan.smoothing if victim.noise is not None else 1) * unit.forward,
-        "first-order": products * bare if is_small(victim.vae, x) else 0.0,
+        "first-order": products * bare + clean * unit.forward
+        if is_small(victim.vae, x) and is_posterior_mean(victim.defense)
+        else 0.0,
         "geometry": products * bare,
         "overflow": _OVERFLOW_PASSES * bare if _is_half(victim) else 0.0,
-        "probes": draws
-        * (_PROBE_RUNS * probe_steps * unit.gradient + _PROBE_PASSES * unit.forward),
+        "probes": draws * _PROBE_RUNS * probe_steps * unit.gradient
+        + (_PROBE_PASSES + draws * _PROBE_DRAWS) * unit.forward,
     }
+
+
+def margin_seconds(plan: Plan, victim: Victim, unit: UnitCost) -> float:
+    """What the margins of an input take, in range and unconstrained."""
+    if plan.margins is None:
+        return 0.0
+    starts, half = plan.margins.restarts + 1, max(1, plan.margins.steps // 2)
+    # random starts and the nearest known ones; the better half of them again, and one in common
+    walks = starts + -(-starts // 2)
+    gradients = 2.0 * half * (walks + -(-walks // 2) + 1)
+    draws, looks = 1, _STILL_LOOKS * 1.0
+    if victim.draws_own_posterior or is_random(victim.defense):
+        looks = _MARGIN_DRAWS + _MARGIN_TESTS * plan.draws
+        draws = 1 if victim.draws_own_posterior else SURROGATE_DRAWS
+    return draws * gradients * unit.gradient + looks * unit.forward
 
 
 def _is_half(victim: Victim) -> bool:

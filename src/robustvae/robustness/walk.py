@@ -7,6 +7,7 @@ by its slope, meets the threshold. The threshold is calibrated by draws, and dra
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -25,7 +26,7 @@ _CALIBRATING = 64  # antithetic draws that set a threshold: each stands for seve
 _NEAR, _LONGER = 1.02, 2.0  # shares up to which draws at a point tell of its boundary, and beyond
 _LOOKS = 5  # at perturbations that should fail further out
 _FEW = 16  # of them, which choose among known perturbations
-_SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
+SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
 # noises of a defense that draws: each step of a walk takes the next few of them, so that it is not
 # led by what four noises have in common
 _BANK = 64
@@ -36,7 +37,7 @@ _STRIDE = 0.5  # the most by which a step may change the length, as a share of i
 _FINEST = 2  # times the choosing draws, at the end: where a test is made is worth a few draws
 _SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
 _TRIED = 96  # order statistics looked at: they place a quantile to half a percent
-_AIM = 0.45  # share of a test's draws after which it should be sure: chance may take the rest
+_AIM = 0.6  # share of a test's draws after which it should be sure: chance may take the rest
 FIRST_RISK = 0.6  # of the risk, for the first test of a point
 
 
@@ -147,29 +148,38 @@ class Walk:
         self.fine = ruler.noise(budget.choosing, fine, antithetic=True)
         self.finest = ruler.noise(_FINEST * budget.choosing, finest, antithetic=True)
         # the encoder's own spread is averaged well by few draws, a defense's noise on the input not
-        count = _SURROGATE_DRAWS if ruler.samples_posterior else _BANK
+        count = SURROGATE_DRAWS if ruler.samples_posterior else _BANK
         self.smooth = ruler.noise(count, smooth)
         everyone = torch.arange(batch, device=x.device)
-        self.rest = self.reach(x, everyone, self.coarse)
+        self.rest = self.reach(x, everyone, self.fine)
         r = float(question.r)  # a huge whole number overflows when squared
         exact = not ruler.samples_posterior or ruler.displacement != "centered"
         # noise across the mean's displacement adds its square; below 0.3 r the draws will tell
         room = (r**2 - self.rest.square()).clamp_min((0.3 * r) ** 2).sqrt()
         self.threshold = (torch.full_like(room, r) if exact else room).repeat(len(boxes))
 
-    def reach(self, y: Tensor, rows: Tensor, noise: Noise) -> Tensor:
+    def reach(
+        self, y: Tensor, rows: Tensor, noise: Noise, read: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """The largest tolerance at which a test of these perturbations would pass, (n,).
 
         It stands for the m-quantile of ||Delta||, lower by what the test needs to be sure: a
-        perturbation is worth testing where it exceeds r. 0 where no tolerance would do.
+        perturbation is worth testing where it exceeds r. 0 where no tolerance would do. `read`
+        takes another number from the distances, (draws, n).
         """
         size = max(1, self.ruler.rows_at_once // noise.draws)
+        read = self.passing if read is None else read
         with torch.no_grad():
             parts = [
-                self.passing(self.ruler.distances(part, which, noise))
+                read(self.ruler.distances(part, which, noise))
                 for part, which in zip(y.split(size), rows.split(size), strict=True)
             ]
         return torch.cat(parts)
+
+    def middle(self, distances: Tensor) -> Tensor:
+        """The m-quantile itself of distances (draws, n), by however few draws."""
+        place = max(1, math.ceil(self.question.m * len(distances)))
+        return distances.kthvalue(place, 0).values
 
     def passing(self, distances: Tensor) -> Tensor:
         """As `reach`, of distances (draws, n) whose neighbors are antithetic pairs."""
@@ -232,7 +242,8 @@ class Walk:
         for keep in (count, count):
             problems, total = known.shape[:2]
             rows = self.inputs.repeat_interleave(total)
-            quantile = self.reach(known.flatten(0, 1), rows, self.few).view(problems, total)
+            ends = known.flatten(0, 1)
+            quantile = self.reach(ends, rows, self.few, self.middle).view(problems, total)
             step = known - x.unsqueeze(1)
             size = size_of(step.flatten(0, 1), self.question.norm).view(problems, total)
             share = meets(self.rest[self.inputs].unsqueeze(1), quantile, self.question.r)
@@ -345,7 +356,7 @@ class Walk:
 
     def _evaluate(self, y: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
         values, slopes = [], []
-        noise = self.smooth.part(step * _SURROGATE_DRAWS, _SURROGATE_DRAWS)
+        noise = self.smooth.part(step * SURROGATE_DRAWS, SURROGATE_DRAWS)
         for part, which in zip(y.split(_ROWS), rows.split(_ROWS), strict=True):
             value, slope = evaluate(
                 lambda y, rows: self.ruler.surrogate(y, rows, noise), part, which
@@ -429,7 +440,9 @@ class Walk:
             if k == rounds - 1:
                 noise = self.finest
             value = torch.full_like(rest_level, math.nan)
-            value[which] = self.reach(trail.point(share[which], which), trail.inputs[which], noise)
+            if len(which):
+                point = trail.point(share[which], which)
+                value[which] = self.reach(point, trail.inputs[which], noise)
             fails = value > r
             above = torch.where(fails & (share < above), share, above)
             high = torch.where(fails & (share == above), value, high)

@@ -6,14 +6,12 @@ its attacked side is what the outputs at attacked inputs, and on the way to them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from torch import Tensor
-
 from robustvae.audit.context import Context
-from robustvae.audit.measures.probability import attacked_distances, distances_at
+from robustvae.audit.measures.probability import Draws, attacked_draws, draws_at
 from robustvae.certificates import Question, certified_radii
 from robustvae.certificates.methods.sampling import lower_index
 from robustvae.errors import UnsupportedError
@@ -124,24 +122,23 @@ class BandAttacked:
             return columns
         leader = next(one for one in context.plan.attacks if one.norm == context.question.norm)
         is_first = attacked.role == "plan" and attacked.id == leader.id
-        columns["tolerance_attacked"] = _tolerances(context, attacked_distances(context))
+        columns["tolerance_attacked"] = _tolerances(context, attacked_draws(context))
         step = context.x_adv - context.x
         for key, share in SHARES.items():
             if share < 1.0 and is_first:
                 y = context.x + share * step
-                draws = distances_at(context, y, "band/draws", [_DRAWS] * len(y))
+                draws = draws_at(context, y, "band/draws", [_DRAWS] * len(y))
                 columns[key] = _tolerances(context, draws)
         return columns
 
 
-def _tolerances(context: Context, distances: Sequence[Tensor]) -> list[float]:
-    """The m-quantile of each input's draws of ||Delta||, from below."""
-    m, risk = context.question.m, 1 - context.plan.confidence
+def _tolerances(context: Context, draws: Draws) -> list[float]:
+    """The m-quantile of each input's ||Delta||, from below."""
     result = []
-    for column in distances:
+    for column, risk in zip(draws.distances, draws.risks, strict=True):
         if len(column) == 1:  # nothing random: certain, not estimated
             result.append(float(column[0]))
             continue
-        place = lower_index(len(column), m, risk)
+        place = lower_index(len(column), context.question.m, risk)
         result.append(0.0 if place is None else float(column.sort().values[place - 1]))
     return result

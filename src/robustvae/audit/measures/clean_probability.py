@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from robustvae.audit.context import Context
-from robustvae.audit.measures.probability import distances_at, shares
+from robustvae.audit.measures.probability import draws_at, shares
 from robustvae.records import Column
 from robustvae.registry import register
 
@@ -39,8 +39,8 @@ class CleanProbability:
     def __call__(self, context: Context) -> Mapping[str, Any]:
         """Measure the inputs."""
         # whether an input is robust without attack is decided by a quarter of the draws
-        draws = max(50, context.plan.draws // 4)
-        counts = [draws] * len(context.x)
-        distances = distances_at(context, context.x, "clean probability", counts)
-        value, _, high = shares(context, distances)
+        most = max(50, context.plan.draws // 4)
+        counts = [most] * len(context.x)
+        draws = draws_at(context, context.x, "clean probability", counts)
+        value, _, high = shares(context, draws)
         return {"probability_clean": value, "probability_clean_high": high}
