@@ -16,7 +16,6 @@ from robustvae.audit.budget import (
     REQUIRED,
     Clock,
     Costs,
-    UnitCost,
     search_seconds,
     stage_seconds,
 )
@@ -25,6 +24,7 @@ from robustvae.audit.job import AuditJob, open_bundle
 from robustvae.audit.protocol import choose, settle
 from robustvae.audit.tasks import Memory, torch_threads
 from robustvae.audit.threads import fastest_threads, fitting_threads, use_threads
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.errors import RobustVAEError, UnsupportedError
 from robustvae.perturb import SquareSearch
 from robustvae.perturb.deadline import until

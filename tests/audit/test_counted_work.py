@@ -8,7 +8,8 @@ import torch
 import robustvae as rv
 from robustvae.audit import Run, read_plan
 from robustvae.audit.auditor import Auditor
-from robustvae.audit.budget import UnitCost, stage_seconds
+from robustvae.audit.budget import stage_seconds
+from robustvae.audit.unit_cost import UnitCost
 
 PLAN = {"base": "quick", "inputs": 3, "shard": 3, "probes": 0}
 STAGES = ("attacks", "margin", "band-attacked", "probability", "clean-probability")

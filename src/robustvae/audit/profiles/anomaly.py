@@ -14,7 +14,6 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack
-from robustvae.audit.budget import UnitCost
 from robustvae.audit.context import is_defended, undefended
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, numbers, parts
 from robustvae.audit.profiles.changes import (
@@ -34,6 +33,7 @@ from robustvae.audit.profiles.minutes import (
 )
 from robustvae.audit.profiles.shards import Values
 from robustvae.audit.store import tensor_sha256
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.certificates import certify_score
 from robustvae.data import Images
 from robustvae.defenses import Victim

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack, BitRate
 from robustvae.attacks.goals.base import reported
-from robustvae.audit.budget import UnitCost
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, numbers
 from robustvae.audit.profiles.minutes import (
     pass_seconds,
@@ -22,6 +21,7 @@ from robustvae.audit.profiles.minutes import (
     scaled_search,
     search_passes,
 )
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.defenses import Victim
 from robustvae.errors import (
     ConfigError,

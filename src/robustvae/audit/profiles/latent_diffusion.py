@@ -12,7 +12,6 @@ from torch import Tensor
 
 from robustvae import registry, zoo
 from robustvae.attacks import Attack, EncoderTarget
-from robustvae.audit.budget import UnitCost
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, in_parts, numbers
 from robustvae.audit.profiles.minutes import (
     pass_seconds,
@@ -21,6 +20,7 @@ from robustvae.audit.profiles.minutes import (
     search_passes,
 )
 from robustvae.audit.profiles.transforms import STANDARD, Transform, transforms_of
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.defenses import Victim
 from robustvae.errors import (
     ConfigError,

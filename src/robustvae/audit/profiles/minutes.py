@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from robustvae import registry
-from robustvae.audit.budget import UnitCost
 from robustvae.audit.profiles.base import Use
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.perturb import Ball

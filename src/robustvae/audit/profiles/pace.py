@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 from robustvae.attacks import Attack
-from robustvae.audit.budget import UnitCost, search_seconds
+from robustvae.audit.budget import search_seconds
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.perturb.deadline import until
 
 _FREE = UnitCost(0.0, 0.0, 0.0)

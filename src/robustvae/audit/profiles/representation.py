@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from robustvae import registry
 from robustvae.attacks import Attack, ClassifierFlip, EncoderTarget
-from robustvae.audit.budget import UnitCost
 from robustvae.audit.profiles.anomaly import NO_SMOOTHING
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, in_parts, numbers
 from robustvae.audit.profiles.changes import (
@@ -31,6 +30,7 @@ from robustvae.audit.profiles.minutes import (
     scaled_search,
     search_passes,
 )
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.certificates import certify_decision
 from robustvae.defenses import Victim, is_random
 from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError, check_count
