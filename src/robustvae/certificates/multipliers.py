@@ -153,7 +153,7 @@ class _State:
         self.y = logits.gather(1, self.near)
         self.start = torch.sigmoid(self.y)
         toward = torch.where(self.y >= 0, -1.0, 1.0).to(logits)
-        sizes = torch.logspace(-0.7, math.log10(_FAR), _TRIED).to(logits)
+        sizes = torch.logspace(-0.7, math.log10(_FAR), _TRIED, dtype=torch.float64).to(logits)
         self.moves = toward[:, :, None] * sizes
         self.gain = (
             torch.sigmoid(self.y[:, :, None] + self.moves) - self.start[:, :, None]

@@ -131,7 +131,8 @@ def draws_at(context: Context, y: Tensor, purpose: str, counts: Sequence[int]) -
     risk, question = 1 - context.plan.confidence, context.question
     by_row = nature_of(context.victim, context.x[:1]).by_row
     streams = context.generators(purpose)
-    distances, risks = [torch.empty(0)] * len(y), [risk] * len(y)
+    distances = [torch.empty(0, dtype=torch.float64)] * len(y)
+    risks = [risk] * len(y)
 
     def look(rows: Sequence[int], count: int) -> None:
         """Add draws of some inputs, each by its own stream."""
@@ -141,7 +142,7 @@ def draws_at(context: Context, y: Tensor, purpose: str, counts: Sequence[int]) -
             everyone = torch.arange(len(part), device=y.device)
             fresh = ruler.fresh(y[part], everyone, count, local).double().cpu()
             for row, column in zip(part, fresh.T, strict=True):
-                distances[row] = torch.cat([distances[row].double(), column])
+                distances[row] = torch.cat([distances[row], column])
 
     # a victim without randomness answers the same in every draw of a displacement that has none
     still = context.defended and not context.random
@@ -182,5 +183,5 @@ def shares(context: Context, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
             ends[:, row] = float(within)
             continue
         low, high = clopper_pearson(within, count, 1 - risk)
-        ends[:, row] = torch.tensor([within / count, float(low), float(high)])
+        ends[:, row] = torch.tensor([within / count, float(low), float(high)], dtype=ends.dtype)
     return ends[0], ends[1], ends[2]
