@@ -307,7 +307,7 @@ def test_late_worker_does_required_stages(images, tmp_path):
     plan, question = settle(read_plan({"base": "quick", "inputs": 2, "r": 0.9}), None, {}, images)
     inputs = choose(images, plan, None, 0)
     auditor = Auditor(named, inputs, plan, question, 0)
-    auditor.clock = Clock(1.0, Costs(named, images), plan, spent=59.0, workers=2)
+    auditor.clock = Clock(1.0, Costs(named, images), plan, spent=60.0, workers=2)
     job = AuditJob(auditor, {})
     for name, content in job.bundle().files.items():
         path = tmp_path / name
