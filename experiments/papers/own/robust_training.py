@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
 from experiments.papers.kuzina2022.common import references, similarity, squared
 from robustvae import zoo
-from robustvae.attacks import Attack, Goal, MaximumDamage
+from robustvae.attacks import Attack, ClassifierFlip, Goal, MaximumDamage
 from robustvae.defenses import Victim
 from robustvae.models import VAE
 from robustvae.models.base import frozen
@@ -233,6 +233,25 @@ def similarities(vae: VAE, x_adv: Tensor, x: Tensor, run: Run) -> list[float]:
     victim = Victim(vae)
     pair = [victim.reconstruct(y, generator=run.noise("reconstruct")) for y in (x_adv, x)]
     values: list[float] = similarity(*pair).double().tolist()
+    return values
+
+
+def classes_kept(victim: Victim, x: Tensor, radius: float, spec: Any, run: Run) -> list[float]:
+    """1 for an image whose class stays what the classifier said, under an attack on its margin.
+
+    Args:
+        victim: With a classifier.
+        x: Images, (B, C, H, W).
+        radius: In the maximum norm.
+        spec: Whose `steps` and `restarts` the attack has.
+        run: Where the draws come from.
+    """
+    search = ProjectedAscent(steps=spec.steps, restarts=spec.restarts)
+    attack = Attack(ClassifierFlip(loss="margin"), search, Ball("linf", radius))
+    moved = attack(victim, x, generator=run.noise(f"flip {radius:g}")).x_adv
+    said = victim.classify(x, generator=run.noise("said")).argmax(1)
+    found = victim.classify(moved, generator=run.noise("found")).argmax(1)
+    values: list[float] = (found == said).double().tolist()
     return values
 
 

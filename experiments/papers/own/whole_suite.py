@@ -12,14 +12,13 @@ import functools
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
 from experiments.papers.kuzina2022.common import linear_classifier, references
-from experiments.papers.own.robust_training import RADII, SimilarityLoss, similarities
-from robustvae.attacks import Attack, ClassifierFlip, Goal, LatentShift, MaximumDamage, MetricDrop
+from experiments.papers.own.robust_training import RADII, SimilarityLoss, classes_kept, similarities
+from robustvae.attacks import Attack, Goal, LatentShift, MaximumDamage, MetricDrop
 from robustvae.attacks.directed import DirectedAscent
 from robustvae.data import Images
 from robustvae.defenses import Victim
@@ -137,18 +136,8 @@ def _attacked(vae: VAE, x: Tensor, goal: Goal, search: Any, radius: float, run: 
 def _accuracy(name: str, vae: VAE, images: Images, x: Tensor, spec: Spec, run: Run) -> list[Row]:
     classifier: Any = linear_classifier(vae, images, spec.learn, run.noise("classifier"))
     victim, rows = Victim(vae, classifier=classifier), list[Row]()
-
-    def kept(radius: float) -> list[float]:
-        search = ProjectedAscent(steps=spec.steps, restarts=spec.restarts, chunk=100)
-        attack = Attack(ClassifierFlip(loss="margin"), search, Ball("linf", radius))
-        x_adv = attack(victim, x, generator=run.noise(f"flip {radius:g}")).x_adv
-        with torch.no_grad():
-            clean, moved = (classifier(vae.encode(y).mean).argmax(1) for y in (x, x_adv))
-        values: list[float] = (clean == moved).double().tolist()
-        return values
-
     for radius in RADII:
         key = f"{name}, accuracy, linf {radius:g}"
-        values = run.part(key, functools.partial(kept, radius), vae)
-        rows.append(measured("accuracy", f"{name}, linf {radius:g}", values))
+        kept = functools.partial(classes_kept, victim, x, radius, spec, run)
+        rows.append(measured("accuracy", f"{name}, linf {radius:g}", run.part(key, kept, vae)))
     return rows
