@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -13,14 +15,17 @@ from robustvae import data
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import Images
 from robustvae.defenses import Victim
+from robustvae.errors import UnsupportedError
 from robustvae.metrics import ms_ssim
 from robustvae.models.base import VAE, frozen
+from robustvae.models.vae import GaussianVAE
 from robustvae.perturb import Ball, ProjectedAscent, Score
 from robustvae.seeding import randn, shard_generator
 
 RADII = (0.1, 0.2)
 BALLS = (*(Ball("linf", radius) for radius in RADII), Ball("l2", 2.0))
 ENLARGED = 196  # the textbook's MS-SSIM wants at least 176 pixels a side
+FLOOR = 1e-5  # of the probabilities of the authors' likelihood
 
 
 def share_of(count: int, effort: float) -> int:
@@ -60,6 +65,26 @@ def their_search(
         (slope,) = torch.autograd.grad(score(y, rows).sum(), y)
         away = y.detach() - x + slope.clamp(-radius, radius)
     return (x + away.clamp(-radius, radius)).clamp(0, 1)
+
+
+def clipped(vae: VAE) -> VAE:
+    """A copy whose Bernoulli likelihood is that of the authors' code.
+
+    Theirs cuts the decoder's probabilities to [`FLOOR`, 1 - `FLOOR`]. A pixel that lies beyond
+    exerts no force on the code: gray on a background that the decoder is sure of is not explained.
+
+    Raises:
+        UnsupportedError: Another model or likelihood.
+    """
+    if not isinstance(vae, GaussianVAE) or vae.likelihood != "bernoulli":
+        raise UnsupportedError(
+            "a clipped likelihood wants a plain VAE with likelihood bernoulli, got "
+            f"{type(vae).__name__} with {getattr(vae, 'likelihood', 'none')}"
+        )
+    limit = math.log((1 - FLOOR) / FLOOR)
+    copied = copy.deepcopy(vae)
+    copied.decoder = torch.nn.Sequential(copied.decoder, torch.nn.Hardtanh(-limit, limit))
+    return copied
 
 
 def squared(a: Tensor, b: Tensor) -> list[float]:
