@@ -269,7 +269,7 @@ class AttackSuite:
                     return victim.reconstruct(images[list(rows)], generator=for_images)
 
             output, status = torch.full_like(images, torch.nan), ["ok"] * len(images)
-            for places, part in pieces(len(images), some, _silent):
+            for places, part in pieces(len(images), some):
                 if isinstance(part, BaseException):
                     status[places[0]] = failure(part)
                 else:
@@ -321,15 +321,11 @@ def _each(attack: Attack, victim: Victim, x: Tensor, generator: torch.Generator)
         return attack(victim, x[list(rows)], generator=generator)
 
     result = nothing_found(x)
-    for rows, part in pieces(len(x), some, _silent):
+    for rows, part in pieces(len(x), some):
         if isinstance(part, BaseException):
             part = nothing_found(x[list(rows)], failure(part))
         result = part if len(rows) == len(x) else put_rows(result, rows, part)
     return result
-
-
-def _silent(words: str) -> None:
-    """Take a notice that nobody waits for."""
 
 
 def stretched(x: Tensor, y: Tensor, ball: Ball) -> Tensor:

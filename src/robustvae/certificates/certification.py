@@ -144,7 +144,7 @@ def certify(
         **{"norm": norm, "methods": methods, "confidence": confidence, "draws": draws, "box": box},
     }
     inquiry = inquire(vae, x, {**arguments, "rows": rows, "generator": generator})
-    results = pieces(len(x), inquiry.answer, lambda words: None)
+    results = pieces(len(x), inquiry.answer)
     if len(results) == 1:
         (certificate,) = (part for _, part in results)
         return certificate

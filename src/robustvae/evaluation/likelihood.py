@@ -64,17 +64,13 @@ def unreadable(vae: VAE, images: Images) -> dict[str, str]:
             size = min(ROWS, len(images) - begin)
             places = range(begin, begin + size)
             try:
-                results = pieces(size, partial(read, places), _silent)
+                results = pieces(size, partial(read, places))
             except Exception as error:  # a stranger's code may raise anything
                 results = [((row,), error) for row in range(size)]
             for rows, result in results:
                 if isinstance(result, Exception):
                     reasons |= {str(begin + row): reason_of(result) for row in rows}
     return reasons if len(reasons) < len(images) else {}
-
-
-def _silent(words: str) -> None:
-    """Take a notice that nobody waits for."""
 
 
 def check_input(vae: VAE, x: Tensor, generator: torch.Generator) -> None:

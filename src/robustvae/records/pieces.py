@@ -13,9 +13,13 @@ _FAILED = "failed: "
 _LONGEST = 300  # characters of a reason: four lines of a terminal
 
 
+def _silent(words: str) -> None:
+    """Nothing is said."""
+
+
 @checked()
 def pieces(
-    count: int, compute: Callable[[Sequence[int]], Any], note: Callable[[str], None]
+    count: int, compute: Callable[[Sequence[int]], Any], note: Callable[[str], None] = _silent
 ) -> list[tuple[Sequence[int], Any]]:
     """What `compute(rows)` gives for all rows at once, or in smaller batches where it must be.
 
@@ -35,7 +39,7 @@ def pieces(
 
     Examples:
         >>> from robustvae.records import pieces
-        >>> pieces(3, lambda rows: [6 // (2 - row) for row in rows], print)[0]
+        >>> pieces(3, lambda rows: [6 // (2 - row) for row in rows])[0]
         ((0,), [3])
     """
     try:

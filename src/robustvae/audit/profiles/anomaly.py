@@ -61,6 +61,7 @@ NO_SMOOTHING = (
     "smoothing adds normal noise, which makes fractions of counts, and those do not occur: counts "
     "are judged by attacks in l0 alone"
 )
+_FITTED = ("latent-distance", "noisy-distance")  # on clean normal inputs
 _DRAWS = 2  # that a search averages of a random victim: fresh ones judge what it finds
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("l2", 2.0), Ball("linf", 0.1))
 
@@ -153,6 +154,12 @@ class Anomaly:
         """The normal inputs: what the model is meant to reproduce."""
         normal, _ = self.sides(images)
         return images[normal]
+
+    def probe(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The score of each input, (B,); the detector's own where this one wants to be fitted."""
+        is_fitted = _name_of(self.score) in _FITTED
+        score = default_score(victim) if is_fitted else score_of(self.score, victim, x)
+        return score(victim, x, generator=generator)
 
     def sides(self, images: Images) -> tuple[Tensor, Tensor]:
         """Rows of the normal inputs and of the anomalies.
@@ -528,6 +535,10 @@ class Detector:
             )
 
 
+def _name_of(spec: Any) -> Any:
+    return spec.get("name") if hasattr(spec, "get") else spec
+
+
 def score_of(spec: Any, victim: Victim, reference: Tensor) -> Score:
     """The score that a spec stands for; one that is fitted is fitted on clean normals.
 
@@ -545,7 +556,7 @@ def score_of(spec: Any, victim: Victim, reference: Tensor) -> Score:
         member = registry.lookup("score", spec)
         # a function of one's own is the score itself; a class makes one
         return registry.build("score", spec) if isinstance(member, type) else member
-    name = spec.get("name") if hasattr(spec, "get") else spec
+    name = _name_of(spec)
     if name == "latent-distance":
         return LatentDistance.fit(victim.vae, reference)
     if name == "noisy-distance":

@@ -54,6 +54,8 @@ class UseContext:
         step: Called with a few words when a stage begins.
         clock: Of the minutes; stages that would begin after its end are left out.
         shards: Where finished measurements lie.
+        seen: Numbers of the inputs that were read.
+        failed: Numbers of inputs that no victim may be asked about, since one of them raises.
     """
 
     victims: dict[str, Victim]
@@ -62,6 +64,8 @@ class UseContext:
     step: Callable[[str], None] = lambda words: None
     clock: UseClock = field(default_factory=UseClock)
     shards: Shards = field(default_factory=Shards)
+    seen: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
 
     @property
     def first(self) -> Victim:
@@ -76,15 +80,18 @@ class UseContext:
     def inputs(self, rows: Tensor) -> Tensor:
         """Some inputs as the models read them, (n, ...)."""
         vae = self.first.vae
+        self.seen.update(rows.tolist())
         return self.images.read(rows).to(device=vae.device, dtype=vae.dtype)
 
     def choose(self, rows: Tensor, count: int, purpose: str) -> Tensor:
-        """At most `count` of some rows, balanced over their labels, in ascending order."""
-        if len(rows) <= count:
-            return rows
-        part = self.images[rows]
-        pick = part.choose(count, stratified=True, generator=shard_generator(self.seed, 0, purpose))
-        return rows[pick.sort().values]
+        """At most `count` of some rows, balanced over their labels, in ascending order.
+
+        Failed ones are left out of what is chosen, so that the others are the same without them.
+        """
+        if len(rows) > count:
+            noise = shard_generator(self.seed, 0, purpose)
+            rows = rows[self.images[rows].choose(count, stratified=True, generator=noise).sort()[0]]
+        return rows[~torch.isin(rows, torch.tensor(sorted(self.failed), dtype=rows.dtype))]
 
     def attacked(
         self, stage: Stage, attack: Attack, victim: Victim, x: Tensor, rows: Sequence[int]
@@ -174,7 +181,8 @@ class Use(Protocol):
     """Answers the question of people who decide by a model: rows, of which the report is made.
 
     A use may have `plan_images(images)`, the inputs that the plan's own audit is about, where
-    these are not all.
+    these are not all, and `probe(victim, x, generator=)`, what it asks of each input, where that
+    is not the reconstruction: it finds the inputs for which a victim raises.
     """
 
     question: ClassVar[str]

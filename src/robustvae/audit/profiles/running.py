@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from robustvae import registry
 from robustvae.audit.plan import Plan
@@ -18,7 +21,7 @@ from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import RobustVAEError
 from robustvae.models.base import frozen
-from robustvae.records import Record, plain
+from robustvae.records import Record, pieces, plain
 from robustvae.records.parts import Omission, UseFacts, VictimFacts
 from robustvae.records.verdict import judged
 
@@ -46,15 +49,57 @@ def fitted_plan(stages: Plan, images: Images, is_fixed: bool) -> Plan:
 
 
 def measured(use: Use, context: UseContext) -> UseResult:
-    """What a use measures, on models in evaluation mode."""
+    """What a use measures, on models in evaluation mode.
+
+    Inputs for which a victim raises are left out and named; the others' numbers stay.
+
+    Raises:
+        Exception: That of the use, where no single input is to blame.
+    """
+    failures: list[tuple[int, str, Exception]] = []
     with contextlib.ExitStack() as stack:
         # in training mode noise and dropout would be read, too
         for victim in context.victims.values():
             stack.enter_context(frozen(victim.vae))
-        result = use(context)
+        while True:
+            try:
+                result = use(context)
+                break
+            except Exception:  # a stranger's model may raise anything
+                found = _failing(use, context)
+                if not found:
+                    raise
+                failures += found
+                context.failed.update(number for number, _, _ in found)
+    for number, name, error in failures:
+        result.omit(f"input {number}", name, error)
     for name in context.shards.damaged:
         result.omit("resume", "", f"{name} was damaged and computed again")
     return result
+
+
+def _failing(use: Use, context: UseContext) -> list[tuple[int, str, Exception]]:
+    """Inputs read so far that a victim raises for when it is asked about them alone.
+
+    Raises:
+        Exception: What a victim raises for every input.
+    """
+    probe, found = getattr(use, "probe", Victim.reconstruct), list[tuple[int, str, Exception]]()
+    for name, victim in context.victims.items():
+        rows = torch.tensor(sorted(context.seen - context.failed - {one[0] for one in found}))
+
+        def ask(places: Sequence[int], rows: Tensor = rows, victim: Victim = victim) -> None:
+            numbers = rows[list(places)]
+            with torch.no_grad():
+                x = context.inputs(numbers)
+                probe(victim, x, generator=context.streams("probe", numbers.tolist()))
+
+        found += [
+            (int(rows[places[0]]), name, error)
+            for places, error in (pieces(len(rows), ask) if len(rows) else ())
+            if isinstance(error, Exception)
+        ]
+    return found
 
 
 def use_context(
