@@ -75,7 +75,6 @@ class Spec:
         "mnist-conv28-beta-10",
         "mnist-conv28-tc-2",
         "mnist-conv28-tc-5",
-        "mnist-conv28-tc-10",
         "mnist-seatbelt-2",
         "mnist-lipschitz-10",
         "mixup",

@@ -38,7 +38,6 @@ class Spec:
         "mnist-conv28",
         "mnist-conv28-tc-2",
         "mnist-conv28-tc-5",
-        "mnist-conv28-tc-10",
         "mnist-seatbelt-2",
     )
     data: str = "mnist"
