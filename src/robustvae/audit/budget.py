@@ -52,11 +52,17 @@ FIRST = "first attack"
 """Of each victim: before all measures."""
 
 
+def step_count(search: object, otherwise: int = 50) -> int:
+    """Steps of a search from one start; `otherwise` where it does not say, or chooses itself."""
+    return getattr(search, "steps", None) or otherwise
+
+
 def search_seconds(search: Any, unit: UnitCost) -> float:
     """What one search takes for an input."""
-    steps = getattr(search, "steps", 50) * getattr(search, "restarts", 1)
-    if hasattr(search, "directions"):  # slopes by differences
-        return float(2 * steps * search.directions * unit.forward)
+    steps = step_count(search) * getattr(search, "restarts", 1)
+    directions = getattr(search, "directions", None)
+    if isinstance(directions, int):  # slopes by differences
+        return float(2 * steps * directions * unit.forward)
     reads_gradients = getattr(search, "reads_gradients", True)
     return float((steps + 1) * (unit.gradient if reads_gradients else unit.forward))
 
@@ -100,7 +106,7 @@ def stage_seconds(
         count += len(plan.balls)
         transfer = dataclasses.replace(unit, gradient=bare)  # it looks at the bare model
         attacks += len(plan.balls) * search_seconds(search, transfer)
-    probe_steps = min(20, getattr(search, "steps", 20)) * min(2, getattr(search, "restarts", 2))
+    probe_steps = min(20, step_count(search)) * min(2, getattr(search, "restarts", 2))
     rows = victim.vae.latent * (2 if getattr(victim.vae, "has_spread", True) else 1)
     products = rows if is_small(victim.vae, x) else plan.products
     # of a victim that answers the same again, measures draw once, whatever the plan says

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from robustvae.audit.budget import Costs
+from robustvae.audit.budget import Costs, step_count
 from robustvae.audit.plan import AttackPlan, Plan
 
 _LEAST_INPUTS = 8
@@ -59,7 +59,7 @@ def _changes(plan: Plan, result: Plan) -> Iterator[str]:
 
     def steps(one: Plan) -> int:
         search = one.attacks[0].build().search
-        return int(getattr(search, "steps", 0) * getattr(search, "restarts", 1))
+        return step_count(search, 0) * int(getattr(search, "restarts", 1))
 
     for words, before, after in (
         ("steps of the first attack", steps(plan), steps(result)),

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import robustvae as rv
-from robustvae import errors
+from robustvae import errors, registry
 from robustvae.audit.profiles.anomaly import Anomaly, score_of, violations
 from robustvae.audit.profiles.base import UseContext
+from robustvae.audit.unit_cost import UnitCost
 from robustvae.report.profiles.section import section_of
 
 FAST = {"inputs": 8, "gradient_free": 0, "draws": 200, "votes": 3}
@@ -75,6 +76,15 @@ def test_larger_ball_never_weaker():
         for r in (0.05, 0.2)
     )
     assert all(b >= a - 1e-6 for a, b in zip(small, large, strict=True))
+
+
+@pytest.mark.parametrize("name", registry.names("search"))
+def test_every_search_may_join(name):
+    """One that cannot attack a score is left out in words; its time can be told beforehand."""
+    use = Anomaly(balls=(rv.Ball("linf", 0.1),), search=SEARCH, suite=(name,), **FAST)
+    unit = {"plain": UnitCost(forward=1e-3, gradient=2e-3, memory=0.0)}
+    assert use.seconds({"plain": linear_victim()}, unit) > 0
+    assert len(rows_of(run(use), condition="attacked")) == 16
 
 
 def test_suite_never_weaker():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from robustvae import registry
+from robustvae.audit.budget import step_count
 from robustvae.audit.profiles.base import Use
 from robustvae.audit.unit_cost import UnitCost
 from robustvae.data import Images
@@ -104,7 +105,7 @@ def search_passes(spec: Any) -> float:
     search = registry.build("search", spec)
     if not hasattr(search, "steps") and hasattr(search, "search"):
         return search_passes(search.search)
-    return float((getattr(search, "steps", 50) + 1) * getattr(search, "restarts", 1))
+    return float((step_count(search) + 1) * getattr(search, "restarts", 1))
 
 
 def score_units(victims: Mapping[str, Victim], images: Images) -> dict[str, UnitCost]:
