@@ -43,6 +43,7 @@ from robustvae.defenses import (
     RobustPosterior,
     Victim,
 )
+from robustvae.errors import unknown
 from robustvae.models.base import frozen
 from robustvae.perturb import ProjectedAscent
 from robustvae.seeding import shard_generator
@@ -113,7 +114,10 @@ def defenses_of(effort: float, kind: str = "all", data: str = "mnist") -> dict[s
     first = 0.1 if data == "mnist" else 0.05  # Table 8
     theirs = HMC(share_of(50, effort), first, n_leapfrog=20, adapt="paper")
     rows |= {THEIRS: theirs, CLIPPED: theirs}
-    return {name: rows[name] for name in KINDS.get(kind, everything)}
+    kinds = {"all": everything, **KINDS}
+    if kind not in kinds:
+        raise unknown("defenses", kind, kinds)
+    return {name: rows[name] for name in kinds[kind]}
 
 
 def _ten(attack: Attack, victim: Victim, x: Tensor, spec: Spec, seed: int) -> Tensor:

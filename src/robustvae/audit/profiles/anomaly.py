@@ -25,6 +25,7 @@ from robustvae.audit.profiles.changes import (
 )
 from robustvae.audit.profiles.minutes import (
     LEAST_DRAWS,
+    check_searches,
     pass_seconds,
     scaled,
     scaled_draws,
@@ -61,7 +62,6 @@ NO_SMOOTHING = (
     "smoothing adds normal noise, which makes fractions of counts, and those do not occur: counts "
     "are judged by attacks in l0 alone"
 )
-_FITTED = ("latent-distance", "noisy-distance")  # on clean normal inputs
 _DRAWS = 2  # that a search averages of a random victim: fresh ones judge what it finds
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("l2", 2.0), Ball("linf", 0.1))
 
@@ -141,14 +141,15 @@ class Anomaly:
         """Validate the fields."""
         check_probability(self.fpr, "fpr")
         check_probability(self.confidence, "confidence")
-        check_count(self.inputs, "inputs", least=2)
-        check_count(self.gradient_free, "gradient_free", least=0)
-        check_count(self.reference, "reference", least=_LEAST_REFERENCE)
-        for name in ("draws", "votes"):
-            check_count(getattr(self, name), name)
+        least = {"inputs": 2, "gradient_free": 0, "reference": _LEAST_REFERENCE}
+        for name in (*least, "draws", "votes"):
+            check_count(getattr(self, name), name, least=least.get(name, 1))
         if self.votes % 2 == 0:
             raise ConfigError(f"votes must be odd, so that there is a median, got {self.votes}")
         check_allowances(self.balls, self.snr, "anomaly")
+        check_searches(self.search, *self.suite)
+        if isinstance(score := _name_of(self.score), str):
+            registry.lookup("score", score)
 
     def plan_images(self, images: Images) -> Images:
         """The normal inputs: what the model is meant to reproduce."""
@@ -157,7 +158,7 @@ class Anomaly:
 
     def probe(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The score of each input, (B,); the detector's own where this one wants to be fitted."""
-        is_fitted = _name_of(self.score) in _FITTED
+        is_fitted = _name_of(self.score) in ("latent-distance", "noisy-distance")
         score = default_score(victim) if is_fitted else score_of(self.score, victim, x)
         return score(victim, x, generator=generator)
 

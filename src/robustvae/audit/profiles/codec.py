@@ -16,6 +16,7 @@ from robustvae.attacks import AnomalyScore, Attack, BitRate
 from robustvae.attacks.goals.base import reported
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, numbers
 from robustvae.audit.profiles.minutes import (
+    check_searches,
     pass_seconds,
     scaled,
     scaled_search,
@@ -94,6 +95,7 @@ class Codec:
         if not self.radii:
             raise ConfigError("the profile codec needs at least one radius: give radii=")
         check_count(self.inputs, "inputs")
+        check_searches(self.search)
         check_positive(self.weight, "weight")
         check_positive(self.step, "step")
 

@@ -14,6 +14,7 @@ from robustvae import registry, zoo
 from robustvae.attacks import Attack, EncoderTarget
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, in_parts, numbers
 from robustvae.audit.profiles.minutes import (
+    check_searches,
     pass_seconds,
     scaled,
     scaled_search,
@@ -103,6 +104,7 @@ class LatentDiffusion:
             raise ConfigError("the profile latent-diffusion needs at least one radius: give radii=")
         check_count(self.inputs, "inputs", least=_LEAST)
         transforms_of(self.transforms)
+        check_searches(self.search)
 
     def __call__(self, context: UseContext) -> UseResult:
         """Drift, damage, survival and transfer of every change."""

@@ -100,6 +100,12 @@ def scaled_draws(draws: int, share: float) -> int:
     return scaled(draws, share, LEAST_DRAWS)
 
 
+def check_searches(*specs: Any) -> None:
+    """Raise what building one of these searches raises, before anything is computed."""
+    for spec in specs:
+        registry.build("search", spec)
+
+
 def search_passes(spec: Any) -> float:
     """Gradients that a search takes for an input."""
     search = registry.build("search", spec)

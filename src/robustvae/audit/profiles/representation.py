@@ -24,6 +24,7 @@ from robustvae.audit.profiles.changes import (
 )
 from robustvae.audit.profiles.heads import LinearHead, load_head, save_head
 from robustvae.audit.profiles.minutes import (
+    check_searches,
     pass_seconds,
     scaled,
     scaled_draws,
@@ -101,6 +102,7 @@ class Representation:
         """Validate the fields."""
         check_allowances(self.balls, self.snr, "representation")
         check_count(self.inputs, "inputs")
+        check_searches(self.search)
         check_count(self.draws, "draws")
         check_count(self.votes, "votes")
         if self.votes % 2 == 0:
