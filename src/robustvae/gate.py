@@ -73,8 +73,10 @@ def _know_functions(function: Any) -> None:
         if name.startswith("__"):
             continue
         for owner in (functional, torch, Tensor):
-            # a copy of the class's own, so that one which is put in front of it is seen
-            callee = getattr(owner, name, None)
+            # a copy of the class's own, so that one which is put in front of it is seen; of a
+            # module what it has, since torch loads its compiler for a name such as _dynamo
+            is_class = isinstance(owner, type)
+            callee = getattr(owner, name, None) if is_class else vars(owner).get(name)
             if callable(callee) and (owner, name) not in _FUNCTIONS:
                 _FUNCTIONS[owner, name] = callee
                 if owner is functional:

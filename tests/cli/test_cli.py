@@ -327,7 +327,8 @@ def test_importing_the_library_is_lazy():
     assert "torch" not in modules_after("import robustvae")
     code = "import robustvae as rv; rv.load, rv.audit, rv.report, rv.certify"
     heavy = {"pyarrow", "matplotlib", "lightning_fabric", "torchmetrics", "huggingface_hub"}
-    assert not modules_after(code) & heavy
+    heavy |= {"sympy"}  # of torch's compiler: a second of every command that loads it
+    assert not modules_after(code) & (heavy - modules_after("import torch"))
 
 
 def test_list_shows_members_with_first_line(capsys):
