@@ -45,8 +45,8 @@ def cited():
     paths += [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     for path in paths:
         text = path.read_text("utf-8")
-        for start in re.finditer(rf"\[({PAPERS})\]\s+", text):
-            rest = re.split(r"[;(|\[\"`]|\n\n|\. [A-Z]", text[start.end() : start.end() + 80])[0]
+        for start in re.finditer(rf"\[({PAPERS})(?:\]\s+|, )", text):
+            rest = re.split(r"[;(|\[\]\"`]|\n\n|\. [A-Z]", text[start.end() : start.end() + 80])[0]
             rest = re.sub(r"\s+", " ", rest)
             for kind, names in CITED.findall(rest):
                 for name in re.findall(NAME, names):
