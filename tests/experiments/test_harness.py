@@ -8,7 +8,9 @@ import math
 import os
 import re
 import shlex
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -230,3 +232,33 @@ def test_leaving_reader_gets_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("experiments.__main__.chosen", interrupted)
     assert main(["list"]) == INTERRUPTED
     assert "goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_item_goes_on(kills, tmp_path):
+    """A real item, killed as soon as it has stored one more part, ends as if nothing had been."""
+
+    def command(name):
+        words = [sys.executable, "-m", "experiments", "run", "kuzina2022/strength"]
+        words += ["measures=similarity", "defenses=rules", "--size", "smoke", "--store"]
+        return [*words, str(tmp_path / name), "--out", str(tmp_path / name), "--name", "page"]
+
+    def stored():
+        return len([*(tmp_path / "killed").rglob("*.json")])
+
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command("whole"), check=True, **quiet)
+    for _ in range(kills):
+        before = stored()
+        run = subprocess.Popen(command("killed"), **quiet)
+        while stored() == before and run.poll() is None:
+            time.sleep(0.01)
+        run.kill()
+        run.wait()
+        assert stored() > before or run.returncode == 0
+    subprocess.run(command("killed"), check=True, **quiet)
+    whole, killed = (
+        json.loads((tmp_path / name / "page.json").read_text("utf-8"))["rows"]
+        for name in ("whole", "killed")
+    )
+    assert whole and whole == killed
