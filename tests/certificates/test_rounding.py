@@ -172,3 +172,54 @@ def test_environment_setting_is_read(monkeypatch):
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     with pytest.raises(errors.UnsupportedError, match="TF32 or bfloat16"):
         unit_of(torch.float32, torch.device("cpu"))
+
+
+class Large(rv.VAE):
+    """Its first layer's sums come near the largest float32; what is decoded is small."""
+
+    latent, image_shape = 1, (1, 4, 4)
+
+    def __init__(self, weights):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(16, 1), nn.Linear(1, 1), nn.Linear(1, 16)
+        with torch.no_grad():
+            for layer in (self.first, self.second, self.out):
+                layer.weight.fill_(0.25), layer.bias.zero_()
+            self.first.weight[0] = torch.tensor(weights)
+            self.second.weight /= self.first.weight.abs().max()
+
+    def encode(self, x):
+        mean = self.second(self.first(x.flatten(1)))
+        return rv.models.Gaussian(mean, torch.full_like(mean, 0.01))
+
+    def decode(self, z):
+        y = self.out(z).view(-1, 1, 4, 4)
+        return rv.models.Gaussian(y, torch.ones_like(y))
+
+
+DETERMINISTIC = ["noncentral", "support_set", "trace_markov"]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[2e37] * 16, [2.2e38, 2.2e38, -2.2e38, -2.2e38] + [0.0] * 12],
+    ids=["sum", "partial"],
+)
+def test_sums_that_may_overflow_certify_nothing(weights):
+    """A step of 0.4 makes the latent infinite; the small one below is certified as ever."""
+    x = torch.full((1, 1, 4, 4), 0.99, dtype=torch.float32)
+    for factor, certified in ((1.0, False), (1e-6, True)):
+        vae = Large([factor * weight for weight in weights]).float().eval()
+        for method in DETERMINISTIC:
+            lower = rv.certify(vae, x, 1.0, methods=[method], generator=rv.generator(0))
+            assert bool(lower.radius[0] > 0) == certified, (method, factor)
+
+
+def test_numbers_flushed_to_zero_are_refused():
+    assert unit_of(torch.float32, torch.device("cpu"))
+    torch.set_flush_denormal(True)
+    try:
+        with pytest.raises(errors.UnsupportedError, match="set_flush_denormal"):
+            unit_of(torch.float32, torch.device("cpu"))
+    finally:
+        torch.set_flush_denormal(False)

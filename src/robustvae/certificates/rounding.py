@@ -7,8 +7,10 @@ exact ones, a layer W h + b with n terms a feature gives
     e <- ||W|| e + gamma_n || |W||h| + |b| || + gamma_n || |W| || (rad + e) + underflow,
 
 and an activation with slopes up to L and k units in the last place e <- L e + k u (|h| + ...). It
-holds for any order of the sums. Products and sums are those of IEEE arithmetic, fused or not: TF32,
-bfloat16, and convolutions by Winograd or Fourier transforms are not.
+holds for any order of the sums. Where the absolute values that are summed may together reach half
+of the largest number of the type, e is infinite: a partial sum might overflow. Products and sums
+are those of IEEE arithmetic, fused or not, with its smallest numbers: TF32, bfloat16, numbers
+flushed to zero, and convolutions by Winograd or Fourier transforms are not.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ _ROUNDS = 12  # of the power iteration; Collatz and Wielandt's bound holds after
 UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 """Unit roundoff of the floating types that are covered."""
 
+LARGEST = {torch.float32: 2.0**127, torch.float64: 2.0**1023}
+"""Half of the largest number of each: sums whose terms together stay below overflow in no order."""
+
 SMALLEST = {torch.float32: 2.0**-149, torch.float64: 5e-324}
 """Smallest positive number of each, which an operation that underflows may lose."""
 
@@ -40,7 +45,8 @@ def unit_of(dtype: torch.dtype, device: torch.device) -> float:
     """The unit roundoff in which sums of products are formed.
 
     Raises:
-        UnsupportedError: Another type, or settings under which float32 is multiplied in less.
+        UnsupportedError: Another type, settings under which float32 is multiplied in less, or
+            under which the smallest numbers become 0.
 
     Examples:
         >>> import torch
@@ -57,6 +63,11 @@ def unit_of(dtype: torch.dtype, device: torch.device) -> float:
             "a rounding bound wants float32 products, got TF32 or bfloat16 ones allowed; use "
             "torch.set_float32_matmul_precision('highest') and "
             "torch.backends.cudnn.allow_tf32 = False, or fp32_precision = 'ieee' where that was set"
+        )
+    if not bool(torch.tensor([SMALLEST[dtype]], dtype=dtype).mul(1)):
+        raise UnsupportedError(
+            "a rounding bound wants the smallest numbers kept, got a process that flushes them to "
+            "0; use torch.set_flush_denormal(False)"
         )
     return UNITS[dtype]
 
@@ -119,6 +130,10 @@ class Arithmetic:
     def smallest(self) -> float:
         """The smallest positive number."""
         return SMALLEST[self.dtype]
+
+    def finite(self, error: Tensor, size: Tensor) -> Tensor:
+        """An error where no sum can overflow, infinity where terms of that size together may."""
+        return torch.where(size < LARGEST[self.dtype], error, math.inf)
 
     def gamma(self, terms: int) -> float:
         """Relative error of a sum of products of that many terms."""
@@ -191,8 +206,9 @@ def _sum(parts: list[Rounded], arithmetic: Arithmetic) -> Rounded:
     sizes = sum((part.value.abs() for part in parts[1:]), parts[0].value.abs())
     rad = torch.stack([part.rad for part in parts]).sum(0)
     error = torch.stack([part.error for part in parts]).sum(0)
-    rounding = arithmetic.gamma(len(parts) - 1) * (_norm(sizes) + rad + error)
-    return Rounded(value, rad * _UP, (error + rounding) * _UP)
+    size = _norm(sizes) + rad + error
+    error = arithmetic.finite(error + arithmetic.gamma(len(parts) - 1) * size, size)
+    return Rounded(value, rad * _UP, error * _UP)
 
 
 def _meet(layer: nn.Module, reads: tuple[Rounded, ...], arithmetic: Arithmetic) -> Rounded:
@@ -243,6 +259,7 @@ def _layer(operator: Operator, state: Rounded, arithmetic: Arithmetic) -> Rounde
             error = error + arithmetic.gamma(terms) * size
         # every one of the operations may underflow, in each feature
         error = error + terms * math.sqrt(value[0].numel()) * arithmetic.smallest
+        error = arithmetic.finite(error, size)
     return Rounded(value, rad * _UP, error * _UP)
 
 

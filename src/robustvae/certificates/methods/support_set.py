@@ -65,11 +65,14 @@ class SupportSet:
             stddev = movement.most if encoder.spread else common.posterior.stddev
             largest = stddev * (1 + share[:, None])
             widths = half_widths(movement, largest, quantile) + error[:, None]
+            bounded = widths.isfinite().all(1)  # a sum that may overflow moves a latent anywhere
+            widths = torch.where(bounded[:, None], widths, 0.0)
             total = _distances(common, widths)
             mean, inside = common.posterior.mean, widths.norm(dim=1) * (1 + bounds.SLACK)
             errors = common.output_error(mean, inside)
             other = inside if common.paired else torch.zeros_like(inside)
-            return total + errors + common.output_error(mean, other)
+            total = total + errors + common.output_error(mean, other)
+            return torch.where(bounded, total, torch.inf)
 
         none = torch.zeros(len(task.x), dtype=torch.float64)
         least = distance(none)
