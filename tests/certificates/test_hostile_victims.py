@@ -335,8 +335,107 @@ def test_attribute_changed_is_seen_again():
     subject = rv.Victim(rv.load("digits-vae"), rv.InputNoise(S))
     subject.vae.trunk = Switched(subject.vae.trunk)
     x = rv.data.load("digits", split="test").x[:1]
-    ask = {"methods": ["smoothing"], "draws": 40, "generator": rv.generator(0)}
+    ask = {"methods": ["smoothing"], "draws": 1000, "generator": rv.generator(0)}
     assert float(certify(subject, x, 5.0, **ask).radius[0]) > 0
     subject.vae.trunk.reads_place = True
     lower = certify(subject, x, 5.0, **ask)
     assert not float(lower.radius[0]) and any("encoder gives" in a for a in lower.assumptions)
+
+
+def wide(encode, defense=None, width=64):
+    """A victim of digits' size whose code is what `encode` makes of the rows."""
+
+    def posterior(x):
+        mean = encode(x.flatten(1))
+        return rv.models.Gaussian(mean, torch.zeros_like(mean))
+
+    def output(z):
+        return rv.models.Gaussian(z.view(-1, 1, 1, width), torch.ones(len(z), 1, 1, width))
+
+    vae = rv.wrap(encode=posterior, decode=output, latent=width, image_shape=(1, 1, width))
+    return rv.Victim(vae, rv.InputNoise(0.1, defense or rv.PosteriorMean()))
+
+
+def near_mean(rows):
+    """Each row's mean with those that lie near it in its batch: alone, it is itself."""
+    weight = (torch.cdist(rows, rows) < 1.6).float()
+    return (weight @ rows) / weight.sum(1, keepdim=True)
+
+
+def averages(vae, x, *, generator):
+    return near_mean(x.flatten(1))
+
+
+@pytest.mark.parametrize("where", ["encoder", "defense"])
+def test_rows_that_see_near_rows_are_refused(where):
+    """Far mates change nothing: noisy copies of one image do, as draws are."""
+    subject = wide(near_mean) if where == "encoder" else wide(lambda rows: rows, averages)
+    x = rv.data.load("digits", split="test").x[:1].reshape(1, 1, 1, 64)
+    ask = {"draws": 2000, "generator": rv.generator(0)}
+    lower = certify(subject, x, 0.5, methods=["smoothing"], **ask)
+    assert not float(lower.radius[0]) and any("smoothing needs" in a for a in lower.assumptions)
+    with pytest.raises(errors.UnsupportedError, match="smoothing needs"):
+        rv.certified_curve(subject, x, sizes=[0.1], **ask)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shared_draw_is_seen_though_all_draws_fit_one_batch(seed):
+    def shares(z, mind, generator):
+        own = 0.3 * normals(*z.shape, generator=generator)
+        return z + own + FAR * (torch.rand(1, generator=generator) < 0.7)
+
+    x = torch.full((1, 1, 1, WIDTH), 0.5)
+    lower = certify(victim(defense=shares), x, R, draws=2000, generator=rv.generator(seed))
+    assert not float(lower.radius[0])
+
+
+def large_batches_apart(x, mind):
+    return torch.full_like(x.flatten(1), 0.5) if len(x) > 200 else x.flatten(1)
+
+
+def large_batches_draw_nothing(z, mind, generator):
+    noise = normals(*z.shape, generator=generator)
+    return z + FAR * noise if len(z) <= 200 else 0 * z + 0.5 + 0.01 * noise
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        lambda: victim(large_batches_apart),
+        lambda: victim(decode=large_batches_apart, stddev=0.3),
+        lambda: victim(defense=large_batches_draw_nothing),
+        lambda: victim(defense=fixed(lambda z, mind, _: large_batches_apart(z, mind))),
+    ],
+    ids=["encoder", "decoder", "random defense", "fixed defense"],
+)
+def test_batches_are_looked_at_in_the_size_drawn(subject):
+    x = torch.full((1, 1, 1, WIDTH), 0.5)
+    lower = certify(subject(), x, R / 4, draws=8000, generator=rv.generator(0))
+    assert not float(lower.radius[0]) and any("smoothing needs" in a for a in lower.assumptions)
+
+
+class LargeBatchesAveraged(rv.VAE):
+    latent, image_shape = 2, (1, 4, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.reads, self.back = torch.nn.Linear(16, 2), torch.nn.Linear(2, 16)
+
+    def encode(self, x):
+        mean = self.reads(x.flatten(1))
+        return rv.models.Gaussian(mean, torch.full_like(mean, 0.2))
+
+    def decode(self, z):
+        y = self.back(z if len(z) <= 200 else z.mean(0, keepdim=True).expand_as(z))
+        return rv.models.Gaussian(y.view(-1, 1, 4, 4), torch.ones(len(z), 1, 4, 4).to(y))
+
+
+def test_decoder_of_large_batches_is_refused_by_neyman_pearson():
+    with rv.seeding.seeded(0):
+        vae = LargeBatchesAveraged().double().eval()
+    x = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
+    ask = {"methods": ["neyman_pearson"], "generator": rv.generator(0)}
+    assert float(certify(vae, x, 2.0, draws=150, **ask).radius[0]) > 0
+    lower = certify(vae, x, 0.05, draws=1000, **ask)
+    assert not float(lower.radius[0])
+    assert any("batch of 256 like rows" in a for a in lower.assumptions), lower.assumptions

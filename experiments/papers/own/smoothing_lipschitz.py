@@ -78,7 +78,7 @@ def smoothing_lipschitz(spec: Spec, run: Run) -> Result:
     rows.append(Row("no noise", "squared error of a draw", still, n=len(x)))
     for stddev in run.each(spec.stddevs):
         victim, name = rv.Victim(vae, rv.InputNoise(stddev)), f"noise {stddev:g}"
-        sampler = Sampler(victim, x, tuple(range(len(x))), run.seed)
+        sampler = Sampler(victim, x, tuple(range(len(x))), run.seed, spec.draws)
         centers = sampler.centers("own")
         columns: dict[str, list[float]] = {}
         with frozen(vae), torch.no_grad():

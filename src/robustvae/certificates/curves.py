@@ -251,7 +251,7 @@ def sampler_of(
     numbers = tuple(row_numbers(x, rows))
     top = torch.iinfo(torch.int64).max
     seed = int(torch.randint(top, (), generator=generator, device=generator.device))
-    return Sampler(victim, x, numbers, seed)
+    return Sampler(victim, x, numbers, seed, draws)
 
 
 def quantile_ends(

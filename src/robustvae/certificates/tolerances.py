@@ -106,7 +106,7 @@ def certified_radii(
     numbers, seed = tuple(row_numbers(x, rows)), seed_of(generator)
     levels = torch.tensor([float(r) for r in tolerances], dtype=torch.float64)
     if victim.noise is not None:
-        sampler = Sampler(victim, x, numbers, seed)
+        sampler = Sampler(victim, x, numbers, seed, draws)
         radius = _smoothed(sampler, question, levels, draws)
         if question.norm == "linf":  # one l2 radius within a linf ball's inscribed l2 ball
             radius = radius * x[0].numel() ** -0.5 * (1 - bounds.SLACK)

@@ -28,7 +28,10 @@ from robustvae.seeding import generator as seeded_generator
 _AGREE = 1e-4  # relative; float sums in another order differ by some 1e-6, another input by more
 _CALLS = 24  # of each kind: enough to tell laws apart that hardly overlap, cheap beside the draws
 _CHANCE = 1e-9  # of refusing a victim whose places all have one law
-_ROWS = 128  # of a large batch: what treats batches by their size does so long before
+_ROWS = 128  # of a batch of a few images again and again
+_ALONE = 8  # rows of a drawn batch that are looked at alone
+# of the rows, what may differ: a sum that is rounded otherwise can turn a quantizer's choice
+_TURNED = 0.02
 
 # Victims whose networks and defense were looked at, and the state of their weights then: inputs are
 # often certified one by one, and all of it costs as much as some hundred draws.
@@ -92,7 +95,7 @@ class Independence:
         noise = noise_of(victim)
         self._victim, self._one = victim, x[:1]
         self._states: set[tuple[int, bytes]] = set()
-        state = _state(victim)
+        state = _state(victim), at_once
         with ready(victim):
             self._first = self._run(3)
             _check_calls(self._first, self._run)
@@ -100,8 +103,11 @@ class Independence:
                 return
             g = seeded_generator(1, x.device)
             noisy = noise.noisy(_four(self._one), generator=g)
-            _check_networks(victim, noisy, min(max(at_once, len(noisy)), _ROWS))
-            _check_defense(victim, noise, noisy[:1])
+            # copies of one image lie as near one another as draws do, in batches of their size
+            copies = self._one.expand(max(at_once * victim.votes, 4), *self._one.shape[1:])
+            near, others = (noise.noisy(copies, generator=g) for _ in range(2))
+            _check_networks(victim, noisy, near)
+            _check_defense(victim, noise, near, others)
         _KNOWN[id(victim)] = (weakref.ref(victim, _forget(id(victim))), state)
 
     def _run(self, mates: int) -> Tensor:
@@ -156,27 +162,30 @@ def _check_calls(first: Tensor, run: Callable[[int], Tensor]) -> None:
         )
 
 
-def _check_networks(victim: Victim, noisy: Tensor, at_once: int) -> None:
-    """Raise where encoder, decoder or classifier treat a row by its place or the batch's size.
+def _check_networks(victim: Victim, noisy: Tensor, near: Tensor) -> None:
+    """Raise where encoder, decoder or classifier treat a row by its place, mates or batch's size.
 
     Args:
         victim: The victim.
         noisy: Four images as its model reads them.
-        at_once: Rows of a large batch, at least four.
+        near: A batch of one image as draws are made of it, at least four rows.
     """
 
     def encode(x: Tensor) -> Tensor:
         q = victim.vae.encode(x)
         return torch.cat([q.mean, q.stddev], 1) if isinstance(q, Gaussian) else q.mean
 
-    z = victim.vae.encode(noisy).mean
-    networks = [("encoder", encode, noisy), ("decoder", lambda z: victim.vae.decode(z).mean, z)]
+    networks: list[tuple[str, Callable[[Tensor], Tensor]]] = [("encoder", encode)]
+    networks.append(("decoder", lambda z: victim.vae.decode(z).mean))
     if victim.classifier is not None:
-        networks.append(("classifier", victim.classifier, z))
-    for name, network, rows in networks:
-        check_rows_alone(
-            f"smoothing needs draws of one law, and this victim's {name}", network, rows, at_once
-        )
+        networks.append(("classifier", victim.classifier))
+    rows, batch = noisy, near
+    for name, network in networks:
+        subject = f"smoothing needs draws of one law, and this victim's {name}"
+        check_rows_alone(subject, network, rows, min(len(near), _ROWS))
+        check_batch(subject, network, batch)
+        if name == "encoder":
+            rows, batch = (victim.vae.encode(part).mean for part in (noisy, near))
 
 
 def check_rows_alone(
@@ -207,19 +216,74 @@ def check_rows_alone(
             )
 
 
-def _check_defense(victim: Victim, noise: InputNoise, noisy: Tensor) -> None:
-    """Raise where the inner defense's draws depend on one another or on a row's place.
+def check_batch(subject: str, network: Callable[[Tensor], Tensor], rows: Tensor) -> None:
+    """Raise where a network gives rows other values in a batch as drawn than in smaller ones.
+
+    Args:
+        subject: Who wants it, and what the network is: the beginning of the message.
+        network: Of a batch.
+        rows: As they are drawn, in the size they are drawn in, (n, ...).
+
+    Raises:
+        UnsupportedError: It does, to more rows than rounding can turn.
+    """
+    whole = network(rows)
+    for count, size in ((_ALONE, 1), (len(rows), max(1, len(rows) // 3))):
+        parts = torch.cat([network(part) for part in rows[:count].split(size)])
+        near = torch.isclose(whole[:count], parts, rtol=_AGREE, atol=_AGREE, equal_nan=True)
+        if int((~near.reshape(len(near), -1).all(1)).sum()) > 1 + _TURNED * len(parts):
+            raise UnsupportedError(
+                f"{subject} gives a row another value in a batch of {len(rows)} like rows, as "
+                f"draws are made, than {'alone' if size == 1 else f'in one of {size}'}: use a "
+                "model in which a row's neighbors and the size of the batch change nothing"
+            )
+
+
+def check_mates(
+    subject: str,
+    run: Callable[[Tensor, torch.Generator], Tensor],
+    pair: Tensor,
+    *mates: Tensor,
+) -> None:
+    """Raise where two rows have other values beside other mates, all random numbers the same.
+
+    Args:
+        subject: Who wants it, and what is run: the beginning of the message.
+        run: Of a batch and a generator.
+        pair: The two rows.
+        mates: As many rows each, to stand beside them.
+
+    Raises:
+        UnsupportedError: They have.
+    """
+    first, *others = (
+        run(torch.cat([pair, part]), seeded_generator(5, pair.device))[:2] for part in mates
+    )
+    if not all(_same(first, other) for other in others):
+        raise UnsupportedError(
+            f"{subject} depends on the other rows of its batch: let it read every row alone"
+        )
+
+
+def _check_defense(victim: Victim, noise: InputNoise, near: Tensor, after: Tensor) -> None:
+    """Raise where the inner defense's draws depend on one another, on a row's place or mates.
 
     Args:
         victim: The victim.
         noise: Its noise.
-        noisy: One image as its model reads it, so that only the defense's own chance is left.
+        near: A batch of one image as draws are made of it.
+        after: Another one.
     """
+    noisy = near[:1]  # of one row again and again only the defense's own chance is left
 
-    def inner(generator: torch.Generator, count: int) -> Tensor:
-        rows = noisy.expand(count, *noisy.shape[1:])
+    def run(rows: Tensor, generator: torch.Generator) -> Tensor:
         return victim.vae.decode(noise.defense(victim.vae, rows, generator=generator)).mean
 
+    def inner(generator: torch.Generator, count: int) -> Tensor:
+        return run(noisy.expand(count, *noisy.shape[1:]), generator)
+
+    subject = "smoothing needs independent draws, and this victim's output for a row"
+    check_mates(subject, run, near[:2], near[2:], after[2:])
     once, again = (inner(seeded_generator(seed, noisy.device), 4) for seed in (2, 3))
     varies = not _same(once[:1].expand_as(once), once)
     if varies and not is_random(noise.defense):
@@ -241,15 +305,26 @@ def _check_defense(victim: Victim, noise: InputNoise, noisy: Tensor) -> None:
                 "smoothing needs independent draws, and this victim makes one draw for all rows "
                 "of a batch: let it draw for every row"
             )
+        subject = "smoothing needs draws of one law, and this victim's defense"
+        check_batch(subject, lambda rows: run(rows, g), near)
         return
     reference = inner(g, 1)
     pairs, singles = torch.stack([inner(g, 2) for _ in range(_CALLS)]), list[Tensor]()
     singles += [inner(g, 1)[0] for _ in range(_CALLS)]
-    groups = [(outputs - reference) for outputs in (pairs[:, 0], pairs[:, 1], torch.stack(singles))]
-    if _unequal([group.flatten(1).double().norm(dim=1) for group in groups]):
+    small = [pairs[:, 0], pairs[:, 1], torch.stack(singles)]
+    groups = [
+        (outputs - reference).flatten(1).double().norm(dim=1)
+        for outputs in (*small, inner(g, len(near)))
+    ]
+    if _unequal(groups[:-1]):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this victim draws by another one for the first "
             "row of a batch than for the second or for one alone: it reads their place"
+        )
+    if _unequal([torch.cat(groups[:-1]), groups[-1]]):
+        raise UnsupportedError(
+            "smoothing needs draws of one law, and this victim draws by another one in a batch of "
+            f"{len(near)} rows than in small ones: let the size of the batch change nothing"
         )
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from robustvae import bounds, gate
 from robustvae.certificates.methods.base import (
+    ROWS_AT_ONCE,
     SILENT,
     Finding,
     Task,
     clean_probability,
 )
-from robustvae.certificates.methods.independence import check_rows_alone
+from robustvae.certificates.methods.independence import check_batch, check_rows_alone
 from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
 from robustvae.certificates.networks import composition_of, exact_copy
@@ -117,9 +118,11 @@ def _failure(task: Task) -> Tensor:
             else is known of it, and a deployed row is alone.
     """
     vae, (generator, *_) = task.vae, task.generators("rows alone")
-    z = draw(vae.encode(task.x[:1]), (4,), generator=generator)[:, 0]
+    count = max(4, min(task.draws or 1000, ROWS_AT_ONCE))
+    z = draw(vae.encode(task.x[:1]), (count,), generator=generator)[:, 0]
     subject = "Neyman-Pearson needs draws of one law, and this decoder"
-    check_rows_alone(subject, lambda z: vae.decode(z).mean, z)
+    check_rows_alone(subject, lambda z: vae.decode(z).mean, z[:4])
+    check_batch(subject, lambda z: vae.decode(z).mean, z)
     return 1 - clean_probability(task, task.confidence)
 
 

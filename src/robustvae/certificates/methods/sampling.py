@@ -28,6 +28,9 @@ from robustvae.errors import NonFiniteError
 from robustvae.seeding import row_generators
 
 _VALUES_AT_ONCE = 2**18  # numbers of one batch of inputs: with its activations it fits a cache
+# of each decision, so that a draw that all rows of a batch share is made often enough to be seen
+_BATCHES = 32
+_FEWEST = 16  # rows of a batch, unless an output of many numbers or few draws leave less
 _CENTER_DRAWS = 128  # the center's own error lengthens the distance of a draw by 0.4 % then
 
 Statistic = Callable[[Tensor], Tensor]
@@ -44,6 +47,7 @@ class Sampler:
         x: Inputs, (B, C, H, W).
         rows: The inputs' own numbers.
         seed: All draws follow from it, a purpose and the input's number.
+        draws: How many decide about an input, the first time that is asked.
         independence: What looks at the victim before, during and after its draws.
     """
 
@@ -51,6 +55,7 @@ class Sampler:
     x: Tensor
     rows: tuple[int, ...]
     seed: int
+    draws: int
     independence: Independence = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,8 +98,9 @@ class Sampler:
 
     @property
     def at_once(self) -> int:
-        """Draws of one batch."""
-        return max(1, _VALUES_AT_ONCE // (self.x[0].numel() * self.victim.votes))
+        """Draws of one batch: what fits, yet so few that a decision has many batches."""
+        fits = max(1, _VALUES_AT_ONCE // (self.x[0].numel() * self.victim.votes))
+        return min(fits, max(_FEWEST, self.draws // _BATCHES))
 
     def centers(self, kind: str) -> Tensor:
         """What displacements are measured from, (B, ...), float64.

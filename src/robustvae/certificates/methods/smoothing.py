@@ -65,10 +65,10 @@ class Smoothing:
     def __call__(self, task: Task) -> Finding:
         """Radii by the lemma, from draws of each input alone."""
         noise, ask = noise_of(task.victim), task.question
-        sampler = Sampler(task.victim, task.x, task.rows, task.seed)
+        looks = self.looks(task.draws)
+        sampler = Sampler(task.victim, task.x, task.rows, task.seed, looks[0])
         is_paired = ask.displacement == "paired"
         centers = None if is_paired else sampler.centers(ask.center)
-        looks = self.looks(task.draws)
         failure = 1 - task.confidence
         radii, simultaneous = [], []
         draws = torch.zeros(len(task.x), dtype=torch.long)
