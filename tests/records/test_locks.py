@@ -61,3 +61,19 @@ def test_strangers_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(StorageError, match="would be lost"):
         check_owned(tmp_path, ["a"])
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    """Neither what a link of the lock's name points to, nor a file of that name with other text."""
+    important = tmp_path / "important.txt"
+    important.write_text("keep me\n" * 50)
+    linked, taken = tmp_path / "linked", tmp_path / "taken"
+    for folder in (linked, taken):
+        folder.mkdir()
+    (linked / ".lock").symlink_to("../important.txt")
+    (taken / ".lock").write_text("mine")
+    for folder in (linked, taken):
+        with pytest.raises(StorageError, match="cannot be written to"):
+            Lock(folder)
+    assert important.read_text() == "keep me\n" * 50
+    assert (linked / ".lock").is_symlink() and (taken / ".lock").read_text() == "mine"

@@ -17,6 +17,7 @@ except ImportError:  # not on Windows, where two runs in one folder are not kept
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_LONGEST = 64  # characters read of a lock, which holds the number of a process
 
 
 @checked_fields
@@ -62,7 +63,9 @@ class Lock:
 
     def _taken(self) -> Any:
         """The locked file; None where the last holder removed it in between."""
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+        # never through a link, and no waiting for whoever else reads a pipe of that name
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.fdopen(os.open(self.path, flags, 0o666), "r+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.exists(self.path) or not os.path.sameopenfile(
@@ -71,6 +74,9 @@ class Lock:
                 file.close()
                 return None
             os.close(other)
+            text = file.read(_LONGEST)
+            if text.strip() and not text.strip().isdigit():
+                raise ValueError(f"{self.path} is a file of someone else's: move it away")
         except BaseException:
             file.close()
             raise

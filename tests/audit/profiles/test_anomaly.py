@@ -243,3 +243,38 @@ def test_command_joins_anomalies(tmp_path):
     assert images.classes == ("normal", "grower 1", "grower 2", "grower 3")
     normal, anomalous = Anomaly().sides(images)
     assert len(normal) == int((wine.y == 0).sum()) and len(anomalous) == len(wine)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"normal": (0, 1), "anomalous": (1, 2)}, "1 on both sides"),
+        ({"masked": (9999,)}, "lie below 64, got 9999"),
+        ({"masked": (-1,)}, "count from 0, got -1"),
+        ({"score": 5}, "a score is a name"),
+        ({"score": {"name": "noisy-distance", "nosuch": 1}}, "nosuch"),
+        ({"score": {"name": "latent-distance", "x": 3}}, "'x'"),
+        ({"score": "json:loads"}, "the score loads must take"),
+        ({"score": "os:getcwd"}, "the score getcwd must"),
+        ({"score": lambda victim, x, generator: x.sum()}, "for one"),
+        ({"balls": (), "snr": (-1e308,)}, "300 decibels"),
+    ],
+    ids=str,
+)
+def test_odd_profiles_are_refused(options, words):
+    images = rv.data.load("digits", split="test")
+    with pytest.raises(errors.RobustVAEError, match=words):
+        run(Anomaly(**{**FAST, **options}), {"plain": rv.Victim(rv.load("digits-vae"))}, images)
+
+
+def test_clean_score_is_no_attacked_one():
+    """Where no search could be made there is no answer, not that of the clean inputs."""
+
+    def brittle(victim, x, *, generator):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError("no gradient of this")
+        return x.flatten(1).sum(1)
+
+    result = run(Anomaly(score=brittle, search=SEARCH, balls=(rv.Ball("linf", 0.1),), **FAST))
+    assert {row["condition"] for row in result.rows} == {"clean"}
+    assert any("no gradient of this" in one.reason for one in result.left_out)

@@ -13,7 +13,7 @@ from robustvae.audit import Run
 from robustvae.audit.profiles.anomaly import Anomaly
 from robustvae.audit.profiles.base import UseContext
 from robustvae.audit.profiles.pace import UseClock
-from robustvae.audit.profiles.shards import Shards
+from robustvae.audit.profiles.shards import ShardJob, Shards
 
 SEARCH = "projected-ascent:steps=6,restarts=1"
 FAST = {"inputs": 6, "draws": 200, "votes": 3, "reference": 20, "gradient_free": 5}
@@ -184,3 +184,14 @@ def test_failure_of_all_is_told():
 
     result = used(Shards(size=4), Broken(), gradient_free=0)
     assert any("no gradient here" in one.reason for one in result.left_out)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [5, {}, {"s": 5}, {"s": {"shape": []}}, {"s": {"shape": [2], "dtype": "float32", "bytes": ""}}],
+    ids=str,
+)
+def test_odd_parts_are_computed_again(values):
+    job = ShardJob("key", "label", [slice(0, 2)], lambda part: ({}, []))
+    (task,) = job.tasks()
+    assert not job.is_valid(task, {"values": values, "notes": []})

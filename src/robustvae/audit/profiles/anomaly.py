@@ -32,6 +32,7 @@ from robustvae.audit.profiles.minutes import (
     scaled_search,
     search_passes,
 )
+from robustvae.audit.profiles.score_spec import check_score, probe_score, score_name, score_of
 from robustvae.audit.profiles.shards import Values
 from robustvae.audit.store import tensor_sha256
 from robustvae.audit.unit_cost import UnitCost
@@ -40,6 +41,7 @@ from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import (
     ConfigError,
+    RangeError,
     RobustVAEError,
     UnsupportedError,
     check_count,
@@ -48,9 +50,7 @@ from robustvae.errors import (
 )
 from robustvae.perturb import Ball, Masked, SquareSearch
 from robustvae.registry import register
-from robustvae.registry.members import PATH
-from robustvae.scores import LatentDistance, NoisyDistance, Score, default_score
-from robustvae.seeding import generator as new_generator
+from robustvae.scores import Score
 
 NORMAL_NAMES = ("normal", "good", "ok", "benign")
 REFERENCE = 500  # clean normals that set the threshold: a share of 5 % is known to 1 %
@@ -148,8 +148,9 @@ class Anomaly:
             raise ConfigError(f"votes must be odd, so that there is a median, got {self.votes}")
         check_allowances(self.balls, self.snr, "anomaly")
         check_searches(self.search, *self.suite)
-        if isinstance(score := _name_of(self.score), str):
-            registry.lookup("score", score)
+        check_score(self.score)
+        if any(place < 0 for place in self.masked):
+            raise RangeError(f"masked places count from 0, got {min(self.masked)}")
 
     def plan_images(self, images: Images) -> Images:
         """The normal inputs: what the model is meant to reproduce."""
@@ -158,9 +159,7 @@ class Anomaly:
 
     def probe(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The score of each input, (B,); the detector's own where this one wants to be fitted."""
-        is_fitted = _name_of(self.score) in ("latent-distance", "noisy-distance")
-        score = default_score(victim) if is_fitted else score_of(self.score, victim, x)
-        return score(victim, x, generator=generator)
+        return probe_score(self.score, victim, x)(victim, x, generator=generator)
 
     def sides(self, images: Images) -> tuple[Tensor, Tensor]:
         """Rows of the normal inputs and of the anomalies.
@@ -172,6 +171,16 @@ class Anomaly:
         normal = self._labels(images, self.normal)
         anomalous = self._labels(images, self.anomalous)
         labels = images.y.unique().tolist()
+        if both := sorted(normal & anomalous):
+            raise ConfigError(
+                f"labels are normal or anomalous, got {both[0]} on both sides: name each once"
+            )
+        width = images.read(torch.arange(min(1, len(images)))).numel()
+        if width and self.masked and max(self.masked) >= width:
+            raise RangeError(
+                f"masked places of inputs with {width} values lie below {width}, got "
+                f"{max(self.masked)}"
+            )
         if not normal:
             named = {i for i, name in enumerate(images.classes) if name.lower() in NORMAL_NAMES}
             others = [label for label in labels if label not in anomalous]
@@ -393,6 +402,8 @@ class Detector:
             candidates = dict(self._candidates(ball, x, rows, raises, result))
             if ball.norm in carried:
                 candidates["a smaller change"] = carried[ball.norm]
+            if not candidates:  # nothing was tried: the clean score is no attacked one
+                continue
             for name, x_adv in candidates.items():
                 score = sign * self.deployed(x_adv, rows.tolist(), "selection")
                 better = (score > value).cpu()
@@ -534,48 +545,6 @@ class Detector:
                 reconstruction=output[0],
                 attacked_reconstruction=output[1],
             )
-
-
-def _name_of(spec: Any) -> Any:
-    return spec.get("name") if hasattr(spec, "get") else spec
-
-
-def score_of(spec: Any, victim: Victim, reference: Tensor) -> Score:
-    """The score that a spec stands for; one that is fitted is fitted on clean normals.
-
-    Args:
-        spec: As the argument `score` of `Anomaly`.
-        victim: Whose score it is.
-        reference: Clean normal inputs, (N, ...).
-    """
-    if spec is None:
-        return default_score(victim)
-    if callable(spec):
-        function: Score = spec
-        return function
-    if isinstance(spec, str) and PATH.fullmatch(spec):
-        member = registry.lookup("score", spec)
-        # a function of one's own is the score itself; a class makes one
-        return registry.build("score", spec) if isinstance(member, type) else member
-    name = _name_of(spec)
-    if name == "latent-distance":
-        return LatentDistance.fit(victim.vae, reference)
-    if name == "noisy-distance":
-        fields = {k: v for k, v in spec.items() if k != "name"} if hasattr(spec, "items") else {}
-        return NoisyDistance.fit(victim, reference, generator=new_generator(0), **fields)
-    score: Score = registry.build("score", spec)
-    return score
-
-
-def score_name(spec: Any, score: Score) -> str:
-    """What to call a score in a report."""
-    if isinstance(spec, str):
-        return spec
-    if dataclasses.is_dataclass(score) and not isinstance(score, type):
-        name = registry.name_of("score", score)
-        squared = "squared " if getattr(score, "squared", False) else ""
-        return f"{squared}{name}" if name else type(score).__name__
-    return getattr(score, "__name__", type(score).__name__)
 
 
 def violations(rows: Sequence[dict[str, Any]], victim: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import final
 
 from torch import Tensor
 
-from robustvae.errors import ConfigError, check_number
+from robustvae.errors import ConfigError, RangeError, check_number
 from robustvae.models import VAE
 from robustvae.perturb import Ball
 
 SNR = "snr"
+_LOUDEST = 300  # decibels: beyond, float64 tells the change from none no more, or the signal
 COUNTS = (1, 3)  # values changed, of counts where no l0 ball was asked for
 _SILENCE = 1e-6  # radius of an input without any signal: a ball needs one that is positive
 ONLY_COUNTS = (
@@ -83,6 +84,7 @@ def check_allowances(balls: Sequence[Ball], snr: Sequence[float], profile: str) 
     Raises:
         ConfigError: None at all, or a ball with a radius for each input.
         NonFiniteError: Decibels that are not finite.
+        RangeError: Decibels beyond any signal's.
     """
     if not balls and not snr:
         raise ConfigError(
@@ -92,6 +94,8 @@ def check_allowances(balls: Sequence[Ball], snr: Sequence[float], profile: str) 
         raise ConfigError("balls must have one radius each: give a ball for each radius")
     for decibels in snr:
         check_number(decibels, "snr")
+        if abs(decibels) > _LOUDEST:
+            raise RangeError(f"snr must be within {_LOUDEST} decibels of 0, got {decibels}")
 
 
 def allowances(

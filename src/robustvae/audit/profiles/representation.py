@@ -34,7 +34,13 @@ from robustvae.audit.profiles.minutes import (
 from robustvae.audit.unit_cost import UnitCost
 from robustvae.certificates import certify_decision
 from robustvae.defenses import Victim, is_random
-from robustvae.errors import ConfigError, RobustVAEError, UnsupportedError, check_count
+from robustvae.errors import (
+    ConfigError,
+    RobustVAEError,
+    UnsupportedError,
+    check_count,
+    check_probability,
+)
 from robustvae.perturb import Ball
 from robustvae.registry import register
 from robustvae.registry.members import PATH
@@ -103,6 +109,11 @@ class Representation:
         check_allowances(self.balls, self.snr, "representation")
         check_count(self.inputs, "inputs")
         check_searches(self.search)
+        check_probability(self.confidence, "confidence")
+        if self.head is not None and not (isinstance(self.head, str | Path) or callable(self.head)):
+            raise ConfigError(
+                f"a head is a path, package.module:Name or a function of codes, got {self.head!r}"
+            )
         check_count(self.draws, "draws")
         check_count(self.votes, "votes")
         if self.votes % 2 == 0:

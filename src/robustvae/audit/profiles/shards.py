@@ -76,7 +76,11 @@ class ShardJob:
         if not isinstance(part, dict) or set(part) != {"values", "notes"}:
             return False
         count = task.fields["end"] - task.fields["begin"]
-        return all(value["shape"][0] == count for value in part["values"].values())
+        try:
+            columns = {key: unpacked(value) for key, value in part["values"].items()}
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
+            return False
+        return bool(columns) and all(x.ndim and len(x) == count for x in columns.values())
 
     def singles(self, task: Task) -> list[Task]:
         """The single inputs of a range; none where it is one."""
