@@ -12,7 +12,7 @@ from torch import Tensor
 from robustvae.arguments import checked
 from robustvae.data.changes import blur as blurred
 from robustvae.defenses import Victim
-from robustvae.defenses.noise import check_continuous
+from robustvae.defenses.noise import apart, check_continuous
 from robustvae.errors import (
     RangeError,
     ShapeError,
@@ -313,7 +313,7 @@ class NoisyDistance:
             # the victim's own reading, in two steps: both numbers are of the same noise
             check_continuous(vae)
             u = noise.noisy(x, generator=generator)
-            code = Victim(vae, noise.defense).latent(u, generator=generator)
+            code = Victim(vae, noise.defense).latent(u, generator=apart(generator))
         error = u - vae.decode(code).mean
         smooth = blurred(error, self.blur) if self.blur > 0 else error
         length = torch.linalg.vector_norm(smooth.flatten(1), dim=1)

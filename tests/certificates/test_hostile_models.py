@@ -229,7 +229,7 @@ def test_shared_draws_are_seen(answer, generator, monkeypatch):
     ask = ANSWERS[answer]
     ask(smoothed(rv.PosteriorSample()), x, rv.generator(0))  # an honest one passes
     with pytest.raises(errors.UnsupportedError, match="smoothing needs"):
-        result = ask(smoothed(Sharing()), x, rv.generator(0))
+        result = ask(smoothed(Sharing()), x, rv.generator(6))
         # certify says it beside a radius of 0
         raise errors.UnsupportedError(" ".join(result.assumptions))
 

@@ -439,3 +439,181 @@ def test_decoder_of_large_batches_is_refused_by_neyman_pearson():
     lower = certify(vae, x, 0.05, draws=1000, **ask)
     assert not float(lower.radius[0])
     assert any("batch of 256 like rows" in a for a in lower.assumptions), lower.assumptions
+
+
+class Switched:
+    """A defense that spoils the first row of a batch from some time on."""
+
+    on, is_random = False, True
+
+    def __init__(self):
+        self.held = {"on": [False]}
+
+    def __call__(self, vae, x, *, generator):
+        z = vae.encode(x).mean + 0.3 * normals(len(x), WIDTH, generator=generator)
+        return z + FAR * (self.on or self.held["on"][0]) * (torch.arange(len(x))[:, None] == 0)
+
+
+def by_attribute(defense):
+    defense.on = True
+
+
+def by_class(defense):
+    type(defense).on = True
+
+
+def by_container(defense):
+    defense.held["on"][0] = True
+
+
+@pytest.mark.parametrize("switch", [by_attribute, by_class, by_container])
+def test_switched_defense_is_seen_again(switch, monkeypatch):
+    monkeypatch.setattr(Switched, "on", False)
+    x, defense = torch.full((1, 1, 1, WIDTH), 0.5), Switched()
+    subject = rv.Victim(victim().vae, rv.InputNoise(S, defense))
+    ask = {"draws": 2000, "generator": rv.generator(0)}
+    assert float(certify(subject, x, R, **ask).radius[0]) > 0
+    switch(defense)
+    lower = certify(subject, x, R, **ask)
+    assert not float(lower.radius[0]) and any("smoothing needs" in a for a in lower.assumptions)
+
+
+def test_switched_closure_is_seen_again():
+    held = {"on": False}
+
+    def encode(x, mind):
+        return x.flatten(1) + FAR * held["on"] * (torch.arange(len(x))[:, None] > 4)
+
+    subject, x = victim(encode), torch.full((1, 1, 1, WIDTH), 0.5)
+    ask = {"draws": 2000, "generator": rv.generator(0)}
+    assert float(certify(subject, x, R, **ask).radius[0]) > 0
+    held["on"] = True
+    lower = certify(subject, x, R, **ask)
+    assert not float(lower.radius[0]) and any("encoder gives" in a for a in lower.assumptions)
+
+
+class SwitchedClassifier(torch.nn.Module):
+    on, after = False, None
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, z):
+        self.calls += 1
+        first = torch.arange(len(z)) == 0
+        turned = first & (self.on or (self.after is not None and self.calls > self.after))
+        sign = torch.where(turned, -1.0, 1.0) * z[:, 0].abs()
+        return torch.stack([sign, -sign], 1)
+
+
+def test_switched_classifier_is_seen_again():
+    classifier, x = SwitchedClassifier(), torch.full((1, 1, 1, WIDTH), 0.9)
+    plain = victim()
+    subject = rv.Victim(plain.vae, plain.defense, classifier)
+    ask = {"draws": 1000, "generator": rv.generator(0)}
+    assert float(rv.certificates.certify_decision(subject, x, **ask).radius[0]) > 0
+    classifier.on = True
+    with pytest.raises(errors.UnsupportedError, match=r"classifier gives|other rows"):
+        rv.certificates.certify_decision(subject, x, **ask)
+    classifier.on, classifier.after = False, classifier.calls + 45  # while it is certified
+    with pytest.raises(errors.UnsupportedError, match="has changed while"):
+        rv.certificates.certify_decision(subject, x, **ask)
+
+
+class Score:
+    """A score object that says of itself that it reads the output alone."""
+
+    reads_input = False
+
+    def __init__(self, of):
+        self.of = of
+
+    def __call__(self, victim, x, *, generator):
+        return self.of(victim.reconstruct(x, generator=generator).flatten(1).sum(1))
+
+
+class Centering:
+    """A detector whose numbers are about the mean of its batch."""
+
+    def decision_function(self, x):
+        distances = abs(x - 0.5).sum(1)
+        return distances - distances.mean()
+
+
+BATCH_SCORES = {
+    "about the mean": lambda y: y - y.mean(),
+    "ranks": lambda y: y.argsort().argsort().double() / len(y),
+    "large batches apart": lambda y: y if len(y) < 100 else y * 0,
+    "over the spread": lambda y: y / y.std() if len(y) > 20 else y,
+}
+
+
+@pytest.mark.parametrize("name", BATCH_SCORES)
+def test_score_objects_of_the_batch_are_refused(name):
+    subject, x = victim(stddev=0.1), torch.full((1, 1, 1, WIDTH), 0.5)
+    ask = {"sizes": [0.1], "draws": 4000, "generator": rv.generator(0)}
+    bounds = rv.certify_score(subject, x, score=Score(lambda y: y), **ask)
+    assert bool((bounds.lower < bounds.upper).all())
+    with pytest.raises(errors.UnsupportedError, match="this score"):
+        rv.certify_score(subject, x, score=Score(BATCH_SCORES[name]), **ask)
+
+
+def test_detector_that_centers_by_its_batch_is_refused():
+    subject = rv.Victim(rv.wrap(Centering(), image_shape=(4,)), rv.InputNoise(S))
+    x = torch.full((2, 1, 1, 4), 0.5)
+    ask = {"sizes": [0.1], "draws": 2000, "generator": rv.generator(0)}
+    with pytest.raises(errors.UnsupportedError, match="this score"):
+        rv.certify_score(subject, x, score=rv.scores.DetectorScore(), **ask)
+
+
+def test_infinite_scores_stay_infinite():
+    """A quantile that may be -inf is bounded by -inf, not by the least number there is."""
+    subject, x = victim(stddev=0.1), torch.full((1, 1, 1, WIDTH), 0.5)
+
+    def score(y):
+        total = y.flatten(1).sum(1)
+        return torch.where(total > 1.0, total, -torch.inf)
+
+    bounds = rv.certify_score(
+        subject, x, score=score, sizes=[0.5], draws=2000, generator=rv.generator(0)
+    )
+    assert float(bounds.lower[0, 0]) == -float("inf") < float(bounds.upper[0, 0]) < 100
+
+
+@fixed
+def replays_the_noise(z, mind, generator):
+    """Draws the noise again from the seed, and so knows the clean image."""
+    g, now = torch.Generator(), generator.get_state()
+    g.manual_seed(generator.initial_seed())
+    clean = z
+    for _ in range(60):
+        noise = torch.randn(len(z), 1, 1, WIDTH, generator=g, dtype=torch.float64) * S
+        if torch.equal(g.get_state(), now):
+            clean = (z.double() - noise.flatten(1)).float()
+            break
+    return z * 0 + 0.5 + FAR * (clean.sum(1, keepdim=True) > 0.52 * WIDTH)
+
+
+def test_defense_behind_noise_cannot_draw_it_again():
+    subject, x = victim(defense=replays_the_noise), torch.full((1, 1, 1, WIDTH), 0.5)
+    with torch.no_grad():
+        outputs = [subject.reconstruct(x + 0.05, generator=rv.generator(k)) for k in range(40)]
+        clean = [subject.reconstruct(x, generator=rv.generator(k)) for k in range(40)]
+    far = [[float(y.max()) > FAR / 2 for y in part] for part in (outputs, clean)]
+    # it decides by the noisy image, as all must
+    assert 0 < sum(far[0]) < 40
+    assert 0 < sum(far[1]) < 40
+
+
+def test_victim_that_decodes_the_mean_is_told_of_draws():
+    vae, x = rv.load("digits-vae").double(), rv.data.load("digits", split="test").x[:1].double()
+    ask = {"methods": ["neyman_pearson"], "draws": 200, "generator": rv.generator(0)}
+    told = {
+        type(defense).__name__: any(
+            "of draws of the posterior" in line
+            for line in certify(rv.Victim(vae, defense), x, 2.0, **ask).assumptions
+        )
+        for defense in (rv.PosteriorMean(), rv.PosteriorSample())
+    }
+    assert told == {"PosteriorMean": True, "PosteriorSample": False}

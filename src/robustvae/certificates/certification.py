@@ -17,7 +17,7 @@ from robustvae.certificates.certificate import Certificate, joined
 from robustvae.certificates.methods import Finding, Method, NeymanPearson, Task
 from robustvae.certificates.question import Question, one_question
 from robustvae.data.verbs import reads_inputs
-from robustvae.defenses import Victim
+from robustvae.defenses import Victim, is_random
 from robustvae.errors import (
     ConfigError,
     DtypeError,
@@ -316,6 +316,11 @@ def answer(task: Task, asked: dict[str, Method], confidence: float) -> Certifica
         assumptions += finding.assumptions
         if needs_conversion:
             assumptions.append("linf from l2: ||d||_2 <= sqrt(C H W) ||d||_inf")
+    if findings and task.victim.draws_own_posterior and not is_random(task.victim.defense):
+        assumptions.append(
+            "of draws of the posterior; of the reconstruction from its mean, which this victim "
+            "makes, only where a method bounds every latent near the mean"
+        )
     radius = torch.zeros(len(x), dtype=torch.float64)
     names = ["none"] * len(x)
     for bound, radii in by_method.items():

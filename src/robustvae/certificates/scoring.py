@@ -15,7 +15,12 @@ from robustvae._options import with_defaults
 from robustvae.arguments import checked
 from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
-from robustvae.certificates.methods.independence import check_rows_alone
+from robustvae.certificates.methods.independence import (
+    check_batch,
+    check_rows_alone,
+    check_score,
+    noise_of,
+)
 from robustvae.certificates.methods.sampling import Sampler, Statistic
 from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
 from robustvae.data.verbs import reads_inputs
@@ -194,8 +199,8 @@ def certify_score(
         for i, g in enumerate(sampler.generators("smoothing/score")):
             values = _values(measured, sampler, i, draws, g)
             # a score that is no number may be anything: the worst at both ends
-            floors = values.nan_to_num(nan=-math.inf).sort().values
-            roofs = values.nan_to_num(nan=math.inf).sort().values
+            floors = values.where(~values.isnan(), -math.inf).sort().values
+            roofs = values.where(~values.isnan(), math.inf).sort().values
             pairs = zip(places, [0.0, *ranking], strict=True)
             low, high = [], []
             for (below, above), size in pairs:
@@ -235,6 +240,12 @@ def _values(
             "makes of it, which smoothing does not cover: use 'anomaly-score', a score with "
             "reads_input = False, or a function of the output"
         )
+
+    def run(rows: Tensor, generator: torch.Generator) -> Tensor:
+        return _checked(lambda x: score(sampler.victim, x, generator=generator))(rows)
+
+    if i == 0:
+        check_score(run, sampler.x[:1], noise_of(sampler.victim).stddev, sampler.at_once)
     parts = []
     for n in chunks(count, sampler.at_once):
         sampler.independence.check_generator(i, g)
@@ -254,6 +265,7 @@ def _numbers(
         generator, *_ = sampler.generators("smoothing/rows of a score")
         subject = "smoothing needs draws of one law, and this score"
         check_rows_alone(subject, statistic, sampler.outputs(i, 4, generator))
+        check_batch(subject, statistic, sampler.outputs(i, sampler.at_once, generator))
     return sampler.numbers(statistic, i, count, g)
 
 

@@ -13,7 +13,7 @@ from robustvae.defenses.posterior import PosteriorSample
 from robustvae.errors import UnsupportedError, check_count, check_positive, check_type
 from robustvae.models.base import VAE
 from robustvae.registry import build_fields, register
-from robustvae.seeding import randn
+from robustvae.seeding import randn, split
 
 GRID = 2.0**-20
 """Spacing of the values that a noisy input can take, in units of the pixel range.
@@ -88,7 +88,8 @@ class InputNoise:
         """Latents, (B, d), of one draw for each image, (B, C, H, W)."""
         check_continuous(vae)
         with ready(vae, x):
-            return self.defense(vae, self.noisy(x, generator=generator), generator=generator)
+            noisy = self.noisy(x, generator=generator)
+            return self.defense(vae, noisy, generator=apart(generator))
 
     def noisy(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The images as the victim reads them, (B, C, H, W), on the grid before any clipping."""
@@ -105,6 +106,15 @@ class InputNoise:
         if x.requires_grad and torch.is_grad_enabled():
             read = read + (x - x.detach())  # the identity to gradients, exactly 0 to values
         return read.clamp(0, 1) if self.clip else read
+
+
+def apart(generator: torch.Generator) -> torch.Generator:
+    """What a defense behind the noise draws from, after the noise was drawn.
+
+    From the generator of the noise itself it could draw the noise again, and so know the input.
+    """
+    (own,) = split(generator, 1)
+    return own
 
 
 def check_continuous(vae: VAE) -> None:

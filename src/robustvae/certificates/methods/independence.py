@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from robustvae.certificates.propagation.trace import state_of
+from robustvae.certificates.methods.contents import contents
 from robustvae.defenses import InputNoise, Victim, is_random
 from robustvae.defenses.noise import check_continuous
 from robustvae.errors import UnsupportedError
@@ -24,6 +24,7 @@ from robustvae.models import Gaussian
 from robustvae.models.base import frozen
 from robustvae.models.layout import channels_last
 from robustvae.seeding import generator as seeded_generator
+from robustvae.seeding import randn
 
 _AGREE = 1e-4  # relative; float sums in another order differ by some 1e-6, another input by more
 _CALLS = 24  # of each kind: enough to tell laws apart that hardly overlap, cheap beside the draws
@@ -38,20 +39,15 @@ _TURNED = 0.02
 _KNOWN: dict[int, tuple[weakref.ref[Victim], object]] = {}
 
 
-def _state(victim: Victim) -> object:
-    """What a victim is, to be compared: its model's attributes and tensors, and its defense."""
-    return state_of(victim.vae), repr(victim.defense)
-
-
 def _forget(key: int) -> Callable[[object], None]:
     """What is called when a victim is gone."""
     return lambda _: _KNOWN.pop(key, None) and None
 
 
-def _is_known(victim: Victim, state: object) -> bool:
-    """Whether this very victim was looked at in this very state."""
+def _is_known(victim: Victim, state: tuple[bytes | None, int]) -> bool:
+    """Whether this very victim was looked at in this very state; never where it cannot be read."""
     known = _KNOWN.get(id(victim))
-    return known is not None and known[0]() is victim and known[1] == state
+    return state[0] is not None and known is not None and known[0]() is victim and known[1] == state
 
 
 @contextlib.contextmanager
@@ -95,7 +91,7 @@ class Independence:
         noise = noise_of(victim)
         self._victim, self._one = victim, x[:1]
         self._states: set[tuple[int, bytes]] = set()
-        state = _state(victim), at_once
+        state = contents(victim.vae, victim.defense, victim.classifier), at_once
         with ready(victim):
             self._first = self._run(3)
             _check_calls(self._first, self._run)
@@ -111,11 +107,17 @@ class Independence:
         _KNOWN[id(victim)] = (weakref.ref(victim, _forget(id(victim))), state)
 
     def _run(self, mates: int) -> Tensor:
-        """Outputs of two rows beside others, by one generator, (2, ...)."""
+        """Outputs of two rows beside others, by one generator, and their logits, (2, ...)."""
         others = torch.cat([1 - self._one, torch.zeros_like(self._one), self._one / mates])
         pair = self._one.expand(2, *self._one.shape[1:])
+        rows, victim = torch.cat([pair, others]), self._victim
         g = seeded_generator(0, self._one.device)
-        return self._victim.reconstruct(torch.cat([pair, others]), generator=g)[:2]
+        output = victim.reconstruct(rows, generator=g)[:2]
+        if victim.classifier is None:
+            return output
+        code = victim.latent(rows, generator=seeded_generator(0, self._one.device))
+        logits = victim.classifier(code)[:2]
+        return torch.cat([output.flatten(1), logits.flatten(1).to(output)], 1)
 
     def check_generator(self, i: int, generator: torch.Generator) -> None:
         """Raise where the generator of an input stands where it stood before: the victim did it.
@@ -375,6 +377,38 @@ def check_batches(inside: list[int], counts: list[int]) -> None:
         raise UnsupportedError(
             "smoothing needs independent draws, and batches of this victim's draws differ more "
             "than such draws do: let it draw for every row"
+        )
+
+
+def check_score(
+    run: Callable[[Tensor, torch.Generator], Tensor], one: Tensor, stddev: float, at_once: int
+) -> None:
+    """Raise where a score gives a row another value beside other rows, or in a large batch.
+
+    Args:
+        run: The score of a batch, (n, ...), and a generator, (n,).
+        one: An image, (1, ...).
+        stddev: How far from it the mates lie.
+        at_once: Rows of the batches that draws are made in.
+
+    Raises:
+        UnsupportedError: It does.
+    """
+    subject = "smoothing needs independent draws, and this score's value for a row"
+    pair, g = one.expand(2, *one.shape[1:]), seeded_generator(6, one.device)
+    far = [torch.cat([1 - one, torch.zeros_like(one), one / k]) for k in (3, 7)]
+    check_mates(subject, run, pair, *far)
+    near = one.expand(max(at_once - 2, 2), *one.shape[1:])
+    aside = stddev * randn(*near.shape, like=one, generator=g)
+    check_mates(subject, run, pair, near, near + aside, near)
+    singles = torch.cat([run(one, g) for _ in range(2 * _CALLS)])
+    groups = [singles, run(one.expand(max(at_once, 2), *one.shape[1:]), g)]
+    # of another place, or of another spread about it
+    middle = groups[1].median()
+    if _unequal(groups) or _unequal([(group - middle).abs() for group in groups]):
+        raise UnsupportedError(
+            "smoothing needs draws of one law, and this score's are of another one in a batch of "
+            f"{len(groups[1])} rows than of a row alone: let it read every row alone"
         )
 
 

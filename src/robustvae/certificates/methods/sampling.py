@@ -150,7 +150,7 @@ class Sampler:
             end = self.outputs(i, n, g).double()
             begin = self.outputs(i, n, g).double() if center is None else center
             parts.append((end - begin).flatten(1).norm(dim=1))
-        return torch.cat(parts).nan_to_num(nan=torch.inf)
+        return torch.cat(parts).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def check(self, values: Tensor) -> None:
         """Raise unless draws of numbers, (n,), in their order, vary as independent ones do."""
