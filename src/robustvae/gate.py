@@ -7,7 +7,9 @@ Lipschitz constants, linear bounds, the tangent envelope and traces all ask here
 
 from __future__ import annotations
 
+import copyreg
 import inspect
+import os
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -35,6 +37,18 @@ _CALL = {name: vars(nn.Module)[name] for name in ("__call__", "_call_impl", "__g
 _KINDS: dict[type[nn.Module], tuple[tuple[type, dict[str, Any]], ...]] = {}
 _FUNCTIONS: dict[tuple[Any, str], Any] = {}
 _MODELS: dict[type[nn.Module], dict[str, Any]] = {}
+
+# What copies and converts a module; the copy is what bounds are computed of.
+_COPYING = (
+    "__deepcopy__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__getstate__",
+    "__setstate__",
+    "__getattribute__",
+    "_apply",
+)
+_TORCH, _OURS = (os.path.dirname(os.path.abspath(path)) for path in (torch.__file__, __file__))
 
 # Whether these are in training mode decides what they compute.
 _MODED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.modules.batchnorm._BatchNorm)
@@ -246,6 +260,46 @@ def admit(layer: nn.Module) -> None:
                 f"bounds want weights that are parameters or buffers, got a {kind.__name__} whose "
                 f"{attribute} is a tensor beside them; register it"
             )
+
+
+def admit_copying(module: nn.Module) -> None:
+    """Raise on a module that is copied or converted in a way of its own; of any class.
+
+    What is bounded is a copy in float64, what runs is the original.
+
+    Args:
+        module: Alone, without its submodules.
+
+    Raises:
+        UnsupportedError: Anything that `admit_call` and `admit_tensors` refuse, or a method that
+            makes its copies, such as `__deepcopy__`.
+    """
+    admit_call(module)
+    admit_tensors(module)
+    for name in _COPYING:
+        # as it is written, and as it is read: a way to read attributes may hand out another
+        for found in (inspect.getattr_static(module, name, None), getattr(module, name, None)):
+            function = getattr(found, "__func__", found)
+            is_plain = function is None or getattr(object, name, None) in (found, function)
+            is_plain = (
+                is_plain or getattr(found, "__self__", None) is module and inspect.isbuiltin(found)
+            )
+            if not (is_plain or _is_from(function, _TORCH) or _is_from(function, _OURS)):
+                raise UnsupportedError(
+                    f"bounds want modules whose copies are what they are, got a "
+                    f"{type(module).__name__} with a {name} of its own; remove it"
+                )
+    if type(module) in copyreg.dispatch_table:
+        raise UnsupportedError(
+            f"bounds want modules whose copies are what they are, got a {type(module).__name__} "
+            "with an entry in copyreg.dispatch_table; remove it"
+        )
+
+
+def _is_from(function: Any, folder: str) -> bool:
+    """Whether a function was written in a file of that folder."""
+    code = getattr(function, "__code__", None)
+    return code is not None and os.path.abspath(code.co_filename).startswith(folder + os.sep)
 
 
 def admit_tensors(module: nn.Module) -> None:

@@ -114,11 +114,70 @@ def exact_copy(vae: VAE) -> VAE:
     """The model in float64 on the CPU, a copy of its own.
 
     Raises:
-        UnsupportedError: Tensors that are not plain, which a copy may not carry over.
+        UnsupportedError: A module that may not be what its copy is: one with a hook, with a way of
+            its own to be copied or with tensors that are not plain; or a copy that differs.
     """
-    for module in vae.modules():
-        gate.admit_tensors(module)
-    return copy.deepcopy(vae).to("cpu", torch.float64)
+    originals = _parts(vae)
+    for module in originals:
+        gate.admit_copying(module)
+    twin = copy.deepcopy(vae).to("cpu", torch.float64)
+    copies = _parts(twin)
+    if len(copies) != len(originals):
+        raise UnsupportedError(
+            f"bounds want a model whose copy is what it is, got a {type(vae).__name__} of "
+            f"{len(originals)} modules with a copy of {len(copies)}; keep modules as attributes"
+        )
+    for one, other in zip(originals, copies, strict=True):
+        _check_same(one, other)
+    return twin
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """A module and all below it, each once, whatever a class makes of `modules()`."""
+    found, waiting = dict[int, nn.Module](), [module]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            waiting += [child for child in vars(part)["_modules"].values() if child is not None]
+    return list(found.values())
+
+
+# what is compared as it stands; of other attributes a copy may hold copies
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+
+
+def _check_same(one: nn.Module, other: nn.Module) -> None:
+    """Raise unless a copy is of one class with the original and holds the same numbers."""
+    difference = None
+    if type(other) is not type(one):
+        difference = f"of the class {type(other).__name__}"
+    for kept in ("_modules", "_parameters", "_buffers"):
+        mine, its = vars(one)[kept], vars(other)[kept]
+        if list(mine) != list(its):
+            difference = f"whose {kept} are {', '.join(its) or 'none'}"
+        elif kept != "_modules" and not all(map(_is_same, mine.values(), its.values())):
+            difference = f"whose {kept} hold other numbers"
+    for key, value in vars(one).items():
+        if type(value) in _PLAIN:
+            its = vars(other).get(key)
+            if type(its) is not type(value) or repr(its) != repr(value):
+                difference = f"whose {key} is {its!r}, not {value!r}"
+    if difference:
+        raise UnsupportedError(
+            f"bounds want a model whose copy is what it is, got a {type(one).__name__} with a copy "
+            f"{difference}; let copy.deepcopy keep what it finds"
+        )
+
+
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether a tensor holds what another does, in the latter's floating type."""
+    if one is None or other is None:
+        return one is other
+    if one.is_meta or other.is_meta or one.shape != other.shape:
+        return False
+    one = one.detach().to(other.device, other.dtype)
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def output_of(network: nn.Module, x: Tensor) -> Tensor:
