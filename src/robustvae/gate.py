@@ -280,10 +280,9 @@ def admit_copying(module: nn.Module) -> None:
         # as it is written, and as it is read: a way to read attributes may hand out another
         for found in (inspect.getattr_static(module, name, None), getattr(module, name, None)):
             function = getattr(found, "__func__", found)
-            is_plain = function is None or getattr(object, name, None) in (found, function)
-            is_plain = (
-                is_plain or getattr(found, "__self__", None) is module and inspect.isbuiltin(found)
-            )
+            is_bound = getattr(found, "__self__", None) is module and inspect.isbuiltin(found)
+            is_plain = function is None or is_bound
+            is_plain = is_plain or getattr(object, name, None) in (found, function)
             if not (is_plain or _is_from(function, _TORCH) or _is_from(function, _OURS)):
                 raise UnsupportedError(
                     f"bounds want modules whose copies are what they are, got a "

@@ -97,7 +97,7 @@ def test_copy_of_its_own_is_refused(change, generator):
     """False before: 1.0 at a step of 0.1 where nothing stayed within r."""
     vae, x = Model().eval(), torch.rand(1, *SHAPE, generator=generator)
     change(vae)
-    with pytest.raises(errors.UnsupportedError, match="copy|copies"):
+    with pytest.raises(errors.UnsupportedError, match=r"copy|copies"):
         exact_copy(vae)
     for method in ("noncentral", "neyman_pearson", "support_set"):
         lower = rv.certify(vae, x, 1.0, methods=[method], generator=rv.generator(0))
