@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import inspect
 import os
+import types
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from robustvae.errors import UnsupportedError, check_type
 
 M = TypeVar("M", bound=type[nn.Module])
+D = TypeVar("D", bound=type)
 
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -32,11 +34,44 @@ _GLOBAL_HOOKS = (
 )
 _OWN_HOOKS = tuple(name.removeprefix("_global") for name in _GLOBAL_HOOKS)
 
+_TORCH, _OURS = (os.path.dirname(os.path.abspath(path)) for path in (torch.__file__, __file__))
+_REPLACED = object()  # stands for what was not torch's own when it was to be remembered
+
+
+def _is_from(function: Any, folder: str) -> bool:
+    """Whether a function was written in a file of that folder."""
+    code = getattr(function, "__code__", None)
+    return code is not None and os.path.abspath(code.co_filename).startswith(folder + os.sep)
+
+
+def _is_torchs(name: str, member: Any) -> bool:
+    """Whether a function, class or property that torch has under a name is torch's own."""
+    if isinstance(member, property):
+        parts = (member.fget, member.fset, member.fdel)
+        return all(_is_torchs(part.__name__, part) for part in parts if part is not None)
+    member = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+    home = getattr(member, "__module__", None)
+    if hasattr(member, "__code__"):
+        return _is_from(member, _TORCH) and str(home).partition(".")[0] == "torch"
+    if isinstance(member, types.BuiltinFunctionType | types.MethodDescriptorType):
+        is_home = home is None or home.partition(".")[0] == "torch"
+        return is_home and member.__name__.strip("_") == name.strip("_")
+    return isinstance(member, type) and member.__module__.partition(".")[0] == "torch"
+
+
+def _own(name: str, member: Any) -> Any:
+    """What is to be remembered of torch: the member, or what nothing equals if it was replaced."""
+    return member if _is_torchs(name, member) else _REPLACED
+
+
 # As they are when the library is imported: what is replaced later is seen by this.
-_CALL = {name: vars(nn.Module)[name] for name in ("__call__", "_call_impl", "__getattr__")}
+_CALL = {
+    name: _own(name, vars(nn.Module)[name]) for name in ("__call__", "_call_impl", "__getattr__")
+}
 _KINDS: dict[type[nn.Module], tuple[tuple[type, dict[str, Any]], ...]] = {}
 _FUNCTIONS: dict[tuple[Any, str], Any] = {}
 _MODELS: dict[type[nn.Module], dict[str, Any]] = {}
+_DRAWS: dict[type, dict[str, Any]] = {}
 
 # What copies and converts a module; the copy is what bounds are computed of.
 _COPYING = (
@@ -48,7 +83,6 @@ _COPYING = (
     "__getattribute__",
     "_apply",
 )
-_TORCH, _OURS = (os.path.dirname(os.path.abspath(path)) for path in (torch.__file__, __file__))
 
 # Whether these are in training mode decides what they compute.
 _MODED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.modules.batchnorm._BatchNorm)
@@ -57,7 +91,8 @@ _MODED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.modules.ba
 def know(*kinds: type[nn.Module]) -> None:
     """Remember what layers of these classes compute, so that `admit` sees any of it replaced.
 
-    That is the methods of a class and of its bases, and torch's functions that these name.
+    That is the methods of a class and of its bases, and torch's functions that these name. What
+    is torch's must come from torch's own files: one that was replaced before is seen as well.
 
     Args:
         kinds: Classes that bounds are known for.
@@ -66,7 +101,7 @@ def know(*kinds: type[nn.Module]) -> None:
         if kind in _KINDS:
             continue
         bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
-        _KINDS[kind] = tuple((base, _own_functions(base)) for base in bases)
+        _KINDS[kind] = tuple((base, _remembered(base)) for base in bases)
         for _, members in _KINDS[kind]:
             for member in members.values():
                 _know_functions(member)
@@ -75,6 +110,14 @@ def know(*kinds: type[nn.Module]) -> None:
 def _own_functions(base: type) -> dict[str, Any]:
     """A class's own methods and properties."""
     return {name: member for name, member in vars(base).items() if _runs(member)}
+
+
+def _remembered(base: type) -> dict[str, Any]:
+    """A class's own methods and properties, of torch's classes as torch wrote them."""
+    members = _own_functions(base)
+    if base.__module__.partition(".")[0] != "torch":
+        return members
+    return {name: _own(name, member) for name, member in members.items()}
 
 
 def _runs(member: Any) -> bool:
@@ -92,7 +135,7 @@ def _know_functions(function: Any) -> None:
             is_class = isinstance(owner, type)
             callee = getattr(owner, name, None) if is_class else vars(owner).get(name)
             if callable(callee) and (owner, name) not in _FUNCTIONS:
-                _FUNCTIONS[owner, name] = callee
+                _FUNCTIONS[owner, name] = _own(name, callee)
                 if owner is functional:
                     _know_functions(callee)
 
@@ -191,6 +234,41 @@ def know_model(kind: M) -> M:
     return kind
 
 
+def know_draws(kind: D) -> D:
+    """Remember how a distribution of the library draws, so that it is seen replaced; a decorator.
+
+    Args:
+        kind: The class, with all methods that it will have.
+    """
+    _DRAWS[kind] = _own_functions(kind)
+    return kind
+
+
+def admit_draws(distribution: object) -> None:
+    """Raise on a distribution that draws otherwise than its class does.
+
+    Args:
+        distribution: What an encoder returned, of the library or of `torch.distributions`.
+
+    Raises:
+        UnsupportedError: A method of its own, or one that was replaced in torch's class.
+    """
+    kind = type(distribution)
+    for name in getattr(distribution, "__dict__", {}):
+        if callable(inspect.getattr_static(kind, name, None)):
+            raise UnsupportedError(
+                f"bounds want a posterior that draws as its class does, got a {kind.__name__} with "
+                f"a {name} of its own; return it as it was made"
+            )
+    for base in kind.__mro__[:-1] if kind not in _DRAWS else ():
+        for name, member in _own_functions(base).items():
+            if name in ("sample", "rsample", "mean", "stddev") and not _is_torchs(name, member):
+                raise UnsupportedError(
+                    f"bounds want torch's own {base.__name__}.{name}, got a replaced one; restore "
+                    "it"
+                )
+
+
 def is_known_model(model: nn.Module) -> bool:
     """Whether a model is of a class that `know_model` was told of, exactly and as it was then.
 
@@ -205,6 +283,13 @@ def is_known_model(model: nn.Module) -> bool:
     """
     admit_process()
     admit_call(model)
+    for known, members in _DRAWS.items():
+        for name, member in members.items():
+            if vars(known).get(name) is not member:
+                raise UnsupportedError(
+                    f"bounds want the library's own {known.__name__}.{name}, got a replaced one; "
+                    "restore it"
+                )
     kind = type(model)
     return kind in _MODELS and _MODELS[kind] == _functions(kind)
 
@@ -254,12 +339,33 @@ def admit(layer: nn.Module) -> None:
     if layer.training and isinstance(layer, _MODED):
         raise UnsupportedError(f"bounds want evaluation mode, got a {kind.__name__} in training")
     admit_tensors(layer)
+    for child in layer._modules.values():
+        if isinstance(child, nn.ModuleList):  # another class may hold more when it is read again
+            admit(child)
     for attribute, value in vars(layer).items():
+        if not _is_plain_option(value):
+            raise UnsupportedError(
+                f"bounds want options that are plain numbers or text, got a {kind.__name__} whose "
+                f"{attribute} is a {type(value).__name__}; convert it"
+            )
         if isinstance(value, Tensor):
             raise UnsupportedError(
                 f"bounds want weights that are parameters or buffers, got a {kind.__name__} whose "
                 f"{attribute} is a tensor beside them; register it"
             )
+
+
+def _is_plain_option(value: Any) -> bool:
+    """Whether a value is what it computes with: a subclass of a number may be two of them."""
+    kind = type(value)
+    if kind in (tuple, list, torch.Size):
+        return all(map(_is_plain_option, value))
+    if kind.__module__ == "numpy" or isinstance(value, Tensor):
+        return True
+    is_number = any(hasattr(kind, name) for name in ("__float__", "__index__"))
+    if is_number or isinstance(value, str | complex | tuple | list):
+        return kind in (bool, int, float, complex, str)
+    return True
 
 
 def admit_copying(module: nn.Module) -> None:
@@ -280,7 +386,9 @@ def admit_copying(module: nn.Module) -> None:
         # as it is written, and as it is read: a way to read attributes may hand out another
         for found in (inspect.getattr_static(module, name, None), getattr(module, name, None)):
             function = getattr(found, "__func__", found)
-            is_bound = getattr(found, "__self__", None) is module and inspect.isbuiltin(found)
+            is_bound = getattr(found, "__self__", None) is module and isinstance(
+                found, types.BuiltinMethodType | types.MethodWrapperType
+            )
             is_plain = function is None or is_bound
             is_plain = is_plain or getattr(object, name, None) in (found, function)
             if not (is_plain or _is_from(function, _TORCH) or _is_from(function, _OURS)):
@@ -293,12 +401,6 @@ def admit_copying(module: nn.Module) -> None:
             f"bounds want modules whose copies are what they are, got a {type(module).__name__} "
             "with an entry in copyreg.dispatch_table; remove it"
         )
-
-
-def _is_from(function: Any, folder: str) -> bool:
-    """Whether a function was written in a file of that folder."""
-    code = getattr(function, "__code__", None)
-    return code is not None and os.path.abspath(code.co_filename).startswith(folder + os.sep)
 
 
 def admit_tensors(module: nn.Module) -> None:

@@ -1,5 +1,8 @@
 """The gate: three false certificates of version 0.1, and every way in which a layer may lie."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import robustvae as rv
 from robustvae import errors, gate
-from robustvae.certificates import lipschitz_bound, lipschitz_constants, tangent_reach
+from robustvae.certificates import Add, lipschitz_bound, lipschitz_constants, tangent_reach
 from robustvae.certificates.movement import Encoder
 from robustvae.certificates.propagation import Relaxation, traced
 from robustvae.models import create, wrap
@@ -390,3 +393,61 @@ def test_containers_of_other_classes_refused(name):
     setattr(layer, name, Loaded(getattr(layer, name)))
     with pytest.raises(errors.UnsupportedError, match="containers"):
         lipschitz_bound(network, (2,))
+
+
+class Liar(float):
+    """Two numbers: 100 where torch computes, 0.01 where it is read."""
+
+    def __float__(self):
+        return 0.01
+
+
+@pytest.mark.parametrize("option", [Liar(100.0), (Liar(1.0),)])
+def test_options_of_other_classes_refused(option):
+    """False before: bounds of 0.005 for what moved by 40."""
+    layer = nn.LeakyReLU(0.01)
+    layer.negative_slope = option
+    for bound in (lambda: lipschitz_bound(layer, (2,)), lambda: Relaxation(layer, shape=(2,))):
+        with pytest.raises(errors.UnsupportedError, match="plain numbers"):
+            bound()
+
+
+class Shorter(nn.ModuleList):
+    """Fewer branches where no gradients are wanted."""
+
+    def __iter__(self):
+        parts = list(super().__iter__())
+        return iter(parts if torch.is_grad_enabled() else parts[:1])
+
+
+def test_list_of_another_class_refused():
+    """False before: 1 for what grew by 101."""
+    network = Add(nn.Identity(), nn.Linear(2, 2))
+    assert lipschitz_bound(network, (2,)) > 1
+    network.branches = Shorter(network.branches)
+    for bound in (lambda: lipschitz_bound(network, (2,)), lambda: Relaxation(network, shape=(2,))):
+        with pytest.raises(errors.UnsupportedError, match="Shorter"):
+            bound()
+
+
+REPLACED_EARLY = """
+import torch, robustvae as rv
+from torch import nn
+from torch.nn import functional
+right = {owner}.{name}
+{owner}.{name} = lambda *a, **k: right(*a, **k)
+from robustvae import errors
+from robustvae.certificates import lipschitz_bound
+try:
+    lipschitz_bound(nn.Linear(2, 2), (2,))
+except errors.UnsupportedError as refusal:
+    print(refusal)
+"""
+
+
+@pytest.mark.parametrize(("owner", "name"), [("nn.Linear", "forward"), ("functional", "linear")])
+def test_replaced_before_the_first_bound_is_refused(owner, name):
+    """False before: remembered as torch's own, 0.04 where nothing stayed within r."""
+    code = REPLACED_EARLY.format(owner=owner, name=name)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert name in run.stdout and "replaced" in run.stdout and "restore" in run.stdout

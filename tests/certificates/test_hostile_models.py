@@ -173,6 +173,39 @@ def test_stranger_posterior_is_refused(posterior, generator):
         assert any(posterior.__name__ in text for text in lower.assumptions)
 
 
+class Own(torch.distributions.Normal):
+    """Made a plain normal distribution whose instance draws by twenty times its spread."""
+
+    def __new__(cls, mean, stddev):
+        q = torch.distributions.Normal(mean, stddev)
+        q.rsample = lambda shape=(): mean + 20 * stddev * torch.randn(*shape, *mean.shape)
+        return q
+
+
+def test_draw_of_an_instance_is_refused(generator):
+    """False before: only the class of the posterior was asked."""
+    x = torch.rand(1, *SHAPE, generator=generator)
+    vae = Model(posterior=Own).double().eval()
+    lower = rv.certify(vae, x, R, methods=["noncentral"], generator=rv.generator(0))
+    assert not float(lower.radius[0]) and any("rsample" in text for text in lower.assumptions)
+    q = rv.models.Gaussian(torch.zeros(1), torch.ones(1))
+    with pytest.raises(AttributeError):
+        object.__setattr__(q, "draw", lambda *_, **__: 0)
+
+
+@pytest.mark.parametrize("name", ["draw", "stddev"])
+def test_replaced_draw_of_the_library_is_refused(name, generator, monkeypatch):
+    """False before: 0.47 for a model whose draws were thirty times as wide."""
+    kind = rv.models.Gaussian if name == "draw" else rv.models.Bernoulli
+    right = vars(kind)[name]
+    monkeypatch.setattr(
+        kind, name, property(lambda q: 0) if name == "stddev" else lambda *a, **k: right(*a, **k)
+    )
+    vae, x = Model().double().eval(), torch.rand(1, *SHAPE, generator=generator)
+    lower = rv.certify(vae, x, R, methods=["noncentral"], generator=rv.generator(0))
+    assert not float(lower.radius[0]) and any("replaced" in text for text in lower.assumptions)
+
+
 def test_choices_hidden_from_traces_seen(generator):
     """Neyman-Pearson certified it: what it does apart lies in a band that no probe meets."""
     x = torch.rand(1, *SHAPE, generator=generator)

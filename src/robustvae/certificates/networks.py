@@ -101,8 +101,10 @@ def _check_posterior(vae: VAE) -> None:
         UnsupportedError: An object of another class, or a subclass, which may draw as it likes.
     """
     posterior: object = vae.encode(torch.zeros(1, *vae.image_shape, dtype=torch.float64))
+    gate.admit_draws(posterior)
     while type(posterior) is torch.distributions.Independent:
         posterior = posterior.base_dist
+        gate.admit_draws(posterior)
     if type(posterior) not in (Gaussian, torch.distributions.Normal):
         raise UnsupportedError(
             f"bounds by the weights want a Gaussian posterior, got {type(posterior).__name__}: "

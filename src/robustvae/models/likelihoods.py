@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustvae import gate
 from robustvae.errors import UnsupportedError, check_choice
 from robustvae.models.deviances import BernoulliDeviance, Deviance, GaussianDeviance
 from robustvae.seeding import rand, randn
@@ -48,8 +49,9 @@ def kind_of(distribution: object) -> str:
     return type(getattr(distribution, "base", distribution)).__name__
 
 
+@gate.know_draws
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)  # no instance can have a draw of its own
 class Gaussian:
     """Independent normal elements.
 
@@ -85,6 +87,7 @@ class Gaussian:
         return GaussianDeviance(self.mean, self.stddev)
 
 
+@gate.know_draws
 @final
 @dataclass(frozen=True, eq=False)
 class PointMass:
@@ -132,6 +135,7 @@ class PointMass:
         raise UnsupportedError(self.missing)
 
 
+@gate.know_draws
 @final
 @dataclass(frozen=True, eq=False)
 class Laplace:
@@ -168,6 +172,7 @@ class Laplace:
         return self.mean - self.scale * uniform.sign() * tail
 
 
+@gate.know_draws
 @final
 @dataclass(frozen=True, eq=False)
 class Bernoulli:
@@ -212,6 +217,7 @@ class Bernoulli:
         return BernoulliDeviance(self.logits)
 
 
+@gate.know_draws
 @final
 @dataclass(frozen=True, eq=False)
 class ContinuousBernoulli:

@@ -208,4 +208,4 @@ class Graph(nn.Module):
         return self.walk(x, lambda layer, features: layer(*features))
 
 
-gate.know(nn.Sequential, Add, Graph)
+gate.know(nn.Sequential, nn.ModuleList, Add, Graph)
