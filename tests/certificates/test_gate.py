@@ -446,7 +446,7 @@ except errors.UnsupportedError as refusal:
 
 
 @pytest.mark.parametrize(("owner", "name"), [("nn.Linear", "forward"), ("functional", "linear")])
-def test_replaced_before_the_first_bound_is_refused(owner, name):
+def test_replaced_before_first_bound_refused(owner, name):
     """False before: remembered as torch's own, 0.04 where nothing stayed within r."""
     code = REPLACED_EARLY.format(owner=owner, name=name)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -104,7 +104,7 @@ def test_copy_of_its_own_is_refused(change, generator):
         assert not float(lower.radius[0]) and any("cop" in text for text in lower.assumptions)
 
 
-def test_copy_of_a_known_model_is_refused(generator):
+def test_copy_of_known_model_refused(generator):
     vae = create("vae", architecture="mlp", image_shape=SHAPE, latent=2, hidden=[4], stddev=0.1)
     ask = {"displacement": "centered", "methods": ["neyman_pearson"], "draws": 200}
     x = torch.rand(1, *SHAPE, generator=generator)

@@ -194,7 +194,7 @@ def test_draw_of_an_instance_is_refused(generator):
 
 
 @pytest.mark.parametrize("name", ["draw", "stddev"])
-def test_replaced_draw_of_the_library_is_refused(name, generator, monkeypatch):
+def test_replaced_draw_of_library_refused(name, generator, monkeypatch):
     """False before: 0.47 for a model whose draws were thirty times as wide."""
     kind = rv.models.Gaussian if name == "draw" else rv.models.Bernoulli
     right = vars(kind)[name]
