@@ -215,6 +215,49 @@ def test_choices_hidden_from_traces_seen(generator):
     assert any("only where it is not traced" in text for text in lower.assumptions)
 
 
+def bump(x):
+    return 500 * torch.relu(0.1 - (x.flatten(1).sum(1, keepdim=True) - 8.4).abs())
+
+
+class Hiding(Model):
+    """A bump that no probe meets, and no choice: relu, exp and numbers that Python reads."""
+
+    way = "relu"
+
+    def encode(self, x):
+        q = super().encode(x)
+        more = 0.0
+        if self.way == "type":
+            more = bump(x) if self.dtype == torch.float32 else 0.0
+        elif not isinstance(x, torch.fx.Proxy):
+            if self.way == "relu":
+                more = bump(x)
+            elif self.way == "exp":
+                more = 50 * torch.exp(-1e3 * (x.flatten(1).sum(1, keepdim=True) - 8.4) ** 2)
+            elif self.way == "own type":
+                more = bump(x) if x.dtype == torch.float32 else 0.0
+            elif abs(float(x.detach().numpy().sum()) - 8.4) < 0.1:
+                more = 50.0
+        return (
+            q
+            if isinstance(more, float) and not more
+            else rv.models.Gaussian(q.mean + more, q.stddev)
+        )
+
+
+@pytest.mark.parametrize("way", ["relu", "exp", "numpy", "type", "own type"])
+@pytest.mark.parametrize("method", ["noncentral", "neyman_pearson"])
+def test_bump_hidden_from_trace_seen(method, way, generator):
+    """False before: 3.0 at a step of 0.1 where nothing stayed within r."""
+    vae = Hiding().eval()
+    vae.way = way
+    vae = vae.float() if "type" in way else vae.double()
+    x = torch.full((1, *SHAPE), 0.5, dtype=vae.dtype)
+    lower = rv.certify(vae, x, R, methods=[method], generator=rv.generator(0), draws=200)
+    assert not float(lower.radius[0])
+    assert any("does not compute what its" in text for text in lower.assumptions)
+
+
 def shared_now_and_then(model, z, generator):
     """An honest draw for each row, and now and then one more that a batch's rows share."""
     common = torch.rand(1, generator=generator)

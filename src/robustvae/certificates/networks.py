@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustvae import gate
 from robustvae.certificates.propagation import traced
 from robustvae.certificates.propagation.graph import Affine, Constant, Exponential, Graph
+from robustvae.certificates.propagation.trace import check_alike
 from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, Gaussian
 from robustvae.models.base import frozen
@@ -131,7 +132,25 @@ def exact_copy(vae: VAE) -> VAE:
         )
     for one, other in zip(originals, copies, strict=True):
         _check_same(one, other)
+    _check_alike(vae, twin)
     return twin
+
+
+def _check_alike(vae: VAE, twin: VAE) -> None:
+    """Raise where the calls of a model that is traced are others in its own type."""
+    is_known = gate.is_known_model(vae)
+    if is_known and type(vae).composition is not VAE.composition:
+        return
+    try:
+        mine, its = ((one.paths() if is_known else paths_of(one)) for one in (vae, twin))
+    except UnsupportedError:  # no networks to bound; `composition_of` says so
+        return
+    with frozen(vae), frozen(twin):
+        for one, other, shape in (
+            (mine.encoder, its.encoder, vae.image_shape),
+            (mine.decoder, its.decoder, (vae.latent,)),
+        ):
+            check_alike(one, other, shape, vae.dtype, vae.device)
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:

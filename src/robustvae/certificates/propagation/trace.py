@@ -6,11 +6,13 @@ import copy
 import hashlib
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustvae import gate
@@ -82,11 +84,12 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     probe = torch.linspace(0, 1, size, dtype=torch.float64).view(2, *shape)
     before = state_of(owner)  # a counter or a cache makes the next call another function
     try:
-        graph = _Translation(owner, probe).graph(tracer.trace(owner))
+        trace = tracer.trace(owner)
+        graph = _Translation(owner, probe).graph(trace)
         # one image and two, in another order, and far from [0, 1]
         probes = (probe, probe[:1], 1 - probe.flip(0), 100 * probe - 50)
         agrees = all(_agree(function, graph, part) for part in probes)
-        choices = _hidden_choices(function, graph, probe)
+        choices = _hidden(function, fx.Interpreter(owner, graph=trace), probe)
     except RobustVAEError:
         raise
     except Exception as error:  # whatever a user's code does with a placeholder
@@ -136,36 +139,100 @@ def _content(value: Any) -> Any:
 
 
 class _Calls(TorchDispatchMode):
-    """Writes down the names of torch's operations that are called within."""
+    """Counts torch's operations that are called within."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.counts = counts
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.names.add(func.__name__.partition(".")[0].rstrip("_"))
+        self.counts[func.__name__.partition(".")[0].rstrip("_")] += 1
         return func(*args, **(kwargs or {}))
 
 
-# what chooses by the values of features: one that no layer of the graph does is a part of the
-# function that its trace does not show, whatever the probes see of it
-_CHOICES = frozenset(
-    {"where", "lt", "le", "gt", "ge", "eq", "ne", "equal", "allclose", "sign", "heaviside"}
-    | {"_local_scalar_dense", "is_nonzero", "nonzero", "index", "masked_fill", "argmax", "argmin"}
-    | {"round", "floor", "ceil", "trunc"}
+# what hands a tensor's numbers to Python, where no operation of torch is seen
+_READS = frozenset(
+    {"numpy", "tolist", "item", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__"}
+    | {"__bool__", "__float__", "__int__", "__index__", "__contains__"}
 )
 
 
-def _hidden_choices(function: Callable[[Tensor], Any], graph: Graph, x: Tensor) -> set[str]:
-    """Operations by which a function chooses and its graph does not."""
-    with torch.no_grad():
-        with _Calls() as actual:
-            function(x.clone())
-        with _Calls() as shown:
-            graph(x)
-    return (actual.names - shown.names) & _CHOICES
+class _Reads(TorchFunctionMode):
+    """Counts the calls within that read a tensor's numbers."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _READS:
+            self.counts[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _counted(function: Callable[[Tensor], Any], x: Tensor) -> Counter[str]:
+    counts = Counter[str]()
+    with _Reads(counts), _Calls(counts):
+        function(x)
+    return counts
+
+
+def _hidden(function: Callable[[Tensor], Any], shown: fx.Interpreter, x: Tensor) -> set[str]:
+    """Operations that a function does another number of times than its trace.
+
+    One that no trace shows is a part of the function, whatever the probes see of it: it may be 0
+    but for a few images.
+    """
+    found = set[str]()
+    for mode in (torch.no_grad, torch.enable_grad):
+        for part in (x, x[:1]):
+            with mode():
+                actual, traced = _counted(function, part.clone()), _counted(shown.run, part.clone())
+            found |= {name for name in actual | traced if actual[name] != traced[name]}
+    return found
+
+
+def check_alike(
+    function: nn.Module, twin: nn.Module, shape: Sequence[int], dtype: torch.dtype, device: Any
+) -> None:
+    """Raise where a module does other operations than its copy in float64 that is bounded.
+
+    Args:
+        function: What runs, in its own floating type.
+        twin: Its copy.
+        shape: Of one input, without the batch.
+        dtype: Of the original.
+        device: Of the original.
+
+    Raises:
+        UnsupportedError: A trace of its own, or operations that its trace does not show.
+    """
+    load()
+    try:
+        copied = _Tracer().trace(twin)
+    except Exception:  # nothing is bounded then
+        return
+    kind = "the model in its own type"
+    try:
+        trace = _Tracer().trace(function)
+        x = torch.linspace(0, 1, 2 * math.prod(shape), dtype=dtype, device=device)
+        hidden = _hidden(function, fx.Interpreter(function, graph=trace), x.view(2, *shape))
+    except Exception as error:  # whatever a user's code does with a placeholder
+        reason = str(error).strip().partition("\n")[0]
+        raise UnsupportedError(f"{kind} cannot be traced as its copy can: {reason}") from None
+    if hidden or _steps(trace) != _steps(copied):
+        what = f": it calls {min(hidden)!r} only where it is not traced" if hidden else ""
+        raise UnsupportedError(
+            f"{kind} does not compute what its float64 copy shows{what}; use method='smoothing'"
+        )
+
+
+def _steps(trace: fx.Graph) -> list[tuple[str, ...]]:
+    return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in trace.nodes]
 
 
 def _agree(function: Callable[[Tensor], Any], graph: Graph, x: Tensor) -> bool:
