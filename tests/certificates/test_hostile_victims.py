@@ -617,3 +617,22 @@ def test_victim_that_decodes_the_mean_is_told_of_draws():
         for defense in (rv.PosteriorMean(), rv.PosteriorSample())
     }
     assert told == {"PosteriorMean": True, "PosteriorSample": False}
+
+
+class Late(Switched):
+    """Once its draws are made in large batches, it spoils each row that comes alone."""
+
+    seen = 0
+
+    def __call__(self, vae, x, *, generator):
+        self.seen += len(x)
+        z = vae.encode(x).mean + 0.3 * normals(len(x), WIDTH, generator=generator)
+        return z + FAR * (self.seen > 4000 and len(x) < 5) * normals(len(x), 1, generator=generator)
+
+
+def test_what_was_switched_while_it_was_drawn_from_is_looked_at_anew():
+    """The pair that is run again after the draws does not show it: its batch is another one."""
+    subject = rv.Victim(victim().vae, rv.InputNoise(S, Late()))
+    x = torch.full((1, 1, 1, WIDTH), 0.5)
+    lower = certify(subject, x, R, draws=8000, generator=rv.generator(0))
+    assert not float(lower.radius[0]) and any("smoothing needs" in a for a in lower.assumptions)

@@ -88,23 +88,29 @@ class Independence:
 
     def __init__(self, victim: Victim, x: Tensor, at_once: int) -> None:
         """Look at it before any draw is made."""
-        noise = noise_of(victim)
-        self._victim, self._one = victim, x[:1]
+        noise_of(victim)
+        self._victim, self._one, self._at_once = victim, x[:1], at_once
         self._states: set[tuple[int, bytes]] = set()
-        state = contents(victim.vae, victim.defense, victim.classifier), at_once
+        self._held = _held(victim)
+        state = self._held, at_once
         with ready(victim):
             self._first = self._run(3)
             _check_calls(self._first, self._run)
             if _is_known(victim, state):
                 return
-            g = seeded_generator(1, x.device)
-            noisy = noise.noisy(_four(self._one), generator=g)
-            # copies of one image lie as near one another as draws do, in batches of their size
-            copies = self._one.expand(max(at_once * victim.votes, 4), *self._one.shape[1:])
-            near, others = (noise.noisy(copies, generator=g) for _ in range(2))
-            _check_networks(victim, noisy, near)
-            _check_defense(victim, noise, near, others)
+            self._look()
         _KNOWN[id(victim)] = (weakref.ref(victim, _forget(id(victim))), state)
+
+    def _look(self) -> None:
+        """Look at its networks and its defense."""
+        victim, one = self._victim, self._one
+        noise, g = noise_of(victim), seeded_generator(1, one.device)
+        noisy = noise.noisy(_four(one), generator=g)
+        # copies of one image lie as near one another as draws do, in batches of their size
+        copies = one.expand(max(self._at_once * victim.votes, 4), *one.shape[1:])
+        near, others = (noise.noisy(copies, generator=g) for _ in range(2))
+        _check_networks(victim, noisy, near)
+        _check_defense(victim, noise, near, others)
 
     def _run(self, mates: int) -> Tensor:
         """Outputs of two rows beside others, by one generator, and their logits, (2, ...)."""
@@ -141,6 +147,13 @@ class Independence:
                 "smoothing needs draws of one law, and this victim's output has changed while it "
                 "was drawn from: remove its cache or state"
             )
+        if _held(self._victim) != self._held:  # what was switched meanwhile is looked at anew
+            self._look()
+
+
+def _held(victim: Victim) -> bytes | None:
+    """What a victim is, to be compared."""
+    return contents(victim.vae, victim.defense, victim.classifier)
 
 
 def _four(one: Tensor) -> Tensor:
@@ -323,7 +336,7 @@ def _check_defense(victim: Victim, noise: InputNoise, near: Tensor, after: Tenso
             "smoothing needs draws of one law, and this victim draws by another one for the first "
             "row of a batch than for the second or for one alone: it reads their place"
         )
-    if _unequal([torch.cat(groups[:-1]), groups[-1]]):
+    if _unlike(torch.cat(groups[:-1]), groups[-1]):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this victim draws by another one in a batch of "
             f"{len(near)} rows than in small ones: let the size of the batch change nothing"
@@ -402,13 +415,11 @@ def check_score(
     aside = stddev * randn(*near.shape, like=one, generator=g)
     check_mates(subject, run, pair, near, near + aside, near)
     singles = torch.cat([run(one, g) for _ in range(2 * _CALLS)])
-    groups = [singles, run(one.expand(max(at_once, 2), *one.shape[1:]), g)]
-    # of another place, or of another spread about it
-    middle = groups[1].median()
-    if _unequal(groups) or _unequal([(group - middle).abs() for group in groups]):
+    batch = run(one.expand(max(at_once, 2), *one.shape[1:]), g)
+    if _unlike(singles, batch):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this score's are of another one in a batch of "
-            f"{len(groups[1])} rows than of a row alone: let it read every row alone"
+            f"{len(batch)} rows than of a row alone: let it read every row alone"
         )
 
 
@@ -420,6 +431,12 @@ def _unequal(groups: list[Tensor]) -> bool:
     if all((value == values[0][0]).all() for value in values):
         return False
     return bool(kruskal(*values).pvalue < _CHANCE)
+
+
+def _unlike(one: Tensor, other: Tensor) -> bool:
+    """Whether ranks say that numbers lie elsewhere than others, or more widely about the middle."""
+    middle = other.median()
+    return _unequal([one, other]) or _unequal([(part - middle).abs() for part in (one, other)])
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
