@@ -367,7 +367,7 @@ def averages(vae, x, *, generator):
 
 
 @pytest.mark.parametrize("where", ["encoder", "defense"])
-def test_rows_that_see_near_rows_are_refused(where):
+def test_rows_seeing_near_rows_are_refused(where):
     """Far mates change nothing: noisy copies of one image do, as draws are."""
     subject = wide(near_mean) if where == "encoder" else wide(lambda rows: rows, averages)
     x = rv.data.load("digits", split="test").x[:1].reshape(1, 1, 1, 64)
@@ -379,7 +379,7 @@ def test_rows_that_see_near_rows_are_refused(where):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_shared_draw_is_seen_though_all_draws_fit_one_batch(seed):
+def test_shared_draw_in_one_batch_seen(seed):
     def shares(z, mind, generator):
         own = 0.3 * normals(*z.shape, generator=generator)
         return z + own + FAR * (torch.rand(1, generator=generator) < 0.7)
@@ -408,7 +408,7 @@ def large_batches_draw_nothing(z, mind, generator):
     ],
     ids=["encoder", "decoder", "random defense", "fixed defense"],
 )
-def test_batches_are_looked_at_in_the_size_drawn(subject):
+def test_batches_seen_in_size_drawn(subject):
     x = torch.full((1, 1, 1, WIDTH), 0.5)
     lower = certify(subject(), x, R / 4, draws=8000, generator=rv.generator(0))
     assert not float(lower.radius[0]) and any("smoothing needs" in a for a in lower.assumptions)
@@ -430,7 +430,7 @@ class LargeBatchesAveraged(rv.VAE):
         return rv.models.Gaussian(y.view(-1, 1, 4, 4), torch.ones(len(z), 1, 4, 4).to(y))
 
 
-def test_decoder_of_large_batches_is_refused_by_neyman_pearson():
+def test_neyman_pearson_refuses_large_batch_decoder():
     with rv.seeding.seeded(0):
         vae = LargeBatchesAveraged().double().eval()
     x = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
@@ -550,7 +550,7 @@ BATCH_SCORES = {
 
 
 @pytest.mark.parametrize("name", BATCH_SCORES)
-def test_score_objects_of_the_batch_are_refused(name):
+def test_score_objects_of_batch_are_refused(name):
     subject, x = victim(stddev=0.1), torch.full((1, 1, 1, WIDTH), 0.5)
     ask = {"sizes": [0.1], "draws": 4000, "generator": rv.generator(0)}
     bounds = rv.certify_score(subject, x, score=Score(lambda y: y), **ask)
@@ -559,7 +559,7 @@ def test_score_objects_of_the_batch_are_refused(name):
         rv.certify_score(subject, x, score=Score(BATCH_SCORES[name]), **ask)
 
 
-def test_detector_that_centers_by_its_batch_is_refused():
+def test_detector_centering_by_batch_is_refused():
     subject = rv.Victim(rv.wrap(Centering(), image_shape=(4,)), rv.InputNoise(S))
     x = torch.full((2, 1, 1, 4), 0.5)
     ask = {"sizes": [0.1], "draws": 2000, "generator": rv.generator(0)}
@@ -595,7 +595,7 @@ def replays_the_noise(z, mind, generator):
     return z * 0 + 0.5 + FAR * (clean.sum(1, keepdim=True) > 0.52 * WIDTH)
 
 
-def test_defense_behind_noise_cannot_draw_it_again():
+def test_defense_cannot_draw_noise_again():
     subject, x = victim(defense=replays_the_noise), torch.full((1, 1, 1, WIDTH), 0.5)
     with torch.no_grad():
         outputs = [subject.reconstruct(x + 0.05, generator=rv.generator(k)) for k in range(40)]
@@ -606,7 +606,7 @@ def test_defense_behind_noise_cannot_draw_it_again():
     assert 0 < sum(far[1]) < 40
 
 
-def test_victim_that_decodes_the_mean_is_told_of_draws():
+def test_mean_victim_is_told_of_draws():
     vae, x = rv.load("digits-vae").double(), rv.data.load("digits", split="test").x[:1].double()
     ask = {"methods": ["neyman_pearson"], "draws": 200, "generator": rv.generator(0)}
     told = {
@@ -630,7 +630,7 @@ class Late(Switched):
         return z + FAR * (self.seen > 4000 and len(x) < 5) * normals(len(x), 1, generator=generator)
 
 
-def test_what_was_switched_while_it_was_drawn_from_is_looked_at_anew():
+def test_switched_during_draws_is_seen_anew():
     """The pair that is run again after the draws does not show it: its batch is another one."""
     subject = rv.Victim(victim().vae, rv.InputNoise(S, Late()))
     x = torch.full((1, 1, 1, WIDTH), 0.5)
