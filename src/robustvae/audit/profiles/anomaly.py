@@ -402,7 +402,7 @@ class Detector:
             candidates = dict(self._candidates(ball, x, rows, raises, result))
             if ball.norm in carried:
                 candidates["a smaller change"] = carried[ball.norm]
-            if not candidates:  # nothing was tried: the clean score is no attacked one
+            if not candidates:  # nothing was tried: the clean score stands for no attack
                 continue
             for name, x_adv in candidates.items():
                 score = sign * self.deployed(x_adv, rows.tolist(), "selection")
