@@ -259,7 +259,7 @@ def test_command_joins_anomalies(tmp_path):
         ({"score": lambda victim, x, generator: x.sum()}, "for one"),
         ({"balls": (), "snr": (-1e308,)}, "300 decibels"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_odd_profiles_are_refused(options, words):
     images = rv.data.load("digits", split="test")
