@@ -258,7 +258,7 @@ def test_nan_weights_are_refused(digits, one):
 
 
 def test_minutes_shorten_the_plan(digits, tiny):
-    plan = {**tiny, "inputs": 300, "probes": 0, "margins": None}
+    plan = {**tiny, "inputs": 300, "probes": 0, "margins": None, "draws": 2000, "longer": 20}
     record = rv.audit(rv.load("digits-vae"), digits, plan=plan, question=R, minutes=0.02)
     assert record.plan["inputs"] < 300
     assert any("cut to 0.02 minutes" in omission.reason for omission in record.left_out)

@@ -84,12 +84,13 @@ def traced(function: Callable[[Tensor], Any], shape: Sequence[int]) -> Graph:
     probe = torch.linspace(0, 1, size, dtype=torch.float64).view(2, *shape)
     before = state_of(owner)  # a counter or a cache makes the next call another function
     try:
-        trace = tracer.trace(owner)
-        graph = _Translation(owner, probe).graph(trace)
-        # one image and two, in another order, and far from [0, 1]
-        probes = (probe, probe[:1], 1 - probe.flip(0), 100 * probe - 50)
-        agrees = all(_agree(function, graph, part) for part in probes)
-        choices = _hidden(function, fx.Interpreter(owner, graph=trace), probe)
+        with torch.random.fork_rng(devices=[]):  # a module that draws moves nobody's numbers
+            trace = tracer.trace(owner)
+            graph = _Translation(owner, probe).graph(trace)
+            # one image and two, in another order, and far from [0, 1]
+            probes = (probe, probe[:1], 1 - probe.flip(0), 100 * probe - 50)
+            agrees = all(_agree(function, graph, part) for part in probes)
+            choices = _hidden(function, fx.Interpreter(owner, graph=trace), probe)
     except RobustVAEError:
         raise
     except Exception as error:  # whatever a user's code does with a placeholder
@@ -213,14 +214,16 @@ def check_alike(
     """
     load()
     try:
-        copied = _Tracer().trace(twin)
+        with torch.random.fork_rng(devices=[]):
+            copied = _Tracer().trace(twin)
     except Exception:  # nothing is bounded then
         return
     kind = "the model in its own type"
     try:
-        trace = _Tracer().trace(function)
-        x = torch.linspace(0, 1, 2 * math.prod(shape), dtype=dtype, device=device)
-        hidden = _hidden(function, fx.Interpreter(function, graph=trace), x.view(2, *shape))
+        with torch.random.fork_rng(devices=[]):
+            trace = _Tracer().trace(function)
+            x = torch.linspace(0, 1, 2 * math.prod(shape), dtype=dtype, device=device)
+            hidden = _hidden(function, fx.Interpreter(function, graph=trace), x.view(2, *shape))
     except Exception as error:  # whatever a user's code does with a placeholder
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedError(f"{kind} cannot be traced as its copy can: {reason}") from None
