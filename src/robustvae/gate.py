@@ -164,7 +164,8 @@ def admit_process() -> None:
     for (owner, name), function in _FUNCTIONS.items():
         if getattr(owner, name, None) != function:
             raise UnsupportedError(
-                f"bounds want torch's own {owner.__name__}.{name}, got a replaced one; restore it"
+                f"bounds want torch's own {owner.__name__}.{name}, got a replaced one; restore it, "
+                "before the first bound of a process is asked for"
             )
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise UnsupportedError(

@@ -49,6 +49,7 @@ class Spec:
         images: References of the attack on the encoder.
     """
 
+    # the weights of tc-10 are not kept: `robustvae zoo train mnist-conv28-tc-10` first
     models: tuple[str, ...] = tuple(name for name in PRINTED if name != "mnist-conv28-tc-10")
     epochs: int = 2
     lr: float = 2e-4

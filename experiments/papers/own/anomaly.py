@@ -156,7 +156,9 @@ def _measured(
     victims = {"undefended": Victim(vae), f"smoothed, s = {stddev:g}": smoothed}
     lines: dict[str, Any] = {}
     torch.set_num_threads(1)
-    result = use(UseContext(victims, images, run.seed, run.progress))
+    result = use(
+        UseContext(victims, images, run.seed, lambda words: run.tell(*run.steps(0), words))
+    )
     facts = UseFacts(name="anomaly", rows=result.rows, facts=result.facts)
     for name in victims:
         cells = {"clean": _cell(auroc(*scores(facts, name)), spec.inputs)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import enum
 import inspect
@@ -148,6 +149,7 @@ def _made(member: Callable[..., Any], fields: Mapping[str, Any], what: str) -> A
         name: _converted(value, hints.get(name, Any), f"{name} of {what}")
         for name, value in fields.items()
     }
+    _check_lone_texts(arguments, hints, what)
     try:
         result = member(**arguments)
     except RobustVAEError:
@@ -178,6 +180,17 @@ def _check_types(arguments: Mapping[str, Any], hints: Mapping[str, Any], what: s
         words = wanted_instead(value, hint) or _wanted_member(value, hint)
         if words is not None:
             raise DtypeError(f"{name} of {what} must be {words}, got {shortened(value)}")
+
+
+def _check_lone_texts(arguments: Mapping[str, Any], hints: Mapping[str, Any], what: str) -> None:
+    """Raise on a text where several values are wanted, which a member would read by its letters."""
+    for name, value in arguments.items():
+        kinds = {get_origin(one) or one for one in _options(hints.get(name, Any))} - {type(None)}
+        if isinstance(value, str) and kinds and kinds <= {tuple, list, collections.abc.Sequence}:
+            raise DtypeError(
+                f"{name} of {what} must be a sequence, got {shortened(value)}: write "
+                f"{name}=[{shortened(value)}]"
+            )
 
 
 def _hints(member: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import robustvae as rv
-from robustvae import errors
+from robustvae import errors, registry
 from robustvae.audit.profiles.base import UseContext
 from robustvae.audit.profiles.codec import Codec, codec_of, noisy_codes
 from robustvae.audit.profiles.heads import LinearHead, load_head, save_head
@@ -319,3 +319,20 @@ def test_random_decision_is_majority():
     assert rows[101] == [0] * 12 and rows[1] != rows[101]
     with pytest.raises(errors.ConfigError, match="votes must be odd"):
         Representation(votes=4)
+
+
+@pytest.mark.parametrize("head", ["json:loads", "os:getcwd", 5, [1, 2]], ids=str)
+def test_odd_heads_are_refused(head):
+    images = rv.data.load("digits", split="test")
+    victims = {"plain": rv.Victim(rv.load("digits-vae"))}
+    with pytest.raises(errors.ConfigError, match="head"):
+        Representation(head=head, inputs=4, search=QUICK)(UseContext(victims, images))
+
+
+@pytest.mark.parametrize(
+    ("use", "field"), [("anomaly", "suite"), ("latent-diffusion", "transforms")]
+)
+def test_lone_text_is_no_sequence(use, field):
+    """A member would read it letter by letter."""
+    with pytest.raises(errors.DtypeError, match=f"{field}=\\['projected-ascent'\\]"):
+        registry.build("use", {"name": use, field: "projected-ascent"})

@@ -331,8 +331,8 @@ class Anomaly:
         for one in chosen:
             if isinstance(one, str) and one in images.classes:
                 labels.add(images.classes.index(one))
-            elif isinstance(one, int) and one in images.y.tolist():
-                labels.add(one)
+            elif str(one) in map(str, images.y.unique().tolist()):
+                labels.add(int(one))
             else:
                 options = images.classes or sorted(map(str, images.y.unique().tolist()))
                 raise unknown("class", str(one), options)

@@ -174,9 +174,10 @@ class Representation:
         width = victim.vae.latent
         if isinstance(self.head, str) and PATH.fullmatch(self.head):
             member = registry.lookup("model", self.head)
-            return member() if isinstance(member, type) else member
+            own = member() if isinstance(member, type) else member
+            return _seen(own, victim, context.inputs(others[:1]))
         if callable(self.head):
-            return self.head
+            return _seen(self.head, victim, context.inputs(others[:1]))
         path = None if self.head is None else Path(self.head).expanduser()
         if path is not None and path.exists():
             result.facts["head"] = f"linear, read from {path.name}"
@@ -345,3 +346,25 @@ def _add(
     result.rows += [
         {**row, **same, **{key: lists[key][i] for key in lists}} for i, row in enumerate(base)
     ]
+
+
+def _seen(head: Any, victim: Victim, x: Tensor) -> Any:
+    """A head of the user's own, after it read the code of one input; it may be anything.
+
+    Raises:
+        ConfigError: It raises, or gives no logits.
+    """
+    words = f"the head {getattr(head, '__name__', type(head).__name__)} must "
+    try:
+        with torch.no_grad():
+            logits = head(victim.vae.encode(x).mean)
+    except RobustVAEError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{words}take codes, (B, d), and raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"{words}give logits, (B, K), got {got} for {len(x)}")
+    return head

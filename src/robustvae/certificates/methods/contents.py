@@ -25,8 +25,10 @@ _PLAIN: tuple[type, ...] = (
     range,
     slice,
     torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
 )
-_PLAIN += (torch.device, torch.layout, torch.memory_format)
 _LIBRARIES = ("torch", "numpy", "scipy", "builtins", "collections", "functools", "math")
 _NAMELESS: tuple[str, ...] = (
     "__dict__",
@@ -34,8 +36,10 @@ _NAMELESS: tuple[str, ...] = (
     "__abstractmethods__",
     "_abc_impl",
     "__annotations__",
+    "__annotations_cache__",
+    "__annotate_func__",
+    "__doc__",
 )
-_NAMELESS += ("__annotations_cache__", "__annotate_func__", "__doc__")
 
 
 def contents(*values: Any) -> bytes | None:

@@ -218,7 +218,7 @@ def check_alike(
             copied = _Tracer().trace(twin)
     except Exception:  # nothing is bounded then
         return
-    kind = "the model in its own type"
+    kind = "the model as it runs"
     try:
         with torch.random.fork_rng(devices=[]):
             trace = _Tracer().trace(function)
