@@ -15,6 +15,7 @@ import torch
 
 from experiments import ledger
 from experiments.harness import Unfinished, combine, load_items
+from experiments.harness.drawing import draw, drawings
 from experiments.harness.item import ROOT, SIZES, Item
 from experiments.harness.rows import Result
 from experiments.harness.store import IDENTITY, RESULT, Store
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("field", nargs="*", help="field=value of the spec")
         part.add_argument("--size", choices=SIZES, default="laptop")
         part.add_argument("--seed", type=int, default=0)
+    pictures = command("draw", _draw, "draw the pictures of stored rows, or those that match")
+    pictures.add_argument("pattern", nargs="?", default="*", help="of their files' names")
+    pictures.add_argument("--out", type=Path, default=Path("docs/img"), help="default: docs/img")
     totals = command("ledger", _ledger, "print the sums of the papers' cells beside ours")
     totals.add_argument("--write", action="store_true", help="build it anew, and its page")
     status = command("status", _status, "print which runs are finished or begun")
@@ -125,6 +129,10 @@ def _run(options: argparse.Namespace) -> int:
         if options.out is not None:  # first: whoever reads the page may stop reading
             name = options.name or re.sub(r"[^a-z0-9]+", "-", found.name)
             result.write(options.out, name)
+            if options.out.resolve() == ledger.RESULTS:
+                path = ledger.RESULTS / f"{name}.md"
+                page = ledger.with_figures(result.to_markdown(), path.name, ledger.read().figures)
+                write_files({path: page.encode()})
         print(result.to_markdown())
     return DONE
 
@@ -144,6 +152,17 @@ def _table(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _draw(options: argparse.Namespace) -> int:
+    every = {one.picture: one for one in drawings()}
+    names = [name for name in every if fnmatch.fnmatch(name, options.pattern)]
+    if not names:
+        raise unknown("picture", options.pattern, every)
+    for name in names:
+        draw(every[name], options.out)
+        print(options.out / name)
+    return DONE
+
+
 def _status(options: argparse.Namespace) -> int:
     for path in sorted((options.store / "parts").glob(f"*/*/*/{IDENTITY}")):
         asked = json.loads(path.read_text("utf-8"))
@@ -156,9 +175,8 @@ def _status(options: argparse.Namespace) -> int:
 def _ledger(options: argparse.Namespace) -> int:
     found = ledger.build() if options.write else ledger.read()
     if options.write:
-        write_files(
-            {ledger.LEDGER: found.to_json().encode(), ledger.PAGE: ledger.page(found).encode()}
-        )
+        texts = {ledger.LEDGER: found.to_json(), **ledger.pages(found)}
+        write_files({path: text.encode() for path, text in texts.items()})
     for name, counts in found.sums().items():
         shown = ", ".join(f"{verdict} {counts[verdict]}" for verdict in ledger.VERDICTS)
         print(f"{name:24} {sum(counts.values()):4}: {shown}")

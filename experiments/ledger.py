@@ -465,6 +465,60 @@ def page(ledger: Ledger) -> str:
     return "\n".join(lines) + "\n"
 
 
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+def with_figures(text: str, name: str, figures: Iterable[Figure]) -> str:
+    """A page of results, with verdict, reason and picture of each figure that it is of, on top.
+
+    Args:
+        text: The page, in markdown; what an earlier call put in is replaced.
+        name: Of the page, below `docs/results`.
+        figures: Of the ledger.
+
+    Examples:
+        >>> from experiments.ledger import read, with_figures
+        >>> page = with_figures("# Title\\n\\nText.\\n", "kuzina2022-radii.md", read().figures)
+        >>> with_figures(page, "kuzina2022-radii.md", read().figures) == page
+        True
+    """
+    text = re.sub(f"{BEGIN}\n.*?{END}\n\n", "", text, flags=re.DOTALL)
+    shown, lines = set[str](), list[str]()
+    for figure in figures:
+        if figure.page != name or figure.verdict == "cells":
+            continue
+        why = figure.why.rstrip(".")
+        said = f"{_cited(figure.key)}, {figure.about}: **{figure.verdict}**. "
+        lines += [f"{said}{why[:1].upper()}{why[1:]}.", ""]
+        if figure.picture and figure.picture not in text and figure.picture not in shown:
+            shown.add(figure.picture)
+            lines += [
+                f"![{figure.about[:1].upper()}{figure.about[1:]}](../img/{figure.picture})",
+                "",
+            ]
+    if not lines:
+        return text
+    title, _, rest = text.partition("\n\n")
+    return "\n".join([title, "", BEGIN, *lines, END, "", rest])
+
+
+def _cited(key: str) -> str:
+    """A figure's key as prose cites it."""
+    paper, kind, name = re.split("[/-]", key)
+    kinds = {"fig": "Fig. ", "table": "Table ", "appendix": "appendix "}
+    name = re.sub(r"([A-Z])(\d)", r"\1.\2", name.upper())
+    return f"[{paper[:1].upper()}{paper[1:-4]}{paper[-2:]}] {kinds[kind]}{name}"
+
+
+def pages(ledger: Ledger) -> dict[Path, str]:
+    """Every page that the ledger decides, by path: its own, and results with their verdicts."""
+    contents = {PAGE: page(ledger)}
+    for name in dict.fromkeys(figure.page for figure in ledger.figures if figure.page):
+        path = RESULTS / name
+        contents[path] = with_figures(path.read_text("utf-8"), name, ledger.figures)
+    return contents
+
+
 def _unique(ledger: Ledger) -> str:
     """The sums without the cells that Table 4 prints a second time."""
     repeats = re.compile(r"table-4/0\.\d/(vae|vae\+hmc|beta|tc)/")

@@ -77,7 +77,21 @@ def test_ledger_is_what_results_say():
     built = ledger.build()
     assert built == stored, "run `python -m experiments ledger --write`"
     assert ledger.LEDGER.read_text("utf-8") == stored.to_json()
-    assert ledger.PAGE.read_text("utf-8") == ledger.page(stored)
+    for path, text in ledger.pages(stored).items():
+        assert path.read_text("utf-8") == text, (
+            f"{path}: run `python -m experiments ledger --write`"
+        )
+
+
+def test_page_carries_verdict_picture():
+    figure = ledger.read().figures[0]
+    text = ledger.with_figures("# Title\n\nText.\n", figure.page, [figure])
+    assert text.startswith("# Title\n\n") and text.endswith("\n\nText.\n")
+    assert (
+        f"**{figure.verdict}**" in text and figure.picture in text and "[Camuto21] Fig. 1" in text
+    )
+    assert ledger.with_figures(text, figure.page, [figure]) == text
+    assert ledger.with_figures(text, figure.page, []) == "# Title\n\nText.\n"
 
 
 def test_printed_cell_figure_stands():
