@@ -101,6 +101,7 @@ CHAINS = {
     "start": {"start": PosteriorMode(steps=5)},
     "all": {"ball": Ball("l2", 0.3), "mass": "encoder", "jitter": 0.3, "acceptance": 0.5},
     "chunks": {"chunk": 1},
+    "floor": {"floor": 0.45},
 }
 
 

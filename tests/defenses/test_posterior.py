@@ -1,3 +1,6 @@
+import copy
+import math
+
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -77,6 +80,53 @@ def test_bfloat16_force_keeps_exact_energies(generator):
     chain = HMC(steps=5, force="bfloat16").run(vae, x, generator=generator)
     torch.testing.assert_close(chain.log_density, vae.log_joint(x, chain.z).detach())
     assert not chain.log_density.requires_grad
+
+
+def _sure(scale=30.0):
+    """A model whose decoder is sure of most pixels."""
+    vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+    last = [layer for layer in vae.decoder.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.mul_(scale)
+    return vae
+
+
+def test_a_floor_cuts_every_probability(generator):
+    """The authors' formula, in probabilities; a pixel beyond pulls at no latent."""
+    vae, floor = _sure(), 0.3
+    x = torch.rand(5, 1, 4, 4, generator=generator)
+    z = randn(5, 2, like=x, generator=generator).requires_grad_()
+    p = vae.decode(z).mean.clamp(floor, 1 - floor)
+    assert 0.3 < ((p == floor) | (p == 1 - floor)).double().mean() < 0.95
+    slow = (x * p.log() + (1 - x) * (1 - p).log()).flatten(1).sum(1)
+    slow = slow + vae.prior().log_prob(z).sum(1)
+    fast = posterior(vae, x, floor=floor)(z)
+    torch.testing.assert_close(fast, slow)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value.sum(), z)[0] for value in (fast, slow)), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_a_small_floor_cuts_nothing(linear, generator):
+    vae = _sure(1.0)
+    x = torch.rand(3, 1, 4, 4, generator=generator)
+    z = randn(3, 2, like=x, generator=generator)
+    torch.testing.assert_close(posterior(vae, x, floor=1e-9)(z), vae.log_joint(x, z))
+    with pytest.raises(UnsupportedError, match="Bernoulli likelihood, got Gaussian"):
+        HMC(steps=2, floor=1e-5)(linear.vae, torch.rand(2, 1, 2, 3), generator=generator)
+
+
+@pytest.mark.parametrize("options", [{}, {"force": "bfloat16"}, {"plateau": 5}])
+def test_a_chain_samples_by_its_floor(options):
+    """As on a copy of the model whose decoder never says more."""
+    vae, floor = _sure(), 0.3
+    copied, limit = copy.deepcopy(vae), math.log((1 - floor) / floor)
+    copied.decoder.append(torch.nn.Hardtanh(-limit, limit))
+    x = torch.rand(4, 1, 4, 4, generator=rv.generator(1))
+    floored, exact = HMC(steps=5, floor=floor, **options), HMC(steps=5, **options)
+    z = floored(vae, x, generator=rv.generator(2))
+    torch.testing.assert_close(z, exact(copied, x, generator=rv.generator(2)))
+    assert (z - exact(vae, x, generator=rv.generator(2))).abs().max() > 0.01
 
 
 def test_a_force_in_bfloat16_wants_weights(linear, generator):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,10 +13,8 @@ from robustvae import data
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import Images
 from robustvae.defenses import Victim
-from robustvae.errors import UnsupportedError
 from robustvae.metrics import ms_ssim
 from robustvae.models.base import VAE, frozen
-from robustvae.models.vae import GaussianVAE
 from robustvae.perturb import Ball, ProjectedAscent, Score
 from robustvae.seeding import randn, shard_generator
 
@@ -65,26 +61,6 @@ def their_search(
         (slope,) = torch.autograd.grad(score(y, rows).sum(), y)
         away = y.detach() - x + slope.clamp(-radius, radius)
     return (x + away.clamp(-radius, radius)).clamp(0, 1)
-
-
-def clipped(vae: VAE) -> VAE:
-    """A copy whose Bernoulli likelihood is that of the authors' code.
-
-    Theirs cuts the decoder's probabilities to [`FLOOR`, 1 - `FLOOR`]. A pixel that lies beyond
-    exerts no force on the code: gray on a background that the decoder is sure of is not explained.
-
-    Raises:
-        UnsupportedError: Another model or likelihood.
-    """
-    if not isinstance(vae, GaussianVAE) or vae.likelihood != "bernoulli":
-        raise UnsupportedError(
-            "a clipped likelihood wants a plain VAE with likelihood bernoulli, got "
-            f"{type(vae).__name__} with {getattr(vae, 'likelihood', 'none')}"
-        )
-    limit = math.log((1 - FLOOR) / FLOOR)
-    copied = copy.deepcopy(vae)
-    copied.decoder = torch.nn.Sequential(copied.decoder, torch.nn.Hardtanh(-limit, limit))
-    return copied
 
 
 def squared(a: Tensor, b: Tensor) -> list[float]:

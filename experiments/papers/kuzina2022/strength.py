@@ -8,7 +8,7 @@ means by the cross-entropy; neither attack knows the defense.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -21,7 +21,6 @@ from experiments.papers.kuzina2022.common import (
     ENLARGED,
     FLOOR,
     by_image,
-    clipped,
     gradients,
     kind_of,
     linear_classifier,
@@ -113,7 +112,7 @@ def defenses_of(effort: float, kind: str = "all", data: str = "mnist") -> dict[s
     everything = tuple(rows)
     first = 0.1 if data == "mnist" else 0.05  # Table 8
     theirs = HMC(share_of(50, effort), first, n_leapfrog=20, adapt="paper")
-    rows |= {THEIRS: theirs, CLIPPED: theirs}
+    rows |= {THEIRS: theirs, CLIPPED: replace(theirs, floor=FLOOR)}
     kinds = {"all": everything, **KINDS}
     if kind not in kinds:
         raise unknown("defenses", kind, kinds)
@@ -152,7 +151,6 @@ def strength(spec: Spec, run: Run) -> Result:
     classifier = linear_classifier(vae, images, spec.learn, run.noise("train"))
     clean, labels_kind = undefended(vae, x, run), kind_of(images)
     defenses = defenses_of(spec.effort, spec.defenses, spec.data)
-    deployed = {CLIPPED: clipped(vae)} if CLIPPED in defenses else {}
     rows: list[Row] = []
 
     def add(name: str, setting: str, values: list[float]) -> None:
@@ -178,7 +176,7 @@ def strength(spec: Spec, run: Run) -> Result:
             def similarity(
                 d: Defense = defense, x_adv: Tensor = shifted, key: str = name
             ) -> object:
-                victim = Victim(deployed.get(key, vae), d)
+                victim = Victim(vae, d)
                 x_hat = victim.reconstruct(x_adv, generator=run.noise(key))
                 pairs = similarities(x_hat, clean.repeat(spec.restarts, 1, 1, 1))
                 return {what: by_image(values, spec.restarts) for what, values in pairs.items()}
@@ -210,7 +208,7 @@ def strength(spec: Spec, run: Run) -> Result:
                 n: int = repeats,
                 wanted: Tensor = y if harm is None else said,
             ) -> object:
-                victim = Victim(deployed.get(key, vae), d, classifier)
+                victim = Victim(vae, d, classifier)
                 found = victim.classify(x_adv, generator=run.noise(key, 1)).argmax(1)
                 return by_image((found == wanted.repeat(n)).double(), n)
 
@@ -222,7 +220,7 @@ def strength(spec: Spec, run: Run) -> Result:
     for name, defense in run.each(last.items() if "clean" in spec.measures else (), (2, 3)):
 
         def cleanly(d: Defense = defense, key: str = name) -> object:
-            z = Victim(deployed.get(key, vae), d).latent(more, generator=run.noise(key, 2))
+            z = Victim(vae, d).latent(more, generator=run.noise(key, 2))
             with torch.no_grad(), frozen(vae):
                 error = squared(vae.decode(z).mean, more)
             right = classifier(z).argmax(1) == labels

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from robustvae.defenses import HMC, Defense, seeks_mode
 from robustvae.defenses.defense import CHAINS, in_chunks, ready
-from robustvae.defenses.targets import target_of
 from robustvae.errors import RangeError, UnsupportedError, check_count, check_positive, check_type
 from robustvae.mcmc import Adaptation, FixedStep, hmc
 from robustvae.models.base import VAE, frozen
@@ -176,7 +175,7 @@ class Truncated:
         sampler, cut = self.defense, self.defense.steps - self.last
 
         def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
-            target = target_of(vae, part, sampler.ball)
+            target = sampler.target(vae, part)
             z = sampler.begin(vae, part, generator=generator)
             kernel, adaptation = (
                 sampler.kernel(sampler.scale(vae, part), graph=graph),
@@ -267,7 +266,7 @@ class Checkpointed:
             ) -> tuple[Tensor, Tensor]:
                 with ready(vae, x):  # the backward pass comes when the model is its owner's again
                     chain = hmc(
-                        target_of(vae, x, sampler.ball),
+                        sampler.target(vae, x),
                         z,
                         replace(sampler.kernel(scale, graph=graph), step_size=size),
                         steps=steps,

@@ -16,6 +16,7 @@ from robustvae.defenses.climb import Climbing, Gradient, Method, check_search, c
 from robustvae.defenses.defense import CHAINS, Cost, Defense, in_chunks, ready
 from robustvae.defenses.targets import (
     check_ball,
+    check_floor,
     driven_by,
     fisher_scale,
     in_bfloat16,
@@ -137,7 +138,7 @@ class HMC:
     """The end of a Hamiltonian Monte Carlo run on each image's posterior, from a posterior draw.
 
     Its cost is 1 + steps x n_leapfrog gradients an image. [Kuzina22] used (on MNIST) steps=500
-    after 250 more to burn in, n_leapfrog=20, adapt="paper".
+    after 250 more to burn in, n_leapfrog=20, adapt="paper", and its published code floor=1e-5.
 
     Args:
         steps: Transitions, those that adapt the step size included.
@@ -164,12 +165,16 @@ class HMC:
             adaptation it is not looked at.
         jitter: In [0, 1): each transition's step sizes are multiplied by a number drawn uniformly
             from [1 - jitter, 1 + jitter], against trajectories that close on themselves.
+        floor: Cut a Bernoulli likelihood's probabilities to [floor, 1 - floor], in (0, 0.5), for
+            the chain alone: see `posterior`. None takes them as they are.
 
     Raises:
-        RangeError: A count or step size that is not positive, or such an `acceptance` or `jitter`.
+        RangeError: A count or step size that is not positive, or such an `acceptance`, `jitter` or
+            `floor`.
         UnknownNameError: An unknown `adapt`, `mass` or `force`.
-        ConfigError: Options that contradict `plateau`.
-        UnsupportedError: When called, where the model has no weights that bfloat16 could hold.
+        ConfigError: Options that contradict `plateau`, or `floor` with a `ball`.
+        UnsupportedError: When called, where the model has no weights that bfloat16 could hold, or
+            `floor` with another likelihood than Bernoulli.
 
     References:
         [Kuzina22] section 3 and Algorithm 1; Girolami & Calderhead, 2011, section 5 (Fisher).
@@ -194,6 +199,7 @@ class HMC:
     chunk: int = 100
     acceptance: float = 0.9
     jitter: float = 0.0
+    floor: float | None = None
 
     is_random: ClassVar[bool] = True
     reads_encoder_mean: ClassVar[bool] = False
@@ -207,6 +213,9 @@ class HMC:
         check_probability(self.acceptance, "acceptance")
         check_jitter(self.jitter)
         check_ball(self.ball)
+        check_floor(self.floor)
+        if self.floor is not None and self.ball is not None:
+            raise ConfigError("the robust posterior of a ball has no floor: give one of the two")
         check_choice("mass matrix", self.mass, ("identity", "encoder", "fisher"))
         if not (self.adapt is None or isinstance(self.adapt, Adaptation)):
             _adaptation(self.adapt, self.acceptance)  # raises where no such name is known
@@ -306,7 +315,7 @@ class HMC:
 
     def _settle(self, vae: VAE, x: Tensor, graph: bool, generator: torch.Generator) -> Plateau:
         return hmc_to_plateau(
-            target_of(vae, x, self.ball),
+            self.target(vae, x),
             self.begin(vae, x, generator=generator),
             self.kernel(self.scale(vae, x), graph=graph),
             steps=self.steps,
@@ -339,9 +348,9 @@ class HMC:
         start = self.begin(vae, x, generator=generator)
         kernel = self.kernel(self.scale(vae, x), graph=graph)
         if low is not None and not graph:
-            kernel = replace(kernel, force=driven_by(low, x, self.ball))
+            kernel = replace(kernel, force=driven_by(low, x, self.ball, self.floor))
         return hmc(
-            target_of(vae, x, self.ball),
+            self.target(vae, x),
             start,
             kernel,
             steps=self.steps,
@@ -349,6 +358,10 @@ class HMC:
             keep=keep,
             generator=generator,
         )
+
+    def target(self, vae: VAE, x: Tensor) -> Target:
+        """What the chains sample: latents (B, d) to log densities (B,), of images (B, C, H, W)."""
+        return target_of(vae, x, self.ball, self.floor)
 
     def begin(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Where the chains start: latents, (B, d), of one chunk of images, (B, C, H, W)."""

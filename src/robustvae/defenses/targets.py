@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import final
@@ -13,14 +14,20 @@ import torch
 from torch import Tensor
 
 from robustvae.arguments import checked
-from robustvae.errors import RangeError, UnsupportedError, check_number, check_type
+from robustvae.errors import (
+    RangeError,
+    UnsupportedError,
+    check_number,
+    check_positive,
+    check_type,
+)
 from robustvae.jacobians import jacobian
 from robustvae.mcmc import LogDensity, Target
 from robustvae.models.base import VAE, frozen
 from robustvae.models.deviances import Deviance
 from robustvae.models.hierarchy import conditionals
 from robustvae.models.layout import channels_last
-from robustvae.models.likelihoods import Distribution, kind_of
+from robustvae.models.likelihoods import Bernoulli, Distribution, kind_of
 from robustvae.perturb import Ball
 
 _COLD_SWEEPS = 12  # Newton's steps on the logits from 0, which arrive for every multiplier
@@ -33,7 +40,7 @@ _LEAST_POWER = -14.0  # of the multiplier: below it no ball holds anything back
 
 
 @checked()
-def posterior(vae: VAE, x: Tensor) -> Target:
+def posterior(vae: VAE, x: Tensor, *, floor: float | None = None) -> Target:
     """log p(x | z) + log p(z): the posterior of each image, up to a constant, in nats.
 
     In a hierarchy z is all its layers at once, and log p(z) the sum of every layer's log density
@@ -42,14 +49,22 @@ def posterior(vae: VAE, x: Tensor) -> Target:
     Args:
         vae: The model.
         x: Images in [0, 1], (B, C, H, W).
+        floor: Cut a Bernoulli likelihood's probabilities to [floor, 1 - floor], in (0, 0.5); None
+            takes them as they are. A pixel beyond has no slope, so that gray where the decoder is
+            sure of black pulls at no latent.
 
     Returns:
         Latents (B, d) to log densities (B,).
 
+    Raises:
+        RangeError: `floor` outside (0, 0.5).
+        UnsupportedError: When called, `floor` with another likelihood than Bernoulli.
+
     References:
-        [Kuzina22] section 3, Eq. 9.
+        [Kuzina22] section 3, Eq. 9; its published code has a floor of 1e-5.
     """
-    return _Posterior(vae, x)
+    check_floor(floor)
+    return _Posterior(vae, x, floor)
 
 
 @final
@@ -57,18 +72,42 @@ def posterior(vae: VAE, x: Tensor) -> Target:
 class _Posterior:
     vae: VAE
     x: Tensor
+    floor: float | None
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.vae.log_joint(self.x, z)
+        if self.floor is None:
+            return self.vae.log_joint(self.x, z)
+        self.vae.check(self.x)
+        self.vae.check_latent(z, len(self.x))
+        likelihood, prior = self.vae.given(z)
+        fit = _cut(likelihood, self.floor).log_prob(self.x)
+        return fit.flatten(1).sum(1) + prior.log_prob(z).sum(1)
 
     def rows(self, index: Tensor) -> _Posterior:
-        return _Posterior(self.vae, self.x[index])
+        return _Posterior(self.vae, self.x[index], self.floor)
 
 
-def target_of(vae: VAE, x: Tensor, ball: Ball | None) -> Target:
+def _cut(likelihood: Distribution, floor: float) -> Bernoulli:
+    if not isinstance(likelihood, Bernoulli):
+        raise UnsupportedError(
+            f"a floor is for a Bernoulli likelihood, got {kind_of(likelihood)}: leave floor at None"
+        )
+    limit = math.log((1 - floor) / floor)
+    return Bernoulli(likelihood.logits.clamp(-limit, limit))
+
+
+def check_floor(floor: float | None) -> None:
+    """Raise unless probabilities can be cut to [floor, 1 - floor], or `floor` is None."""
+    if floor is not None:
+        check_positive(floor, "floor")
+        if not floor < 0.5:
+            raise RangeError(f"floor must lie strictly between 0 and 0.5, got {floor:g}")
+
+
+def target_of(vae: VAE, x: Tensor, ball: Ball | None, floor: float | None = None) -> Target:
     """The posterior of each image where `ball` is None, else its robust posterior."""
     if ball is None:
-        return posterior(vae, x)
+        return posterior(vae, x, floor=floor)
     return RobustTarget(vae, x, ball.norm, float(ball.radius))
 
 
@@ -86,9 +125,9 @@ def in_bfloat16(vae: VAE) -> Iterator[VAE]:
         yield low
 
 
-def driven_by(low: VAE, x: Tensor, ball: Ball | None) -> LogDensity:
+def driven_by(low: VAE, x: Tensor, ball: Ball | None, floor: float | None) -> LogDensity:
     """`target_of` by a model in another floating type than `x`, for latents in that of `x`."""
-    target = target_of(low, x.to(low.dtype), ball)
+    target = target_of(low, x.to(low.dtype), ball, floor)
     return lambda z: target(z.to(low.dtype)).to(z.dtype)
 
 
