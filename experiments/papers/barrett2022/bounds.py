@@ -1,4 +1,4 @@
-"""[Barrett22] Theorem 3 in both readings, Fig. 2, 3 and 5: what the bounds say, in closed form.
+"""[Barrett22] Theorem 3 in both readings, Fig. 2 and 3: what the bounds say, in closed form.
 
 The text allows two readings of Theorem 3. The stronger takes u = (r/a - b rho)^2 / (2 sigma^2), the
 exact variance of the paired difference; the literal one puts sigma into Lemma 2 (c = 0, the norm
@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 
-import robustvae as rv
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.figures import new_figures, save
-from experiments.harness.rows import measured
 from robustvae import bounds
-from robustvae.objectives import ELBO
-from robustvae.robustness import Budget
 
 
 @final
@@ -117,83 +113,3 @@ def _draw(
         right.set(xlabel="K", ylabel="global margin, l2")
         right.legend()
         save(figure, path)
-
-
-@final
-@dataclass(frozen=True)
-class MarginSpec:
-    """What is compared.
-
-    Attributes:
-        models: Stored models, Lipschitz and standard.
-        data: Their data set.
-        plain: Epochs of a standard VAE of the Lipschitz-VAEs' size that is trained; 0 for none.
-        inputs: Test images, balanced over the classes.
-        r: l2 distance between outputs, in pixel units.
-        restarts: Of the attack at each radius.
-        steps: Of the attack at each radius.
-        pictures: Folder of the figure; empty draws none.
-    """
-
-    models: tuple[str, ...] = ("mnist-lipschitz-10", "mnist-conv28")
-    data: str = "mnist"
-    plain: int = 5
-    inputs: int = 25
-    r: float = 8.0
-    restarts: int = 3
-    steps: int = 30
-    pictures: str = ""
-
-
-@item(
-    "barrett2022/fig-5",
-    "[Barrett22] section 6, Fig. 5 and appendix D",
-    sizes={
-        "smoke": MarginSpec(("digits-lipschitz-vae", "digits-vae"), "digits", 0, 3, 1.0, 1, 5),
-        "laptop": MarginSpec(),
-    },
-)
-def margins(spec: MarginSpec, run: Run) -> Result:
-    """Attacked margins and log likelihood of Lipschitz-VAEs and of standard VAEs."""
-    images = run.images(spec.data)
-    x, _ = images.sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
-    vaes: dict[str, rv.VAE] = {name: run.model(name) for name in spec.models}
-    if spec.plain:
-        train = run.images(spec.data, "train")
-        options: dict[str, Any] = {
-            "name": "vae",
-            "architecture": "mlp",
-            "image_shape": train.image_shape,
-            "hidden": [512, 512],
-            "latent": 10,
-            "likelihood": "continuous_bernoulli",
-        }
-        name = f"fig-5/{spec.data}-plain-{spec.plain}"
-        settings: dict[str, Any] = {"batch_size": 128, "lr": 1e-3, "epochs": spec.plain}
-        vaes[f"standard, {spec.plain} epochs"] = run.train(name, options, ELBO(), train, **settings)
-    rows = list[Row]()
-    for name, vae in run.each(vaes.items()):
-
-        def compute(vae: rv.VAE = vae) -> dict[str, Any]:
-            budget = Budget(starts=spec.restarts, steps=spec.steps)
-            g = run.noise("attack")
-            upper = rv.estimate_margin(
-                rv.Victim(vae), x, spec.r, 0.5, "paired", box=False, budget=budget, generator=g
-            )
-            with torch.no_grad():
-                errors = (vae.decode(vae.encode(x).mean).mean - x).flatten(1).norm(dim=1)
-            return {"attacked margin": upper.value, "error": errors}
-
-        part = run.part(name, compute, vae)
-        rows += [measured(name, setting, values) for setting, values in part.items()]
-        run.progress(f"{name}: {rows[-2].cell}")
-    return run.result(
-        "Attacked margins of Lipschitz-VAEs and of standard VAEs",
-        "pixel units, l2",
-        rows,
-        (
-            f"{spec.inputs} test images, r = {spec.r:g}, m = 1/2, paired, free; {spec.restarts} "
-            f"restarts x {spec.steps} steps at each radius. Error: 2-norm of the clean "
-            "reconstruction's. An infinite margin means that no attack was found.",
-        ),
-    )

@@ -1,4 +1,7 @@
-"""[Camuto21] Fig. 1, 4, 5, 8, 9a and 9b on stored models: damage and margins against beta."""
+"""[Camuto21] Fig. 1, 4, 5, 7, 8, 9a and 9b: damage and margins against beta and the offset tau.
+
+Of stored models by ascending beta, or of small ones that are trained here with sigma + tau.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,19 @@ import robustvae as rv
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.figures import gallery
 from experiments.harness.rows import measured
-from robustvae.attacks import Attack, MaximumDamage, likelihood_degradation
+from robustvae.attacks import (
+    Attack,
+    MaximumDamage,
+    likelihood_degradation,
+    noise_robustness,
+)
 from robustvae.models import VAE
+from robustvae.objectives import ELBO
 from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.robustness import Budget, estimate_margin, robustness_probability
 
 PARTS = ("mean", "std", "both")
+TAU, HIDDEN, LATENT, LR = "tau = ", (256, 256), 20, 1e-3
 
 
 @final
@@ -36,6 +46,10 @@ class Spec:
         steps: Of each attack.
         restarts: Of each attack.
         draws: Of a probability.
+        noise: Standard deviations of Fig. 7's noise, in pixel units.
+        taus: Offsets of the standard deviation, of models that are trained beside the stored ones.
+        train: Training images of those.
+        epochs: Passes over them.
         pictures: Folder of the gallery; empty draws none.
     """
 
@@ -53,14 +67,20 @@ class Spec:
     steps: int = 30
     restarts: int = 2
     draws: int = 200
+    noise: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    taus: tuple[float, ...] = ()
+    train: int = 6_000
+    epochs: int = 8
     pictures: str = ""
 
 
 @item(
     "camuto2021/margins",
-    "[Camuto21] Fig. 1, 4, 5, 8 and 9, section 3.2.2",
+    "[Camuto21] Fig. 1, 4, 5, 7, 8 and 9, section 3.2.2",
     sizes={
-        "smoke": Spec(("digits-vae",), "digits", 3, 1.0, 1.0, (0.2, 1.0), 3, 1, 50),
+        "smoke": Spec(
+            ("digits-vae",), "digits", 3, 1.0, 1.0, (0.2, 1.0), 3, 1, 50, (0.0, 0.5), (0.5,), 64, 1
+        ),
         "laptop": Spec(),
     },
 )
@@ -68,8 +88,8 @@ def margins(spec: Spec, run: Run) -> Result:
     """Damage through mean and spread, margins, and likelihood under attack, by model."""
     x, _ = run.images(spec.data).sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
     rows, shown = list[Row](), {"input": x[:8]}
-    for name in run.each(spec.models):
-        vae = run.model(name)
+    for name in run.each([*spec.models, *(f"tau = {tau:g}" for tau in spec.taus)]):
+        vae = _with_offset(name, spec, run) if name.startswith(TAU) else run.model(name)
 
         def compute(vae: VAE = vae) -> dict[str, Any]:
             return _measure(vae, x.to(vae.dtype), spec, run)
@@ -97,9 +117,34 @@ def margins(spec: Spec, run: Run) -> Result:
             f"{spec.restarts} restarts x {spec.steps} steps. Margins: centered, r = {spec.r:g}, "
             "m = 1/2, by bisection; their mean is the overall margin.",
             "Fig. 5: share of draws within r of the clean reconstruction along the direction of "
-            "the damage attack, by size. Fig. 9b: relative loss of log p(x | mean code).",
+            "the damage attack, by size. Fig. 9b: relative loss of log p(x | mean code). Fig. 7: "
+            "log p(x | mean code of x + noise).",
+            *([_trained(spec)] if spec.taus else []),
         ),
     )
+
+
+def _trained(spec: Spec) -> str:
+    return (
+        f"Offsets tau: MLPs {HIDDEN}, d = {LATENT}, Bernoulli, {spec.epochs} epochs on "
+        f"{spec.train:,} images, Adam at {LR:g}, one run each; sigma + tau at training and after."
+    )
+
+
+def _with_offset(name: str, spec: Spec, run: Run) -> VAE:
+    images = run.images(spec.data, "train")
+    part = images[images.choose(spec.train, stratified=True, generator=rv.generator(0))]
+    options: dict[str, Any] = {
+        "name": "vae",
+        "architecture": "mlp",
+        "image_shape": part.image_shape,
+        "hidden": list(HIDDEN),
+        "latent": LATENT,
+        "stddev_offset": float(name.removeprefix(TAU)),
+    }
+    label = f"fig-7/{spec.data}-{spec.train}-{spec.epochs}-{name.removeprefix(TAU)}"
+    settings: dict[str, Any] = {"epochs": spec.epochs, "batch_size": 128, "lr": LR}
+    return run.train(label, options, ELBO(), part, **settings)
 
 
 def _attack(vae: VAE, x: Tensor, radius: float, through: str, spec: Spec, run: Run) -> Tensor:
@@ -137,5 +182,8 @@ def _measure(vae: VAE, x: Tensor, spec: Spec, run: Run) -> dict[str, Any]:
         columns[f"Fig. 9b, loss of likelihood: size {size:g}"] = likelihood_degradation(
             vae, x, x_adv
         )
+    likely = noise_robustness(vae, x, spec.noise, generator=run.noise("noise"))
+    for i, scale in enumerate(spec.noise):
+        columns[f"Fig. 7, log p(x | z) under noise: {scale:g}"] = likely[:, i]
     columns["Clean: error"] = (clean - x).flatten(1).norm(dim=1)
     return columns

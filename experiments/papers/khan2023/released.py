@@ -81,7 +81,7 @@ def released(spec: Spec, run: Run) -> Result:
         beta = RELEASED["beta"][i]
         label = f"released/{spec.data}-{i}-{spec.epochs}-{spec.train}-{run.seed}"
         vae = run.train(label, options, ELBO(beta=beta), train[: spec.train], **settings)
-        values = run.part(f"beta {beta:g}", functools.partial(_measure, vae, x), vae)
+        values = run.part(f"beta {beta:g}", functools.partial(measure, vae, x), vae)
         theirs = {
             "spectral radius": (RELEASED["radius"][i], RELEASED["radius_std"][i]),
             'entropy, "max"': (RELEASED["entropy"][i], RELEASED["entropy_std"][i]),
@@ -113,7 +113,8 @@ def released(spec: Spec, run: Run) -> Result:
     )
 
 
-def _measure(vae: VAE, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def measure(vae: VAE, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Spectral radius and entropy of the encoder's metric, and the error, at each image."""
     geometry = pullback(vae, x)
     with torch.no_grad():
         error = (vae.decode(vae.encode(x).mean).mean - x).square().flatten(1).mean(1)

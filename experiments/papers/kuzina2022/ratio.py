@@ -46,6 +46,7 @@ def ratio(spec: Spec, run: Run) -> Result:
     }
     rows: list[Row] = []
     before: list[float] = []
+    single: dict[str, list[float]] = {}
     for name, defense in run.each(defenses.items()):
 
         def ratios(name: str = name, defense: Defense = defense) -> object:
@@ -58,6 +59,7 @@ def ratio(spec: Spec, run: Run) -> Result:
 
         values = run.part(f"{name}: {defense}", ratios, vae)
         before = before or values
+        single[name] = [float(f"{value:.5g}") for value in values]
         test, cost = ks_2samp(values, before), gradients(defense)
         rows += [
             measured(name, "log posterior ratio, nats", values, cost=cost),
@@ -78,4 +80,5 @@ def ratio(spec: Spec, run: Run) -> Result:
             "and below 0 the defended code explains the clean image better than that draw.",
             "Two-sample Kolmogorov-Smirnov test, exact, of each defense against no defense.",
         ),
+        {"ratios": single},
     )

@@ -30,7 +30,8 @@ class Mixup:
 
     Args:
         weight: Weight of the penalty, at least 0.
-        squared: What the paper's code does: squared norms, and KL(q(.|x_m) || p) beside them.
+        squared: Squared norms, and KL(q(.|x_m) || p) beside them, as the paper's code has them; it
+            also draws the codes, and mixes them with another partner and weight than the images.
         concentration: c of the Beta distribution.
         base: What the penalty is added to.
 
