@@ -24,9 +24,14 @@ def lipschitz(digits):
 
 def test_rows_cover_inputs_and_attacks(lipschitz):
     attacks = list(dict.fromkeys(row["attack"] for row in lipschitz.rows))
-    assert len(attacks) == 5 and len(lipschitz.rows) == 30
+    assert len(attacks) == 7 and len(lipschitz.rows) == 42
     assert attacks[1] == "latent-shift by projected-ascent:steps=5,restarts=1, linf 0.1"
-    assert {row["role"] for row in lipschitz.rows} == {"plan", "longer", "gradient-free"}
+    assert {row["role"] for row in lipschitz.rows} == {
+        "plan",
+        "explored",
+        "longer",
+        "gradient-free",
+    }
     assert len({row["input"] for row in lipschitz.rows}) == 6
     assert all(row["size"] <= row["radius"] + 1e-6 for row in lipschitz.rows)
     assert len(lipschitz.gallery) == 2

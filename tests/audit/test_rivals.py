@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustvae.attacks.goals.base import distance
+from robustvae.audit.checks.gradient_beats_gradient_free import GradientBeatsGradientFree
 from robustvae.audit.checks.gradient_seen import GradientSeen
 from robustvae.audit.rivals import compared
 from robustvae.records import Case
@@ -24,6 +25,14 @@ def test_fresh_numbers_count_for_random(random, passed):
     """An attack whose score holds on its own draws alone is beaten where draws are new."""
     both = rows("plan", score=3.0, damage=1.0) + rows("transfer", score=3.0, damage=2.0)
     assert compared(Case("v", both, {}, {}, random=random), ("transfer",), 0.1).passed is passed
+
+
+@pytest.mark.parametrize(("beyond", "passed"), [(3.0, True), (2.05, False), (2.0, False)])
+def test_lead_that_gradients_extend(beyond, passed):
+    """Squares that beat gradients show masked ones, unless gradients go on from where they end."""
+    three = rows("plan", score=1.0) + rows("gradient-free", score=2.0)
+    case = Case("v", three + rows("explored", score=beyond), {}, {})
+    assert GradientBeatsGradientFree()(case).passed is passed
 
 
 @pytest.mark.parametrize(("vanished", "passed"), [(2, True), (3, False)])

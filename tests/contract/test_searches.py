@@ -7,7 +7,14 @@ import dataclasses
 import pytest
 
 import robustvae as rv
-from robustvae.perturb import CentralDifferences, Masked, RandomSearch, SearchResult, SquareSearch
+from robustvae.perturb import (
+    CentralDifferences,
+    ExploredAscent,
+    Masked,
+    RandomSearch,
+    SearchResult,
+    SquareSearch,
+)
 from robustvae.testing import ContractError, check_search, members_of
 
 BOTH = ("l2", "linf")
@@ -20,6 +27,7 @@ CASES = {
     "random-search": (RandomSearch(steps=200), 0.1, BOTH),
     # one change for all rows, whose slopes point elsewhere
     "universal": (rv.Universal(), 0.0, BOTH),
+    "explored-ascent": (ExploredAscent("projected-ascent:steps=60,restarts=2"), 0.99, BOTH),
     "square-search": (SquareSearch(steps=400), 0.5, BOTH),
     "masked": (Masked(rv.ProjectedAscent(steps=60, restarts=4)), 0.99, BOTH),
 }

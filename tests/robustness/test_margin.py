@@ -238,7 +238,7 @@ def test_good_candidate_helps_poor_search(generator):
     encoder, x = some_encoder(), images(4)
     exact = exact_shift(1.0, 0.5) / float(torch.linalg.matrix_norm(encoder, 2))
     top = torch.linalg.svd(encoder).Vh[0].view(1, *SHAPE)
-    poor = Budget(starts=1, steps=1)
+    poor = Budget(starts=1, steps=1, explored=0)
     victim = rv.Victim(linear_vae(encoder))
     helped = ask(victim, x, generator, box=False, budget=poor, candidates=(x + 2 * top)[None])
     assert (helped.value < 1.35 * exact).all()

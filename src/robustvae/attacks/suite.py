@@ -31,6 +31,7 @@ from robustvae.perturb import (
     LBFGS,
     Ball,
     CentralDifferences,
+    ExploredAscent,
     OneShot,
     ProjectedAscent,
     SquareSearch,
@@ -49,6 +50,7 @@ _STANDARD: tuple[tuple[str, Goal, Search], ...] = (
     ("damage, L-BFGS", MaximumDamage(), LBFGS(restarts=3)),
     ("latent means, one shot", LatentShift("means"), OneShot(count=3)),
     ("damage, square search", MaximumDamage(), SquareSearch(steps=300)),
+    ("damage, explored starts", MaximumDamage(), ExploredAscent()),
 )
 _SMOKE: tuple[tuple[str, Goal, Search], ...] = (
     ("latent shift, ascent", LatentShift(), ProjectedAscent(steps=10, restarts=2)),
@@ -63,6 +65,7 @@ _ADAPTIVE: tuple[tuple[str, Goal, Search | AimedSearch], ...] = (
     ("damage, transferred", MaximumDamage(), Through()),
     ("damage, straight through", MaximumDamage(), Through(gradient="straight-through")),
     ("damage, square search", MaximumDamage(), SquareSearch(steps=1000)),
+    ("damage, explored starts", MaximumDamage(), ExploredAscent()),
 )
 # beside the standard ones: where gradients vanish on their way, lie, or start in the wrong place
 _WIDE: tuple[tuple[str, Goal, Search | AimedSearch], ...] = (
@@ -96,20 +99,20 @@ class Suite:
 
 @register("suite", "standard")
 def standard() -> Suite:
-    """Six attacks on code and output, by gradients, curvature and none, in four balls."""
-    return Suite("1", _STANDARD, _BALLS)
+    """Seven attacks on code and output, by gradients, curvature and none, in four balls."""
+    return Suite("2", _STANDARD, _BALLS)
 
 
 @register("suite", "adaptive")
 def adaptive() -> Suite:
     """Attacks that know the defense: on similarity, over codes, transferred, straight through."""
-    return Suite("1", _ADAPTIVE, _BALLS)
+    return Suite("2", _ADAPTIVE, _BALLS)
 
 
 @register("suite", "wide")
 def wide() -> Suite:
     """The standard suite, and layers, chosen starts, slopes by differences, one change for all."""
-    return Suite("1", _WIDE, _BALLS)
+    return Suite("2", _WIDE, _BALLS)
 
 
 @register("suite", "smoke")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from robustvae.attacks.attack import AttackResult, take_rows
 from robustvae.audit.context import Context
 from robustvae.audit.plan import AttackPlan, Plan
 from robustvae.audit.protocol import Inputs
+from robustvae.audit.store import unpacked_result
 from robustvae.defenses import Victim
 from robustvae.perturb import (
     Ball,
     CentralDifferences,
+    ExploredAscent,
     ProjectedAscent,
     Score,
     SearchResult,
@@ -41,23 +43,63 @@ def jobs(plan: Plan, context: Context, lies: bool) -> list[Job]:
     """
     work: list[Job] = [("plan", attack, attack.build(), context.victim) for attack in plan.attacks]
     first = plan.attacks[0]
-    search = first.build().search
-    if plan.longer > 1 and dataclasses.is_dataclass(search) and hasattr(search, "steps"):
-        longer = dataclasses.replace(search, steps=plan.longer * search.steps)
-        attack = dataclasses.replace(first.build(), search=longer)
-        work.append(("longer", first, attack, context.victim))
+    longer = _longer(first.build().search, plan.longer)
     for norm, radius in plan.balls:
         leader = next(attack for attack in plan.attacks if attack.ball == (norm, radius))
         if plan.gradient_free:
             square = SquareSearch(steps=plan.gradient_free)
             attack = dataclasses.replace(leader.build(), search=square)
             work.append(("gradient-free", leader, attack, context.victim))
+            climb = ExploredAscent(_one_climb(leader.build()), square)
+            attack = dataclasses.replace(attack, search=climb)
+            work.append(("explored", leader, attack, context.victim))
+        if leader is first and longer is not None:
+            attack = dataclasses.replace(first.build(), search=longer)
+            work.append(("longer", first, attack, context.victim))
         if plan.transfer and context.defended:
             work.append(("transfer", leader, leader.build(), context.plain))
         if lies:
             attack = dataclasses.replace(leader.build(), search=CentralDifferences())
             work.append(("differences", leader, attack, context.victim))
     return work
+
+
+def _longer(search: Any, times: int) -> Any:
+    """The search with as many times its steps; None where it has none, or stays as long."""
+    if times <= 1 or not dataclasses.is_dataclass(search) or not hasattr(search, "steps"):
+        return None
+    return dataclasses.replace(search, steps=times * search.steps)  # type: ignore[type-var]
+
+
+def _one_climb(attack: Attack) -> ProjectedAscent:
+    """One climb of a search, or of as many steps where it does not climb itself."""
+    search: Any = attack.search
+    if isinstance(search, ProjectedAscent):
+        return dataclasses.replace(search, restarts=1)
+    steps = getattr(search, "steps", None)
+    return ProjectedAscent(steps=steps if isinstance(steps, int) else 50, restarts=1)
+
+
+def beginning(job: Job, place: int, done: Sequence[Mapping[str, Any]], x: Tensor) -> Tensor | None:
+    """Where an attack goes on, (B, ...); None for one that begins by itself.
+
+    A climb goes on from where the squares of its ball ended, a longer run from the better of the
+    shorter one and of that climb.
+
+    Args:
+        job: The attack.
+        place: That of the plan's attack that it follows.
+        done: What was found before, as parts of the stage hold it.
+        x: The inputs.
+    """
+    roles = {"explored": ("gradient-free",), "longer": ("plan", "explored")}.get(job[0], ())
+    found = [
+        unpacked_result(one, x) for one in done if one["role"] in roles and one["place"] == place
+    ]
+    if not found:
+        return None
+    best = torch.stack([one.score for one in found]).nan_to_num(-torch.inf).argmax(0)
+    return torch.stack([one.x_adv for one in found])[best, torch.arange(len(x))]
 
 
 @final
@@ -85,9 +127,12 @@ def go_on(attack: Attack, begin: Tensor) -> Attack:
 
     One climb of many steps from the best point costs a restart's part of as many from the start.
     """
-    if not isinstance(attack.search, ProjectedAscent):
+    search: Any = attack.search
+    if isinstance(search, ExploredAscent):
+        search = search.search
+    if not isinstance(search, ProjectedAscent):
         return attack
-    return dataclasses.replace(attack, search=GoOn(attack.search, begin))
+    return dataclasses.replace(attack, search=GoOn(search, begin))
 
 
 def everyone(context: Context, inputs: Inputs) -> Context:

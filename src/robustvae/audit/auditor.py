@@ -16,7 +16,7 @@ from robustvae import registry
 from robustvae.attacks import Attack
 from robustvae.attacks.attack import AttackResult, nothing_found, put_rows
 from robustvae.audit import pictures, statements
-from robustvae.audit.attacking import Job, everyone, go_on, jobs, rows_of
+from robustvae.audit.attacking import Job, beginning, everyone, go_on, jobs, rows_of
 from robustvae.audit.budget import Clock
 from robustvae.audit.context import (
     BASE_COLUMNS,
@@ -146,9 +146,8 @@ class Auditor:
             say(f"attack {label}")
             outcome = state.get(label)
             if outcome is None:
-                begin = None
-                if job[0] == "longer" and outcomes and outcomes[0]["attack"] is not None:
-                    begin = unpacked_result(outcomes[0]["attack"], context.x).x_adv
+                done = [one["attack"] for one in outcomes if one["attack"] is not None]
+                begin = beginning(job, self.plan.attacks.index(job[1]), done, context.x)
                 outcome = self._outcome(context, job, label, begin)
                 state.put(label, outcome)
             outcomes.append(outcome)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustvae.attacks import Attack
 from robustvae.audit.measures.probability import rival_draws
-from robustvae.audit.plan import AttackPlan, Plan
+from robustvae.audit.plan import EXPLORED, AttackPlan, Plan
 from robustvae.audit.unit_cost import UnitCost, unit_cost
 from robustvae.data import Images
 from robustvae.defenses import Victim, is_posterior_mean, is_random
@@ -100,8 +100,9 @@ def stage_seconds(
         attacks += plan.longer * whole / max(getattr(search, "restarts", 1), 1)
         count += 1
     if plan.gradient_free:
-        attacks += len(plan.balls) * plan.gradient_free * draws * unit.forward
-        count += len(plan.balls)
+        climb = (step_count(search) + 1) * unit.gradient
+        attacks += len(plan.balls) * draws * (plan.gradient_free * unit.forward + climb)
+        count += 2 * len(plan.balls)
     if plan.transfer and not is_posterior_mean(victim.defense):
         count += len(plan.balls)
         transfer = dataclasses.replace(unit, gradient=bare)  # it looks at the bare model
@@ -148,7 +149,8 @@ def margin_seconds(plan: Plan, victim: Victim, unit: UnitCost) -> float:
     """What the margins of an input take, in range and unconstrained."""
     if plan.margins is None:
         return 0.0
-    starts, half = plan.margins.restarts + 1, max(1, plan.margins.steps // 2)
+    starts = plan.margins.restarts + 1 + EXPLORED
+    half = max(1, plan.margins.steps // 2)
     # random starts and the nearest known ones; the better half of them again, and one in common
     walks = starts + -(-starts // 2)
     gradients = 2.0 * half * (walks + -(-walks // 2) + 1)

@@ -48,7 +48,7 @@ class Attacked:
     Attributes:
         plan: The attack.
         id: Its name in the rows.
-        role: "plan", "gradient-free", "longer", "transfer" or "differences".
+        role: "plan", "gradient-free", "explored", "longer", "transfer" or "differences".
         knows: What the attacker knew, in words.
         result: What it found.
     """

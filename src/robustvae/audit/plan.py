@@ -160,13 +160,18 @@ class AttackPlan(Values):
         return self.norm, self.radius
 
 
+EXPLORED = 2
+"""Starts of a margin's walk that square searches find, beside the random ones of a plan."""
+
+
 @final
 class MarginPlan(Values):
     """How margins are looked for.
 
     Attributes:
         steps: Gradients of each search.
-        restarts: Starts of each search.
+        restarts: Starts of each search: one more is close to the input, and `EXPLORED` are found by
+            square searches.
         gradients: The most decoder gradients an input that a search may take; beyond it the
             margin is left out. A defense of many steps costs that many times.
     """

@@ -11,7 +11,13 @@ from robustvae.records.intervals import paired
 _NOTHING = 1e-9  # scores below: nothing moved, and there is nothing to compare
 
 
-def compared(case: Case, roles: Sequence[str], slack: float) -> Outcome:
+def compared(
+    case: Case,
+    roles: Sequence[str],
+    slack: float,
+    *,
+    further: Sequence[str] = (),
+) -> Outcome:
     """Whether the plan's attacks are as strong as those of some roles, input by input.
 
     Scores of the same goal in the same ball are compared. The rival must lead by more than its
@@ -23,22 +29,37 @@ def compared(case: Case, roles: Sequence[str], slack: float) -> Outcome:
         case: The evidence.
         roles: The rivals' roles, such as "transfer".
         slack: Relative lead of the rivals that is forgiven.
+        further: Roles of climbs that went on from where the rivals ended. A lead is forgiven where
+            these lead by as much again, and by more than two standard errors: then gradients do see
+            the way, and random starts were the wrong place to ask.
     """
     words, any_failure, any_judgment = [], False, False
     for ball, rows in case.balls():
         for goal in dict.fromkeys(row["goal"] for row in rows if row["role"] in roles):
             same = [row for row in rows if row["goal"] == goal]
             for column in ("score", "damage") if case.random else ("score",):
-                ours = case.best(column, [row for row in same if row["role"] == "plan"])
-                theirs = case.best(column, [row for row in same if row["role"] in roles])
+                ours, theirs, climbs = (
+                    case.best(column, [row for row in same if row["role"] in some])
+                    for some in (("plan",), roles, further)
+                )
                 result = paired(ours, theirs)
                 if result is None or max(result.first, result.second) <= _NOTHING:
                     continue
                 any_judgment = True
-                behind = result.second > result.first * (1 + slack)
-                any_failure |= behind and result.gap > 2 * result.stderr
                 fresh = " under fresh numbers" if column == "damage" else ""
-                words.append(f"{ball}: {result.first:.3g} against {result.second:.3g}{fresh}")
+                said = f"{ball}: {result.first:.3g} against {result.second:.3g}{fresh}"
+                behind = result.second > result.first * (1 + slack)
+                if behind and result.gap > 2 * result.stderr:
+                    beyond = paired(theirs, climbs)
+                    if (
+                        beyond is not None
+                        and beyond.second > beyond.first * (1 + slack)
+                        and beyond.gap > 2 * beyond.stderr
+                    ):
+                        said += f", and {beyond.second:.3g} by gradients from there"
+                    else:
+                        any_failure = True
+                words.append(said)
     if not any_judgment:
         return Outcome(None, "nothing moved")
     # in a chain that draws, gradients may be of no use to anybody, and nobody hides them

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from robustvae.audit.plan import Plan, text
+from robustvae.audit.plan import EXPLORED, Plan, text
 from robustvae.records import QuestionFacts, VictimFacts
 
 Row = Mapping[str, Any]
@@ -24,6 +24,7 @@ KNOWS = {
     "plan": "all of the victim, its defense included",
     "longer": "all of the victim, its defense included",
     "gradient-free": "the victim's outputs only",
+    "explored": "all of the victim, its defense included",
     "differences": "the victim's outputs, and a gradient that it did not trust",
     "transfer": "the undefended model only",
 }
@@ -44,12 +45,13 @@ def protocol(plan: Plan, question: QuestionFacts, victims: Sequence[VictimFacts]
     ]
     if plan.longer > 1:
         words.append(
-            f"The first attack once more with {plan.longer} times the steps, from the best of its "
-            "restarts where its search can go on."
+            f"The first attack once more with {plan.longer} times the steps, from the best point "
+            "known in its ball where its search can go on."
         )
     if plan.gradient_free:
         words.append(
-            f"In every ball a square search of {plan.gradient_free} queries without gradients."
+            f"In every ball a square search of {plan.gradient_free} queries without gradients, and "
+            "a climb by gradients from where it ended."
         )
     if plan.transfer and any(victim.defended for victim in victims):
         words.append("For defended victims, in every ball the attack on the undefended model too.")
@@ -68,9 +70,11 @@ def protocol(plan: Plan, question: QuestionFacts, victims: Sequence[VictimFacts]
     ]
     if plan.margins is not None:
         words.append(
-            f"Attacked upper bounds on the margin: bisection with {plan.margins.restarts} restarts "
-            f"of {plan.margins.steps} steps in the {question.norm} norm; fresh draws decide, at "
-            f"confidence {plan.confidence:g} per input, split over the tests made for it."
+            f"Attacked upper bounds on the margin: walks of {plan.margins.steps} steps along the "
+            f"boundary in the {question.norm} norm, from {plan.margins.restarts + 1} random starts "
+            f"and {EXPLORED} that short square searches found, and from the nearest known changes; "
+            f"fresh draws decide, at confidence {plan.confidence:g} per input, split over the "
+            "tests made for it."
         )
     return words
 
@@ -177,7 +181,7 @@ def not_tried(plan: Plan, question: QuestionFacts, victims: Sequence[VictimFacts
 
 def knows(attacked_role: str, defended: bool) -> str:
     """What the attacker knew, in words."""
-    if attacked_role in ("plan", "longer") and not defended:
+    if attacked_role in ("plan", "explored", "longer") and not defended:
         return "all of the model"
     return KNOWS[attacked_role]
 

@@ -3,6 +3,7 @@
 from robustvae.perturb.ascent import ProjectedAscent, Score, SearchResult, ascend
 from robustvae.perturb.ball import Ball
 from robustvae.perturb.differences import CentralDifferences
+from robustvae.perturb.explored import ExploredAscent
 from robustvae.perturb.gradient_free import RandomSearch, SquareSearch, outward
 from robustvae.perturb.lbfgs import LBFGS, Minimum, minimize
 from robustvae.perturb.masked import Masked
@@ -15,6 +16,7 @@ __all__ = [
     "Masked",
     "Ball",
     "CentralDifferences",
+    "ExploredAscent",
     "Minimum",
     "OneShot",
     "ProjectedAscent",

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from robustvae.certificates.question import Question
 from robustvae.errors import check_count, check_positive, check_probability
-from robustvae.perturb import Ball
+from robustvae.perturb import Ball, SquareSearch
 from robustvae.perturb.ascent import evaluate, start_shares
 from robustvae.robustness.betting import growth
 from robustvae.robustness.displacement import Noise, Ruler
-from robustvae.seeding import by_row, randn, row_generators, split
+from robustvae.seeding import RowGenerator, by_row, randn, row_generators, split
 
 _CALIBRATING = 64  # antithetic draws that set a threshold: each stands for several independent ones
 _NEAR, _LONGER = 1.02, 2.0  # shares up to which draws at a point tell of its boundary, and beyond
@@ -33,6 +33,8 @@ _BANK = 64
 _ROWS = 250  # candidates evaluated together: a batch that fits a processor's cache
 _TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
 # ones settle
+_SQUARES = 30  # candidates of a search by squares
+_FAR = 0.3  # of the largest size: margins are seldom nearer to it
 _STRIDE = 0.5  # the most by which a step may change the length, as a share of it
 _FINEST = 2  # times the choosing draws, at the end: where a test is made is worth a few draws
 _SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
@@ -47,7 +49,7 @@ class Budget:
     """What a margin may cost, for each input and threat model.
 
     Args:
-        starts: Directions that the search begins from.
+        starts: Random directions that the search begins from.
         steps: Gradients of each start; the better half go on for as many again.
         draws: Fresh draws after which a deciding test should be sure. It stops as soon as it is,
             and gives up where it will not be.
@@ -57,6 +59,9 @@ class Budget:
         confidence: With which each input's value is truly above its margin, in (0, 1); of all
             threat models asked together.
         chunk: Rows (inputs x draws) decoded at once; None for 2^18 pixels' worth.
+        explored: Further starts, each the end of a short search by squares, without gradients, of
+            the size that the walks from the random ones reach; 0 for none. A model that was trained
+            to bear noise has no slope worth following where noise would start.
 
     Raises:
         RangeError: A count, size or confidence out of range.
@@ -74,11 +79,13 @@ class Budget:
     largest: float | None = None
     confidence: float = 0.95
     chunk: int | None = None
+    explored: int = 4
 
     def __post_init__(self) -> None:
         """Validate the fields."""
         for name in ("starts", "steps", "draws", "choosing"):
             check_count(getattr(self, name), name)
+        check_count(self.explored, "explored", least=0)
         if self.largest is not None:
             check_positive(self.largest, "largest")
         check_probability(self.confidence, "confidence")
@@ -93,6 +100,13 @@ class _Ends:
     y: Tensor
     size: Tensor
     slope: Tensor
+
+    def beside(self, other: _Ends) -> _Ends:
+        """Both walks' ends, in their order."""
+        size, order = torch.cat([self.size, other.size], 1).sort(1)
+        every = torch.arange(len(size), device=size.device).unsqueeze(1)
+        ends = torch.cat([self.y, other.y], 1)[every, order]
+        return _Ends(ends, size, torch.maximum(self.slope, other.slope))
 
 
 @final
@@ -209,7 +223,8 @@ class Walk:
         """The best direction of each problem."""
         budget, x = self.budget, self.ruler.x[self.inputs]
         problems, starts = len(x), budget.starts
-        y = self._starts(generator)
+        streams = by_row(generator, "starts", self.ruler.x)
+        y = self._starts(streams)
         known = None
         if candidates is not None:
             known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(0, 1)
@@ -217,10 +232,12 @@ class Walk:
             # beside the random ones: what is known often lies in one valley, and not the lowest
             y = torch.cat([y, known], 1)
         first = self._walk(x, y, self.threshold, (0.0, 0.5))
+        if budget.explored:
+            explored = self._explored(x, first.size[:, 0], streams)
+            first = first.beside(self._walk(x, explored, self.threshold, (0.0, 0.5)))
         slope = first.slope
         self._calibrate(x, first.y[:, 0])
-        half = -(-y.shape[1] // 2)
-        ahead = first.y[:, :half]
+        ahead = first.y[:, : -(-first.y.shape[1] // 2)]
         if len(self.boxes) == 2:
             # what failed in the box fails without it: the unconstrained walk starts there too
             batch = problems // 2
@@ -255,11 +272,35 @@ class Walk:
             known = self._fit(x.unsqueeze(1) + step, x)
         return known
 
-    def _starts(self, generator: torch.Generator) -> Tensor:
+    def _explored(self, x: Tensor, size: Tensor, streams: RowGenerator) -> Tensor:
+        """Where searches without gradients end at these sizes, (P, explored, C, H, W).
+
+        Their squares are drawn alike for both threat models.
+        """
+        batch, count = len(self.ruler.x), self.budget.explored
+        seeds = [g for s in streams.streams for g in row_generators(s, "explored", range(count))]
+        inputs = torch.arange(batch, device=x.device).repeat_interleave(count)
+        noise = self.smooth.part(0, SURROGATE_DRAWS)
+        size = torch.where(size.isfinite(), size, _FAR * self.largest)
+        size = size.clamp(1e-9 * self.largest, self.largest)
+        ends = []
+        for side, box in enumerate(self.boxes):
+            which = slice(side * batch, (side + 1) * batch)
+            radius = size[which].repeat_interleave(count).to(x)
+            ball = Ball(self.question.norm, radius, *((0.0, 1.0) if box else (None, None)))
+            found = SquareSearch(steps=_SQUARES, chunk=_ROWS)(
+                lambda y, rows: self.ruler.surrogate(y, inputs[rows], noise),
+                x[which].repeat_interleave(count, 0),
+                ball,
+                generator=RowGenerator([seed.clone_state() for seed in seeds]),
+            )
+            ends.append(found.y.view(batch, count, *x.shape[1:]))
+        return torch.cat(ends)
+
+    def _starts(self, streams: RowGenerator) -> Tensor:
         """Random perturbations, (P, starts, C, H, W), the same for both threat models."""
         x, budget = self.ruler.x, self.budget
-        share = 0.3 * start_shares(budget.starts)  # of the largest size: margins are seldom near it
-        streams = by_row(generator, "starts", x)
+        share = _FAR * start_shares(budget.starts)
         seeds = [
             row_generators(stream, "start", range(budget.starts)) for stream in streams.streams
         ]

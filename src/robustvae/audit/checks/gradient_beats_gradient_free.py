@@ -10,12 +10,14 @@ from robustvae.records import Case, Outcome
 from robustvae.records.judging import Subject
 from robustvae.registry import register
 
+_FURTHER = {"gradient-free": ("explored",)}  # climbs that begin where a rival ended
+
 
 @register("check", "gradient_beats_gradient_free")
 @final
 @dataclass(frozen=True)
 class GradientBeatsGradientFree:
-    """Attacks by gradient find at least as much as searches without one.
+    """Attacks by gradient find at least as much as searches without one, or go on from there.
 
     Args:
         slack: Relative lead of random squares that is forgiven.
@@ -36,7 +38,9 @@ class GradientBeatsGradientFree:
         """Compare scores of the same goal in the same ball, input by input."""
         rivals = {"gradient-free": self.slack, "differences": self.slack_differences}
         outcomes = [
-            compared(case, (role,), slack) for role, slack in rivals.items() if case.roles(role)
+            compared(case, (role,), slack, further=_FURTHER.get(role, ()))
+            for role, slack in rivals.items()
+            if case.roles(role)
         ]
         if not outcomes:
             return Outcome(None, "no search without gradients ran")

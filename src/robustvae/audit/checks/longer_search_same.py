@@ -38,7 +38,7 @@ class LongerSearchSame:
         first = rows[0]
         same = [
             row
-            for row in case.roles("plan")
+            for row in case.roles("plan", "explored")
             if all(row[key] == first[key] for key in ("goal", "norm", "radius"))
         ]
         result = paired(case.best("score", same), case.best("score", rows))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from robustvae.audit.context import Context
+from robustvae.audit.plan import EXPLORED
 from robustvae.defenses.defense import cost
 from robustvae.errors import UnsupportedError
 from robustvae.records import Column
@@ -56,7 +57,8 @@ class Margin:
         if plan is None:
             raise UnsupportedError("margin: the plan asks for no margins")
         # two halves of a walk from each start, in both boxes
-        gradients = 2 * (plan.restarts + 1) * plan.steps * _gradients_of(context)
+        starts = plan.restarts + 1 + EXPLORED
+        gradients = 2 * starts * plan.steps * _gradients_of(context)
         if gradients > plan.gradients:
             raise UnsupportedError(
                 f"margin: about {gradients:.0f} gradients an input, the plan allows "
@@ -66,6 +68,7 @@ class Margin:
         candidates = torch.stack([attacked.x_adv for attacked in context.attacks])
         budget = Budget(
             starts=plan.restarts + 1,
+            explored=EXPLORED,
             # a walk of two halves: half the steps of a search each
             steps=max(1, plan.steps // 2),
             draws=context.plan.draws,
