@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping
 from types import ModuleType
@@ -28,6 +29,10 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         homes = self.__dict__.get("_homes", {})
         if name not in homes:
+            # a part that no public name lives in is there all the same, imported or not
+            full = f"{self.__name__}.{name}"
+            if not name.startswith("_") and importlib.util.find_spec(full) is not None:
+                return importlib.import_module(full)
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         home = homes[name]
         part = importlib.import_module(f"{self.__name__}.{home or name}")

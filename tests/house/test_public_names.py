@@ -64,6 +64,16 @@ def test_type_checkers_see_the_same_names() -> None:
     assert checked == rv._homes
 
 
+def test_parts_are_there_unimported() -> None:
+    """`rv.robustness.Budget` works in a process that has imported nothing else."""
+    code = """
+import robustvae as rv
+assert rv.robustness.Budget(steps=3).steps == 3 and rv.attacks.DirectedAscent
+assert callable(rv.audit) and not hasattr(rv, "no_such_part")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_function_wins_over_module_of_name() -> None:
     code = """
 import importlib, sys, types, robustvae
