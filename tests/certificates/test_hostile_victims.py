@@ -13,6 +13,7 @@ import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import certify
 from robustvae.certificates.methods import sampling
+from robustvae.certificates.methods.independence import Independence
 
 S, R, WIDTH = 0.5, 2.0, 4
 FAR = 10.0  # what a spoiled output lies away
@@ -318,6 +319,17 @@ def test_model_changed_is_seen_again():
     subject.vae.trunk = Place()
     lower = certify(subject, x, 5.0, **ask)
     assert not float(lower.radius[0]) and any("encoder gives" in a for a in lower.assumptions)
+
+
+def test_unchanged_victim_is_looked_at_once(monkeypatch):
+    """What makes a model of convolutions ready for its draws is no change of the victim."""
+    looks, look = [], Independence._look
+    monkeypatch.setattr(Independence, "_look", lambda self: looks.append(1) or look(self))
+    vae = rv.models.create("vae", architecture="conv8", latent=2)
+    subject, x = rv.Victim(vae.float(), rv.InputNoise(S)), torch.full((1, 1, 8, 8), 0.5)
+    for _ in range(2):
+        certify(subject, x.float(), 5.0, draws=40, generator=rv.generator(0))
+    assert len(looks) == 1
 
 
 def test_attribute_changed_is_seen_again():

@@ -140,15 +140,22 @@ class Independence:
             )
         self._states.add(state)
 
-    def check_again(self) -> None:
+    def check_output(self) -> None:
         """Raise where the victim no longer gives what it gave before the draws."""
         if not _same(self._first, self._run(3)):
             raise UnsupportedError(
                 "smoothing needs draws of one law, and this victim's output has changed while it "
                 "was drawn from: remove its cache or state"
             )
-        if _held(self._victim) != self._held:  # what was switched meanwhile is looked at anew
-            self._look()
+
+    def check_state(self) -> None:
+        """Look at the victim anew where it no longer holds what it held before the draws.
+
+        To be called where the first look was: a model made ready for its draws holds other things.
+        """
+        if _held(self._victim) != self._held:
+            with ready(self._victim):
+                self._look()
 
 
 def _held(victim: Victim) -> bytes | None:

@@ -73,7 +73,8 @@ class Sampler:
         """
         with ready(self.victim):
             yield
-            self.independence.check_again()
+            self.independence.check_output()
+        self.independence.check_state()
 
     @property
     def stddev(self) -> float:
