@@ -10,7 +10,12 @@ from torch import Tensor
 
 from robustvae.arguments import checked
 from robustvae.bounds.numbers import CDF_SLACK, SLACK, double
-from robustvae.errors import ShapeError
+from robustvae.bounds.tails import chi_quantile
+from robustvae.errors import RangeError, ShapeError
+
+# of t: spreads below it only widen the range that the inversion must cover
+_LEAST = 1e-4
+_RARE = 1e-12  # far below what is taken off anyway
 
 
 @checked(formula=True)
@@ -18,7 +23,9 @@ def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
     """P(sum_j (s_j n_j + D_j)^2 <= t^2), rounded down.
 
     By Ruben's series where the spreads are alike, which needs few terms then; by inverting the
-    characteristic function where they are not.
+    characteristic function where they are not. Coordinates of hardly any spread, or of none, are
+    taken off t beforehand, by the triangle inequality: what they lie off the center, and what
+    nearly all of their draws add.
 
     Warning:
         It bounds the robustness probability only where `shifts` bounds the mean's movement in
@@ -28,13 +35,14 @@ def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
     Args:
         reach: t, positive, (B,).
         shifts: D_j >= 0, (B, d).
-        stddevs: s_j > 0, (B, d).
+        stddevs: s_j >= 0, (B, d).
 
     Returns:
         Lower bounds on the probability, (B,).
 
     Raises:
         ShapeError: `shifts` and `stddevs` differ in shape or are not (B, d).
+        RangeError: One of them is negative or undefined.
 
     References:
         Ruben, 1962, Eq. 3.8; Farebrother, 1984, algorithm AS 204 (the truncation bound); Imhof,
@@ -53,11 +61,52 @@ def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
         raise ShapeError(
             f"shifts and stddevs must be (B, d), got {tuple(shifts.shape)}, {tuple(stddevs.shape)}"
         )
+    if not bool((shifts >= 0).all() and (stddevs >= 0).all()):
+        raise RangeError("shifts and stddevs must be numbers of at least 0")
+    reach = double(reach).expand(len(shifts))
+    spreads = stddevs > _LEAST * reach[:, None]
+    result = torch.zeros(len(shifts), dtype=torch.float64)
+    # rows of as many spreads are computed together
+    for count in spreads.sum(1).unique().tolist():
+        rows = (spreads.sum(1) == count).nonzero()[:, 0]
+        chosen = spreads[rows]
+        rest, chance = _without_points(reach[rows], shifts[rows], stddevs[rows], chosen)
+        if count == 0:
+            inside = (rest >= 0).double()
+        else:
+            parts = (part[rows][chosen].reshape(-1, count) for part in (shifts, stddevs))
+            inside = torch.where(rest > 0, _series(rest.clamp_min(1e-300), *parts), 0.0)
+        result[rows] = (inside - chance - CDF_SLACK).clamp(0, 1)
+    return result
+
+
+def _without_points(
+    reach: Tensor, shifts: Tensor, stddevs: Tensor, spreads: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What coordinates of hardly any spread leave of t, (B,), and how often they take more, (B,).
+
+    Args:
+        reach: t, (B,).
+        shifts: D_j, (B, d).
+        stddevs: s_j, (B, d).
+        spreads: Which coordinates are not of that kind, (B, d).
+    """
+    others = [torch.where(spreads, 0.0, part) for part in (shifts, stddevs)]
+    fixed, largest = others[0].norm(dim=1), others[1].amax(1)
+    length = largest * chi_quantile(1 - _RARE, shifts.shape[1])
+    taken = (fixed + length) * (1 + SLACK)
+    # sqrt(t^2 - taken^2) without the square of a large number; negative where nothing is left
+    left = (reach * (1 - SLACK) - taken) * (reach + taken)
+    return left.sign() * left.abs().sqrt(), torch.where(largest > 0, _RARE, 0.0)
+
+
+def _series(reach: Tensor, shifts: Tensor, stddevs: Tensor) -> Tensor:
+    """The probability by Ruben's series, by the inversion where that needs too many terms, (B,)."""
     from scipy import special
 
     variances = stddevs.square()
     noncentral = shifts.square() / variances
-    quantile = double(reach).square().expand(len(shifts)) * (1 - SLACK)
+    quantile = reach.square() * (1 - SLACK)
     least = variances.amin(1, keepdim=True)
     ratio = least / variances
     log_first = 0.5 * (ratio.log() - noncentral).sum(1)
@@ -91,7 +140,7 @@ def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
     for row in (left >= 1e-10).nonzero()[:, 0].tolist():
         inverse = _inverted_cdf(float(quantile[row]), variances[row], noncentral[row])
         value[row] = max(float(value[row]), inverse)
-    return (value - CDF_SLACK).clamp(0, 1)
+    return value
 
 
 def _inverted_cdf(q: float, variances: Tensor, noncentral: Tensor) -> float:

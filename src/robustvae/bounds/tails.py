@@ -14,6 +14,8 @@ from robustvae.bounds.numbers import CDF_SLACK, SLACK, double
 from robustvae.bounds.search import largest
 from robustvae.errors import RangeError, check_count, check_probability
 
+_LEAST = 1e-3  # of the reach: what no spread is taken below
+
 
 @checked(formula=True)
 def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
@@ -26,7 +28,7 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
     Args:
         reach: t, positive, (B,).
         shift: D, at least 0, (B,).
-        spread: s, positive, (B,).
+        spread: s, at least 0, (B,).
         latent: Dimension d.
 
     Returns:
@@ -52,6 +54,7 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
         if not bool((part >= 0).all()):
             raise RangeError("reach, shift and spread must be numbers of at least 0")
     value = isotropic_mass(reach, shift, spread, latent)
+    spread = _not_small(reach, spread)
     gap = ((reach - shift).clamp_min(0) / spread).detach().square() * (1 - SLACK)
     central = torch.as_tensor(special.chdtr(latent, gap.cpu().numpy())).to(value.device)
     # below 1/2 unequal spreads may lower it, and the triangle inequality alone stands
@@ -77,6 +80,7 @@ def isotropic_guess(
 
     def holds(rho: Tensor) -> Tensor:
         displacement, spread = shift(rho)
+        spread = _not_small(reach, spread)
         x, lam = (reach / spread).square(), (displacement / spread).square()
         mean, second = latent + lam, latent + 2 * lam
         h = 1 - 2 / 3 * mean * (latent + 3 * lam) / second.square()
@@ -92,12 +96,15 @@ def isotropic_guess(
 def isotropic_mass(reach: Any, shift: Any, spread: Any, latent: int) -> Tensor:
     """F(t^2/s^2; d, D^2/s^2), rounded down: smooth, but of unequal spreads no bound below 1/2.
 
+    A spread of less than a thousandth of the reach is taken as that, and so is none at all.
+
     Examples:
         >>> from robustvae.bounds import isotropic_mass
         >>> round(float(isotropic_mass(2.0, 1.0, 0.5, 10)), 4)
         0.675
     """
-    reach, shift, spread = double(reach), double(shift), double(spread)
+    reach, shift = double(reach), double(shift)
+    spread = _not_small(reach, double(spread))
     mass = _noncentral_cdf(
         (reach / spread).square() * (1 - SLACK),
         (shift / spread).square() * (1 + SLACK),
@@ -136,6 +143,17 @@ def chi_quantile(chance: float, latent: int) -> float:
     return float(special.chdtri(latent, 1 - chance)) ** 0.5 * (
         1 + 1e-6
     )  # far above the quantile's own error: it is rounded up
+
+
+def _not_small(reach: Tensor, spread: Tensor) -> Tensor:
+    """The spread, at least a thousandth of the reach.
+
+    The chi-square's bound takes any s that no coordinate exceeds, so that a larger one costs and
+    never lies; beyond a ratio of 1e4 scipy's CDF is inexact, undefined or takes seconds. Of a ball
+    of all space nothing needs to be kept.
+    """
+    least = torch.where(reach.isfinite(), reach * _LEAST, 0.0)
+    return torch.maximum(spread, least)
 
 
 class _NoncentralCDF(torch.autograd.Function):

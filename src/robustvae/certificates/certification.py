@@ -305,8 +305,14 @@ def answer(task: Task, asked: dict[str, Method], confidence: float) -> Certifica
     assumptions: list[str] = []
     # one l2 radius within a linf ball's inscribed l2 ball
     per_pixel = x[0].numel() ** -0.5 * (1 - bounds.SLACK)
+    together: Tensor | None = None
     for name, finding in findings.items():
         needs_conversion = ask.norm not in asked[name].norms
+        if finding.simultaneous is not None:
+            # each method has its share of what may fail, so that the larger one holds as well
+            proof = finding.simultaneous.nan_to_num(nan=0.0, posinf=torch.inf)
+            proof = proof * per_pixel if needs_conversion else proof
+            together = proof if together is None else torch.maximum(together, proof)
         for bound, radii in finding.radii.items():
             # not a number is not a proof
             proof = radii.nan_to_num(nan=0.0, posinf=torch.inf)
@@ -329,9 +335,6 @@ def answer(task: Task, asked: dict[str, Method], confidence: float) -> Certifica
         radius = torch.maximum(radius, radii)
     is_sampled = kind == "probabilistic"
     alone = next(iter(findings.values())) if len(asked) == len(findings) == 1 else Finding({})
-    together = alone.simultaneous
-    if together is not None:
-        together = (together * per_pixel if needs_conversion else together).to(x.device)
     return Certificate(
         radius=radius.to(x.device),
         kind=kind,
@@ -345,7 +348,7 @@ def answer(task: Task, asked: dict[str, Method], confidence: float) -> Certifica
         box=ask.box and is_sampled,
         center=ask.center,
         centers=alone.centers,
-        simultaneous=together,
+        simultaneous=None if together is None else together.to(x.device),
         draws=alone.spent,
     )
 
@@ -386,10 +389,12 @@ def _with_suggestions(task: Task, certificate: Certificate) -> Certificate:
         rows=tuple(task.rows[i] for i in silent),
         methods=("neyman_pearson",),
         memo={},
+        together=task.count,
     )
     other = answer(part, {"neyman_pearson": NeymanPearson()}, task.confidence)
-    radius = torch.zeros_like(certificate.radius)
+    radius, together = torch.zeros_like(certificate.radius), torch.zeros_like(certificate.radius)
     radius[silent] = other.radius
+    together[silent] = other.radius if other.simultaneous is None else other.simultaneous
     method, status = ["none"] * len(task.x), ["not asked"] * len(task.x)
     for place, i in enumerate(silent):
         method[i], status[i] = other.method[place], other.status[place]
@@ -399,6 +404,11 @@ def _with_suggestions(task: Task, certificate: Certificate) -> Certificate:
     for bound, radii in other.by_method.items():
         by_method[bound] = torch.zeros_like(radius).index_put((torch.tensor(silent),), radii)
     beside = dataclasses.replace(
-        other, radius=radius, method=tuple(method), status=tuple(status), by_method=by_method
+        other,
+        radius=radius,
+        simultaneous=together,
+        method=tuple(method),
+        status=tuple(status),
+        by_method=by_method,
     )
     return dataclasses.replace(certificate, beside=beside, suggestions=tuple(words))

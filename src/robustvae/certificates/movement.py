@@ -58,6 +58,31 @@ class Movement:
         return self.mean.method
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """How far the computed posterior is off anywhere in a ball.
+
+    Attributes:
+        mean: Of the mean, in l2, (B,).
+        share: Of any standard deviation, as a share of it, (B,).
+        plus: And by how much besides, (B,).
+    """
+
+    mean: Tensor
+    share: Tensor
+    plus: Tensor
+
+    def above(self, stddev: Tensor) -> Tensor:
+        """What a standard deviation of at most so much, (B, d), is computed as, at the most."""
+        return stddev * (1 + self.share[:, None]) + self.plus[:, None]
+
+    def below(self, stddev: Tensor) -> Tensor:
+        """What a standard deviation of at least so much, (B, d), is computed as, at the least."""
+        share = self.share.clamp(max=1)[:, None]
+        return (stddev * (1 - share) - self.plus[:, None]).clamp_min(0)
+
+
 @checked_fields
 @final
 class Encoder:
@@ -111,29 +136,23 @@ class Encoder:
         else:
             self.relaxation = Relaxation(*encoder_networks(self.parts), shape=shape)
 
-    def rounding(self, x: Tensor, rad: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
+    def rounding(self, x: Tensor, rad: Tensor, arithmetic: Arithmetic) -> Rounding:
         """How far the computed posterior is off at any image within `rad` in l2 of each.
 
         Args:
             x: Images, (B, C, H, W).
             rad: l2 radii, (B,).
             arithmetic: In which the model runs.
-
-        Returns:
-            Of the mean in l2, and of any standard deviation relatively, (B,) each.
         """
         none = torch.zeros_like(rad)
         mean = forward_error(self.networks[0], x, rad, none, arithmetic).error
         if len(self.networks) == 1:
-            return mean, none + 16 * arithmetic.unit
+            return Rounding(mean, none + 16 * arithmetic.unit, none)
         error = forward_error(self.networks[1], x, rad, none, arithmetic).error
         if self.parts.spread.is_exponential:
-            return mean, self.parts.spread.share(error) + 32 * arithmetic.unit
-        # the least spread in the ball is not known here: relatively to the one at the image, which
-        # `over` bounds from below, so that a larger share only costs
-        share = error / self.posterior(x).stddev.amin(1) * 2
+            return Rounding(mean, self.parts.spread.share(error) + 32 * arithmetic.unit, none)
         factor = 1 if self.parts.spread.norm is None else 2
-        return mean, factor * share + 32 * arithmetic.unit
+        return Rounding(mean, none + 32 * arithmetic.unit, factor * error)
 
     def posterior(self, x: Tensor) -> Gaussian:
         """The mean and spread of what is bounded, at the images, (B, `width`)."""

@@ -122,14 +122,14 @@ def row_normals(like: Tensor, generators: list[torch.Generator], count: int = 1)
     return torch.stack([randn(*shape, like=wide, generator=g) for g in generators]).to(like)
 
 
-def clean_probability(task: Task, confidence: float) -> Tensor:
-    """Clopper-Pearson lower bound on P(||Delta|| <= r) at the clean input, (B,).
+def clean_probability(task: Task, *failures: float) -> Tensor:
+    """Clopper-Pearson lower bounds on P(||Delta|| <= r) at the clean input, (K, B).
 
     Each input's draws are made and decoded by themselves, so that neighbors change nothing.
 
     Args:
         task: The task; its `draws` are 1,000 where it leaves the choice.
-        confidence: Of each bound, per input.
+        failures: How often each of K bounds on one input, of the same draws, may be false.
     """
     vae, ask = task.vae, task.question
     total = task.draws or 1000
@@ -154,8 +154,8 @@ def clean_probability(task: Task, confidence: float) -> Tensor:
             one = decoded(count)
             other = decoded(count) if ask.displacement == "paired" else center
             inside[i] += ((one - other).norm(dim=1) <= ask.r).sum().cpu()
-    low, _ = clopper_pearson(inside, total, confidence, sides=1)
-    return torch.as_tensor(low, dtype=torch.float64)
+    lows = [clopper_pearson(inside, total, 1 - failure, sides=1)[0] for failure in failures]
+    return torch.stack([torch.as_tensor(low, dtype=torch.float64) for low in lows])
 
 
 def chunks(total: int, most: int) -> Iterator[int]:

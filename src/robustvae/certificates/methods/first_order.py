@@ -32,7 +32,7 @@ class FirstOrder:
         check_own_posterior(task)
         posterior = task.vae.encode(task.x)
         check_gaussian(posterior, "first_order")
-        low = clean_probability(task, task.confidence)
+        (low,) = clean_probability(task, 1 - task.confidence)
         with torch.enable_grad():
             slopes = jacobian(lambda images: task.vae.encode(images).mean, task.x).cpu()
         stddev = posterior.stddev.cpu()

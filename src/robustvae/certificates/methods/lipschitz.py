@@ -175,7 +175,7 @@ class Grounds:
 
     @functools.cached_property
     def stddev(self) -> Tensor:
-        """Upper bound on the spread at the inputs, with what rounding adds, (B, d)."""
+        """Upper bound on the spread at the inputs, with what rounding adds, (B, d); above 0."""
         stddev, unit = self.posterior.stddev, self.arithmetic.unit
         network, spread = self.parts.spread_network, self.parts.spread
         if network is not None:
@@ -186,7 +186,8 @@ class Grounds:
                 stddev = stddev * (1 + spread.share(error)[:, None])
             else:
                 stddev = stddev + error[:, None]
-        return stddev * (1 + _SPARE + 16 * unit)
+        # next to 0 a number keeps no share of itself
+        return stddev * (1 + _SPARE + 16 * unit) + torch.finfo(self.arithmetic.dtype).tiny
 
 
 @final
@@ -242,9 +243,6 @@ def _grounds(task: Task, lanes: int) -> Grounds:
     check_own_posterior(task)
     vae, ask = task.vae, task.question
     model = _model_of(task)
-    spread = bool((model.posterior.stddev > 0).all())
-    if not spread:
-        raise UnsupportedError("a bound by the weights wants a positive spread in every coordinate")
     common = Grounds(
         constants=model.constants,
         exact=model.exact,
@@ -488,7 +486,8 @@ def _moved_stddev(
         before = stddev[rows].square()
         after = (stddev[rows] + constants.c * rho[:, None]).square()
         if constants.log_c < float("inf"):
-            growth = stddev[rows] * (constants.log_c * rho[:, None]).clamp(max=300).exp()
+            # `Grounds.stddev` is above 0, so that what has no logarithm grows too
+            growth = stddev[rows] * (constants.log_c * rho[:, None]).exp()
             after = torch.minimum(after, growth.square())
         trace = torch.minimum(after.sum(1), (norm[rows] + constants.c * rho).square())
         if displacement == "paired":
@@ -557,11 +556,11 @@ def _coordinatewise(encoder: Encoder, task: Task, reach: Tensor, shared: Grounds
             "the generalized chi-square wants a spread that does not move, got displacement "
             f"{ask.displacement!r} of a learned one; use displacement='centered'"
         )
-    # a computed spread is off by a share of itself, which moves a draw by as much of its length;
-    # draws beyond the quantile count as failures
-    share = (shared.stddev / stddev - 1).amax(1)
-    length = stddev.amax(1) * bounds.chi_quantile(1 - _SPARE, stddev.shape[1]) * 2**0.5
-    inner = (reach - share * length).clamp_min(1e-30)
+    # a computed spread is off, which moves a draw by as much of a normal one's length; draws beyond
+    # the quantile count as failures
+    off = (shared.stddev - stddev).amax(1) * (1 + bounds.SLACK)
+    length = bounds.chi_quantile(1 - _SPARE, stddev.shape[1]) * 2**0.5
+    inner = (reach - off * length).clamp_min(1e-30)
     if ask.displacement == "paired":
         stddev = stddev * 2**0.5
 

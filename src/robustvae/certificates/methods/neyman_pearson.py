@@ -18,7 +18,13 @@ from robustvae.certificates.methods.base import (
 )
 from robustvae.certificates.methods.independence import check_batch, check_rows_alone
 from robustvae.certificates.methods.lipschitz import check_own_posterior
-from robustvae.certificates.movement import Encoder, Movement, first, largest_radius
+from robustvae.certificates.movement import (
+    Encoder,
+    Movement,
+    Rounding,
+    first,
+    largest_radius,
+)
 from robustvae.certificates.networks import composition_of, exact_copy
 from robustvae.certificates.propagation import METHODS, Method
 from robustvae.certificates.question import Question
@@ -35,6 +41,9 @@ _AFFORDED = 0.25
 
 # inputs whose bounds are propagated together
 _AT_ONCE = 16
+
+# of the second search, which begins next to its end
+_STEPS = 2
 
 
 @register("certificate-method", "neyman_pearson")
@@ -58,6 +67,9 @@ class NeymanPearson:
         gate.is_known_model(vae)
         is_fixed = composition_of(exact, decoder=False).spread.is_constant
         encoder = Encoder(exact, spread=not (is_fixed or ask.displacement == "centered"))
+        points = (encoder.posterior(task.x.to("cpu", torch.float64)).stddev <= 0).any(1)
+        if bool(points.any()):
+            return self._beside(points, task)
         local, wide = Arithmetic(vae.dtype), Arithmetic(torch.float64)
         images = task.x.to("cpu", torch.float64)
         # decided before any draw, and for each input alone
@@ -65,28 +77,28 @@ class NeymanPearson:
         best = bounds.neyman_pearson_shift(float(upper), ask.m)
         losses = torch.cat(
             [
-                _rounding(encoder, part, best.expand(len(part)), local, ask)[0]
+                _losses(encoder, part, best.expand(len(part)), local, ask).shift
                 for part in images.split(_AT_ONCE)
             ]
         )
         proofs = losses <= _AFFORDED * best
         _check_rounding(task, encoder, local)
-        failure = torch.zeros(len(images), dtype=torch.float64)
+        failure = torch.zeros(2, len(images), dtype=torch.float64)
         double = replace(task, victim=Victim(exact), x=images)
         for rows, questions in ((proofs, task), (~proofs, double)):
             if bool(rows.any()):
-                failure[rows] = _failure(_only(questions, rows))
+                failure[:, rows] = _failure(_only(questions, rows))
         parts = []
         for rows, arithmetic in ((proofs, local), (~proofs, wide)):
             parts += [
-                (i, _radius(encoder, images[i], failure[i], arithmetic, ask))
+                (i, _radius(encoder, images[i], failure[:, i], arithmetic, ask))
                 for i in rows.nonzero()[:, 0].split(_AT_ONCE)
                 if len(i)
             ]
         method = min((part.method for _, part in parts), key=METHODS.index)
-        radii = torch.zeros(len(images), dtype=torch.float64)
+        radii = torch.zeros(2, len(images), dtype=torch.float64)
         for i, part in parts:
-            radii[i] = part.radius
+            radii[:, i] = part.radii
         name = str(vae.dtype).removeprefix("torch.")
         assumptions: tuple[str, ...] = (
             "the stored weights in evaluation mode, in exact arithmetic",
@@ -107,11 +119,39 @@ class NeymanPearson:
             )
         if ask.displacement == "centered" and not is_fixed:
             assumptions += (SILENT,)
-        return Finding({f"neyman_pearson, {method}": radii}, assumptions)
+        name = f"neyman_pearson, {method}"
+        return Finding({name: radii[0]}, assumptions, simultaneous=radii[1])
+
+    def _beside(self, points: Tensor, task: Task) -> Finding:
+        """The finding where some inputs, by a mask, have a coordinate without spread.
+
+        Raises:
+            UnsupportedError: All have.
+        """
+        reason = (
+            "a coordinate without spread at the input: what is drawn nearby need never have been "
+            "drawn there, so that no probability carries over; use methods=['noncentral'], which "
+            "follow the decoder, or rv.InputNoise"
+        )
+        if bool(points.all()):
+            raise UnsupportedError(f"Neyman-Pearson with {reason}")
+        others = self(_only(task, ~points))
+        assert others.simultaneous is not None
+        none = torch.zeros(len(points), dtype=torch.float64)
+        return Finding(
+            {name: none.masked_scatter(~points, radii) for name, radii in others.radii.items()},
+            (
+                *others.assumptions,
+                f"not covered: {int(points.sum())} of {len(points)} inputs with {reason}",
+            ),
+            simultaneous=none.masked_scatter(~points, others.simultaneous),
+        )
 
 
 def _failure(task: Task) -> Tensor:
-    """Upper bounds on how rarely draws at the inputs are beyond r, (B,), from independent ones.
+    """Upper bounds on how rarely draws at the inputs are beyond r, (2, B), from independent ones.
+
+    The second ones hold for all inputs together.
 
     Raises:
         UnsupportedError: The decoder treats a row by its place or the size of its batch: nothing
@@ -123,45 +163,63 @@ def _failure(task: Task) -> Tensor:
     subject = "Neyman-Pearson needs draws of one law, and this decoder"
     check_rows_alone(subject, lambda z: vae.decode(z).mean, z[:4])
     check_batch(subject, lambda z: vae.decode(z).mean, z)
-    return 1 - clean_probability(task, task.confidence)
+    failure = 1 - task.confidence
+    return 1 - clean_probability(task, failure, failure / task.count)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Radii of some inputs, and how the encoder was bounded."""
+    """Radii (2, B) of some inputs, alone and for all together, and how the encoder was bounded."""
 
-    radius: Tensor
+    radii: Tensor
     method: Method
 
 
 def _only(task: Task, rows: Tensor) -> Task:
     """The task for some of its inputs, by a mask."""
     numbers = tuple(n for n, choice in zip(task.rows, rows.tolist(), strict=True) if choice)
-    return replace(task, x=task.x[rows.to(task.x.device)], rows=numbers)
+    images = task.x[rows.to(task.x.device)]
+    return replace(task, x=images, rows=numbers, together=task.count)
 
 
-def _rounding(
-    encoder: Encoder, x: Tensor, budget: Tensor, arithmetic: Arithmetic, ask: Question
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What rounding does to a latent in standard deviations, and to these, relatively, (B,) each.
+@dataclass(frozen=True)
+class _Losses:
+    """What rounding takes.
 
-    Also the radii (B,) at which the linear bounds at a point would spend the budget, and those up
-    to which rounding is bounded, half as far again: no radius beyond is asked for.
+    Attributes:
+        shift: Of a latent, in standard deviations, (B,).
+        clean: Of the standard deviations at the input, as a share of each, (B,); below 1.
+        moved: Of those in the ball.
+        linear: Radii at which the linear bounds at a point would spend the budget, (B,).
+        upper: Radii up to which it is bounded, half as far again: none beyond is asked for, (B,).
     """
+
+    shift: Tensor
+    clean: Tensor
+    moved: Rounding
+    linear: Tensor
+    upper: Tensor
+
+
+def _losses(
+    encoder: Encoder, x: Tensor, budget: Tensor, arithmetic: Arithmetic, ask: Question
+) -> _Losses:
+    """What rounding takes where so many standard deviations may be spent, (B,)."""
     stddev = encoder.posterior(x).stddev
-    if not bool((stddev > 0).all()):
-        raise UnsupportedError("Neyman-Pearson wants a positive spread in every coordinate")
     small = torch.full((len(x),), 1e-6, dtype=torch.float64)
     slope = encoder.over(x, small, norm=ask.norm, box=ask.box).length((1 + bounds.SLACK) / stddev)
     linear = small * budget / slope
     upper = 1.5 * linear
     sides = x[0].numel() ** 0.5 if ask.norm == "linf" else 1.0
-    moved_off, stddev_off = encoder.rounding(x, upper * sides, arithmetic)
-    clean_off, clean_stddev_off = encoder.rounding(x, torch.zeros_like(upper), arithmetic)
-    share = (stddev_off + clean_stddev_off).clamp(max=1 - 1e-6)
+    moved = encoder.rounding(x, upper * sides, arithmetic)
+    clean = encoder.rounding(x, torch.zeros_like(upper), arithmetic)
+    least = stddev.amin(1)
+    share = clean.share + clean.plus / least
     # a clean spread that is off by a share changes its unit by as much
-    error = (moved_off + clean_off) / stddev.amin(1) * (1 + share) + budget * share
-    return error, share, linear, upper
+    error = (moved.mean + clean.mean) / least * (1 + share) + budget * share
+    # of a spread that is off by half of itself too little is known
+    error = torch.where(share < 0.5, error, torch.inf)
+    return _Losses(error, share.clamp(max=0.5), moved, linear, upper)
 
 
 def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> None:
@@ -175,7 +233,7 @@ def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> Non
     mean = encoder.posterior(images).mean
     gap = (first(task.vae, task.x, encoder.width).mean.double().cpu() - mean).norm(dim=1)
     # 1e-9: what two float64 evaluations may differ by
-    limit = encoder.rounding(images, none, arithmetic)[0] + 1e-9 * (1 + mean.norm(dim=1))
+    limit = encoder.rounding(images, none, arithmetic).mean + 1e-9 * (1 + mean.norm(dim=1))
     if not bool((gap <= limit).all()):
         raise UnsupportedError(
             f"the encoder in {arithmetic.dtype} lies further from float64 than rounding allows; "
@@ -186,15 +244,18 @@ def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> Non
 def _radius(
     encoder: Encoder, x: Tensor, failure: Tensor, arithmetic: Arithmetic, ask: Question
 ) -> _Part:
-    """The largest radius at which Neyman-Pearson keeps the event.
+    """The largest radii at which Neyman-Pearson keeps the event, each input's and all inputs'.
 
-    `failure` bounds how rarely the event fails at the clean input.
+    `failure`, (2, B), bounds how rarely the event fails at the clean input, for each alone and for
+    all together, which is the larger number.
     """
     stddev = encoder.posterior(x).stddev
     possible = failure < 1 - ask.m
     failure = torch.where(possible, failure, (1 - ask.m) / 2)
     budget = bounds.neyman_pearson_shift(1 - failure, ask.m)
-    error, spread_error, linear, upper = _rounding(encoder, x, budget, arithmetic, ask)
+    # of the larger budget, which rounding spends more of
+    losses = _losses(encoder, x, budget[0], arithmetic, ask)
+    error, linear, upper = losses.shift, losses.linear, losses.upper
     budget = budget - error
     possible &= budget > 0
     budget = torch.where(possible, budget, 1.0)
@@ -206,19 +267,27 @@ def _radius(
         usage.append(result.method)
         return result, result.length((1 + bounds.SLACK) / stddev)
 
-    def share(radius: Tensor) -> Tensor:
+    def share(radius: Tensor, which: int) -> Tensor:
         result, shift = moved(radius)
         if not encoder.spread:
-            return shift / budget
-        least, uppers = (
-            result.least * (1 - spread_error[:, None]),
-            result.most * (1 + spread_error[:, None]),
-        )
-        after = bounds.moved_failure(failure, shift + error, stddev, least, uppers)
-        cost = ((after / failure).log() / (limit / failure).log()).clamp_min(0).sqrt()
+            return shift / budget[which]
+        # in units of what the spread at the input is computed as
+        least = losses.moved.below(result.least) / (1 + losses.clean[:, None])
+        uppers = losses.moved.above(result.most) / (1 - losses.clean[:, None])
+        before = failure[which]
+        after = bounds.moved_failure(before, shift + error, stddev, least, uppers)
+        cost = ((after / before).log() / (limit / before).log()).clamp_min(0).sqrt()
         # at a failure of 1 the share has reached its end and says nothing of how far off it is
         failures = torch.where(after < 1, cost.clamp_min(1.0 + 1e-9), torch.inf)
         return torch.where(after <= limit, cost.clamp(max=1.0), failures)
 
-    radius = largest_radius(share, linear / 4, upper)
-    return _Part(radius * possible, min(usage, key=METHODS.index))
+    radius = largest_radius(lambda rho: share(rho, 0), linear / 4, upper) * possible[0]
+    together = radius
+    if bool((failure[1] > failure[0]).any()):
+        # begun where a budget that grows with the radius would end
+        near = radius * budget[1] / budget[0]
+        start = torch.where(near > 0, near, linear / 4)
+        top = torch.where(radius > 0, radius, upper)
+        together = largest_radius(lambda rho: share(rho, 1), start, top, steps=_STEPS)
+        together = torch.minimum(together * possible[1], radius)
+    return _Part(torch.stack([radius, together]), min(usage, key=METHODS.index))

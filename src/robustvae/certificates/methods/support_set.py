@@ -61,10 +61,10 @@ class SupportSet:
         def distance(radius: Tensor) -> Tensor:
             """Bounds on the distance of two outputs, with what rounding adds, (B,)."""
             movement = encoder.over(common.images, radius, norm=ask.norm)
-            error, share = encoder.rounding(common.images, radius * sides, common.arithmetic)
+            rounding = encoder.rounding(common.images, radius * sides, common.arithmetic)
             stddev = movement.most if encoder.spread else common.posterior.stddev
-            largest = stddev * (1 + share[:, None])
-            widths = half_widths(movement, largest, quantile) + error[:, None]
+            widths = half_widths(movement, rounding.above(stddev), quantile)
+            widths = widths + rounding.mean[:, None]
             bounded = widths.isfinite().all(1)  # a sum that may overflow moves a latent anywhere
             widths = torch.where(bounded[:, None], widths, 0.0)
             total = _distances(common, widths)
