@@ -175,10 +175,10 @@ def test_neyman_pearson_holds_for_all():
             mean = z.clamp_min(0).view(-1, 1, 1, 1)
             return models.Gaussian(mean, torch.ones_like(mean))
 
-    count, m, r, failure = 600, 0.4, 0.6, 0.1
+    count, m, r, failure = 300, 0.4, 0.6, 0.2
     asked = {
         **{"r": r, "m": m, "displacement": "centered", "question": None, "center": None},
-        **{"norm": "l2", "methods": ["neyman_pearson"], "confidence": 1 - failure, "draws": 60},
+        **{"norm": "l2", "methods": ["neyman_pearson"], "confidence": 1 - failure, "draws": 200},
         **{"box": False, "rows": range(count), "generator": rv.generator(0)},
     }
     x = torch.full((count, 1, 1, 1), 0.5)
