@@ -126,13 +126,13 @@ def _with_constant(stored: rv.VAE, constant: float | None) -> rv.VAE:
 def _train(vae: rv.VAE, train: Tensor, weights: tuple[float, float], spec: Spec, seed: int) -> None:
     """Training goes on, with weights of the envelope's reach and of the attack's distance."""
     objective, optimizer = rv.objectives.ELBO(), optimizer_of(vae.train(), spec.lr)
-    g = rv.generator(seed)
+    decoder, g = vae.get_submodule("decoder"), rv.generator(seed)
     for _ in range(spec.steps):
         x = train[torch.randint(len(train), (128,), generator=g)]
         loss = objective.terms(vae, x, generator=g)["loss"].mean()
         z = vae.encode(x).mean
         if weights[0]:
-            loss = loss - weights[0] * _reach(vae.decoder(z).flatten(1), spec).mean()
+            loss = loss - weights[0] * _reach(decoder(z).flatten(1), spec).mean()
         if weights[1]:
             step = _farthest(vae, z.detach(), spec, g)
             gap = vae.decode(z + step).mean - vae.decode(z).mean
