@@ -513,9 +513,11 @@ def _cited(key: str) -> str:
 def pages(ledger: Ledger) -> dict[Path, str]:
     """Every page that the ledger decides, by path: its own, and results with their verdicts."""
     contents = {PAGE: page(ledger)}
-    for name in dict.fromkeys(figure.page for figure in ledger.figures if figure.page):
-        path = RESULTS / name
-        contents[path] = with_figures(path.read_text("utf-8"), name, ledger.figures)
+    pages_of = {figure.page for figure in ledger.figures}
+    for path in sorted(RESULTS.glob("*.md")):
+        text = path.read_text("utf-8")
+        if path.name in pages_of or BEGIN in text:  # once of a figure that has another page now
+            contents[path] = with_figures(text, path.name, ledger.figures)
     return contents
 
 

@@ -92,7 +92,10 @@ def depths(spec: Spec, run: Run) -> Result:
         vae = _trained(family, depth, beta, run.seed, train, spec, run)
         compute = functools.partial(_measure, vae, test.x, family, spec, run)
         key = f"{family}, L = {depth}, beta = {beta:g}"
-        found[family, depth, beta] = run.part(key, compute, vae)
+        values = found[family, depth, beta] = run.part(key, compute, vae)
+        for kind in ("latent", "output"):  # at penalty 0, in nats
+            pairs = zip(values[f"{kind}, no attack"], values[f"{kind}, share left"], strict=True)
+            values[f"{kind}, free"] = [still * share for still, share in pairs]
         run.progress(f"{key}: ELBO {sum(found[family, depth, beta]['ELBO']) / spec.inputs:.4g}")
     rows = list(_rows(found, spec))
     ends: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -156,7 +159,7 @@ def _trained(
     goal = TotalCorrelation(beta=beta, size=len(train), free_bits=free_bits)
     size = f"{spec.side}-{len(train)}-{spec.epochs}"
     return run.train(
-        f"willetts/{spec.data}-{size}-{family}-{depth}-{beta:g}-{seed}",
+        f"willetts/{spec.data}-{size}-{family}-{depth}-{beta:g}-{spec.free_bits:g}-{seed}",
         options,
         goal,
         train,
@@ -200,6 +203,8 @@ def _rows(found: dict[tuple[str, int, float], Numbers], spec: Spec) -> Iterator[
         "ELBO": "ELBO (Fig. 3)",
         "latent, objective": "Latent attack: objective, mean over the penalties (Fig. 5, 6)",
         "output, objective": "Output attack: objective, mean over the penalties (Fig. 5, 6)",
+        "latent, free": "Latent attack: objective at penalty 0",
+        "output, free": "Output attack: objective at penalty 0",
         "latent, no attack": "Latent attack: objective of the image itself",
         "latent, share left": "Latent attack: share of it left by the attack without penalty",
         "output, share left": "Output attack: share of it left by the attack without penalty",
