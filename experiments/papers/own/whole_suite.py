@@ -1,9 +1,9 @@
 """The worst of a whole suite of attacks, image by image, on models that nothing defends.
 
 `own/robust-training` asks two attacks. Here every kind of search that the library has is asked:
-ascents on the damage, on MS-SSIM and on the code, with and without momentum, from random places and
-from the edge, one change for all, searches without gradients, and changes that were made for other
-models. What an image keeps is the least that any of them leaves.
+ascents on the damage, on MS-SSIM and on the code, with and without momentum, from random places,
+from the edge and from where squares ended, one change for all, searches without gradients, and
+changes that were made for other models. What an image keeps is the least that any of them leaves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robustvae.attacks.directed import DirectedAscent
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.models import VAE
-from robustvae.perturb import Ball, ProjectedAscent, SquareSearch, Universal
+from robustvae.perturb import Ball, ExploredAscent, ProjectedAscent, SquareSearch, Universal
 
 
 @final
@@ -64,6 +64,8 @@ def attacks_of(spec: Spec) -> dict[str, tuple[Goal, Any]]:
         "MS-SSIM": (SimilarityLoss(), plain),
         "MS-SSIM, momentum": (SimilarityLoss(), swift),
         "MS-SSIM, no gradients": (SimilarityLoss(), square),
+        "damage, from where squares ended": (MaximumDamage(), ExploredAscent(plain)),
+        "MS-SSIM, from where squares ended": (SimilarityLoss(), ExploredAscent(plain)),
         "logarithms of MS-SSIM": (MetricDrop(), plain),
         "code, symmetric KL": (LatentShift("symmetric_kl"), plain),
     }
@@ -79,7 +81,7 @@ def attacks_of(spec: Spec) -> dict[str, tuple[Goal, Any]]:
     },
 )
 def whole_suite(spec: Spec, run: Run) -> Result:
-    """MS-SSIM that the worst of ten attacks and of transfers leaves of each image, and accuracy."""
+    """MS-SSIM that the worst of twelve attacks and transfers leaves of each image, and accuracy."""
     images = run.images(spec.data)
     x, _ = references(images, spec.images, run.seed)
     rows: list[Row] = []
