@@ -70,24 +70,68 @@ def test_explored_needs_an_ascent():
         build("search", "explored-ascent:explore=squares")
 
 
-def test_margins_behind_a_plateau():
-    """A model that mistakes whole patches only: walks from noise end far beyond its margin."""
-    x = ROOM.float()
+def mistaken_patches(slope=0.02, steepness=8.0, least=0.15):
+    """A victim that nothing moves much but a whole patch beyond a size."""
 
     def encode(y):
         patch = (y - 0.5)[:, 0, 3:7, 3:7].mean((1, 2)).abs()
-        code = 0.02 * (y - 0.5)[:, 0, :, 0].sum(1) + 8 * (patch - 0.15).relu()
+        code = slope * (y - 0.5)[:, 0, :, 0].sum(1) + steepness * (patch - least).relu()
         return code.unsqueeze(1)
 
     def decode(z):
         return z.view(-1, 1, 1, 1).expand(-1, 1, 12, 12)
 
-    vae = rv.wrap(encode=encode, decode=decode, image_shape=(1, 12, 12))
-    victim = rv.Victim(vae)
+    return rv.Victim(rv.wrap(encode=encode, decode=decode, image_shape=(1, 12, 12)))
+
+
+def changed_patch(size):
+    y = ROOM.float()
+    y[:, :, 3:7, 3:7] += size
+    return y[None]
+
+
+def test_margins_behind_a_plateau():
+    """Walks from noise end far beyond the margin; those from squares do not."""
     sizes = [
         rv.estimate_margin(
-            victim, x, 6.0, 0.5, generator=generator(0), box=False, budget=Budget(explored=count)
+            mistaken_patches(),
+            ROOM.float(),
+            6.0,
+            0.5,
+            generator=generator(0),
+            box=False,
+            budget=Budget(explored=count),
         ).value
         for count in (0, 4)
     ]
     assert (sizes[1] < 0.7 * sizes[0]).all()
+
+
+@pytest.mark.parametrize("size", [0.22, 0.4, 1.2])
+def test_known_change_behind_plateau(size):
+    """A known failure bounds the margin by where it begins to fail, however far it lies."""
+    found = rv.estimate_margin(
+        mistaken_patches(),
+        ROOM.float(),
+        6.0,
+        0.5,
+        generator=generator(0),
+        box=False,
+        budget=Budget(starts=1, steps=1, explored=0),
+        candidates=changed_patch(size),
+    )
+    # the output's 144 values move by the code: by 6 in all at a patch of 0.2125, whose norm is 0.85
+    assert (found.value <= 1.03 * 0.85).all() and (found.value >= 0.85 * (1 - 1e-4)).all()
+
+
+def test_steep_rays_mislead_no_walk():
+    """A change that fails far out looks near by its slope; what is nearer is still preferred."""
+    # along the first column 6 is reached at a size of 0.6, by a patch of 0.2025 at one of 0.81
+    victim = mistaken_patches(0.24, 200.0, 0.2)
+    found = [
+        rv.estimate_margin(
+            victim, ROOM.float(), 6.0, 0.5, generator=generator(0), box=False, candidates=known
+        ).value
+        for known in (None, changed_patch(0.9))
+    ]
+    assert (found[1] <= 1.01 * found[0]).all() and (found[1] < 0.63).all()

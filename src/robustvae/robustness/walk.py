@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -107,6 +107,70 @@ class _Ends:
         every = torch.arange(len(size), device=size.device).unsqueeze(1)
         ends = torch.cat([self.y, other.y], 1)[every, order]
         return _Ends(ends, size, torch.maximum(self.slope, other.slope))
+
+
+@dataclass(eq=False)
+class _Rays:
+    """What was seen along rays: the greatest share that held and the least that failed, any shape.
+
+    Attributes:
+        rest: The tolerance at the input.
+        r: What a failure exceeds.
+    """
+
+    rest: Tensor
+    r: float
+    low: Tensor = field(init=False)
+    at_low: Tensor = field(init=False)
+    high: Tensor = field(init=False)
+    at_high: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing was seen but the input."""
+        self.low, self.at_low = torch.zeros_like(self.rest), self.rest.clone()
+        self.high = torch.full_like(self.rest, math.inf)
+        self.at_high = self.high.clone()
+
+    def part(self, *index: Tensor) -> _Rays:
+        """Some of the rays."""
+        part = _Rays(self.rest[index], self.r)
+        for name in ("low", "at_low", "high", "at_high"):
+            setattr(part, name, getattr(self, name)[index])
+        return part
+
+    def note(self, share: Tensor, value: Tensor, which: Tensor | None = None) -> None:
+        """A look at shares of some rays, or of all, and the tolerances there."""
+        index = ... if which is None else which
+        fails = value > self.r
+        above = fails & (share < self.high[index])
+        below = ~fails & (share > self.low[index]) & (share < self.high[index])
+        for side, moves in (("high", above), ("low", below)):
+            for name, seen in ((side, share), (f"at_{side}", value)):
+                column = getattr(self, name)
+                column[index] = torch.where(moves, seen, column[index])
+        # what held beyond what failed was cut short by the range: the nearer one counts
+        self.low = torch.where(self.low < self.high, self.low, 0.0)
+        self.at_low = torch.where(self.low > 0, self.at_low, self.rest)
+
+    def guess(self) -> Tensor:
+        """Where r should be met: squares of tolerances, straight over squares of shares."""
+        square = self.at_low.square()
+        part = (self.r**2 - square) / (self.at_high.square() - square).clamp_min(1e-12)
+        part = torch.where(self.low > 0, part.clamp(0.1, 0.9), part.clamp(1e-9, 1.0))
+        part = torch.where(self.at_high.isfinite(), part, 0.5)
+        between = (self.low.square() + part * (self.high.square() - self.low.square())).sqrt()
+        further = self.low * meets(self.rest, self.at_low, self.r)
+        return torch.where(self.high.isfinite(), between, further.nan_to_num(math.inf))
+
+    def look(self, guess: Tensor) -> Tensor:
+        """Where to look: at the guess, but not far beyond what held."""
+        return torch.where(self.high.isfinite(), guess, torch.minimum(guess, _LONGER * self.low))
+
+    def seen_near(self, share: Tensor) -> Tensor:
+        """Whether these shares are known: one within two percent failed, or held near to r."""
+        failed = (self.high / share - 1).abs() <= _NEAR - 1
+        held = ((self.low / share - 1).abs() <= _NEAR - 1) & (self.at_low > 0.9 * self.r)
+        return failed | held
 
 
 @final
@@ -253,24 +317,28 @@ class Walk:
     def _nearest(self, x: Tensor, known: Tensor, count: int) -> Tensor:
         """Of the known perturbations of each problem those nearest to failing, (P, count, ...).
 
-        Each is moved along its ray to where a few draws say that r is met, and judged by what they
-        say there: a perturbation cut to the range grows by less than its ray promises.
+        Each is moved along its ray to where a few draws say that r is met. What they say is asked
+        again there: on a ray that holds for long and then fails at once, the first guess is short.
         """
-        for keep in (count, count):
-            problems, total = known.shape[:2]
-            rows = self.inputs.repeat_interleave(total)
-            ends = known.flatten(0, 1)
-            quantile = self.reach(ends, rows, self.few, self.middle).view(problems, total)
-            step = known - x.unsqueeze(1)
-            size = size_of(step.flatten(0, 1), self.question.norm).view(problems, total)
-            share = meets(self.rest[self.inputs].unsqueeze(1), quantile, self.question.r)
-            length = torch.where(share.isfinite(), share * size, math.inf)
-            order = length.argsort(1)[:, :keep]
-            every = torch.arange(problems, device=x.device).unsqueeze(1)
-            share = share[every, order].clamp(_STRIDE, 1 / _STRIDE)
-            step = share.view(*order.shape, *(1,) * (x.ndim - 1)) * step[every, order]
-            known = self._fit(x.unsqueeze(1) + step, x)
-        return known
+        problems, total = known.shape[:2]
+        every = torch.arange(problems, device=x.device).unsqueeze(1)
+        step = known - x.unsqueeze(1)
+        size = size_of(step.flatten(0, 1), self.question.norm).view(problems, total)
+        rays = _Rays(self.rest[self.inputs].unsqueeze(1).expand(problems, total), self.question.r)
+        share = torch.ones_like(size)
+        for kept in (2 * count, count):
+            ends = self._along(x, step, share)
+            rows = self.inputs.repeat_interleave(ends.shape[1])
+            value = self.reach(ends.flatten(0, 1), rows, self.few, self.middle).view_as(share)
+            rays.note(share, value)
+            share = rays.guess()
+            keep = torch.where(share.isfinite(), share * size, math.inf).argsort(1)[:, :kept]
+            rays, step = rays.part(every, keep), step[every, keep]
+            size, share = size[every, keep], rays.look(share[every, keep])
+        return self._along(x, step, share)
+
+    def _along(self, x: Tensor, step: Tensor, share: Tensor) -> Tensor:
+        return self._fit(x.unsqueeze(1) + share.view(*share.shape, *(1,) * (x.ndim - 1)) * step, x)
 
     def _explored(self, x: Tensor, size: Tensor, streams: RowGenerator) -> Tensor:
         """Where searches without gradients end at these sizes, (P, explored, C, H, W).
@@ -435,23 +503,27 @@ class Walk:
         r, norm = self.question.r, self.question.norm
         flat, rows = pool.flatten(0, 1).clone(), self.inputs.repeat_interleave(count)
         centers, box = x.repeat_interleave(count, 0), self.box.repeat_interleave(count)
-        quantile = self.reach(flat, rows, self.coarse)
         every = torch.arange(problems, device=x.device)
+        size = size_of(flat - centers, norm)
+        rays = _Rays(rest_level.repeat_interleave(count), r)
+        share, which = torch.ones_like(size), torch.arange(len(flat), device=x.device)
         for look in range(_LOOKS):
-            size = size_of(flat - centers, norm)
-            share = meets(rest_level.repeat_interleave(count), quantile, r)
-            lengths = torch.where(share.isfinite(), share * size, math.inf)
+            step = (flat - centers)[which]
+            point = centers[which] + share[which].view(-1, *(1,) * (x.ndim - 1)) * step
+            inside = box[which].view(-1, *(1,) * (x.ndim - 1))
+            point = torch.where(inside, point.clamp(0, 1), point)
+            rays.note(share[which], self.reach(point, rows[which], self.coarse), which)
+            guess = rays.guess()
+            lengths = torch.where(guess.isfinite(), guess * size, math.inf)
             lengths = torch.where(lengths <= self.largest, lengths, math.inf)
             best = every * count + lengths.view(problems, count).argmin(1)
-            # one that should fail only further out is looked at there: the range may cut it short
-            again = best[(share[best] > _NEAR) & lengths[best].isfinite()]
-            if look == _LOOKS - 1 or not len(again):
+            # the shortest is looked at where it should fail, until a look has been near: a ray that
+            # holds for long and then fails at once, and one cut short by the range, fail later
+            which = best[~rays.seen_near(guess)[best] & lengths[best].isfinite()]
+            if look == _LOOKS - 1 or not len(which):
                 break
-            longer = share[again].clamp_max(_LONGER).view(-1, *(1,) * (x.ndim - 1))
-            moved = centers[again] + longer * (flat[again] - centers[again])
-            inside = box[again].view(-1, *(1,) * (x.ndim - 1))
-            flat[again] = torch.where(inside, moved.clamp(0, 1), moved)
-            quantile[again] = self.reach(flat[again], rows[again], self.coarse)
+            share[which] = rays.look(guess)[which]
+        share = guess
         trail = Trail(
             self.box,
             self.inputs,
