@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,6 +22,7 @@ from robustvae.seeding import randn, shard_generator
 RADII = (0.1, 0.2)
 BALLS = (*(Ball("linf", radius) for radius in RADII), Ball("l2", 2.0))
 ENLARGED = 196  # the textbook's MS-SSIM wants at least 176 pixels a side
+THEIR_SEED = 1234  # of `run_attack.py`
 FLOOR = 1e-5  # of the probabilities of the authors' likelihood
 
 
@@ -32,6 +34,16 @@ def share_of(count: int, effort: float) -> int:
 def references(images: Images, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Test images and their labels, balanced over the classes."""
     return images.sample(count, stratified=True, generator=shard_generator(seed, 0, "data"))
+
+
+def drawn_by_them(images: Images, count: int) -> tuple[Tensor, Tensor]:
+    """The very references of the authors' code: their split by their seed, of all of `images`."""
+    from sklearn.model_selection import train_test_split
+
+    rows, kinds = range(len(images)), images.y.numpy()
+    state = np.random.RandomState(THEIR_SEED)  # pl.seed_everything seeds the global one alike
+    picked = train_test_split(rows, stratify=kinds, test_size=count, random_state=state)[1]
+    return images[torch.as_tensor(picked)].x, images.y[torch.as_tensor(picked)]
 
 
 def undefended(vae: VAE, x: Tensor, run: Run) -> Tensor:

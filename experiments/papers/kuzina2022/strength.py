@@ -21,6 +21,7 @@ from experiments.papers.kuzina2022.common import (
     ENLARGED,
     FLOOR,
     by_image,
+    drawn_by_them,
     gradients,
     kind_of,
     linear_classifier,
@@ -42,9 +43,9 @@ from robustvae.defenses import (
     RobustPosterior,
     Victim,
 )
-from robustvae.errors import unknown
+from robustvae.errors import check_choice, unknown
 from robustvae.models.base import frozen
-from robustvae.perturb import ProjectedAscent
+from robustvae.perturb import Ball, ProjectedAscent
 from robustvae.seeding import shard_generator
 
 
@@ -57,6 +58,7 @@ class Spec:
         model: The victim.
         data: Its data set; `+label:NAME` chooses labels.
         images: References, balanced over the classes.
+        drawn: By the run's seed, "seed", or the authors' fifty, "theirs", which wants pool=1024.
         pool: They come from the first so many test images; 0 is all of them. The paper: 1,024.
         steps: Of each attack.
         restarts: Attacks on each image.
@@ -68,6 +70,7 @@ class Spec:
         against: What the attack on the classifier leads away from: the "label", or the "prediction"
             as the paper says; an image that is misread keeps its class under the former.
         measures: Any of "similarity", "accuracy" and "clean".
+        radii: Of the attacks, of 0.1 and 0.2; 0 is the accuracy of clean images.
         judge: Accuracy against the "label", or against the "prediction" as in the paper's code.
     """
 
@@ -85,6 +88,8 @@ class Spec:
     search: str = "projected"
     against: str = "label"
     measures: tuple[str, ...] = ("similarity", "accuracy", "clean")
+    radii: tuple[float, ...] = (0.0, 0.1, 0.2)
+    drawn: str = "seed"
 
 
 THEIRS, CLIPPED = "HMC, their rule", "HMC, their rule, clipped"
@@ -147,7 +152,9 @@ def strength(spec: Spec, run: Run) -> Result:
     """MS-SSIM and accuracy under oblivious attacks, undefended, behind HMC and the robust mode."""
     vae, images = run.model(spec.model), run.images(spec.data, pool=spec.pool)
     seed, search = run.seed, ProjectedAscent(steps=spec.steps, restarts=1)
-    x, y = references(images, spec.images, seed)
+    check_choice("draw", spec.drawn, ("seed", "theirs"))
+    own = spec.drawn == "seed"
+    x, y = references(images, spec.images, seed) if own else drawn_by_them(images, spec.images)
     classifier = linear_classifier(vae, images, spec.learn, run.noise("train"))
     clean, labels_kind = undefended(vae, x, run), kind_of(images)
     defenses = defenses_of(spec.effort, spec.defenses, spec.data)
@@ -162,7 +169,8 @@ def strength(spec: Spec, run: Run) -> Result:
         rows.append(measured(name, setting, values, cost=cost, **more))
         run.progress(f"{name}: {setting}: {rows[-1].cell}")
 
-    for ball in run.each(BALLS[:2] if "similarity" in spec.measures else (), (0, 3)):
+    balls = [ball for ball in BALLS[:2] if ball.radius in spec.radii]
+    for ball in run.each(balls if "similarity" in spec.measures else (), (0, 3)):
         where = f"linf {ball.radius:g}"
         goal = LatentShift("symmetric_kl")
         shifted = run.tensor(
@@ -188,7 +196,8 @@ def strength(spec: Spec, run: Run) -> Result:
     if spec.judge == "prediction":
         said = head.classify(x, generator=run.noise("said")).argmax(1)
     target = y if spec.against == "label" else said
-    harms = {"clean": None, **{f"linf {b.radius:g}": b for b in BALLS[:2]}}
+    harms: dict[str, Ball | None] = {"clean": None} if 0 in spec.radii else {}
+    harms |= {f"linf {ball.radius:g}": ball for ball in balls}
     for where, harm in run.each(harms.items() if "accuracy" in spec.measures else (), (1, 3)):
         moved, repeats = x, 1
         if harm is not None:
