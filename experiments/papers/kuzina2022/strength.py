@@ -237,13 +237,14 @@ def strength(spec: Spec, run: Run) -> Result:
 
         for what, values in run.part(f"{name}: {defense}, clean", cleanly, vae).items():
             add(name, what, values)
+    kind = "balanced over the classes" if own else "the authors' own by their seed"
     pool = f"the first {spec.pool:,} test images" if spec.pool else "all test images"
     return run.result(
         "Strength of the defenses under the paper's attacks",
         "MS-SSIM, shares of the images, and squared pixel units",
         rows,
         (
-            f"{spec.images} test images, balanced over the classes, of {pool}; {spec.restarts} "
+            f"{spec.images} test images, {kind}, of {pool}; {spec.restarts} "
             f"attacks on each ({spec.search}), of {spec.steps} steps from another start, all "
             "counted; the standard "
             "error is that of the images' means.",
