@@ -278,7 +278,10 @@ def _of(facts: dict[str, Any], model: str, **numbers: Any) -> Ours:
 def _training(model: str) -> str:
     card = _card(model)
     if card is None:
-        return "6 epochs of 420,000 images" if model.startswith("color") else "30 epochs"
+        if not model.startswith("color"):
+            return "30 epochs"
+        epochs = Recipe.read(model).training.epochs
+        return f"{epochs} epoch{'s' * (epochs > 1)} of 420,000 images"
     start = Recipe.read(model).start if model in recipe_names() else None
     before = f"{_training(start).split()[0]} + " if start else ""
     return f"{before}{card['epochs']} epochs"
@@ -412,7 +415,8 @@ def page(ledger: Ledger) -> str:
         "cause where more epochs move the number by three standard errors and a tenth of the gap; "
         "the rest of the gap is extrapolated. HMC: by their rule and the clipped likelihood of "
         "their code where it was run (the chain stands beside the model), elsewhere our restarted "
-        "chain, which is not theirs; ColorMNIST as version 0.1 measured it, one draw of 50.",
+        "chain, which is not theirs; ColorMNIST as version 0.1 measured it, one draw of 50, but "
+        "for the digits behind their rule.",
         "",
         _unique(ledger),
         "",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 
+import robustvae as rv
 from experiments.harness import Result, load_items
 from experiments.papers.kuzina2022.adaptive import PICK, WORST
+from experiments.papers.kuzina2022.common import drawn_by_them, similarity, unclipped
 from experiments.papers.kuzina2022.cost import PAIRED, PAPERS, RECOVERY, samplers
 from experiments.papers.kuzina2022.printed import TABLES, cell_of, printed, value_of
 from experiments.papers.kuzina2022.ratio import BEFORE
@@ -143,6 +147,30 @@ def test_each_model_finds_its_printed_cell(model, labels, value):
     assert value_of(key)[0] == value
     assert cell_of("digits-vae", "HMC", "accuracy, linf 0.2") is None
     assert cell_of(model, "robust mode", "accuracy, linf 0.2") is None
+
+
+def test_references_are_the_authors_own():
+    """Their code seeds numpy's global numbers and splits without a state of its own."""
+    images = rv.data.load("digits", split="test")
+    before = np.random.get_state()
+    np.random.seed(1234)
+    rows = train_test_split(range(len(images)), stratify=images.y.numpy(), test_size=50)[1]
+    np.random.set_state(before)
+    x, y = drawn_by_them(images, 50)
+    assert torch.equal(x, images.x[rows]) and torch.equal(y, images.y[rows])
+
+
+def test_similarity_unclipped_differs_outside(generator):
+    x = torch.rand(3, 1, 28, 28, generator=generator)
+    pale, far = 0.8 * x + 0.1, 1.6 * x - 0.3
+    torch.testing.assert_close(unclipped(pale, x), similarity(pale, x))
+    assert (unclipped(far, x) - similarity(far, x)).abs().min() > 1e-3
+
+
+def test_small_floor_hardly_moves_training(results):
+    result = of(results, "kuzina2022/floor")
+    assert result.row("digits-vae", "pixels beyond the floor").measured < 0.5
+    assert 0 <= result.row("digits-vae", "difference of the gradients").measured < 0.1
 
 
 def test_table_4_repeats_table_2():

@@ -14,7 +14,7 @@ from robustvae import data
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import Images
 from robustvae.defenses import Victim
-from robustvae.metrics import ms_ssim
+from robustvae.metrics import ms_ssim, ms_ssim_terms
 from robustvae.models.base import VAE, frozen
 from robustvae.perturb import Ball, ProjectedAscent, Score
 from robustvae.seeding import randn, shard_generator
@@ -100,6 +100,12 @@ def similarities(x_hat: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         "MS-SSIM": similarity(x_hat, wanted),
         "MS-SSIM, wang2003 enlarged": torch.cat(large),
     }
+
+
+def unclipped(x_hat: Tensor, wanted: Tensor) -> Tensor:
+    """MS-SSIM as the authors' code takes it of a Gaussian's means, which may leave [0, 1], (B,)."""
+    terms, weights = ms_ssim_terms(x_hat, wanted, variant="kuzina2022")
+    return (terms.relu() ** weights.unsqueeze(1)).prod(0)
 
 
 def linear_classifier(

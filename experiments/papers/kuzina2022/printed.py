@@ -150,7 +150,9 @@ def cell_of(model: str, defense: str, setting: str, labels: str | None = None) -
         >>> cell_of("zoo/mnist-conv28-300", "undefended", "accuracy, clean")
         'kuzina2022/table-2/mnist/vae/accuracy 0'
     """
-    name = re.fullmatch(r"(?:.*/)?(mnist|fashion|color-mnist)-conv28(?:-(beta|tc)-2|-300)?", model)
+    name = re.fullmatch(
+        r"(?:.*/)?(mnist|fashion|color-mnist)-conv28(?:-(beta|tc)-2|-300|-1)?", model
+    )
     asked = re.fullmatch(r"(MS-SSIM|accuracy), (?:(clean)|linf (0\.[12]))", setting)
     if name is None or asked is None or defense.partition(",")[0] not in ("undefended", "HMC"):
         return None

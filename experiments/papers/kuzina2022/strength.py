@@ -30,6 +30,7 @@ from experiments.papers.kuzina2022.common import (
     similarities,
     squared,
     their_search,
+    unclipped,
     undefended,
 )
 from experiments.papers.kuzina2022.printed import cell_of, value_of
@@ -186,7 +187,10 @@ def strength(spec: Spec, run: Run) -> Result:
             ) -> object:
                 victim = Victim(vae, d)
                 x_hat = victim.reconstruct(x_adv, generator=run.noise(key))
-                pairs = similarities(x_hat, clean.repeat(spec.restarts, 1, 1, 1))
+                wanted = clean.repeat(spec.restarts, 1, 1, 1)
+                pairs = similarities(x_hat, wanted)
+                if bool(((x_hat < 0) | (x_hat > 1)).any()):
+                    pairs["MS-SSIM, unclipped"] = unclipped(x_hat, wanted)
                 return {what: by_image(values, spec.restarts) for what, values in pairs.items()}
 
             key = f"{where}, {name}: {defense}, similarity"
@@ -249,10 +253,10 @@ def strength(spec: Spec, run: Run) -> Result:
             "counted; the standard "
             "error is that of the images' means.",
             "MS-SSIM between the defended reconstruction of the attacked image and the undefended "
-            "one of the clean image, both clipped to the pixel range, as in the paper's code "
-            "(variant kuzina2022). The textbook's variant wants 176 pixels a side: beside it, "
-            f"that of both images enlarged to {ENLARGED}, each pixel a square, which compares with "
-            "nobody's number.",
+            "one of the clean image, both clipped to the pixel range (variant kuzina2022); the "
+            "paper's code does not clip, which differs for a Gaussian's means and stands beside it "
+            "there. The textbook's variant wants 176 pixels a side: beside it, that of both images "
+            f"enlarged to {ENLARGED}, each pixel a square, which compares with nobody's number.",
             "Accuracy: the class that a linear classifier, learned on the posterior means of "
             f"{spec.learn:,} training images, finds in the defended code is the {spec.judge}, "
             f"without an attack the label; the attack leads away from the {spec.against}.",
