@@ -69,6 +69,66 @@ class ReconstructionError:
         return error.square().sum(1) if self.squared else torch.linalg.vector_norm(error, dim=1)
 
 
+@register("score", "contrast-error")
+@final
+@dataclass(frozen=True)
+class ContrastError:
+    """The distance between an input of raised contrast and its reconstruction.
+
+    score(x) = ||c(x) - g(z(c(x)))||_2,  c(x) = clamp((x - low) / (high - low), 0, 1)
+
+    Values up to `low` count as 0 and values from `high` on as 1, so no change of at most `low` per
+    value reaches what was 0, and none of at most 1 - `high` what was 1: most of a digit's pixels.
+
+    Warning:
+        It says nothing of inputs whose values differ below `low` or above `high` alone.
+
+    Attackers get the slope 1 / (high - low) everywhere, as if nothing were cut: where the cut is
+    flat its own slope is 0, and a search by it would miss the changes that lead out of there.
+
+    Args:
+        low: What counts as 0, in [0, 1].
+        high: What counts as 1, in [0, 1], above `low`.
+
+    Raises:
+        RangeError: Values outside [0, 1], or `low` not below `high`.
+
+    References:
+        Xu et al., 2018 (feature squeezing); Athalye et al., 2018 (slopes for attackers).
+
+    Examples:
+        >>> import robustvae as rv, torch
+        >>> from robustvae.scores import ContrastError
+        >>> vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 4, 4))
+        >>> x, victim = torch.zeros(1, 1, 4, 4), rv.Victim(vae)
+        >>> before, after = (
+        ...     ContrastError()(victim, y, generator=rv.generator(0)) for y in (x, x + 0.1))
+        >>> bool(before == after)
+        True
+    """
+
+    low: float = 0.1
+    high: float = 0.9
+    reads_input = True
+
+    def __post_init__(self) -> None:
+        """Validate the two ends."""
+        for name in ("low", "high"):
+            check_number(getattr(self, name), name, least=0.0)
+        if not self.low < self.high <= 1:
+            raise RangeError(
+                f"low must lie below high and both in [0, 1], got {self.low:g} and {self.high:g}"
+            )
+
+    def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The error of each input in units of the raised contrast, (B,)."""
+        line = (x - self.low) / (self.high - self.low)
+        # the number of the cut, the slope of the line
+        raised = line.clamp(0, 1).detach() + (line - line.detach())
+        error = (raised - victim.reconstruct(raised, generator=generator)).flatten(1)
+        return torch.linalg.vector_norm(error, dim=1)
+
+
 @register("score", "negative-elbo")
 @final
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from robustvae.defenses import JPEG, BitDepth, Median, Redraw, Threshold
 from robustvae.loggers import JSONLines
 from robustvae.perturb import SearchResult
 from robustvae.scores import (
+    ContrastError,
     DetectorScore,
     ImportanceWeighted,
     LatentDistance,
@@ -47,6 +48,7 @@ class Far:
 
 SCORES = {
     "anomaly-score": ReconstructionError,
+    "contrast-error": ContrastError,
     "negative-elbo": NegativeELBO,
     "importance-weighted": ImportanceWeighted,
     "latent-distance": lambda: LatentDistance.fit(tiny_vae(), NORMALS),

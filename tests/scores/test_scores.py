@@ -8,6 +8,7 @@ import torch
 import robustvae as rv
 from robustvae.errors import RobustVAEError
 from robustvae.scores import (
+    ContrastError,
     ImportanceWeighted,
     LatentDistance,
     NegativeELBO,
@@ -26,6 +27,7 @@ def victim():
 def test_every_score_is_tested():
     names = {
         "anomaly-score",
+        "contrast-error",
         "detector",  # in tests/audit/profiles, with the adapter
         "importance-weighted",
         "latent-distance",
@@ -42,6 +44,37 @@ def test_error_is_the_distance(victim, generator):
     torch.testing.assert_close(ReconstructionError()(victim, x, generator=generator), slow)
     squared = ReconstructionError(squared=True)(victim, x, generator=generator)
     torch.testing.assert_close(squared, slow**2)
+
+
+def test_contrast_error_is_of_the_cut(victim, generator):
+    """Pixel by pixel the cut of the definition; its slopes are those of the line everywhere."""
+    x = torch.linspace(0, 1, 32).reshape(2, 1, 4, 4)
+    score = ContrastError(0.2, 0.7)
+    cut = torch.tensor([min(max((v - 0.2) / 0.5, 0.0), 1.0) for v in x.flatten().tolist()])
+    slow = ReconstructionError()(victim, cut.reshape(x.shape).to(x), generator=generator)
+    torch.testing.assert_close(score(victim, x, generator=generator), slow)
+    # within the ends the score of an uncut line has the same gradient; flat parts have one too
+    middle = (0.3 + 0.3 * x).requires_grad_()
+    line = (middle - 0.2) / 0.5
+    expected = torch.autograd.grad(
+        ReconstructionError()(victim, line, generator=generator).sum(), middle
+    )
+    actual = torch.autograd.grad(score(victim, middle, generator=generator).sum(), middle)
+    torch.testing.assert_close(actual, expected)
+    black = torch.zeros_like(x).requires_grad_()
+    (slope,) = torch.autograd.grad(score(victim, black, generator=generator).sum(), black)
+    assert (slope != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_contrast_error_ignores_small_changes(victim, generator):
+    x = (torch.rand(3, 1, 4, 4, generator=generator) > 0.5).to(torch.float64)
+    moved = (x + 0.1 * torch.randn_like(x).sign()).clamp(0, 1)
+    score = ContrastError(0.100001, 0.899999)
+    assert torch.equal(
+        score(victim, x, generator=generator), score(victim, moved, generator=generator)
+    )
+    with pytest.raises(RobustVAEError, match="low must lie below high and both in"):
+        ContrastError(0.6, 0.4)
 
 
 def test_elbo_matches_closed_form(generator):
