@@ -44,7 +44,8 @@ class Spec:
         gradient_free: Candidates of the search without gradients.
         score: By which the detector decides, a name of the family "score".
         epochs: Above 0 each model is trained anew on the normal labels alone, as `held_out` needs:
-            of the same kind, so many passes, under noise of its detector's spread.
+            of the same kind, so many passes.
+        train_noise: Spread of the noise of that; None for its detector's.
         train: Training images of that; 0 for all.
         beta: Of the objective of that.
     """
@@ -67,6 +68,7 @@ class Spec:
     gradient_free: int = 10
     score: str = "anomaly-score"
     epochs: int = 0
+    train_noise: float | None = None
     train: int = 0
     beta: float = 1.0
 
@@ -126,11 +128,12 @@ def _trained(name: str, stddev: float, spec: Spec, run: Run) -> VAE:
     is_normal = ~torch.isin(images.y, torch.tensor(spec.held_out, dtype=torch.int64))
     vae = run.model(name)
     labels = "-".join(map(str, spec.held_out))
+    noise = stddev if spec.train_noise is None else spec.train_noise
     return run.train(
-        f"without-{labels}/{name.rpartition('/')[2]}-{stddev:g}-{spec.beta:g}-{spec.epochs}-"
+        f"without-{labels}/{name.rpartition('/')[2]}-{noise:g}-{spec.beta:g}-{spec.epochs}-"
         f"{spec.train}-{run.seed}",
         {"name": "vae", **vae.config},
-        ELBO(beta=spec.beta, input_noise=stddev),
+        ELBO(beta=spec.beta, input_noise=noise),
         images[is_normal],
         epochs=spec.epochs,
         batch_size=128,
