@@ -7,6 +7,7 @@ The profiles "codec" and "latent-diffusion" on models that `rv.load` takes: by d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -58,23 +59,7 @@ def codec(spec: CodecSpec, run: Run) -> Result:
     def judged() -> Rows:
         return use(UseContext({"codec": Victim(vae)}, images, run.seed)).rows
 
-    found: Rows = run.part("rows", judged, vae)
-    clean = _columns(found, goal="nothing")
-    pixels = math.prod(images.image_shape[-2:])
-    rows = [
-        measured("clean", "bits a pixel", [row["bits"] / pixels for row in clean]),
-        measured("clean", "PSNR, dB", [row["psnr"] for row in clean]),
-    ]
-    for radius in spec.radii:
-        for goal in ("rate", "distortion", "rate and distortion", "random noise"):
-            hit = _columns(found, goal=goal, radius=radius)
-            name = f"{goal}, linf {255 * radius:.3g}/255"
-            if hit:
-                more = [100 * (b["bits"] / a["bits"] - 1) for a, b in zip(clean, hit, strict=True)]
-                loss = [a["psnr"] - b["psnr"] for a, b in zip(clean, hit, strict=True)]
-                rows.append(measured(name, "more bits, %", more))
-                rows.append(Row(name, "more bits at worst, %", max(more)))
-                rows.append(measured(name, "PSNR lost, dB", loss))
+    rows = codec_lines(run.part("rows", judged, vae), spec.radii, images.image_shape)
     sentence = (
         f"{spec.inputs} images of {spec.data}, {spec.steps} gradients, one start; each goal's "
         "search climbs the likelihood of codes under additive noise, reported are bytes of the "
@@ -130,8 +115,49 @@ def latent_diffusion(spec: EncoderSpec, run: Run) -> Result:
     def judged() -> Rows:
         return use(UseContext(victims, images, run.seed)).rows
 
-    found: Rows = run.part("rows", judged, *vaes.values())
-    rows = []
+    rows = encoder_lines(run.part("rows", judged, *vaes.values()))
+    sentence = (
+        f"{spec.inputs} images of {spec.data}, {spec.steps} gradients, one start; the unit of a "
+        "drift is the median distance between the codes of two images; what is left after a "
+        "transform is the distance between the transformed image with the change and without it."
+    )
+    return run.result("Changes of an encoder's code", "", rows, (sentence,))
+
+
+def codec_lines(
+    found: Rows, radii: Sequence[float], shape: tuple[int, ...], place: str = ""
+) -> list[Row]:
+    """Lines of the table from the rows of the profile "codec".
+
+    Args:
+        found: Rows of one victim.
+        radii: In linf.
+        shape: Of an image.
+        place: Begins the name of every line.
+    """
+    clean = _columns(found, goal="nothing")
+    pixels = math.prod(shape[-2:])
+    name = f"{place}clean"
+    rows = [
+        measured(name, "bits a pixel", [row["bits"] / pixels for row in clean]),
+        measured(name, "PSNR, dB", [row["psnr"] for row in clean]),
+    ]
+    for radius in radii:
+        for goal in ("rate", "distortion", "rate and distortion", "random noise"):
+            hit = _columns(found, goal=goal, radius=radius)
+            name = f"{place}{goal}, linf {255 * radius:.3g}/255"
+            if hit:
+                more = [100 * (b["bits"] / a["bits"] - 1) for a, b in zip(clean, hit, strict=True)]
+                loss = [a["psnr"] - b["psnr"] for a, b in zip(clean, hit, strict=True)]
+                rows.append(measured(name, "more bits, %", more))
+                rows.append(Row(name, "more bits at worst, %", max(more)))
+                rows.append(measured(name, "PSNR lost, dB", loss))
+    return rows
+
+
+def encoder_lines(found: Rows) -> list[Row]:
+    """Lines of the table from the rows of the profile "latent-diffusion"."""
+    rows: list[Row] = []
     groups: dict[tuple[str, str], Rows] = {}
     for row in found:
         name = f"made for {row['made_for']}: {row['goal']}, linf {255 * row['radius']:.3g}/255"
@@ -146,12 +172,7 @@ def latent_diffusion(spec: EncoderSpec, run: Run) -> Result:
             if key in members[0] and "transform" not in members[0]:
                 values = [row[key] for row in members]
                 rows.append(measured(name, f"{words} of the decoded images", values))
-    sentence = (
-        f"{spec.inputs} images of {spec.data}, {spec.steps} gradients, one start; the unit of a "
-        "drift is the median distance between the codes of two images; what is left after a "
-        "transform is the distance between the transformed image with the change and without it."
-    )
-    return run.result("Changes of an encoder's code", "", rows, (sentence,))
+    return rows
 
 
 def _columns(rows: Rows, **values: Any) -> Rows:
