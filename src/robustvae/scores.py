@@ -65,7 +65,7 @@ class ReconstructionError:
 
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The error of each input, in pixel units or their square, (B,)."""
-        error = (x - victim.reconstruct(x, generator=generator)).flatten(1)
+        error = _difference(x, victim.reconstruct(x, generator=generator))
         return error.square().sum(1) if self.squared else torch.linalg.vector_norm(error, dim=1)
 
 
@@ -125,7 +125,7 @@ class ContrastError:
         line = (x - self.low) / (self.high - self.low)
         # the number of the cut, the slope of the line
         raised = line.clamp(0, 1).detach() + (line - line.detach())
-        error = (raised - victim.reconstruct(raised, generator=generator)).flatten(1)
+        error = _difference(raised, victim.reconstruct(raised, generator=generator))
         return torch.linalg.vector_norm(error, dim=1)
 
 
@@ -422,6 +422,16 @@ class DetectorScore:
         z = victim.latent(x, generator=generator)
         values: Tensor = numbers(z.reshape(x.shape))
         return values
+
+
+def _difference(x: Tensor, output: Tensor) -> Tensor:
+    """What a victim gives back of an input, less the input, in one row each, (B, D)."""
+    if output.shape != x.shape:
+        raise ShapeError(
+            f"a reconstruction error needs outputs of the input's shape {tuple(x.shape[1:])}, got "
+            f"{tuple(output.shape[1:])}: this model is no autoencoder, so name a score of its own"
+        )
+    return (x - output).flatten(1)
 
 
 @checked()

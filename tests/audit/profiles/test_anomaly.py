@@ -11,6 +11,8 @@ from robustvae import errors, registry
 from robustvae.audit.profiles.anomaly import Anomaly, score_of, violations
 from robustvae.audit.profiles.base import UseContext
 from robustvae.audit.unit_cost import UnitCost
+from robustvae.records.parts import UseFacts
+from robustvae.report.profiles.anomaly import section
 from robustvae.report.profiles.section import section_of
 
 FAST = {"inputs": 8, "gradient_free": 0, "draws": 200, "votes": 3}
@@ -245,6 +247,11 @@ def test_command_joins_anomalies(tmp_path):
     assert len(normal) == int((wine.y == 0).sum()) and len(anomalous) == len(wine)
 
 
+def own_score(change):
+    """A score of the user's own: the sum of pixels, changed."""
+    return lambda victim, x, *, generator: change(x.flatten(1).sum(1))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -256,8 +263,14 @@ def test_command_joins_anomalies(tmp_path):
         ({"score": {"name": "latent-distance", "x": 3}}, "'x'"),
         ({"score": "json:loads"}, "the score loads must take"),
         ({"score": "os:getcwd"}, "the score getcwd must"),
-        ({"score": lambda victim, x, generator: x.sum()}, "for one"),
+        ({"score": lambda victim, x, generator: x.sum()}, r"got \(\) for 1"),
         ({"balls": (), "snr": (-1e308,)}, "300 decibels"),
+        ({"masked": tuple(range(64))}, "all 64 places of an input are masked"),
+        ({"score": own_score(lambda v: v * torch.nan)}, "is NaN for"),
+        ({"score": own_score(lambda v: v.mean().reshape(1))}, r"got \(1,\) for 4"),
+        ({"score": own_score(torch.Tensor.long)}, "floating-point number .* got torch.int64"),
+        ({"score": own_score(lambda v: v - v.mean())}, "depends on the inputs beside it"),
+        ({"score": lambda victim, x, generator: x.mul_(0).sum((1, 2, 3))}, "in place"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -265,6 +278,42 @@ def test_odd_profiles_are_refused(options, words):
     images = rv.data.load("digits", split="test")
     with pytest.raises(errors.RobustVAEError, match=words):
         run(Anomaly(**{**FAST, **options}), {"plain": rv.Victim(rv.load("digits-vae"))}, images)
+
+
+def test_classifier_is_no_detector():
+    """Its output has another shape than its input, so there is no reconstruction error."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    victim = rv.Victim(rv.wrap(net, image_shape=(4,)))
+    with pytest.raises(errors.ShapeError, match="this model is no autoencoder"):
+        run(Anomaly(**FAST), {"plain": victim})
+
+
+def test_search_without_slope_is_told():
+    """A detached score gives gradients nothing to follow: withstanding them proves nothing."""
+    use = Anomaly(
+        score=own_score(torch.Tensor.detach), search=SEARCH, balls=(rv.Ball("linf", 0.1),), **FAST
+    )
+    profile = {"plan": {"base": "use", "probes": 0, "gradient_free": 0}, "use": use}
+    record = rv.audit(linear_victim(), line_images(), profile=profile)
+    assert record.use.facts["without slope of victim"] == record.use.facts["searches of victim"]
+    assert "met no slope to follow" in section_of(record).answer[1]
+    assert any("is no evidence" in one.reason for one in record.left_out)
+    seeing = run(Anomaly(search=SEARCH, balls=(rv.Ball("linf", 0.1),), **FAST))
+    assert not any("slope" in one.reason for one in seeing.left_out)
+
+
+@pytest.mark.parametrize(
+    ("lift", "words"),
+    [(0.0, "has nothing to hide, since the detector finds no"), (1.0, "hides ")],
+)
+def test_answer_counts_something(lift, words):
+    """A detector that finds nothing is told so; "none of 0" would read as strength."""
+    score = own_score(lambda v: lift * v)
+    use = Anomaly(score=score, search=SEARCH, balls=(rv.Ball("linf", 0.1),), **FAST)
+    result = run(use)
+    facts = UseFacts(name="anomaly", rows=result.rows, facts=result.facts)
+    sentence = " ".join(section(facts, ["plain"]).answer)
+    assert words in sentence and " of 0 " not in sentence
 
 
 def test_clean_score_is_no_attacked_one():

@@ -321,12 +321,41 @@ def test_random_decision_is_majority():
         Representation(votes=4)
 
 
-@pytest.mark.parametrize("head", ["json:loads", "os:getcwd", 5, [1, 2]], ids=str)
-def test_odd_heads_are_refused(head):
+HEADS = {
+    "json:loads": "must take codes",
+    "os:getcwd": "must take codes",
+    "nosuch": r"FILE\.safetensors",
+    5: "a head is a path",
+    (1, 2): "a head is a path",
+    lambda z: z[:, :1]: "at least 2 classes",
+    lambda z: z.long(): "floating type",
+    lambda z: z / 0 * 0: "finite logits",
+}
+
+
+@pytest.mark.parametrize(("head", "words"), HEADS.items(), ids=map(str, HEADS.values()))
+def test_odd_heads_are_refused(head, words):
     images = rv.data.load("digits", split="test")
     victims = {"plain": rv.Victim(rv.load("digits-vae"))}
-    with pytest.raises(errors.ConfigError, match="head"):
+    with pytest.raises(errors.RobustVAEError, match=words):
         Representation(head=head, inputs=4, search=QUICK)(UseContext(victims, images))
+
+
+@pytest.mark.parametrize("labels", [[0] * 12, [-1, 1] * 6, [0, 10**7] * 6])
+def test_labels_without_classes_are_refused(labels):
+    data = rv.data.from_tensor(images().x, torch.tensor(labels))
+    with pytest.raises(errors.ConfigError, match="classes"):
+        Representation(inputs=4, search=QUICK)(UseContext({"mean": wrapped(Mean())}, data))
+
+
+def test_equal_codes_have_no_unit():
+    """Distances are counted in those between codes: where these are 0 nothing is counted."""
+    same = rv.data.from_tensor(images().x[:1].repeat(12, 1, 1, 1), torch.arange(12) % 2)
+    context = UseContext({"mean": wrapped(Mean())}, same)
+    with pytest.raises(errors.UnsupportedError, match="one code: give different images"):
+        LatentDiffusion(radii=(0.02,), inputs=12, search=QUICK, transforms=())(context)
+    result = Representation(inputs=4, search=QUICK, head=lambda z: torch.cat([z, -z], 1))(context)
+    assert not any("drift" in row for row in result.rows)
 
 
 @pytest.mark.parametrize(

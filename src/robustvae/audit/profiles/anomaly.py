@@ -32,7 +32,14 @@ from robustvae.audit.profiles.minutes import (
     scaled_search,
     search_passes,
 )
-from robustvae.audit.profiles.score_spec import check_score, probe_score, score_name, score_of
+from robustvae.audit.profiles.score_spec import (
+    check_rows,
+    check_score,
+    probe_score,
+    read_score,
+    score_name,
+    score_of,
+)
 from robustvae.audit.profiles.shards import Values
 from robustvae.audit.store import tensor_sha256
 from robustvae.audit.unit_cost import UnitCost
@@ -159,7 +166,7 @@ class Anomaly:
 
     def probe(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The score of each input, (B,); the detector's own where this one wants to be fitted."""
-        return probe_score(self.score, victim, x)(victim, x, generator=generator)
+        return read_score(probe_score(self.score, victim, x), victim, x, generator=generator)
 
     def sides(self, images: Images) -> tuple[Tensor, Tensor]:
         """Rows of the normal inputs and of the anomalies.
@@ -181,6 +188,8 @@ class Anomaly:
                 f"masked places of inputs with {width} values lie below {width}, got "
                 f"{max(self.masked)}"
             )
+        if width and len(set(self.masked)) >= width:
+            raise RangeError(f"all {width} places of an input are masked: leave at least one")
         if not normal:
             named = {i for i, name in enumerate(images.classes) if name.lower() in NORMAL_NAMES}
             others = [label for label in labels if label not in anomalous]
@@ -352,6 +361,7 @@ class Detector:
         self.score: Score = score_of(use.score, victim, clean)
         self.name = score_name(use.score, self.score)
         self.allowed, self.ruled_out = allowances(use.balls, use.snr, victim.vae)
+        check_rows(self.score, victim, clean[:4])
         self.random = self._is_random(clean[:1])
         values = self.deployed(clean, reference.tolist(), "reference").sort().values
         # the least value that at most the stated share of clean normals lies above
@@ -374,7 +384,7 @@ class Detector:
             for vote in range(votes):
                 streams = context.streams(f"{purpose} {vote}", rows[part])
                 with torch.no_grad():
-                    readings.append(self.score(self.victim, x[part], generator=streams))
+                    readings.append(read_score(self.score, self.victim, x[part], generator=streams))
             return {"score": torch.stack(readings).double().median(0).values}, []
 
         if not self.random:  # cheaper to compute again than to keep

@@ -66,6 +66,7 @@ class UseContext:
     shards: Shards = field(default_factory=Shards)
     seen: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
+    searches: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def first(self) -> Victim:
@@ -96,7 +97,7 @@ class UseContext:
     def attacked(
         self, stage: Stage, attack: Attack, victim: Victim, x: Tensor, rows: Sequence[int]
     ) -> tuple[Tensor, str]:
-        """Attacked inputs, and in words where a search was stopped or an input failed.
+        """Attacked inputs, and in words what went wrong: a stop, a failed input, no slope.
 
         They are searched in ranges, each of which is kept and has its share of the minutes.
 
@@ -115,14 +116,23 @@ class UseContext:
         def compute(part: slice) -> tuple[Values, list[str]]:
             streams = self.streams(stage.name, rows[part])
             with clock.watched(seconds * (part.stop - part.start)) as notes:
-                x_adv = attack(victim, x[part], generator=streams).x_adv
-            return {"x_adv": x_adv}, notes
+                result = attack(victim, x[part], generator=streams)
+            blind = torch.tensor([status != "ok" for status in result.status])
+            return {"x_adv": result.x_adv, "blind": blind}, notes
 
         def unchanged(part: slice) -> Values:
-            return {"x_adv": x[part]}
+            return {"x_adv": x[part], "blind": torch.zeros(part.stop - part.start).bool()}
 
         label = f"{stage.victim}/{stage.name}/{self.shards.identity(victim)}/{tensor_sha256(x)}"
         values, notes = self.shards.measured(label, len(x), compute, unchanged)
+        blind = int(values["blind"].sum())
+        counts = self.searches.setdefault(stage.victim, [0, 0])
+        counts[0], counts[1] = counts[0] + blind, counts[1] + len(x)
+        if blind:
+            notes.append(
+                f"the search met no slope, or no finite score, for {blind} of {len(x)} inputs: "
+                "that they withstood it is no evidence"
+            )
         return values["x_adv"].to(x), "; ".join(dict.fromkeys(notes))
 
     def streams(self, purpose: str, numbers: Sequence[int]) -> RowGenerator:

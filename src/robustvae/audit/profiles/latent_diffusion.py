@@ -39,6 +39,7 @@ from robustvae.seeding import by_row, rand
 
 LEVELS = (4 / 255, 8 / 255, 16 / 255)
 _ROBUST_SHARE = 0.05  # of the time, below which no change is made through the transforms
+SAME_CODE = 1e-6  # of the codes' length: what is nearer is rounding
 _LEAST = 4  # inputs: the distance between two images' codes is the unit of every drift
 
 
@@ -194,7 +195,14 @@ class Study:
     def unit(self, victim: Victim) -> float:
         """The median distance between the codes of two images."""
         codes = self.codes(victim, self.x)
-        return float((codes - codes.roll(-1, 0)).norm(dim=1).median().clamp_min(1e-12))
+        gap = float((codes - codes.roll(-1, 0)).norm(dim=1).median())
+        if gap <= SAME_CODE * float(codes.norm(dim=1).median()):
+            raise UnsupportedError(
+                "the profile latent-diffusion counts in distances between the codes of different "
+                "images, and this encoder gives those of most images one code: give different "
+                "images, or an encoder that reads them"
+            )
+        return gap
 
     def drift(self, victim: Victim, x_adv: Tensor, x: Tensor | None = None) -> Tensor:
         """Distance of codes in units of that between two images, (B,)."""

@@ -23,6 +23,7 @@ from robustvae.audit.profiles.changes import (
     is_discrete,
 )
 from robustvae.audit.profiles.heads import LinearHead, load_head, save_head
+from robustvae.audit.profiles.latent_diffusion import SAME_CODE
 from robustvae.audit.profiles.minutes import (
     check_searches,
     pass_seconds,
@@ -36,6 +37,7 @@ from robustvae.certificates import certify_decision
 from robustvae.defenses import Victim, is_random
 from robustvae.errors import (
     ConfigError,
+    NonFiniteError,
     RobustVAEError,
     UnsupportedError,
     check_count,
@@ -46,6 +48,7 @@ from robustvae.registry import register
 from robustvae.registry.members import PATH
 
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("linf", 8 / 255))
+_MOST_CLASSES = 10_000  # a weight for each coordinate of the code and each of them is trained
 _LEAST_CUT = 8  # inputs, in however little time
 TRAINING = 2000  # inputs of a linear head: more change a probe of some hundred weights little
 
@@ -114,6 +117,11 @@ class Representation:
             raise ConfigError(
                 f"a head is a path, package.module:Name or a function of codes, got {self.head!r}"
             )
+        is_path = isinstance(self.head, str | Path) and not PATH.fullmatch(str(self.head))
+        if is_path and Path(self.head).suffix != ".safetensors":
+            raise ConfigError(
+                f"a head is FILE.safetensors or package.module:Name, got {str(self.head)!r}"
+            )
         check_count(self.draws, "draws")
         check_count(self.votes, "votes")
         if self.votes % 2 == 0:
@@ -134,7 +142,7 @@ class Representation:
                     "it with encode= and decode="
                 )
             context.step(f"{name}: the head")
-            head = victim.classifier or self._head(context, victim, others, result)
+            head = self._head(context, victim, others, result)
             seen = dataclasses.replace(victim, classifier=head)
             try:
                 self._measure(name, seen, context, subjects, others, result)
@@ -172,12 +180,14 @@ class Representation:
     def _head(self, context: UseContext, victim: Victim, others: Tensor, result: UseResult) -> Any:
         """The head that was named, or a linear one trained on the code of other inputs."""
         width = victim.vae.latent
+        if victim.classifier is not None:
+            return _seen(victim.classifier, victim, context.inputs(others[:4]))
         if isinstance(self.head, str) and PATH.fullmatch(self.head):
             member = registry.lookup("model", self.head)
             own = member() if isinstance(member, type) else member
-            return _seen(own, victim, context.inputs(others[:1]))
+            return _seen(own, victim, context.inputs(others[:4]))
         if callable(self.head):
-            return _seen(self.head, victim, context.inputs(others[:1]))
+            return _seen(self.head, victim, context.inputs(others[:4]))
         path = None if self.head is None else Path(self.head).expanduser()
         if path is not None and path.exists():
             result.facts["head"] = f"linear, read from {path.name}"
@@ -187,6 +197,7 @@ class Representation:
                 f"a head is trained on inputs that are not judged, and {len(others)} are left: "
                 "lower inputs=, or name a head with head=FILE.safetensors"
             )
+        _check_labels(context.images.y)
         codes = in_parts(lambda x: victim.vae.encode(x).mean, context.inputs(others))
         head = LinearHead.fit(codes, context.images.y[others])
         result.facts["head"] = f"linear, trained on {len(others)} other inputs"
@@ -283,8 +294,9 @@ class Reader:
         places = others[:500] if len(others) else torch.tensor(rows)
         codes = in_parts(lambda x: victim.vae.encode(x).mean, context.inputs(places))
         self.references = codes if len(others) else codes[:0]
-        gap = (codes - codes.roll(-1, 0)).norm(dim=1)
-        self.unit = float(gap.median().clamp_min(1e-12)) if len(codes) > 1 else 1.0
+        gap = float((codes - codes.roll(-1, 0)).norm(dim=1).median()) if len(codes) > 1 else 0.0
+        # no unit, no drift: most inputs have one code
+        self.unit = gap if gap > SAME_CODE * float(codes.norm(dim=1).median()) else None
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         """Decision, code, nearest reference and tokens of each input."""
@@ -322,8 +334,9 @@ class Reader:
             values = self.read(attacked)
             flips = (decision == clean["decision"]) & (values["decision"] != clean["decision"])
             decision = torch.where(flips, values["decision"], decision)
-            drift = (values["code"] - clean["code"]).norm(dim=1) / self.unit
-            parts.setdefault("drift", []).append(drift)
+            if self.unit is not None:
+                drift = (values["code"] - clean["code"]).norm(dim=1) / self.unit
+                parts.setdefault("drift", []).append(drift)
             if "nearest" in values:
                 moved = (values["nearest"] != clean["nearest"]).double()
                 parts.setdefault("neighbor_flip", []).append(moved)
@@ -367,4 +380,31 @@ def _seen(head: Any, victim: Victim, x: Tensor) -> Any:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"{words}give logits, (B, K), got {got} for {len(x)}")
+    if logits.shape[1] < 2:
+        raise ConfigError(f"{words}give logits of at least 2 classes, got 1: one decides nothing")
+    if not logits.is_floating_point():
+        raise ConfigError(f"{words}give logits of a floating type, got {logits.dtype}")
+    if not bool(logits.isfinite().all()):
+        raise NonFiniteError(
+            f"{words}give finite logits, got {int((~logits.isfinite()).sum())} "
+            f"others in those of {len(x)} inputs"
+        )
     return head
+
+
+def _check_labels(y: Tensor) -> None:
+    """Raise on labels that no linear head can learn.
+
+    Raises:
+        ConfigError: One class, or labels that are no class numbers.
+    """
+    if len(y.unique()) < 2:
+        raise ConfigError(
+            "a head is trained on at least two classes, and all inputs have one label: give "
+            "labels, or name a head of yours with head=package.module:Name"
+        )
+    if int(y.min()) < 0 or int(y.max()) >= _MOST_CLASSES:
+        raise ConfigError(
+            f"labels of a head are numbers of classes from 0 to {_MOST_CLASSES - 1}, got "
+            f"{int(y.min())} to {int(y.max())}: number the classes anew"
+        )

@@ -63,6 +63,7 @@ def measured(use: Use, context: UseContext) -> UseResult:
             stack.enter_context(frozen(victim.vae))
         while True:
             try:
+                context.searches.clear()
                 result = use(context)
                 break
             except Exception:  # a stranger's model may raise anything
@@ -71,6 +72,9 @@ def measured(use: Use, context: UseContext) -> UseResult:
                     raise
                 failures += found
                 context.failed.update(number for number, _, _ in found)
+    for name, (blind, count) in context.searches.items():
+        if blind:
+            result.facts |= {f"searches of {name}": count, f"without slope of {name}": blind}
     for number, name, error in failures:
         result.omit(f"input {number}", name, error)
     for name in context.shards.damaged:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.defenses import Victim
-from robustvae.errors import ConfigError, RobustVAEError, unknown
+from robustvae.errors import ConfigError, NonFiniteError, RobustVAEError, unknown
 from robustvae.registry.members import PATH
 from robustvae.scores import LatentDistance, NoisyDistance, Score, default_score
 from robustvae.seeding import generator as new_generator
@@ -97,20 +97,74 @@ def _fields(spec: Any) -> dict[str, Any]:
     return {k: v for k, v in spec.items() if k != "name"} if hasattr(spec, "items") else {}
 
 
+def read_score(score: Score, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """The score of each input, (B,), of whoever's making.
+
+    Raises:
+        ConfigError: Not one number of a floating type for each input.
+        NonFiniteError: NaN, which neither lies above a threshold nor below it.
+    """
+    values = score(victim, x, generator=generator)
+    words = f"the score {_name(score)} must give a floating-point number for each input, (B,), got "
+    if not isinstance(values, Tensor):
+        raise ConfigError(f"{words}{type(values).__name__} for {len(x)}")
+    if values.shape != (len(x),):
+        raise ConfigError(f"{words}{tuple(values.shape)} for {len(x)}")
+    if not values.is_floating_point():
+        raise ConfigError(f"{words}{values.dtype}: use .float()")
+    if bool(values.isnan().any()):
+        count = int(values.isnan().sum())
+        raise NonFiniteError(f"the score {_name(score)} is NaN for {count} of {len(x)} inputs")
+    return values
+
+
+def check_rows(score: Score, victim: Victim, x: Tensor) -> None:
+    """Raise where a score reads other rows of its batch, or changes what it is given.
+
+    Args:
+        score: Of whoever's making.
+        victim: Whose score it is.
+        x: A few inputs, (B, ...).
+
+    Raises:
+        ConfigError: It does; attacks and thresholds would then speak of batches, not of inputs.
+    """
+    with torch.no_grad():
+        before = x.clone()
+        first, second = (
+            read_score(score, victim, x, generator=new_generator(seed)) for seed in (0, 1)
+        )
+        if not torch.equal(x, before):
+            x.copy_(before)
+            raise ConfigError(f"the score {_name(score)} changes its inputs in place: clone them")
+        if not torch.equal(first, second):  # a random one cannot be compared so
+            return
+        alone = torch.cat(
+            [read_score(score, victim, row, generator=new_generator(0)) for row in x.split(1)]
+        )
+    scale = first.abs().clamp_min(1e-6)
+    # batches of other shapes round otherwise, by far less than this
+    if bool(((alone - first).abs() > 1e-3 * scale).any()):
+        raise ConfigError(
+            f"the score {_name(score)} of an input depends on the inputs beside it: compute each "
+            "row's number from that row alone"
+        )
+
+
+def _name(score: Any) -> str:
+    return str(getattr(score, "__name__", type(score).__name__))
+
+
 def _seen(score: Score, victim: Victim, x: Tensor) -> Score:
     """A score of the user's own, after one reading; a function may be anything."""
-    words = f"the score {getattr(score, '__name__', type(score).__name__)} "
     try:
         with torch.no_grad():
-            values = score(victim, x[:1], generator=new_generator(0))
+            read_score(score, victim, x[:1].clone(), generator=new_generator(0))
     except RobustVAEError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{words}must take (victim, x, generator=...), and raised "
+            f"the score {_name(score)} must take (victim, x, generator=...), and raised "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(values, Tensor) or values.shape != (1,):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ConfigError(f"{words}must give a number for each input, (B,), got {got} for one")
     return score

@@ -21,7 +21,7 @@ from robustvae.errors import UnsupportedError
 from robustvae.models import checkpoint
 from robustvae.records import plain
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the parts; a part of another number is computed again."""
 
 SIZE = 50  # inputs of a part: what a killed run loses, and how often the time is looked at

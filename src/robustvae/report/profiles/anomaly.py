@@ -120,11 +120,13 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
     # the ball in which most decisions change; of equal ones that with the lowest AUROC, since
     # sizes of two norms have no order; and of these, of one norm, the smallest
     *_, ball, hidden, alarms = max(outcomes, key=lambda one: one[:3])
-    yield (
-        f"{at_words(*ball)} an attacker hides "
-        f"{of_all(hidden, len(seen), 'anomalies that the detector finds')}, and makes it reject "
-        f"{of_all(alarms, len(passed), 'normal inputs that it accepts')}."
-    )
+    hides = f"hides {of_all(hidden, len(seen), 'anomalies that the detector finds')}"
+    rejects = f"makes it reject {of_all(alarms, len(passed), 'normal inputs that it accepts')}"
+    if not seen:
+        hides = "has nothing to hide, since the detector finds no anomaly at its threshold"
+    if not passed:
+        rejects = "can make it reject no more, since it accepts no normal input"
+    yield f"{at_words(*ball)} an attacker {hides}, and {rejects}."
     attacked_both = auroc(*scores(use, victim, ball))
     yield (
         f"The AUROC is {clean.value:.3f} without an attack and {attacked_both.value:.3f} with both "

@@ -88,6 +88,8 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
     )
     clean = _rows(use, victim, "clean")
     attacked = _rows(use, victim, "attacked", ball)
+    if len(clean) > 1 and len({row["decision"] for row in clean}) == 1:
+        yield f"Without an attack it is the same decision on all {len(clean)} inputs."
     yield (
         f"The head decides rightly on {of_all(_right(clean), len(clean), 'inputs')} without an "
         f"attack, and on {of_all(_right(attacked), len(attacked), 'under it')}."

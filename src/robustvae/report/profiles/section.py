@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import final
 
@@ -77,8 +77,24 @@ def section_of(record: Record) -> Section | None:
         words = f"The profile {use.name} measured {len(use.rows)} rows, which stand in record.json."
         return Section(use.name, (words,), notes=tuple(use.notes))
     module = importlib.import_module(f"robustvae.report.profiles.{MODULES[use.name]}")
-    section: Section = module.section(use, [victim.name for victim in record.victims])
-    return section
+    names = [victim.name for victim in record.victims]
+    section: Section = module.section(use, names)
+    cautions = tuple(_cautions(use, names))
+    return replace(section, answer=(*section.answer[:1], *cautions, *section.answer[1:]))
+
+
+def _cautions(use: UseFacts, victims: Sequence[str]) -> Iterable[str]:
+    """What must be read beside the answer: searches that had nothing to go by."""
+    for name in victims:
+        count, blind = (
+            int(use.facts.get(f"{what} of {name}", 0))  # type: ignore[arg-type]
+            for what in ("searches", "without slope")
+        )
+        if 2 * blind >= count > 0:
+            yield (
+                f"This says little: on {name} {blind} of {count} searches met no slope to follow, "
+                "so a stronger attack may do more."
+            )
 
 
 def ball_words(norm: str, radius: float) -> str:
@@ -96,7 +112,7 @@ def ball_words(norm: str, radius: float) -> str:
     if norm == "l0":
         return "one changed value" if radius == 1 else f"{radius:g} changed values"
     levels = radius * 255
-    if norm == "linf" and abs(levels - round(levels)) < 1e-6 and round(levels) > 0:
+    if norm == "linf" and radius < 1 and abs(levels - round(levels)) < 1e-6 and round(levels) > 0:
         return f"{norm} {round(levels)}/255"
     return f"{norm} {radius:g}"
 
@@ -123,8 +139,8 @@ def smallness(norm: str, radius: float) -> float:
 
 
 def of_all(part: int, whole: int, what: str) -> str:
-    """A count in words: "all 9 anomalies", "none of 9 anomalies", "3 of 9 anomalies"."""
-    if whole and part == whole:
+    """A count in words: "all 9 anomalies", "none of 9 anomalies", "1 of 1 anomalies"."""
+    if whole > 1 and part == whole:
         return f"all {whole} {what}"
     return f"{part or 'none'} of {whole} {what}"
 
