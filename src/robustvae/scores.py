@@ -429,7 +429,7 @@ def _difference(x: Tensor, output: Tensor) -> Tensor:
     if output.shape != x.shape:
         raise ShapeError(
             f"a reconstruction error needs outputs of the input's shape {tuple(x.shape[1:])}, got "
-            f"{tuple(output.shape[1:])}: this model is no autoencoder, so name a score of its own"
+            f"{tuple(output.shape[1:])}: this model is not an autoencoder, so name another score"
         )
     return (x - output).flatten(1)
 

@@ -284,7 +284,7 @@ def test_classifier_is_no_detector():
     """Its output has another shape than its input, so there is no reconstruction error."""
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     victim = rv.Victim(rv.wrap(net, image_shape=(4,)))
-    with pytest.raises(errors.ShapeError, match="this model is no autoencoder"):
+    with pytest.raises(errors.ShapeError, match="this model is not an autoencoder"):
         run(Anomaly(**FAST), {"plain": victim})
 
 
@@ -297,7 +297,7 @@ def test_search_without_slope_is_told():
     record = rv.audit(linear_victim(), line_images(), profile=profile)
     assert record.use.facts["without slope of victim"] == record.use.facts["searches of victim"]
     assert "met no slope to follow" in section_of(record).answer[1]
-    assert any("is no evidence" in one.reason for one in record.left_out)
+    assert any("count as evidence" in one.reason for one in record.left_out)
     seeing = run(Anomaly(search=SEARCH, balls=(rv.Ball("linf", 0.1),), **FAST))
     assert not any("slope" in one.reason for one in seeing.left_out)
 

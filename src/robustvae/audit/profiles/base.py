@@ -131,7 +131,7 @@ class UseContext:
         if blind:
             notes.append(
                 f"the search met no slope, or no finite score, for {blind} of {len(x)} inputs: "
-                "that they withstood it is no evidence"
+                "withstanding it does not count as evidence"
             )
         return values["x_adv"].to(x), "; ".join(dict.fromkeys(notes))
 

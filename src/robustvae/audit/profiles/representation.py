@@ -396,7 +396,7 @@ def _check_labels(y: Tensor) -> None:
     """Raise on labels that no linear head can learn.
 
     Raises:
-        ConfigError: One class, or labels that are no class numbers.
+        ConfigError: One class, or labels that are not class numbers.
     """
     if len(y.unique()) < 2:
         raise ConfigError(
