@@ -90,7 +90,7 @@ def explored_starts(spec: Spec, run: Run) -> Result:
                 rows.append(measured(label, "damage", value["damage"], section=section))
                 rows.append(Row(label, "CPU ms an input", value["cost"], section=section))
         for starts in (0, 4):
-            key = f"{name}, margin, {starts} from squares"
+            key = f"{name}, margins, {starts} from squares"
             label = f"{starts} starts from squares"
             value = run.part(key, functools.partial(_margin, vae, x, r, starts, spec, run), vae)
             section = f"{name}: margin, r = {r:g}"
