@@ -60,6 +60,7 @@ class Spec:
         displacement: Of the question.
         steps: Of each search of version 0.1; half as many of each half of a walk.
         restarts: Of version 0.1; a walk begins from one more.
+        explored: Further starts of a walk, from squares; audits have two.
         old: Folder of a checkout of version 0.1, or nothing.
     """
 
@@ -70,6 +71,7 @@ class Spec:
     displacement: str = "centered"
     steps: int = 30
     restarts: int = 3
+    explored: int = 2
     old: str = ""
 
 
@@ -94,7 +96,9 @@ def _old(spec: Spec, model: str, x: torch.Tensor, r: float, seed: int) -> list[A
 
 
 def _new(spec: Spec, vae: rv.VAE, x: torch.Tensor, r: float, seed: int) -> list[Any]:
-    budget = Budget(starts=spec.restarts + 1, steps=spec.steps // 2, draws=1000)
+    budget = Budget(
+        starts=spec.restarts + 1, steps=spec.steps // 2, draws=1000, explored=spec.explored
+    )
     start = time.process_time()
     found = rv.estimate_margin(
         rv.Victim(vae),
@@ -169,8 +173,8 @@ def margins(spec: Spec, run: Run) -> Result:
         rows,
         (
             f"l2, m = 0.5, {spec.displacement}; version 0.1 by its plan quick: {spec.steps} steps "
-            f"x {spec.restarts} restarts at each radius; the walk from {spec.restarts + 1} starts, "
-            f"two halves of {spec.steps // 2} gradients. One thread.",
+            f"x {spec.restarts} restarts at each radius; the walk from {spec.restarts + 1} starts "
+            f"and {spec.explored} that squares found, two halves of {spec.steps // 2} gradients. One thread.",
         ),
         raw,
     )
