@@ -174,7 +174,8 @@ def margins(spec: Spec, run: Run) -> Result:
         (
             f"l2, m = 0.5, {spec.displacement}; version 0.1 by its plan quick: {spec.steps} steps "
             f"x {spec.restarts} restarts at each radius; the walk from {spec.restarts + 1} starts "
-            f"and {spec.explored} that squares found, two halves of {spec.steps // 2} gradients. One thread.",
+            f"and {spec.explored} that squares found, two halves of {spec.steps // 2} gradients. "
+            "One thread.",
         ),
         raw,
     )
