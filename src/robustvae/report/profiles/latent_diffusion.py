@@ -110,7 +110,7 @@ def _answer(
         stands = all(value >= _STANDS for value in shares.values())
         yield (
             f"As a protection such a change {'lasts' if stands else 'does not last'}: "
-            f"{'even ' if stands else ''}after {_words(weakest)} {shares[weakest]:.0%} of its "
+            f"{'even ' if stands else ''}after {_words(weakest)}, {shares[weakest]:.0%} of its "
             "effect is left."
         )
     if len(readers) > 1:
