@@ -78,7 +78,7 @@ class Spec:
 )
 def lipschitz_training(spec: Spec, run: Run) -> Result:
     """Certified and attacked margins after training for the certificate, and what it costs."""
-    stored = run.model(spec.model)
+    start = run.model(spec.model)
     count = max(spec.inputs, 100)
     test, _ = run.images(spec.data).sample(count, stratified=True, generator=rv.generator(run.seed))
     train = run.images(spec.data, split="train").x
@@ -90,14 +90,14 @@ def lipschitz_training(spec: Spec, run: Run) -> Result:
     rows, values = list[Row](), dict[str, Any]()
 
     def finished(plan: tuple[str, float, float, float | None] | None) -> dict[str, Any]:
-        vae = _with_constant(stored, None if plan is None else plan[3])
+        vae = _with_constant(start, None if plan is None else plan[3])
         if plan is not None:
             _train(vae, train.to(vae.dtype), (plan[1], plan[2]), spec, run.seed)
         return _measured(vae, test.to(vae.dtype), spec, run.seed)
 
     for plan in run.each((None, *plans)):
         name = "as stored" if plan is None else plan[0]
-        values[name] = run.part(name, functools.partial(finished, plan), stored)
+        values[name] = run.part(name, functools.partial(finished, plan), start)
         rows += [measured(name, w, n) for w, n in values[name].items()]
         run.progress(name)
     return run.result(
@@ -113,13 +113,13 @@ def lipschitz_training(spec: Spec, run: Run) -> Result:
     )
 
 
-def _with_constant(stored: rv.VAE, constant: float | None) -> rv.VAE:
+def _with_constant(start: rv.VAE, constant: float | None) -> rv.VAE:
     """A copy of the model, with another constant of its decoder where one is asked for."""
-    options = dict(stored.config)
+    options = dict(start.config)
     if constant is not None:
         options["decoder_lipschitz"] = constant
-    vae = rv.models.create("lipschitz-vae", **options).to(stored.dtype)
-    vae.load_state_dict(stored.state_dict())
+    vae = rv.models.create("lipschitz-vae", **options).to(start.dtype)
+    vae.load_state_dict(start.state_dict())
     return vae
 
 

@@ -69,12 +69,12 @@ def generalized_probability(reach: Any, shifts: Tensor, stddevs: Tensor) -> Tens
     # rows of as many spreads are computed together
     for count in spreads.sum(1).unique().tolist():
         rows = (spreads.sum(1) == count).nonzero()[:, 0]
-        chosen = spreads[rows]
-        rest, chance = _without_points(reach[rows], shifts[rows], stddevs[rows], chosen)
+        mask = spreads[rows]
+        rest, chance = _without_points(reach[rows], shifts[rows], stddevs[rows], mask)
         if count == 0:
             inside = (rest >= 0).double()
         else:
-            parts = (part[rows][chosen].reshape(-1, count) for part in (shifts, stddevs))
+            parts = (part[rows][mask].reshape(-1, count) for part in (shifts, stddevs))
             inside = torch.where(rest > 0, _series(rest.clamp_min(1e-300), *parts), 0.0)
         result[rows] = (inside - chance - CDF_SLACK).clamp(0, 1)
     return result
@@ -92,11 +92,11 @@ def _without_points(
         spreads: Which coordinates are not of that kind, (B, d).
     """
     others = [torch.where(spreads, 0.0, part) for part in (shifts, stddevs)]
-    fixed, largest = others[0].norm(dim=1), others[1].amax(1)
+    center, largest = others[0].norm(dim=1), others[1].amax(1)
     length = largest * chi_quantile(1 - _RARE, shifts.shape[1])
-    taken = (fixed + length) * (1 + SLACK)
-    # sqrt(t^2 - taken^2) without the square of a large number; negative where nothing is left
-    left = (reach * (1 - SLACK) - taken) * (reach + taken)
+    loss = (center + length) * (1 + SLACK)
+    # sqrt(t^2 - loss^2) without the square of a large number; negative where nothing is left
+    left = (reach * (1 - SLACK) - loss) * (reach + loss)
     return left.sign() * left.abs().sqrt(), torch.where(largest > 0, _RARE, 0.0)
 
 

@@ -189,14 +189,14 @@ class _Losses:
     Attributes:
         shift: Of a latent, in standard deviations, (B,).
         clean: Of the standard deviations at the input, as a share of each, (B,); below 1.
-        moved: Of those in the ball.
+        ball: Of those in the ball.
         linear: Radii at which the linear bounds at a point would spend the budget, (B,).
         upper: Radii up to which it is bounded, half as far again: none beyond is asked for, (B,).
     """
 
     shift: Tensor
     clean: Tensor
-    moved: Rounding
+    ball: Rounding
     linear: Tensor
     upper: Tensor
 
@@ -211,15 +211,15 @@ def _losses(
     linear = small * budget / slope
     upper = 1.5 * linear
     sides = x[0].numel() ** 0.5 if ask.norm == "linf" else 1.0
-    moved = encoder.rounding(x, upper * sides, arithmetic)
+    ball = encoder.rounding(x, upper * sides, arithmetic)
     clean = encoder.rounding(x, torch.zeros_like(upper), arithmetic)
     least = stddev.amin(1)
     share = clean.share + clean.plus / least
     # a clean spread that is off by a share changes its unit by as much
-    error = (moved.mean + clean.mean) / least * (1 + share) + budget * share
+    error = (ball.mean + clean.mean) / least * (1 + share) + budget * share
     # of a spread that is off by half of itself too little is known
     error = torch.where(share < 0.5, error, torch.inf)
-    return _Losses(error, share.clamp(max=0.5), moved, linear, upper)
+    return _Losses(error, share.clamp(max=0.5), ball, linear, upper)
 
 
 def _check_rounding(task: Task, encoder: Encoder, arithmetic: Arithmetic) -> None:
@@ -272,8 +272,8 @@ def _radius(
         if not encoder.spread:
             return shift / budget[which]
         # in units of what the spread at the input is computed as
-        least = losses.moved.below(result.least) / (1 + losses.clean[:, None])
-        uppers = losses.moved.above(result.most) / (1 - losses.clean[:, None])
+        least = losses.ball.below(result.least) / (1 + losses.clean[:, None])
+        uppers = losses.ball.above(result.most) / (1 - losses.clean[:, None])
         before = failure[which]
         after = bounds.moved_failure(before, shift + error, stddev, least, uppers)
         cost = ((after / before).log() / (limit / before).log()).clamp_min(0).sqrt()
