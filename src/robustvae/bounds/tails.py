@@ -54,11 +54,13 @@ def noncentral_probability(reach: Any, shift: Any, spread: Any, latent: int) -> 
         if not bool((part >= 0).all()):
             raise RangeError("reach, shift and spread must be numbers of at least 0")
     value = isotropic_mass(reach, shift, spread, latent)
-    spread = _not_small(reach, spread)
-    gap = ((reach - shift).clamp_min(0) / spread).detach().square() * (1 - SLACK)
-    central = torch.as_tensor(special.chdtr(latent, gap.cpu().numpy())).to(value.device)
-    # below 1/2 unequal spreads may lower it, and the triangle inequality alone stands
-    return torch.where(value >= 0.5, value, (central - CDF_SLACK).clamp_min(0))
+    # without any spread the ratio is infinite, or not a number where nothing is left
+    gap = ((reach - shift).clamp_min(0) / spread).detach().nan_to_num(nan=0.0).square()
+    central = torch.as_tensor(special.chdtr(latent, (gap * (1 - SLACK)).cpu().numpy()))
+    central = (central.to(value.device) - CDF_SLACK).clamp_min(0)
+    # below 1/2 unequal spreads may lower it, and the triangle inequality alone stands; of spreads
+    # that were taken as larger ones it may say more
+    return torch.where(value >= 0.5, torch.maximum(value, central), central)
 
 
 @checked(formula=True)
