@@ -201,12 +201,12 @@ class SuiteResult:
             f"{'ball':<12} {'attack':<32} {'damage':>8} {'s.e.':>7} {'size':>7} {'inconcl.':>8}",
         ]
         for row in self.rows:
-            whole = [i for i, status in enumerate(row.status) if failure_of(status) is None]
-            mean, stderr = mean_stderr(row.damage[whole].tolist())
+            usable = [i for i, status in enumerate(row.status) if failure_of(status) is None]
+            mean, stderr = mean_stderr(row.damage[usable].tolist())
             blind = sum(status != "ok" for status in row.status)
             ball = f"{row.ball.norm} {row.ball.radius:g}"
             name = row.name if row.attack else f"  floor: {row.name}"
-            size = float(row.size[whole].mean())
+            size = float(row.size[usable].mean())
             lines.append(
                 f"{ball:<12} {name:<32} {mean:>8.3f} {stderr:>7.3f} {size:>7.3f} {blind:>8}"
             )
@@ -303,10 +303,12 @@ class AttackSuite:
                     word if failure_of(last) is None else last
                     for word, last in zip(how, after, strict=True)
                 )
-                whole = [i for i, word in enumerate(status) if failure_of(word) is None]
+                usable = [i for i, word in enumerate(status) if failure_of(word) is None]
                 similarity = output.new_full((len(x),), torch.nan)
-                similarity[whole] = ms_ssim(
-                    output[whole].clamp(0, 1), clean[whole].clamp(0, 1), variant=default_variant(x)
+                similarity[usable] = ms_ssim(
+                    output[usable].clamp(0, 1),
+                    clean[usable].clamp(0, 1),
+                    variant=default_variant(x),
                 )
                 far = _far(output, clean)
                 size = ball.size(x, y)

@@ -96,8 +96,8 @@ def stage_seconds(
     attacks = sum(attack_seconds(attack, unit, victim) for attack in plan.attacks)
     count = len(plan.attacks)
     if plan.longer > 1:  # it goes on from one point, the best of the restarts
-        whole = attack_seconds(plan.attacks[0], unit, victim)
-        attacks += plan.longer * whole / max(getattr(search, "restarts", 1), 1)
+        seconds = attack_seconds(plan.attacks[0], unit, victim)
+        attacks += plan.longer * seconds / max(getattr(search, "restarts", 1), 1)
         count += 1
     if plan.gradient_free:
         climb = (step_count(search) + 1) * unit.gradient

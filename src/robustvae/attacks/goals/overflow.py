@@ -67,12 +67,12 @@ class Overflow:
         """The largest value of the layers against the type's range; see `Goal.bind`."""
         check_parameters(victim.vae)
         wide = widened(victim.vae)
-        most = torch.finfo(DTYPES[self.dtype]).max
+        limit = torch.finfo(DTYPES[self.dtype]).max
 
         def score(y: Tensor, rows: Tensor) -> Tensor:
             with frozen(wide), peaks(wide) as values:
                 wide.decode(wide.encode(y).mean).mean  # noqa: B018
-            return largest(values, len(y)).log() - math.log(most)
+            return largest(values, len(y)).log() - math.log(limit)
 
         return score
 
