@@ -13,8 +13,8 @@ import robustvae as rv
 from robustvae import cli
 from robustvae.attacks import rescore
 from robustvae.audit import Run
-from robustvae.audit.store import packed, unpacked
 from robustvae.errors import CheckpointError, DataError
+from robustvae.loops import packed, unpacked
 from robustvae.records import read_manifest
 from robustvae.records.audit import row_sha256
 from robustvae.records.files import MANIFEST, manifest

@@ -24,9 +24,8 @@ from robustvae.audit.protocol import choose, settle
 from robustvae.audit.tasks import Memory, Task
 from robustvae.campaign import Calls, Processes, Serial, driver
 from robustvae.campaign.executors.processes import sweep_scratch, unpacked_bundle
-from robustvae.campaign.store import SavedState
 from robustvae.campaign.worker import described, restored
-from robustvae.records import Store, forget_parts, pieces
+from robustvae.records import SavedState, Store, forget_parts, pieces
 from robustvae.testing import members_of
 
 HERE = "tests.campaign.functions:"
@@ -161,12 +160,12 @@ def test_form_of_part_is_checked(tmp_path):
 
 def test_state_is_saved_by_time(tmp_path):
     now, store, task = [0.0], Store(tmp_path, "key"), Task("a")
-    state = SavedState(store, task, every=60, clock=lambda: now[0])
+    state = SavedState(store, task.key, every=60, clock=lambda: now[0])
     state.put("one", 1)
     assert not list(tmp_path.iterdir())
     now[0] = 61.0
     state.put("two", 2)
-    assert SavedState(store, task).get("one") == 1
+    assert SavedState(store, task.key).get("one") == 1
     store.write(task.key, {"value": 3})
     assert [path.name.endswith(".part.json") for path in tmp_path.iterdir()] == [True]
     forget_parts(tmp_path)
@@ -357,3 +356,8 @@ def test_full_disk_known_before_computing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(errors.StorageError, match="needs about"):
         rv.audit(rv.load("digits-vae"), images, plan={"base": "smoke", "inputs": 3}, run=run)
     assert not (tmp_path / "parts").exists()
+
+
+def test_too_many_workers_are_refused():
+    with pytest.raises(errors.RangeError, match="workers must be at most"):
+        Processes(workers=10**9)

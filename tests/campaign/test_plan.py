@@ -44,8 +44,29 @@ def test_campaign_audits_and_compares(tmp_path, capsys):
     [
         ({"models": ["a"], "defense": []}, "did you mean 'defenses'"),
         ({"models": []}, "models"),
-        ({"models": [{"model": "a", "weight": "b"}]}, "models.0"),
-        ({"models": ["a/b", "a-b"]}, "two audits are called 'a-b'"),
+        ({"models": "a"}, "models must be a list"),
+        ({"models": [{"model": "a", "weight": "b"}]}, "did you mean 'weights'"),
+        ({"models": [{"weights": "b"}]}, r"models\[0\] has no model"),
+        ({"models": ["a/b", "a-b"]}, "'a/b' and 'a-b' have one folder, 'a-b': add a name"),
+        ({"models": ["a", "A"]}, "'a' and 'A' have one folder"),
+        ({"models": [{"model": "a", "name": "c"}, {"model": "b", "name": "c"}]}, "one folder"),
+        ({"models": ["a", {"model": "a", "name": "b"}]}, r"models\[1\] is models\[0\] again"),
+        ({"models": ["a" * 300]}, "of 1 to 200 bytes"),
+        ({"models": ["a"], "seed": -1}, "seed"),
+        ({"models": ["a"], "defenses": "posterior-mode"}, "defenses must be a list"),
+        ({"models": ["a"], "defenses": ["nosuch"]}, r"defenses\[0\]: unknown defense 'nosuch'"),
+        (
+            {"models": ["a"], "defenses": ["posterior-mode:steps=5", {"posterior-mode": {}}]},
+            r"defenses\[1\]",
+        ),
+        (
+            {
+                "models": ["a"],
+                "defenses": ["posterior-mode:steps=5", {"name": "posterior-mode", "steps": 5}],
+            },
+            r"defenses\[1\] is defenses\[0\] again",
+        ),
+        ({"models": ["a"], "protocols": ["digits-l2-v1"] * 2}, r"protocols\[1\] is protocols"),
         ({"models": ["a"], "minutes": -1}, "minutes"),
         ({"models": ["a"], "defenses": ["posterior-mood"]}, "did you mean 'posterior-mode'"),
         ({"models": ["a"], "protocols": ["digits-l2"]}, "did you mean 'digits-l2-v1'"),
@@ -58,6 +79,23 @@ def test_campaign_audits_and_compares(tmp_path, capsys):
 def test_bad_campaigns_are_explained(content, words):
     with pytest.raises(errors.RobustVAEError, match=words):
         read_campaign(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("models: [digits-vea]", "unknown model 'digits-vea': did you mean 'digits-vae'?"),
+        ("models: [digits-vae]\ndata: mnits", "did you mean 'mnist'?"),
+        ("models: [digits-vae]\nsplit: tset", "did you mean 'test'?"),
+    ],
+)
+def test_unknown_names_end_a_campaign_first(content, words, tmp_path, capsys):
+    path, out = tmp_path / "plan.yaml", tmp_path / "out"
+    path.write_text(f"{content}\nplan: smoke\n")
+    assert cli.main(["campaign", str(path), "--out", str(out), "-q"]) == cli.WRONG_USE
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said and "audits could not be made" not in said
+    assert not out.exists()
 
 
 def test_protocols_tell_audits_apart():

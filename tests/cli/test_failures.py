@@ -122,7 +122,7 @@ def test_evaluate_goes_on_without_bad_input(bad, tmp_path, capsys):
     assert result["absent"] == {} and len(result["per_image"]["nll"]) == 39
 
 
-STEPS = {"certify": (certification, "answer"), "attack": (attacking.Attack, "__call__")}
+STEPS = {"certify": (certification, "answer"), "attack": (attacking.Attack, "run")}
 
 
 @pytest.mark.parametrize("command", STEPS)
@@ -181,3 +181,111 @@ def test_suite_goes_on_without_bad_input(digits):
         assert torch.isnan(after.damage[2]) and torch.isnan(after.similarity[2])
         assert torch.allclose(after.damage[others], before.damage[others], rtol=1e-2)
     assert "nan" not in result.table() and "nan" not in repr(result)
+
+
+def smooth(digits, place=2, count=5):
+    """A smoothed victim that raises near one of some inputs, and the inputs."""
+    x = digits.x[:count]
+    vae = moody(rv.load("digits-vae"), x[place], 1.5)
+    head = lambda z: torch.stack([z[:, 0], -z[:, 0]], 1)  # noqa: E731
+    return rv.Victim(vae, rv.InputNoise(stddev=0.05), head), x
+
+
+def near(a, b):
+    return (-(a - b).flatten(1).norm(dim=1)).exp()
+
+
+PYTHON = {
+    "curve": (
+        lambda victim, x, g: rv.certified_curve(victim, x, [0.1], draws=200, generator=g),
+        ("tolerance", "centers"),
+    ),
+    "score": (
+        lambda victim, x, g: rv.certify_score(victim, x, sizes=[0.1], draws=200, generator=g),
+        ("lower", "upper"),
+    ),
+    "expectation": (
+        lambda victim, x, g: rv.certificates.certify_expectation(
+            victim, x, near, [0.1], draws=200, generator=g
+        ),
+        ("lower", "mean"),
+    ),
+    "decision": (
+        lambda victim, x, g: rv.certificates.certify_decision(victim, x, draws=200, generator=g),
+        ("radius",),
+    ),
+    "attack": (
+        lambda victim, x, g: rv.Attack(
+            rv.MaximumDamage(), rv.ProjectedAscent(5, 2), rv.Ball("l2", 0.1)
+        )(victim, x, generator=g),
+        ("score",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_call_names_bad_input(digits, name):
+    call, columns = PYTHON[name]
+    victim, x = smooth(digits)
+    result = call(victim, x, rv.generator(0))
+    assert result.failures == {2: "ValueError: not this one"}
+    healthy = rv.Victim(rv.load("digits-vae"), victim.defense, victim.classifier)
+    whole = call(healthy, x, rv.generator(0))
+    assert whole.failures == {}
+    others = [0, 1, 3, 4]
+    for column in columns:
+        values = getattr(result, column)
+        assert bool(values[2].isnan().all())
+        torch.testing.assert_close(
+            values[others], getattr(whole, column)[others], rtol=1e-4, atol=1e-5
+        )
+    with pytest.raises(ValueError, match="not this one"):  # every input raises: the call's fault
+        call(victim, x[2:3], rv.generator(0))
+
+
+def test_attack_of_some_inputs_takes_their_radii(digits):
+    victim, x = smooth(digits)
+    radius = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.25], dtype=x.dtype)
+    attack = rv.Attack(rv.MaximumDamage(), rv.ProjectedAscent(5, 2), rv.Ball("l2", radius))
+    result = attack(victim, x, generator=rv.generator(0))
+    torch.testing.assert_close(
+        result.size, torch.tensor([0.05, 0.1, 0.0, 0.2, 0.25], dtype=x.dtype), rtol=1e-3, atol=0
+    )
+    assert torch.equal(result.x_adv[2], x[2]) and result.status[2].startswith("failed: ")
+
+
+def test_change_for_all_leaves_bad_input_out(digits):
+    victim, x = smooth(digits)
+    attack = rv.Attack(rv.MaximumDamage(), rv.Universal(steps=5, restarts=1), rv.Ball("l2", 0.1))
+    result = attack(victim, x, generator=rv.generator(0))
+    assert list(result.failures) == [2]
+    rest = attack(victim, x[[0, 1, 3, 4]], generator=rv.generator(0))
+    assert torch.equal(result.x_adv[[0, 1, 3, 4]], rest.x_adv)
+
+
+def test_refused_victim_is_not_asked_input_by_input(digits):
+    """Where draws depend on one another, single inputs may not show it."""
+    vae, x = rv.load("digits-vae"), digits.x[:4]
+    decode = vae.decode
+
+    def shifted(z):
+        mean = z.mean(0, keepdim=True)  # of the batch
+        return decode(z + mean)
+
+    vae.decode = shifted
+    with pytest.raises(rv.errors.UnsupportedError):
+        rv.certified_curve(
+            rv.Victim(vae, rv.InputNoise(0.05)), x, [0.1], draws=200, generator=rv.generator(0)
+        )
+
+
+def test_failed_score_counts_against_auroc(digits):
+    victim, x = smooth(digits)
+    bounds = rv.certify_score(victim, x, sizes=[0.01], draws=300, generator=rv.generator(0))
+    low = torch.full_like(bounds.lower, 1e3)
+    other = rv.certificates.ScoreBounds(
+        bounds.sizes, low, low + 1, torch.stack([low[:, 0], low[:, 0] + 1]), 0.999, 0.999, 0.5
+    )
+    assert float(rv.certificates.certified_auroc(bounds, other)[0]) == pytest.approx(0.8)
+    with pytest.raises(rv.errors.ModelError, match="input 2 of 5 raised ValueError"):
+        bounds.check_complete()

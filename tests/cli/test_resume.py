@@ -4,11 +4,12 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from robustvae import cli
+from robustvae import cli, errors
 from robustvae.attacks import attack as attacking
 from robustvae.certificates import certification
 from robustvae.evaluation import summary
@@ -31,7 +32,7 @@ SMALL = {
 STEPS = {
     "certify": (certification, "answer"),
     "evaluate": (summary, "negative_log_likelihood"),
-    "attack": (attacking.Attack, "__call__"),
+    "attack": (attacking.Attack, "run"),
 }
 
 
@@ -129,3 +130,31 @@ def test_certify_halves_ranges_when_memory_ends(tmp_path, capsys, monkeypatch):
     before, after = (json.loads(path.read_text()) for path in (whole, halved))
     assert after["radius"] == pytest.approx(before["radius"], rel=1e-6)
     assert after["environment"]["threads"] == "1" and after["environment"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_result_is_shown_where_it_cannot_be_written(command, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise errors.StorageError("no space left")
+
+    out, words = tmp_path / "out", [*SMALL[command], "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr("robustvae.records.write_text", refuse)
+        patch.setattr("robustvae.attacks.stored.write_files", refuse)
+        assert cli.main([*words, "--out", str(out)]) == cli.WRONG_USE
+    first = capsys.readouterr()
+    assert ("no space left" in first.err and "inputs" in first.out) or "images" in first.out
+    assert cli.main([*words, "--out", str(out)]) == cli.DONE  # and its parts are there
+    assert "going on with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_full_disk_is_told_beforehand(command, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("computed")
+
+    home, name = STEPS[command]
+    monkeypatch.setattr(home, name, refuse)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**15))
+    assert cli.main([*SMALL[command], "--out", str(tmp_path / "out"), "-q"]) == cli.WRONG_USE
+    assert "its disk has 0.0: make room" in " ".join(capsys.readouterr().err.split())

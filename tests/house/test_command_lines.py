@@ -89,7 +89,7 @@ def stubs(tmp_path_factory):
         audits = importlib.import_module("robustvae.audit")
         for name in ("audit", "verify"):
             patch.setattr(audits, name, refuse)
-        patch.setattr(Attack, "__call__", refuse)
+        patch.setattr(Attack, "run", refuse)
         patch.setattr(robustvae.training, "train_recipe", refuse)
         patch.setattr(robustvae.zoo, "train", refuse)
         yield

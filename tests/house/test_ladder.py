@@ -23,6 +23,7 @@ LADDER = [
     {"display", "_options", "arguments"},
     {"registry", "seeding"},  # below the rest of their line: members and draws go through them
     {"records", "jacobians", "gate"},
+    {"loops"},
     {"metrics", "bounds", "norms", "data", "perturb", "mcmc", "loggers"},
     {"models"},
     {"defenses", "geometry"},

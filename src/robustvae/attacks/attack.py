@@ -25,6 +25,7 @@ from robustvae.errors import (
 from robustvae.models.base import check_weights, frozen, widened
 from robustvae.models.layout import channels_last
 from robustvae.perturb import Ball, Score, SearchResult
+from robustvae.records import failure, failures_of, pieces
 from robustvae.registry import build_fields, family_base
 from robustvae.seeding import by_row, split
 
@@ -58,8 +59,9 @@ class AttackResult:
         size: ||x_adv - x|| in the ball's norm, in pixel units, (B,).
         score: The goal's score of `x_adv`, (B,).
         status: "ok", or "inconclusive" where the search met no gradient but 0, or no score that
-            is a number: then nothing was learned about that input, least of all robustness. Where
-            many attacks are made, also "failed: " and what the victim raised.
+            is a number: then nothing was learned about that input, least of all robustness; or
+            "failed: " and what the victim raised: then `x_adv` is the input itself, and `score`
+            NaN.
         queries: Scores that the search computed, (B,) int.
         gradient_norm: Greatest gradient norm met, (B,); NaN for searches without gradients.
         zero_gradients: Share of gradients that were exactly 0, (B,).
@@ -81,6 +83,11 @@ class AttackResult:
     queries: Tensor
     gradient_norm: Tensor
     zero_gradients: Tensor
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why inputs failed, by their place."""
+        return failures_of(self.status)
 
 
 @final
@@ -135,7 +142,8 @@ class Attack:
 
         What is drawn for an input follows from the generator and the input's own number, so that
         its row is the same alone, in any batch and in any order, up to the rounding of batches of
-        other shapes.
+        other shapes. An input for which the victim raises, where it does not for all, costs the
+        others nothing: its row says so in `status`, and `failures` has the reason.
 
         Args:
             victim: What is attacked; point at a defended one for a defense-aware attack.
@@ -149,6 +157,49 @@ class Attack:
             DtypeError: Images of another type than the model.
             RangeError: Pixels outside the ball's box.
             NonFiniteError: A pixel or a weight that is not finite.
+            Exception: What the victim raises for every input.
+        """
+        check_question(victim, x, self.ball)
+        streams = by_row(generator, "attack", self.ball.clip(x.detach()), rows)
+        state = streams.get_state()
+
+        def some(places: Sequence[int]) -> AttackResult:
+            streams.set_state(state)  # a batch that failed may have spent some of it
+            which = list(places)
+            ball = self.ball.rows(torch.tensor(which))
+            attack = self if ball is self.ball else replace(self, ball=ball)
+            part = x if len(which) == len(x) else x[which]
+            return attack.run(victim, part, generator=streams.part(which))
+
+        result = nothing_found(x)
+        for places, part in pieces(len(x), some):
+            if isinstance(part, BaseException):
+                part = nothing_found(x[list(places)], failure(part))
+            result = part if len(places) == len(x) else put_rows(result, places, part)
+        if result.failures and getattr(self.search, "shares_change", False):
+            # the change is one for all: that of the inputs which can be attacked
+            others = [place for place in range(len(x)) if place not in result.failures]
+            result = put_rows(result, others, some(others))
+        return result
+
+    def run(
+        self,
+        victim: Victim,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        rows: Sequence[int] | None = None,
+    ) -> AttackResult:
+        """As by calling it, but all inputs at once: what the victim raises for any is raised.
+
+        Args:
+            victim: As when called.
+            x: Images in the ball's box, (B, C, H, W).
+            generator: As when called.
+            rows: As when called.
+
+        Raises:
+            Exception: As when called, and what the victim raises.
         """
         with ready(victim, x, self.ball) as clean:
             streams = by_row(generator, "attack", clean, rows)
@@ -342,12 +393,11 @@ def _search_errors(victim: Victim) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
-    """Within: a victim that can be attacked, and its checked inputs; afterwards all as it was.
+def check_question(victim: Victim, x: Tensor, ball: Ball) -> list[nn.Module]:
+    """The victim's networks, after a look at what is asked: a fault of it is no input's.
 
-    The model and a classifier that is a module are in evaluation mode, frozen, and laid out for
-    speed; gradients are on whatever the caller's mode.
+    Raises:
+        RobustVAEError: Inputs, radii or weights that no attack can begin with.
     """
     check_type(victim, "victim", Victim)
     check_images(x, victim.vae.image_shape, low=ball.low, high=ball.high)
@@ -356,11 +406,23 @@ def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
     models: list[nn.Module] = [victim.vae]
     if isinstance(victim.classifier, nn.Module):
         models.append(victim.classifier)
+    for model in models:
+        check_weights(model)
+    return models
+
+
+@contextlib.contextmanager
+def ready(victim: Victim, x: Tensor, ball: Ball) -> Iterator[Tensor]:
+    """Within: a victim that can be attacked, and its checked inputs; afterwards all as it was.
+
+    The model and a classifier that is a module are in evaluation mode, frozen, and laid out for
+    speed; gradients are on whatever the caller's mode.
+    """
+    models = check_question(victim, x, ball)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for model in models:
-            check_weights(model)
             stack.enter_context(frozen(model))
             stack.enter_context(channels_last(model))
         clean = x.detach().clone(memory_format=torch.contiguous_format)

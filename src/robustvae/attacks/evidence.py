@@ -106,7 +106,7 @@ def evidence_checks(
     def gains(by: Search | AimedSearch, radius: float = radius, at: Victim = victim) -> list[float]:
         """Scores of one attack on `at`, as `victim` sees what came of it, from the clean one's."""
         attack = Attack(goal, by, Ball(ball.norm, radius, ball.low, ball.high))
-        result = attack(at, x, generator=next(seeds))
+        result = attack.run(at, x, generator=next(seeds))
         value = result.score
         if at is not victim:
             value = attack.score(victim, x, result.x_adv, generator=next(seeds))

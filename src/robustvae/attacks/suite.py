@@ -12,10 +12,7 @@ from torch import Tensor
 from robustvae.attacks.attack import (
     AimedSearch,
     Attack,
-    AttackResult,
     Search,
-    nothing_found,
-    put_rows,
 )
 from robustvae.attacks.code_space import CodeSpace
 from robustvae.attacks.directed import DirectedAscent
@@ -286,7 +283,7 @@ class AttackSuite:
             results = []
             for (name, goal, search), seed in zip(members, seeds, strict=False):
                 try:
-                    result = _each(Attack(goal, search, ball), victim, x, seed)
+                    result = Attack(goal, search, ball)(victim, x, generator=seed)
                 except UnsupportedError:
                     continue
                 results.append((name, True, result.x_adv, result.status))
@@ -315,22 +312,6 @@ class AttackSuite:
                 of_ball.append(SuiteRow(name, attack, ball, size, far, y, status, similarity))
             rows += [_worst([row for row in of_ball if row.attack], ball), *of_ball]
         return SuiteResult(label, tuple(rows))
-
-
-def _each(attack: Attack, victim: Victim, x: Tensor, generator: torch.Generator) -> AttackResult:
-    """An attack on all inputs at once, or one by one where some of them fail."""
-    state = generator.get_state()
-
-    def some(rows: Sequence[int]) -> AttackResult:
-        generator.set_state(state)
-        return attack(victim, x[list(rows)], generator=generator)
-
-    result = nothing_found(x)
-    for rows, part in pieces(len(x), some):
-        if isinstance(part, BaseException):
-            part = nothing_found(x[list(rows)], failure(part))
-        result = part if len(rows) == len(x) else put_rows(result, rows, part)
-    return result
 
 
 def stretched(x: Tensor, y: Tensor, ball: Ball) -> Tensor:

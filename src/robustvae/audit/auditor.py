@@ -41,10 +41,8 @@ from robustvae.audit.protocol import (
 from robustvae.audit.requirements import check_names, columns_of, measure_names
 from robustvae.audit.store import (
     adversarials_bytes,
-    packed,
     packed_result,
     tensor_sha256,
-    unpacked,
     unpacked_result,
 )
 from robustvae.audit.summary import summarize, worst
@@ -52,6 +50,7 @@ from robustvae.audit.tasks import Memory, Part, State, Words
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, UnsupportedError
+from robustvae.loops import packed, unpacked
 from robustvae.records import (
     Column,
     ModelFacts,
@@ -61,6 +60,7 @@ from robustvae.records import (
     pieces,
     plain,
     reason_of,
+    saving,
 )
 from robustvae.records.audit import row_sha256
 from robustvae.records.judging import Case
@@ -148,7 +148,8 @@ class Auditor:
             if outcome is None:
                 done = [one["attack"] for one in outcomes if one["attack"] is not None]
                 begin = beginning(job, self.plan.attacks.index(job[1]), done, context.x)
-                outcome = self._outcome(context, job, label, begin)
+                with saving(state, label):
+                    outcome = self._outcome(context, job, label, begin)
                 state.put(label, outcome)
             outcomes.append(outcome)
         return {
@@ -234,10 +235,10 @@ class Auditor:
             whole = everyone(context, self.inputs)
             if key not in self.common_results:
                 streams = whole.streams(purpose)
-                self.common_results[key] = attack(target, whole.x, generator=streams)
+                self.common_results[key] = attack.run(target, whole.x, generator=streams)
             result = rows_of(self.common_results[key], whole.numbers, context.numbers)
         else:
-            result = attack(target, context.x, generator=context.streams(purpose))
+            result = attack.run(target, context.x, generator=context.streams(purpose))
         if target is context.victim:
             return result
         score = attack.score(
@@ -435,7 +436,7 @@ class Auditor:
         victim = undefended(self.named[name])
         attack = self.plan.attacks[0].build()
         context = self.context(name, places)
-        result = attack(victim, context.x, generator=context.generator("undefended"))
+        result = attack.run(victim, context.x, generator=context.generator("undefended"))
         output = victim.reconstruct(result.x_adv, generator=context.generator("output"))
         return {"damage": (output - context.plain_output).flatten(1).norm(dim=1).tolist()}
 

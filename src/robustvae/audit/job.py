@@ -23,10 +23,11 @@ from robustvae.audit.context import is_defended
 from robustvae.audit.outcomes import omission
 from robustvae.audit.plan import Plan
 from robustvae.audit.protocol import Inputs
-from robustvae.audit.store import packed, packed_result, unpacked
+from robustvae.audit.store import packed_result
 from robustvae.audit.tasks import Bundle, Part, State, Task, Words
 from robustvae.defenses import Victim
 from robustvae.errors import ConfigError, UnsupportedError
+from robustvae.loops import packed, unpacked
 from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import saved_name
 from robustvae.records import QuestionFacts, plain

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from robustvae.attacks.attack import AttackResult
 from robustvae.errors import DataError
+from robustvae.loops import packed, unpacked
 from robustvae.records import finish_switch
 
 ADVERSARIALS = "adversarials.safetensors"
@@ -30,22 +28,6 @@ def tensor_sha256(x: Tensor) -> str:
         64
     """
     return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def packed(x: Tensor) -> dict[str, Any]:
-    """Inputs as JSON values without loss."""
-    array = x.detach().cpu().contiguous().numpy()
-    return {
-        "dtype": str(array.dtype),
-        "shape": list(array.shape),
-        "bytes": base64.b64encode(array.tobytes()).decode("ascii"),
-    }
-
-
-def unpacked(content: Mapping[str, Any]) -> Tensor:
-    """Inputs from `packed`."""
-    array = np.frombuffer(base64.b64decode(content["bytes"]), dtype=content["dtype"])
-    return torch.from_numpy(array.reshape(content["shape"]).copy())
 
 
 def packed_result(result: AttackResult) -> dict[str, Any]:

@@ -92,6 +92,11 @@ class _Driver:
                 f"going on with {self.reused} of {len(self.tasks)} parts that this run left in "
                 f"{self.store.folder}"
             )
+        # counted only: whoever computes them reads them, and tells of damaged ones
+        states = [self.store.path(key, "state") for key in self.waiting if self.store.resume]
+        begun = sum(path is not None and path.is_file() for path in states)
+        if begun:
+            self.notice(f"going on within {begun} parts that it had begun")
 
     def work(self, pool: Pool) -> None:
         """Until every task has its part."""

@@ -66,7 +66,7 @@ def _defense(spec: Any) -> Any:
     try:
         build("defense", spec)
     except RobustVAEError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f": {error}") from None
     return text(spec) if isinstance(spec, Mapping) else spec
 
 
@@ -93,7 +93,7 @@ class CampaignPlan(Values):
     plan: Any = Field(default="quick", description="stages and effort: a name, a file or a mapping")
     data: str | None = Field(default=None, description="by default what each model was trained on")
     split: str = "test"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     minutes: float | None = Field(default=None, gt=0, description="budget of each audit")
 
     def audits(self) -> Iterator[Audit]:
@@ -183,6 +183,17 @@ def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> Campai
     for key in content:
         if key not in CampaignPlan.model_fields:
             raise unknown("key of a campaign", key, CampaignPlan.model_fields)
+    for key in ("models", "defenses", "protocols"):
+        if isinstance(content.get(key), str | Mapping):
+            raise ConfigError(
+                f"campaign.{key} must be a list, got {content[key]!r:.60}: put it in brackets"
+            )
+    for number, model in enumerate(content.get("models") or ()):
+        for key in model if isinstance(model, Mapping) else ():
+            if key not in CampaignModel.model_fields:
+                raise unknown(f"key of campaign.models[{number}]", key, CampaignModel.model_fields)
+        if isinstance(model, Mapping) and "model" not in model:
+            raise ConfigError(f"campaign.models[{number}] has no model: say what `rv.load` takes")
     try:
         campaign = CampaignPlan.model_validate(dict(content))
     except ValidationError as error:
@@ -190,13 +201,43 @@ def read_campaign(plan: str | Path | Mapping[str, Any] | CampaignPlan) -> Campai
     for protocol in campaign.protocols:  # what the last audit needs is told before the first one
         read_protocol(protocol)
     read_plan(campaign.plan)
-    names = [audit.name for audit in campaign.audits()]
-    nameless = [audit.model.label for audit in campaign.audits() if not audit.name]
-    if nameless:
-        raise ConfigError(
-            f"campaign: {nameless[0]!r:.60} gives no name for a folder: add a name to that model"
-        )
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"campaign: two audits are called {twice!r}: give each model once")
+    _check_once(campaign)
     return campaign
+
+
+_LONGEST = (
+    200  # bytes of a folder's name: file systems allow 255, of which temporary names take some
+)
+
+
+def _check_once(campaign: CampaignPlan) -> None:
+    """Raise where a model, a defense or a protocol stands twice, or a model has no folder."""
+    entries = [CampaignModel(model=m) if isinstance(m, str) else m for m in campaign.models]
+    lists: dict[str, list[Any]] = {
+        "models": [entry.model_copy(update={"name": None}) for entry in entries],
+        "defenses": [build("defense", spec) for spec in campaign.defenses],
+        "protocols": list(campaign.protocols),
+    }
+    for key, members in lists.items():
+        for number, member in enumerate(members):
+            first = members.index(member)
+            if first < number:
+                raise ConfigError(
+                    f"campaign.{key}[{number}] is {key}[{first}] again: leave one of them out"
+                )
+    names: dict[str, str] = {}
+    for audit in campaign.audits():
+        label = audit.model.label
+        if not audit.name or len(audit.name.encode()) > _LONGEST:
+            raise ConfigError(
+                f"campaign: {label!r:.60} gives no name for a folder, of 1 to {_LONGEST} bytes: "
+                "add a name to that model"
+            )
+        # some file systems do not tell A from a
+        other = names.get(audit.name.casefold())
+        names[audit.name.casefold()] = label
+        if other is not None:
+            raise ConfigError(
+                f"campaign: {other!r:.60} and {label!r:.60} have one folder, {audit.name!r:.60}: "
+                "add a name to one of these models"
+            )

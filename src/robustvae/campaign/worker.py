@@ -14,8 +14,7 @@ from typing import Any, BinaryIO, TextIO
 
 from robustvae import errors
 from robustvae.audit.tasks import Task
-from robustvae.campaign.store import SavedState
-from robustvae.records import Store, plain
+from robustvae.records import SavedState, Store, plain
 
 GONE = 3
 """Exit code of a worker whose driver is gone."""
@@ -65,7 +64,7 @@ def compute(
 
     store.damaged.clear()
     try:
-        part = job.compute(task, parts, SavedState(store, task), say)
+        part = job.compute(task, parts, SavedState(store, task.key), say)
     except Exception as error:  # the driver tells what is the input's from what is the job's
         return {"kind": "error", **described(error), "damaged": store.damaged}
     memory = peak_memory()

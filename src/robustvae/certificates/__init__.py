@@ -4,18 +4,17 @@ from robustvae.certificates.certificate import Certificate
 from robustvae.certificates.certification import certify
 from robustvae.certificates.constants import Constants, lipschitz_bound, lipschitz_constants
 from robustvae.certificates.curves import CertifiedCurve, certified_curve
+from robustvae.certificates.decisions import CertifiedDecision, certify_decision
 from robustvae.certificates.globally import Design, design, global_margin, isotropic_margin
 from robustvae.certificates.methods.support_set import support_set_error
 from robustvae.certificates.movement import Encoder, Movement
 from robustvae.certificates.propagation import Add, Cause, LinearBounds, Relaxation
 from robustvae.certificates.question import Question
 from robustvae.certificates.scoring import (
-    CertifiedDecision,
     ExpectedScore,
     ScoreBounds,
     certified_auroc,
     certified_tpr,
-    certify_decision,
     certify_expectation,
     certify_score,
     median_probability,

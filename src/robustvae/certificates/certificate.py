@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustvae.display import three_lines
 from robustvae.errors import ModelError
-from robustvae.records import Failure, failure_of
+from robustvae.records import Failure, failures_of
 from robustvae.rounding import floor
 
 _PER_INPUT = ("radius", "simultaneous", "draws")
@@ -79,8 +79,7 @@ class Certificate:
     @property
     def failures(self) -> dict[int, str]:
         """Why inputs failed, by their place."""
-        reasons = {place: failure_of(status) for place, status in enumerate(self.status)}
-        return {place: reason for place, reason in reasons.items() if reason is not None}
+        return failures_of(self.status)
 
     def check_complete(self) -> None:
         """Raise where an input failed.
@@ -88,8 +87,7 @@ class Certificate:
         Raises:
             ModelError: What the first of them raised.
         """
-        for place, reason in self.failures.items():
-            raise ModelError(f"input {place} of {len(self.radius)} raised {reason}")
+        check_complete(self.status)
 
     @property
     def confidence_of_all(self) -> float:
@@ -115,6 +113,16 @@ class Certificate:
             f"{self.displacement}, center {self.center}\n"
             f"  methods: {', '.join(sorted(set(self.method)))}{remedy}"
         )
+
+
+def check_complete(statuses: Sequence[str]) -> None:
+    """Raise where an input failed.
+
+    Raises:
+        ModelError: What the first of them raised.
+    """
+    for place, reason in failures_of(statuses).items():
+        raise ModelError(f"input {place} of {len(statuses)} raised {reason}")
 
 
 def joined(parts: Sequence[Any], device: torch.device | str = "cpu") -> Certificate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack, final
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustvae._options import with_defaults
 from robustvae.arguments import checked, is_dense, shown
+from robustvae.certificates.certificate import check_complete
 from robustvae.certificates.methods.sampling import Sampler, lower_index, upper_index
 from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.certificates.question import CENTERS, DISPLACEMENTS
@@ -21,6 +22,7 @@ from robustvae.display import three_lines
 from robustvae.errors import (
     DtypeError,
     RangeError,
+    UnsupportedError,
     check_choice,
     check_count,
     check_images,
@@ -29,6 +31,7 @@ from robustvae.errors import (
     check_type,
 )
 from robustvae.models.base import check_weights
+from robustvae.records import failure, failures_of, pieces
 from robustvae.seeding import row_numbers
 
 
@@ -41,14 +44,15 @@ class CertifiedCurve:
     Attributes:
         sizes: l2 sizes, (K,), rising.
         tolerance: r with P(||Delta|| <= r) >= m under every change of at most that size, (B, K),
-            float64; infinite where the draws do not suffice. The curve between sizes is the next
-            larger size's value.
+            float64; infinite where the draws do not suffice, NaN for an input that failed. The
+            curve between sizes is the next larger size's value.
         confidence: Of each input: for its whole curve where `simultaneous`, else for each value.
         simultaneous: Whether the values of one input hold together.
         m: The probability.
         displacement: "full" or "paired".
         center: What "full" measures from.
         centers: The victim's own mean outputs, (B, C, H, W), where `center` is "own".
+        status: "ok" for each input, or "failed: " and what the victim raised for it.
 
     Examples:
         >>> import robustvae as rv
@@ -70,6 +74,16 @@ class CertifiedCurve:
     displacement: str
     center: str
     centers: Tensor | None = None
+    status: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why inputs failed, by their place."""
+        return failures_of(self.status)
+
+    def check_complete(self) -> None:
+        """Raise `ModelError` where an input failed."""
+        check_complete(self.status)
 
     def at(self, size: float) -> Tensor:
         """The tolerance at any size, (B,): the next larger size's, infinite beyond the last."""
@@ -88,11 +102,12 @@ class CertifiedCurve:
     def __repr__(self) -> str:
         """Three lines: what is proved, in which sense, about how much."""
         scope = "each input's whole curve" if self.simultaneous else "each value"
-        means = self.tolerance.mean(0)
+        means = self.tolerance.nanmean(0)
+        failures = f", {len(self.failures)} failed" if self.failures else ""
         return (
             f"CertifiedCurve: {len(self.tolerance)} inputs, {len(self.sizes)} sizes from "
             f"{float(self.sizes[0]):g} to {float(self.sizes[-1]):g} (l2), displacement "
-            f"{self.displacement}, center {self.center}\n"
+            f"{self.displacement}, center {self.center}{failures}\n"
             f"  probabilistic, confidence {self.confidence:g} for {scope}, m = {self.m:g}\n"
             f"  mean tolerance from {float(means[0]):.3g} to {float(means[-1]):.3g}"
         )
@@ -153,12 +168,14 @@ def certified_curve(
             - rows: The inputs' own numbers, from which their draws follow; None for their content.
 
     Returns:
-        A `CertifiedCurve`.
+        A `CertifiedCurve`. An input for which the victim raises, where it does not for all, has
+        NaN for its tolerances and the reason in `failures`.
 
     Raises:
         UnknownOptionError: An option of another name.
         UnsupportedError: A victim without noise on its input, or whose rows are not independent.
         RangeError: Sizes, m, confidence or draws out of range.
+        Exception: What the victim raises for every input.
 
     References:
         docs/theory.md, "Smoothing"; Chiang et al., 2020 (percentiles).
@@ -185,32 +202,38 @@ def certified_curve(
     check_probability(confidence, "confidence")
     check_type(simultaneous, "simultaneous", bool)
     ranking = sorted_sizes(sizes)
-    sampler = sampler_of(victim, x, generator, settings["rows"], draws)
+    samplers = samplers_of(victim, x, generator, settings["rows"], draws)
     pairs = displacement == "paired"
-    centers = None if pairs else sampler.centers(center)
     # a union bound over the sizes: their order statistics come from the same draws
-    failure = (1 - confidence) / (len(ranking) if simultaneous else 1)
-    indices = [
-        upper_index(draws, shifted_level(m, size, sampler, up=True), failure) for size in ranking
-    ]
-    curves = []
-    with sampler.running():
-        for i, g in enumerate(sampler.generators("smoothing/draws")):
-            local = None if centers is None else centers[i : i + 1]
-            # an infinite distance sorts last, so that failures count against the input
-            distances = sampler.distances(i, local, draws, g).cpu()
-            sampler.check(distances)
-            distances = distances.sort().values
-            curves.append([math.inf if k is None else float(distances[k - 1]) for k in indices])
+    chance = (1 - confidence) / (len(ranking) if simultaneous else 1)
+
+    def measure(sampler: Sampler) -> list[Tensor]:
+        centers = None if pairs else sampler.centers(center)
+        indices = [
+            upper_index(draws, shifted_level(m, size, sampler, up=True), chance) for size in ranking
+        ]
+        curves = []
+        with sampler.running():
+            for i, g in enumerate(sampler.generators("smoothing/draws")):
+                local = None if centers is None else centers[i : i + 1]
+                # an infinite distance sorts last, so that failures count against the input
+                distances = sampler.distances(i, local, draws, g).cpu()
+                sampler.check(distances)
+                distances = distances.sort().values
+                curves.append([math.inf if k is None else float(distances[k - 1]) for k in indices])
+        return [torch.tensor(curves, dtype=torch.float64), *([] if centers is None else [centers])]
+
+    (tolerance, *others), status = by_input(len(x), samplers, measure)
     return CertifiedCurve(
         sizes=torch.tensor(ranking, dtype=torch.float64),
-        tolerance=torch.tensor(curves, dtype=torch.float64),
+        tolerance=tolerance,
         confidence=confidence,
         simultaneous=simultaneous,
         m=m,
         displacement="paired" if pairs else "full",
         center=center,
-        centers=centers if center == "own" else None,
+        centers=others[0] if others and center == "own" else None,
+        status=status,
     )
 
 
@@ -234,14 +257,18 @@ def sorted_sizes(sizes: Any) -> list[float]:
     return sorted(float(size) for size in values)
 
 
-def sampler_of(
+Samplers = Callable[[Sequence[int]], Sampler]
+"""A sampler of the victim at the inputs of some places."""
+
+
+def samplers_of(
     victim: Victim,
     x: Tensor,
     generator: torch.Generator,
     rows: Sequence[int] | None,
     draws: int,
-) -> Sampler:
-    """A sampler of the victim at the inputs, all arguments validated."""
+) -> Samplers:
+    """Samplers of the victim at inputs, all arguments validated."""
     check_type(victim, "victim", Victim)
     check_images(x, victim.vae.image_shape)
     victim.vae.check(x)
@@ -251,7 +278,56 @@ def sampler_of(
     numbers = tuple(row_numbers(x, rows))
     top = torch.iinfo(torch.int64).max
     seed = int(torch.randint(top, (), generator=generator, device=generator.device))
-    return Sampler(victim, x, numbers, seed, draws)
+
+    def sampler(places: Sequence[int]) -> Sampler:
+        some = x if len(places) == len(x) else x[list(places)]
+        return Sampler(victim, some, tuple(numbers[place] for place in places), seed, draws)
+
+    return sampler
+
+
+def by_input(
+    count: int, samplers: Samplers, measure: Callable[[Sampler], list[Tensor]]
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """What is measured of all inputs at once, or of one after the other where some of them fail.
+
+    Args:
+        count: Of the inputs.
+        samplers: Of them.
+        measure: Columns of a sampler's inputs, (n, ...) each.
+
+    Returns:
+        The columns, (count, ...), NaN for an input that fails, and the status of each input.
+
+    Raises:
+        UnsupportedError: A victim that is refused at any input: its draws are not independent at
+            the others either, where that is seen less well.
+        Exception: What every input raises.
+    """
+    refusals: list[UnsupportedError] = []
+
+    def some(places: Sequence[int]) -> list[Tensor]:
+        if refusals:
+            raise refusals[0]
+        try:
+            return measure(samplers(places))
+        except UnsupportedError as error:
+            refusals.append(error)
+            raise
+
+    results = pieces(count, some)
+    if refusals:
+        raise refusals[0]
+    (example,) = [part for _, part in results if not isinstance(part, Exception)][:1]
+    columns = [column.new_full((count, *column.shape[1:]), math.nan) for column in example]
+    status = ["ok"] * count
+    for places, part in results:
+        if isinstance(part, Exception):
+            status[places[0]] = failure(part)
+            continue
+        for column, values in zip(columns, part, strict=True):
+            column[list(places)] = values
+    return columns, tuple(status)
 
 
 def quantile_ends(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from robustvae._options import with_defaults
 from robustvae.arguments import checked
-from robustvae.certificates.curves import quantile_ends, sampler_of, sorted_sizes
+from robustvae.certificates.certificate import check_complete
+from robustvae.certificates.curves import by_input, quantile_ends, samplers_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
 from robustvae.certificates.methods.independence import (
     check_batch,
@@ -22,7 +23,7 @@ from robustvae.certificates.methods.independence import (
     noise_of,
 )
 from robustvae.certificates.methods.sampling import Sampler, Statistic
-from robustvae.certificates.methods.smoothing import sampler_radius, shifted_level
+from robustvae.certificates.methods.smoothing import shifted_level
 from robustvae.data.verbs import reads_inputs
 from robustvae.defenses import Victim
 from robustvae.display import three_lines
@@ -36,7 +37,9 @@ from robustvae.errors import (
     check_probability,
     check_type,
 )
+from robustvae.loops import in_turn
 from robustvae.metrics import clopper_pearson
+from robustvae.records import failures_of
 from robustvae.registry import build
 from robustvae.scores import ReconstructionError, Score
 
@@ -57,6 +60,8 @@ class ScoreBounds:
         confidence: With which all ends of one input hold together.
         confidence_of_all: With which those of all B inputs do.
         quantile: Which quantile of the score over the victim's randomness.
+        status: "ok" for each input, or "failed: " and what the victim raised for it: then its ends
+            are NaN, and it counts against AUROC and TPR.
 
     Examples:
         >>> import robustvae as rv
@@ -74,13 +79,24 @@ class ScoreBounds:
     confidence: float
     confidence_of_all: float
     quantile: float
+    status: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why inputs failed, by their place."""
+        return failures_of(self.status)
+
+    def check_complete(self) -> None:
+        """Raise `ModelError` where an input failed."""
+        check_complete(self.status)
 
     def __repr__(self) -> str:
         """Three lines: what is bounded, how surely, how far."""
-        widths = (self.upper - self.lower).mean(0)
+        widths = (self.upper - self.lower).nanmean(0)
+        failures = f", {len(self.failures)} failed" if self.failures else ""
         return (
             f"ScoreBounds: {len(self.lower)} inputs, {len(self.sizes)} sizes up to "
-            f"{float(self.sizes[-1]):g} (l2), quantile {self.quantile:g}\n"
+            f"{float(self.sizes[-1]):g} (l2), quantile {self.quantile:g}{failures}\n"
             f"  probabilistic, confidence {self.confidence:g} for each input, "
             f"{self.confidence_of_all:g} for all\n"
             f"  mean width from {float(widths[0]):.3g} to {float(widths[-1]):.3g}"
@@ -156,13 +172,15 @@ def certify_score(
             - rows: The inputs' own numbers, from which their draws follow; None for their content.
 
     Returns:
-        `ScoreBounds`.
+        `ScoreBounds`. An input for which the victim or the score raises, where they do not for
+        all, has NaN for its ends and the reason in `failures`.
 
     Raises:
         UnknownOptionError: An option of another name.
         UnsupportedError: A victim without noise on its input, whose rows are not independent, or a
             score that reads the input in another way.
         RangeError: A number out of range.
+        Exception: What the victim or the score raises for every input.
 
     References:
         docs/theory.md, "Smoothing"; Chiang et al., 2020 (percentiles).
@@ -187,31 +205,34 @@ def certify_score(
     check_type(all_inputs, "all_inputs", bool)
     ranking = sorted_sizes(sizes)
     function = build("score", score) if not callable(score) else score
-    sampler = sampler_of(victim, x, generator, settings["rows"], draws)
+    samplers = samplers_of(victim, x, generator, settings["rows"], draws)
     error = function if isinstance(function, ReconstructionError) else None
     # two ends of every size, and of no change
     ends = 2 * (len(ranking) + 1)
-    failure = (1 - confidence) / ends / (len(x) if all_inputs else 1)
+    chance = (1 - confidence) / ends / (len(x) if all_inputs else 1)
     measured = ReconstructionError() if error else function
-    places = [quantile_ends(sampler, quantile, size, draws, failure) for size in [0.0, *ranking]]
-    lower, upper = [], []
-    with sampler.running():
-        for i, g in enumerate(sampler.generators("smoothing/score")):
-            values = _values(measured, sampler, i, draws, g)
-            # a score that is no number may be anything: the worst at both ends
-            floors = values.where(~values.isnan(), -math.inf).sort().values
-            roofs = values.where(~values.isnan(), math.inf).sort().values
-            pairs = zip(places, [0.0, *ranking], strict=True)
-            low, high = [], []
-            for (below, above), size in pairs:
-                # the error reads the changed input, too: the triangle inequality pays for it
-                shift = size if error else 0.0
-                low.append(-math.inf if below is None else float(floors[below - 1]) - shift)
-                high.append(math.inf if above is None else float(roofs[above - 1]) + shift)
-            lower.append(low)
-            upper.append(high)
-    least = torch.tensor(lower, dtype=torch.float64)
-    uppers = torch.tensor(upper, dtype=torch.float64)
+
+    def measure(sampler: Sampler) -> list[Tensor]:
+        sizes = [0.0, *ranking]
+        places = [quantile_ends(sampler, quantile, size, draws, chance) for size in sizes]
+        lower, upper = [], []
+        with sampler.running():
+            for i, g in enumerate(sampler.generators("smoothing/score")):
+                values = _values(measured, sampler, i, draws, g)
+                # a score that is no number may be anything: the worst at both ends
+                floors = values.where(~values.isnan(), -math.inf).sort().values
+                roofs = values.where(~values.isnan(), math.inf).sort().values
+                low, high = [], []
+                for (below, above), size in zip(places, sizes, strict=True):
+                    # the error reads the changed input, too: the triangle inequality pays for it
+                    shift = size if error else 0.0
+                    low.append(-math.inf if below is None else float(floors[below - 1]) - shift)
+                    high.append(math.inf if above is None else float(roofs[above - 1]) + shift)
+                lower.append(low)
+                upper.append(high)
+        return [torch.tensor(ends, dtype=torch.float64) for ends in (lower, upper)]
+
+    (least, uppers), status = by_input(len(x), samplers, measure)
     if error is not None:
         least = least.clamp_min(0)
         if error.squared:
@@ -225,6 +246,7 @@ def certify_score(
         confidence=each,
         confidence_of_all=max(0.0, 1 - len(x) * (1 - each)),
         quantile=quantile,
+        status=status,
     )
 
 
@@ -246,12 +268,14 @@ def _values(
 
     if i == 0:
         check_score(run, sampler.x[:1], noise_of(sampler.victim).stddev, sampler.at_once)
-    parts = []
-    for n in chunks(count, sampler.at_once):
+
+    def some(n: int) -> Tensor:
         sampler.independence.check_generator(i, g)
         rows = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
-        parts.append(score(sampler.victim, rows, generator=g).detach().double().cpu())
-    values = torch.cat(parts)
+        return score(sampler.victim, rows, generator=g).detach().double().cpu()
+
+    counts = [*chunks(count, sampler.at_once)]
+    values = torch.cat(in_turn("scores", counts, some, g, sampler.x[i]))
     sampler.check(values)
     return values
 
@@ -413,12 +437,19 @@ class ExpectedScore:
         lower: Lower bounds on E[score], (B, K), float64.
         mean: Its mean over the draws at the input itself, (B,).
         confidence: With which all bounds of one input hold together.
+        status: "ok" for each input, or "failed: " and why: then its numbers are NaN.
     """
 
     sizes: Tensor
     lower: Tensor
     mean: Tensor
     confidence: float
+    status: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why inputs failed, by their place."""
+        return failures_of(self.status)
 
 
 @checked()
@@ -468,127 +499,37 @@ def certify_expectation(
     check_count(levels, "levels")
     check_probability(confidence, "confidence")
     ranking = sorted_sizes(sizes)
-    sampler = sampler_of(victim, x, generator, settings["rows"], draws)
-    centers = sampler.centers("own").to(x.dtype)
+    samplers = samplers_of(victim, x, generator, settings["rows"], draws)
     grid = torch.linspace(0, 1, levels + 1, dtype=torch.float64)[1:]
-    failure = (1 - confidence) / levels
-    lower, means = [], []
-    with sampler.running():
-        for i, g in enumerate(sampler.generators("smoothing/expectation")):
-            own = centers[i : i + 1]
+    chance = (1 - confidence) / levels
 
-            def against(output: Tensor, own: Tensor = own) -> Tensor:
-                return score(output, own.expand_as(output))
+    def measure(sampler: Sampler) -> list[Tensor]:
+        centers = sampler.centers("own").to(x.dtype)
+        lower, means = [], []
+        with sampler.running():
+            for i, g in enumerate(sampler.generators("smoothing/expectation")):
+                own = centers[i : i + 1]
 
-            values = _numbers(against, sampler, i, draws, g)
-            if not bool(((values >= 0) & (values <= 1)).all()):
-                raise RangeError("the score must lie in [0, 1] for every output: scale it")
-            above = (values[:, None] > grid).sum(0)
-            low = clopper_pearson(above, draws, 1 - failure, sides=1)[0]
-            # the same levels for every size: no further split
-            lower.append(
-                [
-                    sum(shifted_level(p, size, sampler, up=False) for p in low if p > 0) / levels
-                    for size in ranking
-                ]
-            )
-            means.append(float(values.mean()))
+                def against(output: Tensor, own: Tensor = own) -> Tensor:
+                    return score(output, own.expand_as(output))
+
+                values = _numbers(against, sampler, i, draws, g)
+                if not bool(((values >= 0) & (values <= 1)).all()):
+                    raise RangeError("the score must lie in [0, 1] for every output: scale it")
+                above = (values[:, None] > grid).sum(0)
+                low = clopper_pearson(above, draws, 1 - chance, sides=1)[0]
+                # the same levels for every size: no further split
+                lower.append(
+                    [
+                        sum(shifted_level(p, size, sampler, up=False) for p in low if p > 0)
+                        / levels
+                        for size in ranking
+                    ]
+                )
+                means.append(float(values.mean()))
+        return [torch.tensor(columns, dtype=torch.float64) for columns in (lower, means)]
+
+    (bounds, means), status = by_input(len(x), samplers, measure)
     return ExpectedScore(
-        torch.tensor(ranking, dtype=torch.float64),
-        torch.tensor(lower, dtype=torch.float64),
-        torch.tensor(means, dtype=torch.float64),
-        confidence,
-    )
-
-
-@final
-@three_lines(floor=("radius",))
-@dataclass(frozen=True, eq=False, repr=False)
-class CertifiedDecision:
-    """Decisions that no change below a radius turns.
-
-    Attributes:
-        decision: The class of the smoothed classifier, (B,); -1 where it abstains.
-        radius: l2 radius in pixel units, (B,), float64; 0 where it abstains.
-        confidence: Of each input.
-    """
-
-    decision: Tensor
-    radius: Tensor
-    confidence: float
-
-    def accuracy(self, labels: Tensor, size: float) -> float:
-        """Share of the inputs whose decision is the label up to a change of that size."""
-        right = (self.decision == labels.to(self.decision)) & (self.radius > size)
-        return float(right.double().mean())
-
-
-@reads_inputs("x")
-@checked()
-def certify_decision(
-    victim: Victim,
-    x: Tensor,
-    *,
-    generator: torch.Generator,
-    confidence: float = 0.999,
-    draws: int = 10_000,
-    choosing: int = 100,
-    rows: Sequence[int] | None = None,
-) -> CertifiedDecision:
-    """The class that the smoothed classifier decides for, and how far that holds.
-
-    The class is the most frequent one of `choosing` draws, which are used for nothing else; the
-    radius is s Phi^-1(p), p a Clopper-Pearson lower bound on its probability from fresh draws.
-
-    Args:
-        victim: With noise on its input, and a classifier.
-        x: Images in [0, 1], (B, C, H, W), or whatever `as_images` reads.
-        generator: Of which one number is spent.
-        confidence: Of each input, in (0, 1).
-        draws: That decide about the radius.
-        choosing: That choose the class.
-        rows: The inputs' own numbers; None for their content.
-
-    Raises:
-        ConfigError: A victim without a classifier.
-        UnsupportedError: A victim without noise on its input.
-
-    References:
-        Cohen et al., 2019, section 3.2.2.
-
-    Examples:
-        >>> import robustvae as rv, torch
-        >>> from robustvae.certificates import certify_decision
-        >>> vae, x = rv.load("digits-vae"), rv.data.load("digits", split="test").x[:2]
-        >>> sign = lambda z: torch.stack([z[:, 0], -z[:, 0]], 1)
-        >>> smooth = rv.Victim(vae, rv.InputNoise(stddev=0.1), sign)
-        >>> certify_decision(smooth, x, draws=500, generator=rv.generator(0)).radius.shape
-        torch.Size([2])
-    """
-    check_probability(confidence, "confidence")
-    check_count(choosing, "choosing")
-    sampler = sampler_of(victim, x, generator, rows, draws)
-
-    def classes(i: int, count: int, g: torch.Generator) -> Tensor:
-        parts = []
-        for n in chunks(count, sampler.at_once):
-            sampler.independence.check_generator(i, g)
-            rows_ = sampler.x[i : i + 1].expand(n, *sampler.x.shape[1:])
-            parts.append(victim.classify(rows_, generator=g).argmax(1))
-        return torch.cat(parts)
-
-    decisions, radii = [], []
-    with sampler.running():
-        choosers = sampler.generators("smoothing/choice")
-        deciders = sampler.generators("smoothing/decision")
-        for i, (chooser, decider) in enumerate(zip(choosers, deciders, strict=True)):
-            choice = int(classes(i, choosing, chooser).mode().values)
-            decided = classes(i, draws, decider) == choice
-            sampler.check((~decided).double())
-            votes = int(decided.sum())
-            radius = sampler_radius(sampler, votes, draws, 1 - confidence, 0.5)
-            decisions.append(choice if radius > 0 else -1)
-            radii.append(radius)
-    return CertifiedDecision(
-        torch.tensor(decisions), torch.tensor(radii, dtype=torch.float64), confidence
+        torch.tensor(ranking, dtype=torch.float64), bounds, means, confidence, status
     )

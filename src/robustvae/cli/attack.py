@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ def run(options: Options) -> None:
     from robustvae.attacks import store
     from robustvae.attacks.attack import take_rows
     from robustvae.cli.printing import show, show_table
+    from robustvae.errors import StorageError
     from robustvae.records import check_folder, failure_of, in_ranges
     from robustvae.records.files import check_sign
     from robustvae.registry import build
@@ -74,7 +76,21 @@ def run(options: Options) -> None:
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
     parts = None if options.out is None else options.out / common.PARTS
-    table = []
+    common.check_room(
+        options.out, len(x) * len(victims), x[0].numel(), None if options.out is None else vae
+    )
+    table: list[tuple[str, ...]] = []
+    writes: list[Callable[[], Any]] = []
+
+    def show_results() -> None:
+        show_table(
+            table,
+            title=f"{Path(options.model).name} on {images.name} ({images.split}), {len(x)} inputs: "
+            f"{options.goal} within {options.norm} {options.radius:g}; means",
+            headings=("victim", "size", "score", "damage, l2", "of noise", "inconclusive"),
+            numbers=range(1, 6),
+        )
+
     failures: dict[str, dict[int, str]] = {}
     with (
         common.kept(parts, vae, common.facts_of(options, x), fresh=options.fresh) as part_store,
@@ -102,16 +118,17 @@ def run(options: Options) -> None:
             if options.out is not None:
                 folder = options.out / ("undefended" if number == 0 else f"defense-{number}")
                 words = f"{options.goal}, {options.search}, seed {options.seed}"
-                store(folder, victim, x[whole], result, ball, attack=words)
+                writes.append(partial(store, folder, victim, x[whole], result, ball, attack=words))
         if options.out is not None:
-            _write_failures(options.out / "failures.json", rows.tolist(), failures)
-    show_table(
-        table,
-        title=f"{Path(options.model).name} on {images.name} ({images.split}), {len(x)} inputs: "
-        f"{options.goal} within {options.norm} {options.radius:g}; means",
-        headings=("victim", "size", "score", "damage, l2", "of noise", "inconclusive"),
-        numbers=range(1, 6),
-    )
+            failed = options.out / "failures.json"
+            writes.append(partial(_write_failures, failed, rows.tolist(), failures))
+        try:
+            for write in writes:
+                write()
+        except StorageError:
+            show_results()  # the work is not lost with the files
+            raise
+    show_results()
     if options.out is not None:
         first_folder = options.out / "undefended"
         show(f"written: {options.out}; score it again: robustvae rescore {first_folder}")
@@ -134,13 +151,14 @@ def _report(
 def _attacked(attack: Any, victim: Any, every: Any, seed: int, rows: range) -> dict[str, Any]:
     """An attack on some inputs, and the damage of it and of noise of its size."""
     import robustvae as rv
-    from robustvae.audit.store import packed, packed_result
+    from robustvae.audit.store import packed_result
+    from robustvae.loops import packed
     from robustvae.perturb import outward
     from robustvae.seeding import by_row, split
 
     x = every[rows.start : rows.stop]
     search_noise, start, draws = split(rv.generator(seed), 3)
-    result = attack(victim, x, generator=search_noise)
+    result = attack.run(victim, x, generator=search_noise)
     noise = outward(x, attack.ball, generator=by_row(start, "noise", x))
     streams = by_row(draws, "damage", x)
     damages = [packed(_damage(victim, x, y, streams)) for y in (result.x_adv, noise)]
@@ -153,7 +171,8 @@ def _joined(parts: list[Any], like: Any) -> tuple[Any, list[Any]]:
 
     from robustvae.attacks import AttackResult
     from robustvae.attacks.attack import nothing_found
-    from robustvae.audit.store import packed, packed_result, unpacked, unpacked_result
+    from robustvae.audit.store import packed_result, unpacked_result
+    from robustvae.loops import packed, unpacked
     from robustvae.records import Failure
 
     def empty(failure: Failure) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def run(options: Options) -> None:
     from robustvae.report.compare import compare
 
     campaign = read_campaign(options.plan)
+    _check_names(campaign)
     questions = [(one, campaign.question(one)) for one in campaign.audits()]
     executor = common.executor(options.workers, options.ray, options.executor)
     check_folder(options.out)
@@ -78,6 +79,21 @@ def run(options: Options) -> None:
     show(f"compare them again: robustvae compare {options.out}/*")
     if failures:
         raise typer.Exit(FAILED)
+
+
+def _check_names(campaign: Any) -> None:
+    """Raise where a model or data set is none, before the first audit begins."""
+    from robustvae import zoo
+    from robustvae.data.folder import SPLITS
+    from robustvae.errors import check_choice
+
+    first = next(campaign.audits()).model
+    for one in campaign.audits():
+        zoo.check_name(one.model.model)
+    if campaign.data is None:
+        check_choice("split", campaign.split, SPLITS)
+    else:
+        common.load_images(first.model, campaign.data, campaign.split, first.pixels)
 
 
 def _record(

@@ -68,7 +68,8 @@ def run(options: Options) -> None:
     """
     import robustvae as rv
     from robustvae.certificates.ranges import certify_in_ranges
-    from robustvae.cli.printing import floored, show, show_table
+    from robustvae.cli.printing import show
+    from robustvae.errors import StorageError
     from robustvae.records import check_file
 
     if options.out is not None:
@@ -76,6 +77,7 @@ def run(options: Options) -> None:
     vae, images = options.load()
     rows = images.choose(options.inputs, stratified=True, generator=rv.generator(options.seed))
     x = images.read(rows).to(device=vae.device, dtype=vae.dtype)
+    common.check_room(options.out, len(x))
     defenses = [] if options.defense is None else [options.defense]
     victim = list(common.build_victims(vae, defenses).values())[-1]
     place = common.parts_beside(options.out)
@@ -98,7 +100,21 @@ def run(options: Options) -> None:
             draws=options.draws,
             generator=rv.generator(options.seed),
         )
-        _write(options, rows, images, certificate, vae)
+        try:
+            _write(options, rows, images, certificate, vae)
+        except StorageError:
+            _show(options, certificate, images)  # the work is not lost with the file
+            raise
+    _show(options, certificate, images)
+    if options.out is not None:
+        show(f"written: {options.out}")
+    common.check_failures({"certify": certificate.failures}, len(x))
+
+
+def _show(options: Options, certificate: Any, images: Any) -> None:
+    """Print what was certified."""
+    from robustvae.cli.printing import floored, show, show_table
+
     failures = certificate.failures
     radii = sorted(r for i, r in enumerate(certificate.radius.tolist()) if i not in failures)
     share = sum(radius > 0 for radius in radii) / len(radii)
@@ -136,9 +152,6 @@ def run(options: Options) -> None:
             words = [word for word in dict.fromkeys(certificate.suggestions) if word]
             hint = words[0] if words else "more draws, a larger r or a smaller m"
             show(f"abstained on {silent} of {len(radii)} inputs; {hint}")
-    if options.out is not None:
-        show(f"written: {options.out}")
-    common.check_failures({"certify": failures}, len(x))
 
 
 def _write(options: Options, rows: Any, images: Any, certificate: Any, vae: Any) -> None:

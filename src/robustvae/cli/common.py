@@ -378,6 +378,26 @@ def kept(folder: Path | None, vae: Any, facts: Any, *, fresh: bool) -> Iterator[
         folder.rmdir()
 
 
+def check_room(out: Path | None, inputs: int, values: int = 0, vae: Any = None) -> None:
+    """Raise where a disk has no room for a result and its parts, before anything is computed.
+
+    Args:
+        out: The file or folder of the result; None for none.
+        inputs: How many there are, each with some numbers.
+        values: Of one input, of which images are stored; 0 where none are.
+        vae: A model that is stored beside them; None for none.
+    """
+    from robustvae.records import check_space
+
+    if out is None:
+        return
+    # as JSON a third longer than they are; of the parts and the result, each beside the old one
+    bytes_each = 2 * (1000 + 4 * values * 4)
+    tensors = () if vae is None else vae.state_dict().values()
+    model = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    check_space(out.parent, 2**16 + inputs * bytes_each + 2 * model)
+
+
 def parts_beside(out: Path | None) -> Path | None:
     """The folder for the parts of a result that is one file."""
     return None if out is None else out.parent / f".{out.name}{PARTS}"

@@ -41,12 +41,14 @@ def run(options: Options) -> None:
         robustvae evaluate runs/mine --part likelihood --draws 1000   # needs that model
     """
     import robustvae as rv
+    from robustvae.errors import StorageError
     from robustvae.records import check_file, plain, write_text
 
     if options.out is not None:
         check_file(options.out)
     vae, images = options.load()
     train = common.load_images(options.model, options.data, "train")
+    common.check_room(options.out, options.inputs)
     place = common.parts_beside(options.out)
     with (
         common.kept(place, vae, (), fresh=options.fresh) as store,
@@ -65,7 +67,12 @@ def run(options: Options) -> None:
             notice=common.say,
         )
         if options.out is not None:
-            write_text(options.out, json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n")
+            text = json.dumps(plain(evaluation), indent=1, sort_keys=True) + "\n"
+            try:
+                write_text(options.out, text)
+            except StorageError:
+                common.show_evaluation(evaluation)  # the work is not lost with the file
+                raise
     common.show_evaluation(evaluation)
     failures = {int(row): reason for row, reason in evaluation.facts["failures"].items()}
     common.check_failures({"evaluate": failures}, len(images))

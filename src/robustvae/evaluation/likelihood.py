@@ -20,6 +20,7 @@ from robustvae.errors import (
     check_type,
     is_out_of_memory,
 )
+from robustvae.loops import in_turn
 from robustvae.models import VAE, Distribution
 from robustvae.models.base import check_weights, frozen
 from robustvae.models.layout import channels_last
@@ -132,7 +133,11 @@ def negative_log_likelihood(
     check_count(rows, "rows")
     with torch.no_grad(), judged(vae):
         parts = x.split(max(1, rows // draws))
-        return torch.cat([_one_pass(vae, part, draws, rows, read, generator) for part in parts])
+
+        def of_part(number: int) -> Tensor:
+            return _one_pass(vae, parts[number], draws, rows, read, generator)
+
+        return torch.cat(in_turn("likelihoods", range(len(parts)), of_part, generator, x))
 
 
 def in_halves(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

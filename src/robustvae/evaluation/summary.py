@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, final
 
@@ -43,11 +44,12 @@ from robustvae.evaluation.likelihood import (
 )
 from robustvae.evaluation.measures import Evaluation, Measure, as_number, restored, stored
 from robustvae.evaluation.slopes import decoder_slopes, encoder_slopes, weight_norms
+from robustvae.loops import in_turn
 from robustvae.metrics import mean_stderr
 from robustvae.models import VAE, Bernoulli, ContinuousBernoulli, Distribution
 from robustvae.models.checkpoint import environment, weights_sha256
 from robustvae.objectives import ELBO
-from robustvae.records import Store
+from robustvae.records import SavedState, Store, saving
 from robustvae.seeding import draw, shard_generator
 
 SLOPES = 200
@@ -285,6 +287,13 @@ class _Bench:
         for name in self.store.damaged:
             notice(f"{name} was damaged and is measured again")
 
+    def _kept(self, name: str) -> AbstractContextManager[None]:
+        """Within: the loops of a part, which are saved from time to time."""
+        state = SavedState(self.store, name)
+        if state.steps:
+            self.notice(f"going on within {name}")
+        return saving(state, "loops")
+
     def _steps(self, part: str) -> int:
         """How many steps a part has, for the progress; the likelihoods take longest."""
         return -(-len(self.x) // SHARD) + 1 if part in ("likelihood", "continuous") else 1
@@ -293,7 +302,8 @@ class _Bench:
         """What one part adds; None where memory does not suffice for it."""
         count, keys = len(self.measures), {*self.per_image}
         try:
-            PARTS[part](self)
+            with self._kept(part):
+                PARTS[part](self)
         except UnsupportedError as error:
             self.absent[part] = str(error)
         except Exception as error:  # a stranger's code may raise anything, in a backward pass too
@@ -330,8 +340,12 @@ class _Bench:
         if len(self.x) == total:
             return
         noise = self.generator("elbo of all")
-        parts = (self._placed(self.all[start : start + ROWS].x) for start in range(0, total, ROWS))
-        elbo, error = mean_stderr(torch.cat([self._elbo(x, noise)["loss"] for x in parts]))
+
+        def losses(start: int) -> Tensor:
+            return self._elbo(self._placed(self.all[start : start + ROWS].x), noise)["loss"]
+
+        starts = range(0, total, ROWS)
+        elbo, error = mean_stderr(torch.cat(in_turn("elbo of all", starts, losses, noise)))
         loss = self._elbo(self.x, self.generator("elbo"))["loss"]
         gap, gap_error = mean_stderr(loss.double().cpu() - nll)
         label = f"-log p(x) of all: their -ELBO less its mean gap to -log p(x) on {len(nll)}"
@@ -346,15 +360,20 @@ class _Bench:
         self, key: str, read: Callable[[Distribution], Distribution] | None
     ) -> Tensor:
         shards = []
+        before = [self.store.read(f"{key}-{number}") for number in range(-(-len(self.x) // SHARD))]
+        reused = sum(values is not None for values in before)
+        if reused:
+            self.notice(f"going on with {reused} of {len(before)} ranges of {key}")
         for number, x in enumerate(self.x.split(SHARD)):
             self.tell(f"{key} of images {number * SHARD + 1} to {number * SHARD + len(x)}")
             self.done += 1
-            values = self.store.read(f"{key}-{number}")
+            values = before[number]
             if values is None:
                 noise = shard_generator(self.seed, number, "likelihood")
-                values = negative_log_likelihood(
-                    self.vae, x, draws=self.draws, read=read, generator=noise
-                ).tolist()
+                with self._kept(f"{key}-{number}"):
+                    values = negative_log_likelihood(
+                        self.vae, x, draws=self.draws, read=read, generator=noise
+                    ).tolist()
                 self.store.keep(f"{key}-{number}", values, self.notice)
             shards += [as_number(value) for value in values]
         return torch.tensor(shards, dtype=torch.float64)

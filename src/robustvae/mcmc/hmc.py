@@ -11,7 +11,8 @@ from torch import Tensor
 from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import RangeError, check_count, check_number, check_positive, check_type
-from robustvae.mcmc.adaptation import Adaptation, PerChain
+from robustvae.loops import loop
+from robustvae.mcmc.adaptation import Adaptation, PerChain, Tuning
 from robustvae.mcmc.leapfrog import UNIT_MASS, LogDensity, State, evaluate, leapfrog
 from robustvae.mcmc.mass import MassMatrix
 from robustvae.seeding import rand, randn
@@ -233,40 +234,60 @@ def hmc(
     check_type(adaptation, "adaptation", Adaptation)
     check_count(steps, "steps")
     warmup, jitter, graph = adaptation.warmup_steps(steps), kernel.jitter, kernel.graph
-    state = evaluate(log_density if kernel.force is None else kernel.force, z, graph=graph)
-    if kernel.force is not None:
-        state = _judged(log_density, state, graph)
     size = torch.as_tensor(kernel.step_size, dtype=z.dtype, device=z.device).expand(z.shape[0])
     tuning = adaptation.begin(size)
     accepted, errors, finite, divergences = (torch.zeros_like(size) for _ in range(4))
-    draws, trace = [], []
-    for t in range(steps):
-        step = tuning.size
-        if jitter:
-            uniform = rand(len(size), like=size, generator=generator)
-            step = tuning.size * (1 + jitter * (2 * uniform - 1))
-        state, info = hmc_step(log_density, state, kernel, step=step, generator=generator)
-        trace.append(state.log_density.detach())
-        tuning = adaptation.update(tuning, info.acceptance, t, warmup)
-        if t >= warmup:
-            error = info.energy_error.detach()
-            is_finite = error.isfinite()
-            accepted = accepted + info.acceptance.detach()
-            errors = errors + error.abs().where(is_finite, torch.zeros_like(errors))
-            finite, divergences = finite + is_finite, divergences + info.diverged
-            if keep:
-                draws.append(state.z)
-    return Chain(
-        state.z,
-        state.log_density,
-        accepted / max(1, steps - warmup),
-        errors / finite.clamp_min(1),
-        divergences.long(),
-        tuning.size if graph else tuning.size.detach(),
-        1 + steps * kernel.n_leapfrog,
-        torch.stack(trace),
-        torch.stack(draws) if draws else None,
-    )
+    draws: list[Tensor] = []
+    trace: list[Tensor] = []
+    # a graph cannot be kept for a run that goes on
+    with loop(f"hmc of {steps}", z, kept=not graph) as place:
+        if place.result is not None:
+            noise, *values = place.result
+            generator.set_state(noise.cpu())
+            return Chain(*values)
+        if place.content is None:
+            state = evaluate(log_density if kernel.force is None else kernel.force, z, graph=graph)
+            if kernel.force is not None:
+                state = _judged(log_density, state, graph)
+        else:  # of a run that was stopped
+            stands, tunings, sums, draws, trace, noise = place.content
+            state, tuning = State(*stands), Tuning(*tunings)
+            accepted, errors, finite, divergences = sums
+            generator.set_state(noise.cpu())
+        for t in range(place.begin, steps):
+            if place.is_kept:
+                sums = [accepted, errors, finite, divergences]
+                stands, tunings = [*vars(state).values()], [*vars(tuning).values()]
+                place.at(t, stands, tunings, sums, [*draws], [*trace], generator.get_state())
+            step = tuning.size
+            if jitter:
+                uniform = rand(len(size), like=size, generator=generator)
+                step = tuning.size * (1 + jitter * (2 * uniform - 1))
+            state, info = hmc_step(log_density, state, kernel, step=step, generator=generator)
+            trace.append(state.log_density.detach())
+            tuning = adaptation.update(tuning, info.acceptance, t, warmup)
+            if t >= warmup:
+                error = info.energy_error.detach()
+                is_finite = error.isfinite()
+                accepted = accepted + info.acceptance.detach()
+                errors = errors + error.abs().where(is_finite, torch.zeros_like(errors))
+                finite, divergences = finite + is_finite, divergences + info.diverged
+                if keep:
+                    draws.append(state.z)
+        chain = Chain(
+            state.z,
+            state.log_density,
+            accepted / max(1, steps - warmup),
+            errors / finite.clamp_min(1),
+            divergences.long(),
+            tuning.size if graph else tuning.size.detach(),
+            1 + steps * kernel.n_leapfrog,
+            torch.stack(trace),
+            torch.stack(draws) if draws else None,
+        )
+        if place.is_kept:
+            place.finish(generator.get_state(), *vars(chain).values())
+    return chain
 
 
 def _judged(log_density: LogDensity, state: State, graph: bool) -> State:

@@ -21,6 +21,7 @@ from robustvae.errors import (
     check_positive,
     is_out_of_memory,
 )
+from robustvae.loops import Loop, loop
 from robustvae.perturb.ball import Ball
 from robustvae.perturb.deadline import is_over
 from robustvae.registry import register
@@ -312,6 +313,22 @@ def _climb(
     score: Score, x: Tensor, ball: Ball, search: ProjectedAscent, rows: Tensor, start: Tensor
 ) -> SearchResult:
     """Climb from one start per row; rows that are done leave the batch."""
+    with loop(repr(search), rows, start) as place:
+        if place.result is None:
+            climb = _climbed(place, score, x, ball, search, rows, start)
+            place.finish(*vars(climb).values())
+    return SearchResult(*place.result)
+
+
+def _climbed(
+    place: Loop,
+    score: Score,
+    x: Tensor,
+    ball: Ball,
+    search: ProjectedAscent,
+    rows: Tensor,
+    start: Tensor,
+) -> SearchResult:
     rule = search.rule or ("sign" if ball.norm == "linf" else "normalized")
     n, shape = len(rows), (-1, 1, 1, 1)
     pixels, tiny = x[0].numel(), torch.finfo(x.dtype).tiny
@@ -333,10 +350,14 @@ def _climb(
         torch.zeros_like(start),
     )
     finish: list[_Climb] = []
-    current = ball.rows(rows)
+    if place.content is not None:  # of a run that was stopped
+        rule, *climbs = place.content
+        now, *finish = (_Climb(*tensors) for tensors in climbs)
+    current = ball.rows(now.rows)
     reach = current.reach(now.center).view(shape)
 
-    for count in range(search.steps + 1):
+    for count in range(place.begin, search.steps + 1):
+        place.at(count, rule, *(part.all() for part in [now, *finish]))
         last = count == search.steps or is_over(count)
         value, gradient = evaluate(score, now.y, now.rows, gradient=not last)
         better = value > now.best_score

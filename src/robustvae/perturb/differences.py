@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import check_count, check_positive
+from robustvae.loops import Loop, loop
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, first_best, starts
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
@@ -100,12 +101,35 @@ class CentralDifferences:
         y: Tensor,
         streams: RowGenerator,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with loop(repr(self), rows, y) as place:
+            if place.result is None:
+                climb = self._climbed(place, score, center, ball, rows, y, streams)
+                place.finish(*climb)
+            best, highest, lengths, zeros = place.result
+            return best, highest, lengths, zeros
+
+    def _climbed(
+        self,
+        place: Loop,
+        score: Score,
+        center: Tensor,
+        ball: Ball,
+        rows: Tensor,
+        y: Tensor,
+        streams: RowGenerator,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shape, pixels = (-1,) + (1,) * (center.ndim - 1), center[0].numel()
         reach = ball.radii(center) * (pixels**0.5 if ball.norm == "linf" else 1.0)
-        best, highest = y, self._scores(score, y, rows)
-        lengths, zeros = torch.zeros_like(highest), torch.zeros_like(highest)
-        last = torch.zeros_like(y.flatten(1))
-        for step in range(self.steps):
+        if place.content is None:
+            best, highest = y, self._scores(score, y, rows)
+            lengths, zeros = torch.zeros_like(highest), torch.zeros_like(highest)
+            last = torch.zeros_like(y.flatten(1))
+        else:  # of a run that was stopped
+            y, last, best, highest, lengths, zeros, states = place.content
+            streams.set_state(states.cpu())
+        for step in range(place.begin, self.steps):
+            if place.is_kept:
+                place.at(step, y, last, best, highest, lengths, zeros, streams.get_state())
             slope = self._slope(score, ball, y, rows, last, streams)
             length = torch.linalg.vector_norm(slope, dim=1, keepdim=True)
             lengths = torch.maximum(lengths, length.squeeze(1))

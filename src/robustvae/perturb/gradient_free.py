@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustvae.arguments import checked
 from robustvae.errors import check_count, check_probability
+from robustvae.loops import Loop, loop
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, join
 from robustvae.perturb.ball import Ball
 from robustvae.perturb.deadline import is_over
@@ -143,30 +144,56 @@ class SquareSearch:
             [g for seed in seeds for g in row_generators(seed, "restart", range(self.restarts))]
         )
         best = outward(center, around, generator=streams)
-        highest, _ = evaluate(score, best, rows, gradient=False)
+        with loop(repr(self), rows, best) as place:
+            best, highest, queries = self._squared(
+                place, score, center, around, rows, best, streams
+            )
+        shape = (len(inputs), self.restarts)
+        winner = highest.view(shape).argmax(1)
+        pick = torch.arange(len(inputs), device=x.device) * self.restarts + winner
+        return _without_gradient(best[pick], highest[pick], self.restarts * queries)
+
+    def _squared(
+        self,
+        place: Loop,
+        score: Score,
+        center: Tensor,
+        around: Ball,
+        rows: Tensor,
+        best: Tensor,
+        streams: RowGenerator,
+    ) -> tuple[Tensor, Tensor, int]:
+        """The best point from each start, its score, and how many scores were asked for."""
+        if place.result is not None:
+            return tuple(place.result)
+        if place.content is None:
+            highest, _ = evaluate(score, best, rows, gradient=False)
+        else:
+            best, highest, states = place.content
+            streams.set_state(states.cpu())
         radius = around.radii(center)
-        queries = 1
-        for step in range(self.steps):
+        queries = 1 + place.begin
+        for step in range(place.begin, self.steps):
+            if place.is_kept:
+                place.at(step, best, highest, streams.get_state())
             if is_over(step):
                 break
             queries += 1
-            if ball.norm == "l0":
+            if around.norm == "l0":
                 y = self._swapped(center, best, step, around, generator=streams)
             else:
                 step_in = self._square(center, step, generator=streams)
-                reach = radius.view(-1, 1, 1, 1) * (2.0 if ball.norm == "linf" else 1.0)
+                reach = radius.view(-1, 1, 1, 1) * (2.0 if around.norm == "linf" else 1.0)
                 y = around.project(center, best + reach * step_in)
-            if ball.norm == "l2":
+            if around.norm == "l2":
                 # what a square takes from the radius is given back: inside it gains nothing
                 y = around.project(center, center + _stretched(y - center, radius))
             value, _ = evaluate(score, y, rows, gradient=False)
             better = value > highest
             best = torch.where(better.view(-1, 1, 1, 1), y, best)
             highest = torch.where(better, value, highest)
-        shape = (len(inputs), self.restarts)
-        winner = highest.view(shape).argmax(1)
-        pick = torch.arange(len(inputs), device=x.device) * self.restarts + winner
-        return _without_gradient(best[pick], highest[pick], self.restarts * queries)
+        place.finish(best, highest, queries)
+        return best, highest, queries
 
     def _square(self, like: Tensor, step: int, *, generator: torch.Generator) -> Tensor:
         """Plus or minus one on one random square a row and channel, 0 elsewhere."""

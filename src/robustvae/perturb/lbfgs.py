@@ -6,9 +6,10 @@ so no row waits for another's line search, and a row that is done gives its seat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from robustvae.arguments import checked
 from robustvae.display import three_lines
 from robustvae.errors import check_count
+from robustvae.loops import Loop, loop
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, first_best, join
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
@@ -125,6 +127,23 @@ def minimize(
         >>> minimize(bowl, torch.zeros(1, 3), *box).y
         tensor([[1., 1., 1.]])
     """
+    problem = (start, low, high)
+    with loop(f"minimize {memory} {stopping.steps}", *problem) as place:
+        if place.result is None:
+            minimum = _minimized(place, objective, problem, memory, stopping, schedule)
+            place.finish(*vars(minimum).values())
+    return Minimum(*place.result)
+
+
+def _minimized(
+    place: Loop,
+    objective: Objective,
+    problem: tuple[Tensor, Tensor, Tensor],
+    memory: int,
+    stopping: Stopping,
+    schedule: Schedule,
+) -> Minimum:
+    start, low, high = problem
     n, device = len(start), start.device
     scale = start.new_full((n,), 1e-30) if stopping.scale is None else stopping.scale
     after = schedule.after
@@ -139,7 +158,18 @@ def minimize(
         torch.zeros_like(over),
     )
     seats, next_row = _Seats.empty(min(n, schedule.together or n), start, memory), 0
+    if place.content is not None:  # of a run that was stopped
+        next_row, waiting, over, seated, outcome = place.content
+        seats, result = _Seats(*seated), Minimum(*outcome)
+    rounds = itertools.count(place.begin)
     while True:
+
+        def copies(next_row: int = next_row) -> list[Any]:
+            groups = [vars(seats).values(), vars(result).values()]
+            copied = [[tensor.clone() for tensor in group] for group in groups]
+            return [next_row, waiting.clone(), over.clone(), *copied]
+
+        place.offer(next(rounds), copies)
         now = seats.first(next_row)
         steep = now.downhill.abs()
         flat = steep.amax(1) <= stopping.gradient_tolerance

@@ -23,8 +23,10 @@ from robustvae.records.files import (
     write_text,
 )
 from robustvae.records.locks import Lock
-from robustvae.records.pieces import failure, failure_of, pieces, reason_of
-from robustvae.records.store import Failure, Store, forget_parts, in_ranges
+from robustvae.records.pieces import failure, failure_of, failures_of, pieces, reason_of
+from robustvae.records.ranges import Failure, in_ranges
+from robustvae.records.states import SAVE_EVERY, SavedState, saving
+from robustvae.records.store import Store, forget_parts
 from robustvae.records.values import plain
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ __all__ = [
     "Failure",
     "failure",
     "failure_of",
+    "failures_of",
     "file_sha256",
     "finish_switch",
     "forget_parts",
@@ -69,6 +72,9 @@ __all__ = [
     "read_manifest",
     "reason_of",
     "Record",
+    "SAVE_EVERY",
+    "SavedState",
+    "saving",
     "Store",
     "SummaryEntry",
     "UseFacts",

@@ -296,7 +296,7 @@ def check_space(folder: str | Path, wanted: int) -> None:
         return
     if free < wanted:
         raise StorageError(
-            f"{folder} needs about {wanted / 2**20:.0f} MB and its disk has {free / 2**20:.0f}: "
+            f"{folder} needs about {wanted / 2**20:.1f} MB and its disk has {free / 2**20:.1f}: "
             "make room, or choose another folder"
         )
 

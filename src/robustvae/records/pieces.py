@@ -104,6 +104,19 @@ def failure_of(status: str) -> str | None:
 
 
 @checked()
+def failures_of(statuses: Sequence[str]) -> dict[int, str]:
+    """Why inputs failed, by their place.
+
+    Examples:
+        >>> from robustvae.records import failure, failures_of
+        >>> failures_of(["ok", failure(ValueError("not this one"))])
+        {1: 'ValueError: not this one'}
+    """
+    reasons = {place: failure_of(status) for place, status in enumerate(statuses)}
+    return {place: reason for place, reason in reasons.items() if reason is not None}
+
+
+@checked()
 def reason_of(error: BaseException) -> str:
     """Why something could not be done: our own errors say it, others with their kind.
 

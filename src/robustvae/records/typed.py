@@ -48,7 +48,7 @@ def first_problem(error: ValidationError, where: str) -> str:
     elif first["type"] == "extra_forbidden":
         text = f"{where} is unknown"
     elif first["type"] == "value_error":
-        text = f"{where}.{words}"
+        text = f"{where}{words}" if words.startswith(":") else f"{where}.{words}"
     else:
         text = f"{where} is {single_line(_shown(first.get('input')), 60)}: {words}"
     return single_line(text, _LONGEST)

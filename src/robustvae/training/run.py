@@ -19,7 +19,7 @@ from torch import Tensor
 from robustvae.errors import CheckpointError, ConfigError
 from robustvae.models import VAE, checkpoint
 from robustvae.models.registry import saved_name
-from robustvae.records import Lock, check_space, write_bytes
+from robustvae.records import SAVE_EVERY, Lock, check_space, write_bytes
 from robustvae.training.adam import optimizer_of
 
 STATE = "state.safetensors"
@@ -60,10 +60,6 @@ class Progress:
     def given_up(self, patience: int | None) -> bool:
         """Whether the loss has not fallen for `patience` epochs."""
         return patience is not None and self.epoch - self.best_epoch >= patience
-
-
-SAVE_EVERY = 100.0
-"""Seconds between saves within an epoch: a kill costs less than two minutes, however long it is."""
 
 
 @final

@@ -518,6 +518,7 @@ class Detector:
                 all_inputs=True,
                 rows=rows[part],
             )
+            bounds.check_complete()
             seconds = (time.monotonic() - begin) / (count * draws)
             return {"lower": bounds.lower, "upper": bounds.upper}, notes
 

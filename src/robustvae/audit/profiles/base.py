@@ -116,7 +116,7 @@ class UseContext:
         def compute(part: slice) -> tuple[Values, list[str]]:
             streams = self.streams(stage.name, rows[part])
             with clock.watched(seconds * (part.stop - part.start)) as notes:
-                result = attack(victim, x[part], generator=streams)
+                result = attack.run(victim, x[part], generator=streams)
             blind = torch.tensor([status != "ok" for status in result.status])
             return {"x_adv": result.x_adv, "blind": blind}, notes
 

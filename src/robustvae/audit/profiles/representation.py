@@ -272,6 +272,7 @@ class Representation:
             draws=self.draws,
             rows=rows,
         )
+        decided.check_complete()
         values = {"decision": decided.decision, "certified": decided.radius}
         _add(result, base, {"condition": "certified"}, values)
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from robustvae import registry
-from robustvae.audit.store import packed, tensor_sha256, unpacked
+from robustvae.audit.store import tensor_sha256
 from robustvae.audit.tasks import Bundle, Part, Run, State, Task, Words
 from robustvae.data import Images
 from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError
+from robustvae.loops import packed, unpacked
 from robustvae.models import checkpoint
-from robustvae.records import plain
+from robustvae.records import plain, saving
 
 SCHEMA = 2
 """Of the parts; a part of another number is computed again."""
@@ -68,7 +69,8 @@ class ShardJob:
     def compute(self, task: Task, parts: Mapping[str, Part], state: State, say: Words) -> Part:
         """The values of a range."""
         say(f"inputs {task.fields['begin'] + 1} to {task.fields['end']}")
-        values, notes = self.measurement(slice(task.fields["begin"], task.fields["end"]))
+        with saving(state, "values"):
+            values, notes = self.measurement(slice(task.fields["begin"], task.fields["end"]))
         return {"values": {key: packed(x) for key, x in values.items()}, "notes": notes}
 
     def is_valid(self, task: Task, part: Any) -> bool:

@@ -22,10 +22,12 @@ from robustvae.audit.tasks import Bundle, Part, Run, Task
 from robustvae.campaign.driver import run_tasks
 from robustvae.campaign.pool import Event, Job, Outcome, Tell
 from robustvae.campaign.worker import restored
-from robustvae.errors import ConfigError, check_count
+from robustvae.errors import ConfigError, RangeError, check_count
 from robustvae.records import Store
 from robustvae.records.files import is_alive
 from robustvae.registry import register
+
+_EACH, _LEAST = 8, 16  # more workers for a processor only wait for it, and fill the memory
 
 
 @register("executor", "processes")
@@ -38,11 +40,11 @@ class Processes:
     driver, however it ends.
 
     Args:
-        workers: How many.
+        workers: How many; at most 8 for each processor, and 16 on any machine.
         threads: Of each of them; more than one makes the last digits depend on the number.
 
     Raises:
-        RangeError: Below 1.
+        RangeError: Below 1, or more workers than that.
 
     Examples:
         >>> from robustvae.registry import build
@@ -57,6 +59,13 @@ class Processes:
         """Validate the fields."""
         check_count(self.workers, "workers")
         check_count(self.threads, "threads")
+        processors = os.cpu_count() or 1
+        most = max(_EACH * processors, _LEAST)
+        if self.workers > most:
+            raise RangeError(
+                f"workers must be at most {most} on a machine of {processors} processors, got "
+                f"{self.workers}: each holds the model and half a gigabyte of torch"
+            )
 
     def run(self, job: Job, run: Run) -> Outcome:
         """Compute what is not stored yet, and return all parts."""

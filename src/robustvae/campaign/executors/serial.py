@@ -9,9 +9,8 @@ from typing import final
 from robustvae.audit.tasks import Part, Run, Task, torch_threads
 from robustvae.campaign.driver import run_tasks
 from robustvae.campaign.pool import Event, Job, Outcome, Tell
-from robustvae.campaign.store import SavedState
 from robustvae.errors import check_count
-from robustvae.records import Store
+from robustvae.records import SavedState, Store
 from robustvae.registry import register
 
 
@@ -61,7 +60,7 @@ class _Here:
 
     def wait(self) -> list[Event]:
         task, parts = self.queue.pop(0)
-        state = SavedState(self.store, task)
+        state = SavedState(self.store, task.key)
         try:
             part = self.job.compute(task, parts, state, lambda words: self.tell(task, words))
         except Exception as error:  # the driver tells what is the input's from what is the job's

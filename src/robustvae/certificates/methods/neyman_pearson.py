@@ -31,6 +31,7 @@ from robustvae.certificates.question import Question
 from robustvae.certificates.rounding import Arithmetic, unit_of
 from robustvae.defenses import Victim
 from robustvae.errors import UnsupportedError
+from robustvae.loops import loop
 from robustvae.metrics import clopper_pearson
 from robustvae.registry import register
 from robustvae.seeding import draw
@@ -249,6 +250,16 @@ def _radius(
     `failure`, (2, B), bounds how rarely the event fails at the clean input, for each alone and for
     all together, which is the larger number.
     """
+    with loop(f"radius {arithmetic.dtype}", x, failure) as place:
+        if place.result is None:
+            part = _searched_radius(encoder, x, failure, arithmetic, ask)
+            place.finish(part.radius, part.method)
+    return _Part(*place.result)
+
+
+def _searched_radius(
+    encoder: Encoder, x: Tensor, failure: Tensor, arithmetic: Arithmetic, ask: Question
+) -> _Part:
     stddev = encoder.posterior(x).stddev
     possible = failure < 1 - ask.m
     failure = torch.where(possible, failure, (1 - ask.m) / 2)

@@ -25,6 +25,7 @@ from robustvae.certificates.methods.independence import (
 from robustvae.defenses import Victim
 from robustvae.defenses.noise import GRID
 from robustvae.errors import NonFiniteError
+from robustvae.loops import in_turn
 from robustvae.seeding import row_generators
 
 _VALUES_AT_ONCE = 2**18  # numbers of one batch of inputs: with its activations it fits a cache
@@ -131,9 +132,13 @@ class Sampler:
         return vae.decode(vae.encode(x).mean).mean.double()
 
     def _own_output(self, i: int, generator: torch.Generator) -> Tensor:
+        def some(count: int) -> Tensor:
+            return self.outputs(i, count, generator).double().sum(0, keepdim=True)
+
+        counts = [*chunks(_CENTER_DRAWS, self.at_once)]
         total: Tensor | float = 0.0
-        for count in chunks(_CENTER_DRAWS, self.at_once):
-            total = total + self.outputs(i, count, generator).double().sum(0, keepdim=True)
+        for part in in_turn("center", counts, some, generator, self.x[i]):
+            total = total + part
         return total / _CENTER_DRAWS  # type: ignore[return-value]
 
     def distances(self, i: int, center: Tensor | None, count: int, g: torch.Generator) -> Tensor:
@@ -146,11 +151,13 @@ class Sampler:
             count: How many.
             g: Spent by the draws.
         """
-        parts = []
-        for n in chunks(count, self.at_once):
+
+        def some(n: int) -> Tensor:
             end = self.outputs(i, n, g).double()
             begin = self.outputs(i, n, g).double() if center is None else center
-            parts.append((end - begin).flatten(1).norm(dim=1))
+            return (end - begin).flatten(1).norm(dim=1)
+
+        parts = in_turn("distances", [*chunks(count, self.at_once)], some, g, self.x[i])
         return torch.cat(parts).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def check(self, values: Tensor) -> None:
@@ -163,11 +170,11 @@ class Sampler:
         Raises:
             UnsupportedError: They do not vary as independent ones do.
         """
-        parts = [
-            statistic(self.outputs(i, n, g)).detach().double().cpu()
-            for n in chunks(count, self.at_once)
-        ]
-        values = torch.cat(parts)
+
+        def some(n: int) -> Tensor:
+            return statistic(self.outputs(i, n, g)).detach().double().cpu()
+
+        values = torch.cat(in_turn("numbers", [*chunks(count, self.at_once)], some, g, self.x[i]))
         self.check(values)
         return values
 
