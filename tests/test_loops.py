@@ -76,8 +76,9 @@ def times_of(clock, call, share):
         rv.perturb.SquareSearch(steps=30, restarts=2),
         rv.LBFGS(steps=20, restarts=2),
         rv.perturb.CentralDifferences(steps=5, restarts=1, directions=4),
+        rv.Universal(steps=5, restarts=6),
     ],
-    ids=["chunks", "plateau", "adam", "square", "lbfgs", "differences"],
+    ids=["chunks", "plateau", "adam", "square", "lbfgs", "differences", "universal"],
 )
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_search_goes_on_exactly(search, norm, clock, tmp_path):
@@ -90,6 +91,22 @@ def test_search_goes_on_exactly(search, norm, clock, tmp_path):
             result = attack(victim, x, generator=rv.generator(0))
         names = ("x_adv", "size", "score", "queries")
         return [getattr(result, name).tolist() for name in names]
+
+    whole, cut, again, before = times_of(clock, call, 0.8)
+    assert cut == whole
+    assert before > 2 * SAVE_EVERY and again <= 2 * SAVE_EVERY
+
+
+def test_search_over_codes_goes_on_exactly(clock, tmp_path):
+    vae = rv.models.create("vae", architecture="mlp", latent=2, image_shape=(1, 8, 8))
+    victim = rv.Victim(slow(vae, clock), rv.RobustPosterior("linf", 0.1, steps=3))
+    x = torch.rand(4, 1, 8, 8, generator=rv.generator(1))
+    search = rv.attacks.CodeSpace(steps=3, starts=6, tracked=1, unrolled=1)
+    attack = rv.Attack(rv.MetricDrop(center="mean"), search, rv.Ball("linf", 0.1))
+
+    def call(name):
+        with saving(SavedState(Store(tmp_path, name), "part"), "attack"):
+            return attack(victim, x, generator=rv.generator(0)).x_adv.tolist()
 
     whole, cut, again, before = times_of(clock, call, 0.8)
     assert cut == whole

@@ -418,31 +418,9 @@ def load(
         return _of_folder(hub.hub_folder(text, revision), options)
     if isinstance(model, Path) or "/" in text or "\\" in text:
         return checkpoint.load(text)
-    raise _unknown_model(text)
-
-
-def check_name(model: str) -> None:
-    """Raise where a name is neither a path nor an id, and no model's: nothing is loaded.
-
-    Raises:
-        UnknownNameError: As of `load`.
-
-    Examples:
-        >>> from robustvae.zoo import check_name
-        >>> check_name("digits-vae")
-        >>> check_name("digits-vea")
-        Traceback (most recent call last):
-        robustvae.errors.UnknownNameError: unknown model 'digits-vea': did you mean 'digits-vae'?...
-    """
-    is_name = not any(sign in model for sign in "/\\:.") and not Path(model).exists()
-    if is_name and model not in stored():
-        raise _unknown_model(model)
-
-
-def _unknown_model(text: str) -> UnknownNameError:
     if text in recipe_names():
-        return UnknownNameError(f"{text} is {card(text)['status']}: robustvae zoo train {text}")
-    return unknown("model", text, stored())
+        raise UnknownNameError(f"{text} is {card(text)['status']}: robustvae zoo train {text}")
+    raise unknown("model", text, stored())
 
 
 def _of_class(path: str, weights: str | Path | None, options: dict[str, Any]) -> VAE:

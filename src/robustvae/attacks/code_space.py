@@ -20,6 +20,7 @@ from robustvae.attacks.adaptive import target_gradient
 from robustvae.attacks.goals.metric_drop import similarity_stand_in
 from robustvae.defenses import Victim, fisher, seeks_mode
 from robustvae.errors import UnsupportedError, check_count, check_positive
+from robustvae.loops import loop
 from robustvae.mcmc import Target
 from robustvae.metrics import default_variant
 from robustvae.models.base import VAE
@@ -113,13 +114,19 @@ class _CodeSearch:
             highest = judge(x, everyone)
         slope = torch.zeros_like(highest)
         queries = torch.ones_like(everyone)
-        for start in range(self.spec.starts):
-            z = self._start(start, clean_code, streams)
-            images, norm = self._climb(x, ball, z, clean_code, clean)
-            slope = torch.maximum(slope, norm)
-            queries = queries + self.spec.steps + len(images)
-            for y in images:
-                best, highest = _better(judge, y, everyone, best, highest)
+        with loop(repr(self.spec), x, clean_code) as place:
+            if place.content is not None:  # of a run that was stopped
+                best, highest, slope, queries, states = place.content
+                streams.set_state(states.cpu())
+            for start in range(place.begin, self.spec.starts):
+                if place.is_kept:
+                    place.at(start, best, highest, slope, queries, streams.get_state())
+                z = self._start(start, clean_code, streams)
+                images, norm = self._climb(x, ball, z, clean_code, clean)
+                slope = torch.maximum(slope, norm)
+                queries = queries + self.spec.steps + len(images)
+                for y in images:
+                    best, highest = _better(judge, y, everyone, best, highest)
         if self.spec.tracked:
             for y in self._track(x, ball, best, clean, streams):
                 best, highest = _better(judge, y, everyone, best, highest)

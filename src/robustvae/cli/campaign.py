@@ -52,7 +52,7 @@ def run(options: Options) -> None:
     from robustvae.report.compare import compare
 
     campaign = read_campaign(options.plan)
-    _check_names(campaign)
+    _check_data(campaign)
     questions = [(one, campaign.question(one)) for one in campaign.audits()]
     executor = common.executor(options.workers, options.ray, options.executor)
     check_folder(options.out)
@@ -81,19 +81,16 @@ def run(options: Options) -> None:
         raise typer.Exit(FAILED)
 
 
-def _check_names(campaign: Any) -> None:
-    """Raise where a model or data set is none, before the first audit begins."""
-    from robustvae import zoo
+def _check_data(campaign: Any) -> None:
+    """Raise where the data set is none, before the first audit begins."""
     from robustvae.data.folder import SPLITS
     from robustvae.errors import check_choice
 
-    first = next(campaign.audits()).model
-    for one in campaign.audits():
-        zoo.check_name(one.model.model)
     if campaign.data is None:
         check_choice("split", campaign.split, SPLITS)
     else:
-        common.load_images(first.model, campaign.data, campaign.split, first.pixels)
+        model = next(campaign.audits()).model
+        common.load_images(model.model, campaign.data, campaign.split, model.pixels)
 
 
 def _record(

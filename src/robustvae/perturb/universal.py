@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.errors import ShapeError, check_count, check_positive
+from robustvae.loops import loop
 from robustvae.perturb.ascent import Score, SearchResult, evaluate, start_shares
 from robustvae.perturb.ball import Ball
 from robustvae.registry import register
@@ -81,27 +82,30 @@ class Universal:
         shares = start_shares(self.restarts).tolist()
         if isinstance(generator, RowGenerator):  # one stream for all, whatever their order is
             generator = min(generator.streams, key=torch.Generator.initial_seed)
-        for share, seed in zip(
-            shares, row_generators(generator, "universal", range(self.restarts)), strict=True
-        ):
-            change = share * around.sample(origin, generator=seed)
-            for count in range(self.steps + 1):
-                y = ball.project(x, x + change)
-                value, slope = self._evaluate(score, y, rows)
-                if bool(value.mean() > highest):
-                    best, highest, values = y, value.mean(), value
-                if count == self.steps:
-                    break
-                length = torch.linalg.vector_norm(slope.flatten(1), dim=1)
-                norm = torch.maximum(norm, length)
-                zeros = zeros + (length == 0).to(zeros)
-                total = slope.sum(0, keepdim=True)
-                unit = total / torch.linalg.vector_norm(total).clamp_min(1e-30)
-                if ball.norm == "linf":
-                    unit = total.sign() * x[0].numel() ** -0.5
-                # linear decay: large steps cross the ball, the last ones settle
-                rate = self.step * (1 - count / self.steps) * reach
-                change = around.project(origin, change + rate * unit)
+        seeds = row_generators(generator, "universal", range(self.restarts))
+        with loop(repr(self), x) as place:
+            if place.content is not None:  # of a run that was stopped
+                best, highest, values, norm, zeros = place.content
+            for number in range(place.begin, self.restarts):
+                place.at(number, best, highest, values, norm, zeros)
+                change = shares[number] * around.sample(origin, generator=seeds[number])
+                for count in range(self.steps + 1):
+                    y = ball.project(x, x + change)
+                    value, slope = self._evaluate(score, y, rows)
+                    if bool(value.mean() > highest):
+                        best, highest, values = y, value.mean(), value
+                    if count == self.steps:
+                        break
+                    length = torch.linalg.vector_norm(slope.flatten(1), dim=1)
+                    norm = torch.maximum(norm, length)
+                    zeros = zeros + (length == 0).to(zeros)
+                    total = slope.sum(0, keepdim=True)
+                    unit = total / torch.linalg.vector_norm(total).clamp_min(1e-30)
+                    if ball.norm == "linf":
+                        unit = total.sign() * x[0].numel() ** -0.5
+                    # linear decay: large steps cross the ball, the last ones settle
+                    rate = self.step * (1 - count / self.steps) * reach
+                    change = around.project(origin, change + rate * unit)
         gradients = self.steps * self.restarts
         queries = torch.full_like(rows, gradients + self.restarts)
         return SearchResult(best, values, norm, zeros / gradients, queries)
