@@ -33,6 +33,7 @@ from robustvae.audit import Run
 from robustvae.campaign import Calls
 from robustvae.campaign.executors.processes import sweep_scratch
 from robustvae.models import checkpoint
+from robustvae.records import states
 from robustvae.records.files import is_alive
 from robustvae.registry import build
 from robustvae.training import run as training_run
@@ -42,6 +43,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 def audit(executor: str, keep: Path | None, out: Path) -> None:
     """An audit of a few digits, its record without times into a file."""
+    states.SAVE_EVERY = 0.2  # within attacks too, which take less than a second
     plan = {"base": "smoke", "inputs": 8, "shard": 2, "without": ["diagnosis_passed"]}
     run = Run(executor=executor, keep=keep, progress=lambda *_: None, notice=lambda _: None)
     images = rv.data.load("digits", split="test")

@@ -16,7 +16,7 @@ from robustvae.models import VAE
 from robustvae.records import Store, in_ranges, plain
 
 SIZE = 20
-"""Inputs in a range: few seconds of the fast methods, and minutes of the slow ones."""
+"""Inputs that are computed together: the last digits of the fast methods may depend on it."""
 
 
 def certify_in_ranges(
@@ -28,7 +28,7 @@ def certify_in_ranges(
     progress: Callable[[int, int, str], None] | None = None,
     **asked: Any,
 ) -> Certificate:
-    """`certify`, in ranges of inputs that a store keeps: a stopped run loses one of them.
+    """`certify`, in ranges of inputs that a store keeps: a stopped run goes on within one of them.
 
     Args:
         store: Where finished ranges lie, under a key of all that decides the radii.

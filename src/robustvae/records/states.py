@@ -29,7 +29,7 @@ class SavedState:
     Args:
         store: Where to.
         name: Of the part.
-        every: Seconds between two saves.
+        every: Seconds between two saves; None for `SAVE_EVERY`.
         clock: Seconds that only grow; None for the machine's.
 
     Examples:
@@ -45,10 +45,11 @@ class SavedState:
         self,
         store: Store,
         name: str,
-        every: float = SAVE_EVERY,
+        every: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.store, self.name, self.every = store, name, every
+        self.store, self.name = store, name
+        self.every = SAVE_EVERY if every is None else every
         # looked up now, not when the module was read
         self.clock = time.monotonic if clock is None else clock
         content = store.read(name, "state")
