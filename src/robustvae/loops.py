@@ -87,11 +87,11 @@ class Loop:
         self.begin, self.inner, self.is_solid = 0, 0, False
         self.content: Any = None
         self.result: Any = None
-        stored = None if scope is None else scope.entries.get(key)
-        if isinstance(stored, Mapping):
-            self.begin = stored["round"]
-            self.content = _from_json(stored["content"], device)
-            if stored["finished"]:
+        entry = None if scope is None else scope.entries.get(key)
+        if isinstance(entry, Mapping):
+            self.begin = entry["round"]
+            self.content = _from_json(entry["content"], device)
+            if entry["finished"]:
                 self.result, self.content = self.content, None
 
     @property
@@ -226,8 +226,8 @@ def in_turn(
     if current_scope() is None:
         return [compute(size) for size in sizes]
     with loop(label, *identity, generator.get_state()) as place:
-        stored: list[Any] = place.result or place.content or [None]
-        state, *parts = stored
+        content: list[Any] = place.result or place.content or [None]
+        state, *parts = content
         if state is not None:
             generator.set_state(state.cpu())
         if place.result is None:

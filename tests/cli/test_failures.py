@@ -243,7 +243,7 @@ def test_python_call_names_bad_input(digits, name):
         call(victim, x[2:3], rv.generator(0))
 
 
-def test_attack_of_some_inputs_takes_their_radii(digits):
+def test_attack_of_some_keeps_radii(digits):
     victim, x = smooth(digits)
     radius = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.25], dtype=x.dtype)
     attack = rv.Attack(rv.MaximumDamage(), rv.ProjectedAscent(5, 2), rv.Ball("l2", radius))
@@ -254,7 +254,7 @@ def test_attack_of_some_inputs_takes_their_radii(digits):
     assert torch.equal(result.x_adv[2], x[2]) and result.status[2].startswith("failed: ")
 
 
-def test_change_for_all_leaves_bad_input_out(digits):
+def test_common_change_without_bad_input(digits):
     victim, x = smooth(digits)
     attack = rv.Attack(rv.MaximumDamage(), rv.Universal(steps=5, restarts=1), rv.Ball("l2", 0.1))
     result = attack(victim, x, generator=rv.generator(0))
@@ -263,7 +263,7 @@ def test_change_for_all_leaves_bad_input_out(digits):
     assert torch.equal(result.x_adv[[0, 1, 3, 4]], rest.x_adv)
 
 
-def test_refused_victim_is_not_asked_input_by_input(digits):
+def test_refused_victim_is_not_retried(digits):
     """Where draws depend on one another, single inputs may not show it."""
     vae, x = rv.load("digits-vae"), digits.x[:4]
     decode = vae.decode

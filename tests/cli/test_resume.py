@@ -133,7 +133,7 @@ def test_certify_halves_ranges_when_memory_ends(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", SMALL)
-def test_result_is_shown_where_it_cannot_be_written(command, tmp_path, capsys, monkeypatch):
+def test_result_is_shown_unwritten(command, tmp_path, capsys, monkeypatch):
     def refuse(*_):
         raise errors.StorageError("no space left")
 

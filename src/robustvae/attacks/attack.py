@@ -394,7 +394,7 @@ def _search_errors(victim: Victim) -> Iterator[None]:
 
 
 def check_question(victim: Victim, x: Tensor, ball: Ball) -> list[nn.Module]:
-    """The victim's networks, after a look at what is asked: a fault of it is no input's.
+    """The victim's networks, after a look at the question: a wrong one is the fault of the call.
 
     Raises:
         RobustVAEError: Inputs, radii or weights that no attack can begin with.

@@ -94,9 +94,9 @@ class _Driver:
             )
         # counted only: whoever computes them reads them, and tells of damaged ones
         states = [self.store.path(key, "state") for key in self.waiting if self.store.resume]
-        begun = sum(path is not None and path.is_file() for path in states)
-        if begun:
-            self.notice(f"going on within {begun} parts that it had begun")
+        count = sum(path is not None and path.is_file() for path in states)
+        if count:
+            self.notice(f"going on within {count} parts that it had begun")
 
     def work(self, pool: Pool) -> None:
         """Until every task has its part."""

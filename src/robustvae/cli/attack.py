@@ -120,8 +120,8 @@ def run(options: Options) -> None:
                 words = f"{options.goal}, {options.search}, seed {options.seed}"
                 writes.append(partial(store, folder, victim, x[whole], result, ball, attack=words))
         if options.out is not None:
-            failed = options.out / "failures.json"
-            writes.append(partial(_write_failures, failed, rows.tolist(), failures))
+            path = options.out / "failures.json"
+            writes.append(partial(_write_failures, path, rows.tolist(), failures))
         try:
             for write in writes:
                 write()

@@ -361,9 +361,9 @@ class _Bench:
     ) -> Tensor:
         shards = []
         before = [self.store.read(f"{key}-{number}") for number in range(-(-len(self.x) // SHARD))]
-        reused = sum(values is not None for values in before)
-        if reused:
-            self.notice(f"going on with {reused} of {len(before)} ranges of {key}")
+        count = sum(values is not None for values in before)
+        if count:
+            self.notice(f"going on with {count} of {len(before)} ranges of {key}")
         for number, x in enumerate(self.x.split(SHARD)):
             self.tell(f"{key} of images {number * SHARD + 1} to {number * SHARD + len(x)}")
             self.done += 1

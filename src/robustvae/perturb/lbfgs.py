@@ -159,15 +159,15 @@ def _minimized(
     )
     seats, next_row = _Seats.empty(min(n, schedule.together or n), start, memory), 0
     if place.content is not None:  # of a run that was stopped
-        next_row, waiting, over, seated, outcome = place.content
-        seats, result = _Seats(*seated), Minimum(*outcome)
+        next_row, waiting, over, places, outcome = place.content
+        seats, result = _Seats(*places), Minimum(*outcome)
     rounds = itertools.count(place.begin)
     while True:
 
         def copies(next_row: int = next_row) -> list[Any]:
             groups = [vars(seats).values(), vars(result).values()]
-            copied = [[tensor.clone() for tensor in group] for group in groups]
-            return [next_row, waiting.clone(), over.clone(), *copied]
+            clones = [[tensor.clone() for tensor in group] for group in groups]
+            return [next_row, waiting.clone(), over.clone(), *clones]
 
         place.offer(next(rounds), copies)
         now = seats.first(next_row)
