@@ -253,7 +253,7 @@ def _radius(
     with loop(f"radius {arithmetic.dtype}", x, failure) as place:
         if place.result is None:
             part = _searched_radius(encoder, x, failure, arithmetic, ask)
-            place.finish(part.radius, part.method)
+            place.finish(part.radii, part.method)
     return _Part(*place.result)
 
 
