@@ -114,9 +114,9 @@ def certify_decision(
             deciders = sampler.generators("smoothing/decision")
             for i, (chooser, decider) in enumerate(zip(choosers, deciders, strict=True)):
                 choice = int(_classes(sampler, i, choosing, chooser).mode().values)
-                decided = _classes(sampler, i, draws, decider) == choice
-                sampler.check((~decided).double())
-                votes = int(decided.sum())
+                matches = _classes(sampler, i, draws, decider) == choice
+                sampler.check((~matches).double())
+                votes = int(matches.sum())
                 radius = sampler_radius(sampler, votes, draws, 1 - confidence, 0.5)
                 decisions.append(choice if radius > 0 else -1)
                 radii.append(radius)

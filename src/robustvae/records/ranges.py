@@ -65,10 +65,10 @@ def in_ranges(
     parts = {rows: store.read(name(rows)) for rows in ranges if cuts[rows] is None}
     for damaged in store.damaged:
         tell(f"{damaged} was damaged and is computed again")
-    finished = sum(one is not None for one in (*cuts.values(), *parts.values()))
-    if finished:
+    reusable = sum(one is not None for one in (*cuts.values(), *parts.values()))
+    if reusable:
         tell(
-            f"going on with {finished} of {len(ranges)} parts that this run left in {store.folder}"
+            f"going on with {reusable} of {len(ranges)} parts that this run left in {store.folder}"
         )
 
     def part_of(rows: range) -> Any:
