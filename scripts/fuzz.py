@@ -294,7 +294,13 @@ VALUES: tuple[Any, ...] = (
 # Called at every import or for each of many values by the library alone, which checks before.
 INNER = {
     *("bounds.double", "bounds.slack", "mcmc.Kernel", "norms.spectral_norm_bounds"),
-    *("gate.know_model", "records.plain", "registry.family_base", "registry.is_word"),
+    *(
+        "gate.know_draws",
+        "gate.know_model",
+        "records.plain",
+        "registry.family_base",
+        "registry.is_word",
+    ),
     *("registry.register", "sharing.push", "sharing.pull"),
 }
 PATIENCE = 25.0  # seconds for all values of one name: an audit that is given a good one is long

@@ -81,8 +81,8 @@ class Verification:
         return lines
 
 
-@checked()
 @registry.outside_names()
+@checked()
 def verify(
     folder: str | Path,
     inputs: int = 8,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol, final
 
-from robustvae.errors import StorageError
+from robustvae.errors import DtypeError, StorageError, check_number, check_type
 from robustvae.records.store import Store
 
 SAVE_EVERY = 60.0
@@ -32,6 +32,10 @@ class SavedState:
         every: Seconds between two saves; None for `SAVE_EVERY`.
         clock: Seconds that only grow; None for the machine's.
 
+    Raises:
+        DtypeError: An argument of another type.
+        RangeError: Fewer seconds than 0.
+
     Examples:
         >>> import tempfile
         >>> from robustvae.records import SavedState, Store
@@ -48,6 +52,12 @@ class SavedState:
         every: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        check_type(store, "store", Store)
+        check_type(name, "name", str)
+        if every is not None:
+            check_number(every, "every", least=0.0)
+        if not (clock is None or callable(clock)):
+            raise DtypeError(f"clock must be a function, got {type(clock).__name__}")
         self.store, self.name = store, name
         self.every = SAVE_EVERY if every is None else every
         # looked up now, not when the module was read
