@@ -209,7 +209,7 @@ def robustness(name: str) -> dict[str, str]:
     Examples:
         >>> from robustvae.zoo_table import robustness
         >>> robustness("digits-vae")
-        {'attacked l2 margin (digits-l2-v1)': '0.259'}
+        {'attacked l2 margin (digits-l2-v1)': '0.244'}
         >>> robustness("mnist-seatbelt-4")
         {}
     """

@@ -54,7 +54,7 @@ def test_audit_writes_report_and_says_where(plan, tmp_path, capsys):
     assert files <= {path.name for path in out.iterdir()}
     assert not (out / ".parts").exists()
     record = rv.Record.from_json((out / "record.json").read_text())
-    assert len(record.rows) == 8 and record.question.r == 0.86
+    assert len(record.rows) == 12 and record.question.r == 0.86
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
 
 

@@ -175,7 +175,7 @@ class Truncated:
         sampler, cut = self.defense, self.defense.steps - self.last
 
         def read(part: Tensor, graph: bool, generator: torch.Generator) -> Tensor:
-            target = sampler.target(vae, part)
+            target = sampler.density(vae, part)
             z = sampler.begin(vae, part, generator=generator)
             kernel, adaptation = (
                 sampler.kernel(sampler.scale(vae, part), graph=graph),
@@ -266,7 +266,7 @@ class Checkpointed:
             ) -> tuple[Tensor, Tensor]:
                 with ready(vae, x):  # the backward pass comes when the model is its owner's again
                     chain = hmc(
-                        sampler.target(vae, x),
+                        sampler.density(vae, x),
                         z,
                         replace(sampler.kernel(scale, graph=graph), step_size=size),
                         steps=steps,

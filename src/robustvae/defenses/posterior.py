@@ -315,7 +315,7 @@ class HMC:
 
     def _settle(self, vae: VAE, x: Tensor, graph: bool, generator: torch.Generator) -> Plateau:
         return hmc_to_plateau(
-            self.target(vae, x),
+            self.density(vae, x),
             self.begin(vae, x, generator=generator),
             self.kernel(self.scale(vae, x), graph=graph),
             steps=self.steps,
@@ -350,7 +350,7 @@ class HMC:
         if low is not None and not graph:
             kernel = replace(kernel, force=driven_by(low, x, self.ball, self.floor))
         return hmc(
-            self.target(vae, x),
+            self.density(vae, x),
             start,
             kernel,
             steps=self.steps,
@@ -359,7 +359,7 @@ class HMC:
             generator=generator,
         )
 
-    def target(self, vae: VAE, x: Tensor) -> Target:
+    def density(self, vae: VAE, x: Tensor) -> Target:
         """What the chains sample: latents (B, d) to log densities (B,), of images (B, C, H, W)."""
         return target_of(vae, x, self.ball, self.floor)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol, final
 
+from robustvae.arguments import checked
 from robustvae.errors import DtypeError, StorageError, check_number, check_type
 from robustvae.records.store import Store
 
@@ -133,6 +134,7 @@ class Scope:
 _CURRENT: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
 
+@checked()
 @contextlib.contextmanager
 def saving(state: Any, step: str) -> Iterator[None]:
     """Within: the loops of this thread save where they stand, as part of a step that is under way.
