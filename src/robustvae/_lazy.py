@@ -31,7 +31,11 @@ class _Package(ModuleType):
         if name not in homes:
             # a part that no public name lives in is there all the same, imported or not
             full = f"{self.__name__}.{name}"
-            if not name.startswith("_") and importlib.util.find_spec(full) is not None:
+            if (
+                name.isidentifier()
+                and not name.startswith("_")
+                and importlib.util.find_spec(full) is not None
+            ):
                 return importlib.import_module(full)
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         home = homes[name]

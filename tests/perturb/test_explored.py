@@ -135,3 +135,18 @@ def test_steep_rays_mislead_no_walk():
         for known in (None, changed_patch(0.9))
     ]
     assert (found[1] <= 1.01 * found[0]).all() and (found[1] < 0.63).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_input_itself_displaces_nothing(noise):
+    """What an attack that never moved returns is no start, however its draws fall."""
+    x = rv.data.load("digits", "test").x[:3]
+    victim = rv.Victim(rv.load("digits-vae").to(x))
+    budget = Budget(starts=3, steps=8, explored=2)
+    alone = rv.estimate_margin(victim, x, 2.0, 0.5, generator=generator(0), budget=budget)
+    still = (x + noise * torch.rand(x.shape, generator=generator(1)).to(x)).clamp(0, 1)
+    known = torch.stack([still, alone.x_adv])
+    both = rv.estimate_margin(
+        victim, x, 2.0, 0.5, generator=generator(0), budget=budget, candidates=known
+    )
+    assert alone.value.isfinite().all() and (both.value <= 1.02 * alone.value).all()

@@ -50,9 +50,11 @@ def jobs(plan: Plan, context: Context, lies: bool) -> list[Job]:
             square = SquareSearch(steps=plan.gradient_free)
             attack = dataclasses.replace(leader.build(), search=square)
             work.append(("gradient-free", leader, attack, context.victim))
-            climb = ExploredAscent(_one_climb(leader.build()), square)
-            attack = dataclasses.replace(attack, search=climb)
-            work.append(("explored", leader, attack, context.victim))
+            search: Any = leader.build().search
+            if isinstance(search, ProjectedAscent):  # others see less, or through something else
+                climb = ExploredAscent(dataclasses.replace(search, restarts=1), square)
+                attack = dataclasses.replace(attack, search=climb)
+                work.append(("explored", leader, attack, context.victim))
         if leader is first and longer is not None:
             attack = dataclasses.replace(first.build(), search=longer)
             work.append(("longer", first, attack, context.victim))
@@ -66,18 +68,10 @@ def jobs(plan: Plan, context: Context, lies: bool) -> list[Job]:
 
 def _longer(search: Any, times: int) -> Any:
     """The search with as many times its steps; None where it has none, or stays as long."""
-    if times <= 1 or not dataclasses.is_dataclass(search) or not hasattr(search, "steps"):
-        return None
-    return dataclasses.replace(search, steps=times * search.steps)  # type: ignore[type-var]
-
-
-def _one_climb(attack: Attack) -> ProjectedAscent:
-    """One climb of a search, or of as many steps where it does not climb itself."""
-    search: Any = attack.search
-    if isinstance(search, ProjectedAscent):
-        return dataclasses.replace(search, restarts=1)
     steps = getattr(search, "steps", None)
-    return ProjectedAscent(steps=steps if isinstance(steps, int) else 50, restarts=1)
+    if times <= 1 or not dataclasses.is_dataclass(search) or not isinstance(steps, int):
+        return None
+    return dataclasses.replace(search, steps=times * steps)  # type: ignore[type-var]
 
 
 def beginning(job: Job, place: int, done: Sequence[Mapping[str, Any]], x: Tensor) -> Tensor | None:

@@ -51,11 +51,8 @@ def compared(
                 behind = result.second > result.first * (1 + slack)
                 if behind and result.gap > 2 * result.stderr:
                     beyond = paired(theirs, climbs)
-                    if (
-                        beyond is not None
-                        and beyond.second > beyond.first * (1 + slack)
-                        and beyond.gap > 2 * beyond.stderr
-                    ):
+                    lead = max(result.gap, slack * result.second)
+                    if beyond is not None and beyond.gap > max(lead, 2 * beyond.stderr):
                         said += f", and {beyond.second:.3g} by gradients from there"
                     else:
                         any_failure = True

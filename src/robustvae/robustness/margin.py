@@ -34,7 +34,8 @@ from robustvae.models.layout import channels_last
 from robustvae.records import Estimate
 from robustvae.robustness.betting import capital, log_capitals, upper_bound
 from robustvae.robustness.displacement import Ruler
-from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, meets, size_of
+from robustvae.robustness.rays import meets
+from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, size_of
 from robustvae.seeding import RowGenerator, by_row, row_generators, row_numbers, split
 
 OK = "ok"

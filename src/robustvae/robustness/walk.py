@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -20,10 +20,10 @@ from robustvae.perturb import Ball, SquareSearch
 from robustvae.perturb.ascent import evaluate, start_shares
 from robustvae.robustness.betting import growth
 from robustvae.robustness.displacement import Noise, Ruler
+from robustvae.robustness.rays import NEAR, Rays, meets
 from robustvae.seeding import RowGenerator, by_row, randn, row_generators, split
 
 _CALIBRATING = 64  # antithetic draws that set a threshold: each stands for several independent ones
-_NEAR, _LONGER = 1.02, 2.0  # shares up to which draws at a point tell of its boundary, and beyond
 _LOOKS = 5  # at perturbations that should fail further out
 _FEW = 16  # of them, which choose among known perturbations
 SURROGATE_DRAWS = 4  # noises in a surrogate whose spread moves; the draws correct what they miss
@@ -107,70 +107,6 @@ class _Ends:
         every = torch.arange(len(size), device=size.device).unsqueeze(1)
         ends = torch.cat([self.y, other.y], 1)[every, order]
         return _Ends(ends, size, torch.maximum(self.slope, other.slope))
-
-
-@dataclass(eq=False)
-class _Rays:
-    """What was seen along rays: the greatest share that held and the least that failed, any shape.
-
-    Attributes:
-        rest: The tolerance at the input.
-        r: What a failure exceeds.
-    """
-
-    rest: Tensor
-    r: float
-    low: Tensor = field(init=False)
-    at_low: Tensor = field(init=False)
-    high: Tensor = field(init=False)
-    at_high: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Nothing was seen but the input."""
-        self.low, self.at_low = torch.zeros_like(self.rest), self.rest.clone()
-        self.high = torch.full_like(self.rest, math.inf)
-        self.at_high = self.high.clone()
-
-    def part(self, *index: Tensor) -> _Rays:
-        """Some of the rays."""
-        part = _Rays(self.rest[index], self.r)
-        for name in ("low", "at_low", "high", "at_high"):
-            setattr(part, name, getattr(self, name)[index])
-        return part
-
-    def note(self, share: Tensor, value: Tensor, which: Tensor | None = None) -> None:
-        """A look at shares of some rays, or of all, and the tolerances there."""
-        index = ... if which is None else which
-        fails = value > self.r
-        above = fails & (share < self.high[index])
-        below = ~fails & (share > self.low[index]) & (share < self.high[index])
-        for side, moves in (("high", above), ("low", below)):
-            for name, seen in ((side, share), (f"at_{side}", value)):
-                column = getattr(self, name)
-                column[index] = torch.where(moves, seen, column[index])
-        # what held beyond what failed was cut short by the range: the nearer one counts
-        self.low = torch.where(self.low < self.high, self.low, 0.0)
-        self.at_low = torch.where(self.low > 0, self.at_low, self.rest)
-
-    def guess(self) -> Tensor:
-        """Where r should be met: squares of tolerances, straight over squares of shares."""
-        square = self.at_low.square()
-        part = (self.r**2 - square) / (self.at_high.square() - square).clamp_min(1e-12)
-        part = torch.where(self.low > 0, part.clamp(0.1, 0.9), part.clamp(1e-9, 1.0))
-        part = torch.where(self.at_high.isfinite(), part, 0.5)
-        between = (self.low.square() + part * (self.high.square() - self.low.square())).sqrt()
-        further = self.low * meets(self.rest, self.at_low, self.r)
-        return torch.where(self.high.isfinite(), between, further.nan_to_num(math.inf))
-
-    def look(self, guess: Tensor) -> Tensor:
-        """Where to look: at the guess, but not far beyond what held."""
-        return torch.where(self.high.isfinite(), guess, torch.minimum(guess, _LONGER * self.low))
-
-    def seen_near(self, share: Tensor) -> Tensor:
-        """Whether these shares are known: one within two percent failed, or held near to r."""
-        failed = (self.high / share - 1).abs() <= _NEAR - 1
-        held = ((self.low / share - 1).abs() <= _NEAR - 1) & (self.at_low > 0.9 * self.r)
-        return failed | held
 
 
 @final
@@ -324,7 +260,7 @@ class Walk:
         every = torch.arange(problems, device=x.device).unsqueeze(1)
         step = known - x.unsqueeze(1)
         size = size_of(step.flatten(0, 1), self.question.norm).view(problems, total)
-        rays = _Rays(self.rest[self.inputs].unsqueeze(1).expand(problems, total), self.question.r)
+        rays = Rays(self.rest[self.inputs].unsqueeze(1).expand(problems, total), self.question.r)
         share = torch.ones_like(size)
         for kept in (2 * count, count):
             ends = self._along(x, step, share)
@@ -332,7 +268,7 @@ class Walk:
             value = self.reach(ends.flatten(0, 1), rows, self.few, self.middle).view_as(share)
             rays.note(share, value)
             share = rays.guess()
-            keep = torch.where(share.isfinite(), share * size, math.inf).argsort(1)[:, :kept]
+            keep = rays.lengths(share, size, self.largest).argsort(1)[:, :kept]
             rays, step = rays.part(every, keep), step[every, keep]
             size, share = size[every, keep], rays.look(share[every, keep])
         return self._along(x, step, share)
@@ -505,7 +441,7 @@ class Walk:
         centers, box = x.repeat_interleave(count, 0), self.box.repeat_interleave(count)
         every = torch.arange(problems, device=x.device)
         size = size_of(flat - centers, norm)
-        rays = _Rays(rest_level.repeat_interleave(count), r)
+        rays = Rays(rest_level.repeat_interleave(count), r)
         share, which = torch.ones_like(size), torch.arange(len(flat), device=x.device)
         for look in range(_LOOKS):
             step = (flat - centers)[which]
@@ -514,8 +450,7 @@ class Walk:
             point = torch.where(inside, point.clamp(0, 1), point)
             rays.note(share[which], self.reach(point, rows[which], self.coarse), which)
             guess = rays.guess()
-            lengths = torch.where(guess.isfinite(), guess * size, math.inf)
-            lengths = torch.where(lengths <= self.largest, lengths, math.inf)
+            lengths = rays.lengths(guess, size, self.largest)
             best = every * count + lengths.view(problems, count).argmin(1)
             # the shortest is looked at where it should fail, until a look has been near: a ray that
             # holds for long and then fails at once, and one cut short by the range, fail later
@@ -549,7 +484,7 @@ class Walk:
         for k in range(rounds):
             noise, which = self.fine, everyone
             if self.ruler.is_random and k < rounds - 1:  # near their boundary one look is enough
-                which = everyone[(share > _NEAR) | (share < 1 / _NEAR)]
+                which = everyone[(share > NEAR) | (share < 1 / NEAR)]
             if k == rounds - 1:
                 noise = self.finest
             value = torch.full_like(rest_level, math.nan)
@@ -583,13 +518,6 @@ class Walk:
         near = torch.where((value - r).abs() < 0.1 * r, ahead, above)
         best = near if self.ruler.is_random else above
         trail.share = torch.where(best.isfinite(), best, torch.minimum(share, greatest))
-
-
-def meets(rest: Tensor, value: Tensor, r: float) -> Tensor:
-    """The share of the way at which q^2 = rest^2 + (value^2 - rest^2) share^2 meets r^2."""
-    rise = value.square() - rest.square()
-    share = ((r**2 - rest.square()).clamp_min(1e-9 * r**2) / rise.clamp_min(1e-12)).sqrt()
-    return torch.where((rise > 0) & value.isfinite(), share, math.inf)
 
 
 def size_of(step: Tensor, norm: str) -> Tensor:
