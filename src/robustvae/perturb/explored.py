@@ -24,9 +24,9 @@ class ExploredAscent:
 
     A model that was trained to bear noise is flat where random starts lie: their gradients lead
     into the nearest of many valleys. A few dozen squares, drawn over or wiped out, lead elsewhere,
-    and the ascent goes on from there. In an l2 ball of radius 2 around MNIST's digits it finds up to
-    two fifths more damage on such models than random starts do (docs/results.md), about as much on
-    others, in smaller balls and in l-infinity ones.
+    and the ascent goes on from there. In an l2 ball of radius 2 around MNIST's digits it finds up
+    to two fifths more damage on such models than random starts do (docs/results.md), about as much
+    on others, in smaller balls and in l-infinity ones.
 
     Args:
         search: How each start climbs: a `ProjectedAscent`, or its spec; its `restarts` counts the
