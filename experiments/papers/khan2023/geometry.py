@@ -91,20 +91,29 @@ def objectives_of(betas: int) -> dict[str, Objective]:
     return {f"beta {b:.4g}": ELBO(beta=b) for b in spaced} | {MIXUP: Mixup(), PLANE: ELBO()}
 
 
-def trained(name: str, objective: Objective, spec: Spec, run: Run) -> VAE:
-    """One model of [Khan23] appendix A; `PLANE` has two latent coordinates."""
-    images = run.images(spec.data, "train")[: spec.train]
+def network(
+    latent: int, hidden: Sequence[int], image_shape: Sequence[int], likelihood: str = "gaussian"
+) -> dict[str, Any]:
+    """Options of a VAE of [Khan23] appendix A, of the likelihood that their code has."""
     options: dict[str, Any] = {
         "name": "vae",
         "architecture": "mlp",
-        "latent": 2 if name == PLANE else spec.latent,
-        "image_shape": images.image_shape,
-        "hidden": list(spec.hidden),
+        "latent": latent,
+        "image_shape": image_shape,
+        "hidden": list(hidden),
         "activation": "tanh",
         "batch_norm": True,
     }
-    if spec.likelihood == "gaussian":
+    if likelihood == "gaussian":
         options |= {"likelihood": "gaussian", "scale": HALF}
+    return options
+
+
+def trained(name: str, objective: Objective, spec: Spec, run: Run) -> VAE:
+    """One model of [Khan23] appendix A; `PLANE` has two latent coordinates."""
+    images = run.images(spec.data, "train")[: spec.train]
+    latent = 2 if name == PLANE else spec.latent
+    options = network(latent, spec.hidden, images.image_shape, spec.likelihood)
     label = f"{spec.data}-{spec.likelihood}-{name}-{len(images)}-{spec.epochs}-{run.seed}"
     folder = f"khan-geometry/{label}".replace(", ", "-").replace(" ", "-")
     settings: dict[str, Any] = {"batch_size": BATCH, "lr": LEARNING_RATE}

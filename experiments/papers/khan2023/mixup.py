@@ -17,7 +17,7 @@ from torch.distributions import Beta
 
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
-from experiments.papers.khan2023.geometry import BATCH, HALF, LEARNING_RATE
+from experiments.papers.khan2023.geometry import BATCH, LEARNING_RATE, network
 from experiments.papers.khan2023.released import measure
 from robustvae.metrics import kl_to_standard_normal
 from robustvae.models import VAE
@@ -113,17 +113,7 @@ def mixup(spec: Spec, run: Run) -> Result:
     """Spectral radius and entropy at beta = 1 without mixup, with it as printed and as coded."""
     train, test = run.images(spec.data, "train"), run.images(spec.data)
     x, _ = test.sample(spec.images, stratified=True, generator=run.noise("data"))
-    options: dict[str, Any] = {
-        "name": "vae",
-        "architecture": "mlp",
-        "image_shape": train.image_shape,
-        "hidden": list(spec.hidden),
-        "latent": spec.latent,
-        "activation": "tanh",
-        "batch_norm": True,
-        "likelihood": "gaussian",
-        "scale": HALF,
-    }
+    options = network(spec.latent, spec.hidden, train.image_shape)
     settings: dict[str, Any] = {"batch_size": BATCH, "lr": LEARNING_RATE, "epochs": spec.epochs}
     rows, plain = list[Row](), dict[str, list[float]]()
     for number, (name, objective) in run.each(enumerate(OBJECTIVES.items())):

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
-from experiments.papers.khan2023.geometry import BATCH, HALF, LEARNING_RATE
+from experiments.papers.khan2023.geometry import BATCH, LEARNING_RATE, network
 from robustvae.geometry import pullback
 from robustvae.models import VAE
 from robustvae.objectives import ELBO
@@ -63,17 +63,7 @@ def released(spec: Spec, run: Run) -> Result:
     """Spectral radius, entropy and error at the released betas, beside the released numbers."""
     train, test = run.images(spec.data, "train"), run.images(spec.data)
     x, _ = test.sample(spec.images, stratified=True, generator=run.noise("data"))
-    options: dict[str, Any] = {
-        "name": "vae",
-        "architecture": "mlp",
-        "image_shape": train.image_shape,
-        "hidden": list(spec.hidden),
-        "latent": spec.latent,
-        "activation": "tanh",
-        "batch_norm": True,
-        "likelihood": "gaussian",
-        "scale": HALF,
-    }
+    options = network(spec.latent, spec.hidden, train.image_shape)
     settings: dict[str, Any] = {"batch_size": BATCH, "lr": LEARNING_RATE, "epochs": spec.epochs}
     rows, means = list[Row](), dict[str, list[float]]()
     inputs = RELEASED["inputs"]
