@@ -22,7 +22,7 @@ from robustvae.audit.auditor import Auditor
 from robustvae.audit.job import AuditJob, open_bundle
 from robustvae.audit.protocol import choose, settle
 from robustvae.audit.tasks import Memory, Task
-from robustvae.campaign import Calls, Processes, Serial, driver
+from robustvae.campaign import Calls, Processes, Serial, driver, worker
 from robustvae.campaign.executors.processes import sweep_scratch, unpacked_bundle
 from robustvae.campaign.worker import described, restored
 from robustvae.records import SavedState, Store, forget_parts, pieces
@@ -85,6 +85,17 @@ def test_printing_function_disturbs_nothing(capfd):
     job = Calls(f"{HERE}speak", [{"x": 1}])
     assert values(Processes(workers=1).run(job, Run(**QUIET))) == {"0": 1}
     assert "from a model 1" in capfd.readouterr().err
+
+
+def test_worker_without_driver_is_silent(tmp_path):
+    """Its messages have no reader: no traceback in a terminal that shows another command by now."""
+    words = ["os:getcwd", str(tmp_path), "1", "{}"]  # no loader: the first message is its fault
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "robustvae.campaign.worker", *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (worker.GONE, b"")
 
 
 def test_failed_call_is_made_again(tmp_path):

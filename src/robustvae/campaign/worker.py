@@ -101,8 +101,11 @@ def peak_memory() -> int | None:
 
 
 def _send(channel: BinaryIO, message: Mapping[str, Any]) -> None:
-    channel.write(json.dumps(message).encode() + b"\n")
-    channel.flush()
+    try:
+        channel.write(json.dumps(message).encode() + b"\n")
+        channel.flush()
+    except BrokenPipeError:  # the driver died before this thread's watch on it could tell
+        os._exit(GONE)
 
 
 def _watched(stream: TextIO) -> Any:
