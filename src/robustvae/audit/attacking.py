@@ -21,6 +21,7 @@ from robustvae.perturb import (
     Ball,
     CentralDifferences,
     ExploredAscent,
+    Masked,
     ProjectedAscent,
     Score,
     SearchResult,
@@ -50,10 +51,9 @@ def jobs(plan: Plan, context: Context, lies: bool) -> list[Job]:
             square = SquareSearch(steps=plan.gradient_free)
             attack = dataclasses.replace(leader.build(), search=square)
             work.append(("gradient-free", leader, attack, context.victim))
-            search: Any = leader.build().search
-            if isinstance(search, ProjectedAscent):  # others see less, or through something else
-                climb = ExploredAscent(dataclasses.replace(search, restarts=1), square)
-                attack = dataclasses.replace(attack, search=climb)
+            climb = climb_of(leader.build().search)
+            if climb is not None:
+                attack = dataclasses.replace(attack, search=ExploredAscent(climb, square))
                 work.append(("explored", leader, attack, context.victim))
         if leader is first and longer is not None:
             attack = dataclasses.replace(first.build(), search=longer)
@@ -64,6 +64,14 @@ def jobs(plan: Plan, context: Context, lies: bool) -> list[Job]:
             attack = dataclasses.replace(leader.build(), search=CentralDifferences())
             work.append(("differences", leader, attack, context.victim))
     return work
+
+
+def climb_of(search: Any) -> ProjectedAscent | None:
+    """How a search climbs from where squares ended; None for one that cannot start there.
+
+    Others than projected ascent see less, or look through something else.
+    """
+    return dataclasses.replace(search, restarts=1) if isinstance(search, ProjectedAscent) else None
 
 
 def _longer(search: Any, times: int) -> Any:
@@ -122,6 +130,9 @@ def go_on(attack: Attack, begin: Tensor) -> Attack:
     One climb of many steps from the best point costs a restart's part of as many from the start.
     """
     search: Any = attack.search
+    if isinstance(search, Masked):  # what is masked stays so on the way
+        inner = go_on(dataclasses.replace(attack, search=search.search), begin).search
+        return dataclasses.replace(attack, search=dataclasses.replace(search, search=inner))
     if isinstance(search, ExploredAscent):
         search = search.search
     if not isinstance(search, ProjectedAscent):

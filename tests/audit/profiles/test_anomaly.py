@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,33 @@ def test_suite_never_weaker():
     assert attacks & {"gradients 2", "gradients 3"}
     cut = Anomaly(search=weak, suite=more).cut(0.1)
     assert cut.suite[1]["search"]["restarts"] < rv.ProjectedAscent().restarts
+
+
+@pytest.mark.parametrize(("norm", "climbs"), [("l2", True), ("linf", False)])
+def test_climb_follows_squares(norm, climbs):
+    """In l2 gradients go on from where squares ended, masked places stay, no row gets weaker."""
+    images = rv.data.load("digits", split="test")
+    victims = {"plain": rv.Victim(rv.load("digits-vae"))}
+    # a single gradient leaves all to the squares and to what climbs from them
+    use = Anomaly(
+        balls=(rv.Ball(norm, 0.5),),
+        search="projected-ascent:steps=1,restarts=1",
+        anomalous=(9,),
+        masked=tuple(range(8)),
+        **{**FAST, "gradient_free": 20},
+    )
+    result = run(use, victims, images)
+    attacks = {row["attack"] for row in rows_of(result, condition="attacked")}
+    assert ("gradients from there" in attacks) == climbs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[Anomaly.__module__], "climb_of", lambda search: None)
+        without = run(use, victims, images)
+    for side, sign in (("normal", 1), ("anomalous", -1)):
+        more, less = (
+            [row["score"] for row in rows_of(one, side=side, condition="attacked")]
+            for one in (result, without)
+        )
+        assert all(sign * (a - b) >= -1e-6 for a, b in zip(more, less, strict=True))
 
 
 def test_certified_contains_attacked():

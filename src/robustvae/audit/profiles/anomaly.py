@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustvae import registry
 from robustvae.attacks import AnomalyScore, Attack
+from robustvae.audit.attacking import climb_of
 from robustvae.audit.context import is_defended, undefended
 from robustvae.audit.profiles.base import LATE, Stage, UseContext, UseResult, numbers, parts
 from robustvae.audit.profiles.changes import (
@@ -69,6 +70,7 @@ NO_SMOOTHING = (
     "smoothing adds normal noise, which makes fractions of counts, and those do not occur: counts "
     "are judged by attacks in l0 alone"
 )
+_EXPLORED = "gradients from there"  # where the search without gradients ended
 _DRAWS = 2  # that a search averages of a random victim: fresh ones judge what it finds
 BALLS = (Ball("l2", 0.5), Ball("l2", 1.0), Ball("l2", 2.0), Ball("linf", 0.1))
 
@@ -81,10 +83,10 @@ class Anomaly:
 
     Every input is attacked against its own side: an anomaly's score is lowered, a normal input's
     raised. The attacker knows the victim. The worst of all gradient searches, a search without
-    gradients and, where the victim is defended, attacks made for the undefended model counts,
-    each judged by the score that is deployed; what a smaller ball of the same norm gave is tried in
-    the larger one too. A victim with noise on its input gets certified intervals of its median
-    score, all of which hold together.
+    gradients, in l2 a climb from where that ended and, where the victim is defended, attacks made
+    for the undefended model counts, each judged by the score that is deployed; what a smaller ball
+    of the same norm gave is tried in the larger one too. A victim with noise on its input gets
+    certified intervals of its median score, all of which hold together.
 
     Args:
         score: A registered score, its spec, `package.module:Name` of a score of yours, or an
@@ -311,6 +313,11 @@ class Anomaly:
             # every candidate is judged, and the clean score and the chosen change again
             each = gradients + self.gradient_free * _DRAWS * forward + 6 * readings
             total += 2 * self.inputs * (balls * each + 2 * readings) + self.reference * readings
+            climb = climb_of(registry.build("search", self.search))
+            if self.gradient_free and climb is not None:
+                round_balls = sum(ball.norm == "l2" for ball in self.balls) + len(self.snr)
+                steps = search_passes(climb) * _DRAWS * gradient + readings
+                total += 2 * self.inputs * round_balls * steps
             if victim.noise is not None:
                 total += 2 * self.inputs * self.draws * forward
         return total
@@ -440,12 +447,20 @@ class Detector:
                     searches.append((f"transfer{which}", search, undefended(self.victim)))
         if use.gradient_free:
             searches.append(("no gradients", SquareSearch(steps=use.gradient_free), self.victim))
+            climb = climb_of(registry.build("search", use.search))
+            # models that bear noise are flat where random starts lie, in l2 alone
+            if len(searches) > 1 and climb is not None and ball.norm == "l2":
+                searches.append((_EXPLORED, climb, self.victim))
+        squares: Tensor | None = None
         for name, search, victim in searches:
+            if name == _EXPLORED and squares is None:  # that search failed, as was said
+                continue
             goal = AnomalyScore(score=self.score, raises=raises, draws=_DRAWS)
             if use.masked:
                 search = Masked(search, use.masked)
             purpose = f"{name} {allowed.norm} {allowed.size:g} {raises}"
-            stage = Stage(self.victim_name, purpose, votes)
+            begin = squares if name == _EXPLORED else None
+            stage = Stage(self.victim_name, purpose, votes, begin)
             place = f"attack by {name}, {allowed.words}", self.victim_name
             try:
                 attack = Attack(goal, search, ball)
@@ -455,6 +470,7 @@ class Detector:
                 continue
             if words:
                 result.omit(*place, words)
+            squares = x_adv if name == "no gradients" else squares
             yield name, x_adv
 
     def certified(

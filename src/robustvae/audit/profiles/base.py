@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Attack
+from robustvae.audit.attacking import go_on
 from robustvae.audit.pictures import picture
 from robustvae.audit.profiles.pace import UseClock
 from robustvae.audit.profiles.shards import Shards, Values
@@ -35,11 +36,14 @@ class Stage:
         victim: Name of the victim that it is made for.
         name: What it is called.
         passes: Gradients that a step takes, such as one for each draw that is averaged.
+        begin: Where each input's climb begins, (B, ...), in the ball; None for the search's own
+            starts.
     """
 
     victim: str
     name: str
     passes: float = 1.0
+    begin: Tensor | None = None
 
 
 @final
@@ -115,8 +119,9 @@ class UseContext:
 
         def compute(part: slice) -> tuple[Values, list[str]]:
             streams = self.streams(stage.name, rows[part])
+            climb = attack if stage.begin is None else go_on(attack, stage.begin[part])
             with clock.watched(seconds * (part.stop - part.start)) as notes:
-                result = attack.run(victim, x[part], generator=streams)
+                result = climb.run(victim, x[part], generator=streams)
             blind = torch.tensor([status != "ok" for status in result.status])
             return {"x_adv": result.x_adv, "blind": blind}, notes
 
@@ -124,6 +129,8 @@ class UseContext:
             return {"x_adv": x[part], "blind": torch.zeros(part.stop - part.start).bool()}
 
         label = f"{stage.victim}/{stage.name}/{self.shards.identity(victim)}/{tensor_sha256(x)}"
+        if stage.begin is not None:
+            label += f"/{tensor_sha256(stage.begin)}"
         values, notes = self.shards.measured(label, len(x), compute, unchanged)
         blind = int(values["blind"].sum())
         counts = self.searches.setdefault(stage.victim, [0, 0])
