@@ -34,7 +34,8 @@ class Score(Protocol):
     """A number for each input, higher for what is less normal: `(victim, x, *, generator) -> (B,)`.
 
     A score may say of itself `reads_input = False`: it then depends on the input through the
-    victim's output and code alone, which smoothing certifies without further ado.
+    victim's output and code alone, which smoothing certifies without further ado. The two errors
+    of reconstructions are certified besides.
     """
 
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -85,6 +86,7 @@ class ContrastError:
 
     Attackers get the slope 1 / (high - low) everywhere, as if nothing were cut: where the cut is
     flat its own slope is 0, and a search by it would miss the changes that lead out of there.
+    Smoothing certifies it as it does the error of c(x), which moves 1 / (high - low) times as far.
 
     Args:
         low: What counts as 0, in [0, 1].
@@ -119,6 +121,17 @@ class ContrastError:
             raise RangeError(
                 f"low must lie below high and both in [0, 1], got {self.low:g} and {self.high:g}"
             )
+
+    def moved(self, size: float, x: Tensor) -> float:
+        """How far a change of an l2 size moves c(x) in l2, rounding of the floating type included.
+
+        Args:
+            size: Of the change, at least 0.
+            x: Inputs, of which the number of values and the floating type count.
+        """
+        # a value of c, within [0, 1], is off by three roundings on either side of the change
+        rounding = 6 * torch.finfo(x.dtype).eps * x[0].numel() ** 0.5 / (self.high - self.low)
+        return size / (self.high - self.low) * (1 + 1e-12) + (rounding if size else 0.0)
 
     def __call__(self, victim: Victim, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The error of each input in units of the raised contrast, (B,)."""

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 
 import robustvae as rv
-from robustvae import certificates, errors
+from robustvae import certificates, errors, registry
 from robustvae.certificates import curves, scoring
 
 S, R = 0.5, 0.6
@@ -134,6 +134,28 @@ def test_reconstruction_errors_use_the_triangle(squared):
     assert torch.allclose(bounds.upper[0, :2], ends[1][:2] ** power)
     assert bounds.lower[0, 2] == 0 and bounds.upper[0, 2].isinf()
     assert torch.allclose(bounds.clean, torch.ones(2, 1))
+
+
+def test_contrast_errors_move_further():
+    """V(u) = -40 - 2u of the raised input u = c + n: the error is 40 + c + 2u, so all bounds meet.
+
+    From 0.5 a change of 0.2 moves c by 0.25, and the median 40 + 3c by three times as much.
+    """
+    steep = victim(lambda u: -40 - 2 * u)
+    bounds = rv.certify_score(
+        steep, halves(4), "contrast-error", [0.2], draws=20_000, rows=range(4),
+        generator=rv.generator(0),
+    )  # fmt: skip
+    least, most = bounds.lower[:, 0], bounds.upper[:, 0]
+    assert (least <= 41.5 - 0.75).all() and (most >= 41.5 + 0.75).all()
+    # and no further: draws alone, of spread 2 S, and a quantile near a third
+    assert (least > 41.5 - 0.9).all() and (most < 41.5 + 0.9).all()
+    score = registry.build("score", "contrast-error")
+    x, y = torch.rand(2, 500, 1, 1, 784, dtype=torch.float32, generator=rv.generator(0))
+    raised = lambda x: ((x - 0.1) / (0.9 - 0.1)).clamp(0, 1).double().flatten(1)  # noqa: E731
+    moved = (raised(x) - raised(x + 1e-6 * y)).norm(dim=1)
+    size = float((1e-6 * y.double()).flatten(1).norm(dim=1).max())
+    assert float(moved.max()) <= score.moved(size, x) < 2e-4
 
 
 def test_attacked_scores_stay_inside(generator):

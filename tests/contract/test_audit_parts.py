@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 import robustvae as rv
+from robustvae import registry
 from robustvae.records import Case, Column, Outcome
 from robustvae.testing import (
     ContractError,
@@ -135,6 +136,15 @@ def test_every_check_has_evidence():
 def test_check_keeps_its_contract(name):
     passing, failing = CASES[name]
     check_check(name, case(passing, name), case(failing, name))
+
+
+def test_deciding_scores_excuse_outputs():
+    """A detector may give all normal inputs one output: then an exchange judges nothing."""
+    same = rows({"exchange": 0.5})
+    check = registry.build("check", "exchange_exceeds_tolerance")
+    assert check(Case("one", same, {}, QUESTION)).passed is False
+    outcome = check(Case("one", same, {"decides_by": "the score"}, QUESTION))
+    assert outcome.passed is None and "the score decides" in outcome.value
 
 
 @pytest.fixture(scope="module")

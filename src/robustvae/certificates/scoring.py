@@ -41,7 +41,7 @@ from robustvae.loops import in_turn
 from robustvae.metrics import clopper_pearson
 from robustvae.records import failures_of
 from robustvae.registry import build
-from robustvae.scores import ReconstructionError, Score
+from robustvae.scores import ContrastError, ReconstructionError, Score
 
 Attacked = Literal["both", "anomalies", "normals"]
 
@@ -149,7 +149,8 @@ def certify_score(
     With F the distribution of the score at the input, its q-quantile at a change of size rho stays
     within [F^-1(Phi(Phi^-1(q) - rho / s)), F^-1(Phi(Phi^-1(q) + rho / s))]. The reconstruction
     error reads the changed input besides its noisy reconstruction: by the triangle inequality both
-    ends move by rho more, the lower one to 0 at most; of a squared error the ends are squared.
+    ends move by rho more, the lower one to 0 at most; of a squared error the ends are squared. Of
+    the contrast error rho is how far the input of raised contrast moves.
 
     Warning:
         It speaks of the population quantile of the score under noise. A deployed median of k draws
@@ -206,14 +207,16 @@ def certify_score(
     ranking = sorted_sizes(sizes)
     function = build("score", score) if not callable(score) else score
     samplers = samplers_of(victim, x, generator, settings["rows"], draws)
-    error = function if isinstance(function, ReconstructionError) else None
+    error = function if isinstance(function, ReconstructionError | ContrastError) else None
     # two ends of every size, and of no change
     ends = 2 * (len(ranking) + 1)
     chance = (1 - confidence) / ends / (len(x) if all_inputs else 1)
-    measured = ReconstructionError() if error else function
+    measured = ReconstructionError() if isinstance(error, ReconstructionError) else function
 
     def measure(sampler: Sampler) -> list[Tensor]:
         sizes = [0.0, *ranking]
+        if isinstance(error, ContrastError):  # what the victim reads moves so far
+            sizes = [error.moved(size, sampler.x) for size in sizes]
         places = [quantile_ends(sampler, quantile, size, draws, chance) for size in sizes]
         lower, upper = [], []
         with sampler.running():
@@ -235,7 +238,7 @@ def certify_score(
     (least, uppers), status = by_input(len(x), samplers, measure)
     if error is not None:
         least = least.clamp_min(0)
-        if error.squared:
+        if getattr(error, "squared", False):
             least, uppers = least.square(), uppers.square()
     each = 1 - (1 - confidence) / (len(x) if all_inputs else 1)
     return ScoreBounds(
@@ -256,11 +259,12 @@ def _values(
     """Draws of the score at input i, (count,), float64."""
     if not _is_score(score):
         return _numbers(score, sampler, i, count, g)
-    if not isinstance(score, ReconstructionError) and getattr(score, "reads_input", True):
+    is_error = isinstance(score, ReconstructionError | ContrastError)
+    if not is_error and getattr(score, "reads_input", True):
         raise UnsupportedError(
             f"the score {type(score).__name__} reads the changed input besides what the victim "
-            "makes of it, which smoothing does not cover: use 'anomaly-score', a score with "
-            "reads_input = False, or a function of the output"
+            "makes of it, which smoothing does not cover: use 'anomaly-score', 'contrast-error', a "
+            "score with reads_input = False, or a function of the output"
         )
 
     def run(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -245,7 +245,7 @@ class Anomaly:
             result.facts[f"score of {name}"] = detector.name
             for side, rows in zip(("normal", "anomalous"), judged, strict=True):
                 result.rows += self._side(detector, side, rows, result)
-            result.probes[name] = violations(result.rows, name)
+            result.probes[name] = {"decides_by": "the score", **violations(result.rows, name)}
         if len(refusals) == len(context.victims):
             raise refusals[0]
         return result

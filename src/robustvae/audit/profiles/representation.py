@@ -141,6 +141,7 @@ class Representation:
                     "the profile representation needs codes, and this model is a black box: wrap "
                     "it with encode= and decode="
                 )
+            result.probes[name] = {"decides_by": "the head"}
             context.step(f"{name}: the head")
             head = self._head(context, victim, others, result)
             seen = dataclasses.replace(victim, classifier=head)
