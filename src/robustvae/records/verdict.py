@@ -202,6 +202,8 @@ def _bracket(inputs: Sequence[Any], of: Record) -> str:
     lower = _mean(inputs, "certified")
     if upper is None and not _looked_for(inputs):
         words = "No margin was measured"
+        if of.use is not None:  # which may have certified scores or decisions
+            words = "Of the reconstructions no margin was measured"
         if lower is None:
             return f"{words}, and no certificate was asked for."
     elif upper is None:

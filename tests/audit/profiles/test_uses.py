@@ -79,7 +79,7 @@ def test_transfer_between_equal_encoders():
     assert crossed == pytest.approx(own[: len(crossed)], rel=1e-4)
     section = latent_section.section(facts("latent-diffusion", result), ["one", "other"])
     assert section.answer[0].startswith(
-        "By changes of at most 0.02 (linf) an attacker moves an image's code by"
+        "By changing each value by at most 0.02 (linf) an attacker moves an image's code by"
     )
     assert "Read by another encoder" in section.answer[-1]
 
@@ -223,7 +223,7 @@ def test_certified_decision_holds():
     assert max(radii.values()) > 0.1
     section = representation_section.section(facts("representation", result), ["noisy"])
     assert section.answer[0].startswith(
-        "By changes of at most 0.2 (l2) an attacker changes the decision on"
+        "By changes of length at most 0.2 (l2) an attacker changes the decision on"
     )
     assert section.figures[0][0](360).startswith("<svg")
 

@@ -160,13 +160,16 @@ class LatentDiffusion:
             else:
                 result.omit("transfer", name, "the encoder is that of another victim")
         for spec in self.others:
+            # a path says in tables what its last part says; two of one name keep their paths
+            name = spec.rpartition("/")[2]
+            name = spec if name in encoders else name
             vae = zoo.load(spec).to(context.first.vae.device)
             if vae.image_shape != context.first.vae.image_shape:
                 raise ShapeError(
                     f"others: {spec} reads {tuple(vae.image_shape)}, the audited model "
                     f"{tuple(context.first.vae.image_shape)}: name encoders of one shape"
                 )
-            encoders[spec] = Victim(vae)
+            encoders[name] = Victim(vae)
         return encoders
 
 

@@ -160,11 +160,24 @@ def with_use(record: Record, use: Use, result: UseResult) -> Record:
         update={
             "use": facts,
             "victims": victims,
+            "proved": _proved(record.proved, result),
             "left_out": [*record.left_out, *dict.fromkeys(result.left_out)],
         }
     )
     again = judged(copy)
     return again if record.adversarials is None else again.with_adversarials(record.adversarials)
+
+
+def _proved(sentences: Sequence[str], result: UseResult) -> list[str]:
+    """What is proved, where the profile's own certificates stand beside the plan's."""
+    if not any(row.get("condition") == "certified" for row in result.rows):
+        return list(sentences)
+    own = "The profile's own certificates stand in its section and in its rows."
+    plan = [
+        words.replace("about any input of this audit", "about the reconstructions", 1)
+        for words in sentences
+    ]
+    return [own, *plan]
 
 
 def is_score_only(victims: Mapping[str, Victim]) -> bool:

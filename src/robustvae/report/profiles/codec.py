@@ -81,8 +81,8 @@ def _answer(use: UseFacts, victim: str) -> Iterable[str]:
     if isinstance(flips, int | float):
         exact = use.facts.get(f"flips_in_float64 of {victim}")
         yield (
-            f"Codes that come out otherwise beside other images: {float(flips):.2%}; in double "
-            f"precision: {float(exact or 0):.2%}"
+            f"Computed beside other images {float(flips):.2%} of the codes come out otherwise, in "
+            f"double precision {float(exact or 0):.2%}"
             + (": the sender and the receiver must compute alike." if flips or exact else ".")
         )
 

@@ -88,7 +88,8 @@ def _answer(
     beside = "" if noise is None else f" (random changes of that size: {near(noise.mean, 2)})"
     yield (
         f"{at_words('linf', radius)} an attacker moves an image's code by "
-        f"{near(away.mean, 2)} times the distance between two different images{beside}."
+        f"{near(away.mean, 2)} times the distance between the codes of two different images"
+        f"{beside}."
     )
     if alike is not None:
         yield (

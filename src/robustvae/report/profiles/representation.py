@@ -149,11 +149,12 @@ def _curves(use: UseFacts, victim: str, radii: list[tuple[float, bool]]) -> list
     for i, radius in enumerate(sorted(right)):
         points += [(radius, (len(right) - i) / n), (radius, (len(right) - i - 1) / n)]
     clean = _rows(use, victim, "clean")
+    # between two sizes the smaller one alone was attacked: steps, and no slopes
     attacked = [(0.0, _right(clean) / len(clean))]
     for norm, size in balls_of(use, victim=victim):
         if norm == "l2":
             rows = _rows(use, victim, "attacked", (norm, size))
-            attacked.append((size, _right(rows) / len(rows)))
+            attacked += [(size, attacked[-1][1]), (size, _right(rows) / len(rows))]
     return [("certified", "proved", points), ("attacked", "free", attacked)]
 
 

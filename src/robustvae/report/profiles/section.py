@@ -123,14 +123,15 @@ def at_words(norm: str, radius: float) -> str:
     Examples:
         >>> from robustvae.report.profiles.section import at_words
         >>> at_words("linf", 8 / 255), at_words("l2", 2)
-        ('By changes of at most 8/255 (linf)', 'By changes of at most 2 (l2)')
+        ('By changing each value by at most 8/255 (linf)', 'By changes of length at most 2 (l2)')
         >>> at_words("l0", 3), at_words("snr", 20.0)
         ('With 3 changed values', 'At an SNR of 20 dB')
     """
     words = ball_words(norm, radius)
     if norm in ("l0", "snr"):
         return f"{'With' if norm == 'l0' else 'At'} {words}"
-    return f"By changes of at most {words.removeprefix(norm).strip()} ({norm})"
+    begin = "By changing each value by" if norm == "linf" else "By changes of length"
+    return f"{begin} at most {words.removeprefix(norm).strip()} ({norm})"
 
 
 def smallness(norm: str, radius: float) -> float:
