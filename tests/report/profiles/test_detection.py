@@ -41,6 +41,16 @@ def test_delong_covers_truth():
     assert abs(cover - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 300)
 
 
+def test_bootstrap_narrows_with_inputs():
+    """Four times the same inputs leave the AUPRC as it is, and halve its interval."""
+    few, many = (average_precision(*(np.tile(x, k) for x in drawn(1.0))) for k in (1, 4))
+    assert few.low < few.value < few.high and many.value == pytest.approx(few.value)
+    # each width is known to about a tenth by so many resamples
+    assert 0.35 < (many.high - many.low) / (few.high - few.low) < 0.65
+    alone = average_precision([0.0], [1.0])
+    assert (alone.value, alone.low, alone.high) == (1.0, 0.0, 1.0)
+
+
 def test_perfect_order_keeps_doubt():
     interval = auroc([0.0] * 10, [1.0] * 20)
     assert interval.value == interval.high == 1 and interval.low == pytest.approx(0.025**0.1)
