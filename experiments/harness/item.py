@@ -361,6 +361,6 @@ def _sha256(vae: VAE) -> str:
 def _spelled(value: Any) -> str:
     if not isinstance(value, tuple | list):
         return str(value)
-    if any(isinstance(part, tuple | list) for part in value):
+    if any(isinstance(part, tuple | list) or "," in str(part) for part in value):
         return json.dumps(plain(value))
     return ",".join(map(str, value))

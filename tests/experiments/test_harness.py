@@ -18,7 +18,7 @@ import torch
 
 from experiments.__main__ import DONE, INTERRUPTED, UNFINISHED, WRONG_USE, main
 from experiments.harness import ITEMS, Item, Result, Row, Store, Unfinished, combine, load_items
-from experiments.harness.item import item
+from experiments.harness.item import _spelled, item
 from experiments.harness.provenance import ROOT
 from experiments.harness.rows import measured
 from robustvae.display import Lines
@@ -56,6 +56,14 @@ def test_fields_are_read_and_refused(doubling):
         doubling.spec("smoke", {"n": "many"})
     with pytest.raises(UnknownNameError, match="smoke"):
         doubling.spec("huge")
+
+
+@pytest.mark.parametrize("suite", [("a:b=1,c=2", "d"), ("a", "b")])
+def test_spelled_fields_are_read_again(suite):
+    """A search with options of its own has commas, which do not part it."""
+    found = load_items()["own/anomaly"]
+    text = _spelled(suite)
+    assert found.spec("laptop", {"suite": text}).suite == suite
 
 
 def test_names_and_sizes_are_checked():
