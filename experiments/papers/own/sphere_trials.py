@@ -40,8 +40,6 @@ class Spec:
         inputs: Certified.
         count: Perturbations of each displacement, over all inputs.
         screen: Draws of each perturbation.
-        candidates: How many of them are screened by draws, those that the decoder's first-order
-            model at as many draws ranks worst; 0 for all.
         worst: How many go on to fresh draws.
         fresh: Draws of each of those, at the most: a hundredth at a time, until it is decided.
         stddev: Of noise on the input, of a victim that smoothing certifies about its own center; 0
@@ -59,7 +57,6 @@ class Spec:
     inputs: int = 20
     count: int = 10_000
     screen: int = 64
-    candidates: int = 0
     worst: int = 50
     fresh: int = 20_000
     stddev: float = 0.0
@@ -81,9 +78,16 @@ def sphere_trials(spec: Spec, run: Run) -> Result:
     vae = run.model(spec.model).to(getattr(torch, spec.dtype)).requires_grad_(False)
     x, _ = run.images(spec.data).sample(spec.inputs, stratified=True, generator=run.noise("inputs"))
     x, rows, values = x.to(vae.dtype), list[Row](), dict[str, Any]()
-    for displacement in run.each(spec.displacements):
-        trial = functools.partial(_trial, vae, x, displacement, spec, run)
-        trials = values[displacement] = run.part(displacement, trial, vae)
+    subject = rv.Victim(vae, rv.InputNoise(spec.stddev)) if spec.stddev else rv.Victim(vae)
+    lower = dict[str, rv.Certificate]()
+    for displacement in spec.displacements:
+        lower[displacement] = _certified(subject, x, displacement, spec, run)
+        run.progress(f"{displacement}: {lower[displacement].radius.tolist()}")
+    for together in run.each(_passes(lower)):
+        trial = functools.partial(_trials, subject, x, {d: lower[d] for d in together}, spec, run)
+        values |= run.part("+".join(together), trial, vae)
+    for displacement in spec.displacements:
+        trials = values[displacement]
         count = len(trials["radius"])
         rows.append(Row(displacement, "certified inputs", count, n=len(x)))
         if not count:
@@ -94,32 +98,32 @@ def sphere_trials(spec: Spec, run: Run) -> Result:
         rows.append(Row(displacement, "least probability, fresh draws", trials["least"]))
         rows.append(Row(displacement, "violations", trials["violations"], n=trials["judged"]))
         run.progress(f"{displacement}: {trials['violations']} violations")
-    first = (
-        f"of all perturbations the {spec.candidates:,} that the decoder's slopes at {spec.screen} "
-        "draws rank worst"
-        if spec.candidates
-        else "every perturbation"
-    )
+    shared = [" and ".join(together) for together in _passes(lower) if len(together) > 1]
     noise = f"behind noise of {spec.stddev:g}, about its own center, " if spec.stddev else ""
     return run.result(
         f"On the sphere of {_SHARE} of the certified radius: {spec.model}",
         "counts and probabilities",
         rows,
         (
-            f"{noise}r = {spec.r:g}, m = {spec.m:g}, {spec.dtype}; {first} screened "
+            f"{noise}r = {spec.r:g}, m = {spec.m:g}, {spec.dtype}; every perturbation screened "
             f"with {spec.screen} draws in {spec.search_dtype}, the worst {spec.worst} judged by "
             f"fresh ones in {spec.dtype}, a hundredth of {spec.fresh:,} at a time until the "
             "Clopper-Pearson interval, at confidence 1 - 1e-8, lies on one side of m. A violation "
-            "has its upper end at or below m.",
+            "has its upper end at or below m."
+            + "".join(
+                f" The radii of {words} are equal: one set of perturbations and of screening draws "
+                "speaks of both."
+                for words in shared
+            ),
         ),
         values,
     )
 
 
-def _trial(vae: VAE, x: Tensor, displacement: str, spec: Spec, run: Run) -> dict[str, Any]:
-    """What came of the perturbations of one displacement, numbers by name."""
-    subject = rv.Victim(vae, rv.InputNoise(spec.stddev)) if spec.stddev else rv.Victim(vae)
-    lower = rv.certify(
+def _certified(
+    subject: rv.Victim, x: Tensor, displacement: str, spec: Spec, run: Run
+) -> rv.Certificate:
+    return rv.certify(
         subject,
         x,
         r=spec.r,
@@ -128,52 +132,66 @@ def _trial(vae: VAE, x: Tensor, displacement: str, spec: Spec, run: Run) -> dict
         methods=list(spec.methods) or None,
         generator=run.noise(f"{displacement}, certify"),
     )
-    certified = (lower.radius > 0).nonzero()[:, 0].tolist()
-    result = {"radius": lower.radius[certified].tolist(), "perturbations": 0, "judged": 0}
+
+
+def _passes(lower: dict[str, rv.Certificate]) -> list[tuple[str, ...]]:
+    """Displacements whose outputs follow one law on one sphere: each output is decoded once.
+
+    Full and paired spread the perturbed code alike and differ in what its output is compared with.
+    """
+    both, keys = ("full", "paired"), list(lower)
+    if all(name in lower for name in both):
+        one, other = (lower[name].radius for name in both)
+        if torch.equal(one, other):
+            return [*((key,) for key in keys if key not in both), both]
+    return [(key,) for key in keys]
+
+
+def _trials(
+    subject: rv.Victim, x: Tensor, lower: dict[str, rv.Certificate], spec: Spec, run: Run
+) -> dict[str, dict[str, Any]]:
+    """What came of perturbations of one length under some displacements, numbers by name."""
+    vae, names = subject.vae, tuple(lower)
+    one = lower[names[0]]
+    certified = (one.radius > 0).nonzero()[:, 0].tolist()
+    result = {"radius": one.radius[certified].tolist(), "perturbations": 0, "judged": 0}
     if not certified:
-        return result
-    generator = run.noise(f"{displacement}, perturbations")
+        return dict.fromkeys(names, result)
+    generator = run.noise(f"{'+'.join(names)}, perturbations")
     each = -(-spec.count // len(certified))
-    centers = vae.decode(vae.encode(x).mean).mean if lower.centers is None else lower.centers
+    centers = vae.decode(vae.encode(x).mean).mean if one.centers is None else one.centers
     # half of the digits, half of the time: it only chooses what is judged
     fast: Any = copy.deepcopy(vae).to(getattr(torch, spec.search_dtype))
     fast.to(memory_format=torch.channels_last)
     steps, chances, shares = list[Tensor](), list[Tensor](), list[_Share]()
     for i in certified:
-        share = _Share(subject, x[i], centers[i : i + 1], displacement, spec.r)
-        steps.append(_steps(fast, x[i], _SHARE * float(lower.radius[i]), each, generator))
-        candidates = steps[-1]
-        if spec.candidates and not spec.stddev:
-            expected = share.expected(candidates, spec.screen, generator)
-            order = expected.argsort()[: -(-spec.candidates // len(certified))]
-        else:
-            order = torch.arange(each)
-        chance = torch.full((each,), 2.0, dtype=torch.float64)  # never among the worst
-        chance[order] = share.screened(fast, candidates[order], spec.screen, generator)
-        chances.append(chance)
-        shares.append(share)
-    worst = torch.cat(chances).argsort()[: spec.worst].tolist()
-    violations, least = 0, 1.0
-    for k in worst:
-        row, place = divmod(k, each)
-        step, inside, draws = steps[row][place : place + 1], 0, 0
-        low, high = 0.0, 1.0
-        while draws < spec.fresh and low <= spec.m < high:
-            count = min(-(-spec.fresh // 100), spec.fresh - draws)
-            inside += shares[row].inside(step, count, generator)
-            draws += count
-            ends = clopper_pearson(inside, draws, _CONFIDENCE)
-            low, high = (float(torch.as_tensor(end)) for end in ends)
-        violations += int(high <= spec.m)
-        least = min(least, inside / draws)
-    total = sum(map(len, steps))
-    return {
-        **result,
-        "perturbations": total,
-        "judged": len(worst),
-        "least": least,
-        "violations": violations,
-    }
+        shares.append(_Share(subject, x[i], centers[i : i + 1], names, spec.r))
+        steps.append(_steps(fast, x[i], _SHARE * float(one.radius[i]), each, generator))
+        chances.append(shares[-1].screened(fast, steps[-1], spec.screen, generator))
+    results = dict[str, dict[str, Any]]()
+    for name, chance in zip(names, torch.cat(chances, 1), strict=True):
+        worst = chance.argsort()[: spec.worst].tolist()
+        violations, least = 0, 1.0
+        for k in worst:
+            row, place = divmod(k, each)
+            step, inside, draws = steps[row][place : place + 1], 0, 0
+            low, high = 0.0, 1.0
+            while draws < spec.fresh and low <= spec.m < high:
+                count = min(-(-spec.fresh // 100), spec.fresh - draws)
+                inside += shares[row].inside(step, name, count, generator)
+                draws += count
+                ends = clopper_pearson(inside, draws, _CONFIDENCE)
+                low, high = (float(torch.as_tensor(end)) for end in ends)
+            violations += int(high <= spec.m)
+            least = min(least, inside / draws)
+        results[name] = {
+            **result,
+            "perturbations": sum(map(len, steps)),
+            "judged": len(worst),
+            "least": least,
+            "violations": violations,
+        }
+    return results
 
 
 def _steps(fast: VAE, x: Tensor, radius: float, count: int, generator: torch.Generator) -> Tensor:
@@ -200,98 +218,76 @@ def _steps(fast: VAE, x: Tensor, radius: float, count: int, generator: torch.Gen
 @final
 @dataclass(frozen=True, eq=False)
 class _Share:
-    """How many draws stay within r of the center after a perturbation of one input.
+    """How many draws stay within r of what they are compared with, for changes of one input.
 
     Attributes:
         subject: The victim.
         x: The input, (C, H, W).
-        center: What displacements are measured from, (1, ...).
-        displacement: Of the certificate.
-        r: Of the certificate.
+        center: What displacements are measured from, (1, ...), unless they are paired.
+        displacements: Of the certificates.
+        r: Of the certificates.
     """
 
     subject: rv.Victim
     x: Tensor
     center: Tensor
-    displacement: str
+    displacements: tuple[str, ...]
     r: float
 
     @torch.no_grad()
-    def inside(self, step: Tensor, draws: int, generator: torch.Generator) -> int:
+    def inside(
+        self, step: Tensor, displacement: str, draws: int, generator: torch.Generator
+    ) -> int:
         """Of so many fresh draws for one perturbation, (1, C, H, W), of the victim as it is."""
-        vae, image, inside = self.subject.vae, self.x + step, 0
-        moved, clean = self._posterior(image), vae.encode(self.x[None])
+        image, inside, other = self.x + step, 0, self.center
         for count in _parts(draws):
-            other = self.center
-            if self.subject.noise:
-                rows = image.expand(count, *self.x.shape)
-                output = self.subject.reconstruct(rows, generator=generator)
-            else:
-                output = vae.decode(_latents(moved, count, generator)).mean
-                if self.displacement == "paired":
-                    other = vae.decode(_latents(clean, count, generator)).mean
+            output = self._outputs(image, count, generator)
+            if displacement == "paired":
+                other = self._outputs(self.x[None], count, generator)
             inside += int((self._gaps(output, other) <= self.r).sum())
         return inside
 
     @torch.no_grad()
     def screened(self, fast: VAE, steps: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-        """The share of draws of a fast copy that stay, for many perturbations, (N,), less a trifle.
+        """The share of draws of a fast copy that stay, (displacements, N), less a trifle.
 
         The trifle ranks those of equal shares by their mean distance. Partners of "paired"
         displacements are shared: the worst are judged by draws of their own.
         """
-        noise, others = self.subject.noise, [self.center] * draws
-        if self.displacement == "paired":
-            z = _latents(self.subject.vae.encode(self.x[None]), draws, generator)
-            others = list(fast.decode(z.to(fast.dtype)).mean.split(1))
+        noise = self.subject.noise
+        others = {name: [self.center] * draws for name in self.displacements}
+        if "paired" in others:
+            others["paired"] = list(self._outputs(self.x[None], draws, generator).split(1))
         shares = []
         for part in steps.split(_ROWS):
             images = self.x + part
-            moved = self._posterior(images)
-            share = torch.zeros(len(part), dtype=torch.float64)
-            for other in others:
+            moved = None if noise else self._posterior(images)
+            share = torch.zeros(len(others), len(part), dtype=torch.float64)
+            for draw in range(draws):
                 if noise:
                     rows = noise.noisy(images, generator=generator).to(fast.dtype)
                     z = noise.defense(fast, rows, generator=generator)
                 else:
                     z = _latents(moved, 1, generator).to(fast.dtype)
-                gaps = self._gaps(fast.decode(z).mean, other)
-                share += (gaps <= self.r).double() - 1e-6 * gaps / self.r
+                output = fast.decode(z).mean
+                for place, partners in enumerate(others.values()):
+                    gaps = self._gaps(output, partners[draw])
+                    share[place] += (gaps <= self.r).double() - 1e-6 * gaps / self.r
             shares.append(share / draws)
-        return torch.cat(shares)
+        return torch.cat(shares, 1)
 
-    @torch.no_grad()
-    def expected(self, steps: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-        """As `screened` by the decoder's slopes at draws of the clean posterior, (N,).
-
-        For Gaussian posteriors: z = mu + sigma n moves with mu and sigma, n stays.
-        """
-        vae, clean = self.subject.vae, self.subject.vae.encode(self.x[None])
-        mean, spread = clean.mean, clean.stddev
-        noise = rv.seeding.randn(draws, mean.shape[1], like=mean, generator=generator)
-        others = self.center.expand(draws, *self.center.shape[1:])
-        if self.displacement == "paired":
-            others = vae.decode(_latents(clean, draws, generator)).mean
-        moved = [self._posterior(self.x + part) for part in steps.split(_ROWS)]
-        shifts = torch.cat([part.mean for part in moved]) - mean
-        growths = torch.cat([part.stddev.expand_as(part.mean) for part in moved]) - spread
-        share, size = torch.zeros(len(steps), dtype=torch.float64), 0.1 * spread
-        for n, other in zip(noise.split(1), others, strict=True):
-            z = mean + spread * n
-            outputs = vae.decode(torch.cat([z, z + torch.diag(size[0])])).mean.flatten(1)
-            slopes = (outputs[1:] - outputs[:1]) / size.mT
-            gap = outputs[0] - other.flatten()
-            move = shifts + growths * n
-            squares = gap.square().sum() + 2 * move @ (slopes @ gap)
-            squares = squares + (move @ (slopes @ slopes.mT) * move).sum(1)
-            gaps = squares.clamp_min(0).sqrt()
-            share += (gaps <= self.r).double() - 1e-6 * gaps / self.r
-        return share / draws
+    def _outputs(self, image: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """So many outputs of the victim as it is for one image, (1, C, H, W)."""
+        if self.subject.noise:
+            rows = image.expand(count, *self.x.shape)
+            return self.subject.reconstruct(rows, generator=generator)
+        z = _latents(self._posterior(image), count, generator)
+        return self.subject.vae.decode(z).mean
 
     def _posterior(self, images: Tensor) -> Any:
         """Of perturbed images, as the displacement spreads it."""
         moved: Any = self.subject.vae.encode(images)
-        if self.displacement != "centered":
+        if "centered" not in self.displacements:
             return moved
         spread: Any = self.subject.vae.encode(self.x[None])
         return rv.models.Gaussian(moved.mean, spread.stddev.expand_as(moved.mean))
