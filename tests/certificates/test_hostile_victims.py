@@ -13,7 +13,7 @@ import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import certify
 from robustvae.certificates.methods import sampling
-from robustvae.certificates.methods.independence import Independence
+from robustvae.defenses.independence import Independence
 
 S, R, WIDTH = 0.5, 2.0, 4
 FAR = 10.0  # what a spoiled output lies away

@@ -10,8 +10,9 @@ from scipy.stats import ncx2, norm
 import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import certify
-from robustvae.certificates.methods import independence, sampling, smoothing
+from robustvae.certificates.methods import sampling, smoothing
 from robustvae.certificates.methods.sampling import Sampler, lower_index, upper_index
+from robustvae.defenses import independence
 from robustvae.defenses import noise as noise_module
 from robustvae.metrics import clopper_pearson
 

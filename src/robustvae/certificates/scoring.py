@@ -16,16 +16,16 @@ from robustvae.arguments import checked
 from robustvae.certificates.certificate import check_complete
 from robustvae.certificates.curves import by_input, quantile_ends, samplers_of, sorted_sizes
 from robustvae.certificates.methods.base import chunks
-from robustvae.certificates.methods.independence import (
+from robustvae.certificates.methods.sampling import Sampler, Statistic
+from robustvae.certificates.methods.smoothing import shifted_level
+from robustvae.data.verbs import reads_inputs
+from robustvae.defenses import Victim
+from robustvae.defenses.independence import (
     check_batch,
     check_rows_alone,
     check_score,
     noise_of,
 )
-from robustvae.certificates.methods.sampling import Sampler, Statistic
-from robustvae.certificates.methods.smoothing import shifted_level
-from robustvae.data.verbs import reads_inputs
-from robustvae.defenses import Victim
 from robustvae.display import three_lines
 from robustvae.errors import (
     ConfigError,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustvae.defenses.defense import Defense, reads_encoder_mean
+from robustvae.defenses.independence import Independence
 from robustvae.defenses.noise import InputNoise
 from robustvae.defenses.posterior import PosteriorMean
 from robustvae.errors import ConfigError, DtypeError, ShapeError, check_images
@@ -78,6 +79,19 @@ class Victim:
     def votes(self) -> int:
         """How many independent draws one output is the mean of."""
         return 1 if self.noise is None else self.noise.votes
+
+    def check_draws(self, x: Tensor, *, at_once: int = 64, batches: int = 64) -> None:
+        """Raise unless draws behind noise look independent and of one law, as smoothing needs.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W); the first is drawn from.
+            at_once: Rows of a batch of draws.
+            batches: How many batches.
+
+        Raises:
+            UnsupportedError: There is no noise on the input, or what the draws show, in a sentence.
+        """
+        Independence(self, x, at_once).check_draws(batches)
 
     def latent(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """The latent that the defense reads off each image; of several votes, their mean.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from robustvae.arguments import checked, is_dense, shown
 from robustvae.data.coercion import as_images
 from robustvae.data.images import Images
-from robustvae.errors import DtypeError, ShapeError, check_type
+from robustvae.errors import DtypeError, ShapeError, UnsupportedError, check_type
 from robustvae.models.adapters import wrap
 from robustvae.models.adapters.trial import buffers_kept
 from robustvae.models.adapters.wrapped import WrappedVAE
@@ -21,6 +22,9 @@ from robustvae.models.items import Diagnosis, Item
 from robustvae.models.looks import Subject, look
 
 ROWS = 8  # inputs looked at; a fault of a model shows on any of them
+# draws behind noise on the input: what one batch in 32 shares is seen twice
+AT_ONCE, BATCHES = 64, 64
+PATIENCE = 20.0  # seconds that such draws may take
 
 __all__ = ["check", "Diagnosis", "Item"]
 
@@ -32,7 +36,7 @@ def check(model: Any, x: Any) -> Diagnosis:
     The model runs in evaluation mode on at most eight inputs, and is left as it was. Looked at are
     mode, randomness inside the calls, dependence on the batch, range of the pixels, spread of the
     codes, kind of the outputs, finite values by type, gradients against central differences, and
-    what changes by being called.
+    what changes by being called; behind noise on the input also whether draws look independent.
 
     Args:
         model: A `VAE`; a `Victim`; or a module, which is wrapped first.
@@ -61,7 +65,7 @@ def check(model: Any, x: Any) -> Diagnosis:
         )
     subject = Subject(model, vae, _inputs(vae, x))
     with buffers_kept(vae), torch.random.fork_rng(devices=[]):
-        items = [*look(subject), *_forward(vae, subject.x), *_statements(vae)]
+        items = [*look(subject), *_forward(vae, subject.x), *_draws(subject), *_statements(vae)]
     return Diagnosis(tuple(items), subject.words)
 
 
@@ -84,6 +88,35 @@ def _forward(vae: VAE, x: Tensor) -> Iterator[Item]:
         else f"forward passes differ by {gap[0]:.2g} of their size from what their codes decode to",
         "" if same else "forward hands more than the code to its decoder: give output_only=True",
     )
+
+
+def _draws(subject: Subject) -> Iterator[Item]:
+    """Whether draws behind noise on the input are what smoothing takes them for, as it asks it."""
+    if getattr(subject.model, "noise", None) is None:
+        return
+    name = "draws_independent"
+    try:
+        seconds = subject.seconds or _seconds(subject)
+        if AT_ONCE * BATCHES * seconds > PATIENCE * len(subject.x):
+            yield Item(name, None, "draws are too slow to be made here: certify looks at its own")
+            return
+        with torch.no_grad():
+            subject.model.check_draws(subject.x, at_once=AT_ONCE, batches=BATCHES)
+    except UnsupportedError as error:
+        message, _, remedy = line(error).partition(": ")
+        yield Item(name, False, message, remedy)
+    except Exception as error:  # a stranger's code may raise anything
+        yield Item(name, None, f"could not be judged: {type(error).__name__}: {line(error)}")
+    else:
+        yield Item(name, True, f"{AT_ONCE * BATCHES:,} draws look independent and of one law")
+
+
+def _seconds(subject: Subject) -> float:
+    """What a call takes by the clock, where its operations could not be counted."""
+    start = time.process_time()
+    with torch.no_grad():
+        subject.output(subject.x)
+    return time.process_time() - start
 
 
 def _statements(vae: VAE) -> Iterator[Item]:

@@ -16,7 +16,6 @@ from robustvae.certificates.methods.base import (
     Task,
     clean_probability,
 )
-from robustvae.certificates.methods.independence import check_batch, check_rows_alone
 from robustvae.certificates.methods.lipschitz import check_own_posterior
 from robustvae.certificates.movement import (
     Encoder,
@@ -30,6 +29,7 @@ from robustvae.certificates.propagation import METHODS, Method
 from robustvae.certificates.question import Question
 from robustvae.certificates.rounding import Arithmetic, unit_of
 from robustvae.defenses import Victim
+from robustvae.defenses.independence import check_batch, check_rows_alone
 from robustvae.errors import UnsupportedError
 from robustvae.loops import loop
 from robustvae.metrics import clopper_pearson

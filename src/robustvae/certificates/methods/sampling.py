@@ -16,13 +16,9 @@ import torch
 from torch import Tensor
 
 from robustvae.certificates.methods.base import chunks
-from robustvae.certificates.methods.independence import (
-    Independence,
-    check_values,
-    noise_of,
-    ready,
-)
 from robustvae.defenses import Victim
+from robustvae.defenses.draws import check_values
+from robustvae.defenses.independence import Independence, noise_of, ready
 from robustvae.defenses.noise import GRID
 from robustvae.errors import NonFiniteError
 from robustvae.loops import in_turn

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from robustvae import bounds
 from robustvae.certificates.methods.base import Finding, Task
-from robustvae.certificates.methods.independence import check_batches, noise_of
 from robustvae.certificates.methods.sampling import Sampler
+from robustvae.defenses.draws import check_batches
+from robustvae.defenses.independence import noise_of
 from robustvae.errors import RangeError, check_count
 from robustvae.metrics import clopper_pearson
 from robustvae.registry import register

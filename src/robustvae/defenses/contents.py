@@ -52,7 +52,7 @@ def contents(*values: Any) -> bytes | None:
         values: Whatever makes up a victim.
 
     Examples:
-        >>> from robustvae.certificates.methods.contents import contents
+        >>> from robustvae.defenses.contents import contents
         >>> contents([1, "a"]) == contents([1, "a"]), contents([1]) == contents([2])
         (True, False)
     """

@@ -9,16 +9,18 @@ evidence, not a proof: what differs only in rare cases is not seen.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
-from robustvae.certificates.methods.contents import contents
-from robustvae.defenses import InputNoise, Victim, is_random
-from robustvae.defenses.noise import check_continuous
+from robustvae.defenses.contents import contents
+from robustvae.defenses.defense import is_random
+from robustvae.defenses.draws import are_unequal, are_unlike, check_values
+from robustvae.defenses.noise import InputNoise, check_continuous
 from robustvae.errors import UnsupportedError
 from robustvae.models import Gaussian
 from robustvae.models.base import frozen
@@ -26,9 +28,11 @@ from robustvae.models.layout import channels_last
 from robustvae.seeding import generator as seeded_generator
 from robustvae.seeding import randn
 
+if TYPE_CHECKING:
+    from robustvae.defenses.victim import Victim
+
 _AGREE = 1e-4  # relative; float sums in another order differ by some 1e-6, another input by more
 _CALLS = 24  # of each kind: enough to tell laws apart that hardly overlap, cheap beside the draws
-_CHANCE = 1e-9  # of refusing a victim whose places all have one law
 _ROWS = 128  # of a batch of a few images again and again
 _ALONE = 8  # rows of a drawn batch that are looked at alone
 # of the rows, what may differ: a sum that is rounded otherwise can turn a quantizer's choice
@@ -61,15 +65,25 @@ def noise_of(victim: Victim) -> InputNoise:
     """The noise on the victim's input.
 
     Raises:
-        UnsupportedError: There is none, or the model reads whole numbers only.
+        UnsupportedError: There is none, it is not `InputNoise` as it stands, or the model reads
+            whole numbers only.
     """
-    if victim.noise is None:
+    noise = victim.noise
+    if noise is None:
         raise UnsupportedError(
             "smoothing certifies a victim with noise on its input, got the defense "
             f"{type(victim.defense).__name__}: use rv.Victim(vae, rv.InputNoise(stddev=0.25))"
         )
+    # what a subclass or a replaced function draws need not be the noise that the lemma is about
+    own = {field.name for field in dataclasses.fields(InputNoise)}
+    if type(noise) is not InputNoise or vars(noise).keys() - own:
+        raise UnsupportedError(
+            "smoothing certifies the noise of rv.InputNoise itself, got a noise "
+            f"({type(noise).__name__}) that may draw otherwise: give what else is to happen as "
+            "rv.InputNoise(stddev, defense=...)"
+        )
     check_continuous(victim.vae)
-    return victim.noise
+    return noise
 
 
 @final
@@ -124,6 +138,30 @@ class Independence:
         code = victim.latent(rows, generator=seeded_generator(0, self._one.device))
         logits = victim.classifier(code)[:2]
         return torch.cat([output.flatten(1), logits.flatten(1).to(output)], 1)
+
+    def check_draws(self, batches: int) -> None:
+        """Raise where outputs drawn for it are not as independent draws of one law are.
+
+        Args:
+            batches: How many batches of `at_once` outputs of the first input are drawn.
+
+        Raises:
+            UnsupportedError: They are not, or the victim has changed meanwhile.
+        """
+        rows = self._one.expand(self._at_once, *self._one.shape[1:])
+        g, draws = seeded_generator(8, self._one.device), list[Tensor]()
+        with ready(self._victim):
+            for _ in range(batches):
+                self.check_generator(0, g)
+                draws.append(self._victim.reconstruct(rows, generator=g).flatten(1).double().cpu())
+            self.check_output()
+        self.check_state()
+        outputs = torch.cat(draws)
+        gaps = outputs - outputs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).mean(0)
+        # the distance is what certificates read; along a line opposite draws are told apart
+        line = randn(gaps.shape[1], like=gaps, generator=seeded_generator(9))
+        for values in (gaps.norm(dim=1), gaps @ line):
+            check_values(values, self._at_once)
 
     def check_generator(self, i: int, generator: torch.Generator) -> None:
         """Raise where the generator of an input stands where it stood before: the victim did it.
@@ -306,23 +344,25 @@ def _check_defense(victim: Victim, noise: InputNoise, near: Tensor, after: Tenso
 
     subject = "smoothing needs independent draws, and this victim's output for a row"
     check_mates(subject, run, near[:2], near[2:], after[2:])
-    once, again = (inner(seeded_generator(seed, noisy.device), 4) for seed in (2, 3))
-    varies = not _same(once[:1].expand_as(once), once)
+    calls = [inner(seeded_generator(seed, noisy.device), 4) for seed in (2, 3)]
+    g = seeded_generator(4, noisy.device)
+    if all(map(_is_one, calls)):
+        # a rare draw, or one that all rows share, takes many calls to be seen
+        calls += [inner(g, 4) for _ in range(_CALLS if is_random(noise.defense) else 1)]
+    varies = not all(map(_is_one, calls))
+    repeats = all(_same(calls[0], call) for call in calls)
     if varies and not is_random(noise.defense):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this victim gives equal rows unequal "
             "outputs though its defense says that it is not random: it reads their place"
         )
-    if varies and _same(once, again):
+    if varies and repeats:
         raise UnsupportedError(
             "smoothing needs independent draws, and this victim repeats its random numbers "
             "whatever generator it is given: let it draw from the generator argument"
         )
-    g = seeded_generator(4, noisy.device)
     if not varies:
-        # a rare draw that all rows share takes many calls to be seen
-        others = [again, *(inner(g, 4) for _ in range(_CALLS if is_random(noise.defense) else 1))]
-        if not all(_same(once, other) for other in others):
+        if not repeats:
             raise UnsupportedError(
                 "smoothing needs independent draws, and this victim makes one draw for all rows "
                 "of a batch: let it draw for every row"
@@ -338,65 +378,15 @@ def _check_defense(victim: Victim, noise: InputNoise, near: Tensor, after: Tenso
         (outputs - reference).flatten(1).double().norm(dim=1)
         for outputs in (*small, inner(g, len(near)))
     ]
-    if _unequal(groups[:-1]):
+    if are_unequal(groups[:-1]):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this victim draws by another one for the first "
             "row of a batch than for the second or for one alone: it reads their place"
         )
-    if _unlike(torch.cat(groups[:-1]), groups[-1]):
+    if are_unlike(torch.cat(groups[:-1]), groups[-1]):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this victim draws by another one in a batch of "
             f"{len(near)} rows than in small ones: let the size of the batch change nothing"
-        )
-
-
-def check_values(values: Tensor, at_once: int) -> None:
-    """Raise where batches of numbers differ more than independent draws do.
-
-    Args:
-        values: In the order in which they were drawn, (n,).
-        at_once: Draws of each batch.
-
-    Raises:
-        UnsupportedError: The batches' shares below a quantile of all are spread too widely.
-    """
-    if len(values) <= at_once:
-        return
-    order = values.nan_to_num(nan=torch.inf).sort().values
-    # a shift that batches share by chance shows at a low, a middle or a high quantile
-    for share in (0.1, 0.5, 0.9):
-        parts = (values <= order[int(share * (len(order) - 1))]).split(at_once)
-        check_batches([int(part.sum()) for part in parts], list(map(len, parts)))
-
-
-def check_batches(inside: list[int], counts: list[int]) -> None:
-    """Raise where batches differ more than independent draws do: rows of one share their chance.
-
-    Args:
-        inside: Draws of each batch at which an event happened.
-        counts: Draws of each batch.
-
-    Raises:
-        UnsupportedError: The batches' shares are spread too widely.
-    """
-    from scipy.special import chdtrc
-
-    share = sum(inside) / sum(counts)
-    # the chi-square is trusted where a batch holds some of either kind: small ones are joined
-    least = 5 / max(min(share, 1 - share), 1e-300)
-    groups, hits, size = list[tuple[int, int]](), 0, 0
-    for hit, count in zip(inside, counts, strict=True):
-        hits, size = hits + hit, size + count
-        if size >= least:
-            groups.append((hits, size))
-            hits = size = 0
-    if len(groups) < 2:
-        return
-    spread = sum((hit - share * n) ** 2 / (n * share * (1 - share)) for hit, n in groups)
-    if chdtrc(len(groups) - 1, spread) < _CHANCE / 1000:  # the tail of few counts is heavier
-        raise UnsupportedError(
-            "smoothing needs independent draws, and batches of this victim's draws differ more "
-            "than such draws do: let it draw for every row"
         )
 
 
@@ -423,27 +413,16 @@ def check_score(
     check_mates(subject, run, pair, near, near + aside, near)
     singles = torch.cat([run(one, g) for _ in range(2 * _CALLS)])
     batch = run(one.expand(max(at_once, 2), *one.shape[1:]), g)
-    if _unlike(singles, batch):
+    if are_unlike(singles, batch):
         raise UnsupportedError(
             "smoothing needs draws of one law, and this score's are of another one in a batch of "
             f"{len(batch)} rows than of a row alone: let it read every row alone"
         )
 
 
-def _unequal(groups: list[Tensor]) -> bool:
-    """Whether ranks say that numbers are not all of one law; false by chance once in 1e9."""
-    from scipy.stats import kruskal
-
-    values = [group.nan_to_num(nan=torch.inf, posinf=1e300).cpu().numpy() for group in groups]
-    if all((value == values[0][0]).all() for value in values):
-        return False
-    return bool(kruskal(*values).pvalue < _CHANCE)
-
-
-def _unlike(one: Tensor, other: Tensor) -> bool:
-    """Whether ranks say that numbers lie elsewhere than others, or more widely about the middle."""
-    middle = other.median()
-    return _unequal([one, other]) or _unequal([(part - middle).abs() for part in (one, other)])
+def _is_one(rows: Tensor) -> bool:
+    """Whether all rows are the same."""
+    return _same(rows[:1].expand_as(rows), rows)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
