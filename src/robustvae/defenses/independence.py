@@ -149,19 +149,25 @@ class Independence:
             UnsupportedError: They are not, or the victim has changed meanwhile.
         """
         rows = self._one.expand(self._at_once, *self._one.shape[1:])
-        g, draws = seeded_generator(8, self._one.device), list[Tensor]()
+        g, sizes, places = seeded_generator(8, self._one.device), list[Tensor](), list[Tensor]()
+
+        def drawn() -> Tensor:
+            self.check_generator(0, g)
+            return self._victim.reconstruct(rows, generator=g).flatten(1).double()
+
         with ready(self._victim):
+            # of draws used for nothing else, or their batch would lie nearer than the others
+            center = drawn().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).mean(0)
+            line = randn(len(center), like=center, generator=seeded_generator(9, center.device))
             for _ in range(batches):
-                self.check_generator(0, g)
-                draws.append(self._victim.reconstruct(rows, generator=g).flatten(1).double().cpu())
+                gaps = drawn() - center
+                sizes.append(gaps.norm(dim=1))
+                places.append(gaps @ line)
             self.check_output()
         self.check_state()
-        outputs = torch.cat(draws)
-        gaps = outputs - outputs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).mean(0)
         # the distance is what certificates read; along a line opposite draws are told apart
-        line = randn(gaps.shape[1], like=gaps, generator=seeded_generator(9))
-        for values in (gaps.norm(dim=1), gaps @ line):
-            check_values(values, self._at_once)
+        for values in (sizes, places):
+            check_values(torch.cat(values), self._at_once)
 
     def check_generator(self, i: int, generator: torch.Generator) -> None:
         """Raise where the generator of an input stands where it stood before: the victim did it.

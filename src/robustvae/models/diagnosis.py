@@ -24,7 +24,7 @@ from robustvae.models.looks import Subject, look
 ROWS = 8  # inputs looked at; a fault of a model shows on any of them
 # draws behind noise on the input: what one batch in 32 shares is seen twice
 AT_ONCE, BATCHES = 64, 64
-PATIENCE = 20.0  # seconds that such draws may take
+PATIENCE = 4.0  # seconds that such draws may take
 
 __all__ = ["check", "Diagnosis", "Item"]
 
