@@ -35,6 +35,20 @@ def test_lead_that_gradients_extend(beyond, passed):
     assert GradientBeatsGradientFree()(case).passed is passed
 
 
+@pytest.mark.parametrize(("hidden", "passed"), [(0, True), (8, True), (12, False)])
+def test_gains_elsewhere_excuse_nothing(hidden, passed):
+    """Climbs that gain where gradients see the way say nothing of inputs whose slope is hidden."""
+    squares = [3.0] * 20 + [1.0] * 20
+    climbs = [3.0] * hidden + [8.0] * (40 - hidden)
+    scores = {"plan": [1.0] * 40, "gradient-free": squares, "explored": climbs}
+    both = [
+        {**rows(role)[0], "input": number, "score": score}
+        for role, values in scores.items()
+        for number, score in enumerate(values)
+    ]
+    assert GradientBeatsGradientFree()(Case("v", both, {}, {})).passed is passed
+
+
 @pytest.mark.parametrize(("vanished", "passed"), [(2, True), (3, False)])
 def test_climbs_that_end_on_plateaus(vanished, passed):
     points = [{"end": True, "vanished": i < vanished} for i in range(6)]

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 import robustvae as rv
 from robustvae import errors
 from robustvae.certificates import certified_radii
+from robustvae.certificates.methods import lipschitz
+from robustvae.certificates.methods.base import unchanged_models
 from robustvae.certificates.tolerances import QUICK
 
 LEVELS = (0.5, 0.75, 1.5, 2.0)
@@ -25,6 +27,28 @@ def test_radii_match_single_questions(displacement, norm):
         lower = rv.certify(vae, x, question=one, methods=QUICK, generator=rv.generator(0))
         assert_close(band.radius[:, k], lower.radius, rtol=1e-9, atol=0)
     assert (band.radius.diff(dim=1) > 0).all()
+
+
+def test_weights_are_read_once(monkeypatch):
+    """Whoever promises that a model stays as it is pays for its constants once."""
+    vae = rv.load("digits-lipschitz-vae")
+    x = rv.data.load("digits", split="test").x[:2]
+    question = rv.Question(r=1.0, displacement="centered", box=False)
+    counts = []
+    original = lipschitz.constants_of
+    monkeypatch.setattr(
+        lipschitz, "constants_of", lambda *args: counts.append(1) or original(*args)
+    )
+
+    def radii():
+        band = certified_radii(vae, x, question, LEVELS, generator=rv.generator(0))
+        return band.radius
+
+    once = radii()
+    with unchanged_models({}):
+        same = [radii(), radii()]
+    assert len(counts) == 2
+    assert (same[0] == once).all() and (same[1] == once).all()
 
 
 class Plain(rv.VAE):

@@ -297,6 +297,28 @@ def test_bad_budgets_are_refused(generator):
         Budget(confidence=1.0)
 
 
+def test_shared_points_are_drawn_once(monkeypatch, generator):
+    """What both threat models ask about the same point is drawn once, and is the same number."""
+    victim, x = rv.Victim(linear_vae(some_encoder())), images(3)
+    known = (x + 0.1).clamp(0, 1)[None]
+    drawn, results = [], []
+    distances = rv.robustness.displacement.Ruler.distances
+
+    def counted(self, y, rows, noise):
+        drawn.append(0 if torch.is_grad_enabled() else noise.draws * len(y))
+        return distances(self, y, rows, noise)
+
+    monkeypatch.setattr(rv.robustness.displacement.Ruler, "distances", counted)
+    for twins in (walk._twins, lambda y, rows: None):
+        monkeypatch.setattr(walk, "_twins", twins)
+        budget = Budget(starts=2, steps=4, explored=0)
+        both = ask(victim, x, rv.generator(0), box=None, budget=budget, candidates=known)
+        results.append((both.value, both.unconstrained.value, sum(drawn)))
+        drawn.clear()
+    torch.testing.assert_close(results[0][:2], results[1][:2])
+    assert results[0][2] < results[1][2]
+
+
 def test_fresh_noises_shorten_margins(monkeypatch):
     """A walk that sees the same few noises at each step is led by what they have in common."""
     vae = rv.load("digits-vae-noise")

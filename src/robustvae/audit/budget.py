@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustvae.attacks import Attack
+from robustvae.audit.measures.band import along_draws
 from robustvae.audit.measures.probability import rival_draws
 from robustvae.audit.plan import EXPLORED, AttackPlan, Plan
 from robustvae.audit.unit_cost import UnitCost, unit_cost
@@ -30,15 +31,16 @@ _MOMENT = 15.0  # seconds that nobody minds waiting without a word
 _GRACE = 1.1  # of the budget, after which not even the required stages begin
 _TRIFLE = 0.01  # share of the remaining time for which no stage is refused
 _PACE = 20.0  # times slower than measured a machine may become and still be believed
-# draws that place a margin's boundary in two boxes, and the share of the plan's that its tests take
-_MARGIN_DRAWS, _MARGIN_TESTS = 1400, 0.75
+# draws that place a margin's boundary in two boxes: a number, and for each that chooses; and the
+# share of the plan's that its tests take
+_MARGIN_DRAWS, _MARGIN_CHOOSING, _MARGIN_TESTS = 700, 5.5, 0.75
 _STILL_LOOKS = 60  # outputs that place one of a victim that draws nothing
 _ALL_ONE_SIDE = 0.6  # share of a headline's draws that are made: looks at a quarter end many
 _PROBE_RUNS = 7  # attacks of the probes: at x, twice and without radius, and at four neighbors
 # forward passes of the probes' differences, which attacks ask for too: of the outputs, and for each
 # draw of the goal
 _PROBE_PASSES, _PROBE_DRAWS = 180, 115
-_BAND_DRAWS, _BAND_SMOOTHING = 100, 2000  # draws of the two bands
+_BAND_SMOOTHING = 2000  # draws of the certified band
 _OVERFLOW_PASSES = 40  # 20 steps, and a bisection of 14 looks
 _OTHER_PASSES = 10  # of each attack, for measures that are not the library's own
 
@@ -112,8 +114,9 @@ def stage_seconds(
     products = rows if is_small(victim.vae, x) else plan.products
     # of a victim that answers the same again, measures draw once, whatever the plan says
     random = victim.draws_own_posterior or is_random(victim.defense)
-    headline, clean, rival = 1.0, 1.0, 1.0
+    headline, clean, rival, along = 1.0, 1.0, 1.0, 1.0
     if random:
+        along = float(along_draws(plan.draws))
         headline, clean = _ALL_ONE_SIDE * plan.draws, float(plan.draws // 4)
         rival = float(rival_draws(plan.draws))
     others = {spec["name"]: _OTHER_PASSES * count * unit.forward for spec in plan.measures}
@@ -125,8 +128,7 @@ def stage_seconds(
         "damage": 2 * count * unit.forward,
         "damage-curve": 3 * len(plan.balls) * unit.forward,
         # the draws at the attacked inputs serve for their probabilities too
-        "band-attacked": (3 * min(_BAND_DRAWS, headline) + headline + (same - 1) * rival)
-        * unit.forward,
+        "band-attacked": (3 * along + headline + (same - 1) * rival) * unit.forward,
         "band-certified": (_BAND_SMOOTHING if victim.noise is not None else 1) * unit.forward,
         "similarity": count * unit.forward,
         "usefulness": 3 * unit.forward,
@@ -156,7 +158,8 @@ def margin_seconds(plan: Plan, victim: Victim, unit: UnitCost) -> float:
     gradients = 2.0 * half * (walks + -(-walks // 2) + 1)
     draws, looks = 1, _STILL_LOOKS * 1.0
     if victim.draws_own_posterior or is_random(victim.defense):
-        looks = _MARGIN_DRAWS + _MARGIN_TESTS * plan.draws
+        looks = _MARGIN_DRAWS + _MARGIN_CHOOSING * plan.margins.choosing
+        looks += _MARGIN_TESTS * plan.draws
         draws = 1 if victim.draws_own_posterior else SURROGATE_DRAWS
     return draws * gradients * unit.gradient + looks * unit.forward
 

@@ -216,7 +216,8 @@ class Context:
         index = torch.tensor(list(rows), device=self.x.device)
         attacks = tuple(one.part(rows) for one in self.attacks)
         attacked = None if self.attacked is None else self.attacked.part(rows)
-        cache = {key: self.cache[key] for key in ("partners",) if key in self.cache}
+        kept = ("partners", "of models")
+        cache = {key: self.cache[key] for key in kept if key in self.cache}
         return dataclasses.replace(
             self,
             x=self.x[index],

@@ -172,6 +172,7 @@ class MarginPlan(Values):
         steps: Gradients of each search.
         restarts: Starts of each search: one more is close to the input, and `EXPLORED` are found by
             square searches.
+        choosing: Draws, common to all changes of an input, that place the boundary on the best one.
         gradients: The most decoder gradients an input that a search may take; beyond it the
             margin is left out. A defense of many steps costs that many times.
     """
@@ -180,6 +181,7 @@ class MarginPlan(Values):
 
     steps: int = Field(default=30, ge=1)
     restarts: int = Field(default=3, ge=1)
+    choosing: int = Field(default=128, ge=16)
     gradients: float = Field(default=20000, gt=0)
 
 

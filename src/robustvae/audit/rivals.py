@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robustvae.audit.checks.gradient_matches_function import informative
 from robustvae.records import Case, Outcome
@@ -30,8 +32,10 @@ def compared(
         roles: The rivals' roles, such as "transfer".
         slack: Relative lead of the rivals that is forgiven.
         further: Roles of climbs that went on from where the rivals ended. A lead is forgiven where
-            these lead by as much again, and by more than two standard errors: then gradients do see
-            the way, and random starts were the wrong place to ask.
+            these lead by as much again, by more than two standard errors, and by more than the
+            slack on most of the inputs on which the rivals led: then gradients do see the way, and
+            random starts were the wrong place to ask. What climbs gain on inputs where gradients
+            led anyway excuses nothing: a victim may hide the slope of some inputs alone.
     """
     words, any_failure, any_judgment = [], False, False
     for ball, rows in case.balls():
@@ -52,7 +56,8 @@ def compared(
                 if behind and result.gap > 2 * result.stderr:
                     beyond = paired(theirs, climbs)
                     lead = max(result.gap, slack * result.second)
-                    if beyond is not None and beyond.gap > max(lead, 2 * beyond.stderr):
+                    leads = beyond is not None and beyond.gap > max(lead, 2 * beyond.stderr)
+                    if beyond is not None and leads and _extended(ours, theirs, climbs, slack):
                         said += f", and {beyond.second:.3g} by gradients from there"
                     else:
                         any_failure = True
@@ -63,3 +68,19 @@ def compared(
     if case.random and case.probes.get("gradient") and informative(case) is None:
         return Outcome(None, f"{'; '.join(words)}; no gradient to be trusted, both count")
     return Outcome(not any_failure, "; ".join(words))
+
+
+def _extended(
+    ours: Mapping[Any, float],
+    theirs: Mapping[Any, float],
+    climbs: Mapping[Any, float],
+    slack: float,
+) -> bool:
+    """Whether climbs lead on most of the inputs on which rivals did."""
+    behind = [
+        name
+        for name, rival in theirs.items()
+        if rival > ours.get(name, math.inf) * (1 + slack) and rival > _NOTHING
+    ]
+    gains = [climbs.get(name, -math.inf) > theirs[name] * (1 + slack) for name in behind]
+    return 2 * sum(gains) > len(gains)

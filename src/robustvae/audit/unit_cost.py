@@ -21,7 +21,7 @@ _SAMPLE = 4  # inputs of the measurement
 _FURTHER = 4  # more steps, and times as many rows, that tell what one of them takes
 _ROWS, _LOOK = 64, 0.6  # rows of it at the most, and seconds that they may take one by one
 _SLOW = 0.05  # seconds a row from which one row is sample enough
-_TIMES, _LONG = 3, 3.0  # measurements of a slow row, and seconds beyond which one is enough
+_TIMES, _LONG = 2, 3.0  # measurements of a slow row, and seconds beyond which one is enough
 
 
 @final

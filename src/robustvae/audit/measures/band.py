@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from robustvae.audit.context import Context
-from robustvae.audit.measures.probability import Draws, attacked_draws, draws_at
+from robustvae.audit.measures.probability import Draws, attacked_draws, draws_at, rival_draws
 from robustvae.certificates import Question, certified_radii
+from robustvae.certificates.methods.base import unchanged_models
 from robustvae.certificates.methods.sampling import lower_index
 from robustvae.errors import UnsupportedError
 from robustvae.records import Column
@@ -28,7 +29,14 @@ SHARES = ATTACKED
 
 # An order statistic of so many draws lies within a few percent of the quantile; the probability at
 # r, which decides the bracket, has the plan's own number.
-_DRAWS = 100
+_MOST = 100
+
+
+def along_draws(draws: int) -> int:
+    """Draws at a place on the way to an attacked input, of a plan with so many."""
+    return min(_MOST, rival_draws(draws))
+
+
 _ENTRIES = 2**25  # of the encoder's Jacobian, beyond which only smoothing is asked
 
 
@@ -79,14 +87,15 @@ class BandCertified:
             center=asked.center,
             box=False,  # a certificate of every change bounds those kept in range too
         )
-        band = certified_radii(
-            context.victim,
-            context.x,
-            question,
-            [asked.r * times for times in TIMES.values()],
-            generator=context.generator("band"),
-            rows=context.numbers,
-        )
+        with unchanged_models(context.once("of models", dict)):
+            band = certified_radii(
+                context.victim,
+                context.x,
+                question,
+                [asked.r * times for times in TIMES.values()],
+                generator=context.generator("band"),
+                rows=context.numbers,
+            )
         columns = dict(zip(TIMES, band.radius.T, strict=True))
         return {**columns, "certified_along_kind": [band.kind] * len(context.x)}
 
@@ -127,7 +136,9 @@ class BandAttacked:
         for key, share in SHARES.items():
             if share < 1.0 and is_first:
                 y = context.x + share * step
-                draws = draws_at(context, y, "band/draws", [_DRAWS] * len(y))
+                draws = draws_at(
+                    context, y, "band/draws", [along_draws(context.plan.draws)] * len(y)
+                )
                 columns[key] = _tolerances(context, draws)
         return columns
 

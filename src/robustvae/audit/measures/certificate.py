@@ -12,6 +12,7 @@ from robustvae import registry
 from robustvae.audit.context import Context
 from robustvae.certificates import Certificate, Question, certify
 from robustvae.certificates.certification import GUARANTEED
+from robustvae.certificates.methods.base import unchanged_models
 from robustvae.errors import ConfigError, UnsupportedError
 from robustvae.records import Column
 from robustvae.registry import register
@@ -169,22 +170,23 @@ class CertificateMeasure:
     def _ask(self, context: Context, rows: list[int], methods: tuple[Any, ...]) -> Certificate:
         """One kind's certificate of some inputs; each input's is the same in any batch."""
         question = context.question
-        certificate = certify(
-            context.victim,
-            context.x[rows],
-            question=Question(
-                r=question.r,
-                m=question.m,
-                norm=question.norm,
-                displacement=question.displacement,
-                center=question.center,
-                box=False,  # a certificate of every change bounds those kept in range too
-            ),
-            methods=methods,
-            draws=context.plan.smoothing if methods == ("smoothing",) else None,
-            generator=context.generator("certificate"),
-            rows=[context.numbers[row] for row in rows],
-        )
+        with unchanged_models(context.once("of models", dict)):
+            certificate = certify(
+                context.victim,
+                context.x[rows],
+                question=Question(
+                    r=question.r,
+                    m=question.m,
+                    norm=question.norm,
+                    displacement=question.displacement,
+                    center=question.center,
+                    box=False,  # a certificate of every change bounds those kept in range too
+                ),
+                methods=methods,
+                draws=context.plan.smoothing if methods == ("smoothing",) else None,
+                generator=context.generator("certificate"),
+                rows=[context.numbers[row] for row in rows],
+            )
         certificate.check_complete()
         return certificate
 

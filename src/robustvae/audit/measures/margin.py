@@ -72,6 +72,7 @@ class Margin:
             # a walk of two halves: half the steps of a search each
             steps=max(1, plan.steps // 2),
             draws=context.plan.draws,
+            choosing=plan.choosing,
             confidence=context.plan.confidence,
         )
         margin = estimate_margin(

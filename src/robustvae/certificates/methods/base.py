@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -67,6 +69,36 @@ class Task:
     def generators(self, purpose: str) -> list[torch.Generator]:
         """A generator for each input, which its neighbors in the batch do not move."""
         return row_generators(self.seed, purpose, self.rows, self.x.device)
+
+
+_KNOWN: ContextVar[dict[Any, Any] | None] = ContextVar("known models", default=None)
+
+
+@contextlib.contextmanager
+def unchanged_models(known: dict[Any, Any]) -> Iterator[None]:
+    """Within: models stay as they are, so that what follows from weights alone is worked out once.
+
+    For whoever asks about one model again and again, such as input by input.
+
+    Args:
+        known: What was worked out, kept by the caller.
+    """
+    token = _KNOWN.set(known)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def of_model(vae: VAE, name: str, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, remembered for the model within `unchanged_models`."""
+    known = _KNOWN.get()
+    if known is None:
+        return compute()
+    key = name, id(vae)
+    if key not in known:
+        known[key] = vae, compute()  # the model is kept, so that no other takes its id
+    return known[key][1]
 
 
 @final

@@ -25,7 +25,7 @@ from robustvae.certificates.constants import (
     check_computation,
     constants_of,
 )
-from robustvae.certificates.methods.base import SILENT, Finding, Task, row_normals
+from robustvae.certificates.methods.base import SILENT, Finding, Task, of_model, row_normals
 from robustvae.certificates.movement import Encoder
 from robustvae.certificates.networks import EXTRA_UNITS, composition_of, exact_copy, output_of
 from robustvae.certificates.rounding import Arithmetic, forward_error, unit_of
@@ -209,15 +209,20 @@ def _model_of(task: Task) -> _Model:
         vae = task.vae
         unit_of(vae.dtype, vae.device)
         gate.is_known_model(vae)
-        exact = exact_copy(vae)
-        parts = composition_of(exact)
-        constants = constants_of(parts, vae.image_shape, vae.latent)
+        exact, parts, constants = of_model(vae, "lipschitz", lambda: _by_weights(vae))
         images = task.x.to("cpu", torch.float64)
         task.memo["lipschitz, model"] = _Model(
             exact, parts, constants, images, exact.encode(images), {}, []
         )
     model: _Model = task.memo["lipschitz, model"]
     return model
+
+
+def _by_weights(vae: VAE) -> tuple[VAE, Composition, Constants]:
+    """What follows from a model's weights alone."""
+    exact = exact_copy(vae)
+    parts = composition_of(exact)
+    return exact, parts, constants_of(parts, vae.image_shape, vae.latent)
 
 
 def grounds(task: Task, lanes: int = LANES) -> Grounds:
