@@ -74,7 +74,7 @@ def test_blind_searches_cost_outputs_alone():
     assert search_seconds(rv.ProjectedAscent(steps=9, restarts=1), unit) == 100
 
 
-@pytest.mark.parametrize("minutes", [2.0, 10.0, 60.0, 600.0])
+@pytest.mark.parametrize("minutes", [2.0, 10.0, 60.0, 300.0])
 def test_plans_are_cut_to_their_minutes(costs, minutes):
     plan = read_plan("quick")
     result, words = fit_to_minutes(plan, costs, minutes)

@@ -50,7 +50,8 @@ class FirstOrder:
             center=question.center,
             norm=question.norm,
             methods=("first_order",),
-            draws=max(100, context.plan.draws // 4),  # a first guess needs no sharp probability
+            # a first guess needs no sharp probability, but a few draws more lengthen it
+            draws=max(100, min(250, context.plan.draws), context.plan.draws // 4),
             generator=context.generator("first order"),
             rows=context.numbers,
         )
