@@ -18,6 +18,7 @@ from typing import Any, Literal, final
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from experiments.causes import Change, changes_of, reason
 from experiments.harness.provenance import ROOT
 from experiments.harness.rows import line
 from experiments.papers.kuzina2022.printed import TABLES, cell_of, printed
@@ -166,12 +167,12 @@ def read() -> Ledger:
 def build() -> Ledger:
     """The ledger from what is printed and what is stored."""
     settled = yaml.safe_load(FIGURES.read_text("utf-8"))
-    ours, changes = dict(_measured()), _changes()
+    ours, changes = dict(_measured()), changes_of(RESULTS)
     cells = [
         _judged(key, place, value, error, ours.get(key), settled["causes"])
         for key, place, (value, error) in _printed()
     ]
-    cells = [_moved(cell, changes.get(_once(cell.key))) for cell in cells]
+    cells = [_explained(cell, changes.get(_once(cell.key), [])) for cell in cells]
     figures = [Figure(**figure) for figure in settled["figures"]]
     return Ledger(cells=tuple(cells), figures=tuple(figures))
 
@@ -223,31 +224,14 @@ def _once(key: str) -> str:
     return key
 
 
-def _changes() -> dict[str, tuple[float, float, str]]:
-    """What more epochs changed, with its standard error and page, by the key of the cell."""
-    return {
-        row["source"]: (row["measured"], row["stderr"], path.stem)
-        for path in sorted(RESULTS.glob("kuzina2022-length*.json"))
-        for row in json.loads(path.read_text("utf-8"))["rows"]
-        if row["source"]
-    }
-
-
-def _moved(cell: Cell, change: tuple[float, float, str] | None) -> Cell:
-    """A cell whose gap more training closes: by three standard errors and a tenth of it."""
-    if change is None or cell.ours is None or cell.verdict != "off, unexplained":
+def _explained(cell: Cell, changes: list[Change]) -> Cell:
+    """A cell whose gap a measured change closes in part."""
+    if cell.ours is None or cell.verdict != "off, unexplained":
         return cell
-    if cell.ours.training == "300 epochs":
-        return cell  # trained as long as theirs: length explains nothing
-    moved, error, page = change
     gap = cell.value - cell.ours.value
-    if abs(moved) <= 3 * error or moved / gap < 0.1:
+    why = reason(changes, gap, cell.ours.training, is_loss=cell.key.endswith("/nll"))
+    if not why:
         return cell
-    what = "minus the ELBO" if cell.key.endswith("/nll") else "it"
-    why = (
-        f"length of training: a little more changes {what} by {moved:+.3g} ± {error:.1g} "
-        f"({page}.md), toward the paper's 300 epochs; {gap:+.3g} are missing"
-    )
     return cell.model_copy(update={"verdict": "off, cause measured", "why": why})
 
 
@@ -255,10 +239,37 @@ def _measured() -> Iterator[tuple[str, Ours]]:
     yield from _old_strength()
     yield from _old_ratio()
     yield from _zoo()  # of more images than version 0.1 had
+    yield from _short()
     # a later one replaces an earlier one
     for kind in ("strength", "rule", "undefended", "flip", "behind"):
         for path in sorted(RESULTS.glob(f"kuzina2022-{kind}-*.json"), key=lambda path: path.stem):
             yield from _strength(path)  # that of the paper's 300 epochs is the later name
+
+
+def _short_trainings() -> dict[str, str]:
+    """How long the models of `kuzina2022/short` were trained, by name."""
+    pages = (json.loads(p.read_text("utf-8")) for p in RESULTS.glob("kuzina2022-short*.json"))
+    return {
+        row["what"]: page["facts"]["training"]
+        for page in pages
+        for row in page["rows"]
+        if row["source"]
+    }
+
+
+def _short() -> Iterator[tuple[str, Ours]]:
+    """Likelihood and error of models trained on for a share of an epoch."""
+    for path in sorted(RESULTS.glob("kuzina2022-short*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        for row in content["rows"]:
+            is_bound = row["section"] == "minus the ELBO"  # the likelihood stands beside it
+            if row["source"] is None or row["setting"] != "after" or is_bound:
+                continue
+            numbers = {"value": row["measured"], "error": row["stderr"], "n": row["n"]}
+            ours = _of(content["facts"], row["what"], **_rounded(numbers))
+            yield row["source"], ours
+            for kind, data in re.findall(r"table-7/(\w+)-2/(\w+)/mse", row["source"]):
+                yield f"kuzina2022/table-3/{data}/{kind}/mse", ours
 
 
 def _of(facts: dict[str, Any], model: str, **numbers: Any) -> Ours:
@@ -277,6 +288,8 @@ def _of(facts: dict[str, Any], model: str, **numbers: Any) -> Ours:
 
 def _training(model: str) -> str:
     card = _card(model)
+    if model in (short := _short_trainings()):
+        return short[model]
     if card is None:
         if not model.startswith("color"):
             return "30 epochs"
@@ -300,7 +313,7 @@ def _card(model: str) -> dict[str, Any] | None:
 
 def _strength(path: Path) -> Iterator[tuple[str, Ours]]:
     content = json.loads(path.read_text("utf-8"))
-    model = path.stem.split("-", 2)[2]
+    model = _model_of(content["facts"]["command"])
     for row in content["rows"]:
         defended = row["what"] in CHAINS
         if not defended and (row["what"] != "undefended" or "-behind-" in path.stem):
@@ -313,11 +326,17 @@ def _strength(path: Path) -> Iterator[tuple[str, Ours]]:
             yield from _repeated(row["source"], ours)
         elif defended and row["setting"] == CLEAN:
             key = cell_of(model, "HMC", "accuracy, clean")
-            if key is not None:
+            if key is not None and "/color/" not in key:
                 scaled = {k: v * GRAY / PIXELS for k, v in numbers.items() if k != "n"}
                 more = _rounded(scaled | {"n": row["n"]})
                 ours = _of(content["facts"], model, chain=chain, **more)
                 yield key.replace("accuracy 0", "mse"), ours
+
+
+def _model_of(command: str) -> str:
+    """The model that a command of `kuzina2022/strength` names, or the item's own."""
+    named = re.search(r" model=(\S+)", command)
+    return Path(named[1]).name if named else "mnist-conv28"
 
 
 def _repeated(key: str, ours: Ours) -> Iterator[tuple[str, Ours]]:
@@ -412,7 +431,8 @@ def page(ledger: Ledger) -> str:
         "Every number and every data figure that the five papers print, ours beside it. *Agrees*: "
         "within two combined standard errors. A cell is cited by its key. One training run a "
         "model; its length stands beside it (the papers: 300 epochs). Length counts as a measured "
-        "cause where more epochs move the number by three standard errors and a tenth of the gap; "
+        "cause where more epochs move the number by three standard errors and a tenth of the gap, "
+        "and so does another estimate of the total correlation; "
         "the rest of the gap is extrapolated. HMC: by their rule and the clipped likelihood of "
         "their code where it was run (the chain stands beside the model), elsewhere our restarted "
         "chain, which is not theirs; ColorMNIST as version 0.1 measured it, one draw of 50, but "

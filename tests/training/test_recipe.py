@@ -198,6 +198,33 @@ def test_start_keeps_its_weights(recipe: Path) -> None:
         Recipe.read(recipe)
 
 
+COLORED = [
+    name.removeprefix("color-mnist-conv28-")
+    for name in recipe_names()
+    if re.match("color-mnist-conv28-(beta|tc|se|avae)", name)
+]
+
+
+@pytest.mark.parametrize("kind", COLORED)
+def test_colored_models_are_fashion_ones(kind: str) -> None:
+    """Each row of [Kuzina22] has the same objective on both sets, and the plain network of its."""
+    colored, fashion = (Recipe.read(f"{data}-conv28-{kind}") for data in ("color-mnist", "fashion"))
+    options = colored.objective.options
+    if "size" in options:
+        assert options["size"] == 7 * fashion.objective.options["size"]
+        options["size"] //= 7
+    assert (colored.objective.name, options) == (fashion.objective.name, fashion.objective.options)
+    assert (colored.start is None) == (fashion.start is None)
+    if colored.model is not None:
+        assert colored.model == Recipe.read("color-mnist-conv28").model
+
+
+def test_every_row_has_its_colored_recipe() -> None:
+    rows = [f"{kind}-{n}" for kind in ("beta", "tc") for n in (2, 5, 10)]
+    rows += ["se-0.1", "se-0.2", "avae", "se-avae-0.1", "se-avae-0.2", "avae-ss"]
+    assert sorted(rows) == sorted(COLORED)
+
+
 def test_recipes_of_papers_say_differences() -> None:
     for name in recipe_names():
         found = Recipe.read(name)

@@ -13,17 +13,19 @@ from experiments.harness import Run
 from robustvae import data
 from robustvae.attacks import Attack, LatentShift
 from robustvae.data import Images
-from robustvae.defenses import Victim
+from robustvae.defenses import Defense, Victim
 from robustvae.metrics import ms_ssim, ms_ssim_terms
 from robustvae.models.base import VAE, frozen
+from robustvae.objectives import ELBO
 from robustvae.perturb import Ball, ProjectedAscent, Score
-from robustvae.seeding import randn, shard_generator
+from robustvae.seeding import draw, randn, shard_generator
 
 RADII = (0.1, 0.2)
 BALLS = (*(Ball("linf", radius) for radius in RADII), Ball("l2", 2.0))
 ENLARGED = 196  # the textbook's MS-SSIM wants at least 176 pixels a side
 THEIR_SEED = 1234  # of `run_attack.py`
 FLOOR = 1e-5  # of the probabilities of the authors' likelihood
+ERROR, LOSS = "squared error of a draw", "minus the ELBO"
 
 
 def share_of(count: int, effort: float) -> int:
@@ -46,9 +48,10 @@ def drawn_by_them(images: Images, count: int) -> tuple[Tensor, Tensor]:
     return images[torch.as_tensor(picked)].x, images.y[torch.as_tensor(picked)]
 
 
-def undefended(vae: VAE, x: Tensor, run: Run) -> Tensor:
-    """The undefended reconstruction of clean images, (B, C, H, W)."""
-    return Victim(vae).reconstruct(x, generator=run.noise("clean"))
+def undefended(vae: VAE, x: Tensor, run: Run, reading: Defense | None = None) -> Tensor:
+    """The undefended reconstruction of clean images, (B, C, H, W), of the mean by default."""
+    victim = Victim(vae) if reading is None else Victim(vae, reading)
+    return victim.reconstruct(x, generator=run.noise("clean"))
 
 
 def attacked(vae: VAE, x: Tensor, ball: Ball, steps: int, restarts: int, seed: int) -> Tensor:
@@ -79,6 +82,34 @@ def squared(a: Tensor, b: Tensor) -> list[float]:
     """Squared 2-norm of each image's difference, in squared pixel units."""
     distances: list[float] = (a - b).flatten(1).square().sum(1).double().tolist()
     return distances
+
+
+def errors_and_losses(
+    vae: VAE, x: Tensor, draws: int, generator: torch.Generator
+) -> dict[str, list[float]]:
+    """Error of a drawn code in the papers' unit, and minus the ELBO, of each image of (B, C, H, W).
+
+    Args:
+        vae: The model.
+        x: Images in [0, 1].
+        draws: Of the code of each image; both are means over them.
+        generator: Spent by the draws.
+
+    Returns:
+        By name: squared gray levels, the mean over the pixels; and nats.
+    """
+    errors, losses = list[float](), list[float]()
+    gray = 255**2 / x[0].numel()
+    with torch.no_grad(), frozen(vae):
+        for part in x.to(vae.dtype).split(500):
+            q, error, loss = vae.encode(part), torch.zeros(len(part)), torch.zeros(len(part))
+            for _ in range(draws):
+                z = draw(q, generator=generator)
+                error += torch.tensor(squared(vae.decode(z).mean, part)) / draws
+                loss += ELBO()(vae, part, generator=generator) / draws
+            errors += (error * gray).tolist()
+            losses += loss.tolist()
+    return {ERROR: errors, LOSS: losses}
 
 
 def similarity(x_hat: Tensor, wanted: Tensor) -> Tensor:

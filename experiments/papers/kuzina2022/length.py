@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import torch
@@ -17,21 +18,31 @@ from torch import Tensor
 import robustvae as rv
 from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
-from experiments.papers.kuzina2022.common import references, similarity, squared, their_search
+from experiments.papers.kuzina2022.common import (
+    errors_and_losses,
+    references,
+    similarity,
+    their_search,
+)
 from robustvae.attacks import LatentShift
 from robustvae.defenses import Victim
 from robustvae.models import VAE
 from robustvae.models.base import frozen
-from robustvae.objectives import ELBO, create
-from robustvae.seeding import draw
+from robustvae.objectives import create
 from robustvae.training import Recipe
 
-GRAY = 255**2 / 28**2  # to the papers' unit: squared gray levels, the mean over the pixels
-PRINTED = {
-    "mnist-conv28": "vae/mnist",
-    "fashion-conv28": "vae/fashion",
-    **{f"mnist-conv28-{k}-{n}": f"{k}-{n}/mnist" for k in ("beta", "tc") for n in (2, 5, 10)},
+SETS = ("mnist", "fashion", "color-mnist")
+PRINTED = {f"{data}-conv28": f"vae/{data.partition('-')[0]}" for data in SETS} | {
+    f"{data}-conv28-{kind}-{n}": f"{kind}-{n}/{data.partition('-')[0]}"
+    for data in SETS
+    for kind in ("beta", "tc")
+    for n in (2, 5, 10)
 }
+# the weights of tc-10, of Fashion-MNIST's and of all colored ones are not kept
+STORED = (
+    *("mnist-conv28", "fashion-conv28"),
+    *(f"mnist-conv28-{kind}-{n}" for kind in ("beta", "tc") for n in (2, 5, 10)),
+)[:-1]  # the last is tc-10
 
 
 @final
@@ -40,7 +51,7 @@ class Spec:
     """What is trained on and measured.
 
     Attributes:
-        models: Stored models.
+        models: Stored models, or folders of their recipes' names.
         epochs: More of them; `rates` says by which steps the learning rate falls.
         lr: Learning rate.
         train: Training images; 0 is all.
@@ -49,8 +60,7 @@ class Spec:
         images: References of the attack on the encoder.
     """
 
-    # the weights of tc-10 are not kept: `robustvae zoo train mnist-conv28-tc-10` first
-    models: tuple[str, ...] = tuple(name for name in PRINTED if name != "mnist-conv28-tc-10")
+    models: tuple[str, ...] = STORED
     epochs: int = 2
     lr: float = 2e-4
     train: int = 0
@@ -71,14 +81,15 @@ class Spec:
 def length(spec: Spec, run: Run) -> Result:
     """Error, ELBO and similarity of stored models before and after more epochs, draw by draw."""
     rows = list[Row]()
-    for name in run.each(spec.models):
-        recipe, vae = Recipe.read(name), run.model(name)
+    for path in run.each(spec.models):
+        name = Path(path).name
+        recipe, vae = Recipe.read(name), run.model(path)
         data = recipe.data.name
         train, test = run.images(data, "train"), run.images(data)
         objective = create(recipe.objective.name, **recipe.objective.options)
         longer = run.train(
             f"length/{name}-{spec.epochs}-{spec.train}-{run.seed}",
-            rv.load(name),
+            rv.load(path),
             objective,
             train[: spec.train] if spec.train else train,
             epochs=spec.epochs,
@@ -140,8 +151,9 @@ def source_of(name: str, setting: str) -> str | None:
     if setting.startswith("MS-SSIM"):
         kind, _, beta = row.partition("-")
         radius = setting.rpartition(" ")[2]
+        number = 3 if data == "color" else 2
         return (
-            f"kuzina2022/table-2/{data}/{kind}/ms-ssim {radius}"
+            f"kuzina2022/table-{number}/{data}/{kind}/ms-ssim {radius}"
             if data and beta in ("", "2")
             else None
         )
@@ -151,17 +163,7 @@ def source_of(name: str, setting: str) -> str | None:
 
 def _measure(vae: VAE, x: Tensor, few: Tensor, spec: Spec, run: Run) -> dict[str, list[float]]:
     generator = run.noise("draws")
-    errors, losses = list[float](), list[float]()
-    with torch.no_grad(), frozen(vae):
-        for part in x.to(vae.dtype).split(500):
-            q, error, loss = vae.encode(part), torch.zeros(len(part)), torch.zeros(len(part))
-            for _ in range(spec.draws):
-                z = draw(q, generator=generator)
-                error += torch.tensor(squared(vae.decode(z).mean, part)) / spec.draws
-                loss += ELBO()(vae, part, generator=generator) / spec.draws
-            errors += (error * GRAY).tolist()
-            losses += loss.tolist()
-    values = {"squared error of a draw": errors, "minus the ELBO": losses}
+    values = errors_and_losses(vae, x, spec.draws, generator)
     few, victim = few.to(vae.dtype), Victim(vae)
     clean = victim.reconstruct(few, generator=generator)
     for radius in (0.1, 0.2):

@@ -153,7 +153,7 @@ def cell_of(model: str, defense: str, setting: str, labels: str | None = None) -
     name = re.fullmatch(
         r"(?:.*/)?(mnist|fashion|color-mnist)-conv28(?:-(beta|tc)-2|-300|-1)?", model
     )
-    asked = re.fullmatch(r"(MS-SSIM|accuracy), (?:(clean)|linf (0\.[12]))", setting)
+    asked = re.fullmatch(r"(MS-SSIM|accuracy)(?:, unclipped)?, (?:(clean)|linf (0\.[12]))", setting)
     if name is None or asked is None or defense.partition(",")[0] not in ("undefended", "HMC"):
         return None
     data, kind = name[1].partition("-")[0], name[2] or "vae"

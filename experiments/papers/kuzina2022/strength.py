@@ -72,6 +72,8 @@ class Spec:
             as the paper says; an image that is misread keeps its class under the former.
         measures: Any of "similarity", "accuracy" and "clean".
         radii: Of the attacks, of 0.1 and 0.2; 0 is the accuracy of clean images.
+        read: What is decoded undefended, of the clean image too: the posterior's "mean", or a
+            "draw" as in the paper's code.
         judge: Accuracy against the "label", or against the "prediction" as in the paper's code.
     """
 
@@ -91,8 +93,10 @@ class Spec:
     measures: tuple[str, ...] = ("similarity", "accuracy", "clean")
     radii: tuple[float, ...] = (0.0, 0.1, 0.2)
     drawn: str = "seed"
+    read: str = "mean"
 
 
+UNCLIPPED = "MS-SSIM, unclipped"
 THEIRS, CLIPPED = "HMC, their rule", "HMC, their rule, clipped"
 KINDS = {
     "none": ("undefended",),
@@ -104,12 +108,17 @@ KINDS = {
 }
 
 
-def defenses_of(effort: float, kind: str = "all", data: str = "mnist") -> dict[str, Defense]:
+READINGS: dict[str, Defense] = {"mean": PosteriorMean(), "draw": PosteriorSample()}
+
+
+def defenses_of(
+    effort: float, kind: str = "all", data: str = "mnist", read: str = "mean"
+) -> dict[str, Defense]:
     """The rows; the robust mode assumes l-infinity 0.2 whatever the attack does."""
     many = max(20, share_of(200, effort))
     search = PosteriorMode(many, rate=0.4, start="prior")
     rows: dict[str, Defense] = {
-        "undefended": PosteriorMean(),
+        "undefended": READINGS[read],
         "HMC": HMC(share_of(26, effort), step_size=0.5, mass="encoder"),
         "HMC, restarted": HMC(share_of(20, effort), acceptance=0.5, start=search),
         "robust mode": RobustPosterior("linf", 0.2, share_of(100, effort)),
@@ -157,12 +166,15 @@ def strength(spec: Spec, run: Run) -> Result:
     own = spec.drawn == "seed"
     x, y = references(images, spec.images, seed) if own else drawn_by_them(images, spec.images)
     classifier = linear_classifier(vae, images, spec.learn, run.noise("train"))
-    clean, labels_kind = undefended(vae, x, run), kind_of(images)
-    defenses = defenses_of(spec.effort, spec.defenses, spec.data)
+    check_choice("read", spec.read, READINGS)
+    clean = undefended(vae, x, run, READINGS[spec.read])
+    labels_kind = kind_of(images)
+    defenses = defenses_of(spec.effort, spec.defenses, spec.data, spec.read)
     rows: list[Row] = []
 
-    def add(name: str, setting: str, values: list[float]) -> None:
+    def add(name: str, setting: str, values: list[float], compared: bool = True) -> None:
         key, more = cell_of(spec.model, name, setting, labels_kind), dict[str, object]()
+        key = key if compared else None
         if key is not None:
             value, error = value_of(key)
             more = {"reported": value, "reported_stderr": error, "source": key}
@@ -190,12 +202,15 @@ def strength(spec: Spec, run: Run) -> Result:
                 wanted = clean.repeat(spec.restarts, 1, 1, 1)
                 pairs = similarities(x_hat, wanted)
                 if bool(((x_hat < 0) | (x_hat > 1)).any()):
-                    pairs["MS-SSIM, unclipped"] = unclipped(x_hat, wanted)
+                    pairs[UNCLIPPED] = unclipped(x_hat, wanted)
+                    pairs[f"{UNCLIPPED}, less clipped"] = pairs[UNCLIPPED] - pairs["MS-SSIM"]
                 return {what: by_image(values, spec.restarts) for what, values in pairs.items()}
 
             key = f"{where}, {name}: {defense}, similarity"
-            for what, values in run.part(key, similarity, vae).items():
-                add(name, f"{what}, {where}", values)
+            pairs = run.part(key, similarity, vae)
+            for what, values in pairs.items():
+                theirs = UNCLIPPED if UNCLIPPED in pairs else "MS-SSIM"
+                add(name, f"{what}, {where}", values, what == theirs)
     said, head = y, Victim(vae, classifier=classifier)
     if spec.judge == "prediction":
         said = head.classify(x, generator=run.noise("said")).argmax(1)
@@ -253,10 +268,12 @@ def strength(spec: Spec, run: Run) -> Result:
             "counted; the standard "
             "error is that of the images' means.",
             "MS-SSIM between the defended reconstruction of the attacked image and the undefended "
-            "one of the clean image, both clipped to the pixel range (variant kuzina2022); the "
-            "paper's code does not clip, which differs for a Gaussian's means and stands beside it "
-            "there. The textbook's variant wants 176 pixels a side: beside it, that of both images "
-            f"enlarged to {ENLARGED}, each pixel a square, which compares with nobody's number.",
+            f"one of the clean image, from a {spec.read} of the posterior, both clipped to the "
+            "pixel range (variant kuzina2022); the paper's code reads draws and does not clip, "
+            "which differs for a Gaussian's means: there the paper's number stands beside the "
+            "unclipped one. The textbook's variant wants 176 pixels a side: beside it, that of "
+            f"both images enlarged to {ENLARGED}, each pixel a square, which compares with "
+            "nobody's number.",
             "Accuracy: the class that a linear classifier, learned on the posterior means of "
             f"{spec.learn:,} training images, finds in the defended code is the {spec.judge}, "
             f"without an attack the label; the attack leads away from the {spec.against}.",
