@@ -12,7 +12,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ def short(spec: Spec, run: Run) -> Result:
                     measured(name, "change", change, section=measure, source=source),
                 ]
         mean, error = after[LIKELIHOOD]
-        more = _cell(source_of(name, LIKELIHOOD))
+        more: dict[str, Any] = _cell(source_of(name, LIKELIHOOD))
         rows.append(Row(name, "after", mean, error, len(x), section=LIKELIHOOD, **more))
         run.progress(f"{name}: {rows[-1].cell}")
     order = {measure: number for number, measure in enumerate((ERROR, LOSS, LIKELIHOOD))}
@@ -144,7 +144,7 @@ def source_of(name: str, measure: str) -> str | None:
     return f"kuzina2022/table-7/{kind[1]}/color/{column}" if kind else None
 
 
-def _cell(source: str | None) -> dict[str, object]:
+def _cell(source: str | None) -> dict[str, Any]:
     return {} if source is None else {"source": source, "reported": value_of(source)[0]}
 
 

@@ -21,6 +21,7 @@ from experiments.harness import Result, Row, Run, item
 from experiments.harness.rows import measured
 from experiments.papers.kuzina2022.common import ERROR, errors_and_losses
 from experiments.papers.kuzina2022.length import source_of
+from robustvae.errors import UnsupportedError
 from robustvae.models import VAE, Gaussian
 from robustvae.objectives import create
 from robustvae.objectives.base import Objective
@@ -46,6 +47,10 @@ class TotalCorrelationOfCode:
     def terms(self, vae: VAE, x: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss and its parts, (B,) each."""
         q, prior = vae.encode(x), vae.prior()
+        if not isinstance(q, Gaussian):
+            raise UnsupportedError(
+                f"the total correlation of their code wants a Gaussian posterior, got {type(q)}"
+            )
         z = draw(q, generator=generator)
         distortion = -vae.decode(z).log_prob(x).flatten(1).sum(1)
         joint, product = summed_over_draws(z, q)
