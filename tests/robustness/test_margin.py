@@ -332,3 +332,22 @@ def test_fresh_noises_shorten_margins(monkeypatch):
         result = rv.estimate_margin(victim, x, 1.2, 0.5, "full", generator=rv.generator(0), **ask)
         means.append(float(result.value.mean()))
     assert means[1] < 0.96 * means[0]
+
+
+@pytest.mark.parametrize("displacement", ["full", "centered"])
+def test_broken_candidates_bound_margins(displacement):
+    """An input that nearly fails by itself: draws flatter tiny changes, and none is confirmed."""
+    victim = rv.Victim(rv.load("digits-vae"))
+    x, _ = rv.data.load("digits", split="test").sample(60, generator=rv.generator(3))
+    search = rv.ProjectedAscent(steps=20, restarts=2)
+    attack = rv.Attack(goal=rv.MaximumDamage(), ball=rv.Ball("l2", 1.0), search=search)
+    known = attack(victim, x, generator=rv.generator(0)).x_adv[None]
+    margin = rv.estimate_margin(
+        victim, x, 0.5, 0.5, displacement, candidates=known, budget=Budget(2, 8, 600),
+        generator=rv.generator(1),
+    )  # fmt: skip
+    seen = rv.robustness_probability(
+        victim, x, known[0], 0.5, displacement, draws=600, generator=rv.generator(2)
+    )
+    assert int((seen.high < 0.4).sum()) > 50
+    assert float(margin.value[seen.high < 0.4].max()) <= 1.0 + 1e-6

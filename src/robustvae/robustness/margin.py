@@ -47,7 +47,9 @@ INCONCLUSIVE = "inconclusive: the search met no gradient"
 # Tests of an input and threat model: how much longer the point is than the one before, and which
 # share of the risk. The last ones are for points that the choosing draws flattered.
 _TESTS = ((1.0, FIRST_RISK), (1.0, 0.17), (1.03, 0.06), (1.1, 0.04), (1.3, 0.03))
-_REST_RISK = 0.1  # share for the test of the input itself
+_REST_RISK = 0.07  # share for the test of the input itself
+_LAST_RISK = 0.03  # and of what fails most surely, where nothing nearer was confirmed
+_FAR = 0.3  # of the largest size: margins beyond it deserve a second look
 _FUTILE = 384  # draws after which a test may be given up
 _HOPE = 0.01  # how far below m the share must lie by then
 _STAGE = 64  # draws between two looks: pairs of them fill a batch, and many tests need few
@@ -227,7 +229,7 @@ def estimate_margin(
         walk = Walk(ruler, question, budget, boxes, largest, for_choice)
         trail = walk.search(candidates, for_search)
         margins = [
-            _turn(output, order.argsort()) for output in _decide(walk, trail, for_tests, largest)
+            _turn(output, order.argsort()) for output in _decide(walk, trail, candidates, for_tests)
         ]
     return (
         margins[0] if box is not None else dataclasses.replace(margins[0], unconstrained=margins[1])
@@ -248,7 +250,9 @@ def _turn(margin: Margin, order: Tensor) -> Margin:
     )
 
 
-def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float) -> list[Margin]:
+def _decide(
+    walk: Walk, trail: Trail, candidates: Tensor | None, generator: torch.Generator
+) -> list[Margin]:
     """Fresh draws judge each problem's point; the margins of the threat models in their order."""
     ruler, question, budget = walk.ruler, walk.question, walk.budget
     x, problems = ruler.x, len(trail.inputs)
@@ -291,6 +295,19 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
         again = waiting[~successes]
         further = meets(walk.rest[trail.inputs[again]], tolerance[~successes], question.r)
         share[again] = share[again] * further.clamp(1.0, 1.3)
+    # near the input's own failure draws flatter points that hold: then what an attack broke counts
+    doubtful = everyone[value > (_FAR * walk.largest if candidates is None else 0.0)]
+    trail.share = share
+    points, hope = walk.surest(candidates, trail, doubtful, value[doubtful])
+    for number, point in enumerate(points):
+        smaller = size_of(point.double() - trail.x[doubtful].double(), question.norm)
+        asked = hope & (smaller < value[doubtful])
+        which, point = doubtful[asked], point[asked]
+        if len(which):
+            part = _LAST_RISK / len(points) * risk / count
+            bound, _ = tests.bounds(which, point, part, f"last test {number}")
+            successes = bound <= question.m
+            accept(which[successes], point[successes], bound[successes], OK)
 
     margins = []
     for side in range(count):
@@ -305,7 +322,7 @@ def _decide(walk: Walk, trail: Trail, generator: torch.Generator, largest: float
                 tuple(words[part_of]),
                 y[part_of],
                 high[part_of],
-                largest,
+                walk.largest,
             )
         )
     if count == 2:

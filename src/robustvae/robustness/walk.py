@@ -40,6 +40,10 @@ _FINEST = 2  # times the choosing draws, at the end: where a test is made is wor
 _SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
 _TRIED = 96  # order statistics looked at: they place a quantile to half a percent
 _AIM = 0.6  # share of a test's draws after which it should be sure: chance may take the rest
+_BEHIND = (1.0, 2.0, 4.0)  # times the way to the boundary: what is undecided there should fail
+_HALVINGS = 6  # of the way to what fails surely
+_SUREST = 3  # of all that is known, asked by more draws
+_CLEARLY = 1.1  # times r: tolerances by few draws that leave little doubt
 FIRST_RISK = 0.6  # of the risk, for the first test of a point
 
 
@@ -282,6 +286,60 @@ class Walk:
             rays, step = rays.part(every, keep), step[every, keep]
             size, share = size[every, keep], rays.look(share[every, keep])
         return self._along(x, step, share)
+
+    def surest(
+        self, candidates: Tensor | None, trail: Trail, which: Tensor, below: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """What fails most surely of all that is known of problems `which`, no larger than `below`.
+
+        Known are the candidates, and the trail at its boundary and far behind. Three points
+        (n, ...) on the way to it, the last its end, the first where failing begins by the fine
+        draws; and whether the coarse draws leave hope.
+        """
+        r, inputs, x = self.question.r, trail.inputs[which], trail.x[which]
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        points = [trail.point(times * trail.share[which], which) for times in _BEHIND]
+        for known in () if candidates is None else candidates:
+            inside = trail.box[which].view(shape)
+            points.append(torch.where(inside, known[inputs].clamp(0, 1), known[inputs]))
+        pool = torch.stack(points, 1)
+        count = pool.shape[1]
+        step = (pool - x.unsqueeze(1)).flatten(0, 1)
+        size = size_of(step, self.question.norm).view(-1, count)
+        fits = size <= torch.minimum(below, torch.full_like(below, self.largest)).unsqueeze(1)
+        value = self._tolerances(pool, inputs, fits, self.few, self.middle)
+        kept = value.topk(min(_SUREST, count), 1).indices
+        every = torch.arange(len(which), device=x.device).unsqueeze(1)
+        pool, size, fits = pool[every, kept], size[every, kept], fits[every, kept]
+        value = self._tolerances(pool, inputs, fits & (value[every, kept] > 0), self.coarse)
+        # the smallest of those beyond doubt, else the surest
+        clear = torch.where(value > _CLEARLY * r, size, math.inf)
+        best = torch.where(clear.isfinite().any(1), clear.argmin(1), value.argmax(1))
+        far, hope = pool[every[:, 0], best], value[every[:, 0], best] > r
+        low, high = torch.zeros_like(below), torch.ones_like(below)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            near = x + middle.view(shape).to(x) * (far - x)
+            fails = self._tolerances(near.unsqueeze(1), inputs, hope.unsqueeze(1), self.fine)
+            fails = fails.squeeze(1) > NEAR * r
+            low, high = torch.where(fails, low, middle), torch.where(fails, middle, high)
+        ways = (high, high.sqrt(), torch.ones_like(high))
+        return [x + way.view(shape).to(x) * (far - x) for way in ways], hope
+
+    def _tolerances(
+        self,
+        pool: Tensor,
+        inputs: Tensor,
+        asked: Tensor,
+        noise: Noise,
+        read: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """`reach` of those points (n, count, ...) that are asked, 0 of the others."""
+        value = torch.zeros(asked.shape, dtype=pool.dtype, device=pool.device)
+        if bool(asked.any()):
+            rows = inputs.unsqueeze(1).expand_as(asked)[asked]
+            value[asked] = self.reach(pool[asked], rows, noise, read)
+        return value
 
     def _along(self, x: Tensor, step: Tensor, share: Tensor) -> Tensor:
         return self._fit(x.unsqueeze(1) + share.view(*share.shape, *(1,) * (x.ndim - 1)) * step, x)
