@@ -301,8 +301,8 @@ def _decide(
     points, hope = walk.surest(candidates, trail, doubtful, value[doubtful])
     for number, point in enumerate(points):
         smaller = size_of(point.double() - trail.x[doubtful].double(), question.norm)
-        asked = hope & (smaller < value[doubtful])
-        which, point = doubtful[asked], point[asked]
+        open_ = hope & (smaller < value[doubtful])
+        which, point = doubtful[open_], point[open_]
         if len(which):
             part = _LAST_RISK / len(points) * risk / count
             bound, _ = tests.bounds(which, point, part, f"last test {number}")

@@ -242,7 +242,7 @@ class Walk:
         known = None
         if candidates is not None:
             known = candidates.repeat(1, len(self.boxes), *(1,) * (x.ndim - 1)).transpose(0, 1)
-            known = self._nearest(x, self._fit(known, x), -(-starts // 2))
+            known = self._nearest(x, self._clip(known), -(-starts // 2))
             # beside the random ones: what is known often lies in one valley, and not the lowest
             y = torch.cat([y, known], 1)
         first = self._walk(x, y, self.threshold, (0.0, 0.5))
@@ -292,26 +292,25 @@ class Walk:
     ) -> tuple[list[Tensor], Tensor]:
         """What fails most surely of all that is known of problems `which`, no larger than `below`.
 
-        Known are the candidates, and the trail at its boundary and far behind. Three points
-        (n, ...) on the way to it, the last its end, the first where failing begins by the fine
-        draws; and whether the coarse draws leave hope.
+        Known are candidates and the trail. Three points (n, ...) on the way to it, the first where
+        failing begins by the fine draws, the last its end; and whether the draws leave hope.
         """
         r, inputs, x = self.question.r, trail.inputs[which], trail.x[which]
         shape = (-1,) + (1,) * (x.ndim - 1)
         points = [trail.point(times * trail.share[which], which) for times in _BEHIND]
-        for known in () if candidates is None else candidates:
+        for images in () if candidates is None else candidates:
             inside = trail.box[which].view(shape)
-            points.append(torch.where(inside, known[inputs].clamp(0, 1), known[inputs]))
+            points.append(torch.where(inside, images[inputs].clamp(0, 1), images[inputs]))
         pool = torch.stack(points, 1)
         count = pool.shape[1]
         step = (pool - x.unsqueeze(1)).flatten(0, 1)
         size = size_of(step, self.question.norm).view(-1, count)
-        fits = size <= torch.minimum(below, torch.full_like(below, self.largest)).unsqueeze(1)
+        fits = size <= below.clamp_max(self.largest).unsqueeze(1)
         value = self._tolerances(pool, inputs, fits, self.few, self.middle)
-        kept = value.topk(min(_SUREST, count), 1).indices
+        top = value.topk(min(_SUREST, count), 1).indices
         every = torch.arange(len(which), device=x.device).unsqueeze(1)
-        pool, size, fits = pool[every, kept], size[every, kept], fits[every, kept]
-        value = self._tolerances(pool, inputs, fits & (value[every, kept] > 0), self.coarse)
+        pool, size, fits = pool[every, top], size[every, top], fits[every, top]
+        value = self._tolerances(pool, inputs, fits & (value[every, top] > 0), self.coarse)
         # the smallest of those beyond doubt, else the surest
         clear = torch.where(value > _CLEARLY * r, size, math.inf)
         best = torch.where(clear.isfinite().any(1), clear.argmin(1), value.argmax(1))
@@ -320,8 +319,8 @@ class Walk:
         for _ in range(_HALVINGS):
             middle = 0.5 * (low + high)
             near = x + middle.view(shape).to(x) * (far - x)
-            fails = self._tolerances(near.unsqueeze(1), inputs, hope.unsqueeze(1), self.fine)
-            fails = fails.squeeze(1) > NEAR * r
+            value = self._tolerances(near.unsqueeze(1), inputs, hope.unsqueeze(1), self.fine)
+            fails = value.squeeze(1) > NEAR * r
             low, high = torch.where(fails, low, middle), torch.where(fails, middle, high)
         ways = (high, high.sqrt(), torch.ones_like(high))
         return [x + way.view(shape).to(x) * (far - x) for way in ways], hope
@@ -342,7 +341,7 @@ class Walk:
         return value
 
     def _along(self, x: Tensor, step: Tensor, share: Tensor) -> Tensor:
-        return self._fit(x.unsqueeze(1) + share.view(*share.shape, *(1,) * (x.ndim - 1)) * step, x)
+        return self._clip(x.unsqueeze(1) + share.view(*share.shape, *(1,) * (x.ndim - 1)) * step)
 
     def _explored(self, x: Tensor, size: Tensor, streams: RowGenerator) -> Tensor:
         """Where searches without gradients end at these sizes, (P, explored, C, H, W).
@@ -395,9 +394,6 @@ class Walk:
     def _clip(self, y: Tensor) -> Tensor:
         inside = self.box.view(-1, *(1,) * (y.ndim - 1))
         return torch.where(inside, y.clamp(0, 1), y)
-
-    def _fit(self, y: Tensor, x: Tensor) -> Tensor:
-        return self._clip(y)
 
     def _walk(self, x: Tensor, y: Tensor, threshold: Tensor, span: tuple[float, float]) -> _Ends:
         """Walk from each start; ends in the order of their predicted sizes."""
