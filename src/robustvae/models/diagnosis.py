@@ -24,7 +24,7 @@ from robustvae.models.looks import Subject, look
 ROWS = 8  # inputs looked at; a fault of a model shows on any of them
 # draws behind noise on the input: what one batch in 32 shares is seen twice
 AT_ONCE, BATCHES = 64, 64
-PATIENCE = 4.0  # seconds that such draws may take
+PATIENCE = 4.0  # CPU seconds that such draws may take
 
 __all__ = ["check", "Diagnosis", "Item"]
 
@@ -112,7 +112,7 @@ def _draws(subject: Subject) -> Iterator[Item]:
 
 
 def _seconds(subject: Subject) -> float:
-    """What a call takes by the clock, where its operations could not be counted."""
+    """CPU seconds that a call takes, where its operations could not be counted."""
     start = time.process_time()
     with torch.no_grad():
         subject.output(subject.x)

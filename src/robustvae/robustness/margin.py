@@ -35,7 +35,7 @@ from robustvae.records import Estimate
 from robustvae.robustness.betting import capital, log_capitals, upper_bound
 from robustvae.robustness.displacement import Ruler
 from robustvae.robustness.rays import meets
-from robustvae.robustness.walk import FIRST_RISK, Budget, Trail, Walk, size_of
+from robustvae.robustness.walk import FAR, FIRST_RISK, Budget, Trail, Walk, size_of
 from robustvae.seeding import RowGenerator, by_row, row_generators, row_numbers, split
 
 OK = "ok"
@@ -49,7 +49,6 @@ INCONCLUSIVE = "inconclusive: the search met no gradient"
 _TESTS = ((1.0, FIRST_RISK), (1.0, 0.17), (1.03, 0.06), (1.1, 0.04), (1.3, 0.03))
 _REST_RISK = 0.07  # share for the test of the input itself
 _LAST_RISK = 0.03  # and of what fails most surely, where nothing nearer was confirmed
-_FAR = 0.3  # of the largest size: margins beyond it deserve a second look
 _FUTILE = 384  # draws after which a test may be given up
 _HOPE = 0.01  # how far below m the share must lie by then
 _STAGE = 64  # draws between two looks: pairs of them fill a batch, and many tests need few
@@ -296,7 +295,7 @@ def _decide(
         further = meets(walk.rest[trail.inputs[again]], tolerance[~successes], question.r)
         share[again] = share[again] * further.clamp(1.0, 1.3)
     # near the input's own failure draws flatter points that hold: then what an attack broke counts
-    doubtful = everyone[value > (_FAR * walk.largest if candidates is None else 0.0)]
+    doubtful = everyone[value > (FAR * walk.largest if candidates is None else 0.0)]
     trail.share = share
     points, hope = walk.surest(candidates, trail, doubtful, value[doubtful])
     for number, point in enumerate(points):

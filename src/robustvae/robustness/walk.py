@@ -34,7 +34,7 @@ _ROWS = 250  # candidates evaluated together: a batch that fits a processor's ca
 _TURN = (1.5, 0.08)  # share of the new direction in a step, first and last: large steps find, small
 # ones settle
 _SQUARES = 30  # candidates of a search by squares
-_FAR = 0.3  # of the largest size: margins are seldom nearer to it
+FAR = 0.3  # of the largest size: margins are seldom nearer to it
 _STRIDE = 0.5  # the most by which a step may change the length, as a share of it
 _FINEST = 2  # times the choosing draws, at the end: where a test is made is worth a few draws
 _SOLVING = 2  # evaluations of the draws on a ray: regula falsi on a nearly straight function
@@ -352,7 +352,7 @@ class Walk:
         seeds = [g for s in streams.streams for g in row_generators(s, "explored", range(count))]
         inputs = torch.arange(batch, device=x.device).repeat_interleave(count)
         noise = self.smooth.part(0, SURROGATE_DRAWS)
-        size = torch.where(size.isfinite(), size, _FAR * self.largest)
+        size = torch.where(size.isfinite(), size, FAR * self.largest)
         size = size.clamp(1e-9 * self.largest, self.largest)
         ends = []
         for side, box in enumerate(self.boxes):
@@ -371,7 +371,7 @@ class Walk:
     def _starts(self, streams: RowGenerator) -> Tensor:
         """Random perturbations, (P, starts, C, H, W), the same for both threat models."""
         x, budget = self.ruler.x, self.budget
-        share = _FAR * start_shares(budget.starts)
+        share = FAR * start_shares(budget.starts)
         seeds = [
             row_generators(stream, "start", range(budget.starts)) for stream in streams.streams
         ]
