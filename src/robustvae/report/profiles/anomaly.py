@@ -140,7 +140,7 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
         words = [f"{floor(value)} at l2 {radius:g}" for radius, value in proofs if value > 0]
         if words:
             yield (
-                f"Certified for {name}: whatever changes an attacker makes, the AUROC of the "
+                f"Certified, {name}: whatever changes an attacker makes, the AUROC of the "
                 f"median score on these inputs stays at least {', '.join(words)}, with confidence "
                 f"{use.facts['confidence']:g} for all of them together."
             )

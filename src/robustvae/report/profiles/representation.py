@@ -101,7 +101,7 @@ def _answer(use: UseFacts, victims: list[str]) -> Iterable[str]:
             middle = sorted(radius if correct else 0.0 for radius, correct in radii)
             typical = middle[len(middle) // 2] if len(middle) % 2 else middle[len(middle) // 2 - 1]
             yield (
-                f"Certified for {name}: {of_all(len(right), len(radii), 'inputs')} keep a right "
+                f"Certified, {name}: {of_all(len(right), len(radii), 'inputs')} keep a right "
                 f"decision of the smoothed head in some radius, the median radius is "
                 f"{floor(typical)} (l2), each with confidence {use.facts['confidence']:g}."
             )
